@@ -1,0 +1,304 @@
+"""The typed recipe: what a YAML file may say, with the paper's values as defaults.
+
+Torch-free and cheap to import. Section numbers refer to The Llama 3 Herd of Models (2024). What the
+paper does not give is a named option here and its default says so.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from alignloop.records import Strength
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+StartFrom = Literal["previous", "base"]
+
+
+class Section(BaseModel):
+    """Base of all recipe sections: frozen, strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """How the user's files are read."""
+
+    heldout_fraction: Fraction = 0.05
+    """Share of preference rows never trained on: the reward model's held-out accuracy comes from them."""
+    max_heldout: PositiveInt = 512
+    """At most this many held-out rows."""
+    max_bad_fraction: Fraction = 0.01
+    """The run stops where more than this share of input rows cannot be read."""
+    batches: Literal["split", "all"] = "split"
+    """`split`: each round gets its own share of the preferences, in order (the paper's weekly batches).
+    `all`: every round sees all of them."""
+    split_rounds: PositiveInt = 6
+    """With `split`: into how many batches; later rounds see the last batch again. A number of its own, so
+    that going on with more rounds does not change the rounds already run."""
+
+
+class CollectConfig(Section):
+    """A round's preferences: its batch of the user's file and new annotations (4.2.1)."""
+
+    annotator: Literal["none", "simulated"] = "none"
+    """Who annotates pairs the last policy sampled: nobody, or the quickstart's simulated annotator (IFEval
+    checkers on training prompts only)."""
+    num_annotations: Annotated[int, Field(ge=0)] = 0
+    """At most this many new annotated pairs a round."""
+
+
+class OptimizerConfig(Section):
+    """What the three training stages share."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate. The paper: 1e-5 for SFT and DPO (4.1.3, 4.1.4); not given for the reward model."""
+    epochs: PositiveInt = 1
+    """Passes over the stage's rows."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimiser steps even within an epoch."""
+    batch_groups: PositiveInt = 64
+    """Prompt groups per optimiser step, over all processes. Not given in the paper."""
+    warmup_fraction: Fraction = 0.05
+    """Share of steps with a rising learning rate; cosine to `final_lr_fraction` afterwards."""
+    final_lr_fraction: Fraction = 0.1
+    """Learning rate at the last step, as a share of the peak."""
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this global norm."""
+    row_tokens: PositiveInt | None = None
+    """Tokens a packed row holds; None: as many as the longest group needs (see `packing`)."""
+    rows_per_microbatch: PositiveInt = 8
+    """Packed rows per forward pass; gradients accumulate up to `batch_groups`."""
+    max_length: PositiveInt = 2048
+    """Longest prompt + completion in tokens; a longer group is dropped and counted, never cut."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the forward pass; weights and optimiser state stay float32 unless the model does not fit."""
+    gradient_checkpointing: bool = False
+    num_checkpoints: PositiveInt = 1
+    """Checkpoints kept from the last part of the stage, evenly spaced, the end included: what `average` averages (4.1.5)."""
+    average_span: Fraction = 0.25
+    """The last part of the stage from which they are taken."""
+    save_every_steps: PositiveInt = 200
+    """Resume points inside the stage."""
+
+
+class RewardConfig(OptimizerConfig):
+    """Reward modelling (4.1.2): no margin term; edited > chosen > rejected."""
+
+    start_from: StartFrom = "previous"
+    """`previous`: the last round's reward model; `base` is the paper's choice."""
+    strengths: tuple[Strength, ...] = ("significantly_better", "better")
+    """Rows of these strengths train (the paper's two). Rows without a strength always do."""
+    isolate: bool = True
+    """True: completions of a prompt do not see each other (exact). False: later ones see earlier ones, as in the paper."""
+
+
+class SftConfig(OptimizerConfig):
+    """Supervised fine-tuning (4.1.3): cross-entropy on target tokens, prompt masked."""
+
+    start_from: StartFrom = "previous"
+    train_on: Literal["last_assistant", "all_assistant"] = "last_assistant"
+    human_rows: Annotated[int, Field(ge=-1)] = -1
+    """How many of the round's chosen/edited completions join the best-of-K rows; -1: all."""
+
+
+class DpoConfig(OptimizerConfig):
+    """Direct preference optimisation with masked formatting tokens and an NLL term (4.1.4)."""
+
+    beta: PositiveFloat = 0.1
+    nll_coefficient: NonNegativeFloat = 0.2
+    nll_reduction: Literal["token_mean", "sequence_mean", "sum"] = "token_mean"
+    """Not given in the paper."""
+    mask_formatting_tokens: bool = True
+    """Leave header and termination tokens out of the DPO sums, in both completions."""
+    strengths: tuple[Strength, ...] = ("significantly_better", "better")
+    """Rows of these strengths train. Rows without a strength always do."""
+    data_window: PositiveInt = 1
+    """Human preference batches of the last this many rounds train (the paper: the latest)."""
+    max_human_pairs: Annotated[int, Field(ge=-1)] = -1
+    """At most this many human pairs; -1: all."""
+
+
+class SampleConfig(Section):
+    """Rejection sampling (4.2.2)."""
+
+    num_candidates: PositiveInt = 10
+    """K: completions a prompt. The paper: 10 to 30."""
+    num_prompts: Annotated[int, Field(ge=-1)] = -1
+    """Prompts a round, drawn with the round's seed; -1: all."""
+    temperature: PositiveFloat = 1.0
+    """Not given in the paper for English."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_tokens: PositiveInt = 1024
+    """Longest completion."""
+    shard_prompts: PositiveInt = 64
+    """Prompts a shard: what a crash costs at most."""
+    policy: Literal["best", "previous"] = "best"
+    """`best`: the round's starting policy is the best so far by `evaluate.best_metric`."""
+
+
+class ScoreConfig(Section):
+    """Reward of every candidate."""
+
+    rows_per_microbatch: PositiveInt = 16
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class SelectConfig(Section):
+    """Best of K by reward."""
+
+    pass_quantile: Fraction = 0.5
+    """A candidate passes where its reward reaches this quantile of all the round's rewards; a prompt's pass
+    rate is the share of its K candidates that do."""
+
+
+class CleanConfig(Section):
+    """Rule-based cleaning (4.2.3, data cleaning)."""
+
+    enabled: bool = True
+    max_apology_share: Fraction = 0.05
+    """At most this share of rows opens with an apology; the excess is dropped, lowest reward first."""
+    max_exclamations_per_100_words: NonNegativeFloat = 10.0
+    max_emojis_per_100_words: NonNegativeFloat = 10.0
+    max_repeated_ngram_share: Fraction = 0.5
+    """Drop where repeats of 4-word sequences make up more than this share of all of them."""
+    drop_truncated: bool = True
+
+
+class QualityConfig(Section):
+    """Quality scoring (4.2.3): keep the top quartile by reward."""
+
+    enabled: bool = True
+    top_fraction: Fraction = 0.25
+    """Share of rows kept, by reward over the whole round."""
+
+
+class DifficultyConfig(Section):
+    """Difficulty by pass rate: prompts every candidate solves teach little, those none solves are noise."""
+
+    enabled: bool = True
+    min_pass_rate: Fraction = 0.0
+    max_pass_rate: Fraction = 1.0
+    """Rows outside [min, max] are dropped."""
+
+
+class SemanticDedupConfig(Section):
+    """Semantic deduplication (4.2.3; SemDeDup)."""
+
+    enabled: bool = True
+    embedder: Literal["policy"] = "policy"
+    """`policy`: mean-pooled last hidden states of the policy that sampled."""
+    threshold: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.95
+    """Drop a row whose cosine to an earlier row of its cluster reaches this. Not given in the paper."""
+    rows_per_cluster: PositiveInt = 256
+    """Sets the number of k-means clusters. Not given in the paper."""
+    compare_to: Literal["seen", "kept"] = "seen"
+    """Earlier rows of a cluster to compare with: all `seen` (the paper) or only those `kept`."""
+
+
+class PruneConfig(Section):
+    """Data pruning, in this order; every drop has a reason."""
+
+    clean: CleanConfig = CleanConfig()
+    quality: QualityConfig = QualityConfig()
+    difficulty: DifficultyConfig = DifficultyConfig()
+    semantic_dedup: SemanticDedupConfig = SemanticDedupConfig()
+
+
+class PairsConfig(Section):
+    """On-policy pairs for DPO from the scored candidates."""
+
+    on_policy: bool = True
+    max_on_policy: Annotated[int, Field(ge=-1)] = -1
+    """At most this many, widest gap first; -1: all."""
+    min_gap_quantile: Fraction = 0.5
+    """Pairs (best, worst of a prompt) whose reward gap is under this quantile of the round's gaps are dropped."""
+
+
+class EvaluateConfig(Section):
+    """Benchmarks round over round."""
+
+    tasks: tuple[str, ...] = ("ifeval", "mmlu")
+    """lm-eval task names. With `include_path` set, its task files come first."""
+    include_path: str | None = None
+    """A folder of lm-eval task YAML files; `quickstart` is the bundled one."""
+    limit: PositiveInt | None = None
+    """Questions a task, for a quick look; None: all."""
+    max_gen_tokens: PositiveInt = 1280
+    """Longest generated answer (lm-eval's own limit for IFEval)."""
+    best_metric: str = "ifeval/mean"
+    """`task/metric` by which the best policy is known."""
+
+
+class EngineConfig(Section):
+    """The engine that samples, judges and evaluates."""
+
+    name: Literal["vllm", "transformers"] = "vllm"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_model_len: PositiveInt = 4096
+    """Longest prompt + completion, in tokens."""
+    max_num_seqs: PositiveInt = 256
+    kv_cache_gb: PositiveFloat = 1.0
+    """KV cache size on CPU, where it is set explicitly."""
+    gpu_memory_utilization: Fraction = 0.85
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    quantization: str | None = None
+    """Passed to vLLM, for example `fp8`."""
+    enforce_eager: bool = True
+    """No compilation: starts faster. Set false for long runs on GPU."""
+    canary_tolerance: PositiveFloat = 0.1
+    """Largest mean difference of logprobs between the engine and a plain forward pass, in nats a token."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often a dead engine is started again in a run."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = "run"
+    base: str = "quickstart"
+    """Hugging Face directory or hub id of the base model; `quickstart` is the bundled one."""
+    chat_template: str | None = None
+    """`llama3`, `chatml` or a Jinja file: given to a base that has no chat template of its own."""
+    preferences: tuple[str, ...] = ()
+    """Preference files, in order."""
+    prompts: tuple[str, ...] = ()
+    """Files of prompts to sample for; empty: the prompts of the preferences."""
+    rounds: PositiveInt = 6
+    seed: Annotated[int, Field(ge=0)] = 0
+    bootstrap: Literal["auto", "always", "never"] = "auto"
+    """Fine-tune on chosen/edited completions before round 1: `auto` where the base brought no chat template."""
+    data: DataConfig = DataConfig()
+    collect: CollectConfig = CollectConfig()
+    reward: RewardConfig = RewardConfig()
+    sample: SampleConfig = SampleConfig()
+    score: ScoreConfig = ScoreConfig()
+    select: SelectConfig = SelectConfig()
+    prune: PruneConfig = PruneConfig()
+    sft: SftConfig = SftConfig()
+    pairs: PairsConfig = PairsConfig()
+    dpo: DpoConfig = DpoConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @field_validator("preferences", "prompts", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.sample.max_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"sample.max_tokens ({self.sample.max_tokens}) leaves no room for a prompt within "
+                f"engine.max_model_len ({self.engine.max_model_len}): lower the first or raise the second"
+            )
+        if self.base != "quickstart" and not self.preferences:
+            raise ValueError("preferences: no file given; a base of your own needs preferences of your own")
+        return self

@@ -1,0 +1,74 @@
+"""One small exception tree. Every message says what, which value, where and what to do.
+
+A `UserError` is something the person at the terminal can put right: the command line prints it
+without a traceback and exits with 2. Anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class AlignloopError(Exception):
+    """Base of everything alignloop raises on purpose."""
+
+
+class UserError(AlignloopError):
+    """Something outside the code is wrong and the user can fix it."""
+
+
+class RecipeError(UserError):
+    """A recipe is wrong. Holds *all* problems found, not only the first.
+
+    Args:
+        problems: one line each: `field: what is wrong (value) - what to do`.
+        where: the recipe's path or name.
+    """
+
+    def __init__(self, problems: Sequence[str], *, where: str) -> None:
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        plural = "problem" if len(self.problems) == 1 else "problems"
+        super().__init__(f"{where}: {len(self.problems)} {plural} in the recipe\n{lines}")
+
+
+class DataError(UserError):
+    """An input file or row is wrong. The message names file, line, field and what to do."""
+
+
+class ModelError(UserError):
+    """A path or id holds no usable model or tokenizer, or a template cannot be rendered."""
+
+
+class RunDirError(UserError):
+    """A run directory is locked, belongs to another recipe or was written by a newer version."""
+
+
+class DriftError(RunDirError):
+    """A published stage no longer matches the recipe or its inputs; names the changed fields."""
+
+
+class EngineError(AlignloopError):
+    """The engine died too often, disagreed with a plain forward pass, or cannot start."""
+
+
+class TrainingError(AlignloopError):
+    """Training cannot go on: a non-finite loss, no trained token, DPO not starting at ln 2."""
+
+
+class DiskFullError(UserError):
+    """A file could not be written for want of space."""
+
+    def __init__(self, path: Path, *, needed_bytes: int | None = None, free_bytes: int | None = None):
+        needed = "" if needed_bytes is None else f"; about {needed_bytes / 1e6:,.0f} MB are needed"
+        free = "" if free_bytes is None else f", {free_bytes / 1e6:,.0f} MB are free"
+        super().__init__(
+            f"{path}: the disk is full{needed}{free}. Free some space (or choose another --run-dir) and run the "
+            "same command again: nothing half-written was published."
+        )
+        self.path = path
+
+
+class Interrupted(AlignloopError):
+    """The user asked to stop (Ctrl-C). Everything published so far stays."""

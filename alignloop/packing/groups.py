@@ -1,0 +1,41 @@
+"""Prompt groups: one prompt, one or more completions. The unit all three objectives train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignloop.chat.tokens import CompletionTokens
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """One prompt and its completions (DESIGN: packed rows).
+
+    Attributes:
+        id: the row's id, for messages and counts.
+        prompt_ids: the prompt, assistant header included; at least one token.
+        completions: SFT one; DPO chosen, rejected; reward two or three; scoring K.
+        ranks: one per completion, 0 the best; equal ranks are not compared.
+        prompt_loss_mask: flags over prompt_ids for `train_on: all_assistant`; None: nothing in the prompt trains.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    completions: tuple[CompletionTokens, ...]
+    ranks: tuple[int, ...]
+    prompt_loss_mask: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.prompt_ids, f"group {self.id}: empty prompt"
+        assert self.completions, f"group {self.id}: no completion"
+        assert len(self.ranks) == len(self.completions), f"group {self.id}: one rank per completion"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the group takes in a packed row: the prompt once, every completion."""
+        return len(self.prompt_ids) + sum(len(c.token_ids) for c in self.completions)
+
+    @property
+    def longest(self) -> int:
+        """Prompt plus longest completion: what a separate row would need."""
+        return len(self.prompt_ids) + max(len(c.token_ids) for c in self.completions)
