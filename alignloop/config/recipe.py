@@ -6,9 +6,9 @@ paper does not give is a named option here and its default says so.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alignloop.records import Strength
 
@@ -22,7 +22,7 @@ StartFrom = Literal["previous", "base"]
 class Section(BaseModel):
     """Base of all recipe sections: frozen, strict about keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -103,8 +103,6 @@ class SftConfig(OptimizerConfig):
 
     start_from: StartFrom = "previous"
     train_on: Literal["last_assistant", "all_assistant"] = "last_assistant"
-    human_rows: Annotated[int, Field(ge=-1)] = -1
-    """How many of the round's chosen/edited completions join the best-of-K rows; -1: all."""
 
 
 class DpoConfig(OptimizerConfig):
@@ -116,12 +114,6 @@ class DpoConfig(OptimizerConfig):
     """Not given in the paper."""
     mask_formatting_tokens: bool = True
     """Leave header and termination tokens out of the DPO sums, in both completions."""
-    strengths: tuple[Strength, ...] = ("significantly_better", "better")
-    """Rows of these strengths train. Rows without a strength always do."""
-    data_window: PositiveInt = 1
-    """Human preference batches of the last this many rounds train (the paper: the latest)."""
-    max_human_pairs: Annotated[int, Field(ge=-1)] = -1
-    """At most this many human pairs; -1: all."""
 
 
 class SampleConfig(Section):
@@ -139,7 +131,7 @@ class SampleConfig(Section):
     shard_prompts: PositiveInt = 64
     """Prompts a shard: what a crash costs at most."""
     policy: Literal["best", "previous"] = "best"
-    """`best`: the round's starting policy is the best so far by `evaluate.best_metric`."""
+    """`best`: the round's starting policy is the best so far by the recipe's `best_metric`."""
 
 
 class ScoreConfig(Section):
@@ -202,8 +194,11 @@ class SemanticDedupConfig(Section):
 
 
 class PruneConfig(Section):
-    """Data pruning, in this order; every drop has a reason."""
+    """Data pruning, in this order; every drop has a reason. Its result is the round's SFT data."""
 
+    human_rows: Annotated[int, Field(ge=-1)] = -1
+    """How many of the round's chosen/edited completions join the best-of-K rows; -1: all. They are cleaned,
+    but carry no reward and so pass the reward-based steps."""
     clean: CleanConfig = CleanConfig()
     quality: QualityConfig = QualityConfig()
     difficulty: DifficultyConfig = DifficultyConfig()
@@ -211,9 +206,16 @@ class PruneConfig(Section):
 
 
 class PairsConfig(Section):
-    """On-policy pairs for DPO from the scored candidates."""
+    """DPO's pairs: the latest human preferences and the best/worst of the scored candidates (4.1.4)."""
 
+    strengths: tuple[Strength, ...] = ("significantly_better", "better")
+    """Rows of these strengths train. Rows without a strength always do."""
+    data_window: PositiveInt = 1
+    """Human preference batches of the last this many rounds train (the paper: the latest)."""
+    max_preference_pairs: Annotated[int, Field(ge=-1)] = -1
+    """At most this many pairs from preferences, drawn with the round's seed; -1: all."""
     on_policy: bool = True
+    """Whether best/worst candidates join."""
     max_on_policy: Annotated[int, Field(ge=-1)] = -1
     """At most this many, widest gap first; -1: all."""
     min_gap_quantile: Fraction = 0.5
@@ -231,8 +233,6 @@ class EvaluateConfig(Section):
     """Questions a task, for a quick look; None: all."""
     max_gen_tokens: PositiveInt = 1280
     """Longest generated answer (lm-eval's own limit for IFEval)."""
-    best_metric: str = "ifeval/mean"
-    """`task/metric` by which the best policy is known."""
 
 
 class EngineConfig(Section):
@@ -258,6 +258,38 @@ class EngineConfig(Section):
     """How often a dead engine is started again in a run."""
 
 
+class CollectStageConfig(CollectConfig):
+    """What `collect` is fingerprinted by."""
+
+    batches: Literal["split", "all"]
+    split_rounds: PositiveInt
+
+
+class EngineComputes(Section):
+    """The part of the engine's config that results depend on; sizes and retries do not count."""
+
+    engine: str
+    max_model_len: PositiveInt
+    engine_dtype: str
+    quantization: str | None
+
+
+class SampleStageConfig(SampleConfig, EngineComputes):
+    """What `sample` is fingerprinted by."""
+
+
+class EvaluateStageConfig(EvaluateConfig, EngineComputes):
+    """What `evaluate` is fingerprinted by."""
+
+
+def _computing(engine: EngineConfig) -> dict[str, Any]:
+    return {
+        "max_model_len": engine.max_model_len,
+        "engine_dtype": engine.dtype,
+        "quantization": engine.quantization,
+    }
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -267,11 +299,14 @@ class Recipe(Section):
     chat_template: str | None = None
     """`llama3`, `chatml` or a Jinja file: given to a base that has no chat template of its own."""
     preferences: tuple[str, ...] = ()
-    """Preference files, in order."""
+    """Preference files, in order; one or a list. `quickstart`: the bundled ones."""
     prompts: tuple[str, ...] = ()
-    """Files of prompts to sample for; empty: the prompts of the preferences."""
+    """Files of prompts to sample for, one or a list; empty: the prompts of the preferences. `quickstart`: the
+    bundled ones."""
     rounds: PositiveInt = 6
     seed: Annotated[int, Field(ge=0)] = 0
+    best_metric: str = "ifeval/mean"
+    """`task/metric` by which the best policy is known."""
     bootstrap: Literal["auto", "always", "never"] = "auto"
     """Fine-tune on chosen/edited completions before round 1: `auto` where the base brought no chat template."""
     data: DataConfig = DataConfig()
@@ -287,10 +322,20 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
 
-    @field_validator("preferences", "prompts", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+    @property
+    def collect_stage(self) -> CollectStageConfig:
+        """`collect` depends on how the data is batched, too."""
+        return CollectStageConfig(**dict(self.collect), batches=self.data.batches, split_rounds=self.data.split_rounds)
+
+    @property
+    def sample_stage(self) -> SampleStageConfig:
+        """`sample` depends on what the engine can hold and how it computes."""
+        return SampleStageConfig(**dict(self.sample), engine=self.engine.name, **_computing(self.engine))
+
+    @property
+    def evaluate_stage(self) -> EvaluateStageConfig:
+        """`evaluate` depends on what the engine can hold and how it computes."""
+        return EvaluateStageConfig(**dict(self.evaluate), engine=self.engine.name, **_computing(self.engine))
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
@@ -299,6 +344,6 @@ class Recipe(Section):
                 f"sample.max_tokens ({self.sample.max_tokens}) leaves no room for a prompt within "
                 f"engine.max_model_len ({self.engine.max_model_len}): lower the first or raise the second"
             )
-        if self.base != "quickstart" and not self.preferences:
-            raise ValueError("preferences: no file given; a base of your own needs preferences of your own")
+        if not self.preferences:
+            raise ValueError("preferences: no file given - name your preference JSONL (`quickstart`: the bundled one)")
         return self

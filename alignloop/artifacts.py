@@ -1,0 +1,180 @@
+"""Artifacts, digests, manifests, and their atomic publication.
+
+A stage works in `<stage>.partial/`, which outlives a crash. Publishing writes `manifest.json` there last, syncs
+and renames the folder to `<stage>/`: a folder without the suffix is always whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from alignloop.errors import DiskFullError, RunDirError
+
+MANIFEST_VERSION = 1
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder with the digest of its bytes.
+
+    Attributes:
+        path: absolute.
+        digest: `sha256:<hex>` of the file, or of the names and digests of the folder's files.
+        rows: number of lines of a `.jsonl`; None for anything else.
+    """
+
+    path: Path
+    digest: str
+    rows: int | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> Artifact:
+        """Describe what lies at `path` now."""
+        rows = None
+        if path.suffix == ".jsonl":
+            with path.open("rb") as file:
+                rows = sum(1 for _ in file)
+        return cls(path=path.resolve(), digest=digest_of(path), rows=rows)
+
+
+def digest_of(path: Path) -> str:
+    """`sha256:<hex>` of a file's bytes, or of a folder's sorted (name, digest) list."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(f"{file.relative_to(path).as_posix()}\0{digest_of(file)}\n".encode())
+    return "sha256:" + total.hexdigest()
+
+
+def fingerprint(values: Any) -> str:
+    """A short stable hash of JSON-able values."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def derive_seed(run_seed: int, *parts: object) -> int:
+    """A seed in [0, 2**31) from the run's seed and what it is for (round, stage, prompt id)."""
+    text = "\0".join(str(part) for part in (run_seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+class ArtifactRecord(BaseModel):
+    """An artifact as a manifest names it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    """Relative to the stage's folder."""
+    digest: str
+    rows: int | None = None
+
+
+class Manifest(BaseModel):
+    """What a stage did: written last, beside its outputs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    manifest_version: int = MANIFEST_VERSION
+    stage: str
+    round: int
+    fingerprint: str
+    """Hash of `config` and the inputs' digests and of `seed`: what a published stage is recognised by."""
+    config: dict[str, Any]
+    inputs: dict[str, Any]
+    """Name -> {digest, path}, a list of them, or a plain value."""
+    outputs: dict[str, ArtifactRecord | list[ArtifactRecord]]
+    counts: dict[str, int]
+    """`in`, `kept`, `dropped` (in == kept + dropped) and drops by rule."""
+    metrics: dict[str, float]
+    seed: int
+    versions: dict[str, str]
+    started: str
+    ended: str
+    seconds: dict[str, float]
+    """Wall seconds by activity."""
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a published stage; None where nothing is published.
+
+    Raises:
+        RunDirError: it was written by a newer version, or is not a manifest.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = int(values["manifest_version"])
+        if version > MANIFEST_VERSION:
+            raise RunDirError(
+                f"{path}: manifest_version {version} was written by a newer alignloop (this one knows "
+                f"{MANIFEST_VERSION}): update alignloop, or choose another --run-dir"
+            )
+        return Manifest.model_validate(values)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise RunDirError(f"{path}: not a manifest ({error}); remove {folder} and run again to redo the stage") from error
+
+
+def publish(partial: Path, manifest: Manifest) -> Path:
+    """Turn a finished `<stage>.partial` into `<stage>`: manifest last, everything synced, one rename."""
+    for file in partial.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    write_text(partial / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    final = partial.with_name(partial.name.removesuffix(PARTIAL))
+    partial.rename(final)
+    _sync(final.parent)
+    return final
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole small file atomically: aside, sync, rename."""
+    aside = path.with_name(path.name + ".tmp")
+    with disk_errors_named(path, needed_bytes=len(text.encode())):
+        aside.write_text(text, encoding="utf-8")
+        _sync(aside)
+        aside.replace(path)
+
+
+@contextmanager
+def disk_errors_named(path: Path, *, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn "no space left" from any library inside into a `DiskFullError` that names the path."""
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        # Libraries written in other languages report it as text only.
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            free = shutil.disk_usage(existing_parent(path)).free
+            named = getattr(error, "filename", None)
+            raise DiskFullError(Path(named) if named else path, needed_bytes=needed_bytes, free_bytes=free) from error
+        raise
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder of `path` that exists."""
+    return next(folder for folder in (path, *path.resolve().parents) if folder.is_dir())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

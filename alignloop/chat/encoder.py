@@ -1,0 +1,99 @@
+"""Text to ids and back in two voices: the template's (special tokens are parsed) and a person's (they are text)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from alignloop.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ANCHORS = ("\n", "|", "0", "\n|")
+
+
+class Encoder:
+    """Encodes pieces of one text so that their ids, joined, decode to the joined text.
+
+    SentencePiece-like tokenizers put a space before whatever they are given. Pieces after the first are therefore
+    encoded behind an anchor whose ids are cut off again.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template_texts: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._anchored = self._adds_prefix()
+        added = {index: token for index, token in tokenizer.added_tokens_decoder.items()}
+        special = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        written = {index for text in template_texts for index in self._raw(text, literal=False)}
+        # Markers a tokenizer added without calling them special count where the template writes them.
+        self.control_ids: frozenset[int] = frozenset(special | (written & added.keys()))
+
+    def template(self, text: str, *, first: bool = False) -> tuple[int, ...]:
+        """Ids of text the template wrote; special tokens are parsed, no BOS is added."""
+        return self._encode(text, literal=False, first=first)
+
+    def content(self, text: str, *, first: bool = False) -> tuple[int, ...]:
+        """Ids of text a person or model wrote; no id in `control_ids` comes out.
+
+        Raises:
+            ModelError: the tokenizer cannot be kept from reading a control token.
+        """
+        ids = self._encode(text, literal=True, first=first)
+        if self.control_ids.isdisjoint(ids):
+            return ids
+        pieces = self._broken_markers(text)
+        ids = tuple(
+            index for n, piece in enumerate(pieces) for index in self._encode(piece, literal=True, first=first and n == 0)
+        )
+        if not self.control_ids.isdisjoint(ids):
+            found = self._tokenizer.convert_ids_to_tokens(sorted(self.control_ids.intersection(ids)))
+            raise ModelError(
+                f"the tokenizer reads the control token {found} in the plain text {text[:60]!r}: take it out of the "
+                "text, or use the fast form of this tokenizer"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of content ids; control tokens are left out."""
+        plain = [index for index in ids if index not in self.control_ids]
+        if not self._anchored:
+            return self._text(plain)
+        anchor = self._raw("|", literal=False)
+        return self._text([*anchor, *plain])[len(self._text(anchor)) :]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _raw(self, text: str, *, literal: bool) -> tuple[int, ...]:
+        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal)
+        return tuple(encoded["input_ids"])
+
+    def _adds_prefix(self) -> bool:
+        anchor, text = self._raw("\n", literal=True), self._raw("x", literal=True)
+        return self._raw("\nx", literal=True) != anchor + text
+
+    def _encode(self, text: str, *, literal: bool, first: bool) -> tuple[int, ...]:
+        if not text:
+            return ()
+        if first or not self._anchored:
+            return self._raw(text, literal=literal)
+        for anchor in _ANCHORS:
+            head, whole = self._raw(anchor, literal=True), self._raw(anchor + text, literal=literal)
+            if whole[: len(head)] == head:
+                return whole[len(head) :]
+        return self._raw(text, literal=literal)
+
+    def _broken_markers(self, text: str) -> list[str]:
+        """`text` cut inside every control token it spells, so that no piece spells one."""
+        tokens = self._tokenizer.convert_ids_to_tokens(sorted(self.control_ids))
+        cuts: set[int] = set()
+        for token in tokens:
+            start = text.find(token) if len(token) > 1 else -1
+            while start >= 0:
+                cuts.add(start + len(token) // 2)
+                start = text.find(token, start + 1)
+        edges = [0, *sorted(cuts), len(text)]
+        return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]

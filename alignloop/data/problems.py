@@ -1,0 +1,101 @@
+"""What can be wrong with a row, in plain sentences.
+
+    wrong value --BadRow(field, reason)--> RejectedRow
+    pydantic.ValidationError --plain_problems--> (field, sentence), ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+_MISSING = "missing"
+_KINDS = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+}
+
+
+class BadRow(Exception):  # noqa: N818 - a verdict on a row, caught in this package; never shown as an error
+    """A row that cannot be read.
+
+    Args:
+        field: path of the wrong value in the row, as in the file (`conversations[2].value`); None: the row itself.
+        reason: a sentence without the field.
+    """
+
+    def __init__(self, field: str | None, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+        self.reason = reason
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its kind and the start of what it holds."""
+    names = {str: "text", int: "number", float: "number", bool: "boolean", list: "list", dict: "object"}
+    if value is None:
+        return "null"
+    text = repr(value)
+    return f"the {names.get(type(value), type(value).__name__)} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def check_text(value: object, field: str) -> str:
+    """`value` as text that every later step can carry.
+
+    Raises:
+        BadRow: not a string, a lone surrogate (cannot be written as UTF-8), or a NUL (cut or refused by tokenizers).
+    """
+    if value is None:
+        raise BadRow(field, "is missing or null; a text is needed")
+    if not isinstance(value, str):
+        raise BadRow(field, f"must be a text, found {shown(value)}")
+    if (nul := value.find("\0")) >= 0:
+        raise BadRow(field, f"holds a NUL character (character {nul + 1}): remove it")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRow(
+            field,
+            f"holds a lone surrogate \\u{ord(value[error.start]):04x} (character {error.start + 1}), half of a "
+            "character pair that was cut apart: remove it",
+        ) from None
+    return value
+
+
+def plain_problems(error: ValidationError) -> tuple[tuple[str | None, str], ...]:
+    """pydantic's findings as (field path, sentence): `("messages[1].role", "unknown value ...")`."""
+    return tuple((_path(item["loc"]), _sentence(item)) for item in error.errors(include_url=False))
+
+
+def _path(location: tuple[int | str, ...]) -> str | None:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path or None
+
+
+def _sentence(item: Any) -> str:
+    kind, found, context = item["type"], item["input"], item.get("ctx", {})
+    if kind == _MISSING:
+        return "is missing"
+    if kind == "extra_forbidden":
+        return "is not a column of this kind of row"
+    if kind == "literal_error":
+        return f"unknown value {found!r}; allowed: {context['expected']}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in ("string_too_short", "too_short"):
+        return "is empty"
+    if kind == "json_invalid":
+        return f"invalid JSON: {context['error']}"
+    if kind in _KINDS:
+        return f"must be {_KINDS[kind]}, found {shown(found)}"
+    return f"{item['msg'][:1].lower()}{item['msg'][1:]}, found {shown(found)}"

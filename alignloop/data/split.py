@@ -1,0 +1,69 @@
+"""Which rows are held out, and which a round sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+from alignloop.errors import DataError
+from alignloop.records import Message, PreferenceRow
+
+T = TypeVar("T")
+_SPAN = 2**64
+
+
+def heldout_split(
+    rows: Sequence[PreferenceRow], *, fraction: float, max_heldout: int, seed: int
+) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
+    """(training rows, held-out rows), each in input order.
+
+    The side hangs on a hash of the prompt's text (case and spacing aside), so all rows of a prompt lie on one
+    side, and new rows never move old ones, but for `max_heldout`, which keeps the prompts of lowest hash. Where
+    the hash holds nothing out, the prompt of lowest hash is: a fraction above 0 gives at least one row.
+
+    Args:
+        fraction: share of prompts held out, in expectation; 0 holds nothing out.
+        max_heldout: at most this many rows; a prompt with more rows than there is room for stays in training.
+
+    Raises:
+        DataError: everything would be held out.
+    """
+    keys = [prompt_key(row.messages, seed=seed) for row in rows]
+    num_rows = {key: 0 for key in sorted(set(keys))}
+    for key in keys:
+        num_rows[key] += 1
+    heldout: set[int] = set()
+    room = max_heldout
+    for key, count in num_rows.items():
+        wanted = key < fraction * _SPAN or (fraction > 0 and not heldout and len(num_rows) > 1)
+        if wanted and count <= room:
+            heldout.add(key)
+            room -= count
+    train = [row for row, key in zip(rows, keys, strict=True) if key not in heldout]
+    if rows and not train:
+        raise DataError(
+            f"data.heldout_fraction = {fraction} holds out all {len(rows)} preference rows and leaves none to train "
+            "on: lower it or add rows"
+        )
+    return train, [row for row, key in zip(rows, keys, strict=True) if key in heldout]
+
+
+def prompt_key(messages: Sequence[Message], *, seed: int) -> int:
+    """A number in [0, 2**64) that depends on the dialog's text alone, case and spacing aside."""
+    text = "\x1f".join(f"{m.role}\x1e{' '.join(m.content.casefold().split())}" for m in messages)
+    return int.from_bytes(hashlib.sha256(f"{seed}\x1d{text}".encode()).digest()[:8], "big")
+
+
+def round_batch(rows: Sequence[T], *, round: int, batches: Literal["split", "all"], split_rounds: int) -> list[T]:
+    """The rows that are new in `round` (counted from 1).
+
+    `split`: consecutive shares in file order, as even as can be; rounds past `split_rounds` see the last share
+    again, and where there are fewer rows than shares each has one row. `all`: every row in every round.
+    """
+    assert round >= 1 and split_rounds >= 1, "rounds are counted from 1"
+    if batches == "all" or not rows:
+        return list(rows)
+    num_shares = min(split_rounds, len(rows))
+    share = min(round, num_shares)
+    return list(rows[(share - 1) * len(rows) // num_shares : share * len(rows) // num_shares])

@@ -1,0 +1,117 @@
+"""What an engine must know of a checkpoint before it loads one: torch-free reads of its JSON files."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from alignloop.errors import ModelError
+
+_NOT_ARCHITECTURE = frozenset(
+    {
+        "_name_or_path",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "initializer_range",
+        "attention_dropout",
+        "hidden_dropout",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+    }
+)
+"""Keys of config.json that do not change which weights fit into a running engine. An unknown key counts."""
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's config.json.
+
+    Raises:
+        ModelError: there is none, or it is not a JSON object.
+    """
+    path = checkpoint / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{checkpoint}: holds no config.json, so it is no Hugging Face model directory; give the directory that "
+            "save_pretrained wrote"
+        )
+    return _read_object(path)
+
+
+def architecture(checkpoint: Path) -> dict[str, Any]:
+    """What must be equal for two checkpoints to be swapped in place."""
+    config = read_config(checkpoint)
+    return {key: value for key, value in config.items() if key not in _NOT_ARCHITECTURE and value is not None}
+
+
+def eos_token_ids(checkpoint: Path) -> tuple[int, ...]:
+    """Tokens that end a completion: of generation_config.json, else of config.json; sorted, may be empty."""
+    path = checkpoint / "generation_config.json"
+    found = _read_object(path).get("eos_token_id") if path.is_file() else None
+    if found is None:
+        found = text_config(checkpoint).get("eos_token_id")
+    if found is None:
+        return ()
+    return tuple(sorted({found} if isinstance(found, int) else set(found)))
+
+
+def text_config(checkpoint: Path) -> dict[str, Any]:
+    """config.json, or the part of it that describes the language model where it is nested."""
+    config = read_config(checkpoint)
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The checkpoint's safetensors files, in order.
+
+    Raises:
+        ModelError: there are none, or the index names one that is missing.
+    """
+    index = checkpoint / "model.safetensors.index.json"
+    if index.is_file():
+        files = [checkpoint / name for name in sorted(set(_read_object(index)["weight_map"].values()))]
+    else:
+        files = sorted(checkpoint.glob("*.safetensors"))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        what = f"lacks {', '.join(missing)}" if missing else "holds no .safetensors file"
+        raise ModelError(f"{checkpoint}: {what}; save the model with save_pretrained (safe_serialization, its default)")
+    return files
+
+
+def num_parameters(checkpoint: Path) -> int:
+    """Numbers stored in the checkpoint, read from the headers of its safetensors files."""
+    return sum(prod(shape) for file in weight_files(checkpoint) for shape in _shapes(file))
+
+
+def _shapes(file: Path) -> Iterator[list[int]]:
+    """Shapes of a safetensors file: 8 bytes of little-endian header length, then a JSON header."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield entry["shape"]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: is not valid JSON ({error}); save the model again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds a {type(value).__name__} where a JSON object is wanted; save the model again")
+    return value

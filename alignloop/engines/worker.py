@@ -1,0 +1,128 @@
+"""The engine process's own side: reads calls from a private pipe, answers, and ends when its parent does.
+
+Started by `alignloop.engines.process`; never by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from alignloop.config.recipe import EngineConfig
+from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
+from alignloop.errors import AlignloopError
+
+Verb = Literal["load_weights", "generate", "loglikelihood", "sleep", "wake"]
+
+_PARENT_CHECK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Call:
+    """One verb of the engine protocol."""
+
+    verb: Verb
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a call.
+
+    `refused`: an error of ours, the engine lives on. `broken`: something unforeseen, the process ends after
+    this reply. `other_architecture`: the checkpoint needs a process of its own.
+    """
+
+    kind: Literal["done", "refused", "broken", "other_architecture"]
+    value: Any = None
+
+
+class HostedEngine(Protocol):
+    """What runs in here: the verbs of `Engine` without its lifetime."""
+
+    def load_weights(self, checkpoint: Path) -> None: ...
+
+    def generate(self, requests: list[GenerateRequest]) -> list[list[Completion]]: ...
+
+    def loglikelihood(self, requests: list[LoglikelihoodRequest]) -> list[Loglikelihood]: ...
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+def main() -> None:
+    """`argv`: file descriptor of the pipe, the parent's process id, the engine's config as JSON."""
+    descriptor, parent, config_json = int(sys.argv[-3]), int(sys.argv[-2]), sys.argv[-1]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to decide on
+    os.set_inheritable(descriptor, False)  # or processes vLLM starts would keep the pipe open after this one
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    serve(Connection(descriptor), _hosted(EngineConfig.model_validate_json(config_json)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # torch's and vLLM's exit handlers have nothing to save and can hang
+
+
+def serve(connection: Connection, engine: HostedEngine) -> None:
+    """Answer calls until the parent closes the pipe or the engine is broken."""
+    while True:
+        try:
+            call: Call = connection.recv()
+        except (EOFError, OSError):
+            return
+        reply = answer(engine, call)
+        try:
+            connection.send(reply)
+        except OSError:
+            return
+        if reply.kind == "broken":
+            return
+
+
+def answer(engine: HostedEngine, call: Call) -> Reply:
+    """Run one call. Tracebacks go to the log, messages to the parent."""
+    from alignloop.engines.vllm_engine import OtherArchitecture
+
+
+    try:
+        return Reply("done", getattr(engine, call.verb)(*call.arguments))
+    except OtherArchitecture:
+        return Reply("other_architecture")
+    except AlignloopError as error:
+        # A failed load leaves unknown weights behind; anything else was refused before it began.
+        return Reply("broken" if call.verb in ("load_weights", "wake") else "refused", str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return Reply("broken", f"{type(error).__name__}: {error}")
+
+
+def _hosted(config: EngineConfig) -> HostedEngine:
+    if config.name == "vllm":
+        from alignloop.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(config)
+    from alignloop.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine(config)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End at once when the parent is gone, however it went.
+
+    The parent's id is watched, rather than the pipe alone: a long generate does not read the pipe, and other
+    children of the parent may hold a copy of its end. PR_SET_PDEATHSIG would fire when the *thread* that
+    started this process ends.
+    """
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+

@@ -1,0 +1,162 @@
+"""Benchmarks of one checkpoint by lm-eval on the live engine.
+
+    task names --load_tasks--> lm-eval tasks --EngineLM--> one generate and one loglikelihood call for all of them
+               --lm-eval's verdicts--> EvalReport (figures, standard errors, protocol) + samples
+
+All prompts of all tasks go to the engine at once, so that its batch is full until the last of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignloop.engines.base import Engine
+from alignloop.errors import ModelError
+from alignloop.evaluation.ifeval import preserved_random, require_sentence_data
+from alignloop.evaluation.report import EvalReport, write_samples
+from alignloop.evaluation.results import build_report, eval_samples
+from alignloop.evaluation.tasks import LoadedTasks, load_tasks
+from alignloop.progress import Progress
+
+if TYPE_CHECKING:
+    from alignloop.evaluation.lm import EngineLM
+
+
+def evaluate(
+    engine: Engine,
+    *,
+    checkpoint: Path,
+    tasks: Sequence[str],
+    include_path: str | Path | None,
+    limit: int | None,
+    max_gen_tokens: int,
+    seed: int,
+    progress: Progress,
+    max_model_len: int | None = None,
+    samples_file: Path | None = None,
+) -> EvalReport:
+    """Measure `checkpoint` on `tasks`, through its chat template.
+
+    Args:
+        engine: is made to serve `checkpoint`.
+        checkpoint: a Hugging Face directory with a chat template.
+        tasks: names as `evaluation.tasks` describes them.
+        include_path: folder of lm-eval task files that come first; `quickstart` for the bundled tasks.
+        limit: questions a task (in a group: of each of its tasks); None: all.
+        max_gen_tokens: longest answer in tokens, whatever a task asks for.
+        seed: of few-shot draws, and of tasks that sample; the bundled ones do neither.
+        progress: told about the engine calls.
+        max_model_len: longest prompt + completion the engine serves, in tokens; None: the model's own.
+        samples_file: where one JSON line a question (`EvalSample`) is written; None: nowhere.
+
+    Raises:
+        DataError: an unknown task, wrong or missing data, or prompts that do not fit.
+        ModelError: the checkpoint has no usable tokenizer, template or configuration.
+    """
+    with _quiet_lm_eval():
+        loaded = load_tasks(tasks, include_path=include_path)
+        _require_data(loaded, limit=limit)
+        _set_up(loaded, seed=seed)
+    lm = _engine_lm(
+        engine,
+        checkpoint=checkpoint,
+        max_gen_tokens=max_gen_tokens,
+        max_model_len=max_model_len,
+        seed=seed,
+        progress=progress,
+    )
+    engine.load_weights(checkpoint)
+    results = _run(lm, loaded=loaded, limit=limit, seed=seed)
+    if samples_file is not None:
+        write_samples(samples_file, samples=eval_samples(results, generations=lm.generations))
+    return build_report(results, lm=lm, seed=seed)
+
+
+def _run(lm: EngineLM, *, loaded: LoadedTasks, limit: int | None, seed: int) -> dict[str, Any]:
+    from lm_eval.evaluator import evaluate as lm_eval_evaluate
+
+    with _quiet_lm_eval(), preserved_random(seed):
+        results: dict[str, Any] = lm_eval_evaluate(
+            lm=lm,
+            task_dict={"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}},
+            limit=limit,
+            bootstrap_iters=0,  # standard errors are closed form, see evaluation.standard_error
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    return results
+
+
+def _set_up(loaded: LoadedTasks, *, seed: int) -> None:
+    """What lm-eval's own entry does to tasks before it runs them."""
+    for task in loaded.tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=seed)
+
+
+def _require_data(loaded: LoadedTasks, *, limit: int | None) -> None:
+    for name, task in loaded.tasks.items():
+        for doc in islice(task.eval_docs, limit):
+            if isinstance(doc, dict) and "instruction_id_list" in doc:
+                require_sentence_data(doc["instruction_id_list"], where=f"task {name}")
+
+
+def _engine_lm(
+    engine: Engine,
+    *,
+    checkpoint: Path,
+    max_gen_tokens: int,
+    max_model_len: int | None,
+    seed: int,
+    progress: Progress,
+) -> EngineLM:
+    from transformers import AutoTokenizer
+
+    from alignloop.chat.load import load_format
+    from alignloop.evaluation.lm import EngineLM, GenerationLimits
+
+    lengths = [length for length in (max_model_len, _context_length(checkpoint)) if length is not None]
+    if not lengths:
+        raise ModelError(f"{checkpoint}: config.json names no context length; set engine.max_model_len.")
+    return EngineLM(
+        engine,
+        chat=load_format(checkpoint),
+        tokenizer=AutoTokenizer.from_pretrained(str(checkpoint)),
+        limits=GenerationLimits(max_model_len=min(lengths), max_gen_tokens=max_gen_tokens),
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _context_length(checkpoint: Path) -> int | None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(checkpoint))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{checkpoint}: no usable config.json: {error}") from error
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if length is None else int(length)
+
+
+@contextmanager
+def _quiet_lm_eval() -> Iterator[None]:
+    """lm-eval without its log lines and bars: progress is told by the engine calls."""
+    import lm_eval.api.task as lm_eval_task
+
+    logger = logging.getLogger("lm_eval")
+    level, bar = logger.level, lm_eval_task.tqdm
+    logger.setLevel(logging.ERROR)
+    lm_eval_task.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        lm_eval_task.tqdm = bar

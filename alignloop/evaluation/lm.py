@@ -1,0 +1,254 @@
+"""lm-eval's model class over our engine: text on lm-eval's side, token ids on the engine's.
+
+    messages --apply_chat_template--> marked JSON string --(lm-eval)--> generate_until / loglikelihood
+             --ChatFormat.prompt_ids--> token ids --Engine--> completions / logprobs
+
+lm-eval carries prompts as strings. A rendered template as string would have to be tokenised again, and special tokens
+written by a user would turn into control tokens on the way. So the "rendered" prompt is the list of messages as JSON
+behind a mark, and only the chat format turns it into ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from alignloop.chat.format import ChatFormat
+from alignloop.engines.base import Completion, Engine, GenerateRequest, LoglikelihoodRequest
+from alignloop.errors import DataError
+from alignloop.progress import Progress
+from alignloop.records import Message
+
+MARK = "\x00alignloop/messages\x00"
+DEFAULT_MAX_GEN_TOKS = 256
+"""lm-eval's own limit for tasks that name none."""
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+def pack_messages(messages: Sequence[dict[str, str]]) -> str:
+    """Messages as one marked string."""
+    return MARK + json.dumps(list(messages), ensure_ascii=False)
+
+
+def unpack_messages(context: str) -> tuple[Message, ...] | None:
+    """The messages of a marked string; None for a plain one."""
+    if not context.startswith(MARK):
+        return None
+    return tuple(Message(**message) for message in json.loads(context[len(MARK) :]))
+
+
+@dataclass(frozen=True)
+class GenerationLimits:
+    """Attributes:
+    max_model_len: longest prompt + completion the engine serves, in tokens.
+    max_gen_tokens: longest answer, whatever a task asks for.
+    """
+
+    max_model_len: int
+    max_gen_tokens: int
+
+    def __post_init__(self) -> None:
+        assert self.max_model_len > 1
+        assert self.max_gen_tokens > 0
+
+
+class EngineLM(TemplateLM):
+    """An lm-eval model that is a live engine.
+
+    Args:
+        engine: serves the checkpoint already.
+        tokenizer: the checkpoint's Hugging Face tokenizer; plain (not chat) contexts are encoded with it.
+        chat: its chat format.
+        limits: lengths.
+        seed: of tasks that sample; greedy ones do not need it.
+        progress: told about each of the (few, large) engine calls.
+
+    Attributes:
+        limits: as given.
+        generations: (task name, question index) -> the completion as sampled, for stop rates and lengths.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        tokenizer: Any,
+        chat: ChatFormat,
+        limits: GenerationLimits,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.generations: dict[tuple[str, int], Completion] = {}
+        self._engine = engine
+        self._chat = chat
+        self.limits = limits
+        self._seed = seed
+        self._progress = progress
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._chat.stop_token_ids[0]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is: BOS, or where a tokenizer has none the end of a turn."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path)
+
+    @property
+    def chat_template_digest(self) -> str:
+        """SHA-256 of the template."""
+        template = json.dumps(self.tokenizer.chat_template, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(template.encode()).hexdigest()
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages -> marked string. A last assistant message is the answer's given beginning (`gen_prefix`)."""
+        return pack_messages(chat_history)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
+        """Ids of plain text: special tokens in it are text, and none is added unless asked for."""
+        ids = self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens), split_special_tokens=True)
+        return [int(token_id) for token_id in ids]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """One engine call for all prompts of all tasks; answers as text, cut before the first stop string."""
+        prompts = [self._context_ids(request.args[0]) for request in requests]
+        self._check_room([len(ids) + 1 for ids in prompts], requests=requests)
+        asked = [
+            self._generate_request(ids, kwargs=request.args[1], seed=self._seed + position)
+            for position, (ids, request) in enumerate(zip(prompts, requests, strict=True))
+        ]
+        answers = self._with_progress(self._engine.generate, asked, label="generate answers")
+        texts = []
+        for request, sent, (completion,) in zip(requests, asked, answers, strict=True):
+            self.generations[(str(request.task_name), int(request.doc_id or 0))] = completion
+            texts.append(_cut(self._chat.decode(completion.token_ids), stop_strings=sent.stop_strings))
+        return texts
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(sum of logprobs in nats, whether greedy decoding would write it) per (context, continuation)."""
+        scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return scored
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Logprob of whole texts, each token predicted once, in windows of the model's length."""
+        owners: list[int] = []
+        windows: list[tuple[tuple[str, str], list[int], list[int]]] = []
+        for owner, request in enumerate(requests):
+            token_windows = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.limits.max_model_len - 2,
+                context_len=1,
+            )
+            for context, continuation in map(make_disjoint_window, token_windows):
+                owners.append(owner)
+                windows.append((("", ""), context, continuation))
+        totals = [0.0] * len(requests)
+        for owner, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += logprob
+        return totals
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """In a chat the continuation is the beginning of the assistant's turn: ids of its content, no termination."""
+        if unpack_messages(context) is None:
+            pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+            return pair
+        return list(self._context_ids(context)), list(self._content_ids(continuation))
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: object
+    ) -> list[tuple[float, bool]]:
+        # Engines score by a prefill that also samples a token, which needs its place.
+        self._check_room([len(context) + len(continuation) + 1 for _, context, continuation in requests])
+        asked = [
+            LoglikelihoodRequest(tuple(context), tuple(continuation))
+            for _, context, continuation in requests
+            if continuation
+        ]
+        scored = iter(self._with_progress(self._engine.loglikelihood, asked, label="score options"))
+        results = []
+        for _, _, continuation in requests:
+            if continuation:
+                answer = next(scored)
+                results.append((answer.total, answer.is_greedy))
+            else:  # an empty text is certain
+                results.append((0.0, True))
+        return results
+
+    def effective_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """lm-eval's generation arguments as they hold here: greedy unless `do_sample`, lengths capped."""
+        until = kwargs.get("until") or []
+        sampled = bool(kwargs.get("do_sample", False))
+        return {
+            "until": [until] if isinstance(until, str) else list(until),
+            "max_gen_toks": min(int(kwargs.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)), self.limits.max_gen_tokens),
+            "do_sample": sampled,
+            "temperature": float(kwargs.get("temperature", 1.0)) if sampled else 0.0,
+            "top_p": float(kwargs.get("top_p", 1.0)) if sampled else 1.0,
+        }
+
+    def _generate_request(self, prompt_ids: tuple[int, ...], *, kwargs: dict[str, Any], seed: int) -> GenerateRequest:
+        held = self.effective_kwargs(kwargs)
+        return GenerateRequest(
+            prompt_ids=prompt_ids,
+            max_tokens=min(held["max_gen_toks"], self.limits.max_model_len - len(prompt_ids)),
+            temperature=held["temperature"],
+            top_p=held["top_p"],
+            seed=seed if held["do_sample"] else None,
+            stop_token_ids=self._chat.stop_token_ids,
+            stop_strings=tuple(held["until"]),
+        )
+
+    def _context_ids(self, context: str) -> tuple[int, ...]:
+        messages = unpack_messages(context)
+        if messages is None:
+            return tuple(self.tok_encode(context)) or (self.prefix_token_id,)
+        if messages[-1].role == "assistant":
+            return (*self._chat.prompt_ids(messages[:-1]), *self._content_ids(messages[-1].content))
+        return self._chat.prompt_ids(messages)
+
+    def _content_ids(self, text: str) -> tuple[int, ...]:
+        tokens = self._chat.completion(text)
+        pairs = zip(tokens.token_ids, tokens.formatting_mask, strict=True)
+        return tuple(token_id for token_id, formatting in pairs if not formatting)
+
+    def _with_progress(
+        self, call: Callable[[Sequence[Request]], list[Answer]], asked: Sequence[Request], *, label: str
+    ) -> list[Answer]:
+        if not asked:
+            return []
+        with self._progress.task(f"evaluate: {label}", total=len(asked), unit="prompts") as advance:
+            answers = call(asked)
+            advance(len(asked))
+        return answers
+
+    def _check_room(self, lengths: Sequence[int], *, requests: Sequence[Instance] = ()) -> None:
+        limit = self.limits.max_model_len
+        num_long = sum(length > limit for length in lengths)
+        if num_long:
+            names = sorted({str(request.task_name) for request in requests})
+            where = f"evaluate ({', '.join(names)})" if names else "evaluate"
+            raise DataError(
+                f"{where}: {num_long} of {len(lengths)} requests do not fit the context of {limit} tokens (the longest "
+                f"needs {max(lengths)}). Raise engine.max_model_len if the model allows it, or ask fewer shots."
+            )
+
+
+def _cut(text: str, *, stop_strings: Sequence[str]) -> str:
+    ends = [text.find(stop) for stop in stop_strings if stop]
+    return text[: min((end for end in ends if end >= 0), default=len(text))]

@@ -1,0 +1,114 @@
+"""What an evaluation leaves on disk: figures, the protocol they were measured by, and one row a question.
+
+Torch-free, so that stages and the report read it cheaply.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alignloop.records import Message
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskProtocol(_Model):
+    """How one lm-eval task was asked. Figures of two rounds compare only where their protocols are equal."""
+
+    task: str
+    version: str
+    """lm-eval's version of the task."""
+    output_type: str
+    num_fewshot: int
+    num_samples: int
+    """Questions asked."""
+    num_available: int
+    """Questions the benchmark has."""
+    generation: dict[str, Any] = Field(default_factory=dict)
+    """lm-eval's generation arguments with the token limit that held (`max_gen_toks`); empty for log-likelihood."""
+    chat_template_digest: str
+    data_digest: str
+    """SHA-256 over the questions asked, in order, with their answers or constraints."""
+    prompt_digest: str
+    """SHA-256 over the messages sent, in order: few-shot examples and instructions included."""
+
+
+class Protocol(_Model):
+    """How a whole evaluation was run."""
+
+    lm_eval_version: str
+    seed: int
+    max_model_len: int
+    """Longest prompt + completion, in tokens."""
+    tasks: dict[str, TaskProtocol]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return sha256_of(self.model_dump(mode="json"))
+
+
+class EvalReport(_Model):
+    """Figures of one checkpoint.
+
+    Keys are `task/metric` with lm-eval's names (`ifeval/prompt_level_strict_acc`, `mmlu/acc`, `mmlu_anatomy/acc`;
+    `task/metric,filter` where a task has named filters). Beside them `ifeval/mean` is the mean of the four
+    accuracies, `ifeval/type/<instruction id>` the strict accuracy of one instruction type, and every task that
+    generates has `stop_rate` (answers that ended by themselves) and `mean_tokens`.
+    """
+
+    metrics: dict[str, float]
+    stderr: dict[str, float]
+    """Standard errors under the same keys, clustered by prompt (`evaluation.standard_error`); a key is missing where
+    there is none: a single question, or a figure that is not a mean."""
+    counts: dict[str, int]
+    """What a figure counts, under the same keys: questions, or instructions for `inst_level_*` and `type/*`."""
+    protocol: Protocol
+
+
+class EvalSample(_Model):
+    """One question, its answer and the verdicts."""
+
+    task: str
+    index: int
+    """Place in the benchmark, from 0."""
+    filter: str = "none"
+    messages: list[Message]
+    """The dialog sent, few-shot turns included."""
+    prompt: str
+    """The last user message."""
+    response: str | None = None
+    """What was generated; None for log-likelihood."""
+    finish_reason: Literal["stop", "length"] | None = None
+    num_tokens: int | None = None
+    options: list[str] = Field(default_factory=list)
+    """The texts whose log-likelihoods were compared."""
+    option_logprobs: list[float] = Field(default_factory=list)
+    """Sum of the logprobs of each option's tokens, in nats."""
+    target: str | int | None = None
+    instruction_ids: list[str] = Field(default_factory=list)
+    verdicts: dict[str, float | list[bool]]
+    """Metric -> value of this question; for IFEval's `inst_level_*` one verdict an instruction."""
+
+
+def sha256_of(value: object) -> str:
+    """SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def write_samples(path: Path, *, samples: Iterable[EvalSample]) -> int:
+    """Write one JSON line a sample; returns how many."""
+    num_written = 0
+    with path.open("w", encoding="utf-8") as file:
+        for sample in samples:
+            file.write(sample.model_dump_json() + "\n")
+            num_written += 1
+    return num_written

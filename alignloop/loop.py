@@ -1,0 +1,189 @@
+"""Rounds 1..N: resume, the best policy so far, and what each round hands to the next.
+
+    round 0: ingest -> base -> [bootstrap -> average] -> evaluate
+    round r: run_round(start resolved from rounds 0..r-1) -> a line of rounds.jsonl
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alignloop.artifacts import Artifact, write_text
+from alignloop.bundled import resolve_base, resolve_file
+from alignloop.config import Recipe, load_recipe
+from alignloop.errors import UserError
+from alignloop.final import publish_final
+from alignloop.house import House, RoundHouse, require_space
+from alignloop.preflight import check
+from alignloop.progress import Progress, QuietProgress
+from alignloop.records import RoundRow
+from alignloop.report.rounds import round_row
+from alignloop.round import RoundEnd, RoundStart, run_round
+from alignloop.run_dir import enter, locked
+from alignloop.stages import average, base, bootstrap, evaluate, ingest
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        rounds: one row a round; the first is the base.
+        final_model: complete Hugging Face directory of the best policy.
+        final_round: the round it comes from.
+        num_engine_starts: 1 unless an engine died; 0 where everything was cached.
+        seconds: wall time of this call.
+    """
+
+    run_dir: Path
+    rounds: tuple[RoundRow, ...]
+    final_model: Path
+    final_round: int
+    num_engine_starts: int
+    seconds: float
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe = "quickstart",
+    *,
+    rounds: int | None = None,
+    run_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    rebuild: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run a recipe, or go on with it: published stages are taken over.
+
+    Args:
+        recipe: a YAML path, a bundled recipe's name, a mapping or a `Recipe`.
+        rounds: overrides the recipe's.
+        run_dir: default `runs/<recipe name>`.
+        overrides: `a.b=value` strings.
+        rebuild: redo stages that no longer match instead of refusing.
+
+    Raises:
+        UserError: recipe, data, base or run directory are wrong; before any training.
+    """
+    started = time.monotonic()
+    more = [] if rounds is None else [f"rounds={rounds}"]
+    config = load_recipe(recipe, overrides=[*overrides, *more])
+    folder = Path(run_dir) if run_dir is not None else Path("runs") / config.name
+    progress = progress or QuietProgress()
+    checked = check(config)
+    require_space(folder, needed_bytes=checked.disk_bytes)
+    with locked(folder):
+        enter(folder, config, rebuild=rebuild)
+        with _open_engine(config, folder) as engine:
+            house = House(run_dir=folder, seed=config.seed, engine=engine, progress=progress, rebuild=rebuild)
+            rows = _run_rounds(house, config)
+            starts = engine.num_starts
+        best = best_round(rows, config.best_metric)
+        final = publish_final(folder, rows=rows, best=best, recipe=config)
+    return RunResult(folder, tuple(rows), final, best.round, starts, time.monotonic() - started)
+
+
+def _run_rounds(house: House, recipe: Recipe) -> list[RoundRow]:
+    house.progress.say("round 0: the base")
+    start, first_row = _prepare(house.round(0), recipe)
+    rows = [first_row]
+    _write_rounds(house.run_dir, rows)
+    policies = {0: start.policy}
+    for number in range(1, recipe.rounds + 1):
+        house.progress.say(f"round {number} of {recipe.rounds}")
+        if number > 1:
+            start = replace(start, policy=_sampling_policy(recipe, rows, policies))
+        room = house.round(number)
+        end = run_round(room, recipe, start)
+        policies[number] = end.policy
+        rows.append(round_row(house.run_dir, number, policy=end.policy, stderr=end.evaluation.stderr))
+        _write_rounds(house.run_dir, rows)
+        start = _next_start(recipe, start, end)
+    return rows
+
+
+def _prepare(room: RoundHouse, recipe: Recipe) -> tuple[RoundStart, RoundRow]:
+    """Round 0: the user's data, the base made ready, its benchmarks."""
+    data = room.run(ingest.STAGE, recipe.data, ingest_inputs(recipe))
+    ready = room.run(base.STAGE, base.Config(chat_template=recipe.chat_template), base.Inputs(base_input(recipe)))
+    evaluation = room.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(ready.checkpoint))
+    policy = ready.checkpoint
+    if wants_bootstrap(recipe, had_template=bool(ready.metrics["had_template"])):
+        room.house.progress.say("  the base has no chat behaviour: it is fine-tuned on chosen/edited completions first")
+        tuned = room.run(bootstrap.STAGE, recipe.sft, bootstrap.Inputs(policy, data.preferences))
+        policy = room.run(average.STAGE, None, average.Inputs(tuned.checkpoints)).checkpoint
+    row = round_row(room.house.run_dir, 0, policy=ready.checkpoint, stderr=evaluation.stderr)
+    start = RoundStart(
+        policy=policy,
+        sft_start=policy,
+        reward_start=policy,
+        preferences=data.preferences,
+        heldout=data.heldout,
+        prompts=data.prompts,
+        batches=(),
+        scored=None,
+    )
+    return start, row
+
+
+def _next_start(recipe: Recipe, start: RoundStart, end: RoundEnd) -> RoundStart:
+    """`start_from: previous` goes on from the round's checkpoint, `base` from where the first round began."""
+    return replace(
+        start,
+        sft_start=end.policy if recipe.sft.start_from == "previous" else start.sft_start,
+        reward_start=end.reward_model if recipe.reward.start_from == "previous" else start.reward_start,
+        batches=(*start.batches, end.batch),
+        scored=end.scored,
+    )
+
+
+def _sampling_policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[int, Artifact]) -> Artifact:
+    if recipe.sample.policy == "previous":
+        return policies[rows[-1].round]
+    # The bare base never samples again: round 1's policy at least has chat behaviour.
+    return policies[best_round(rows[1:], recipe.best_metric).round]
+
+
+def best_round(rows: Sequence[RoundRow], metric: str) -> RoundRow:
+    """The round with the highest `metric`; the later one of equals.
+
+    Raises:
+        UserError: the benchmarks report no such metric.
+    """
+    if any(metric not in row.metrics for row in rows):
+        known = ", ".join(sorted(rows[-1].metrics))
+        raise UserError(f"best_metric: {metric!r} is not reported by this run's tasks - reported: {known}")
+    return max(rows, key=lambda row: (row.metrics[metric], row.round))
+
+
+def ingest_inputs(recipe: Recipe) -> ingest.Inputs:
+    """The user's files with their digests."""
+    return ingest.Inputs(
+        preferences=tuple(Artifact.of(resolve_file(file, kind="preferences")) for file in recipe.preferences),
+        prompts=tuple(Artifact.of(resolve_file(file, kind="prompts")) for file in recipe.prompts),
+    )
+
+
+def base_input(recipe: Recipe) -> Artifact | str:
+    """The base's folder with its digest, or its hub id."""
+    path = Path(resolve_base(recipe.base)).expanduser()
+    return Artifact.of(path) if path.is_dir() else recipe.base
+
+
+def wants_bootstrap(recipe: Recipe, *, had_template: bool) -> bool:
+    """`auto`: a base that brings no chat template has no chat behaviour to sample from."""
+    return recipe.bootstrap == "always" or (recipe.bootstrap == "auto" and not had_template)
+
+
+def _open_engine(recipe: Recipe, run_dir: Path) -> AbstractContextManager[Any]:
+    from alignloop.engines.open import open_engine
+
+    return open_engine(recipe.engine, log_file=run_dir / "engine.log")
+
+
+def _write_rounds(run_dir: Path, rows: Sequence[RoundRow]) -> None:
+    write_text(run_dir / "rounds.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))

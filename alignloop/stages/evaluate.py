@@ -1,0 +1,58 @@
+"""Benchmarks of a checkpoint on the warm engine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignloop.artifacts import Artifact
+from alignloop.config.recipe import EvaluateStageConfig
+from alignloop.stage import Outputs as StageOutputs
+from alignloop.stage import Stage, StageContext
+
+
+@dataclass(frozen=True)
+class Inputs:
+    policy: Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(StageOutputs):
+    report: Artifact
+    """`report.json`: metrics, standard errors and the frozen protocol."""
+    samples: Artifact
+
+    @property
+    def stderr(self) -> dict[str, float]:
+        """Standard errors, under the metrics' names."""
+        values = json.loads(self.report.path.read_text(encoding="utf-8"))["stderr"]
+        return {str(name): float(value) for name, value in values.items()}
+
+
+def run(config: EvaluateStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+    from alignloop.evaluation.evaluate import evaluate
+
+    ctx.engine.wake()
+    with ctx.activity("evaluating"):
+        ctx.engine.load_weights(inputs.policy.path)
+        report = evaluate(
+            ctx.engine,
+            checkpoint=inputs.policy.path,
+            tasks=config.tasks,
+            include_path=Path(config.include_path) if config.include_path else None,
+            limit=config.limit,
+            max_gen_tokens=config.max_gen_tokens,
+            max_model_len=config.max_model_len,
+            samples_file=ctx.dir / "samples.jsonl",
+            progress=ctx.progress,
+        )
+    (ctx.dir / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return Outputs(
+        report=Artifact.of(ctx.dir / "report.json"),
+        samples=Artifact.of(ctx.dir / "samples.jsonl"),
+        metrics=report.metrics,
+    )
+
+
+STAGE = Stage("evaluate", Inputs, Outputs, run)

@@ -1,0 +1,76 @@
+"""The user's files, read once: preferences with their held-out part, prompts, and what could not be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignloop.artifacts import Artifact
+from alignloop.config.recipe import DataConfig
+from alignloop.data.jsonl import dump_jsonl
+from alignloop.data.readers import read_preferences, read_prompts
+from alignloop.data.split import prompt_key, split_heldout
+from alignloop.records import PreferenceRow, PromptRow
+from alignloop.stage import Outputs as StageOutputs
+from alignloop.stage import Stage, StageContext
+
+
+@dataclass(frozen=True)
+class Inputs:
+    preferences: tuple[Artifact, ...]
+    prompts: tuple[Artifact, ...]
+    """Empty: the prompts of the preferences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(StageOutputs):
+    preferences: Artifact
+    heldout: Artifact
+    prompts: Artifact
+    rejected_rows: Artifact
+
+
+def run(config: DataConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+    """Read everything; the same prompt never lies on both sides of the held-out split."""
+    read = read_preferences([a.path for a in inputs.preferences], max_bad_fraction=config.max_bad_fraction)
+    train, heldout = split_heldout(
+        read.rows, fraction=config.heldout_fraction, max_heldout=config.max_heldout, seed=ctx.seed
+    )
+    rejected = list(read.rejected)
+    if inputs.prompts:
+        read_also = read_prompts([a.path for a in inputs.prompts], max_bad_fraction=config.max_bad_fraction)
+        prompts = read_also.rows
+        rejected += read_also.rejected
+    else:
+        prompts = prompts_of(train)
+    heldout_keys = {prompt_key(row.messages) for row in heldout}
+    prompts = [row for row in prompts if prompt_key(row.messages) not in heldout_keys]
+    dump_jsonl(ctx.dir / "preferences.jsonl", train)
+    dump_jsonl(ctx.dir / "heldout.jsonl", heldout)
+    dump_jsonl(ctx.dir / "prompts.jsonl", prompts)
+    dump_jsonl(ctx.dir / "rejected_rows.jsonl", rejected)
+    kept = len(train) + len(heldout)
+    return Outputs(
+        preferences=Artifact.of(ctx.dir / "preferences.jsonl"),
+        heldout=Artifact.of(ctx.dir / "heldout.jsonl"),
+        prompts=Artifact.of(ctx.dir / "prompts.jsonl"),
+        rejected_rows=Artifact.of(ctx.dir / "rejected_rows.jsonl"),
+        counts={
+            "in": kept + len(read.rejected),
+            "kept": kept,
+            "dropped": len(read.rejected),
+            "heldout": len(heldout),
+            "prompts": len(prompts),
+        },
+    )
+
+
+def prompts_of(rows: list[PreferenceRow]) -> list[PromptRow]:
+    """Each distinct prompt of the preferences, once."""
+    prompts: dict[str, PromptRow] = {}
+    for row in rows:
+        key = prompt_key(row.messages)
+        prompts.setdefault(key, PromptRow(id=key, messages=row.messages, source=row.source, meta=row.meta))
+    return list(prompts.values())
+
+
+STAGE = Stage("ingest", Inputs, Outputs, run)

@@ -1,0 +1,74 @@
+"""The round's reward model, on all preferences to date (section 4.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alignloop.artifacts import Artifact
+from alignloop.config.recipe import RewardConfig
+from alignloop.data.jsonl import load_jsonl
+from alignloop.records import PreferenceRow, Strength
+from alignloop.stage import Outputs as StageOutputs
+from alignloop.stage import Stage, StageContext
+
+
+@dataclass(frozen=True)
+class Inputs:
+    start: Artifact
+    """A causal model, which gets a fresh scalar head, or a reward model."""
+    preferences: tuple[Artifact, ...]
+    """One batch a round, oldest first."""
+    heldout: Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(StageOutputs):
+    checkpoints: tuple[Artifact, ...]
+    log: Artifact
+
+
+def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+    from alignloop.chat.load import load_format
+    from alignloop.packing.build import preference_groups
+    from alignloop.training.trainer import train
+
+    # A row may stand in several batches (`batches: all`): it trains once.
+    rows = {row.id: row for batch in inputs.preferences for row in load_jsonl(batch.path, PreferenceRow)}
+    kept = of_strengths(list(rows.values()), config.strengths)
+    heldout = of_strengths(list(load_jsonl(inputs.heldout.path, PreferenceRow)), config.strengths)
+    chat = load_format(inputs.start.path)
+    ctx.engine.sleep()
+    with ctx.activity("training"):
+        result = train(
+            "reward",
+            groups=preference_groups(kept, chat),
+            eval_groups=preference_groups(heldout, chat),
+            checkpoint=inputs.start.path,
+            reference=None,
+            out_dir=ctx.dir,
+            config=config,
+            seed=ctx.seed,
+            progress=ctx.progress,
+        )
+    dropped = len(rows) - len(kept) + len(result.dropped)
+    return Outputs(
+        checkpoints=tuple(Artifact.of(path) for path in result.checkpoints),
+        log=Artifact.of(ctx.dir / "train_log.jsonl"),
+        counts={
+            "in": len(rows),
+            "kept": len(rows) - dropped,
+            "dropped": dropped,
+            "dropped_by_strength": len(rows) - len(kept),
+            "dropped_by_length": len(result.dropped),
+        },
+        metrics=result.metrics,
+    )
+
+
+def of_strengths(rows: Sequence[PreferenceRow], strengths: Sequence[Strength]) -> list[PreferenceRow]:
+    """Rows of the named strengths; a row whose source says nothing of strength counts as one of them."""
+    return [row for row in rows if row.strength is None or row.strength in strengths]
+
+
+STAGE = Stage("train_reward", Inputs, Outputs, run)

@@ -1,0 +1,66 @@
+"""A run directory is locked, of one recipe, and of no newer version."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignloop.config import load_recipe
+from alignloop.errors import RunDirError
+from alignloop.run_dir import changed_fields, enter, locked
+
+RECIPE = {"preferences": "p.jsonl", "rounds": 6}
+
+
+def test_same_recipe_goes_on_and_more_rounds_are_allowed(tmp_path: Path) -> None:
+    enter(tmp_path, load_recipe(RECIPE), rebuild=False)
+    enter(tmp_path, load_recipe(RECIPE, overrides=["rounds=8"]), rebuild=False)
+    assert json.loads((tmp_path / "resolved.json").read_text())["recipe"]["rounds"] == 8
+
+
+def test_another_recipe_is_refused_with_every_changed_field(tmp_path: Path) -> None:
+    enter(tmp_path, load_recipe(RECIPE), rebuild=False)
+    other = load_recipe(RECIPE, overrides=["seed=3", "dpo.beta=0.5"])
+    with pytest.raises(RunDirError) as refused:
+        enter(tmp_path, other, rebuild=False)
+    assert "seed: 0 -> 3" in str(refused.value)
+    assert "dpo.beta: 0.1 -> 0.5" in str(refused.value)
+    enter(tmp_path, other, rebuild=True)
+    enter(tmp_path, other, rebuild=False)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunDirError, match="not a run directory"):
+        enter(tmp_path, load_recipe(RECIPE), rebuild=True)
+
+
+def test_newer_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "resolved.json").write_text('{"run_version": 99, "recipe": {}}')
+    with pytest.raises(RunDirError, match="newer alignloop"):
+        enter(tmp_path, load_recipe(RECIPE), rebuild=False)
+
+
+def test_second_process_is_refused_and_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from alignloop.run_dir import locked\nwith locked(Path({str(tmp_path)!r})): print('held')"
+    with locked(tmp_path):
+        refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "in use by process" in refused.stderr
+    allowed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert allowed.stdout.strip() == "held"
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(RunDirError, match="cannot be used as a run directory"), locked(tmp_path / "runs"):
+        pass
+
+
+def test_changed_fields_walks_sections_and_ignores_free_ones() -> None:
+    before = {"a": {"b": 1, "c": 2}, "rounds": 6}
+    after = {"a": {"b": 1, "c": 3}, "rounds": 8, "d": 4}
+    assert changed_fields(before, after) == ["a.c: 2 -> 3", "d: None -> 4"]
