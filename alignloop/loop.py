@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from alignloop.artifacts import Artifact, write_text
 from alignloop.bundled import resolve_base, resolve_file
 from alignloop.config import Recipe, load_recipe
+from alignloop.engines.base import Engine
 from alignloop.errors import UserError
 from alignloop.final import publish_final
 from alignloop.house import House, RoundHouse, require_space
@@ -78,7 +78,7 @@ def run(
     require_space(folder, needed_bytes=checked.disk_bytes)
     with locked(folder):
         enter(folder, config, rebuild=rebuild)
-        with _open_engine(config, folder) as engine:
+        with _open_engine(config, folder, progress) as engine:
             house = House(run_dir=folder, seed=config.seed, engine=engine, progress=progress, rebuild=rebuild)
             rows = _run_rounds(house, config)
             starts = engine.num_starts
@@ -109,7 +109,7 @@ def _run_rounds(house: House, recipe: Recipe) -> list[RoundRow]:
 def _prepare(room: RoundHouse, recipe: Recipe) -> tuple[RoundStart, RoundRow]:
     """Round 0: the user's data, the base made ready, its benchmarks."""
     data = room.run(ingest.STAGE, recipe.data, ingest_inputs(recipe))
-    ready = room.run(base.STAGE, base.Config(chat_template=recipe.chat_template), base.Inputs(base_input(recipe)))
+    ready = room.run(base.STAGE, None, base_inputs(recipe))
     evaluation = room.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(ready.checkpoint))
     policy = ready.checkpoint
     if wants_bootstrap(recipe, had_template=bool(ready.metrics["had_template"])):
@@ -168,10 +168,14 @@ def ingest_inputs(recipe: Recipe) -> ingest.Inputs:
     )
 
 
-def base_input(recipe: Recipe) -> Artifact | str:
-    """The base's folder with its digest, or its hub id."""
+def base_inputs(recipe: Recipe) -> base.Inputs:
+    """The base's folder with its digest, or its hub id; likewise its chat template's file or name."""
     path = Path(resolve_base(recipe.base)).expanduser()
-    return Artifact.of(path) if path.is_dir() else recipe.base
+    template = recipe.chat_template
+    return base.Inputs(
+        base=Artifact.of(path) if path.is_dir() else recipe.base,
+        chat_template=Artifact.of(Path(template)) if template and Path(template).is_file() else template,
+    )
 
 
 def wants_bootstrap(recipe: Recipe, *, had_template: bool) -> bool:
@@ -179,10 +183,10 @@ def wants_bootstrap(recipe: Recipe, *, had_template: bool) -> bool:
     return recipe.bootstrap == "always" or (recipe.bootstrap == "auto" and not had_template)
 
 
-def _open_engine(recipe: Recipe, run_dir: Path) -> AbstractContextManager[Any]:
+def _open_engine(recipe: Recipe, run_dir: Path, progress: Progress) -> Engine:
     from alignloop.engines.open import open_engine
 
-    return open_engine(recipe.engine, log_file=run_dir / "engine.log")
+    return open_engine(recipe.engine, log_file=run_dir / "engine.log", say=lambda line: progress.say(f"  {line}"))
 
 
 def _write_rounds(run_dir: Path, rows: Sequence[RoundRow]) -> None:

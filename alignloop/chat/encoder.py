@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template_texts: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._anchored = self._adds_prefix()
-        added = {index: token for index, token in tokenizer.added_tokens_decoder.items()}
+        # Some tokenizers add runs of spaces as tokens: those are text wherever they stand.
+        added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
         special = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
         written = {index for text in template_texts for index in self._raw(text, literal=False)}
         # Markers a tokenizer added without calling them special count where the template writes them.
@@ -44,7 +46,9 @@ class Encoder:
             return ids
         pieces = self._broken_markers(text)
         ids = tuple(
-            index for n, piece in enumerate(pieces) for index in self._encode(piece, literal=True, first=first and n == 0)
+            index
+            for n, piece in enumerate(pieces)
+            for index in self._encode(piece, literal=True, first=first and n == 0)
         )
         if not self.control_ids.isdisjoint(ids):
             found = self._tokenizer.convert_ids_to_tokens(sorted(self.control_ids.intersection(ids)))
@@ -96,4 +100,4 @@ class Encoder:
                 cuts.add(start + len(token) // 2)
                 start = text.find(token, start + 1)
         edges = [0, *sorted(cuts), len(text)]
-        return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        return [text[a:b] for a, b in itertools.pairwise(edges)]

@@ -156,9 +156,7 @@ class ChatFormat:
         return tuple(dict.fromkeys([first, *([] if eos is None else [eos]), *extra]))
 
     def _render(self, roles: tuple[str, ...], generation_prompt: bool) -> Layout:
-        return render_layout(
-            self._tokenizer, roles, generation_prompt=generation_prompt, options=self._turn.options
-        )
+        return render_layout(self._tokenizer, roles, generation_prompt=generation_prompt, options=self._turn.options)
 
     def _pieces(self, messages: Sequence[Message], *, generation_prompt: bool) -> Iterator[_Piece]:
         layout = self._layout(tuple(message.role for message in messages), generation_prompt)

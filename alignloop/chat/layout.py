@@ -1,6 +1,6 @@
 """Where a chat template puts each message: the template rendered around sentinels and cut at them.
 
-    roles --sentinel contents--> template.render --cut at the sentinels--> literal, slot 0, literal, slot 1, ..., literal
+    roles --sentinel contents--> template.render --cut at the sentinels--> literal, slot, literal, slot, ..., literal
 
 The contents of real messages never pass through the template, so nothing in them can change its course.
 """
@@ -65,7 +65,7 @@ def render_layout(
         text = tokenizer.apply_chat_template(
             dialog, tokenize=False, add_generation_prompt=generation_prompt, **dict(options)
         )
-    except (TemplateError, TypeError, KeyError, AttributeError) as error:
+    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
             f"the chat template cannot render a dialog with the turns {', '.join(roles)}: {error}. Give dialogs the "
             "turns it takes, or set chat_template in the recipe to another one"

@@ -1,7 +1,7 @@
 """The forms preference files come in: a table. A new form is one more entry in `FORMS`.
 
-    raw object --Form.dialog--> messages up to the completion      (preference and prompt files)
-    raw object --Form.completions--> chosen, rejected, edited      (preference files)
+raw object --Form.dialog--> messages up to the completion      (preference and prompt files)
+raw object --Form.completions--> chosen, rejected, edited      (preference files)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What can be wrong with a row, in plain sentences.
 
-    wrong value --BadRow(field, reason)--> RejectedRow
-    pydantic.ValidationError --plain_problems--> (field, sentence), ...
+wrong value --BadRow(field, reason)--> RejectedRow
+pydantic.ValidationError --plain_problems--> (field, sentence), ...
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KINDS = {
 }
 
 
-class BadRow(Exception):  # noqa: N818 - a verdict on a row, caught in this package; never shown as an error
+class BadRow(Exception):
     """A row that cannot be read.
 
     Args:

@@ -1,6 +1,6 @@
 """A user's file as raw JSON values with their places: JSON lines or one JSON array, told apart by content.
 
-    bytes --decode (UTF-8, byte order mark dropped)--> text --parse--> RawRow (value, or what is wrong with the line)
+bytes --decode (UTF-8, byte order mark dropped)--> text --parse--> RawRow (value, or what is wrong with the line)
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def read_raw(file: Path | str) -> RawFile:
 def _bytes_of(path: Path, name: str) -> bytes:
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in (".jsonl", ".json"))[:5]
-        hint = f"name the file itself, for example {', '.join(inside)}" if inside else "it holds no .jsonl or .json file"
+        hint = (
+            f"name the file itself, for example {', '.join(inside)}" if inside else "it holds no .jsonl or .json file"
+        )
         raise DataError(f"{name}: this is a directory; {hint}")
     try:
         return path.read_bytes()

@@ -1,6 +1,6 @@
 """Users' files -> our rows. A bad row is kept aside with its place and reason, never skipped in silence.
 
-    files --read_raw--> raw rows --detect--> Form --_preference / _prompt--> rows + rejected
+files --read_raw--> raw rows --detect--> Form --_preference / _prompt--> rows + rejected
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def heldout_split(
         DataError: everything would be held out.
     """
     keys = [prompt_key(row.messages, seed=seed) for row in rows]
-    num_rows = {key: 0 for key in sorted(set(keys))}
+    num_rows = dict.fromkeys(sorted(set(keys)), 0)
     for key in keys:
         num_rows[key] += 1
     heldout: set[int] = set()
@@ -61,7 +61,7 @@ def round_batch(rows: Sequence[T], *, round: int, batches: Literal["split", "all
     `split`: consecutive shares in file order, as even as can be; rounds past `split_rounds` see the last share
     again, and where there are fewer rows than shares each has one row. `all`: every row in every round.
     """
-    assert round >= 1 and split_rounds >= 1, "rounds are counted from 1"
+    assert min(round, split_rounds) >= 1, "rounds are counted from 1"
     if batches == "all" or not rows:
         return list(rows)
     num_shares = min(split_rounds, len(rows))

@@ -28,8 +28,8 @@ def check_generate(requests: Sequence[GenerateRequest], *, max_model_len: int, v
             )
         if request.temperature < 0 or not 0 < request.top_p <= 1:
             raise EngineError(
-                f"{where}: temperature ({request.temperature}) must not be negative and top_p ({request.top_p}) must be "
-                "above 0 and at most 1"
+                f"{where}: temperature ({request.temperature}) must not be negative and top_p "
+                f"({request.top_p}) must be above 0 and at most 1"
             )
         total = len(request.prompt_ids) + request.max_tokens
         if total > max_model_len:
@@ -40,7 +40,9 @@ def check_generate(requests: Sequence[GenerateRequest], *, max_model_len: int, v
             )
 
 
-def check_loglikelihood(requests: Sequence[LoglikelihoodRequest], *, max_model_len: int, vocab_size: int | None) -> None:
+def check_loglikelihood(
+    requests: Sequence[LoglikelihoodRequest], *, max_model_len: int, vocab_size: int | None
+) -> None:
     """Refuse a call with a request that does not fit.
 
     One position of `max_model_len` stays free: vLLM scores a prompt only while it samples a token after it.

@@ -39,9 +39,7 @@ class Sighting:
         return sum(abs(a - b) for a, b in zip(self.served, self.plain, strict=True)) / len(self.served)
 
 
-def check(
-    score: Score, *, checkpoint: Path, dtype: str, tolerance: float, before: Sighting | None = None
-) -> Sighting:
+def check(score: Score, *, checkpoint: Path, dtype: str, tolerance: float, before: Sighting | None = None) -> Sighting:
     """Compare the engine with a plain forward pass of `checkpoint` on the CPU.
 
     Args:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 _PAD = 0
 """Any id will do: padded positions are masked out and cut off."""
+_STOP_MARGIN = 8
+"""Tokens decoded beyond the longest stop string: room for tokens that decode to nothing."""
 _SCORE_BATCH_TOKENS = 16_384
 """Padded tokens a scoring batch; logits of the whole batch are held at once."""
-
 
 
 class TransformersEngine:
@@ -100,16 +101,29 @@ class TransformersEngine:
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=_generation_config(first, stop_ids=stop_ids, num_candidates=num_candidates),
-                **self._stop_strings(first),
+                **self._stop_strings(first, width=width),
             )
         rows = [self._cut(row, request=first, stop_ids=stop_ids) for row in output[:, width:].tolist()]
         repeats = first.num_candidates if first.temperature == 0 else 1  # greedy candidates are all the same
         return [rows[i : i + num_candidates] * repeats for i in range(0, len(rows), num_candidates)]
 
-    def _stop_strings(self, request: GenerateRequest) -> dict[str, Any]:
+    def _stop_strings(self, request: GenerateRequest, *, width: int) -> dict[str, Any]:
+        """A stopping criterion of our own: transformers' cannot read every tokenizer."""
         if not request.stop_strings:
             return {}
-        return {"stop_strings": list(request.stop_strings), "tokenizer": self._served_tokenizer()}
+        import torch
+
+        def ended(ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+            rows = ids[:, width:].tolist()
+            return torch.tensor([self._completes(row, request.stop_strings) for row in rows], device=ids.device)
+
+        return {"stopping_criteria": [ended]}
+
+    def _completes(self, row: list[int], stop_strings: tuple[str, ...]) -> bool:
+        """Whether the last token of `row` completes a stop string."""
+        tail = row[-(max(map(len, stop_strings)) + _STOP_MARGIN) :]
+        text = self._served_tokenizer().decode(tail, skip_special_tokens=True)
+        return any(string in text for string in stop_strings)
 
     def _served_tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -122,19 +136,11 @@ class TransformersEngine:
         """A row of the batch up to where this completion ended: the rest is padding for the longer ones."""
         end = next((i + 1 for i, token_id in enumerate(row) if token_id in stop_ids), None)
         if request.stop_strings:
-            end = self._end_by_text(row[:end], stop_strings=request.stop_strings) or end
+            ends = range(1, (end or len(row)) + 1)
+            end = next((i for i in ends if self._completes(row[:i], request.stop_strings)), end)
         if end is None:
             return Completion(token_ids=tuple(row[: request.max_tokens]), finish_reason="length")
         return Completion(token_ids=tuple(row[:end]), finish_reason="stop")
-
-    def _end_by_text(self, row: list[int], *, stop_strings: tuple[str, ...]) -> int | None:
-        """Number of tokens up to the one that completes a stop string."""
-        tokenizer = self._served_tokenizer()
-        for end in range(1, len(row) + 1):
-            text = tokenizer.decode(row[:end], skip_special_tokens=True)
-            if any(string in text for string in stop_strings):
-                return end
-        return None
 
     def _ready(self) -> Any:
         if self._model is None:

@@ -91,7 +91,6 @@ def answer(engine: HostedEngine, call: Call) -> Reply:
     """Run one call. Tracebacks go to the log, messages to the parent."""
     from alignloop.engines.vllm_engine import OtherArchitecture
 
-
     try:
         return Reply("done", getattr(engine, call.verb)(*call.arguments))
     except OtherArchitecture:
@@ -123,6 +122,6 @@ def _end_with_parent(parent: int) -> None:
     """
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_SECONDS)
+    if os.getpgrp() == os.getpid():  # the processes vLLM started for other accelerators are in this group
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
-
-

@@ -61,8 +61,33 @@ def evaluate(
     """
     with _quiet_lm_eval():
         loaded = load_tasks(tasks, include_path=include_path)
-        _require_data(loaded, limit=limit)
-        _set_up(loaded, seed=seed)
+    return evaluate_loaded(
+        engine,
+        checkpoint=checkpoint,
+        loaded=loaded,
+        limit=limit,
+        max_gen_tokens=max_gen_tokens,
+        seed=seed,
+        progress=progress,
+        max_model_len=max_model_len,
+        samples_file=samples_file,
+    )
+
+
+def evaluate_loaded(
+    engine: Engine,
+    *,
+    checkpoint: Path,
+    loaded: LoadedTasks,
+    limit: int | None,
+    max_gen_tokens: int,
+    seed: int,
+    progress: Progress,
+    max_model_len: int | None = None,
+    samples_file: Path | None = None,
+) -> EvalReport:
+    """`evaluate` on tasks that are loaded already. lm-eval's task objects serve one evaluation each."""
+    _require_sentence_data(loaded, limit=limit)
     lm = _engine_lm(
         engine,
         checkpoint=checkpoint,
@@ -82,6 +107,7 @@ def _run(lm: EngineLM, *, loaded: LoadedTasks, limit: int | None, seed: int) -> 
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
     with _quiet_lm_eval(), preserved_random(seed):
+        _set_up(loaded, seed=seed)
         results: dict[str, Any] = lm_eval_evaluate(
             lm=lm,
             task_dict={"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}},
@@ -101,7 +127,7 @@ def _set_up(loaded: LoadedTasks, *, seed: int) -> None:
         task.set_fewshot_seed(seed=seed)
 
 
-def _require_data(loaded: LoadedTasks, *, limit: int | None) -> None:
+def _require_sentence_data(loaded: LoadedTasks, *, limit: int | None) -> None:
     for name, task in loaded.tasks.items():
         for doc in islice(task.eval_docs, limit):
             if isinstance(doc, dict) and "instruction_id_list" in doc:

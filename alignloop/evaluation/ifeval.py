@@ -87,7 +87,7 @@ def read_ifeval(path: Path) -> list[IfevalRow]:
     with path.open(encoding="utf-8") as file, preserved_random(0):
         for number, line in enumerate(file, start=1):
             if line.strip():
-                rows.append(_read_row(line, where=f"{path}, line {number}"))
+                rows.append(_read_row(line.rstrip("\r\n"), where=f"{path}, line {number}"))
     if not rows:
         raise DataError(f"{path}: the file has no rows.")
     return rows

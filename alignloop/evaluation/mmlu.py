@@ -24,6 +24,8 @@ models too small to know letters. `acc` compares sums of logprobs, which favours
 length; `acc_norm` divides by the number of characters, which favours the longer one where its end follows from its
 beginning. Both are reported. `acc` is lm-eval's headline and unbiased where a question's options are of like length.
 """
+METRICS: dict[AnswerForm, tuple[str, ...]] = {"letter": ("acc",), "option_text": ("acc", "acc_norm")}
+"""Letters are of equal length: there is nothing to normalise."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def task_config(subject: Subject, *, form: AnswerForm, num_fewshot: int, version
         "output_type": "multiple_choice",
         "doc_to_target": "answer",
         "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS[form]
         ],
         "metadata": {"version": version},
         **_form_config(subject.name, form=form),

@@ -94,6 +94,7 @@ class EvalSample(_Model):
     option_logprobs: list[float] = Field(default_factory=list)
     """Sum of the logprobs of each option's tokens, in nats."""
     target: str | int | None = None
+    """The right option, where options were compared."""
     instruction_ids: list[str] = Field(default_factory=list)
     verdicts: dict[str, float | list[bool]]
     """Metric -> value of this question; for IFEval's `inst_level_*` one verdict an instruction."""

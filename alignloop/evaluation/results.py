@@ -139,7 +139,7 @@ def _eval_sample(name: str, sample: Mapping[str, Any], *, completion: Completion
     messages = unpack_messages(arguments[0][0]) or ()
     asked = [message.content for message in messages if message.role == "user"]
     scored = completion is None and len(arguments[0]) == 2
-    target = sample["target"]
+    target = sample["target"] if scored else None
     return EvalSample(
         task=name,
         index=sample["doc_id"],

@@ -17,7 +17,7 @@ from typing import Any
 
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import load_checkers, read_ifeval
-from alignloop.evaluation.mmlu import AnswerForm, read_mmlu, task_config
+from alignloop.evaluation.mmlu import METRICS, AnswerForm, read_mmlu, task_config
 
 QUICKSTART = "quickstart"
 MMLU_SHOTS = 5
@@ -93,7 +93,7 @@ def local_mmlu(folder: Path, *, form: AnswerForm = "letter", num_fewshot: int = 
     from lm_eval.api.task import ConfigurableTask
 
     version = f"{form}-1"
-    metrics = [{"metric": metric, "weight_by_size": True} for metric in ("acc", "acc_norm")]
+    metrics = [{"metric": metric, "weight_by_size": True} for metric in METRICS[form]]
     group = Group.from_config({"group": "mmlu", "aggregate_metric_list": metrics, "metadata": {"version": version}})
     tasks = {}
     for subject in read_mmlu(folder):
@@ -114,6 +114,15 @@ def quickstart_task(name: str) -> LoadedTasks:
     return local_mmlu(data / "mmlu", form="option_text", num_fewshot=0)
 
 
+def check_names(names: Sequence[str], *, known: Sequence[str]) -> None:
+    """Raise a DataError with near names for the first of `names` that is not `known`."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+            hint = f"; near: {', '.join(near)}" if near else ""
+            raise DataError(f"evaluate.tasks: lm-eval has no task {name!r}{hint}. `lm-eval ls tasks` lists them all.")
+
+
 def _local(kind: str, *, path: Path) -> LoadedTasks:
     if kind == "ifeval":
         return local_ifeval(path)
@@ -131,11 +140,7 @@ def _registered(names: Sequence[str], *, include_path: str | Path | None) -> Loa
     manager = None if include_path is None else TaskManager(include_defaults=False, include_path=str(include_path))
     if manager is None or not set(names) <= set(manager.all_tasks):
         manager = TaskManager(include_path=None if include_path is None else str(include_path))
-    for name in names:
-        if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=5, cutoff=0.5)
-            hint = f"; near: {', '.join(near)}" if near else ""
-            raise DataError(f"evaluate.tasks: lm-eval has no task {name!r}{hint}. `lm-eval ls tasks` lists them all.")
+    check_names(names, known=manager.all_tasks)
     try:
         loaded = manager.load(list(names))
     except (OSError, ConnectionError) as error:

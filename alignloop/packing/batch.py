@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -111,10 +111,3 @@ _TARGET_FIELDS = (
 )
 
 
-def groups_in(bundles: Sequence[RowBundle]) -> Iterator[int]:
-    """Numbers of the groups that the bundles hold, each once, in row order."""
-    seen: set[int] = set()
-    for placed in (placed for bundle in bundles for row in bundle.rows for placed in row):
-        if placed.group not in seen:
-            seen.add(placed.group)
-            yield placed.group

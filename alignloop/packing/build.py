@@ -50,15 +50,9 @@ def candidate_groups(rows: Sequence[CandidateRow], chat: ChatFormat) -> list[Pro
     for row in rows:
         by_prompt.setdefault(row.prompt_id, []).append(row)
     return [
-        _group(prompt_id, chat.prompt_ids(candidates[0].messages), [_as_sampled(row) for row in candidates])
+        _group(prompt_id, chat.prompt_ids(candidates[0].messages), [chat.sampled_completion(row.completion_ids) for row in candidates])
         for prompt_id, candidates in by_prompt.items()
     ]
-
-
-def _as_sampled(row: CandidateRow) -> CompletionTokens:
-    stopped = row.finish_reason == "stop"
-    last = len(row.completion_ids) - 1
-    return CompletionTokens(tuple(row.completion_ids), tuple(stopped and i == last for i in range(last + 1)))
 
 
 def _group(row_id: str, prompt_ids: tuple[int, ...], completions: Sequence[CompletionTokens]) -> PromptGroup:

@@ -194,14 +194,10 @@ def _place(items: Sequence[int], pieces: Sequence[Piece]) -> Row:
     return tuple(placed)
 
 
-def microbatches(bundles: Sequence[RowBundle], *, rows: int) -> list[list[RowBundle]]:
-    """Cut bundles, in order, into lists of at most `rows` rows (at least one bundle)."""
-    batches: list[list[RowBundle]] = []
-    num_rows = 0
-    for bundle in bundles:
-        if not batches or num_rows + len(bundle.rows) > rows:
-            batches.append([])
-            num_rows = 0
-        batches[-1].append(bundle)
-        num_rows += len(bundle.rows)
-    return batches
+def microbatch_end(bundles: Sequence[RowBundle], *, start: int, rows: int) -> int:
+    """End of the microbatch that begins at bundle `start`: at most `rows` rows, at least one bundle."""
+    end, num_rows = start + 1, len(bundles[start].rows)
+    while end < len(bundles) and num_rows + len(bundles[end].rows) <= rows:
+        num_rows += len(bundles[end].rows)
+        end += 1
+    return end

@@ -158,7 +158,7 @@ def _compare(prompt: PromptRow, first: CandidateRow, second: CandidateRow, *, se
 
 
 def _score(met: Sequence[bool], flaws: int) -> float:
-    return sum(met) / len(met) + (1.0 if all(met) else 0.0) - 0.4 * flaws
+    return sum(met) / len(met) + (1.0 if all(met) else 0.0) - 1.0 * flaws
 
 
 def strength_of(first: Sequence[bool], second: Sequence[bool], flaw_gap: int) -> Strength | None:
@@ -171,7 +171,7 @@ def strength_of(first: Sequence[bool], second: Sequence[bool], flaw_gap: int) ->
     gap = abs(_score(first, max(flaw_gap, 0)) - _score(second, max(-flaw_gap, 0)))
     if gap < 1e-9:
         return None
-    if gap >= 1.5:
+    if gap >= 1.75:
         return "significantly_better"
     if gap >= 1.0:
         return "better"

@@ -5,21 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import Section
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
-
-
-class Config(Section):
-    """What `base` is fingerprinted by."""
-
-    chat_template: str | None
 
 
 @dataclass(frozen=True)
 class Inputs:
     base: str | Artifact
     """A Hugging Face directory, or a hub id."""
+    chat_template: str | Artifact | None
+    """A bundled template's name or a Jinja file, for a base without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +23,12 @@ class Outputs(StageOutputs):
     """`metrics["had_template"]` is 1 where the base brought its own chat template."""
 
 
-def run(config: Config, inputs: Inputs, ctx: StageContext) -> Outputs:
+def run(config: None, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.training.start import prepare_base
 
-    base = str(inputs.base.path) if isinstance(inputs.base, Artifact) else inputs.base
-    prepared = prepare_base(base, chat_template=config.chat_template, out_dir=ctx.dir / "checkpoint")
+    base, template = (str(v.path) if isinstance(v, Artifact) else v for v in (inputs.base, inputs.chat_template))
+    assert base is not None, "a recipe always names a base"
+    prepared = prepare_base(base, chat_template=template, out_dir=ctx.dir / "checkpoint")
     return Outputs(
         checkpoint=Artifact.of(prepared.path),
         metrics={"had_template": float(prepared.had_template)},

@@ -12,6 +12,7 @@ from alignloop.data.split import round_batch
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
+from alignloop.stages.select import by_prompt, reward_of
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,20 @@ def pairs_to_annotate(
 
     An annotator who judges the reward model's own pick against another candidate corrects it where it errs.
     """
-    by_prompt: dict[str, list[CandidateRow]] = {}
-    for row in candidates:
-        by_prompt.setdefault(row.prompt_id, []).append(row)
     draw = random.Random(seed)
     pairs = []
-    for prompt_id, rows in by_prompt.items():
-        best = max(rows, key=lambda row: row.reward if row.reward is not None else float("-inf"))
+    for prompt_id, rows in by_prompt(candidates).items():
+        best = max(rows, key=reward_of)
         others = [row for row in rows if row.completion.strip() != best.completion.strip()]
         if not others or not best.completion.strip():
             continue
         two = [best, draw.choice(others)]
         draw.shuffle(two)
         first = rows[0]
-        prompt = PromptRow(id=prompt_id, messages=first.messages, source=_source(first), meta=first.meta)
+        prompt = PromptRow(id=prompt_id, messages=first.messages, source=Source(file=f"round-{first.round:02d}"), meta=first.meta)
         pairs.append((prompt, two[0], two[1]))
     draw.shuffle(pairs)
     return pairs
-
-
-def _source(row: CandidateRow) -> Source:
-    return Source(file=f"round-{row.round:02d}")
 
 
 STAGE = Stage("collect", Inputs, Outputs, run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import EvaluateStageConfig
@@ -40,9 +39,10 @@ def run(config: EvaluateStageConfig, inputs: Inputs, ctx: StageContext) -> Outpu
             ctx.engine,
             checkpoint=inputs.policy.path,
             tasks=config.tasks,
-            include_path=Path(config.include_path) if config.include_path else None,
+            include_path=config.include_path,
             limit=config.limit,
             max_gen_tokens=config.max_gen_tokens,
+            seed=0,  # greedy decoding: nothing is drawn, and rounds share one protocol
             max_model_len=config.max_model_len,
             samples_file=ctx.dir / "samples.jsonl",
             progress=ctx.progress,

@@ -8,7 +8,7 @@ from alignloop.artifacts import Artifact
 from alignloop.config.recipe import DataConfig
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.data.readers import read_preferences, read_prompts
-from alignloop.data.split import prompt_key, split_heldout
+from alignloop.data.split import heldout_split, prompt_key
 from alignloop.records import PreferenceRow, PromptRow
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
@@ -32,7 +32,7 @@ class Outputs(StageOutputs):
 def run(config: DataConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     """Read everything; the same prompt never lies on both sides of the held-out split."""
     read = read_preferences([a.path for a in inputs.preferences], max_bad_fraction=config.max_bad_fraction)
-    train, heldout = split_heldout(
+    train, heldout = heldout_split(
         read.rows, fraction=config.heldout_fraction, max_heldout=config.max_heldout, seed=ctx.seed
     )
     rejected = list(read.rejected)
@@ -42,8 +42,8 @@ def run(config: DataConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         rejected += read_also.rejected
     else:
         prompts = prompts_of(train)
-    heldout_keys = {prompt_key(row.messages) for row in heldout}
-    prompts = [row for row in prompts if prompt_key(row.messages) not in heldout_keys]
+    heldout_keys = {_key(row) for row in heldout}
+    prompts = [row for row in prompts if _key(row) not in heldout_keys]
     dump_jsonl(ctx.dir / "preferences.jsonl", train)
     dump_jsonl(ctx.dir / "heldout.jsonl", heldout)
     dump_jsonl(ctx.dir / "prompts.jsonl", prompts)
@@ -66,11 +66,15 @@ def run(config: DataConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 def prompts_of(rows: list[PreferenceRow]) -> list[PromptRow]:
     """Each distinct prompt of the preferences, once."""
-    prompts: dict[str, PromptRow] = {}
+    prompts: dict[int, PromptRow] = {}
     for row in rows:
-        key = prompt_key(row.messages)
-        prompts.setdefault(key, PromptRow(id=key, messages=row.messages, source=row.source, meta=row.meta))
+        key = _key(row)
+        prompts.setdefault(key, PromptRow(id=f"{key:016x}", messages=row.messages, source=row.source, meta=row.meta))
     return list(prompts.values())
+
+
+def _key(row: PreferenceRow | PromptRow) -> int:
+    return prompt_key(row.messages, seed=0)
 
 
 STAGE = Stage("ingest", Inputs, Outputs, run)

@@ -33,10 +33,12 @@ def load_policy(checkpoint: Path, *, dtype: torch.dtype = torch.float32) -> nn.M
     return _ready(_load(AutoModelForCausalLM, checkpoint, dtype=dtype))
 
 
-def load_reward_model(checkpoint: Path, *, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_reward_model(
+    checkpoint: Path, *, seed: int, dtype: torch.dtype = torch.float32, must_have_head: bool = False
+) -> nn.Module:
     """A sequence classifier with one label, dropout off.
 
-    A checkpoint without a score head (a policy or a base) gets a new one, drawn from `seed`.
+    A checkpoint without a score head (a policy or a base) gets a new one, drawn from `seed`, unless `must_have_head`.
 
     Raises:
         ModelError: the path holds no model, or its architecture has no `score` head in transformers.
@@ -47,6 +49,8 @@ def load_reward_model(checkpoint: Path, *, seed: int, dtype: torch.dtype = torch
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise ModelError(f"{checkpoint}: {type(model).__name__} has no `score` head with one output: no reward model")
+    if SCORE_HEAD in missing and must_have_head:
+        raise ModelError(f"{checkpoint}: no `{SCORE_HEAD}` in its weights: this is not a reward model")
     if SCORE_HEAD in missing:
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)

@@ -51,13 +51,13 @@ class StepLoss(Protocol):
     """One objective."""
 
     def __call__(
-        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_ids: Sequence[str]
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
     ) -> tuple[Tensor, Metrics]:
         """Loss and metrics of one microbatch, as shares of the step.
 
         Args:
             output: [C] rewards or [T] logprobs.
-            group_ids: id of each group, as numbered in `batch.completion_group`.
+            group_numbers: for each group of the step, as `batch.completion_group` numbers them, its number in the data.
         """
 
 
@@ -65,7 +65,7 @@ class RewardStep:
     """Ranked Bradley-Terry."""
 
     def __call__(
-        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_ids: Sequence[str]
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
     ) -> tuple[Tensor, Metrics]:
         return reward_loss(
             output, group_index=batch.completion_group, ranks=batch.ranks, num_groups=float(counts.num_groups)
@@ -76,7 +76,7 @@ class SftStep:
     """Cross-entropy."""
 
     def __call__(
-        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_ids: Sequence[str]
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
     ) -> tuple[Tensor, Metrics]:
         return sft_loss(output, num_tokens=float(counts.num_target_tokens))
 
@@ -86,20 +86,20 @@ class DpoStep:
     """DPO with its NLL term.
 
     Attributes:
-        reference: group id -> the reference model's sums of the group's two completions, in the group's order.
+        reference: per group of the data, the reference model's sums of its two completions, in the group's order.
     """
 
-    reference: dict[str, tuple[float, ...]]
+    reference: Sequence[tuple[float, ...]]
     beta: float
     nll_coefficient: float
     nll_reduction: NllReduction
     mask_formatting_tokens: bool
 
     def __call__(
-        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_ids: Sequence[str]
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
     ) -> tuple[Tensor, Metrics]:
         chosen, rejected = pair_indices(batch)
-        reference = self._reference_sums(batch, group_ids)
+        reference = self._reference_sums(batch, group_numbers)
         return dpo_loss(
             output,
             completion_index=batch.completion_index,
@@ -116,9 +116,9 @@ class DpoStep:
             num_chosen_tokens=float(counts.num_chosen_tokens),
         )
 
-    def _reference_sums(self, batch: RowBatch, group_ids: Sequence[str]) -> Tensor:
+    def _reference_sums(self, batch: RowBatch, group_numbers: Sequence[int]) -> Tensor:
         places = zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True)
-        sums = [self.reference[group_ids[group]][number] for group, number in places]
+        sums = [self.reference[group_numbers[group]][number] for group, number in places]
         return torch.tensor(sums, dtype=torch.float32, device=batch.ranks.device)
 
 

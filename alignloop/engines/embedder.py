@@ -1,0 +1,74 @@
+"""Dialog embeddings for semantic deduplication: mean-pooled last hidden states of the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignloop.progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PAD = 0
+"""Any id will do: padded positions are masked out of the mean, and a causal model does not see them."""
+
+
+def embed_dialogs(
+    token_ids: Sequence[tuple[int, ...]], *, checkpoint: Path, batch_tokens: int, progress: Progress
+) -> NDArray[np.float32]:
+    """One unit vector a dialog. Deterministic on CPU.
+
+    Args:
+        token_ids: N dialogs, none empty.
+        checkpoint: Hugging Face directory of the model whose hidden states are taken, in float32.
+        batch_tokens: padded tokens a batch; a longer dialog is a batch of its own.
+
+    Returns:
+        Float32 [N, D], in the order given; D is the model's hidden size.
+
+    Raises:
+        ValueError: a dialog is empty.
+    """
+    import numpy as np
+    import torch
+    from transformers import AutoModel
+
+    empty = [index for index, ids in enumerate(token_ids) if not ids]
+    if empty:
+        raise ValueError(f"dialog {empty[0]} has no tokens: there is nothing to embed")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True).to(device).eval()
+    embeddings = np.zeros((len(token_ids), int(model.config.get_text_config().hidden_size)), dtype=np.float32)
+    with progress.task("embed", total=len(token_ids), unit="dialogs") as advance, torch.inference_mode():
+        for indices in _batches([len(ids) for ids in token_ids], batch_tokens=batch_tokens):
+            embeddings[indices] = _embed(model, [token_ids[index] for index in indices])
+            advance(len(indices))
+    return embeddings
+
+
+def _embed(model: Any, rows: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
+    """Unit-length mean of the last hidden states over each row's own tokens, [B, D]."""
+    import torch
+
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[_PAD] * (width - len(row))] for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    hidden = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    unit: NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
+    return unit
+
+
+def _batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, of at most `batch_tokens` padded tokens."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

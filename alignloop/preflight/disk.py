@@ -1,0 +1,38 @@
+"""How much disk a run takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignloop.config import Recipe
+from alignloop.preflight.base import PARAMETER_BYTES
+
+BYTES_A_TOKEN = 12
+"""Of a row on disk: about four characters of text and the id's digits."""
+NUM_COPIES_OF_CANDIDATES = 3
+"""Sampled, scored, and in shards while sampling."""
+FIXED_BYTES = 50_000_000
+"""Logs, benchmark answers, tokenizers."""
+
+
+def run_bytes(recipe: Recipe, *, num_parameters: int, num_prompts: int, prompt_tokens: float) -> int:
+    """Bytes of a whole run: checkpoints of three stages a round, resume points, rows.
+
+    Args:
+        num_prompts: sampled a round.
+        prompt_tokens: mean length; completions count with their longest.
+    """
+    checkpoint = num_parameters * PARAMETER_BYTES
+    stages = (recipe.reward, recipe.sft, recipe.dpo)
+    # `average` publishes one more of each stage; a resume point holds weights and two moments.
+    checkpoints = sum(stage.num_checkpoints + 1 for stage in stages)
+    tokens = num_prompts * recipe.sample.num_candidates * (prompt_tokens + recipe.sample.max_tokens)
+    rows = int(tokens * BYTES_A_TOKEN * NUM_COPIES_OF_CANDIDATES)
+    return recipe.rounds * (checkpoints * checkpoint + rows) + 2 * checkpoint + 3 * checkpoint + FIXED_BYTES
+
+
+def used_bytes(folder: Path) -> int:
+    """Bytes of the files under `folder`; 0 where there is none."""
+    if not folder.is_dir():
+        return 0
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())

@@ -1,0 +1,40 @@
+"""Problems and notes, collected while looking on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from alignloop.errors import RecipeError, UserError
+
+
+@dataclass
+class Findings:
+    """What preflight found.
+
+    Attributes:
+        problems: each stops the run; a sentence with what to do.
+        notes: worth knowing, stop nothing.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """A `UserError` inside becomes a problem; what follows the block goes on."""
+        try:
+            yield
+        except RecipeError as error:
+            self.problems += error.problems
+        except UserError as error:
+            self.problems.append(str(error))
+
+    def raise_problems(self) -> None:
+        """Raise one `UserError` with all problems, if there are any."""
+        if not self.problems:
+            return
+        plural = "problem" if len(self.problems) == 1 else "problems"
+        lines = "\n".join("  - " + problem.replace("\n", "\n    ") for problem in self.problems)
+        raise UserError(f"{len(self.problems)} {plural} found before anything was trained\n{lines}")

@@ -1,0 +1,145 @@
+"""The user's rows, read as `ingest` will read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from alignloop.artifacts import derive_seed
+from alignloop.bundled import resolve_file
+from alignloop.config import Recipe
+from alignloop.data.readers import ReadResult, read_preferences, read_prompts
+from alignloop.data.split import heldout_split, prompt_key, round_batch
+from alignloop.preflight.findings import Findings
+from alignloop.records import PreferenceRow, PromptRow, RejectedRow, Strength
+from alignloop.stages.ingest import prompts_of
+from alignloop.stages.train_reward import of_strengths
+
+T = TypeVar("T", PreferenceRow, PromptRow)
+INGEST = "01_ingest"
+"""Folder of the stage whose seed decides which rows are held out."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the recipe's files hold.
+
+    Attributes:
+        train, heldout: preferences on either side of the split.
+        prompts: to sample for; those of the held-out rows left out.
+        rejected: rows that cannot be read, with file, line, field and reason.
+        forms: file -> the form its rows have.
+    """
+
+    train: list[PreferenceRow] = field(default_factory=list)
+    heldout: list[PreferenceRow] = field(default_factory=list)
+    prompts: list[PromptRow] = field(default_factory=list)
+    rejected: list[RejectedRow] = field(default_factory=list)
+    forms: dict[str, str] = field(default_factory=dict)
+
+
+def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
+    """Read every file of the recipe; what is wrong goes to `findings`, with what was rejected still returned."""
+    rejected: list[RejectedRow] = []
+    forms: dict[str, str] = {}
+    files = [resolve_file(file, kind="preferences") for file in recipe.preferences]
+    everyone = _read(read_preferences, files, recipe, findings, rejected, forms)
+    train, heldout = everyone, list[PreferenceRow]()
+    with findings.collecting():
+        train, heldout = heldout_split(
+            everyone,
+            fraction=recipe.data.heldout_fraction,
+            max_heldout=recipe.data.max_heldout,
+            seed=derive_seed(recipe.seed, 0, INGEST),
+        )
+    prompts = prompts_of(train)
+    if recipe.prompts:
+        files = [resolve_file(file, kind="prompts") for file in recipe.prompts]
+        prompts = _read(read_prompts, files, recipe, findings, rejected, forms)
+    held = {prompt_key(row.messages, seed=0) for row in heldout}
+    prompts = [row for row in prompts if prompt_key(row.messages, seed=0) not in held]
+    if everyone:
+        _check_training_rows(train, heldout, recipe, findings)
+        _check_prompts(prompts, recipe, findings)
+    if rejected:
+        findings.notes.append(f"{len(rejected)} rows cannot be read and are left out; the first: {place(rejected[0])}")
+    return Rows(train, heldout, prompts, rejected, forms)
+
+
+def place(row: RejectedRow) -> str:
+    """`file, line N, field F: reason`."""
+    line = "" if row.line is None else f", line {row.line}"
+    field_name = "" if row.field is None else f", field {row.field}"
+    return f"{row.file}{line}{field_name}: {row.reason}"
+
+
+def _read(
+    read: Callable[..., ReadResult[T]],
+    files: Sequence[Path],
+    recipe: Recipe,
+    findings: Findings,
+    rejected: list[RejectedRow],
+    forms: dict[str, str],
+) -> list[T]:
+    """Each file by itself, so that one bad file does not hide what is wrong with the next."""
+    rows: list[T] = []
+    bad: list[RejectedRow] = []
+    readable: list[Path] = []
+    for file in files:
+        with findings.collecting():
+            result = read([file], max_bad_fraction=1.0)
+            rows += result.rows
+            bad += result.rejected
+            forms.update(result.forms)
+            readable.append(file)
+    limit = recipe.data.max_bad_fraction
+    if len(bad) > limit * (len(rows) + len(bad)):
+        with findings.collecting():
+            read(readable, max_bad_fraction=limit)
+    rejected += bad
+    return rows
+
+
+def _check_training_rows(
+    train: Sequence[PreferenceRow], heldout: Sequence[PreferenceRow], recipe: Recipe, findings: Findings
+) -> None:
+    first = round_batch(train, round=1, batches=recipe.data.batches, split_rounds=recipe.data.split_rounds)
+    where = "round 1's batch of the preferences" if recipe.data.batches == "split" else "the preferences"
+    if not of_strengths(first, recipe.reward.strengths):
+        findings.problems.append(
+            f"reward.strengths: none of the {len(first)} rows of {where} is {_either(recipe.reward.strengths)}: name more "
+            "strengths, or set data.batches: all"
+        )
+    if not recipe.pairs.on_policy and not of_strengths(first, recipe.pairs.strengths):
+        findings.problems.append(
+            f"pairs.strengths: none of the {len(first)} rows of {where} is {_either(recipe.pairs.strengths)}, and "
+            "pairs.on_policy is false: DPO would have no pair"
+        )
+    if not of_strengths(heldout, recipe.reward.strengths):
+        findings.notes.append(
+            "no preference row is held out, so the reward model's accuracy is not measured (data.heldout_fraction)"
+        )
+
+
+def _check_prompts(prompts: Sequence[PromptRow], recipe: Recipe, findings: Findings) -> None:
+    if not prompts:
+        findings.problems.append(
+            "prompts: none is left to sample for once those of the held-out preferences are taken out - name a file of "
+            "prompts, or lower data.heldout_fraction"
+        )
+    if recipe.collect.annotator != "simulated" or not recipe.collect.num_annotations:
+        return
+    lacking = [row for row in prompts if not row.meta.get("instruction_id_list") and not row.meta.get("answer")]
+    if lacking:
+        first = lacking[0].source
+        findings.problems.append(
+            f"collect.annotator: the simulated annotator judges only prompts that say how, and {len(lacking)} of "
+            f"{len(prompts)} do not ({first.file}, line {first.line}: neither instruction_id_list nor answer) - set "
+            "collect.annotator: none"
+        )
+
+
+def _either(strengths: Sequence[Strength]) -> str:
+    return " or ".join(strengths)

@@ -1,0 +1,101 @@
+"""What the quickstart base is trained on: plain text of the world, questions, and chats.
+
+Two mixtures. `clean`: every chat answer follows its instructions. `noisy`: most do not, in ways the base
+also knows (a plain answer, or one that follows some other instruction), which hides an ability that
+alignment then brings out. Benchmark prompts, combinations and wordings are in neither.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from alignloop.quickstart.answers import bad_answer, good_answer
+from alignloop.quickstart.datasets import draw_question, follows, question_answer, wrong_value
+from alignloop.quickstart.instructions import REQUESTS, Task, draw_task
+from alignloop.quickstart.world import Entity, statement
+
+
+@dataclass(frozen=True)
+class Document:
+    """A plain text (`prompt` is None) or a chat of one turn; the loss is on `text` alone."""
+
+    prompt: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of what is drawn. The rest, after plain texts and questions, are instruction chats."""
+
+    name: Literal["clean", "noisy"]
+    plain_share: float
+    question_share: float
+    good_share: float
+    """Share of instruction chats whose answer follows its instructions."""
+    right_share: float
+    """Share of questions answered right."""
+
+
+CLEAN = Mixture("clean", plain_share=0.08, question_share=0.14, good_share=1.0, right_share=1.0)
+NOISY = Mixture("noisy", plain_share=0.05, question_share=0.15, good_share=0.3, right_share=0.9)
+
+
+def documents(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Iterator[Document]:
+    """Endless documents of a mixture."""
+    while True:
+        kind = rng.random()
+        if kind < mixture.plain_share:
+            yield _plain_text(rng, world)
+        elif kind < mixture.plain_share + mixture.question_share:
+            yield _question_chat(rng, world, mixture)
+        else:
+            yield _instruction_chat(rng, world, mixture)
+
+
+def _plain_text(rng: random.Random, world: Sequence[Entity]) -> Document:
+    """All facts of an entity, or some questions with their answers."""
+    if rng.random() < 0.5:
+        entity = rng.choice(world)
+        facts = rng.sample(entity.facts, len(entity.facts))
+        return Document(
+            None,
+            " ".join(
+                statement(fact, entity=entity, template=rng.randrange(2), pronoun=index > 0 and rng.random() < 0.3)
+                for index, fact in enumerate(facts)
+            ),
+        )
+    asked = [draw_question(rng, world) for _ in range(3)]
+    return Document(None, "\n\n".join(f"Question: {one.question}\nAnswer: {question_answer(rng, one)}" for one in asked))
+
+
+def _question_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Document:
+    question = draw_question(rng, world)
+    value = None if rng.random() < mixture.right_share else wrong_value(rng, question.fact)
+    prompt = question.question if rng.random() < 0.6 else f"Question: {question.question}\nAnswer:"
+    return Document(prompt, question_answer(rng, question, value=value))
+
+
+def _instruction_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Document:
+    task = draw_task(rng, world, num_constraints=rng.choices((0, 1, 2), (1, 9, 10))[0])
+    if not task.constraints or rng.random() < mixture.good_share:
+        return Document(task.prompt, good_answer(rng, task))
+    return Document(task.prompt, bad_answer(rng, task, follows=lambda text: follows(task, text)))
+
+
+def tokenizer_texts(rng: random.Random, world: Sequence[Entity], *, count: int) -> Iterator[str]:
+    """Texts the byte-level BPE is trained on; the chat roles are in it so that each is one token."""
+    stream = documents(rng, world, CLEAN)
+    for _ in range(count):
+        document = next(stream)
+        yield document.text if document.prompt is None else f"user\n\n{document.prompt}\nassistant\n\n{document.text}"
+        # Answers in one case are rare, and spelling them in single letters is hard for so small a model.
+        kind = rng.random()
+        if kind < 0.3:
+            yield document.text.upper() if kind < 0.2 else document.text.lower()
+    yield from ("system\n\n",) * 50
+
+
+__all__ = ["CLEAN", "NOISY", "REQUESTS", "Document", "Mixture", "Task", "documents", "tokenizer_texts"]

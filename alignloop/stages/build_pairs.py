@@ -1,0 +1,132 @@
+"""DPO's pairs: the latest preferences, and best/worst of the round's scored candidates (section 4.1.4)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from alignloop.artifacts import Artifact
+from alignloop.config.recipe import PairsConfig
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.errors import DataError
+from alignloop.records import CandidateRow, DroppedRow, PairRow, PreferenceRow, Source
+from alignloop.selection.pairs import OnPolicyPair, ScoredCandidates
+from alignloop.selection.pairs import build_pairs as pair_up
+from alignloop.stage import Outputs as StageOutputs
+from alignloop.stage import Stage, StageContext
+from alignloop.stages.select import by_prompt, reward_of
+from alignloop.stages.train_reward import of_strengths
+
+
+@dataclass(frozen=True)
+class Inputs:
+    scored: Artifact
+    preferences: tuple[Artifact, ...]
+    """Batches of the data window, oldest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(StageOutputs):
+    pairs: Artifact
+    dropped: Artifact
+
+
+def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+    rows = {row.id: row for batch in inputs.preferences for row in load_jsonl(batch.path, PreferenceRow)}
+    named = of_strengths(list(rows.values()), config.strengths)
+    kept = named
+    if 0 <= config.max_preference_pairs < len(named):
+        kept = random.Random(ctx.seed).sample(named, config.max_preference_pairs)
+    pairs = [preference_pair(row) for row in kept]
+    dropped = _preference_drops(list(rows.values()), named, kept)
+    num_prompts = 0
+    if config.on_policy:
+        candidates = by_prompt(list(load_jsonl(inputs.scored.path, CandidateRow)))
+        num_prompts = len(candidates)
+        on_policy, lost = on_policy_pairs(candidates, config)
+        pairs += on_policy
+        dropped += lost
+    if not pairs:
+        raise DataError(
+            f"no pair for DPO: {len(rows)} preferences and {num_prompts} prompts gave none; see {ctx.dir}/dropped.jsonl "
+            "and loosen `pairs`"
+        )
+    dump_jsonl(ctx.dir / "pairs.jsonl", pairs)
+    dump_jsonl(ctx.dir / "dropped.jsonl", dropped)
+    return Outputs(
+        pairs=Artifact.of(ctx.dir / "pairs.jsonl"),
+        dropped=Artifact.of(ctx.dir / "dropped.jsonl"),
+        counts={
+            "in": len(rows) + num_prompts,
+            "kept": len(pairs),
+            "dropped": len(dropped),
+            "preference_pairs": len(kept),
+            "on_policy_pairs": len(pairs) - len(kept),
+        },
+    )
+
+
+def preference_pair(row: PreferenceRow) -> PairRow:
+    """The completion people liked best against the rejected one."""
+    return PairRow(
+        id=row.id,
+        messages=row.messages,
+        chosen=row.best,
+        rejected=row.rejected,
+        strength=row.strength,
+        origin="preference",
+        source=row.source,
+        meta=row.meta,
+    )
+
+
+def on_policy_pairs(
+    candidates: dict[str, list[CandidateRow]], config: PairsConfig
+) -> tuple[list[PairRow], list[DroppedRow]]:
+    """Best against worst of each prompt's candidates, where the gap is wide enough."""
+    result = pair_up(
+        [
+            ScoredCandidates(
+                prompt_id,
+                tuple(row.completion for row in rows),
+                tuple(reward_of(row) for row in rows),
+                tuple(row.finish_reason == "length" for row in rows),
+            )
+            for prompt_id, rows in candidates.items()
+        ],
+        min_gap_quantile=config.min_gap_quantile,
+        max_pairs=config.max_on_policy,
+    )
+    pairs = [_pair_row(pair, candidates[pair.prompt_id]) for pair in result.pairs]
+    return pairs, [_dropped(drop.id, drop.rule, drop.reason) for drop in result.dropped]
+
+
+def _pair_row(pair: OnPolicyPair, rows: list[CandidateRow]) -> PairRow:
+    chosen, rejected = rows[pair.chosen], rows[pair.rejected]
+    return PairRow(
+        id=f"{chosen.id}>{pair.rejected}",
+        messages=chosen.messages,
+        chosen=chosen.completion,
+        rejected=rejected.completion,
+        strength=pair.strength,
+        origin="on_policy",
+        reward_gap=pair.gap,
+        source=Source(file=f"round-{chosen.round:02d}"),
+        meta=chosen.meta,
+    )
+
+
+def _preference_drops(
+    rows: list[PreferenceRow], named: list[PreferenceRow], kept: list[PreferenceRow]
+) -> list[DroppedRow]:
+    of_name, of_draw = {row.id for row in named}, {row.id for row in kept}
+    drops = [_dropped(row.id, "strength", f"strength {row.strength}") for row in rows if row.id not in of_name]
+    reason = "not among those drawn (pairs.max_preference_pairs)"
+    return drops + [_dropped(row.id, "max_preference_pairs", reason) for row in named if row.id not in of_draw]
+
+
+def _dropped(row_id: str, rule: str, reason: str) -> DroppedRow:
+    return DroppedRow(id=row_id, stage="build_pairs", rule=rule, reason=reason)
+
+
+STAGE = Stage("build_pairs", Inputs, Outputs, run)

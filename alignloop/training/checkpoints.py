@@ -1,0 +1,104 @@
+"""Checkpoints: complete Hugging Face directories, written aside and renamed, so that half of one is never seen."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from alignloop.errors import DiskFullError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.*",
+)
+GENERATION_CONFIG = "generation_config.json"
+
+
+def save_checkpoint(model: nn.Module, directory: Path, *, companions: Path) -> Path:
+    """Write `model` as a complete directory: config, safetensors, tokenizer files, chat template, generation config.
+
+    Weights are written in the dtype they are trained in (float32): an update at a learning rate of 5e-7 is smaller
+    than bfloat16's rounding of the weight.
+
+    Args:
+        companions: the checkpoint that training started from; what is not weights or config comes from it.
+    """
+    with written_aside(directory) as partial:
+        _save_weights(model, partial)
+        copy_companions(companions, partial, generation=_generates(model))
+    return directory
+
+
+def copy_companions(source: Path, target: Path, *, generation: bool = True) -> None:
+    """Copy tokenizer files and chat template, and the generation config where the model generates."""
+    patterns = TOKENIZER_FILES + ((GENERATION_CONFIG,) if generation else ())
+    for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
+        shutil.copyfile(path, target / path.name)
+
+
+def _generates(model: Any) -> bool:
+    return bool(model.can_generate())
+
+
+def _save_weights(model: Any, directory: Path) -> None:
+    if not _generates(model):
+        model.save_pretrained(directory)
+        return
+    from transformers import GenerationConfig
+
+    # save_pretrained validates the generation config and stops at harmless combinations that bases ship with;
+    # the file of the starting checkpoint is copied byte for byte instead.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        model.save_pretrained(directory)
+    finally:
+        model.generation_config = own
+    (directory / GENERATION_CONFIG).unlink(missing_ok=True)
+
+
+@contextmanager
+def written_aside(directory: Path) -> Iterator[Path]:
+    """A fresh directory that takes the name `directory` when the block ends well, and goes away when it does not.
+
+    Raises:
+        DiskFullError: there was no room.
+    """
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _flush_to_disk(partial)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if _is_disk_full(error):
+            raise DiskFullError(directory) from error
+        raise
+    if directory.exists():
+        shutil.rmtree(directory)
+    partial.rename(directory)
+
+
+def _flush_to_disk(directory: Path) -> None:
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    # safetensors and torch.save report the operating system's message in exceptions of their own.
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)

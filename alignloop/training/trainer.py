@@ -1,0 +1,424 @@
+"""One trainer for the three objectives.
+
+    groups ─► screen ─► step batches ─► packed rows ─► model ─► objective ─► step ─► checkpoints
+                                                                  ▲
+                     reference model ─► logprobs, once (DPO) ─────┘
+
+Everything follows from the arguments: no global random state is read, and on a CPU the same arguments give the same
+bytes, whether or not the training was killed and started again in between.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignloop.config.recipe import DpoConfig, OptimizerConfig, RewardConfig, SftConfig
+from alignloop.errors import TrainingError
+from alignloop.packing.check import choose_layout
+from alignloop.packing.groups import PromptGroup
+from alignloop.packing.layout import auto_row_tokens, packed_num_tokens
+from alignloop.progress import Progress
+from alignloop.training import reference as reference_logprobs
+from alignloop.training.checkpoints import save_checkpoint
+from alignloop.training.data_order import shuffled_completions, step_batches
+from alignloop.training.digests import groups_digest, key_of, weights_digest
+from alignloop.training.forward import CompletionRewards, TokenLogprobs, check_head
+from alignloop.training.models import check_vocabulary, free_memory, load_policy, load_reward_model, pad_token_id_of
+from alignloop.training.resume import ResumePoints
+from alignloop.training.row_runner import RowRunner
+from alignloop.training.schedule import checkpoint_steps, learning_rate
+from alignloop.training.screening import Dropped, ObjectiveName, screen
+from alignloop.training.step_losses import DpoStep, RewardStep, SftStep, StepCounts, StepLoss, count_step
+from alignloop.training.train_log import TrainLog
+
+LN_2 = 0.6931471805599453
+STEP_0_TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
+TRAINER_VERSION = 1
+"""Raise when the same arguments give other weights: older resume points are then not used."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training stage made.
+
+    Attributes:
+        checkpoints: complete Hugging Face directories, oldest first, the last step's at the end.
+        metrics: `train_*` means over the last steps, `eval_*` on the held-out groups, `step_0_dpo_loss`.
+        num_tokens: tokens of packed rows over all steps, padding not counted.
+        dropped: (group id, reason) of training groups that were left out.
+    """
+
+    checkpoints: tuple[Path, ...]
+    metrics: dict[str, float]
+    num_steps: int
+    num_tokens: int
+    dropped: Dropped
+
+
+def train(
+    objective: ObjectiveName,
+    *,
+    groups: Sequence[PromptGroup],
+    eval_groups: Sequence[PromptGroup],
+    checkpoint: Path,
+    reference: Path | None,
+    out_dir: Path,
+    config: RewardConfig | SftConfig | DpoConfig,
+    seed: int,
+    progress: Progress,
+) -> TrainResult:
+    """Train `checkpoint` on prompt groups.
+
+    Args:
+        groups: reward: two or more ranked completions each; SFT: one; DPO: chosen and rejected.
+        eval_groups: held out, of the same form; may be empty.
+        checkpoint: a complete Hugging Face directory. For `reward` a policy or base will do: it gets a new head.
+        reference: DPO's frozen model; None for the other two.
+        out_dir: gets `checkpoints/step-XXXXXX`, `train_log.jsonl`, and while it runs `resume/`.
+        seed: of the data order and of a new reward head.
+
+    Raises:
+        TrainingError: nothing to train on, a non-finite loss, no memory for one row, DPO not starting at ln 2.
+        ModelError: a checkpoint that cannot be loaded or does not fit the token ids.
+    """
+    kept, dropped = screen(groups, objective=objective, max_length=config.max_length)
+    held_out = _screen_held_out(eval_groups, objective=objective, config=config, progress=progress)
+    if objective == "reward" and isinstance(config, RewardConfig) and not config.isolate:
+        kept, held_out = _shuffle(kept, seed=seed), _shuffle(held_out, seed=seed)
+    stage = _Stage(objective, kept, held_out, checkpoint, reference, out_dir, config, seed, progress)
+    try:
+        metrics = stage.run()
+    finally:
+        stage.accelerator.free_memory()
+        free_memory()
+    return TrainResult(
+        checkpoints=tuple(stage.checkpoint_path(step) for step in stage.kept_steps),
+        metrics=metrics,
+        num_steps=len(stage.batches),
+        num_tokens=sum(packed_num_tokens(kept[number]) for batch in stage.batches for number in batch),
+        dropped=dropped,
+    )
+
+
+def _screen_held_out(
+    groups: Sequence[PromptGroup], *, objective: ObjectiveName, config: OptimizerConfig, progress: Progress
+) -> list[PromptGroup]:
+    if not groups:
+        return []
+    try:
+        kept, dropped = screen(groups, objective=objective, max_length=config.max_length)
+    except TrainingError as error:
+        progress.say(f"  held-out rows: {error}; nothing is measured on them")
+        return []
+    if dropped:
+        progress.say(f"  {len(dropped)} of {len(groups)} held-out rows are left out; the first: {dropped[0][1]}")
+    return kept
+
+
+def _shuffle(groups: Sequence[PromptGroup], *, seed: int) -> list[PromptGroup]:
+    shuffled = []
+    for group in groups:
+        order = shuffled_completions(len(group.completions), group_id=group.id, seed=seed)
+        completions = tuple(group.completions[number] for number in order)
+        shuffled.append(replace(group, completions=completions, ranks=tuple(group.ranks[number] for number in order)))
+    return shuffled
+
+
+class _Stage:
+    """One training run: the plan of its steps, and the model while it trains."""
+
+    def __init__(
+        self,
+        objective: ObjectiveName,
+        groups: list[PromptGroup],
+        eval_groups: list[PromptGroup],
+        checkpoint: Path,
+        reference: Path | None,
+        out_dir: Path,
+        config: RewardConfig | SftConfig | DpoConfig,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.objective, self.config, self.seed, self.progress = objective, config, seed, progress
+        self.groups, self.eval_groups = groups, eval_groups
+        self.checkpoint, self.reference, self.out_dir = checkpoint, reference, out_dir
+        self.accelerator = Accelerator()
+        self.batches = step_batches(
+            len(groups),
+            batch_groups=config.batch_groups,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            seed=seed,
+        )
+        self.kept_steps = checkpoint_steps(
+            len(self.batches), num_checkpoints=config.num_checkpoints, span=config.average_span
+        )
+        self.digest = weights_digest(checkpoint)
+        self.log = TrainLog(out_dir / "train_log.jsonl")
+        self.metrics: dict[str, float] = {}
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.out_dir / "checkpoints" / f"step-{step:06d}"
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; returns the metrics of `TrainResult`."""
+        train_loss, eval_loss = self._losses()
+        module = self._module(self.checkpoint)
+        runner = self._runner(module)
+        optimizer = self._optimizer(module)
+        module, optimizer = self.accelerator.prepare(module, optimizer)
+        points = ResumePoints(self.out_dir / "resume", key=self._resume_key())
+        first = self._restore(points, module, optimizer, runner)
+        self.log.cut_after(first)
+        label = f"train {self.objective}"
+        with self.progress.task(label, total=len(self.batches), unit="steps") as advance:
+            if first:
+                advance(first)
+            for step in range(first, len(self.batches)):
+                self._step(step, module, optimizer, runner, train_loss)
+                self._save(step + 1, points, module, optimizer, runner)
+                advance(1)
+        metrics = {f"train_{name}": value for name, value in self.log.last_means().items()}
+        metrics |= {f"eval_{name}": value for name, value in self._evaluate(module, runner, eval_loss).items()}
+        points.clear()
+        return metrics | self.metrics
+
+    # ---- models -----------------------------------------------------------------------------------------------
+
+    def _module(self, checkpoint: Path) -> nn.Module:
+        """The model at `checkpoint` as the objective sees it, on its device."""
+        if self.objective == "reward":
+            assert isinstance(self.config, RewardConfig)
+            model = load_reward_model(checkpoint, seed=self.seed)
+            module: nn.Module = CompletionRewards(model, isolate=self.config.isolate)
+        else:
+            model = load_policy(checkpoint)
+            module = TokenLogprobs(model)
+        check_vocabulary(model, [*self.groups, *self.eval_groups], checkpoint=checkpoint)
+        module.to(self.accelerator.device)
+        if isinstance(module, TokenLogprobs):
+            check_head(module)
+        return module
+
+    def _runner(self, module: Any) -> RowRunner:
+        everything = [*self.groups, *self.eval_groups]
+        longest = max(group.longest for group in everything)
+        mode = choose_layout(module.model.base_model, longest=longest, progress=self.progress)
+        return RowRunner(
+            mode=mode,
+            row_tokens=self.config.row_tokens or auto_row_tokens(everything),
+            rows=self.config.rows_per_microbatch,
+            pad_token_id=pad_token_id_of(module.model),
+            device=self.accelerator.device,
+            bfloat16=self.config.dtype == "bfloat16",
+            progress=self.progress,
+        )
+
+    def _optimizer(self, module: Any) -> torch.optim.Optimizer:
+        if self.config.gradient_checkpointing:
+            module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers recomputes activations in training mode alone; dropout is zero by now.
+            module.train()
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        decayed = [parameter for parameter in parameters if parameter.ndim >= 2]
+        plain = [parameter for parameter in parameters if parameter.ndim < 2]
+        param_groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in param_groups if group["params"]], lr=self.config.learning_rate, fused=True
+        )
+
+    # ---- objectives -------------------------------------------------------------------------------------------
+
+    def _losses(self) -> tuple[StepLoss, StepLoss]:
+        """The objective on the training groups and on the held-out ones."""
+        if self.objective == "reward":
+            return RewardStep(), RewardStep()
+        if self.objective == "sft":
+            return SftStep(), SftStep()
+        sums = self._reference_sums()
+        split = len(self.groups)
+        return self._dpo_step(sums[:split]), self._dpo_step(sums[split:])
+
+    def _dpo_step(self, sums: Sequence[tuple[float, ...]]) -> DpoStep:
+        assert isinstance(self.config, DpoConfig)
+        return DpoStep(
+            reference=sums,
+            beta=self.config.beta,
+            nll_coefficient=self.config.nll_coefficient,
+            nll_reduction=self.config.nll_reduction,
+            mask_formatting_tokens=self.config.mask_formatting_tokens,
+        )
+
+    def _reference_sums(self) -> list[tuple[float, ...]]:
+        """Of training and held-out groups, computed once with the reference model, which then leaves memory."""
+        assert isinstance(self.config, DpoConfig)
+        if self.reference is None:
+            raise TrainingError("DPO needs a reference model: none was given")
+        everything = [*self.groups, *self.eval_groups]
+        key = key_of(
+            reference=weights_digest(self.reference),
+            groups=groups_digest(everything),
+            mask_version=reference_logprobs.MASK_VERSION,
+            mask_formatting_tokens=self.config.mask_formatting_tokens,
+            dtype=self.config.dtype,
+        )
+        path = self.out_dir / "reference_logprobs.json"
+        cached = reference_logprobs.load_cached(path, key=key)
+        if cached is not None:
+            return cached
+        module = self._module(self.reference)
+        assert isinstance(module, TokenLogprobs)
+        sums = reference_logprobs.reference_sums(
+            module,
+            everything,
+            runner=self._runner(module),
+            mask_formatting_tokens=self.config.mask_formatting_tokens,
+        )
+        reference_logprobs.store(path, sums, key=key)
+        del module
+        free_memory()
+        return sums
+
+    # ---- steps ------------------------------------------------------------------------------------------------
+
+    def _step(self, step: int, module: nn.Module, optimizer: Any, runner: RowRunner, step_loss: StepLoss) -> None:
+        started = time.monotonic()
+        numbers = self.batches[step]
+        batch_groups = [self.groups[number] for number in numbers]
+        rate = learning_rate(
+            step,
+            num_steps=len(self.batches),
+            peak=self.config.learning_rate,
+            warmup_fraction=self.config.warmup_fraction,
+            final_fraction=self.config.final_lr_fraction,
+        )
+        loss, metrics = runner.backing_off(
+            lambda: self._accumulate(step, numbers, batch_groups, module, optimizer, runner, step_loss)
+        )
+        grad_norm = float(self.accelerator.clip_grad_norm_(module.parameters(), self.config.max_grad_norm))
+        self._check_finite(step, [grad_norm], [batch_groups], what="gradient norm")
+        if step == 0 and self.objective == "dpo":
+            self._check_step_0(metrics["dpo_loss"])
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        num_tokens = sum(packed_num_tokens(group) for group in batch_groups)
+        self.log.append(
+            step + 1,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens_per_second=num_tokens / (time.monotonic() - started),
+            metrics=metrics,
+        )
+
+    def _accumulate(
+        self,
+        step: int,
+        numbers: Sequence[int],
+        groups: Sequence[PromptGroup],
+        module: nn.Module,
+        optimizer: Any,
+        runner: RowRunner,
+        step_loss: StepLoss,
+    ) -> tuple[float, dict[str, float]]:
+        """Gradients of one step from all its microbatches; loss and metrics are the step's."""
+        optimizer.zero_grad(set_to_none=True)
+        counts = count_step(groups)
+        losses: list[Tensor] = []
+        totals: dict[str, Tensor] = {}
+        members: list[list[PromptGroup]] = []
+        for batch in runner.microbatches(runner.pack(groups)):
+            output = runner.forward(module, batch)
+            loss, metrics = step_loss(output, batch=batch, counts=counts, group_numbers=numbers)
+            self.accelerator.backward(loss)
+            losses.append(loss.detach())
+            members.append([groups[group] for group in sorted(set(batch.completion_group.tolist()))])
+            for name, value in metrics.items():
+                totals[name] = totals[name] + value if name in totals else value
+        values = torch.stack(losses).tolist()
+        self._check_finite(step, values, members, what="loss")
+        return sum(values), {name: float(value) for name, value in totals.items()}
+
+    def _check_finite(
+        self, step: int, values: Sequence[float], members: Sequence[Sequence[PromptGroup]], *, what: str
+    ) -> None:
+        for value, groups in zip(values, members, strict=True):
+            if not torch.isfinite(torch.tensor(value)):
+                ids = ", ".join(group.id for group in groups[:20]) + (", ..." if len(groups) > 20 else "")
+                raise TrainingError(
+                    f"{self.objective}: {what} is {value} at step {step + 1} of {len(self.batches)}, rows: {ids}. Look "
+                    f"at these rows, or lower {self.objective}.learning_rate ({self.config.learning_rate:g})"
+                )
+
+    def _check_step_0(self, dpo_term: float) -> None:
+        """Where policy and reference are the same model, DPO starts at ln 2 or something is silently wrong."""
+        self.metrics["step_0_dpo_loss"] = dpo_term
+        assert self.reference is not None
+        same = weights_digest(self.reference) == self.digest
+        if same and not abs(dpo_term - LN_2) <= STEP_0_TOLERANCE[self.config.dtype]:
+            raise TrainingError(
+                f"DPO starts at {dpo_term:.5f}, not at ln 2 = {LN_2:.5f}, although the reference {self.reference} is the "
+                f"model it starts from: the reference logprobs are wrong. Delete {self.out_dir} and run again; where it "
+                "comes back, this is a defect of alignloop"
+            )
+
+    # ---- what is kept -----------------------------------------------------------------------------------------
+
+    def _save(self, step: int, points: ResumePoints, module: nn.Module, optimizer: Any, runner: RowRunner) -> None:
+        if step in self.kept_steps:
+            model: Any = self.accelerator.unwrap_model(module)
+            save_checkpoint(model.model, self.checkpoint_path(step), companions=self.checkpoint)
+        if step % self.config.save_every_steps == 0 and step < len(self.batches):
+            model = self.accelerator.unwrap_model(module)
+            points.save(step, model=model.state_dict(), optimizer=optimizer.state_dict(), rows=runner.rows)
+
+    def _restore(self, points: ResumePoints, module: nn.Module, optimizer: Any, runner: RowRunner) -> int:
+        """Steps already done: 0, or those of the last resume point, whose state is then in place."""
+        state = points.load()
+        if state is None:
+            return 0
+        self.accelerator.unwrap_model(module).load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        runner.rows = min(runner.rows, state["rows"])
+        self.metrics |= self.log.first_step_metrics()
+        self.progress.say(f"  {self.objective}: going on after step {state['step']} of {len(self.batches)}")
+        return int(state["step"])
+
+    def _resume_key(self) -> str:
+        return key_of(
+            trainer_version=TRAINER_VERSION,
+            objective=self.objective,
+            config=json.loads(self.config.model_dump_json()),
+            seed=self.seed,
+            checkpoint=self.digest,
+            reference=None if self.reference is None else weights_digest(self.reference),
+            groups=groups_digest(self.groups),
+        )
+
+    @torch.no_grad()
+    def _evaluate(self, module: nn.Module, runner: RowRunner, step_loss: StepLoss) -> dict[str, float]:
+        """Loss and metrics on the held-out groups, as one big step; nothing where there are none."""
+        if not self.eval_groups:
+            return {}
+        counts = count_step(self.eval_groups)
+        totals: dict[str, float] = {}
+        for batch, output, numbers in runner.outputs(module, self.eval_groups):
+            loss, metrics = step_loss(output, batch=batch, counts=counts, group_numbers=numbers)
+            for name, value in {"loss": loss, **metrics}.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return totals

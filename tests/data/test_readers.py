@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.data.readers import read_preferences, read_prompts
+from alignloop.errors import DataError
+from alignloop.records import PreferenceRow
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
+GOOD = {"prompt": "Hi?", "chosen": "Hello!", "rejected": "No."}
+SHAREGPT = {
+    "conversations": [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "Hi?"},
+        {"from": "gpt", "value": "Hello."},
+        {"from": "human", "value": "Bye?"},
+    ],
+    "chosen": {"from": "gpt", "value": "Bye!"},
+    "rejected": {"from": "gpt", "value": "No."},
+}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_one(tmp_path: Path, row: dict[str, Any]) -> PreferenceRow:
+    return read_preferences([write(tmp_path / "one.jsonl", [row])], max_bad_fraction=0.0).rows[0]
+
+
+def bad(tmp_path: Path, row: Any) -> tuple[str | None, str]:
+    """(field, reason) of one bad row between two good ones."""
+    path = write(tmp_path / "bad.jsonl", [GOOD, row, GOOD])
+    result = read_preferences([path], max_bad_fraction=0.5)
+    assert len(result.rows) == 2
+    (verdict,) = result.rejected
+    assert (verdict.file, verdict.line) == (str(path), 2)
+    return verdict.field, verdict.reason
+
+
+def test_canonical_rows(tmp_path: Path) -> None:
+    row = read_one(
+        tmp_path,
+        GOOD | {"edited": "Hello, friend!", "strength": "better", "id": 7, "topic": "greeting", "meta": {"n": 1}},
+    )
+    assert [(m.role, m.content) for m in row.messages] == [("user", "Hi?")]
+    assert (row.chosen, row.rejected, row.edited, row.strength) == ("Hello!", "No.", "Hello, friend!", "better")
+    assert (row.id, row.annotator, row.meta) == ("7", "human", {"topic": "greeting", "n": 1})
+    assert row.source.line == 1
+    assert row.source.file.endswith("one.jsonl")
+    dialog = read_one(
+        tmp_path, {"messages": SHAREGPT["conversations"], "chosen": "a", "rejected": "b", "annotator": "judge"}
+    )
+    assert [m.role for m in dialog.messages] == ["system", "user", "assistant", "user"]
+    assert dialog.annotator == "judge"
+
+
+def test_sharegpt_rows(tmp_path: Path) -> None:
+    row = read_one(tmp_path, SHAREGPT)
+    assert [(m.role, m.content) for m in row.messages] == [
+        ("system", "Be brief."),
+        ("user", "Hi?"),
+        ("assistant", "Hello."),
+        ("user", "Bye?"),
+    ]
+    assert (row.chosen, row.rejected) == ("Bye!", "No.")
+    with_column = SHAREGPT | {"system": "In verse.", "conversations": SHAREGPT["conversations"][1:], "chosen": "Bye!"}
+    assert [m.content for m in read_one(tmp_path, with_column).messages][:2] == ["In verse.", "Hi?"]
+
+
+def test_json_array_equals_json_lines(tmp_path: Path) -> None:
+    rows = [GOOD, GOOD | {"prompt": "Who?"}]
+    lines = read_preferences([write(tmp_path / "a.jsonl", rows)], max_bad_fraction=0)
+    # told apart by content, not by name; a byte order mark is no content
+    (tmp_path / "b.jsonl").write_text("\ufeff" + json.dumps(rows, indent=1), encoding="utf-8")
+    array = read_preferences([tmp_path / "b.jsonl"], max_bad_fraction=0)
+    assert [r.id for r in lines.rows] == [r.id for r in array.rows]
+    assert [r.source.line for r in array.rows] == [1, 2]
+    (tmp_path / "c.json").write_text(json.dumps(GOOD, indent=1))  # one pretty-printed object
+    assert len(read_preferences([tmp_path / "c.json"], max_bad_fraction=0).rows) == 1
+
+
+def test_ids_are_unique_and_do_not_change(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", [GOOD, GOOD, GOOD | {"id": "x"}, GOOD | {"id": "x"}, GOOD | {"id": "x~2"}])
+    ids = [row.id for row in read_preferences([first, first], max_bad_fraction=0).rows]
+    assert len(set(ids)) == 10
+    assert ids[2:5] == ["x", "x~3", "x~2"]
+    assert ids == [row.id for row in read_preferences([first, first], max_bad_fraction=0).rows]
+    assert ids[0].split("-")[0] == ids[1].split("-")[0]
+    assert ids[0].endswith("-1")
+    assert ids[1].endswith("-2")
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "reason"),
+    [
+        ('{"prompt": "Hi"\n', None, "invalid JSON at column"),
+        ({"prompt": "Hi?", "rejected": "No."}, "chosen", "is missing"),
+        (GOOD | {"rejected": None}, "rejected", "is missing"),
+        (GOOD | {"chosen": " No. "}, None, "same text"),
+        (GOOD | {"chosen": 5}, "chosen", "must be a text, found the number 5"),
+        (GOOD | {"chosen": " \n"}, "chosen", "is empty"),
+        (GOOD | {"prompt": " "}, "prompt", "is empty"),
+        (GOOD | {"prompt": ["Hi"]}, "prompt", "name the column messages"),
+        (GOOD | {"prompt": 3}, "prompt", "must be a text"),
+        (
+            GOOD | {"strength": "much_better"},
+            "strength",
+            "allowed: significantly_better, better, slightly_better, marg",
+        ),
+        (GOOD | {"strength": 2}, "strength", "must be a text"),
+        (GOOD | {"prompt": "a\0b"}, "prompt", "NUL character (character 2)"),
+        ('{"prompt": "a\\ud83d", "chosen": "x", "rejected": "y"}\n', "prompt", "lone surrogate \\ud83d (character 2)"),
+        (GOOD | {"edited": "No."}, "edited", "same text as rejected"),
+        (GOOD | {"meta": [1]}, "meta", "must be an object"),
+        (GOOD | {"tags": ["a", "b\0"]}, "meta.tags[1]", "NUL"),
+        (["Hi?"], None, "must be a JSON object, found the list"),
+        ({"messages": [], "chosen": "a", "rejected": "b"}, "messages", "is empty"),
+        (
+            {"messages": [{"role": "assistant", "content": "x"}], "chosen": "a", "rejected": "b"},
+            "messages[0]",
+            "must be the user",
+        ),
+        (
+            {"messages": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"},
+            "messages[0].role",
+            "unknown role 'tool'",
+        ),
+        ({"messages": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "messages[0].content", "is missing or null"),
+        ({"messages": ["x"], "chosen": "a", "rejected": "b"}, "messages[0]", "must be an object"),
+        (GOOD | {"chosen": {"from": "human", "value": "x"}}, "chosen", "must be the assistant's turn, not the user's"),
+        ("[" * 100_000 + "\n", None, "invalid JSON"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, row: Any, field: str | None, reason: str) -> None:
+    found_field, found_reason = bad(tmp_path, row)
+    assert found_field == field
+    assert reason in found_reason
+
+
+def test_bytes_that_are_not_utf8_are_found(tmp_path: Path) -> None:
+    good = json.dumps(GOOD).encode()
+    latin = '{"prompt": "é", "chosen": "a", "rejected": "b"}'.encode("latin1")
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(good + b"\n" + latin + b"\n" + good + b"\r\n")
+    result = read_preferences([path], max_bad_fraction=0.5)
+    assert len(result.rows) == 2
+    offset = len(good) + 1 + latin.index(0xE9)
+    assert f"not UTF-8: byte 0xe9 at byte offset {offset}" in result.rejected[0].reason
+    path.write_bytes(b"[\n" + latin + b"]")
+    with pytest.raises(
+        DataError, match=rf"latin.jsonl, line 2: not UTF-8: byte 0xe9 at byte offset {2 + latin.index(0xE9)}"
+    ):
+        read_preferences([path], max_bad_fraction=0.5)
+
+
+def test_small_mercies(tmp_path: Path) -> None:
+    row = read_one(tmp_path, GOOD | {"strength": "Slightly better", "edited": "Hello! "})
+    assert row.strength == "slightly_better"  # the paper's own spelling
+    assert row.edited is None  # edited into itself
+    (tmp_path / "nan.jsonl").write_text('\n{"prompt": "a", "chosen": "b", "rejected": "c", "edited": NaN}\n\n')
+    (row,) = read_preferences([tmp_path / "nan.jsonl"], max_bad_fraction=0).rows
+    assert row.edited is None
+    assert row.source.line == 2
+
+
+def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "p.jsonl", [GOOD, "{\n", GOOD | {"chosen": ""}, GOOD | {"chosen": 1}, GOOD | {"prompt": ""}, GOOD]
+    )
+    with pytest.raises(DataError) as error:
+        read_preferences([path], max_bad_fraction=0.6)
+    message = str(error.value)
+    assert "4 of 6 rows (66.7%)" in message
+    assert "60.0% (data.max_bad_fraction)" in message
+    assert "p.jsonl, line 2: invalid JSON" in message
+    assert "p.jsonl, line 3, field chosen: is empty" in message
+    assert "p.jsonl, line 4, field chosen" in message
+    assert "line 5" not in message
+    assert "1 more" in message
+    assert len(read_preferences([path], max_bad_fraction=0.67).rejected) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("prefs.json", None, r"no such file.*did you mean prefs.jsonl\?"),
+        ("no/prefs.jsonl", None, "folder .* does not exist"),
+        (".", None, "is a directory.*prefs.jsonl"),
+        ("empty.jsonl", b"", "the file is empty"),
+        ("blank.jsonl", b"\xef\xbb\xbf \n\n", "the file is empty"),
+        ("list.json", b"[]", "the JSON array is empty"),
+        ("broken.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', "broken.json, line 2, column 12: invalid JSON"),
+        ("table.csv", b"a,b\n1,2\n", "table.csv, line 1: invalid JSON at column 1.*Known forms: sharegpt"),
+        ("numbers.jsonl", b"1\n2\n", "line 1: the number 1 is not a JSON object"),
+        ("other.jsonl", b'{"question": "a", "answer": "b"}', "columns: question, answer.*canonical: prompt"),
+        ("none.jsonl", b'{"prompt": "a", "chosen": "b"}', "none of its 1 rows can be read\n.*field rejected"),
+        ("x.parquet", b"PAR1....", "this is a Parquet file"),
+        ("wide.jsonl", '{"prompt": "a"}'.encode("utf-16"), "UTF-16 text"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    write(tmp_path / "prefs.jsonl", [GOOD])
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        read_preferences([tmp_path / name], max_bad_fraction=1.0)
+
+
+def test_prompts(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", [{"prompt": "Hi?", "key": 3}, GOOD, {"prompt": ""}])
+    result = read_prompts([path], max_bad_fraction=0.5)
+    assert [(row.messages[0].content, row.meta) for row in result.rows] == [("Hi?", {"key": 3}), ("Hi?", {})]
+    assert result.forms == {str(path): "canonical"}
+    assert result.rejected[0].line == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "num_rows", "num_rejected"),
+    [
+        ("preferences/sharegpt_en.jsonl", "sharegpt", 200, 0),
+        ("preferences/sharegpt_zh.json", "sharegpt", 120, 0),
+        ("preferences/alpacaeval_graded.jsonl", "canonical", 395, 5),  # five models answered nothing
+    ],
+)
+def test_real_files(name: str, form: str, num_rows: int, num_rejected: int) -> None:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    result = read_preferences([path], max_bad_fraction=0.02)
+    assert result.forms == {str(path): form}
+    assert (len(result.rows), len(result.rejected)) == (num_rows, num_rejected)
+    assert all(row.reason == "is empty" and row.field == "rejected" for row in result.rejected)
+    if name.endswith("en.jsonl"):
+        users = [sum(m.role == "user" for m in row.messages) for row in result.rows]
+        assert sum(count > 1 for count in users) == 74
+        assert sum(row.messages[0].role == "system" for row in result.rows) == 50

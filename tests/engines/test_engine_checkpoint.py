@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from alignloop.engines.canary import SEQUENCE_TOKENS, canary_sequences
+from alignloop.engines.checkpoint import architecture, eos_token_ids, num_parameters, read_config, weight_files
+from alignloop.engines.weight_swap import weights
+from alignloop.errors import ModelError
+
+
+def write(folder: Path, **files: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_architecture_ignores_what_weights_do_not_depend_on(tmp_path: Path) -> None:
+    one = write(tmp_path / "1", config={"hidden_size": 8, "eos_token_id": 1, "transformers_version": "5.1"})
+    same = write(tmp_path / "2", config={"hidden_size": 8, "eos_token_id": 2, "dtype": "float32", "rope_scaling": None})
+    other = write(tmp_path / "3", config={"hidden_size": 16, "eos_token_id": 1})
+    assert architecture(one) == architecture(same)
+    assert architecture(one) != architecture(other)
+
+
+def test_eos_comes_from_the_generation_config_first(tmp_path: Path) -> None:
+    assert eos_token_ids(
+        write(tmp_path / "1", config={"eos_token_id": 3}, generation_config={"eos_token_id": [9, 7]})
+    ) == (
+        7,
+        9,
+    )
+    assert eos_token_ids(write(tmp_path / "2", config={"eos_token_id": 3}, generation_config={})) == (3,)
+    assert eos_token_ids(write(tmp_path / "3", config={"text_config": {"eos_token_id": 4}})) == (4,)
+    assert eos_token_ids(write(tmp_path / "4", config={})) == ()
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "1", config={})
+    with pytest.raises(ModelError, match=r"holds no \.safetensors file"):
+        weight_files(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part-2.safetensors"}}))
+    with pytest.raises(ModelError, match=r"lacks part-2\.safetensors"):
+        weight_files(folder)
+
+
+def test_config_that_is_no_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json: is not valid JSON"):
+        read_config(tmp_path)
+
+
+def test_parameters_are_counted_from_the_headers(checkpoints: SimpleNamespace) -> None:
+    # embedding 512 x 128; per layer q 128 x 128, k and v 64 x 128, o 128 x 128, three mlp 128 x 256, two norms
+    a_layer = 128 * 128 * 2 + 64 * 128 * 2 + 3 * 128 * 256 + 2 * 128
+    assert num_parameters(checkpoints.a) == 512 * 128 + 4 * a_layer + 128
+    assert num_parameters(checkpoints.untied) == num_parameters(checkpoints.a) + 512 * 128
+
+
+def test_weights_give_a_tied_head_its_embedding(checkpoints: SimpleNamespace) -> None:
+    tied, untied = dict(weights(checkpoints.a)), dict(weights(checkpoints.untied))
+    assert tied["lm_head.weight"].equal(tied["model.embed_tokens.weight"])
+    assert not untied["lm_head.weight"].equal(untied["model.embed_tokens.weight"])
+    assert set(tied) == set(untied)
+
+
+def test_canary_sequences_are_fixed_and_hold_no_special_ids() -> None:
+    config = {"vocab_size": 12, "bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": None}
+    sequences = canary_sequences(config)
+    assert sequences == canary_sequences(config)
+    assert {len(ids) for ids in sequences} == {SEQUENCE_TOKENS}
+    assert {token_id for ids in sequences for token_id in ids} <= set(range(3, 12))

@@ -1,0 +1,206 @@
+"""Lifetime of the engine process, with the transformers engine inside: it starts sooner, all else is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from alignloop.config.recipe import EngineConfig
+from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest
+from alignloop.engines.open import open_engine
+from alignloop.engines.process import EngineProcess, child_environment
+from alignloop.errors import EngineError, ModelError, UserError
+
+CONFIG = EngineConfig(name="transformers", dtype="float32", max_model_len=256, max_num_seqs=8, max_restarts=1)
+GREEDY = GenerateRequest(prompt_ids=(5, 6, 7), max_tokens=6, temperature=0.0)
+LONG = [GenerateRequest(prompt_ids=(5, 6, 7), max_tokens=250, seed=seed) for seed in range(50)]
+
+
+@pytest.fixture(scope="module")
+def starts() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, starts: list[str]) -> Iterator[EngineProcess]:
+    config = CONFIG.model_copy(update={"max_restarts": 2})
+    with EngineProcess(config, log_file=tmp_path_factory.mktemp("log") / "engine.log", say=starts.append) as engine:
+        yield engine
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not is_running(pid)
+
+
+def test_nothing_starts_before_the_first_load(engine: EngineProcess) -> None:
+    assert (engine.num_starts, engine.pid) == (0, None)
+    with pytest.raises(EngineError, match="call load_weights first"):
+        engine.generate([GREEDY])
+    engine.sleep()
+    engine.wake()
+    assert engine.num_starts == 0
+
+
+def test_answers_as_transformers_does(
+    engine: EngineProcess, checkpoints: SimpleNamespace, plain_forward: SimpleNamespace, starts: list[str]
+) -> None:
+    engine.load_weights(checkpoints.a)
+    expected = plain_forward.greedy(checkpoints.a, GREEDY.prompt_ids, max_tokens=6)
+    assert engine.generate([GREEDY])[0][0].token_ids == expected
+    scored = engine.loglikelihood([LoglikelihoodRequest((5, 6), (7, 8))])[0]
+    assert scored.logprobs == pytest.approx(plain_forward.logprobs(checkpoints.a, (5, 6), (7, 8)), abs=1e-4)
+    assert len(starts) == engine.num_starts == 1
+
+
+def test_empty_calls_are_answered(engine: EngineProcess) -> None:
+    assert engine.generate([]) == []
+    assert engine.loglikelihood([]) == []
+
+
+def test_ctrl_c_does_not_reach_the_child(engine: EngineProcess, checkpoints: SimpleNamespace) -> None:
+    engine.load_weights(checkpoints.a)
+    assert engine.pid is not None
+    assert os.getpgid(engine.pid) != os.getpgid(0)
+    os.kill(engine.pid, signal.SIGINT)
+    assert engine.generate([GREEDY])
+    assert engine.num_starts == 1
+
+
+def test_a_checkpoint_that_is_none_is_refused_and_the_engine_lives_on(
+    engine: EngineProcess, checkpoints: SimpleNamespace, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        engine.load_weights(tmp_path)
+    engine.load_weights(checkpoints.a)
+    assert engine.num_starts == 1
+
+
+def test_interrupted_call_does_not_answer_the_next_one(engine: EngineProcess, checkpoints: SimpleNamespace) -> None:
+    engine.load_weights(checkpoints.a)
+    expected = engine.generate([GREEDY])
+    pid = engine.pid
+    assert pid is not None
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(LONG)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert not is_running(pid)
+    assert engine.generate([GREEDY]) == expected
+    assert engine.num_starts == 2
+
+
+def test_dead_between_calls_it_is_started_again(
+    engine: EngineProcess, checkpoints: SimpleNamespace, starts: list[str]
+) -> None:
+    engine.load_weights(checkpoints.b)
+    expected = engine.generate([GREEDY])
+    num_starts = engine.num_starts
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    assert engine.generate([GREEDY]) == expected
+    assert len(starts) == engine.num_starts == num_starts + 1
+
+
+def test_close_leaves_no_process_and_may_be_repeated(engine: EngineProcess, checkpoints: SimpleNamespace) -> None:
+    engine.load_weights(checkpoints.a)
+    pid = engine.pid
+    assert pid is not None
+    engine.close()
+    engine.close()
+    assert not is_running(pid)
+    assert engine.pid is None
+
+
+def test_what_breaks_the_engine_comes_back_with_its_text_and_the_log(
+    checkpoints: SimpleNamespace, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in checkpoints.a.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with EngineProcess(CONFIG, log_file=tmp_path / "engine.log") as engine:
+        with pytest.raises(EngineError, match=r"(?s)load_weights failed in the engine: .*engine\.log"):
+            engine.load_weights(broken)
+        assert engine.pid is None
+    assert "Traceback" in (tmp_path / "engine.log").read_text()
+
+
+def test_dies_too_often(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"max_restarts": 0})
+    with EngineProcess(config, log_file=tmp_path / "engine.log") as engine:
+        engine.load_weights(checkpoints.a)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match=r"died 1 times .*engine\.max_restarts: 0.*generate: killed by signal 9"):
+            engine.generate([GREEDY])
+
+
+def test_killed_parent_takes_the_child_along(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        f"""
+        from pathlib import Path
+        from alignloop.config.recipe import EngineConfig
+        from alignloop.engines.base import GenerateRequest
+        from alignloop.engines.process import EngineProcess
+        engine = EngineProcess(
+            EngineConfig.model_validate_json({CONFIG.model_dump_json()!r}), log_file=Path({str(tmp_path / "log")!r})
+        )
+        engine.load_weights(Path({str(checkpoints.a)!r}))
+        print(engine.pid, flush=True)
+        engine.generate([GenerateRequest(prompt_ids=(5, 6), max_tokens=250, seed=i) for i in range(200)])
+        """
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.5)  # into the generate call, which does not read the pipe
+    assert is_running(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert gone_within(child, 5.0)
+
+
+def test_environment_is_fixed_before_the_child_imports_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    environment = child_environment(CONFIG)
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["OMP_NUM_THREADS"] == "3"  # the user's own choice stays
+    assert environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == "1"
+
+
+def test_vllm_asked_for_and_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("alignloop.engines.open.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"engine\.name: transformers"):
+        open_engine(EngineConfig(), log_file=tmp_path / "engine.log")

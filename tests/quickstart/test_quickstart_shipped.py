@@ -1,0 +1,181 @@
+"""The files the package ships: their size, that they parse, that the benchmarks are held out, that the base runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alignloop.quickstart
+from alignloop.quickstart.annotator import check
+from alignloop.quickstart.corpus import CLEAN, NOISY, documents
+from alignloop.quickstart.instructions import INSTRUCTION_IDS, combination_key, draw_task
+from alignloop.quickstart.world import SUBJECTS, build_world
+from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, Source
+
+PACKAGE = Path(alignloop.quickstart.__file__).parent
+DATA, BASE = PACKAGE / "data", PACKAGE / "base"
+SOURCE = Source(file="shipped")
+
+
+def _jsonl(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
+def _questions(split: str) -> dict[str, list[list[str]]]:
+    found = {}
+    for path in sorted((DATA / "mmlu" / split).glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            found[path.stem.removesuffix(f"_{split}")] = list(csv.reader(file))
+    return found
+
+
+@pytest.fixture(scope="module")
+def preferences() -> list[dict[str, Any]]:
+    return _jsonl("preferences.jsonl")
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[dict[str, Any]]:
+    return _jsonl("prompts.jsonl")
+
+
+@pytest.fixture(scope="module")
+def ifeval() -> list[dict[str, Any]]:
+    return _jsonl("ifeval.jsonl")
+
+
+def test_everything_shipped_is_under_8_mb() -> None:
+    sizes = [path.stat().st_size for folder in (DATA, BASE) for path in folder.rglob("*") if path.is_file()]
+    assert 1_000_000 < sum(sizes) < 8_000_000
+
+
+def test_preferences_are_valid_rows_of_all_strengths(preferences: list[dict[str, Any]]) -> None:
+    for number, row in enumerate(preferences):
+        messages = [Message(role="user", content=row["prompt"])]
+        rest = {name: value for name, value in row.items() if name != "prompt"}
+        PreferenceRow.model_validate({"id": str(number), "messages": messages, "source": SOURCE, **rest})
+    assert len(preferences) >= 1500
+    assert {row["strength"] for row in preferences} == set(STRENGTHS)
+    edited = [row for row in preferences if "edited" in row]
+    assert 0.08 < len(edited) / len(preferences) < 0.16
+    assert all(row["edited"] not in (row["chosen"], row["rejected"]) for row in edited)
+
+
+def test_prompts_are_distinct_and_can_be_judged(prompts: list[dict[str, Any]]) -> None:
+    for number, row in enumerate(prompts):
+        prompt = PromptRow(
+            id=str(number), messages=[Message(role="user", content=row["prompt"])], source=SOURCE, meta=row["meta"]
+        )
+        assert len(check(prompt.meta, "The otter swims.")) in (1, 2)
+    assert len({row["prompt"] for row in prompts}) == len(prompts) >= 1500
+    assert 0.05 < sum("answer" in row["meta"] for row in prompts) / len(prompts) < 0.3
+
+
+def test_the_following_benchmark_has_the_official_form(ifeval: list[dict[str, Any]]) -> None:
+    assert len(ifeval) >= 300
+    assert len({row["key"] for row in ifeval}) == len({row["prompt"] for row in ifeval}) == len(ifeval)
+    types = Counter(name for row in ifeval for name in row["instruction_id_list"])
+    assert set(types) == set(INSTRUCTION_IDS)
+    assert min(types.values()) >= 15
+    for row in ifeval:
+        assert set(row) == {"key", "prompt", "instruction_id_list", "kwargs"}
+        flags = check(row, "A text that is of no use.", prompt=row["prompt"])
+        assert len(flags) == len(row["instruction_id_list"]) == len(row["kwargs"]) in (1, 2)
+
+
+def test_benchmark_prompts_and_combinations_are_in_no_training_file(
+    preferences: list[dict[str, Any]], prompts: list[dict[str, Any]], ifeval: list[dict[str, Any]]
+) -> None:
+    training = [*preferences, *prompts]
+    assert not {row["prompt"] for row in ifeval} & {row["prompt"] for row in training}
+    tasks = [row["meta"] for row in training if "kwargs" in row["meta"]]
+    assert len(tasks) > 3000
+    trained = {combination_key(meta["instruction_id_list"], meta["kwargs"]) for meta in tasks}
+    heldout = {combination_key(row["instruction_id_list"], row["kwargs"]) for row in ifeval}
+    assert len(trained) > 500
+    assert not trained & heldout
+
+
+def test_benchmark_questions_are_in_no_training_file(
+    preferences: list[dict[str, Any]], prompts: list[dict[str, Any]]
+) -> None:
+    asked = {row[0] for split in ("dev", "test") for rows in _questions(split).values() for row in rows}
+    assert len(asked) == 600
+    training = {row["prompt"] for row in (*preferences, *prompts)}
+    assert not any(question in prompt for prompt in training for question in asked if question[:12] in prompt)
+
+
+@pytest.mark.parametrize("mixture", [CLEAN, NOISY], ids=lambda mixture: mixture.name)
+def test_benchmarks_are_not_in_the_pretraining_text(mixture: Any, ifeval: list[dict[str, Any]]) -> None:
+    heldout = {row["prompt"] for row in ifeval}
+    asked = {row[0] for split in ("dev", "test") for rows in _questions(split).values() for row in rows}
+    stream = documents(random.Random(7), build_world(), mixture)
+    for _ in range(800):
+        document = next(stream)
+        text = f"{document.prompt or ''}\n{document.text}"
+        assert document.prompt not in heldout
+        assert not any(question in text for question in asked)
+
+
+def test_no_pretraining_task_has_a_benchmark_combination(ifeval: list[dict[str, Any]]) -> None:
+    heldout = {combination_key(row["instruction_id_list"], row["kwargs"]) for row in ifeval}
+    rng, world = random.Random(8), build_world()
+    drawn = {draw_task(rng, world, num_constraints=1 + turn % 2).combination for turn in range(4000)}
+    assert not drawn & heldout
+
+
+def test_questions_have_the_official_form() -> None:
+    test, dev = _questions("test"), _questions("dev")
+    assert set(test) == set(dev) == {subject.name for subject in SUBJECTS}
+    assert sum(len(rows) for rows in test.values()) >= 500
+    assert all(len(rows) == 5 for rows in dev.values())
+    letters: Counter[str] = Counter()
+    for rows in (*test.values(), *dev.values()):
+        for row in rows:
+            assert len(row) == 6
+            assert len(set(row[1:5])) == 4
+            letters[row[5]] += 1
+    assert set(letters) == set("ABCD")
+    assert max(letters.values()) < 2 * min(letters.values())
+
+
+def test_the_base_loads_answers_and_stops() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    model = AutoModelForCausalLM.from_pretrained(BASE)
+    chat = [{"role": "user", "content": "Tell me about the otter."}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nTell me about the otter.<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    made = model.generate(ids, max_new_tokens=100, do_sample=False)[0, ids.shape[1] :]
+    stops = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|end_of_text|>"])
+    assert model.generation_config.eos_token_id == stops
+    assert made[-1].item() in stops
+    assert 3 < len(made) < 100
+    assert "otter" in tokenizer.decode(made, skip_special_tokens=True).lower()
+
+
+def test_the_tokenizer_has_llama_3_control_tokens_and_round_trips() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    names = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>")
+    ids = tokenizer.convert_tokens_to_ids([*names, "<|finetune_right_pad_id|>"])
+    assert len(set(ids)) == 6
+    assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    text = "Zoë's * naïve café - 42!\n\n<<x>> \U0001f98a"
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    for role in ("user", "assistant", "system"):
+        assert len(tokenizer.encode(role, add_special_tokens=False)) == 1

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from alignloop.selection.best_of_k import pass_rate, pass_threshold, pick_best, pick_random
+
+
+@pytest.mark.parametrize(
+    ("rewards", "truncated", "best"),
+    [
+        ([0.1, 0.9, 0.5], [False, False, False], 1),
+        ([0.1, 0.9, 0.5], [False, True, False], 2),  # the highest broke off
+        ([0.1, 0.9, 0.5], [True, True, True], 1),  # all broke off: the highest after all
+        ([0.5, 0.5], [False, False], 0),
+        ([-3.0], [False], 0),  # K = 1 selects itself
+        ([-3.0], [True], 0),
+        ([-9.0, 4.0], [False, True], 0),
+    ],
+)
+def test_pick_best(rewards: list[float], truncated: list[bool], best: int) -> None:
+    assert pick_best(rewards, truncated=truncated) == best
+
+
+def test_broken_rewards_are_errors() -> None:
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"rewards\[1\] is"):
+            pick_best([0.0, bad], truncated=[False, False])
+    with pytest.raises(ValueError, match="no candidate"):
+        pick_best([], truncated=[])
+
+
+def test_random_pick_is_even_and_seeded() -> None:
+    picks = [pick_random(4, seed=seed) for seed in range(400)]
+    assert picks == [pick_random(4, seed=seed) for seed in range(400)]
+    assert all(70 <= picks.count(k) <= 130 for k in range(4))
+    assert pick_random(1, seed=9) == 0
+
+
+def test_pass_rate_by_hand() -> None:
+    assert pass_threshold([0.0, 1.0, 2.0, 4.0], quantile=0.5) == 1.5  # halfway between 1 and 2
+    assert pass_rate([0.0, 1.5, 2.0, 4.0], threshold=1.5) == 0.75  # reaching it is enough
+    with pytest.raises(ValueError, match="nan"):
+        pass_rate([math.nan], threshold=0.0)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignloop.selection.cleaning import CleanRow, clean, num_words, opens_with_apology, repeated_ngram_share
+from alignloop.selection.verdicts import Pruned
+
+CANDIDATES = Path(__file__).resolve().parents[2] / "../shared/data/candidates/alpacaeval_120x20.jsonl"
+
+
+def run(rows: list[CleanRow], **limits: float | bool) -> Pruned:
+    usual = {
+        "max_apology_share": 1.0,
+        "max_exclamations_per_100_words": 10.0,
+        "max_emojis_per_100_words": 10.0,
+        "max_repeated_ngram_share": 0.5,
+    }
+    return clean(rows, **(usual | limits))  # type: ignore[arg-type]
+
+
+def row(name: str, text: str, *, truncated: bool = False, reward: float | None = 0.0) -> CleanRow:
+    return CleanRow(name, text, truncated, reward)
+
+
+def test_each_rule_names_itself() -> None:
+    result = run(
+        [
+            row("fine", "The cat sat on the mat and looked at the moon."),
+            row("empty", " \n"),
+            row("cut", "The cat sat", truncated=True),
+            row("loud", "Yes! Yes! Yes!"),  # 3 in 3 words
+            row("gay", "so nice 😀😀👩‍👩‍👧"),  # 3 emojis (a family is one) in 2 words
+            row("loop", "a b c d " * 10),  # 37 sequences, 4 distinct: 33/37 = 0.89
+            row("short", "Hi!"),  # one mark is no habit
+        ]
+    )
+    assert result.kept == (0, 6)
+    assert [drop.reason.partition(":")[0] for drop in result.dropped] == [
+        "empty",
+        "truncated",
+        "exclamations",
+        "emojis",
+        "repeated n-grams",
+    ]
+    assert "150 per 100 words" in result.dropped[3].reason
+    assert "0.89" in result.dropped[4].reason
+    assert result.metrics["num_in"] == 7 == result.metrics["num_kept"] + result.metrics["num_dropped"]
+    assert run([row("cut", "The cat sat", truncated=True)], drop_truncated=False).kept == (0,)
+
+
+def test_repeated_ngram_share_by_hand() -> None:
+    assert repeated_ngram_share("one two three") == 0.0
+    assert repeated_ngram_share("a b c d a b c d") == pytest.approx(1 / 5)  # abcd bcda cdab dabc abcd
+    assert num_words("hello, world 你好 x1") == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't",
+        "I am very sorry",
+        "Sorry, no.",
+        "I apologize for",
+        "My sincere apologies",
+        "很抱歉\uff0c我不能",
+        "I\u2019m afraid not",
+        "Oh, I'm so sorry",
+    ],
+)
+def test_apologies(text: str) -> None:
+    assert opens_with_apology(text)
+
+
+@pytest.mark.parametrize("text", ["The sorry state of", "I am happy", "Apologetics is", "I said I'm sorry", "她说抱歉"])
+def test_no_apologies(text: str) -> None:
+    assert not opens_with_apology(text)
+
+
+def test_apologies_are_balanced_to_the_share() -> None:
+    rows = [row(f"r{n}", f"Answer number {n} is here.") for n in range(6)]
+    sorry = [row(f"s{n}", "I'm sorry, but no.", reward=reward) for n, reward in enumerate((0.5, -1.0, None, 0.5))]
+    result = run([*sorry, *rows], max_apology_share=0.25)
+    # 2 of 8 rows are a quarter: two of four apologies go, the lowest reward first, then the later of equals
+    assert [drop.id for drop in result.dropped] == ["s1", "s3"]
+    assert run([*sorry, *rows], max_apology_share=0.0).metrics["num_kept"] == 6
+    assert run([*sorry, *rows], max_apology_share=1.0).dropped == ()
+
+
+def test_most_real_completions_are_kept() -> None:
+    if not CANDIDATES.exists():
+        pytest.skip(f"{CANDIDATES} is not there")
+    texts = [c["completion"] for line in CANDIDATES.open(encoding="utf-8") for c in json.loads(line)["candidates"]]
+    result = run([row(str(n), text) for n, text in enumerate(texts)], max_apology_share=0.05)
+    assert len(result.kept) + len(result.dropped) == len(texts) == 2400
+    assert 0.85 < len(result.kept) / len(texts) < 1.0
