@@ -91,6 +91,7 @@ def _run_rounds(house: House, recipe: Recipe) -> list[RoundRow]:
     house.progress.say("round 0: the base")
     start, first_row = _prepare(house.round(0), recipe)
     rows = [first_row]
+    best_round(rows, recipe.best_metric)  # a metric that nothing reports is better known now than after round 1
     _write_rounds(house.run_dir, rows)
     policies = {0: start.policy}
     for number in range(1, recipe.rounds + 1):

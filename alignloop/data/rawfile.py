@@ -32,14 +32,21 @@ class RawRow:
     Attributes:
         line: 1-based line (JSON lines) or element (JSON array).
         value: the parsed JSON value; None where `problem` is set.
-        text: the first 200 characters as found.
+        text: the first 200 characters as found; empty for elements of an array.
         problem: why the line is not JSON.
     """
 
     line: int
     value: Any
-    text: str
+    text: str = ""
     problem: BadRow | None = None
+
+    def excerpt(self) -> str:
+        """The first 200 characters, for a person who looks for the row."""
+        try:
+            return self.text or json.dumps(self.value, ensure_ascii=True)[:200]
+        except RecursionError:
+            return ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def _parse_whole(data: bytes, name: str) -> list[Any]:
 
 def _elements(values: list[Any]) -> Iterator[RawRow]:
     for number, value in enumerate(values, start=1):
-        yield RawRow(number, value, json.dumps(value, ensure_ascii=True)[:200])
+        yield RawRow(number, value)
 
 
 def _single_object(data: bytes) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, Reje
 
 T = TypeVar("T", PreferenceRow, PromptRow)
 _DETECT_ROWS = 64
+_MAX_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def _read_file(
             good.append(_row(row, raw.name, form, make))
         except BadRow as verdict:
             bad.append(
-                RejectedRow(file=raw.name, line=row.line, field=verdict.field, reason=verdict.reason, text=row.text)
+                RejectedRow(
+                    file=raw.name, line=row.line, field=verdict.field, reason=verdict.reason, text=row.excerpt()
+                )
             )
     return good, bad
 
@@ -194,29 +197,32 @@ def _meta(row: RawObject, form: Form) -> dict[str, Any]:
     return meta
 
 
-def _check_nested(value: object, field: str) -> None:
-    """Free columns are carried along and written again: every text in them must be writable."""
+def _check_nested(value: object, field: str, *, depth: int = 0) -> None:
+    """Free columns are carried along and written again: every value in them must be writable."""
+    if depth > _MAX_DEPTH:
+        raise BadRow(None, f"is nested more than {_MAX_DEPTH} levels deep")
     if isinstance(value, str):
         check_text(value, field)
     elif isinstance(value, Mapping):
         for name, item in value.items():
             check_text(name, field)
-            _check_nested(item, f"{field}.{name}")
+            _check_nested(item, f"{field}.{name}", depth=depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _check_nested(item, f"{field}[{index}]")
+            _check_nested(item, f"{field}[{index}]", depth=depth + 1)
 
 
 def _with_unique_ids(rows: list[T]) -> list[T]:
     given = {row.id for row in rows}
-    taken: set[str] = set()
+    last: dict[str, int] = {}
     unique: list[T] = []
     for row in rows:
-        name, number = row.id, 1
-        while name in taken or (number > 1 and name in given):
-            number += 1
+        name, number = row.id, last.get(row.id, 0) + 1
+        if number > 1:
+            while f"{row.id}~{number}" in given:
+                number += 1
             name = f"{row.id}~{number}"
-        taken.add(name)
+        last[row.id] = number
         unique.append(row if name == row.id else _renamed(row, name))
     return unique
 

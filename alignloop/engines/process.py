@@ -164,25 +164,25 @@ class EngineProcess:
         try:
             self._pipe.send(call)
             while not self._pipe.poll(_ALIVE_CHECK_SECONDS):
-                if self._child.poll() is not None and not self._pipe.poll():
+                if _has_ended(self._child) and not self._pipe.poll():
                     raise EOFError
             reply: Reply = self._pipe.recv()
             return reply
         except (EOFError, OSError) as error:
-            raise EngineDied(self._put_away()) from error
+            raise EngineDied(self._put_away(patience=_ALIVE_CHECK_SECONDS)) from error
         except BaseException:
             # Interrupted half-way (Ctrl-C): the reply still to come would be taken for that of the next call.
-            self._put_away()
+            self._put_away(patience=0.0)
             raise
 
-    def _put_away(self) -> str:
+    def _put_away(self, *, patience: float) -> str:
         """Forget a child that cannot be used any more; how it ended, in words."""
         assert self._child is not None
         child = self._child
         if self._pipe is not None:
             self._pipe.close()
         self._pipe = self._child = None
-        _end(child, patience=0.0 if child.poll() is None else _ALIVE_CHECK_SECONDS)
+        _end(child, patience=patience)
         code = child.returncode
         return f"killed by signal {-code} (9 is often the system out of memory)" if code < 0 else f"exit status {code}"
 

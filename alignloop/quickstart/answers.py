@@ -1,8 +1,8 @@
 """Answers to quickstart tasks: good ones that follow every instruction, bad ones that do not, and flaws.
 
-    Task --good_answer--> text that passes the IFEval checkers
-    Task --plain_answer--> on the topic, as if nothing else had been asked
-    Task --other_answer--> a good answer to another instruction (the mismatch that stops reward hacking)
+Task --good_answer--> text that passes the IFEval checkers
+Task --plain_answer--> on the topic, as if nothing else had been asked
+Task --other_answer--> a good answer to another instruction (the mismatch that stops reward hacking)
 """
 
 from __future__ import annotations
@@ -253,9 +253,7 @@ def flawed_answer(rng: random.Random, task: Task, *, flaw: Flaw, world: Sequence
     return " ".join([text] * 3)
 
 
-def bad_answer(
-    rng: random.Random, task: Task, *, follows: Callable[[str], bool], other_share: float = 0.4
-) -> str:
+def bad_answer(rng: random.Random, task: Task, *, follows: Callable[[str], bool], other_share: float = 0.4) -> str:
     """An answer that breaks at least one constraint.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from alignloop.quickstart.answers import bad_answer, good_answer
 from alignloop.quickstart.datasets import draw_question, follows, question_answer, wrong_value
-from alignloop.quickstart.instructions import REQUESTS, Task, draw_task
+from alignloop.quickstart.instructions import draw_task
 from alignloop.quickstart.world import Entity, statement
 
 
@@ -68,7 +68,8 @@ def _plain_text(rng: random.Random, world: Sequence[Entity]) -> Document:
             ),
         )
     asked = [draw_question(rng, world) for _ in range(3)]
-    return Document(None, "\n\n".join(f"Question: {one.question}\nAnswer: {question_answer(rng, one)}" for one in asked))
+    lines = [f"Question: {one.question}\nAnswer: {question_answer(rng, one)}" for one in asked]
+    return Document(None, "\n\n".join(lines))
 
 
 def _question_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Document:
@@ -96,6 +97,3 @@ def tokenizer_texts(rng: random.Random, world: Sequence[Entity], *, count: int) 
         if kind < 0.3:
             yield document.text.upper() if kind < 0.2 else document.text.lower()
     yield from ("system\n\n",) * 50
-
-
-__all__ = ["CLEAN", "NOISY", "REQUESTS", "Document", "Mixture", "Task", "documents", "tokenizer_texts"]

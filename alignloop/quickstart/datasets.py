@@ -102,7 +102,9 @@ def checked_good_answer(rng: random.Random, task: Task) -> str:
             return text
 
 
-def preference_rows(rng: random.Random, world: Sequence[Entity], *, num_tasks: int, num_questions: int) -> list[JsonRow]:
+def preference_rows(
+    rng: random.Random, world: Sequence[Entity], *, num_tasks: int, num_questions: int
+) -> list[JsonRow]:
     """Preferences as a user would write them, shuffled."""
     rows = [_task_preference(rng, world) for _ in range(num_tasks)]
     rows += [_question_preference(rng, world) for _ in range(num_questions)]
@@ -111,11 +113,12 @@ def preference_rows(rng: random.Random, world: Sequence[Entity], *, num_tasks: i
 
 
 def _task_preference(rng: random.Random, world: Sequence[Entity]) -> JsonRow:
-    """78 % good against bad; 12 % half-followed with a person's edit; 5 % half-followed against plain; 5 % both good."""
+    """Mostly good against bad; also half-followed ones (most with a person's edit) and two good ones."""
     task = draw_task(rng, world, num_constraints=rng.choice((1, 2)))
     kind, halves = rng.random(), len(task.constraints) == 2
     if halves and kind < 0.24:
-        return _compared(rng, task, partial_answer(rng, task), plain_answer(rng, task), edited=checked_good_answer(rng, task))
+        best = checked_good_answer(rng, task)
+        return _compared(rng, task, partial_answer(rng, task), plain_answer(rng, task), edited=best)
     if halves and kind < 0.34:
         return _compared(rng, task, partial_answer(rng, task), plain_answer(rng, task))
     if kind > 0.95:
@@ -240,7 +243,8 @@ def mmlu_rows(rng: random.Random, world: Sequence[Entity]) -> dict[str, list[lis
     """Per subject, one question for every fact, in its held-out wording: question, A, B, C, D, answer letter."""
     rows: dict[str, list[list[str]]] = {subject.name: [] for subject in SUBJECTS}
     for entity, fact in all_facts(tuple(world)):
-        options = rng.sample([value for value in fact.attribute.values if value != fact.value], 3) + [fact.value]
+        others = [value for value in fact.attribute.values if value != fact.value]
+        options = [*rng.sample(others, 3), fact.value]
         rng.shuffle(options)
         letter = "ABCD"[options.index(fact.value)]
         rows[entity.subject].append([questions(entity, fact)[1], *map(answer_text, options), letter])

@@ -70,7 +70,10 @@ _TEXTS: dict[str, tuple[str, ...]] = {
         "Do not include the word {forbidden_words}.",
         "Do not use the keyword {forbidden_words} in your answer.",
     ),
-    "length_constraints:number_words": ("Answer with {relation} {num_words} words.", "Use {relation} {num_words} words."),
+    "length_constraints:number_words": (
+        "Answer with {relation} {num_words} words.",
+        "Use {relation} {num_words} words.",
+    ),
     "length_constraints:number_paragraphs": (
         "Write {num_paragraphs} paragraphs separated by ***.",
         "There should be {num_paragraphs} paragraphs. Separate them with the divider ***.",

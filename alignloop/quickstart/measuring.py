@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignloop.quickstart.annotator import check
@@ -57,7 +57,9 @@ def complete(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[list[tuple[str, bool]]] = [[] for _ in prompts]
     per_prompt = max(1, num_candidates)
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0} if num_candidates else {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": num_candidates > 0}
+    if num_candidates:
+        sampling |= {"temperature": 1.0, "top_k": 0}
     for start in range(0, len(order), max(1, _BATCH // per_prompt)):
         indices = order[start : start + max(1, _BATCH // per_prompt)]
         texts = [prompt_text(prompts[index]) for index in indices]
@@ -104,7 +106,11 @@ def measure_following(
 
 @torch.no_grad()
 def measure_knowledge(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[str]], *, form: str = "{question}"
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Sequence[str]],
+    *,
+    form: str = "{question}",
 ) -> float:
     """Share of multiple-choice rows (question, A, B, C, D, letter) whose right option text is the likeliest.
 
@@ -132,7 +138,7 @@ def _option_scores(
     for row, (context, option) in enumerate(zip(contexts, options, strict=True)):
         ids[row, : len(context) + len(option)] = torch.tensor(context + option)
         counted[row, len(context) : len(context) + len(option)] = True
-    logprobs = F.log_softmax(model(input_ids=ids).logits[:, :-1].float(), dim=-1)
+    logprobs = functional.log_softmax(model(input_ids=ids).logits[:, :-1].float(), dim=-1)
     taken = logprobs.gather(2, ids[:, 1:, None])[:, :, 0]
     return (taken * counted[:, 1:]).sum(dim=1)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignloop.quickstart.corpus import Document
@@ -116,7 +116,7 @@ def completion_loss(model: LlamaForCausalLM, batch: Sequence[Encoded], *, pad_id
         target[row, one.num_context : len(one.token_ids)] = True
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     chosen = target[:, 1:]
-    return F.cross_entropy(F.linear(hidden[chosen], model.lm_head.weight), ids[:, 1:][chosen])
+    return functional.cross_entropy(functional.linear(hidden[chosen], model.lm_head.weight), ids[:, 1:][chosen])
 
 
 def train(

@@ -14,7 +14,8 @@ END_OF_TURN, PAD = "<|eot_id|>", "<|finetune_right_pad_id|>"
 SPECIAL_TOKENS = (BOS, END_OF_TEXT, START_HEADER, END_HEADER, END_OF_TURN, PAD)
 CHAT_TEMPLATE = (
     "{{- bos_token }}{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{- message['content'] | trim + '<|eot_id|>' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
 )
@@ -56,6 +57,4 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
 
 def prompt_text(prompt: str) -> str:
     """The chat template written out for one user turn, up to the completion."""
-    return (
-        f"{BOS}{START_HEADER}user{END_HEADER}\n\n{prompt}{END_OF_TURN}{START_HEADER}assistant{END_HEADER}\n\n"
-    )
+    return f"{BOS}{START_HEADER}user{END_HEADER}\n\n{prompt}{END_OF_TURN}{START_HEADER}assistant{END_HEADER}\n\n"

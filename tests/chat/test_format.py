@@ -261,8 +261,8 @@ def test_refusals_name_the_templates_own_message() -> None:
 
 def test_a_template_that_loses_a_message_is_refused() -> None:
     silent = (
-        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     form = ChatFormat.from_tokenizer(chatml(silent))
     assert form.prompt_ids(HELLO)

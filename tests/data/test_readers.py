@@ -135,6 +135,7 @@ def test_ids_are_unique_and_do_not_change(tmp_path: Path) -> None:
         ({"messages": ["x"], "chosen": "a", "rejected": "b"}, "messages[0]", "must be an object"),
         (GOOD | {"chosen": {"from": "human", "value": "x"}}, "chosen", "must be the assistant's turn, not the user's"),
         ("[" * 100_000 + "\n", None, "invalid JSON"),
+        (json.dumps(GOOD)[:-1] + ', "deep": ' + "[" * 300 + "]" * 300 + "}\n", None, "nested more than 64 levels"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, row: Any, field: str | None, reason: str) -> None:

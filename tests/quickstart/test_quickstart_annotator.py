@@ -20,7 +20,10 @@ QUESTION = {"answer": "The river", "options": ["The river", "The cave"], "topic"
 
 def _prompt(meta: dict[str, Any]) -> PromptRow:
     return PromptRow(
-        id="p1", messages=[Message(role="user", content="About the otter.")], source=Source(file="prompts.jsonl"), meta=meta
+        id="p1",
+        messages=[Message(role="user", content="About the otter.")],
+        source=Source(file="prompts.jsonl"),
+        meta=meta,
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from alignloop.quickstart.answers import bad_answer, flawed_answer, good_answer, num_words, plain_answer
 from alignloop.quickstart.annotator import check
+from alignloop.quickstart.answers import bad_answer, flawed_answer, good_answer, num_words, plain_answer
 from alignloop.quickstart.datasets import follows
 from alignloop.quickstart.instructions import (
     INSTRUCTION_IDS,
@@ -86,11 +86,31 @@ def _task(world: tuple[Entity, ...], name: str, kwargs: dict[str, Any]) -> Task:
         ("punctuation:no_comma", {}, "It eats fish.", "It eats fish, and sleeps."),
         ("startend:quotation", {}, '"It eats fish."', "It eats fish."),
         ("detectable_format:title", {}, "<<The otter>>\nIt eats fish.", "The otter\nIt eats fish."),
-        ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* It eats fish.\n* It swims.", "* It eats fish."),
-        ("detectable_content:postscript", {"postscript_marker": "P.S."}, "It swims.\nP.S. It eats.", "It swims. It eats."),
+        (
+            "detectable_format:number_bullet_lists",
+            {"num_bullets": 2},
+            "* It eats fish.\n* It swims.",
+            "* It eats fish.",
+        ),
+        (
+            "detectable_content:postscript",
+            {"postscript_marker": "P.S."},
+            "It swims.\nP.S. It eats.",
+            "It swims. It eats.",
+        ),
         ("startend:end_checker", {"end_phrase": "That is all."}, "It swims. That is all.", "That is all. It swims."),
-        ("keywords:frequency", {"keyword": "silver", "frequency": 2, "relation": "at least"}, "silver silver", "silver"),
-        ("length_constraints:number_words", {"relation": "less than", "num_words": 4}, "It eats fish.", "It eats big fish."),
+        (
+            "keywords:frequency",
+            {"keyword": "silver", "frequency": 2, "relation": "at least"},
+            "silver silver",
+            "silver",
+        ),
+        (
+            "length_constraints:number_words",
+            {"relation": "less than", "num_words": 4},
+            "It eats fish.",
+            "It eats big fish.",
+        ),
         ("detectable_format:json_format", {}, '{"answer": "It swims."}', "answer: It swims."),
         ("combination:two_responses", {}, "It swims.\n******\nIt eats.", "It swims.\n***\nIt eats."),
     ],

@@ -1,0 +1,145 @@
+"""The model card of a run's final model: what it is, how it became that, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignloop.artifacts import Manifest, read_manifest
+from alignloop.config import Recipe
+from alignloop.house import stage_dirs
+from alignloop.records import RoundRow
+from alignloop.report.table import markdown_table
+
+TITLE = "# {name}, round {round}"
+
+
+def model_card(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe) -> str:
+    """Markdown with a YAML front matter.
+
+    Args:
+        rows: one a round, the base's first.
+        best: the row whose policy the card is of.
+    """
+    sections = [
+        _front_matter(recipe),
+        TITLE.format(name=recipe.name, round=best.round),
+        _what(rows, best, recipe),
+        "## Rounds\n\nIFEval and MMLU in percent; round 0 is the base. The reward model's accuracy is on held-out "
+        f"preferences.\n\n{markdown_table(rows)}",
+        "## Use\n\n```python\n" + transformers_snippet("PATH_TO_THIS_FOLDER") + "\n```\n\n```python\n"
+        + vllm_snippet("PATH_TO_THIS_FOLDER") + "\n```",
+        _recipe_section(recipe),
+        _lineage(run_dir, best),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def transformers_snippet(path: str) -> str:
+    """How to chat with the model in `path` by transformers."""
+    return (
+        "from transformers import pipeline\n"
+        f'chat = pipeline("text-generation", model="{path}")\n'
+        'answer = chat([{"role": "user", "content": "Hello!"}], max_new_tokens=256)\n'
+        'print(answer[0]["generated_text"][-1]["content"])'
+    )
+
+
+def vllm_snippet(path: str) -> str:
+    """How to chat with the model in `path` by vLLM."""
+    return (
+        "from vllm import LLM, SamplingParams\n"
+        f'llm = LLM("{path}")\n'
+        'answer = llm.chat([{"role": "user", "content": "Hello!"}], SamplingParams(max_tokens=256))\n'
+        "print(answer[0].outputs[0].text)"
+    )
+
+
+def _front_matter(recipe: Recipe) -> str:
+    values: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["alignloop", "dpo", "rejection-sampling", "sft"],
+    }
+    # The hub takes ids only: a path of the machine that trained the model tells nobody anything.
+    if recipe.base.count("/") == 1 and not recipe.base.startswith((".", "/", "~")) and not Path(recipe.base).exists():
+        values["base_model"] = recipe.base
+    return "---\n" + yaml.safe_dump(values, sort_keys=True) + "---"
+
+
+def _what(rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe) -> str:
+    base = "the bundled quickstart base" if recipe.base == "quickstart" else f"`{Path(recipe.base).name}`"
+    metric = recipe.best_metric
+    lines = [
+        f"Aligned from {base} by alignloop in {best.round} of {rows[-1].round} rounds of reward modelling, rejection "
+        "sampling, supervised fine-tuning and direct preference optimisation (after The Llama 3 Herd of Models, section "
+        f"4). It is the best round by `{metric}`: {best.metrics[metric]:.3f} against {rows[0].metrics[metric]:.3f} at the "
+        "base.",
+    ]
+    if recipe.collect.annotator == "simulated" and recipe.collect.num_annotations:
+        lines.append(
+            "**The annotator is simulated.** Where the paper has people compare each round's new completions, this run "
+            "had a program: the benchmark's own instruction checkers, on training prompts only."
+        )
+    return "\n\n".join(lines)
+
+
+def _recipe_section(recipe: Recipe) -> str:
+    lines = [
+        f"- rounds {recipe.rounds}, seed {recipe.seed}, K {recipe.sample.num_candidates} candidates a prompt at "
+        f"temperature {recipe.sample.temperature:g}",
+        f"- reward model: learning rate {recipe.reward.learning_rate:g}, starts from {recipe.reward.start_from}",
+        f"- SFT: learning rate {recipe.sft.learning_rate:g}, starts from {recipe.sft.start_from}",
+        f"- DPO: learning rate {recipe.dpo.learning_rate:g}, beta {recipe.dpo.beta:g}, NLL coefficient "
+        f"{recipe.dpo.nll_coefficient:g}, formatting tokens {'masked' if recipe.dpo.mask_formatting_tokens else 'kept'}",
+    ]
+    values = recipe.model_dump(mode="json", exclude_defaults=True)
+    for name in ("base", "preferences", "prompts"):
+        if name in values:
+            values[name] = _names(values[name])
+    sparse = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()
+    return "## Recipe\n\n" + "\n".join(lines) + f"\n\n```yaml\n{sparse}\n```"
+
+
+def _lineage(run_dir: Path, best: RoundRow) -> str:
+    rows = [("policy", f"`{best.policy}`", _policy_digest(run_dir, best))]
+    rows += [("reward model", f"round {best.round}", digest) for digest in _reward_model_digest(run_dir, best.round)]
+    versions: Mapping[str, str] = {}
+    for folder in stage_dirs(run_dir, 0):
+        manifest = read_manifest(folder)
+        if manifest is None:
+            continue
+        versions = manifest.versions
+        for kind in ("preferences", "prompts"):
+            if manifest.stage == "ingest":
+                rows += [(kind, f"`{_names(entry['path'])}`", entry["digest"]) for entry in manifest.inputs.get(kind, [])]
+    table = "\n".join(f"| {what} | {which} | `{digest}` |" for what, which, digest in rows)
+    made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"## Lineage\n\n| what | which | digest |\n| --- | --- | --- |\n{table}\n\nMade with {made_with}."
+
+
+def _policy_digest(run_dir: Path, best: RoundRow) -> str:
+    manifest = read_manifest((run_dir / best.policy).parent)
+    return "" if manifest is None else _checkpoint_digest(manifest)
+
+
+def _reward_model_digest(run_dir: Path, number: int) -> list[str]:
+    """Of the average that follows `train_reward`; none in round 0."""
+    stages = [manifest for folder in stage_dirs(run_dir, number) if (manifest := read_manifest(folder))]
+    pairs = zip(stages, stages[1:], strict=False)
+    return [_checkpoint_digest(after) for before, after in pairs if before.stage == "train_reward"]
+
+
+def _checkpoint_digest(manifest: Manifest) -> str:
+    record = manifest.outputs.get("checkpoint")
+    return "" if record is None or isinstance(record, list) else record.digest
+
+
+def _names(value: Any) -> Any:
+    """File names without the folders of the machine they lay on."""
+    if isinstance(value, list):
+        return [_names(item) for item in value]
+    return Path(value).name if Path(value).is_absolute() else value

@@ -1,0 +1,59 @@
+"""A round's line of `rounds.jsonl`, from what its stages published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignloop.artifacts import Artifact, Manifest, read_manifest
+from alignloop.house import stage_dirs
+from alignloop.records import RoundRow
+
+UNCOUNTED = ("average", "base", "evaluate")
+"""Stages whose counts are not of rows."""
+
+
+def round_row(run_dir: Path, number: int, *, policy: Artifact, stderr: dict[str, float]) -> RoundRow:
+    """What a round came to.
+
+    Args:
+        policy: the checkpoint the round ends with (of round 0: the base).
+        stderr: standard errors of the benchmarks, under the metrics' names.
+    """
+    manifests = [m for m in (read_manifest(folder) for folder in stage_dirs(run_dir, number)) if m is not None]
+    return RoundRow(
+        round=number,
+        policy=policy.path.relative_to(run_dir.resolve()).as_posix(),
+        metrics=_metrics(manifests, "evaluate"),
+        stderr=stderr,
+        reward_model=_reward_model(manifests),
+        rows={f"{m.stage}_{name}": count for m in manifests if m.stage not in UNCOUNTED for name, count in m.counts.items()},
+        seconds=_seconds(manifests),
+    )
+
+
+def read_rounds(run_dir: Path) -> list[RoundRow]:
+    """The lines of `rounds.jsonl`; none where the run has not come that far."""
+    path = run_dir / "rounds.jsonl"
+    if not path.is_file():
+        return []
+    return [RoundRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _reward_model(manifests: Sequence[Manifest]) -> dict[str, float]:
+    """Held-out accuracy and loss of the reward model, and the rewards of the candidates it picked from."""
+    trained = _metrics(manifests, "train_reward")
+    heldout = {name.replace("eval_", "heldout_"): value for name, value in trained.items() if name.startswith("eval_")}
+    return {**heldout, **_metrics(manifests, "select")}
+
+
+def _metrics(manifests: Sequence[Manifest], stage: str) -> dict[str, float]:
+    return {name: value for m in manifests if m.stage == stage for name, value in m.metrics.items()}
+
+
+def _seconds(manifests: Sequence[Manifest]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for manifest in manifests:
+        for activity, seconds in manifest.seconds.items():
+            total[activity] = total.get(activity, 0.0) + seconds
+    return {activity: round(seconds, 3) for activity, seconds in total.items()}
