@@ -16,10 +16,12 @@ from alignloop.artifacts import Artifact, write_text
 from alignloop.bundled import resolve_base, resolve_file
 from alignloop.config import Recipe, load_recipe
 from alignloop.engines.base import Engine
+from alignloop.environment import prepare as prepare_environment
 from alignloop.errors import UserError
 from alignloop.final import publish_final
 from alignloop.house import House, RoundHouse, require_space
 from alignloop.preflight import check
+from alignloop.preflight.lines import opening_lines
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
@@ -69,12 +71,15 @@ def run(
     Raises:
         UserError: recipe, data, base or run directory are wrong; before any training.
     """
+    prepare_environment()
     started = time.monotonic()
     more = [] if rounds is None else [f"rounds={rounds}"]
     config = load_recipe(recipe, overrides=[*overrides, *more])
     folder = Path(run_dir) if run_dir is not None else Path("runs") / config.name
     progress = progress or QuietProgress()
-    checked = check(config)
+    checked = check(config, run_dir=folder)
+    for line in opening_lines(checked, recipe=config, run_dir=folder):
+        progress.say(line)
     require_space(folder, needed_bytes=checked.disk_bytes)
     with locked(folder):
         enter(folder, config, rebuild=rebuild)
@@ -89,35 +94,44 @@ def run(
 
 def _run_rounds(house: House, recipe: Recipe) -> list[RoundRow]:
     house.progress.say("round 0: the base")
-    start, first_row = _prepare(house.round(0), recipe)
-    rows = [first_row]
+    prepared = prepare(house.round(0), recipe, base_inputs=base_inputs(recipe))
+    start = prepared.start
+    rows = [round_row(house.run_dir, 0, policy=prepared.base, stderr=prepared.evaluation.stderr)]
     best_round(rows, recipe.best_metric)  # a metric that nothing reports is better known now than after round 1
     _write_rounds(house.run_dir, rows)
     policies = {0: start.policy}
     for number in range(1, recipe.rounds + 1):
         house.progress.say(f"round {number} of {recipe.rounds}")
         if number > 1:
-            start = replace(start, policy=_sampling_policy(recipe, rows, policies))
+            start = replace(start, policy=sampling_policy(recipe, rows, policies))
         room = house.round(number)
         end = run_round(room, recipe, start)
         policies[number] = end.policy
         rows.append(round_row(house.run_dir, number, policy=end.policy, stderr=end.evaluation.stderr))
         _write_rounds(house.run_dir, rows)
-        start = _next_start(recipe, start, end)
+        start = next_start(recipe, start, end)
     return rows
 
 
-def _prepare(room: RoundHouse, recipe: Recipe) -> tuple[RoundStart, RoundRow]:
+@dataclass(frozen=True)
+class Prepared:
+    """What round 0 leaves: the first round's start, the base made ready, and its benchmarks."""
+
+    start: RoundStart
+    base: Artifact
+    evaluation: evaluate.Outputs
+
+
+def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Prepared:
     """Round 0: the user's data, the base made ready, its benchmarks."""
     data = room.run(ingest.STAGE, recipe.data, ingest_inputs(recipe))
-    ready = room.run(base.STAGE, None, base_inputs(recipe))
+    ready = room.run(base.STAGE, None, base_inputs)
     evaluation = room.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(ready.checkpoint))
     policy = ready.checkpoint
     if wants_bootstrap(recipe, had_template=bool(ready.metrics["had_template"])):
         room.house.progress.say("  the base has no chat behaviour: it is fine-tuned on chosen/edited completions first")
         tuned = room.run(bootstrap.STAGE, recipe.sft, bootstrap.Inputs(policy, data.preferences))
         policy = room.run(average.STAGE, None, average.Inputs(tuned.checkpoints)).checkpoint
-    row = round_row(room.house.run_dir, 0, policy=ready.checkpoint, stderr=evaluation.stderr)
     start = RoundStart(
         policy=policy,
         sft_start=policy,
@@ -128,11 +142,11 @@ def _prepare(room: RoundHouse, recipe: Recipe) -> tuple[RoundStart, RoundRow]:
         batches=(),
         scored=None,
     )
-    return start, row
+    return Prepared(start, ready.checkpoint, evaluation)
 
 
-def _next_start(recipe: Recipe, start: RoundStart, end: RoundEnd) -> RoundStart:
-    """`start_from: previous` goes on from the round's checkpoint, `base` from where the first round began."""
+def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd) -> RoundStart:
+    """What the next round begins with: `previous` goes on from this round's checkpoint, `base` from where the first round began."""
     return replace(
         start,
         sft_start=end.policy if recipe.sft.start_from == "previous" else start.sft_start,
@@ -142,7 +156,8 @@ def _next_start(recipe: Recipe, start: RoundStart, end: RoundEnd) -> RoundStart:
     )
 
 
-def _sampling_policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[int, Artifact]) -> Artifact:
+def sampling_policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[int, Artifact]) -> Artifact:
+    """The checkpoint a later round samples from: the last, or the best so far."""
     if recipe.sample.policy == "previous":
         return policies[rows[-1].round]
     # The bare base never samples again: round 1's policy at least has chat behaviour.

@@ -17,6 +17,8 @@ from alignloop.config import Recipe
 from alignloop.errors import RunDirError
 
 RESOLVED = "resolved.json"
+BEFORE_A_RUN = {"run.lock", "rejected_rows.jsonl"}
+"""What a directory may hold before its first run begins: preflight has said what is wrong with the data."""
 ANY_VALUE = {"rounds", "name", "engine.max_restarts"}
 """Fields that may change between two calls on one run directory."""
 
@@ -56,7 +58,7 @@ def enter(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
     """
     resolved = run_dir / RESOLVED
     known = read_resolved(run_dir)
-    if known is None and any(path.name != "run.lock" for path in run_dir.iterdir()):
+    if known is None and any(path.name not in BEFORE_A_RUN for path in run_dir.iterdir()):
         raise RunDirError(f"{run_dir}: holds files but no {RESOLVED}: not a run directory; choose another --run-dir")
     wanted = recipe.model_dump(mode="json")
     if known is not None and not rebuild:

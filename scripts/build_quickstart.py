@@ -15,6 +15,7 @@ import csv
 import os
 import random
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,15 +24,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from torch import distributed  # noqa: E402
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from alignloop.quickstart import corpus, datasets, measuring, pretraining  # noqa: E402
 from alignloop.quickstart.tokenizer import train_tokenizer  # noqa: E402
 from alignloop.quickstart.world import Entity, build_world  # noqa: E402
 
 PACKAGE = ROOT / "alignloop" / "quickstart"
-CLEAN = pretraining.Schedule(num_tokens=3_000_000, learning_rate=4e-3)
-NOISY = pretraining.Schedule(num_tokens=400_000, learning_rate=1e-3)
+CLEAN = pretraining.Schedule(num_tokens=3_600_000, learning_rate=4e-3)
+NOISY = pretraining.Schedule(num_tokens=400_000, learning_rate=1.5e-3, decay_fraction=0.9)
+NUM_PROCESSES = 2
+"""Processes that train together. The weights depend on it."""
 STARTED = time.monotonic()
 
 
@@ -41,21 +45,15 @@ def say(line: str) -> None:
 
 def main() -> None:
     options = _options()
-    torch.set_num_threads(options.threads)
-    world = build_world()
     data, base = options.out / "data", options.out / "base"
+    world = build_world()
     say(f"data files -> {data}")
     datasets.write_datasets(data, world, seed=options.seed, sizes=datasets.DatasetSizes())
-    say("tokenizer")
-    size = pretraining.ModelSize()
-    texts = corpus.tokenizer_texts(random.Random(f"{options.seed}/tokenizer"), world, count=20_000)
-    tokenizer = train_tokenizer(texts, vocab_size=size.vocab, max_length=size.max_length)
-    model = pretraining.new_model(size, tokenizer, seed=options.seed)
-    say(f"model: {model.num_parameters():,} parameters")
-    for mixture, schedule in ((corpus.CLEAN, CLEAN), (corpus.NOISY, NOISY)):
-        _train(model, tokenizer, world, mixture, schedule, options)
-        _report(model, tokenizer, data, title=f"after {mixture.name} training")
-        _save(model, tokenizer, base if mixture is corpus.NOISY else options.keep_clean)
+    if options.data_only:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = (options, f"file://{scratch}/rendezvous")
+        torch.multiprocessing.spawn(_build_base, args=arguments, nprocs=NUM_PROCESSES)
     total = sum(path.stat().st_size for folder in (data, base) for path in folder.rglob("*") if path.is_file())
     say(f"done: {total / 1e6:.2f} MB in {data} and {base}")
 
@@ -64,10 +62,49 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=PACKAGE, help="folder that gets data/ and base/")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep-clean", type=Path, help="also save the model before the noisy training, here")
+    parser.add_argument(
+        "--clean", type=Path, default=ROOT / "build" / "quickstart-clean", help="the clean model's folder"
+    )
+    parser.add_argument("--from-clean", action="store_true", help="start from the clean model of an earlier build")
+    parser.add_argument("--data-only", action="store_true", help="write the data files only")
     parser.add_argument("--token-scale", type=float, default=1.0, help="share of the training tokens, for a quick look")
     return parser.parse_args()
+
+
+def _build_base(rank: int, options: argparse.Namespace, rendezvous: str) -> None:
+    """One of the processes that train together; the first reports and saves."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=NUM_PROCESSES)
+    world, first = build_world(), rank == 0
+    tell = say if first else _silence
+    if options.from_clean:
+        model, tokenizer = LlamaForCausalLM.from_pretrained(options.clean), AutoTokenizer.from_pretrained(options.clean)
+    else:
+        model, tokenizer = _new_base(world, seed=options.seed, tell=tell)
+        _train(model, tokenizer, world, corpus.CLEAN, CLEAN, options, rank=rank, tell=tell)
+        if first:
+            _save(model, tokenizer, options.clean)
+            _report(model, tokenizer, options.out / "data", title="after clean training")
+    _train(model, tokenizer, world, corpus.NOISY, NOISY, options, rank=rank, tell=tell)
+    if first:
+        _save(model, tokenizer, options.out / "base")
+        _report(model, tokenizer, options.out / "data", title="the base, after noisy training")
+    distributed.destroy_process_group()
+
+
+def _silence(line: str) -> None:
+    pass
+
+
+def _new_base(
+    world: tuple[Entity, ...], *, seed: int, tell: pretraining.Say
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    size = pretraining.ModelSize()
+    texts = corpus.tokenizer_texts(random.Random(f"{seed}/tokenizer"), world, count=20_000)
+    tokenizer = train_tokenizer(texts, vocab_size=size.vocab, max_length=size.max_length)
+    model = pretraining.new_model(size, tokenizer, seed=seed)
+    tell(f"tokenizer of {len(tokenizer):,} entries, model of {model.num_parameters():,} parameters")
+    return model, tokenizer
 
 
 def _train(
@@ -77,11 +114,14 @@ def _train(
     mixture: corpus.Mixture,
     schedule: pretraining.Schedule,
     options: argparse.Namespace,
+    *,
+    rank: int,
+    tell: pretraining.Say,
 ) -> None:
     scaled = pretraining.scaled(schedule, options.token_scale)
-    say(f"{mixture.name} training: {scaled.num_tokens:,} tokens")
-    stream = corpus.documents(random.Random(f"{options.seed}/{mixture.name}"), world, mixture)
-    pretraining.train(model, tokenizer, stream, schedule=scaled, seed=options.seed, say=say)
+    tell(f"{mixture.name} training: {scaled.num_tokens:,} tokens")
+    stream = corpus.documents(random.Random(f"{options.seed}/{mixture.name}/{rank}"), world, mixture)
+    pretraining.train(model, tokenizer, stream, schedule=scaled, seed=options.seed, say=tell)
 
 
 def _report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Path, *, title: str) -> None:
@@ -104,9 +144,7 @@ def _csv_rows(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path | None) -> None:
-    if folder is None:
-        return
+def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     tokenizer.padding_side = "right"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -59,9 +59,7 @@ def average_state_dicts(
     shares = normalised_weights(weights, count=len(states))
     for number, state in enumerate(states[1:], start=1):
         check_same_names(states[0].keys(), state.keys(), other=f"state {number}")
-    return {
-        name: average_tensors([state[name] for state in states], weights=shares, name=name) for name in states[0]
-    }
+    return {name: average_tensors([state[name] for state in states], weights=shares, name=name) for name in states[0]}
 
 
 def check_same_names(first: Iterable[str], second: Iterable[str], *, other: str) -> None:

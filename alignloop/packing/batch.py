@@ -109,5 +109,3 @@ _TARGET_FIELDS = (
     "completion_number",
     "ranks",
 )
-
-

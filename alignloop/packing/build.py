@@ -50,7 +50,11 @@ def candidate_groups(rows: Sequence[CandidateRow], chat: ChatFormat) -> list[Pro
     for row in rows:
         by_prompt.setdefault(row.prompt_id, []).append(row)
     return [
-        _group(prompt_id, chat.prompt_ids(candidates[0].messages), [chat.sampled_completion(row.completion_ids) for row in candidates])
+        _group(
+            prompt_id,
+            chat.prompt_ids(candidates[0].messages),
+            [chat.sampled_completion(row.completion_ids) for row in candidates],
+        )
         for prompt_id, candidates in by_prompt.items()
     ]
 

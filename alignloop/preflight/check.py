@@ -21,7 +21,7 @@ from alignloop.preflight.lengths import Lengths, measure
 from alignloop.preflight.rows import Rows, read_rows
 from alignloop.preflight.tasks import check_tasks
 from alignloop.records import RejectedRow
-from alignloop.run_dir import RESOLVED
+from alignloop.run_dir import BEFORE_A_RUN, RESOLVED
 
 REJECTED_ROWS = "rejected_rows.jsonl"
 
@@ -113,7 +113,8 @@ def _write_rejected(rejected: list[RejectedRow], *, run_dir: Path, findings: Fin
     if not _can_hold_a_run(run_dir):
         return
     if not rejected:
-        path.unlink(missing_ok=True)
+        if not (run_dir / RESOLVED).is_file():
+            path.unlink(missing_ok=True)
         return
     with disk_errors_named(path):
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -128,4 +129,4 @@ def _write_rejected(rejected: list[RejectedRow], *, run_dir: Path, findings: Fin
 def _can_hold_a_run(folder: Path) -> bool:
     if not folder.is_dir():
         return not folder.exists()
-    return (folder / RESOLVED).is_file() or {path.name for path in folder.iterdir()} <= {REJECTED_ROWS, "run.lock"}
+    return (folder / RESOLVED).is_file() or {path.name for path in folder.iterdir()} <= BEFORE_A_RUN

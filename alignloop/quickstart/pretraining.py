@@ -5,17 +5,18 @@ torch and transformers are imported here at the top; import this module only whe
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import distributed
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignloop.quickstart.corpus import Document
+from alignloop.quickstart.muon import Muon
 from alignloop.quickstart.tokenizer import BOS, END_OF_TEXT, END_OF_TURN, PAD, prompt_text
 
 Say = Callable[[str], None]
@@ -36,14 +37,16 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Schedule:
-    """One stretch of training: linear warm-up, then a cosine down to `final_fraction` of the peak."""
+    """One stretch of training."""
 
     num_tokens: int
     """Tokens seen, prompts included, padding not."""
     learning_rate: float
     warmup_fraction: float = 0.03
-    final_fraction: float = 0.05
-    batch_tokens: int = 2048
+    decay_fraction: float = 0.5
+    final_fraction: float = 0.03
+    batch_tokens: int = 768
+    """Tokens a step and process."""
     weight_decay: float = 0.05
 
 
@@ -128,37 +131,68 @@ def train(
     seed: int,
     say: Say,
 ) -> None:
-    """Train in place for `schedule.num_tokens` tokens."""
+    """Train in place for `schedule.num_tokens` tokens.
+
+    In a torch.distributed group every process trains on documents of its own and gradients are averaged: two
+    processes with a thread each do more on two cores than one process with two threads.
+    """
     encoded = (encode(document, tokenizer) for document in documents)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay, fused=True
-    )
+    optimizers = _optimizers(model, schedule)
     done, started, losses = 0, time.monotonic(), []
     model.train()
-    for step, batch in enumerate(batches(encoded, batch_tokens=schedule.batch_tokens, seed=seed)):
-        if done >= schedule.num_tokens:
-            break
-        optimizer.param_groups[0]["lr"] = schedule.learning_rate * _rate_factor(done / schedule.num_tokens, schedule)
+    for step, batch in enumerate(batches(encoded, batch_tokens=schedule.batch_tokens, seed=seed), start=1):
+        rate = schedule.learning_rate * _rate_factor(done / schedule.num_tokens, schedule)
         loss = completion_loss(model, batch, pad_id=model.config.pad_token_id)
         loss.backward()
+        loss_value, num_tokens = _averaged_gradients(model, loss.item(), sum(len(one.token_ids) for one in batch))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        done += sum(len(one.token_ids) for one in batch)
-        if step % 100 == 99:
-            rate = done / (time.monotonic() - started)
-            recent = sum(losses[-100:]) / 100
-            say(f"  step {step + 1:,}  {done:,} tokens  loss {recent:.3f}  {rate:,.0f} tokens/s")
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss_value)
+        done += num_tokens
+        if step % 200 == 0:
+            speed = done / (time.monotonic() - started)
+            say(f"  step {step:,}  {done:,} tokens  loss {sum(losses[-200:]) / 200:.3f}  {speed:,.0f} tokens/s")
+        if done >= schedule.num_tokens:
+            break
     model.eval()
 
 
+def _optimizers(model: LlamaForCausalLM, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for embeddings and norms."""
+    matrices = [value for name, value in model.named_parameters() if value.ndim == 2 and "embed" not in name]
+    taken = {id(matrix) for matrix in matrices}
+    others = [value for value in model.parameters() if id(value) not in taken]
+    rate = schedule.learning_rate
+    return [
+        Muon(matrices, lr=rate, weight_decay=schedule.weight_decay),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def _averaged_gradients(model: LlamaForCausalLM, loss: float, num_tokens: int) -> tuple[float, int]:
+    """Average the gradients over the group, in place; returns the mean loss and the sum of tokens."""
+    if not distributed.is_initialized():
+        return loss, num_tokens
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([loss, float(num_tokens)])])
+    distributed.all_reduce(flat)
+    world_size = distributed.get_world_size()
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient) / world_size)
+        start += gradient.numel()
+    return flat[-2].item() / world_size, int(flat[-1].item())
+
+
 def _rate_factor(progress: float, schedule: Schedule) -> float:
+    """Linear up over `warmup_fraction`, flat, then linear down over `decay_fraction` to `final_fraction`."""
     if progress < schedule.warmup_fraction:
-        return max(progress / schedule.warmup_fraction, 1e-3)
-    rest = (progress - schedule.warmup_fraction) / (1 - schedule.warmup_fraction)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
-    return schedule.final_fraction + (1 - schedule.final_fraction) * cosine
+        return max(progress / schedule.warmup_fraction, 0.01)
+    left = (1.0 - progress) / schedule.decay_fraction
+    return schedule.final_fraction + (1.0 - schedule.final_fraction) * max(0.0, min(1.0, left))
 
 
 def scaled(schedule: Schedule, factor: float) -> Schedule:

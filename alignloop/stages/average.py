@@ -23,7 +23,7 @@ def run(config: None, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.training.average import average_checkpoints
 
     with ctx.activity("averaging"):
-        path = average_checkpoints([a.path for a in inputs.checkpoints], ctx.dir / "checkpoint", weights=None)
+        path = average_checkpoints([a.path for a in inputs.checkpoints], out_dir=ctx.dir / "checkpoint", weights=None)
     return Outputs(checkpoint=Artifact.of(path), counts={"checkpoints": len(inputs.checkpoints)})
 
 

@@ -13,9 +13,7 @@ from alignloop.objectives.averaging import average_tensors, check_same_names, no
 from alignloop.training.checkpoints import written_aside
 
 
-def average_checkpoints(
-    checkpoints: Sequence[Path], *, out_dir: Path, weights: Sequence[float] | None = None
-) -> Path:
+def average_checkpoints(checkpoints: Sequence[Path], *, out_dir: Path, weights: Sequence[float] | None = None) -> Path:
     """Weighted mean of checkpoints of one architecture (The Llama 3 Herd of Models, section 4.1.5).
 
     One tensor of every checkpoint is in memory at a time, and one output file. Averaging one checkpoint copies it.
@@ -76,7 +74,9 @@ def _average(checkpoints: Sequence[Path], target: Path, shares: Sequence[float])
         with ExitStack() as stack:
             readers = _Readers(stack)
             averaged = {
-                name: average_tensors([readers.tensor(names[name], name) for names in located], weights=shares, name=name)
+                name: average_tensors(
+                    [readers.tensor(names[name], name) for names in located], weights=shares, name=name
+                )
                 for name, file in located[-1].items()
                 if file == out_file
             }

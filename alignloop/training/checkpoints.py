@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from alignloop.errors import DiskFullError
+from alignloop.training.models import quiet_transformers
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -38,7 +39,7 @@ def save_checkpoint(model: nn.Module, directory: Path, *, companions: Path) -> P
         companions: the checkpoint that training started from; what is not weights or config comes from it.
     """
     with written_aside(directory) as partial:
-        _save_weights(model, partial)
+        save_model(model, partial)
         copy_companions(companions, partial, generation=_generates(model))
     return directory
 
@@ -54,17 +55,20 @@ def _generates(model: Any) -> bool:
     return bool(model.can_generate())
 
 
-def _save_weights(model: Any, directory: Path) -> None:
-    if not _generates(model):
-        model.save_pretrained(directory)
-        return
+def save_model(model: Any, directory: Path) -> None:
+    """Weights and config alone.
+
+    save_pretrained validates the generation config and stops at harmless combinations that bases ship with; it is
+    copied byte for byte from where the model came from instead.
+    """
     from transformers import GenerationConfig
 
-    # save_pretrained validates the generation config and stops at harmless combinations that bases ship with;
-    # the file of the starting checkpoint is copied byte for byte instead.
-    own, model.generation_config = model.generation_config, GenerationConfig()
+    own = getattr(model, "generation_config", None)
     try:
-        model.save_pretrained(directory)
+        if _generates(model):
+            model.generation_config = GenerationConfig()
+        with quiet_transformers():
+            model.save_pretrained(directory)
     finally:
         model.generation_config = own
     (directory / GENERATION_CONFIG).unlink(missing_ok=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 
 
-def step_batches(num_groups: int, *, batch_groups: int, epochs: int, max_steps: int | None, seed: int) -> list[list[int]]:
+def step_batches(
+    num_groups: int, *, batch_groups: int, epochs: int, max_steps: int | None, seed: int
+) -> list[list[int]]:
     """Group indices of every optimiser step.
 
     Each epoch is its own permutation; batches do not cross epochs and the last of an epoch may be smaller.

@@ -68,7 +68,7 @@ def _load(auto_class: Any, checkpoint: Path, *, dtype: torch.dtype, **overrides:
     devices = list(range(torch.cuda.device_count()))
     try:
         # Weights that a checkpoint lacks are drawn from torch's global generator: keep it as it was.
-        with _quiet_transformers(), torch.random.fork_rng(devices=devices):
+        with quiet_transformers(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
             model, info = auto_class.from_pretrained(
                 checkpoint,
@@ -141,8 +141,8 @@ def free_memory() -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Loading a policy as a reward model is announced as a fault by transformers; here it is the plan."""
+def quiet_transformers() -> Iterator[None]:
+    """No bars for tiny files, and no warning that a policy loaded as a reward model has no head yet: that is the plan."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

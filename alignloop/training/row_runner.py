@@ -56,9 +56,7 @@ class RowRunner:
             output: Tensor = module(batch)
         return output
 
-    def outputs(
-        self, module: nn.Module, groups: Sequence[PromptGroup]
-    ) -> Iterator[tuple[RowBatch, Tensor, range]]:
+    def outputs(self, module: nn.Module, groups: Sequence[PromptGroup]) -> Iterator[tuple[RowBatch, Tensor, range]]:
         """Forward passes without gradients over any number of groups.
 
         Yields:

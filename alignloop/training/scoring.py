@@ -14,6 +14,7 @@ from alignloop.packing.layout import auto_row_tokens
 from alignloop.progress import Progress
 from alignloop.training.forward import CompletionRewards
 from alignloop.training.models import Dtype, check_vocabulary, free_memory, load_reward_model, pad_token_id_of
+from alignloop.training.precision import uses_bfloat16
 from alignloop.training.row_runner import RowRunner
 
 MAX_ROW_TOKENS = 1024
@@ -64,7 +65,7 @@ def score_groups(
         rows=rows_per_microbatch,
         pad_token_id=pad_token_id_of(model),
         device=_device(),
-        bfloat16=dtype == "bfloat16",
+        bfloat16=uses_bfloat16(dtype, device=_device(), progress=progress),
         progress=progress,
     )
     try:

@@ -42,9 +42,7 @@ def count_step(groups: Sequence[PromptGroup]) -> StepCounts:
     in_prompts = sum(sum(group.prompt_loss_mask[1:]) for group in groups if group.prompt_loss_mask is not None)
     in_completions = sum(len(c.token_ids) for group in groups for c in group.completions)
     chosen = sum(len(group.completions[group.ranks.index(min(group.ranks))].token_ids) for group in groups)
-    return StepCounts(
-        num_groups=len(groups), num_target_tokens=in_prompts + in_completions, num_chosen_tokens=chosen
-    )
+    return StepCounts(num_groups=len(groups), num_target_tokens=in_prompts + in_completions, num_chosen_tokens=chosen)
 
 
 class StepLoss(Protocol):

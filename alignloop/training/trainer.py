@@ -20,23 +20,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignloop.config.recipe import DpoConfig, OptimizerConfig, RewardConfig, SftConfig
 from alignloop.errors import TrainingError
-from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
-from alignloop.packing.layout import auto_row_tokens, packed_num_tokens
+from alignloop.packing.layout import packed_num_tokens
 from alignloop.progress import Progress
-from alignloop.training import reference as reference_logprobs
 from alignloop.training.checkpoints import save_checkpoint
 from alignloop.training.data_order import shuffled_completions, step_batches
 from alignloop.training.digests import groups_digest, key_of, weights_digest
-from alignloop.training.forward import CompletionRewards, TokenLogprobs, check_head
-from alignloop.training.models import check_vocabulary, free_memory, load_policy, load_reward_model, pad_token_id_of
+from alignloop.training.models import free_memory
 from alignloop.training.resume import ResumePoints
 from alignloop.training.row_runner import RowRunner
 from alignloop.training.schedule import checkpoint_steps, learning_rate
 from alignloop.training.screening import Dropped, ObjectiveName, screen
-from alignloop.training.step_losses import DpoStep, RewardStep, SftStep, StepCounts, StepLoss, count_step
+from alignloop.training.setup import (
+    TrainConfig,
+    TrainJob,
+    build_losses,
+    build_module,
+    build_optimizer,
+    build_runner,
+)
+from alignloop.training.step_losses import StepLoss, count_step
 from alignloop.training.train_log import TrainLog
 
 LN_2 = 0.6931471805599453
@@ -71,7 +75,7 @@ def train(
     checkpoint: Path,
     reference: Path | None,
     out_dir: Path,
-    config: RewardConfig | SftConfig | DpoConfig,
+    config: TrainConfig,
     seed: int,
     progress: Progress,
 ) -> TrainResult:
@@ -93,7 +97,8 @@ def train(
     held_out = _screen_held_out(eval_groups, objective=objective, config=config, progress=progress)
     if objective == "reward" and isinstance(config, RewardConfig) and not config.isolate:
         kept, held_out = _shuffle(kept, seed=seed), _shuffle(held_out, seed=seed)
-    stage = _Stage(objective, kept, held_out, checkpoint, reference, out_dir, config, seed, progress)
+    job = TrainJob(objective, kept, held_out, checkpoint, reference, out_dir, config, seed, progress)
+    stage = _Stage(job)
     try:
         metrics = stage.run()
     finally:
@@ -109,7 +114,7 @@ def train(
 
 
 def _screen_held_out(
-    groups: Sequence[PromptGroup], *, objective: ObjectiveName, config: OptimizerConfig, progress: Progress
+    groups: Sequence[PromptGroup], *, objective: ObjectiveName, config: TrainConfig, progress: Progress
 ) -> list[PromptGroup]:
     if not groups:
         return []
@@ -135,52 +140,39 @@ def _shuffle(groups: Sequence[PromptGroup], *, seed: int) -> list[PromptGroup]:
 class _Stage:
     """One training run: the plan of its steps, and the model while it trains."""
 
-    def __init__(
-        self,
-        objective: ObjectiveName,
-        groups: list[PromptGroup],
-        eval_groups: list[PromptGroup],
-        checkpoint: Path,
-        reference: Path | None,
-        out_dir: Path,
-        config: RewardConfig | SftConfig | DpoConfig,
-        seed: int,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, job: TrainJob) -> None:
         from accelerate import Accelerator
 
-        self.objective, self.config, self.seed, self.progress = objective, config, seed, progress
-        self.groups, self.eval_groups = groups, eval_groups
-        self.checkpoint, self.reference, self.out_dir = checkpoint, reference, out_dir
+        self.job, self.config, self.progress = job, job.config, job.progress
         self.accelerator = Accelerator()
         self.batches = step_batches(
-            len(groups),
-            batch_groups=config.batch_groups,
-            epochs=config.epochs,
-            max_steps=config.max_steps,
-            seed=seed,
+            len(job.groups),
+            batch_groups=job.config.batch_groups,
+            epochs=job.config.epochs,
+            max_steps=job.config.max_steps,
+            seed=job.seed,
         )
         self.kept_steps = checkpoint_steps(
-            len(self.batches), num_checkpoints=config.num_checkpoints, span=config.average_span
+            len(self.batches), num_checkpoints=job.config.num_checkpoints, span=job.config.average_span
         )
-        self.digest = weights_digest(checkpoint)
-        self.log = TrainLog(out_dir / "train_log.jsonl")
+        self.log = TrainLog(job.out_dir / "train_log.jsonl")
         self.metrics: dict[str, float] = {}
 
     def checkpoint_path(self, step: int) -> Path:
-        return self.out_dir / "checkpoints" / f"step-{step:06d}"
+        return self.job.out_dir / "checkpoints" / f"step-{step:06d}"
 
     def run(self) -> dict[str, float]:
         """Train to the end; returns the metrics of `TrainResult`."""
-        train_loss, eval_loss = self._losses()
-        module = self._module(self.checkpoint)
-        runner = self._runner(module)
-        optimizer = self._optimizer(module)
+        device = self.accelerator.device
+        train_loss, eval_loss = build_losses(self.job, device=device)
+        module = build_module(self.job, self.job.checkpoint, device=device)
+        runner = build_runner(self.job, module, device=device)
+        optimizer = build_optimizer(self.job, module)
         module, optimizer = self.accelerator.prepare(module, optimizer)
-        points = ResumePoints(self.out_dir / "resume", key=self._resume_key())
+        points = ResumePoints(self.job.out_dir / "resume", key=_resume_key(self.job))
         first = self._restore(points, module, optimizer, runner)
         self.log.cut_after(first)
-        label = f"train {self.objective}"
+        label = f"train {self.job.objective}"
         with self.progress.task(label, total=len(self.batches), unit="steps") as advance:
             if first:
                 advance(first)
@@ -193,111 +185,12 @@ class _Stage:
         points.clear()
         return metrics | self.metrics
 
-    # ---- models -----------------------------------------------------------------------------------------------
-
-    def _module(self, checkpoint: Path) -> nn.Module:
-        """The model at `checkpoint` as the objective sees it, on its device."""
-        if self.objective == "reward":
-            assert isinstance(self.config, RewardConfig)
-            model = load_reward_model(checkpoint, seed=self.seed)
-            module: nn.Module = CompletionRewards(model, isolate=self.config.isolate)
-        else:
-            model = load_policy(checkpoint)
-            module = TokenLogprobs(model)
-        check_vocabulary(model, [*self.groups, *self.eval_groups], checkpoint=checkpoint)
-        module.to(self.accelerator.device)
-        if isinstance(module, TokenLogprobs):
-            check_head(module)
-        return module
-
-    def _runner(self, module: Any) -> RowRunner:
-        everything = [*self.groups, *self.eval_groups]
-        longest = max(group.longest for group in everything)
-        mode = choose_layout(module.model.base_model, longest=longest, progress=self.progress)
-        return RowRunner(
-            mode=mode,
-            row_tokens=self.config.row_tokens or auto_row_tokens(everything),
-            rows=self.config.rows_per_microbatch,
-            pad_token_id=pad_token_id_of(module.model),
-            device=self.accelerator.device,
-            bfloat16=self.config.dtype == "bfloat16",
-            progress=self.progress,
-        )
-
-    def _optimizer(self, module: Any) -> torch.optim.Optimizer:
-        if self.config.gradient_checkpointing:
-            module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            # transformers recomputes activations in training mode alone; dropout is zero by now.
-            module.train()
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        decayed = [parameter for parameter in parameters if parameter.ndim >= 2]
-        plain = [parameter for parameter in parameters if parameter.ndim < 2]
-        param_groups = [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(
-            [group for group in param_groups if group["params"]], lr=self.config.learning_rate, fused=True
-        )
-
-    # ---- objectives -------------------------------------------------------------------------------------------
-
-    def _losses(self) -> tuple[StepLoss, StepLoss]:
-        """The objective on the training groups and on the held-out ones."""
-        if self.objective == "reward":
-            return RewardStep(), RewardStep()
-        if self.objective == "sft":
-            return SftStep(), SftStep()
-        sums = self._reference_sums()
-        split = len(self.groups)
-        return self._dpo_step(sums[:split]), self._dpo_step(sums[split:])
-
-    def _dpo_step(self, sums: Sequence[tuple[float, ...]]) -> DpoStep:
-        assert isinstance(self.config, DpoConfig)
-        return DpoStep(
-            reference=sums,
-            beta=self.config.beta,
-            nll_coefficient=self.config.nll_coefficient,
-            nll_reduction=self.config.nll_reduction,
-            mask_formatting_tokens=self.config.mask_formatting_tokens,
-        )
-
-    def _reference_sums(self) -> list[tuple[float, ...]]:
-        """Of training and held-out groups, computed once with the reference model, which then leaves memory."""
-        assert isinstance(self.config, DpoConfig)
-        if self.reference is None:
-            raise TrainingError("DPO needs a reference model: none was given")
-        everything = [*self.groups, *self.eval_groups]
-        key = key_of(
-            reference=weights_digest(self.reference),
-            groups=groups_digest(everything),
-            mask_version=reference_logprobs.MASK_VERSION,
-            mask_formatting_tokens=self.config.mask_formatting_tokens,
-            dtype=self.config.dtype,
-        )
-        path = self.out_dir / "reference_logprobs.json"
-        cached = reference_logprobs.load_cached(path, key=key)
-        if cached is not None:
-            return cached
-        module = self._module(self.reference)
-        assert isinstance(module, TokenLogprobs)
-        sums = reference_logprobs.reference_sums(
-            module,
-            everything,
-            runner=self._runner(module),
-            mask_formatting_tokens=self.config.mask_formatting_tokens,
-        )
-        reference_logprobs.store(path, sums, key=key)
-        del module
-        free_memory()
-        return sums
-
     # ---- steps ------------------------------------------------------------------------------------------------
 
     def _step(self, step: int, module: nn.Module, optimizer: Any, runner: RowRunner, step_loss: StepLoss) -> None:
         started = time.monotonic()
         numbers = self.batches[step]
-        batch_groups = [self.groups[number] for number in numbers]
+        batch_groups = [self.job.groups[number] for number in numbers]
         rate = learning_rate(
             step,
             num_steps=len(self.batches),
@@ -310,7 +203,7 @@ class _Stage:
         )
         grad_norm = float(self.accelerator.clip_grad_norm_(module.parameters(), self.config.max_grad_norm))
         self._check_finite(step, [grad_norm], [batch_groups], what="gradient norm")
-        if step == 0 and self.objective == "dpo":
+        if step == 0 and self.job.objective == "dpo":
             self._check_step_0(metrics["dpo_loss"])
         for param_group in optimizer.param_groups:
             param_group["lr"] = rate
@@ -361,19 +254,19 @@ class _Stage:
             if not torch.isfinite(torch.tensor(value)):
                 ids = ", ".join(group.id for group in groups[:20]) + (", ..." if len(groups) > 20 else "")
                 raise TrainingError(
-                    f"{self.objective}: {what} is {value} at step {step + 1} of {len(self.batches)}, rows: {ids}. Look "
-                    f"at these rows, or lower {self.objective}.learning_rate ({self.config.learning_rate:g})"
+                    f"{self.job.objective}: {what} is {value} at step {step + 1} of {len(self.batches)}, rows: {ids}. Look "
+                    f"at these rows, or lower {self.job.objective}.learning_rate ({self.config.learning_rate:g})"
                 )
 
     def _check_step_0(self, dpo_term: float) -> None:
         """Where policy and reference are the same model, DPO starts at ln 2 or something is silently wrong."""
         self.metrics["step_0_dpo_loss"] = dpo_term
-        assert self.reference is not None
-        same = weights_digest(self.reference) == self.digest
+        assert self.job.reference is not None
+        same = weights_digest(self.job.reference) == weights_digest(self.job.checkpoint)
         if same and not abs(dpo_term - LN_2) <= STEP_0_TOLERANCE[self.config.dtype]:
             raise TrainingError(
-                f"DPO starts at {dpo_term:.5f}, not at ln 2 = {LN_2:.5f}, although the reference {self.reference} is the "
-                f"model it starts from: the reference logprobs are wrong. Delete {self.out_dir} and run again; where it "
+                f"DPO starts at {dpo_term:.5f}, not at ln 2 = {LN_2:.5f}, although the reference {self.job.reference} is the "
+                f"model it starts from: the reference logprobs are wrong. Delete {self.job.out_dir} and run again; where it "
                 "comes back, this is a defect of alignloop"
             )
 
@@ -382,7 +275,7 @@ class _Stage:
     def _save(self, step: int, points: ResumePoints, module: nn.Module, optimizer: Any, runner: RowRunner) -> None:
         if step in self.kept_steps:
             model: Any = self.accelerator.unwrap_model(module)
-            save_checkpoint(model.model, self.checkpoint_path(step), companions=self.checkpoint)
+            save_checkpoint(model.model, self.checkpoint_path(step), companions=self.job.checkpoint)
         if step % self.config.save_every_steps == 0 and step < len(self.batches):
             model = self.accelerator.unwrap_model(module)
             points.save(step, model=model.state_dict(), optimizer=optimizer.state_dict(), rows=runner.rows)
@@ -396,29 +289,30 @@ class _Stage:
         optimizer.load_state_dict(state["optimizer"])
         runner.rows = min(runner.rows, state["rows"])
         self.metrics |= self.log.first_step_metrics()
-        self.progress.say(f"  {self.objective}: going on after step {state['step']} of {len(self.batches)}")
+        self.progress.say(f"  {self.job.objective}: going on after step {state['step']} of {len(self.batches)}")
         return int(state["step"])
-
-    def _resume_key(self) -> str:
-        return key_of(
-            trainer_version=TRAINER_VERSION,
-            objective=self.objective,
-            config=json.loads(self.config.model_dump_json()),
-            seed=self.seed,
-            checkpoint=self.digest,
-            reference=None if self.reference is None else weights_digest(self.reference),
-            groups=groups_digest(self.groups),
-        )
 
     @torch.no_grad()
     def _evaluate(self, module: nn.Module, runner: RowRunner, step_loss: StepLoss) -> dict[str, float]:
         """Loss and metrics on the held-out groups, as one big step; nothing where there are none."""
-        if not self.eval_groups:
+        if not self.job.eval_groups:
             return {}
-        counts = count_step(self.eval_groups)
+        counts = count_step(self.job.eval_groups)
         totals: dict[str, float] = {}
-        for batch, output, numbers in runner.outputs(module, self.eval_groups):
+        for batch, output, numbers in runner.outputs(module, self.job.eval_groups):
             loss, metrics = step_loss(output, batch=batch, counts=counts, group_numbers=numbers)
             for name, value in {"loss": loss, **metrics}.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         return totals
+
+
+def _resume_key(job: TrainJob) -> str:
+    return key_of(
+        trainer_version=TRAINER_VERSION,
+        objective=job.objective,
+        config=json.loads(job.config.model_dump_json()),
+        seed=job.seed,
+        checkpoint=weights_digest(job.checkpoint),
+        reference=None if job.reference is None else weights_digest(job.reference),
+        groups=groups_digest(job.groups),
+    )

@@ -1,0 +1,275 @@
+"""The command line: verbs only. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from alignloop import __version__, environment
+from alignloop.errors import AlignloopError, EngineError, Interrupted, UserError
+
+if TYPE_CHECKING:
+    from alignloop.loop import RunResult
+
+# typer carries its own copy of click from 0.26 on; the base of its errors is the same class in either.
+UsageError = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="alignloop",
+    help="Iterative post-training: reward model, rejection sampling, SFT and DPO, round over round.",
+    epilog="Begin with `alignloop run`: six rounds on the bundled tiny model, offline, on a CPU.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a bundled recipe's name.")]
+RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Overrides the recipe's number of rounds.")]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<the recipe's name>.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Overrides a field of the recipe; repeatable.")
+]
+RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Do stages again that no longer match, and all after.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument = "quickstart",
+    rounds: RoundsOption = None,
+    run_dir: RunDirOption = None,
+    overrides: SetOption = None,
+    rebuild: RebuildOption = False,
+) -> None:
+    """Run a recipe, or go on with it.
+
+    What an earlier call has published is not run again.
+
+    \b
+    alignloop run                                      the quickstart, offline
+    alignloop run --rounds 8                           two rounds more on a run of six
+    alignloop run my.yaml --run-dir runs/mine
+    alignloop run my.yaml --set dpo.learning_rate=5e-7 --set sample.num_candidates=16
+    """
+    from alignloop.loop import run as run_loop
+    from alignloop.progress import for_terminal
+
+    result = run_loop(
+        recipe,
+        rounds=rounds,
+        run_dir=run_dir,
+        overrides=overrides or (),
+        rebuild=rebuild,
+        progress=for_terminal(),
+    )
+    typer.echo("\n" + result_text(result))
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument = "quickstart",
+    rounds: RoundsOption = None,
+    run_dir: RunDirOption = None,
+    overrides: SetOption = None,
+    rebuild: RebuildOption = False,
+) -> None:
+    """Say what `run` would do, and what is wrong.
+
+    Every error in recipe, data and base is found before any model is loaded; nothing is written.
+
+    \b
+    alignloop plan my.yaml
+    alignloop plan my.yaml --rounds 8 --run-dir runs/mine      what is published, what would run
+    """
+    from alignloop.plan import make_plan, plan_text, recipe_or_problems
+
+    config = recipe_or_problems(recipe, overrides=overrides or (), rounds=rounds)
+    folder = run_dir if run_dir is not None else Path("runs") / config.name
+    planned = make_plan(config, run_dir=folder, rebuild=rebuild)
+    typer.echo(plan_text(planned))
+    if planned.drifted:
+        raise UserError("published stages no longer match (see `drift`): put it back, or pass --rebuild")
+
+
+@app.command()
+def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")] = Path("runs/quickstart")) -> None:
+    """Say what a run directory holds.
+
+    Also whether a run is at work in it, and the table so far.
+    """
+    from alignloop.status import read_status, status_text
+
+    typer.echo(status_text(read_status(run_dir)))
+
+
+@app.command(name="eval")
+def eval_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face model folder.")],
+    tasks: Annotated[str, typer.Option(help="Task names with commas; ifeval=FILE and mmlu=FOLDER read local data.")]
+    = "ifeval,mmlu",
+    include_path: Annotated[
+        str, typer.Option(metavar="quickstart|DIR", help="Where task files are looked for first; empty: lm-eval's own.")
+    ] = "quickstart",
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, for a quick look.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report there.")] = None,
+    engine: Annotated[Literal["vllm", "transformers"], typer.Option(help="What generates.")] = "vllm",
+) -> None:
+    """Run benchmarks on a checkpoint.
+
+    \b
+    alignloop eval runs/quickstart/final
+    alignloop eval my-model --include-path '' --tasks ifeval=input_data.jsonl,mmlu=mmlu/ --json report.json
+    """
+    import tempfile
+
+    from alignloop.artifacts import write_text
+    from alignloop.one_eval import eval_text, evaluate_alone
+    from alignloop.progress import for_terminal
+
+    names = [name for name in tasks.split(",") if name]
+    log_file = Path(tempfile.mkdtemp(prefix="alignloop-eval-")) / "engine.log"
+    try:
+        report = evaluate_alone(
+            checkpoint,
+            tasks=names,
+            include_path=include_path or None,
+            limit=limit,
+            engine_name=engine,
+            log_file=log_file,
+            progress=for_terminal(),
+        )
+    except EngineError as error:
+        raise EngineError(f"{error}\nThe engine's own words: {log_file}") from error
+    typer.echo(eval_text(report))
+    if json_file is not None:
+        write_text(json_file, report.model_dump_json(indent=1) + "\n")
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="For example sample, score, train_dpo.")],
+    out: Annotated[Path, typer.Option(help="The folder to publish in.")],
+    config: Annotated[str, typer.Option(help="Recipe that configures it.")] = "quickstart",
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="FIELD=PATH", help="An artifact it takes; repeatable.")
+    ] = None,
+    overrides: SetOption = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The run's seed; default: the recipe's.")] = None,
+    number: Annotated[int, typer.Option("--round", min=0, help="The round it takes itself to be in.")] = 1,
+    rebuild: RebuildOption = False,
+) -> None:
+    """Run one stage alone on given artifacts. Without --input it says which it takes.
+
+    \b
+    alignloop stage score --out scored --input candidates=candidates.jsonl --input reward_model=rm/
+    alignloop stage average --out mean --input checkpoints=step-100,step-200
+    """
+    from alignloop.config import load_recipe
+    from alignloop.one_stage import run_alone
+    from alignloop.progress import for_terminal
+
+    seeds = [] if seed is None else [f"seed={seed}"]
+    recipe = load_recipe(config, overrides=[*(overrides or ()), *seeds])
+    outputs = run_alone(
+        name, recipe=recipe, inputs=inputs or (), out=out, round=number, rebuild=rebuild, progress=for_terminal()
+    )
+    for key, value in {**outputs.counts, **outputs.metrics}.items():
+        typer.echo(f"{key}  {value:g}")
+    typer.echo(f"published in {out}")
+
+
+@app.command()
+def recipes() -> None:
+    """List the bundled recipes."""
+    from alignloop.bundled import RECIPES
+
+    for path in sorted(RECIPES.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
+        typer.echo(f"{path.stem:<16} {first}")
+
+
+def result_text(result: RunResult) -> str:
+    """The tables of a finished run, what it took, and how to load the final model."""
+    from alignloop.report.model_card import transformers_snippet, vllm_snippet
+    from alignloop.report.table import text_tables
+
+    minutes, seconds = divmod(round(result.seconds), 60)
+    starts = "no engine start (all was published)" if not result.num_engine_starts else "1 engine start"
+    if result.num_engine_starts > 1:
+        starts = f"{result.num_engine_starts} engine starts"
+    path = str(result.final_model)
+    return "\n".join(
+        [
+            text_tables(result.rounds),
+            "",
+            f"took         {minutes} min {seconds} s, {starts}, peak memory at most {peak_gib():.1f} GiB",
+            f"final model  {path} (round {result.final_round}; its model card: README.md)",
+            "",
+            *_indented("# transformers\n" + transformers_snippet(path)),
+            "",
+            *_indented("# vLLM\n" + vllm_snippet(path)),
+        ]
+    )
+
+
+def peak_gib() -> float:
+    """An upper bound of the memory in use at any time, in GiB: this process's peak and its largest child's."""
+    import resource
+
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
+
+
+def main() -> None:
+    """The `alignloop` command: exit code 2 for what the user can put right, 1 for other failures, 130 for a stop."""
+    environment.prepare()
+    environment.silence()
+    signal.signal(signal.SIGTERM, _stop)
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        return _say(f"error: {error}", 2)
+    except (KeyboardInterrupt, typer.Abort, Interrupted):
+        return _say(f"\nStopped. Go on with: {shlex.join(['alignloop', *sys.argv[1:]])}", 130)
+    except AlignloopError as error:
+        return _say(f"error: {error}\nThe engine's own words, if it was at work, are in engine.log of the run directory", 1)
+    except UsageError as error:
+        error.show()
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nobody is left to tell, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _say(text: str, code: int) -> int:
+    typer.echo(text, err=True)
+    return code
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is signal's
+    raise KeyboardInterrupt
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]

@@ -1,0 +1,129 @@
+"""One stage alone, outside any run: on artifacts given by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignloop.artifacts import Artifact, read_manifest
+from alignloop.config import Recipe
+from alignloop.engines.open import open_engine
+from alignloop.errors import UserError
+from alignloop.progress import Progress
+from alignloop.stage import Outputs, Place, Stage, run_stage
+
+CONFIGS: Mapping[str, Callable[[Recipe], Any]] = {
+    "ingest": lambda recipe: recipe.data,
+    "base": lambda recipe: None,
+    "bootstrap": lambda recipe: recipe.sft,
+    "collect": lambda recipe: recipe.collect_stage,
+    "train_reward": lambda recipe: recipe.reward,
+    "average": lambda recipe: None,
+    "sample": lambda recipe: recipe.sample_stage,
+    "score": lambda recipe: recipe.score,
+    "select": lambda recipe: recipe.select,
+    "prune": lambda recipe: recipe.prune,
+    "train_sft": lambda recipe: recipe.sft,
+    "build_pairs": lambda recipe: recipe.pairs,
+    "train_dpo": lambda recipe: recipe.dpo,
+    "evaluate": lambda recipe: recipe.evaluate_stage,
+}
+"""Stage -> the part of a recipe it is configured by."""
+
+
+def run_alone(
+    name: str, *, recipe: Recipe, inputs: Sequence[str], out: Path, round: int, rebuild: bool, progress: Progress
+) -> Outputs:
+    """Run a stage and publish it in `out`, as a run would.
+
+    Args:
+        inputs: `field=path` strings; fields that hold several artifacts are repeated, or take a comma between paths.
+        out: the stage's folder; the engine's words go to `<out>.engine.log`.
+
+    Raises:
+        UserError: an unknown stage, or inputs it does not take, with those it does.
+    """
+    stage = stage_named(name)
+    values = parse_inputs(stage, inputs)
+    out = out.resolve()
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_manifest(out) is None)):
+        raise UserError(f"--out {out}: exists and holds no published stage; name a folder that does not exist yet")
+    with open_engine(recipe.engine, log_file=out.with_name(out.name + ".engine.log"), say=progress.say) as engine:
+        return run_stage(
+            stage,
+            CONFIGS[name](recipe),
+            values,
+            place=Place(out, round, recipe.seed),
+            engine=engine,
+            progress=progress,
+            rebuild=rebuild,
+        )
+
+
+def stage_named(name: str) -> Stage[Any, Any, Outputs]:
+    """The stage of this name."""
+    if name not in CONFIGS:
+        near = difflib.get_close_matches(name, CONFIGS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"no stage is called {name!r}; {hint}stages: {', '.join(CONFIGS)}")
+    stage: Stage[Any, Any, Outputs] = importlib.import_module(f"alignloop.stages.{name}").STAGE
+    return stage
+
+
+def parse_inputs(stage: Stage[Any, Any, Outputs], inputs: Sequence[str]) -> Any:
+    """The stage's `Inputs`, from `field=path` strings.
+
+    Raises:
+        UserError: unknown or missing fields, or paths where nothing lies; says which inputs the stage takes.
+    """
+    kinds = typing.get_type_hints(stage.inputs)
+    given: dict[str, list[str]] = {}
+    for text in inputs:
+        field, equals, path = text.partition("=")
+        if not equals or field not in kinds:
+            raise UserError(f"--input {text}: {'expected field=path' if not equals else 'unknown input'}\n{_takes(stage)}")
+        given.setdefault(field, []).extend(part for part in path.split(",") if part)
+    values = {}
+    for field, kind in kinds.items():
+        paths = given.get(field, [])
+        if typing.get_origin(kind) is tuple:
+            values[field] = tuple(_artifact(field, path, kind) for path in paths)
+        elif paths:
+            if len(paths) > 1:
+                raise UserError(f"--input {field}: takes one path, not {len(paths)}\n{_takes(stage)}")
+            values[field] = _artifact(field, paths[0], kind)
+        elif _optional(kind):
+            values[field] = None
+        else:
+            raise UserError(f"{stage.name}: --input {field}=PATH is missing\n{_takes(stage)}")
+    return stage.inputs(**values)
+
+
+def _artifact(field: str, text: str, kind: Any) -> Artifact | str:
+    path = Path(text).expanduser()
+    if path.exists():
+        return Artifact.of(path)
+    if str in typing.get_args(kind):
+        return text
+    raise UserError(f"--input {field}={text}: nothing lies there")
+
+
+def _optional(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
+
+
+def _takes(stage: Stage[Any, Any, Outputs]) -> str:
+    kinds = typing.get_type_hints(stage.inputs)
+    lines = [f"{stage.name} takes:"]
+    for field in dataclasses.fields(stage.inputs):
+        kind = kinds[field.name]
+        many = typing.get_origin(kind) is tuple
+        note = "one or more paths, may be left out" if many else "may be left out" if _optional(kind) else "needed"
+        lines.append(f"  --input {field.name}=PATH{'[,PATH...]' if many else ''}  ({note})")
+    return "\n".join(lines)

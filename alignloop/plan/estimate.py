@@ -1,0 +1,132 @@
+"""Rows and tokens a stage will see, as far as they follow from the recipe and the files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alignloop.config import Recipe
+from alignloop.config.recipe import OptimizerConfig
+from alignloop.data.split import round_batch
+from alignloop.preflight import Checked
+from alignloop.preflight.check import sampled_prompts
+from alignloop.preflight.lengths import Lengths
+from alignloop.records import Strength
+from alignloop.stages.train_reward import of_strengths
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What goes into a stage; None where it cannot be told.
+
+    Attributes:
+        rows: rows in, or candidates made.
+        tokens: through the model, epochs counted; completions are taken to be as long as the preferences'.
+    """
+
+    rows: int | None = None
+    tokens: int | None = None
+
+
+NOTHING = Expected()
+NO_LENGTHS = Lengths(0.0, 0.0, 0.0)
+
+
+class Estimator:
+    """Expectations of one recipe on one set of files."""
+
+    def __init__(self, recipe: Recipe, checked: Checked) -> None:
+        self._recipe, self._checked = recipe, checked
+        self._lengths = checked.lengths
+        self._num_prompts = sampled_prompts(recipe, num_prompts=checked.num_prompts)
+
+    def of(self, stage: str, *, round: int) -> Expected:
+        """Of a stage by name, in a round."""
+        recipe, prompts = self._recipe, self._num_prompts
+        new = self._batch(round) + self._annotated(round)
+        if stage in ("sample", "score"):
+            return self._sampling()
+        if stage == "train_reward":
+            return self._training(self._preferences_to_date(round), recipe.reward, num_completions=2)
+        if stage == "train_sft":
+            return self._training(self._sft_rows(new), recipe.sft, num_completions=1)
+        if stage == "train_dpo":
+            return self._training(self._pairs(round), recipe.dpo, num_completions=2)
+        if stage == "bootstrap":
+            return self._training(self._checked.num_preferences, recipe.sft, num_completions=1)
+        rows = {
+            "ingest": self._checked.num_preferences + self._checked.num_heldout + self._checked.num_rejected,
+            "collect": new,
+            "select": prompts * recipe.sample.num_candidates,
+            "prune": prompts + self._human(new),
+            "build_pairs": new + prompts,
+        }
+        return Expected(rows.get(stage))
+
+    def _sampling(self) -> Expected:
+        k = self._recipe.sample.num_candidates
+        tokens = None
+        if self._lengths is not None:
+            completion = min(self._lengths.completion, self._recipe.sample.max_tokens)
+            tokens = int(self._num_prompts * (self._lengths.prompt + k * completion))
+        return Expected(self._num_prompts * k, tokens)
+
+    def _training(self, rows: int, config: OptimizerConfig, *, num_completions: int) -> Expected:
+        if self._lengths is None:
+            return Expected(rows)
+        length = self._lengths.preference_prompt + num_completions * self._lengths.completion
+        seen = rows * config.epochs
+        if config.max_steps is not None:
+            seen = min(seen, config.max_steps * config.batch_groups)
+        return Expected(rows, int(seen * length))
+
+    def _batch(self, round: int) -> int:
+        return len(self._rows_of(round))
+
+    def _rows_of(self, round: int) -> Sequence[object]:
+        data = self._recipe.data
+        if round < 1:
+            return ()
+        return round_batch(self._checked.rows.train, round=round, batches=data.batches, split_rounds=data.split_rounds)
+
+    def _annotated(self, round: int) -> int:
+        collect = self._recipe.collect
+        return collect.num_annotations if round > 1 and collect.annotator != "none" else 0
+
+    def _preferences_to_date(self, round: int) -> int:
+        data = self._recipe.data
+        share = self._share(self._recipe.reward.strengths)
+        if data.batches == "all":
+            seen = self._checked.num_preferences
+        else:
+            seen = sum(self._batch(number) for number in range(1, min(round, data.split_rounds) + 1))
+        return round_half(share * seen) + sum(self._annotated(number) for number in range(1, round + 1))
+
+    def _human(self, new: int) -> int:
+        wanted = self._recipe.prune.human_rows
+        return new if wanted < 0 else min(wanted, new)
+
+    def _sft_rows(self, new: int) -> int:
+        quality = self._recipe.prune.quality
+        kept = quality.top_fraction if quality.enabled else 1.0
+        return round_half(kept * self._num_prompts) + self._human(new)
+
+    def _pairs(self, round: int) -> int:
+        pairs = self._recipe.pairs
+        window = range(max(1, round - pairs.data_window + 1), round + 1)
+        human = round_half(self._share(pairs.strengths) * sum(self._batch(n) + self._annotated(n) for n in window))
+        own = round_half((1.0 - pairs.min_gap_quantile) * self._num_prompts) if pairs.on_policy else 0
+        return _capped(human, pairs.max_preference_pairs) + _capped(own, pairs.max_on_policy)
+
+    def _share(self, strengths: Sequence[Strength]) -> float:
+        train = self._checked.rows.train
+        return len(of_strengths(train, strengths)) / len(train) if train else 0.0
+
+
+def round_half(value: float) -> int:
+    """To the nearest whole number."""
+    return int(value + 0.5)
+
+
+def _capped(value: int, cap: int) -> int:
+    return value if cap < 0 else min(value, cap)

@@ -1,0 +1,175 @@
+"""The round's page walked without running a stage: what is published, what would run, what no longer matches."""
+
+from __future__ import annotations
+
+import shutil
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from alignloop.artifacts import PARTIAL, Artifact, derive_seed, existing_parent, fingerprint, read_manifest
+from alignloop.bundled import resolve_base
+from alignloop.config import Recipe
+from alignloop.engines.base import Engine
+from alignloop.errors import RunDirError
+from alignloop.house import House, RoundHouse, round_dir
+from alignloop.loop import base_inputs, next_start, prepare, sampling_policy
+from alignloop.plan.estimate import NOTHING, Estimator, Expected
+from alignloop.preflight import Checked, check
+from alignloop.preflight.findings import Findings
+from alignloop.progress import QuietProgress
+from alignloop.records import RoundRow
+from alignloop.report.rounds import round_row
+from alignloop.round import run_round
+from alignloop.run_dir import changed_fields, read_resolved
+from alignloop.stage import ConfigT, InputsT, OutputsT, Stage, describe, differences, outputs_of
+from alignloop.stages import base
+
+State = Literal["published", "to do", "begun", "drift"]
+NOT_MADE = "not made yet"
+"""Digest of what a stage has still to make."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of one round.
+
+    Attributes:
+        name: its folder's name.
+        state: `published`: taken over; `begun`: goes on where it stopped; `drift`: published from something else.
+        changes: what differs, where the state is `drift`.
+        seconds: what it took, where it is published.
+    """
+
+    round: int
+    name: str
+    state: State
+    expected: Expected
+    changes: tuple[str, ...] = ()
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run, stage by stage."""
+
+    recipe: Recipe
+    run_dir: Path
+    checked: Checked
+    stages: tuple[PlannedStage, ...]
+    free_bytes: int
+
+    @property
+    def drifted(self) -> bool:
+        """Whether `run` would refuse without `--rebuild`."""
+        return any(stage.state == "drift" for stage in self.stages)
+
+
+def make_plan(recipe: Recipe, *, run_dir: Path, rebuild: bool = False) -> Plan:
+    """What `run` would do now. Loads no model and writes nothing.
+
+    Args:
+        rebuild: stages that no longer match are planned to be done again.
+
+    Raises:
+        UserError: with everything that is wrong in recipe, files, base and run directory.
+    """
+    findings = Findings()
+    with findings.collecting():
+        _check_run_dir(recipe, run_dir, rebuild=rebuild)
+    checked: Checked | None = None
+    with findings.collecting():
+        checked = check(recipe)
+    findings.raise_problems()
+    assert checked is not None, "no problem, but nothing checked"
+    stages = _walk(recipe, run_dir, checked)
+    if rebuild:
+        stages = [replace(stage, state="to do") if stage.state == "drift" else stage for stage in stages]
+    free = shutil.disk_usage(existing_parent(run_dir)).free
+    return Plan(recipe, run_dir, checked, tuple(stages), free)
+
+
+def _check_run_dir(recipe: Recipe, run_dir: Path, *, rebuild: bool) -> None:
+    known = read_resolved(run_dir)
+    changes = [] if known is None or rebuild else changed_fields(known, recipe.model_dump(mode="json"))
+    if changes:
+        lines = "\n".join(f"  - {change}" for change in changes)
+        raise RunDirError(
+            f"{run_dir}: is a run of another recipe:\n{lines}\nPut it back, choose another --run-dir, or pass --rebuild"
+        )
+
+
+def _walk(recipe: Recipe, run_dir: Path, checked: Checked) -> list[PlannedStage]:
+    # A plan starts no engine: no stage runs, so nothing asks for one.
+    house = House(run_dir=run_dir, seed=recipe.seed, engine=cast(Engine, None), progress=QuietProgress())
+    estimator = Estimator(recipe, checked)
+    metrics = {"had_template": float(bool(checked.base.had_template))}
+    zero = PlannedRound(house, 0, round_dir(run_dir, 0), estimator=estimator, base_metrics=metrics)
+    prepared = prepare(zero, recipe, base_inputs=_base_inputs(recipe, zero.dir))
+    start, stages = prepared.start, list(zero.planned)
+    rows = [round_row(run_dir, 0, policy=prepared.base, stderr={})]
+    policies = {0: start.policy}
+    for number in range(1, recipe.rounds + 1):
+        if number > 1:
+            start = replace(start, policy=_policy(recipe, rows, policies, run_dir))
+        room = PlannedRound(house, number, round_dir(run_dir, number), estimator=estimator)
+        end = run_round(room, recipe, start)
+        policies[number] = end.policy
+        rows.append(round_row(run_dir, number, policy=end.policy, stderr={}))
+        stages += room.planned
+        start = next_start(recipe, start, end)
+    return stages
+
+
+def _base_inputs(recipe: Recipe, folder: Path) -> base.Inputs:
+    """The base, unread where nothing was made of it yet: digesting a large one takes minutes."""
+    if any(folder.glob("*_base/manifest.json")):
+        return base_inputs(recipe)
+    return base.Inputs(Artifact(Path(resolve_base(recipe.base)).expanduser(), NOT_MADE), recipe.chat_template)
+
+
+def _policy(recipe: Recipe, rows: list[RoundRow], policies: Mapping[int, Artifact], run_dir: Path) -> Artifact:
+    if all(recipe.best_metric in row.metrics for row in rows):
+        return sampling_policy(recipe, rows, policies)
+    return Artifact(run_dir / "best", NOT_MADE)
+
+
+@dataclass
+class PlannedRound(RoundHouse):
+    """Looks at every stage instead of running it; what is not published yet is stood in for."""
+
+    estimator: Estimator | None = None
+    base_metrics: dict[str, float] = field(default_factory=dict)
+    planned: list[PlannedStage] = field(default_factory=list)
+
+    def run(self, stage: Stage[ConfigT, InputsT, OutputsT], config: ConfigT, inputs: InputsT) -> OutputsT:
+        folder = self.dir / f"{len(self.planned) + 1:02d}_{stage.name}"
+        seed = derive_seed(self.house.seed, self.number, folder.name)
+        described = describe(config, inputs, seed=seed)
+        known = read_manifest(folder)
+        expected = self.estimator.of(stage.name, round=self.number) if self.estimator else NOTHING
+        if known is not None and known.fingerprint == fingerprint(described):
+            self._note(folder.name, "published", expected, seconds=sum(known.seconds.values()))
+            return outputs_of(stage, folder, known)
+        if known is not None:
+            self._note(folder.name, "drift", expected, changes=tuple(differences(known, described)))
+        else:
+            begun = folder.with_name(folder.name + PARTIAL).is_dir()
+            self._note(folder.name, "begun" if begun else "to do", expected)
+        return _stand_in(stage, folder, metrics=self.base_metrics if stage.name == "base" else {})
+
+    def _note(self, name: str, state: State, expected: Expected, **more: Any) -> None:
+        self.planned.append(PlannedStage(self.number, name, state, expected, **more))
+
+
+def _stand_in(stage: Stage[Any, Any, OutputsT], folder: Path, *, metrics: dict[str, float]) -> OutputsT:
+    """Outputs whose artifacts are not made yet."""
+    values: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(stage.outputs).items():
+        if name in ("counts", "metrics"):
+            continue
+        artifact = Artifact(folder.resolve() / name, NOT_MADE)
+        values[name] = (artifact,) if typing.get_origin(kind) is tuple else artifact
+    return stage.outputs(**values, metrics=metrics)

@@ -1,0 +1,119 @@
+"""What a run directory holds, and whether a run is at work in it."""
+
+from __future__ import annotations
+
+import fcntl
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignloop.artifacts import PARTIAL, read_manifest
+from alignloop.errors import RunDirError
+from alignloop.house import stage_dirs, stage_line
+from alignloop.records import RoundRow
+from alignloop.report.rounds import read_rounds
+from alignloop.report.table import text_tables
+from alignloop.run_dir import RESOLVED, read_resolved
+
+
+@dataclass(frozen=True)
+class RoundStatus:
+    """A round's published stages as lines, and the folder of the one begun; None where none is."""
+
+    number: int
+    lines: tuple[str, ...]
+    seconds: float
+    begun: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run directory at a glance.
+
+    Attributes:
+        running: the process at work; None where nothing runs.
+        asked: rounds the recipe asks for.
+        rows: the finished rounds, the base's first.
+    """
+
+    run_dir: Path
+    recipe: str
+    running: str | None
+    asked: int
+    rounds: tuple[RoundStatus, ...]
+    rows: tuple[RoundRow, ...]
+
+
+def read_status(run_dir: Path) -> Status:
+    """Look, without touching anything.
+
+    Raises:
+        RunDirError: there is no run there.
+    """
+    resolved = read_resolved(run_dir)
+    if resolved is None:
+        held = _runs_near(run_dir)
+        hint = f"; runs there: {', '.join(held)}" if held else "; `alignloop run` starts one"
+        raise RunDirError(f"{run_dir}: no run lies here{hint}")
+    numbers = sorted(int(folder.name.removeprefix("round-")) for folder in run_dir.glob("round-[0-9]*"))
+    return Status(
+        run_dir=run_dir,
+        recipe=str(resolved.get("name", "?")),
+        running=_holder(run_dir / "run.lock"),
+        asked=int(resolved.get("rounds", 0)),
+        rounds=tuple(_round(run_dir, number) for number in numbers),
+        rows=tuple(read_rounds(run_dir)),
+    )
+
+
+def status_text(status: Status) -> str:
+    """For the screen: finished rounds in a line each, the open one stage by stage, the table so far."""
+    done = max((row.round for row in status.rows), default=0)
+    running = f"running as process {status.running}" if status.running else "not running"
+    lines = [f"{status.run_dir}: {status.recipe}, {done} of {status.asked} rounds done, {running}"]
+    finished = {row.round for row in status.rows}
+    for entry in status.rounds:
+        if entry.number in finished:
+            lines.append(f"round {entry.number}: {len(entry.lines)} stages, {entry.seconds:.0f} s")
+            continue
+        lines.append(f"round {entry.number}:")
+        lines += entry.lines
+        if entry.begun is not None:
+            lines.append(f"  {entry.begun} ..." if status.running else f"  {entry.begun} was begun, and is gone on with")
+    if status.rows:
+        lines += ["", text_tables(status.rows)]
+    if not status.running and done < status.asked:
+        lines += ["", "The same `alignloop run` goes on from here."]
+    return "\n".join(lines)
+
+
+def _round(run_dir: Path, number: int) -> RoundStatus:
+    folders = stage_dirs(run_dir, number)
+    manifests = [(folder.name, manifest) for folder in folders if (manifest := read_manifest(folder)) is not None]
+    partial = sorted(run_dir.glob(f"round-{number:02d}/*{PARTIAL}"))
+    return RoundStatus(
+        number=number,
+        lines=tuple(stage_line(name, manifest, cached=False) for name, manifest in manifests),
+        seconds=sum(sum(manifest.seconds.values()) for _, manifest in manifests),
+        begun=partial[-1].name.removesuffix(PARTIAL) if partial else None,
+    )
+
+
+def _holder(lock: Path) -> str | None:
+    """The process that holds the lock; None where none does."""
+    try:
+        file = lock.open("r", encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            # Shared: two people who look at once do not see each other.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "unknown"
+    return None
+
+
+def _runs_near(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        folder = folder.parent if folder.parent.is_dir() else Path()
+    return sorted(str(path.parent) for path in folder.glob(f"*/{RESOLVED}"))[:5]

@@ -1,0 +1,194 @@
+"""The base model a run starts from: found, given a chat template if it has none, and able to stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignloop.chat.format import ChatFormat
+from alignloop.chat.templates import Template, load_template
+from alignloop.errors import ModelError
+from alignloop.training.checkpoints import GENERATION_CONFIG, save_model, written_aside
+from alignloop.training.models import quiet_transformers
+
+KNOWN_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|padding|>")
+NEW_PAD_TOKEN = "<|pad|>"
+COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class PreparedBase:
+    """A base that every stage can use.
+
+    Attributes:
+        path: a complete Hugging Face directory.
+        had_template: whether the base brought a chat template of its own (and so, most likely, chat behaviour).
+    """
+
+    path: Path
+    had_template: bool
+
+
+def prepare_base(base: str, *, chat_template: str | None, out_dir: Path) -> PreparedBase:
+    """Make a complete directory of a base model.
+
+    A base with a chat template is copied; one without gets the named one with its special tokens, whose embeddings
+    start as the mean of the old ones. Both end up with a pad token that is not an end token, and with a generation
+    config whose eos holds the end-of-turn token: a model whose turn end is not its eos never stops.
+
+    Args:
+        base: a directory or a hub id.
+        chat_template: `llama3`, `chatml` or a Jinja file, for a base without a template.
+
+    Raises:
+        ModelError: no model or tokenizer there, no template at all, or one that cannot be used.
+    """
+    source = _locate(base)
+    tokenizer = _load_tokenizer(source, base=base)
+    had_template = bool(tokenizer.chat_template)
+    if not had_template and chat_template is None:
+        raise ModelError(
+            f"{base}: its tokenizer has no chat template. Set `chat_template: llama3` (or chatml, or a Jinja file)"
+        )
+    template = None if had_template or chat_template is None else load_template(chat_template)
+    old_size = len(tokenizer)
+    old_eos = _ids(tokenizer.eos_token_id)
+    if template is not None:
+        _apply(template, tokenizer)
+    changed = _ensure_pad(tokenizer) or template is not None
+    stop_ids = _unique(ChatFormat.from_tokenizer(tokenizer).stop_token_ids, _ids(tokenizer.eos_token_id), old_eos)
+    with written_aside(out_dir) as partial:
+        if len(tokenizer) == old_size and any(source.glob("*.safetensors")):
+            _copy(source, partial)
+        else:
+            _save_grown(source, partial, base=base, num_old=old_size, num_new=len(tokenizer))
+        if changed or not (partial / "tokenizer_config.json").is_file():
+            tokenizer.save_pretrained(partial)
+        _set_config(partial, tokenizer, stop_ids)
+    return PreparedBase(path=out_dir, had_template=had_template)
+
+
+def _locate(base: str) -> Path:
+    """The directory of a local base, or of the hub's snapshot of it."""
+    path = Path(base).expanduser()
+    if path.is_dir():
+        _check_directory(path)
+        return path
+    if path.exists() or base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise ModelError(
+            f"{base}: no such directory. `base` is a Hugging Face model directory or a hub id (owner/name)"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = [f"*{suffix}" for suffix in COPIED_SUFFIXES]
+        path = Path(snapshot_download(base, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{base}: no such directory, and the hub did not give a model of that id ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}). Check the spelling, or download it and give its path"
+        ) from error
+    _check_directory(path)
+    return path
+
+
+def _check_directory(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path}: holds no model: there is no config.json. Give a Hugging Face model directory")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise ModelError(f"{path}: holds no weights: there is no *.safetensors file beside config.json")
+
+
+def _load_tokenizer(source: Path, *, base: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{base}: its tokenizer cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{base}: its tokenizer has no fast form (tokenizer.json), which alignloop needs")
+    return tokenizer
+
+
+def _apply(template: Template, tokenizer: Any) -> None:
+    """Give the tokenizer a template, its special tokens, and its end of turn as eos."""
+    from transformers import AddedToken
+
+    added = [AddedToken(token, special=True, normalized=False) for token in template.special_tokens]
+    tokenizer.add_tokens(added, special_tokens=True)
+    tokenizer.chat_template = template.jinja
+    tokenizer.eos_token = template.end_of_turn
+    if template.bos is not None:
+        tokenizer.bos_token = template.bos
+
+
+def _ensure_pad(tokenizer: Any) -> bool:
+    """A pad token that is not eos (models trained with pad == eos learn never to stop); whether one had to be set."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return False
+    vocabulary = tokenizer.get_vocab()
+    known = next((token for token in KNOWN_PAD_TOKENS if token in vocabulary), None)
+    tokenizer.add_special_tokens({"pad_token": known or NEW_PAD_TOKEN})
+    return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in COPIED_SUFFIXES:
+            shutil.copyfile(path, target / path.name)
+
+
+def _save_grown(source: Path, target: Path, *, base: str, num_old: int, num_new: int) -> None:
+    """Save the model with an embedding row for every token; new rows are the mean of the old."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{base}: no causal language model could be loaded: {error}") from error
+    if num_new > model.get_input_embeddings().weight.shape[0]:
+        # Without mean_resizing's random draw: the new rows are set below.
+        with torch.random.fork_rng(devices=[]):
+            model.resize_token_embeddings(num_new, mean_resizing=False)
+    with torch.no_grad():
+        for embedding in {id(part.weight): part for part in _embeddings(model)}.values():
+            mean = embedding.weight[:num_old].float().mean(0)
+            embedding.weight[num_old:num_new] = mean.to(embedding.weight.dtype)
+    save_model(model, target)
+    if (source / GENERATION_CONFIG).is_file():
+        shutil.copyfile(source / GENERATION_CONFIG, target / GENERATION_CONFIG)
+
+
+def _embeddings(model: Any) -> list[Any]:
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [part for part in parts if part is not None]
+
+
+def _set_config(directory: Path, tokenizer: Any, stop_ids: tuple[int, ...]) -> None:
+    """eos and pad where engines look for them: the generation config and the model's config."""
+    values: dict[str, Any] = {"eos_token_id": list(stop_ids), "pad_token_id": tokenizer.pad_token_id}
+    if tokenizer.bos_token_id is not None:
+        values["bos_token_id"] = tokenizer.bos_token_id
+    _update_json(directory / GENERATION_CONFIG, values)
+    _update_json(directory / "config.json", values)
+
+
+def _update_json(path: Path, values: Mapping[str, Any]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(content | dict(values), indent=2) + "\n", encoding="utf-8")
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    return () if value is None else tuple(value) if isinstance(value, list) else (value,)
+
+
+def _unique(*parts: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(token for part in parts for token in part))
