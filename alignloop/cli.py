@@ -120,8 +120,9 @@ def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")] = Path("r
 @app.command(name="eval")
 def eval_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face model folder.")],
-    tasks: Annotated[str, typer.Option(help="Task names with commas; ifeval=FILE and mmlu=FOLDER read local data.")]
-    = "ifeval,mmlu",
+    tasks: Annotated[
+        str, typer.Option(help="Task names with commas; ifeval=FILE and mmlu=FOLDER read local data.")
+    ] = "ifeval,mmlu",
     include_path: Annotated[
         str, typer.Option(metavar="quickstart|DIR", help="Where task files are looked for first; empty: lm-eval's own.")
     ] = "quickstart",
@@ -186,7 +187,7 @@ def stage(
     seeds = [] if seed is None else [f"seed={seed}"]
     recipe = load_recipe(config, overrides=[*(overrides or ()), *seeds])
     outputs = run_alone(
-        name, recipe=recipe, inputs=inputs or (), out=out, round=number, rebuild=rebuild, progress=for_terminal()
+        name, recipe=recipe, inputs=inputs or (), out=out, number=number, rebuild=rebuild, progress=for_terminal()
     )
     for key, value in {**outputs.counts, **outputs.metrics}.items():
         typer.echo(f"{key}  {value:g}")
@@ -251,7 +252,9 @@ def _exit_code() -> int:
     except (KeyboardInterrupt, typer.Abort, Interrupted):
         return _say(f"\nStopped. Go on with: {shlex.join(['alignloop', *sys.argv[1:]])}", 130)
     except AlignloopError as error:
-        return _say(f"error: {error}\nThe engine's own words, if it was at work, are in engine.log of the run directory", 1)
+        return _say(
+            f"error: {error}\nWhat the engine said, if it was at work, is in engine.log of the run directory", 1
+        )
     except UsageError as error:
         error.show()
         return 2
@@ -267,7 +270,7 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is signal's
+def _stop(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

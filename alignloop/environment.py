@@ -1,4 +1,4 @@
-"""Settings that libraries read when they are first imported. The one place that sets them, and never over the user's."""
+"""Settings that libraries read at their first import: set here and nowhere else, and never over the user's."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Pr
 
 
 def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd) -> RoundStart:
-    """What the next round begins with: `previous` goes on from this round's checkpoint, `base` from where the first round began."""
+    """`start_from: previous` goes on from this round's checkpoint, `base` from where the first round began."""
     return replace(
         start,
         sft_start=end.policy if recipe.sft.start_from == "previous" else start.sft_start,

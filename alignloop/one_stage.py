@@ -38,12 +38,13 @@ CONFIGS: Mapping[str, Callable[[Recipe], Any]] = {
 
 
 def run_alone(
-    name: str, *, recipe: Recipe, inputs: Sequence[str], out: Path, round: int, rebuild: bool, progress: Progress
+    name: str, *, recipe: Recipe, inputs: Sequence[str], out: Path, number: int, rebuild: bool, progress: Progress
 ) -> Outputs:
     """Run a stage and publish it in `out`, as a run would.
 
     Args:
         inputs: `field=path` strings; fields that hold several artifacts are repeated, or take a comma between paths.
+        number: the round it takes itself to be in.
         out: the stage's folder; the engine's words go to `<out>.engine.log`.
 
     Raises:
@@ -59,7 +60,7 @@ def run_alone(
             stage,
             CONFIGS[name](recipe),
             values,
-            place=Place(out, round, recipe.seed),
+            place=Place(out, number, recipe.seed),
             engine=engine,
             progress=progress,
             rebuild=rebuild,
@@ -87,7 +88,8 @@ def parse_inputs(stage: Stage[Any, Any, Outputs], inputs: Sequence[str]) -> Any:
     for text in inputs:
         field, equals, path = text.partition("=")
         if not equals or field not in kinds:
-            raise UserError(f"--input {text}: {'expected field=path' if not equals else 'unknown input'}\n{_takes(stage)}")
+            what = "unknown input" if equals else "expected field=path"
+            raise UserError(f"--input {text}: {what}\n{_takes(stage)}")
         given.setdefault(field, []).extend(part for part in path.split(",") if part)
     values = {}
     for field, kind in kinds.items():

@@ -78,7 +78,7 @@ def status_text(status: Status) -> str:
         lines.append(f"round {entry.number}:")
         lines += entry.lines
         if entry.begun is not None:
-            lines.append(f"  {entry.begun} ..." if status.running else f"  {entry.begun} was begun, and is gone on with")
+            lines.append(f"  {entry.begun} {'...' if status.running else 'was begun, and is gone on with'}")
     if status.rows:
         lines += ["", text_tables(status.rows)]
     if not status.running and done < status.asked:

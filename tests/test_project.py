@@ -26,13 +26,14 @@ HEAVY_ROOMS = {"engines", "training", "evaluation", "objectives", "packing"}
 ENGINE_ONLY = {"vllm", "ray"}
 
 ORDER = [
-    {"bundled", "errors", "progress", "records"},
+    {"bundled", "environment", "errors", "progress", "records"},
     {"artifacts", "chat", "config", "objectives", "packing", "selection"},
     {"data", "engines", "evaluation", "quickstart", "run_dir", "training"},
     {"stage"},
     {"house", "stages"},
-    {"final", "preflight", "report", "round"},
+    {"final", "one_eval", "one_stage", "preflight", "report", "round", "status"},
     {"loop"},
+    {"plan"},
     {"__init__", "__main__", "cli"},
 ]
 """A module imports only from its own line and from the lines above it."""

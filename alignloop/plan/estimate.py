@@ -10,7 +10,6 @@ from alignloop.config.recipe import OptimizerConfig
 from alignloop.data.split import round_batch
 from alignloop.preflight import Checked
 from alignloop.preflight.check import sampled_prompts
-from alignloop.preflight.lengths import Lengths
 from alignloop.records import Strength
 from alignloop.stages.train_reward import of_strengths
 
@@ -29,7 +28,6 @@ class Expected:
 
 
 NOTHING = Expected()
-NO_LENGTHS = Lengths(0.0, 0.0, 0.0)
 
 
 class Estimator:
@@ -40,18 +38,18 @@ class Estimator:
         self._lengths = checked.lengths
         self._num_prompts = sampled_prompts(recipe, num_prompts=checked.num_prompts)
 
-    def of(self, stage: str, *, round: int) -> Expected:
+    def of(self, stage: str, *, number: int) -> Expected:
         """Of a stage by name, in a round."""
         recipe, prompts = self._recipe, self._num_prompts
-        new = self._batch(round) + self._annotated(round)
+        new = self._batch(number) + self._annotated(number)
         if stage in ("sample", "score"):
             return self._sampling()
         if stage == "train_reward":
-            return self._training(self._preferences_to_date(round), recipe.reward, num_completions=2)
+            return self._training(self._preferences_to_date(number), recipe.reward, num_completions=2)
         if stage == "train_sft":
             return self._training(self._sft_rows(new), recipe.sft, num_completions=1)
         if stage == "train_dpo":
-            return self._training(self._pairs(round), recipe.dpo, num_completions=2)
+            return self._training(self._pairs(number), recipe.dpo, num_completions=2)
         if stage == "bootstrap":
             return self._training(self._checked.num_preferences, recipe.sft, num_completions=1)
         rows = {
@@ -74,33 +72,33 @@ class Estimator:
     def _training(self, rows: int, config: OptimizerConfig, *, num_completions: int) -> Expected:
         if self._lengths is None:
             return Expected(rows)
-        length = self._lengths.preference_prompt + num_completions * self._lengths.completion
+        length = self._lengths.of_training(num_completions=num_completions, max_length=config.max_length)
         seen = rows * config.epochs
         if config.max_steps is not None:
             seen = min(seen, config.max_steps * config.batch_groups)
         return Expected(rows, int(seen * length))
 
-    def _batch(self, round: int) -> int:
-        return len(self._rows_of(round))
+    def _batch(self, number: int) -> int:
+        return len(self._rows_of(number))
 
-    def _rows_of(self, round: int) -> Sequence[object]:
+    def _rows_of(self, number: int) -> Sequence[object]:
         data = self._recipe.data
-        if round < 1:
+        if number < 1:
             return ()
-        return round_batch(self._checked.rows.train, round=round, batches=data.batches, split_rounds=data.split_rounds)
+        return round_batch(self._checked.rows.train, round=number, batches=data.batches, split_rounds=data.split_rounds)
 
-    def _annotated(self, round: int) -> int:
+    def _annotated(self, number: int) -> int:
         collect = self._recipe.collect
-        return collect.num_annotations if round > 1 and collect.annotator != "none" else 0
+        return collect.num_annotations if number > 1 and collect.annotator != "none" else 0
 
-    def _preferences_to_date(self, round: int) -> int:
+    def _preferences_to_date(self, number: int) -> int:
         data = self._recipe.data
         share = self._share(self._recipe.reward.strengths)
         if data.batches == "all":
             seen = self._checked.num_preferences
         else:
-            seen = sum(self._batch(number) for number in range(1, min(round, data.split_rounds) + 1))
-        return round_half(share * seen) + sum(self._annotated(number) for number in range(1, round + 1))
+            seen = sum(self._batch(n) for n in range(1, min(number, data.split_rounds) + 1))
+        return round_half(share * seen) + sum(self._annotated(n) for n in range(1, number + 1))
 
     def _human(self, new: int) -> int:
         wanted = self._recipe.prune.human_rows
@@ -111,9 +109,9 @@ class Estimator:
         kept = quality.top_fraction if quality.enabled else 1.0
         return round_half(kept * self._num_prompts) + self._human(new)
 
-    def _pairs(self, round: int) -> int:
+    def _pairs(self, number: int) -> int:
         pairs = self._recipe.pairs
-        window = range(max(1, round - pairs.data_window + 1), round + 1)
+        window = range(max(1, number - pairs.data_window + 1), number + 1)
         human = round_half(self._share(pairs.strengths) * sum(self._batch(n) + self._annotated(n) for n in window))
         own = round_half((1.0 - pairs.min_gap_quantile) * self._num_prompts) if pairs.on_policy else 0
         return _capped(human, pairs.max_preference_pairs) + _capped(own, pairs.max_on_policy)

@@ -149,7 +149,7 @@ class PlannedRound(RoundHouse):
         seed = derive_seed(self.house.seed, self.number, folder.name)
         described = describe(config, inputs, seed=seed)
         known = read_manifest(folder)
-        expected = self.estimator.of(stage.name, round=self.number) if self.estimator else NOTHING
+        expected = self.estimator.of(stage.name, number=self.number) if self.estimator else NOTHING
         if known is not None and known.fingerprint == fingerprint(described):
             self._note(folder.name, "published", expected, seconds=sum(known.seconds.values()))
             return outputs_of(stage, folder, known)

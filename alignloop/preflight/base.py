@@ -86,7 +86,7 @@ def find_base(base: str) -> Path | None:
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelError(f"base: {base} is a file; give the folder that holds config.json, the weights and the tokenizer")
+        raise ModelError(f"base: {base} is a file; give the folder of config.json, weights and tokenizer")
     near = _near(path)
     if HUB_ID.fullmatch(base) and not path.parent.is_dir():
         return _cached_snapshot(base)
@@ -103,10 +103,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ModelError: there is none, or it cannot be read.
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelError(f"{folder}: holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the model")
+        raise ModelError(f"{folder}: holds no tokenizer file ({', '.join(TOKENIZER_FILES)}); save it there")
     import transformers
 
-    # AutoTokenizer imports torch, which takes seconds; where tokenizer.json lies it is not needed to look at a template.
+    # AutoTokenizer imports torch, which takes seconds, and is not needed where tokenizer.json lies.
     fast = (folder / "tokenizer.json").is_file()
     try:
         loader: Any = transformers.PreTrainedTokenizerFast if fast else transformers.AutoTokenizer
@@ -131,7 +131,7 @@ def count_parameters(folder: Path) -> int:
     try:
         return num_parameters(folder)
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"base: {folder}: the weights cannot be read ({error}); copy or download them again") from error
+        raise ModelError(f"base: {folder}: the weights cannot be read ({error}); copy them again") from error
 
 
 def _give_template(tokenizer: Any, template: Template | None, recipe: Recipe) -> None:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from alignloop.errors import RecipeError, UserError
+
+
+class PreflightError(UserError):
+    """Everything that preflight found wrong, in one message.
+
+    Args:
+        problems: one text each, with what to do.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        plural = "problem" if len(self.problems) == 1 else "problems"
+        lines = "\n".join("  - " + problem.replace("\n", "\n    ") for problem in self.problems)
+        super().__init__(f"{len(self.problems)} {plural} found before anything was trained\n{lines}")
 
 
 @dataclass
@@ -26,15 +40,12 @@ class Findings:
         """A `UserError` inside becomes a problem; what follows the block goes on."""
         try:
             yield
-        except RecipeError as error:
+        except (RecipeError, PreflightError) as error:
             self.problems += error.problems
         except UserError as error:
             self.problems.append(str(error))
 
     def raise_problems(self) -> None:
-        """Raise one `UserError` with all problems, if there are any."""
-        if not self.problems:
-            return
-        plural = "problem" if len(self.problems) == 1 else "problems"
-        lines = "\n".join("  - " + problem.replace("\n", "\n    ") for problem in self.problems)
-        raise UserError(f"{len(self.problems)} {plural} found before anything was trained\n{lines}")
+        """Raise all problems as one `PreflightError`, if there are any."""
+        if self.problems:
+            raise PreflightError(self.problems)

@@ -26,12 +26,18 @@ class Lengths:
 
     Attributes:
         prompt: mean length of a prompt to sample for.
-        preference_prompt, completion: mean lengths of a preference's prompt and of one of its completions.
+        completion: mean length of a preference's longer completion.
+        preferences: (prompt, longer completion) of each preference looked at.
     """
 
     prompt: float
-    preference_prompt: float
     completion: float
+    preferences: tuple[tuple[int, int], ...]
+
+    def of_training(self, *, num_completions: int, max_length: int) -> float:
+        """Mean tokens of a row that trains with so many completions; rows over `max_length` are left out, as 0."""
+        kept = [p + num_completions * c for p, c in self.preferences if p + c <= max_length]
+        return sum(kept) / len(self.preferences) if kept else 0.0
 
 
 def measure(rows: Rows, *, chat: ChatFormat, recipe: Recipe, positions: int | None, findings: Findings) -> Lengths:
@@ -49,8 +55,8 @@ def measure(rows: Rows, *, chat: ChatFormat, recipe: Recipe, positions: int | No
         _check_training(name, groups, recipe, positions, findings)
     return Lengths(
         prompt=_mean([prompt for prompt, _ in prompts]),
-        preference_prompt=_mean([prompt for prompt, _ in preferences]),
         completion=_mean([completion for _, completion in preferences]),
+        preferences=tuple(preferences),
     )
 
 
@@ -76,7 +82,7 @@ def _tokenised(
 def _check_engine(recipe: Recipe, positions: int | None, findings: Findings) -> None:
     if positions is not None and recipe.engine.max_model_len > positions:
         findings.problems.append(
-            f"engine.max_model_len: {recipe.engine.max_model_len} tokens, but the base has only {positions} positions - "
+            f"engine.max_model_len: {recipe.engine.max_model_len} tokens, but the base has {positions} positions - "
             f"set it to at most {positions}, and sample.max_tokens below it"
         )
 
@@ -114,7 +120,7 @@ def _check_training(
         )
     elif num_long:
         share = num_long / len(lengths)
-        findings.notes.append(f"{name}.max_length {config.max_length}: {share:.0%} of the rows looked at are longer, left out")
+        findings.notes.append(f"{name}.max_length {config.max_length}: {share:.0%} of the rows are longer and left out")
 
 
 def _mean(values: Sequence[int]) -> float:

@@ -109,8 +109,8 @@ def _check_training_rows(
     where = "round 1's batch of the preferences" if recipe.data.batches == "split" else "the preferences"
     if not of_strengths(first, recipe.reward.strengths):
         findings.problems.append(
-            f"reward.strengths: none of the {len(first)} rows of {where} is {_either(recipe.reward.strengths)}: name more "
-            "strengths, or set data.batches: all"
+            f"reward.strengths: none of the {len(first)} rows of {where} is {_either(recipe.reward.strengths)}: name "
+            "more strengths, or set data.batches: all"
         )
     if not recipe.pairs.on_policy and not of_strengths(first, recipe.pairs.strengths):
         findings.problems.append(

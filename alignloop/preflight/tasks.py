@@ -51,9 +51,10 @@ def _check_task(name: str, known: tuple[str, ...], findings: Findings) -> None:
     if near:
         findings.problems.append(f"evaluate.tasks: {name!r} is unknown - did you mean {' or '.join(near)}?")
     elif name not in known:
-        findings.notes.append(f"evaluate.tasks: {name} is taken for one of lm-eval's own and looked up when the run starts")
+        findings.notes.append(f"evaluate.tasks: {name} is taken for lm-eval's own and looked up when the run starts")
 
 
 def _task_names(folder: Path) -> tuple[str, ...]:
     files = [file for file in sorted(folder.rglob("*.y*ml")) if file.is_file()]
-    return tuple(name for file in files for name in _TASK_NAME.findall(file.read_text(encoding="utf-8", errors="replace")))
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+    return tuple(name for text in texts for name in _TASK_NAME.findall(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def model_card(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recip
         _what(rows, best, recipe),
         "## Rounds\n\nIFEval and MMLU in percent; round 0 is the base. The reward model's accuracy is on held-out "
         f"preferences.\n\n{markdown_table(rows)}",
-        "## Use\n\n```python\n" + transformers_snippet("PATH_TO_THIS_FOLDER") + "\n```\n\n```python\n"
-        + vllm_snippet("PATH_TO_THIS_FOLDER") + "\n```",
+        "## Use\n\n```python\n"
+        + transformers_snippet("PATH_TO_THIS_FOLDER")
+        + "\n```\n\n```python\n"
+        + vllm_snippet("PATH_TO_THIS_FOLDER")
+        + "\n```",
         _recipe_section(recipe),
         _lineage(run_dir, best),
     ]
@@ -74,10 +78,10 @@ def _what(rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe) -> str:
     base = "the bundled quickstart base" if recipe.base == "quickstart" else f"`{Path(recipe.base).name}`"
     metric = recipe.best_metric
     lines = [
-        f"Aligned from {base} by alignloop in {best.round} of {rows[-1].round} rounds of reward modelling, rejection "
-        "sampling, supervised fine-tuning and direct preference optimisation (after The Llama 3 Herd of Models, section "
-        f"4). It is the best round by `{metric}`: {best.metrics[metric]:.3f} against {rows[0].metrics[metric]:.3f} at the "
-        "base.",
+        f"Aligned from {base} by alignloop: round {best.round} of {rows[-1].round} of reward modelling, rejection "
+        "sampling, supervised fine-tuning and direct preference optimisation (after The Llama 3 Herd of Models, "
+        f"section 4). It is the best round by `{metric}`: {best.metrics[metric]:.3f} against "
+        f"{rows[0].metrics[metric]:.3f} at the base.",
     ]
     if recipe.collect.annotator == "simulated" and recipe.collect.num_annotations:
         lines.append(
@@ -88,13 +92,14 @@ def _what(rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe) -> str:
 
 
 def _recipe_section(recipe: Recipe) -> str:
+    masked = "masked" if recipe.dpo.mask_formatting_tokens else "kept"
     lines = [
         f"- rounds {recipe.rounds}, seed {recipe.seed}, K {recipe.sample.num_candidates} candidates a prompt at "
         f"temperature {recipe.sample.temperature:g}",
         f"- reward model: learning rate {recipe.reward.learning_rate:g}, starts from {recipe.reward.start_from}",
         f"- SFT: learning rate {recipe.sft.learning_rate:g}, starts from {recipe.sft.start_from}",
         f"- DPO: learning rate {recipe.dpo.learning_rate:g}, beta {recipe.dpo.beta:g}, NLL coefficient "
-        f"{recipe.dpo.nll_coefficient:g}, formatting tokens {'masked' if recipe.dpo.mask_formatting_tokens else 'kept'}",
+        f"{recipe.dpo.nll_coefficient:g}, formatting tokens {masked}",
     ]
     values = recipe.model_dump(mode="json", exclude_defaults=True)
     for name in ("base", "preferences", "prompts"):
@@ -114,8 +119,8 @@ def _lineage(run_dir: Path, best: RoundRow) -> str:
             continue
         versions = manifest.versions
         for kind in ("preferences", "prompts"):
-            if manifest.stage == "ingest":
-                rows += [(kind, f"`{_names(entry['path'])}`", entry["digest"]) for entry in manifest.inputs.get(kind, [])]
+            entries = manifest.inputs[kind] if manifest.stage == "ingest" else []
+            rows += [(kind, f"`{_names(entry['path'])}`", entry["digest"]) for entry in entries]
     table = "\n".join(f"| {what} | {which} | `{digest}` |" for what, which, digest in rows)
     made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"## Lineage\n\n| what | which | digest |\n| --- | --- | --- |\n{table}\n\nMade with {made_with}."
@@ -129,8 +134,7 @@ def _policy_digest(run_dir: Path, best: RoundRow) -> str:
 def _reward_model_digest(run_dir: Path, number: int) -> list[str]:
     """Of the average that follows `train_reward`; none in round 0."""
     stages = [manifest for folder in stage_dirs(run_dir, number) if (manifest := read_manifest(folder))]
-    pairs = zip(stages, stages[1:], strict=False)
-    return [_checkpoint_digest(after) for before, after in pairs if before.stage == "train_reward"]
+    return [_checkpoint_digest(after) for before, after in pairwise(stages) if before.stage == "train_reward"]
 
 
 def _checkpoint_digest(manifest: Manifest) -> str:

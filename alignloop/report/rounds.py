@@ -27,7 +27,7 @@ def round_row(run_dir: Path, number: int, *, policy: Artifact, stderr: dict[str,
         metrics=_metrics(manifests, "evaluate"),
         stderr=stderr,
         reward_model=_reward_model(manifests),
-        rows={f"{m.stage}_{name}": count for m in manifests if m.stage not in UNCOUNTED for name, count in m.counts.items()},
+        rows=_rows(manifests),
         seconds=_seconds(manifests),
     )
 
@@ -38,6 +38,11 @@ def read_rounds(run_dir: Path) -> list[RoundRow]:
     if not path.is_file():
         return []
     return [RoundRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _rows(manifests: Sequence[Manifest]) -> dict[str, int]:
+    counted = [manifest for manifest in manifests if manifest.stage not in UNCOUNTED]
+    return {f"{manifest.stage}_{name}": count for manifest in counted for name, count in manifest.counts.items()}
 
 
 def _reward_model(manifests: Sequence[Manifest]) -> dict[str, float]:

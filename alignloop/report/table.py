@@ -103,8 +103,8 @@ def render(columns: Sequence[Column], rows: Sequence[RoundRow]) -> str:
 def markdown_table(rows: Sequence[RoundRow]) -> str:
     """Quality and other benchmarks, for a model card."""
     columns = [*quality_columns(rows), *other_columns(rows)]
-    headings = [" ".join(part for part in (column.group, *column.heading) if part and part != "%") for column in columns]
-    headings = [heading.replace("- ", "-") for heading in headings]
+    parts = [[part for part in (column.group, *column.heading) if part and part != "%"] for column in columns]
+    headings = [" ".join(words).replace("- ", "-").replace(", %", "") for words in parts]
     lines = [f"| {' | '.join(headings)} |", f"|{' ---: |' * len(columns)}"]
     lines += [f"| {' | '.join(column.cell(row) for column in columns)} |" for row in rows]
     return "\n".join(lines)

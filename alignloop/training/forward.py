@@ -21,15 +21,15 @@ HEAD_TOLERANCE = 1e-2
 class TokenLogprobs(nn.Module):
     """RowBatch -> [T] float32 logprobs of its trained targets. Only their positions go through the output head."""
 
-    def __init__(self, model: nn.Module, *, isolate: bool = True) -> None:
+    def __init__(self, model: Any, *, isolate: bool = True) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.isolate = isolate
         self._scale = logit_scale(model.config)
         self._softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
     def forward(self, batch: RowBatch) -> Tensor:
-        model: Any = self.model
+        model = self.model
         hidden = hidden_states(model.base_model, batch, isolate=self.isolate)
         head = model.get_output_embeddings()
         return token_logprobs(
@@ -45,13 +45,13 @@ class TokenLogprobs(nn.Module):
 class CompletionRewards(nn.Module):
     """RowBatch -> [C] float32 rewards, each read at its completion's own last token."""
 
-    def __init__(self, model: nn.Module, *, isolate: bool = True) -> None:
+    def __init__(self, model: Any, *, isolate: bool = True) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.isolate = isolate
 
     def forward(self, batch: RowBatch) -> Tensor:
-        model: Any = self.model
+        model = self.model
         last = hidden_states(model.base_model, batch, isolate=self.isolate)[batch.last_index]
         # In float32: eight bits of mantissa would tie the rewards of candidates that are nearly as good.
         with torch.autocast(device_type=last.device.type, enabled=False):
@@ -73,7 +73,7 @@ def check_head(module: TokenLogprobs) -> None:
     Raises:
         ModelError: the architecture does something to its logits that is not known here.
     """
-    model: Any = module.model
+    model = module.model
     weight = model.get_output_embeddings().weight
     ids = torch.arange(1, 9, device=weight.device)[None] % weight.shape[0]
     own = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)

@@ -142,7 +142,7 @@ def free_memory() -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars for tiny files, and no warning that a policy loaded as a reward model has no head yet: that is the plan."""
+    """No bars for tiny files; no warning that a policy loaded as a reward model has no head yet: that is the plan."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

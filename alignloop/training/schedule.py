@@ -20,7 +20,7 @@ def learning_rate(step: int, *, num_steps: int, peak: float, warmup_fraction: fl
 
 
 def checkpoint_steps(num_steps: int, *, num_checkpoints: int, span: float) -> tuple[int, ...]:
-    """Steps (1-based) after which a checkpoint is kept: evenly spaced over the last `span` of the stage, the end included.
+    """Steps (1-based) after which a checkpoint is kept: evenly spaced over the last `span`, both ends included.
 
     Fewer where the span has fewer steps than checkpoints.
     """

@@ -11,6 +11,7 @@ bytes, whether or not the training was killed and started again in between.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignloop.config.recipe import RewardConfig
 from alignloop.errors import TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import packed_num_tokens
@@ -251,11 +253,11 @@ class _Stage:
         self, step: int, values: Sequence[float], members: Sequence[Sequence[PromptGroup]], *, what: str
     ) -> None:
         for value, groups in zip(values, members, strict=True):
-            if not torch.isfinite(torch.tensor(value)):
+            if not math.isfinite(value):
                 ids = ", ".join(group.id for group in groups[:20]) + (", ..." if len(groups) > 20 else "")
                 raise TrainingError(
-                    f"{self.job.objective}: {what} is {value} at step {step + 1} of {len(self.batches)}, rows: {ids}. Look "
-                    f"at these rows, or lower {self.job.objective}.learning_rate ({self.config.learning_rate:g})"
+                    f"{self.job.objective}: {what} is {value} at step {step + 1} of {len(self.batches)}, rows: {ids}. "
+                    f"Look at these rows, or lower {self.job.objective}.learning_rate ({self.config.learning_rate:g})"
                 )
 
     def _check_step_0(self, dpo_term: float) -> None:
@@ -265,9 +267,9 @@ class _Stage:
         same = weights_digest(self.job.reference) == weights_digest(self.job.checkpoint)
         if same and not abs(dpo_term - LN_2) <= STEP_0_TOLERANCE[self.config.dtype]:
             raise TrainingError(
-                f"DPO starts at {dpo_term:.5f}, not at ln 2 = {LN_2:.5f}, although the reference {self.job.reference} is the "
-                f"model it starts from: the reference logprobs are wrong. Delete {self.job.out_dir} and run again; where it "
-                "comes back, this is a defect of alignloop"
+                f"DPO starts at {dpo_term:.5f}, not at ln 2 = {LN_2:.5f}, although the reference is the model it "
+                f"starts from ({self.job.reference}): the reference logprobs are wrong. Delete {self.job.out_dir} and "
+                "run again; where it comes back, this is a defect of alignloop"
             )
 
     # ---- what is kept -----------------------------------------------------------------------------------------

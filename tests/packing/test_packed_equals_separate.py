@@ -1,0 +1,166 @@
+"""Packed rows against one plain row per completion, through transformers' own models."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    Qwen2Config,
+)
+
+from alignloop.chat.tokens import CompletionTokens
+from alignloop.packing.batch import collate
+from alignloop.packing.check import choose_layout, packed_difference, packed_equals_separate
+from alignloop.packing.groups import PromptGroup
+from alignloop.packing.layout import pack
+from alignloop.progress import QuietProgress
+from alignloop.training.forward import CompletionRewards, TokenLogprobs, check_head
+
+VOCAB = 97
+SIZE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZE, num_key_value_heads=2),
+    "qwen2": Qwen2Config(**SIZE, num_key_value_heads=2, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=None),
+    "gpt_neox": GPTNeoXConfig(**SIZE),
+}
+
+
+def tiny(config: Any) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+def made_up_groups(sizes: list[tuple[int, int]]) -> list[PromptGroup]:
+    """Groups of (prompt tokens, completions)."""
+    draw = random.Random(0)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(1, VOCAB) for _ in range(count))
+
+    groups = []
+    for number, (prompt, count) in enumerate(sizes):
+        lengths = [draw.randrange(1, 7) for _ in range(count)]
+        completions = tuple(CompletionTokens(tokens(n), (False,) * n) for n in lengths)
+        groups.append(PromptGroup(f"g{number}", tokens(prompt), completions, tuple(range(count))))
+    return groups
+
+
+GROUPS = made_up_groups([(5, 1), (4, 2), (1, 2), (9, 3), (1, 1), (6, 16)])
+
+
+def plain_logprobs(model: Any, group: PromptGroup, number: int) -> torch.Tensor:
+    """Logprobs of one completion from one ordinary forward pass over prompt + completion."""
+    completion = group.completions[number].token_ids
+    ids = torch.tensor([group.prompt_ids + completion])
+    logprobs = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+    where = torch.arange(len(group.prompt_ids) - 1, ids.shape[1] - 1)
+    return logprobs[where, torch.tensor(completion)]
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("row_tokens", [1, 200], ids=["one group a row", "many groups a row"])
+def test_logprobs_and_gradients_equal_plain_rows(name: str, row_tokens: int) -> None:
+    model = tiny(CONFIGS[name])
+    module = TokenLogprobs(model)
+    check_head(module)
+    batch = collate(pack(GROUPS, row_tokens=row_tokens), pad_token_id=0, mode="packed")
+    packed = module(batch)
+    # A weight of its own for every token, so that no two errors cancel in the gradient.
+    weight = torch.linspace(-1, 1, len(packed))
+    (packed * weight).sum().backward()
+    packed_gradients = gradients(model)
+    model.zero_grad()
+
+    expected = torch.zeros_like(packed)
+    for c, (group, number) in enumerate(zip(batch.completion_group, batch.completion_number, strict=True)):
+        expected = expected.masked_scatter(
+            batch.completion_index == c, plain_logprobs(model, GROUPS[int(group)], int(number))
+        )
+    (expected * weight).sum().backward()
+    assert len(packed) == sum(len(c.token_ids) for group in GROUPS for c in group.completions)
+    torch.testing.assert_close(packed, expected, atol=2e-5, rtol=1e-5)
+    for parameter, gradient in gradients(model).items():
+        torch.testing.assert_close(packed_gradients[parameter], gradient, atol=2e-4, rtol=1e-4, msg=parameter)
+
+
+@pytest.mark.parametrize("mode", ["packed", "separate"])
+def test_rewards_equal_transformers_own(mode: Any) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForSequenceClassification(LlamaConfig(**SIZE, num_key_value_heads=2, num_labels=1)).eval()
+    batch = collate(pack(GROUPS, row_tokens=64, mode=mode), pad_token_id=0, mode=mode)
+    with torch.no_grad():
+        rewards = CompletionRewards(model)(batch)
+        for reward, group, number in zip(rewards, batch.completion_group, batch.completion_number, strict=True):
+            ids = GROUPS[int(group)].prompt_ids + GROUPS[int(group)].completions[int(number)].token_ids
+            assert float(reward) == pytest.approx(float(model(input_ids=torch.tensor([ids])).logits), abs=2e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_check_accepts_models_on_which_packing_is_exact(name: str) -> None:
+    model = tiny(CONFIGS[name])
+    assert packed_difference(model.base_model) < 1e-5
+    assert packed_equals_separate(model.base_model)
+
+
+class Notes(QuietProgress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_a_window_shorter_than_the_rows_falls_back_and_says_so() -> None:
+    backbone = tiny(MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=16)).base_model
+    notes = Notes()
+    assert choose_layout(backbone, longest=16, progress=notes) == "packed"
+    assert notes.lines == []
+    assert choose_layout(backbone, longest=17, progress=notes) == "separate"
+    assert "sliding_window is 16 tokens" in notes.lines[0]
+
+
+def test_a_recurrent_model_falls_back() -> None:
+    from transformers import MambaConfig
+
+    config = MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = AutoModelForCausalLM.from_config(config).eval().base_model
+    notes = Notes()
+    assert choose_layout(backbone, longest=10, progress=notes) == "separate"
+    assert "not exact on this model" in notes.lines[0]
+
+
+def test_isolate_false_changes_later_completions_only() -> None:
+    model = tiny(CONFIGS["llama"])
+    batch = collate(pack([GROUPS[3]], row_tokens=64), pad_token_id=0, mode="packed")
+    with torch.no_grad():
+        alone = TokenLogprobs(model)(batch)
+        seen = TokenLogprobs(model, isolate=False)(batch)
+    first = batch.completion_index == 0
+    torch.testing.assert_close(alone[first], seen[first])
+    assert not torch.allclose(alone[~first], seen[~first], atol=1e-3)
