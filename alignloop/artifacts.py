@@ -55,8 +55,8 @@ def digest_of(path: Path) -> str:
         with path.open("rb") as file:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(f"{file.relative_to(path).as_posix()}\0{digest_of(file)}\n".encode())
+    for inner in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(f"{inner.relative_to(path).as_posix()}\0{digest_of(inner)}\n".encode())
     return "sha256:" + total.hexdigest()
 
 
@@ -127,7 +127,9 @@ def read_manifest(folder: Path) -> Manifest | None:
             )
         return Manifest.model_validate(values)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise RunDirError(f"{path}: not a manifest ({error}); remove {folder} and run again to redo the stage") from error
+        raise RunDirError(
+            f"{path}: not a manifest ({error}); remove {folder} and run again to redo the stage"
+        ) from error
 
 
 def publish(partial: Path, manifest: Manifest) -> Path:

@@ -18,8 +18,8 @@ from alignloop.errors import AlignloopError, EngineError, Interrupted, UserError
 if TYPE_CHECKING:
     from alignloop.loop import RunResult
 
-# typer carries its own copy of click from 0.26 on; the base of its errors is the same class in either.
-UsageError = typer.BadParameter.__mro__[1]
+# Newer typers carry a click of their own: the class that is caught must be that one.
+UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
 app = typer.Typer(
     name="alignloop",
@@ -256,7 +256,7 @@ def _exit_code() -> int:
             f"error: {error}\nWhat the engine said, if it was at work, is in engine.log of the run directory", 1
         )
     except UsageError as error:
-        error.show()
+        error.show()  # type: ignore[attr-defined]
         return 2
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nobody is left to tell, at exit neither.

@@ -1,7 +1,7 @@
 """Rounds 1..N: resume, the best policy so far, and what each round hands to the next.
 
-    round 0: ingest -> base -> [bootstrap -> average] -> evaluate
-    round r: run_round(start resolved from rounds 0..r-1) -> a line of rounds.jsonl
+round 0: ingest -> base -> [bootstrap -> average] -> evaluate
+round r: run_round(start resolved from rounds 0..r-1) -> a line of rounds.jsonl
 """
 
 from __future__ import annotations

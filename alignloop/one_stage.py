@@ -91,7 +91,7 @@ def parse_inputs(stage: Stage[Any, Any, Outputs], inputs: Sequence[str]) -> Any:
             what = "unknown input" if equals else "expected field=path"
             raise UserError(f"--input {text}: {what}\n{_takes(stage)}")
         given.setdefault(field, []).extend(part for part in path.split(",") if part)
-    values = {}
+    values: dict[str, Any] = {}
     for field, kind in kinds.items():
         paths = given.get(field, [])
         if typing.get_origin(kind) is tuple:

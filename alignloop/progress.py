@@ -54,7 +54,9 @@ class PlainProgress:
             if now - last >= self._interval:
                 last = now
                 rate = done / (now - started)
-                self.say(f"  {label}: {done:,}/{total:,} {unit}, {rate:,.1f} {unit}/s, {(total - done) / rate:,.0f} s left")
+                self.say(
+                    f"  {label}: {done:,}/{total:,} {unit}, {rate:,.1f} {unit}/s, {(total - done) / rate:,.0f} s left"
+                )
 
         yield advance
 

@@ -27,7 +27,7 @@ NonEmptyText = Annotated[str, Field(min_length=1)]
 class Row(BaseModel):
     """Base of all rows: immutable; unknown columns are an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Message(Row):
@@ -67,7 +67,9 @@ class PreferenceRow(Row):
     @model_validator(mode="after")
     def _compared(self) -> PreferenceRow:
         if self.messages[-1].role != "user":
-            raise ValueError(f"the last message before the completions must be the user's, not {self.messages[-1].role}'s")
+            raise ValueError(
+                f"the last message before the completions must be the user's, not {self.messages[-1].role}'s"
+            )
         if self.chosen.strip() == self.rejected.strip():
             raise ValueError("chosen and rejected are the same text: nothing to learn from the row")
         return self

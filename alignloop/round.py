@@ -1,11 +1,11 @@
 """One round, in data order (The Llama 3 Herd of Models, section 4, figure 7).
 
-    preferences to date --> train_reward --> average --> reward model ------------+
-    prompts --> sample (K candidates, previous policy) --> score <----------------+
-                                                             |
-                  +------------------------------------------+
-                  v                                          v
-    select --> prune --> train_sft --> average --> build_pairs --> train_dpo --> average --> evaluate
+preferences to date --> train_reward --> average --> reward model ------------+
+prompts --> sample (K candidates, previous policy) --> score <----------------+
+                                                         |
+              +------------------------------------------+
+              v                                          v
+select --> prune --> train_sft --> average --> build_pairs --> train_dpo --> average --> evaluate
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ def locked(run_dir: Path) -> Iterator[None]:
             run_dir.mkdir(parents=True, exist_ok=True)
             file = (run_dir / "run.lock").open("a+", encoding="utf-8")
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise RunDirError(f"{run_dir}: cannot be used as a run directory ({error.strerror}); choose another") from error
+            raise RunDirError(
+                f"{run_dir}: cannot be used as a run directory ({error.strerror}); choose another"
+            ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

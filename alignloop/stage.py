@@ -229,9 +229,7 @@ def _manifest(
         value = getattr(outputs, output.name)
         many = isinstance(value, tuple)
         entries = [
-            ArtifactRecord(
-                path=a.path.relative_to(partial.resolve()).as_posix(), digest=a.digest, rows=a.rows
-            )
+            ArtifactRecord(path=a.path.relative_to(partial.resolve()).as_posix(), digest=a.digest, rows=a.rows)
             for a in (value if many else (value,))
         ]
         records[output.name] = entries if many else entries[0]
@@ -240,7 +238,9 @@ def _manifest(
         round=place.round,
         fingerprint=fingerprint(described),
         config=described["config"],
-        inputs={f.name: _recorded(getattr(inputs, f.name), place.dir.parent.parent) for f in dataclasses.fields(inputs)},
+        inputs={
+            f.name: _recorded(getattr(inputs, f.name), place.dir.parent.parent) for f in dataclasses.fields(inputs)
+        },
         outputs=records,
         counts=counts,
         metrics=outputs.metrics,

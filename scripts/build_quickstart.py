@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 import os
 import random
 import sys
@@ -52,8 +53,7 @@ def main() -> None:
     if options.data_only:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = (options, f"file://{scratch}/rendezvous")
-        torch.multiprocessing.spawn(_build_base, args=arguments, nprocs=NUM_PROCESSES)
+        _in_processes(options, rendezvous=f"file://{scratch}/rendezvous")
     total = sum(path.stat().st_size for folder in (data, base) for path in folder.rglob("*") if path.is_file())
     say(f"done: {total / 1e6:.2f} MB in {data} and {base}")
 
@@ -69,6 +69,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data-only", action="store_true", help="write the data files only")
     parser.add_argument("--token-scale", type=float, default=1.0, help="share of the training tokens, for a quick look")
     return parser.parse_args()
+
+
+def _in_processes(options: argparse.Namespace, *, rendezvous: str) -> None:
+    """Train in `NUM_PROCESSES` fresh processes; ends with an error where one of them does."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_build_base, args=(rank, options, rendezvous)) for rank in range(NUM_PROCESSES)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit(f"a training process failed (exit codes {[worker.exitcode for worker in workers]})")
 
 
 def _build_base(rank: int, options: argparse.Namespace, rendezvous: str) -> None:

@@ -56,7 +56,8 @@ def find_recipe(source: str | Path) -> Path:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     what = "is a folder" if path.is_dir() else "no such file"
     raise RecipeError(
-        [f"{what}, and no bundled recipe has this name{hint} - bundled: {', '.join(sorted(bundled))}"], where=str(source)
+        [f"{what}, and no bundled recipe has this name{hint} - bundled: {', '.join(sorted(bundled))}"],
+        where=str(source),
     )
 
 

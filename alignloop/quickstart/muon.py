@@ -52,9 +52,11 @@ class Muon(torch.optim.Optimizer):
         """Matrices of one shape, or its transpose, in one batch."""
         updates = []
         for matrix in matrices:
+            gradient = matrix.grad
+            assert gradient is not None, "step() takes matrices with a gradient only"
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-            momentum.lerp_(matrix.grad, 1 - group["momentum"])
-            update = matrix.grad.lerp(momentum, group["momentum"])
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            update = gradient.lerp(momentum, group["momentum"])
             updates.append(update if matrix.shape[0] <= matrix.shape[1] else update.mT)
         scale = 0.2 * max(matrices[0].shape) ** 0.5
         for matrix, update in zip(matrices, orthogonalised(torch.stack(updates)), strict=True):

@@ -143,7 +143,7 @@ def train(
     for step, batch in enumerate(batches(encoded, batch_tokens=schedule.batch_tokens, seed=seed), start=1):
         rate = schedule.learning_rate * _rate_factor(done / schedule.num_tokens, schedule)
         loss = completion_loss(model, batch, pad_id=model.config.pad_token_id)
-        loss.backward()
+        torch.autograd.backward(loss)
         loss_value, num_tokens = _averaged_gradients(model, loss.item(), sum(len(one.token_ids) for one in batch))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:

@@ -62,7 +62,9 @@ def pairs_to_annotate(
         two = [best, draw.choice(others)]
         draw.shuffle(two)
         first = rows[0]
-        prompt = PromptRow(id=prompt_id, messages=first.messages, source=Source(file=f"round-{first.round:02d}"), meta=first.meta)
+        prompt = PromptRow(
+            id=prompt_id, messages=first.messages, source=Source(file=f"round-{first.round:02d}"), meta=first.meta
+        )
         pairs.append((prompt, two[0], two[1]))
     draw.shuffle(pairs)
     return pairs

@@ -1,7 +1,7 @@
 """Data pruning (section 4.2.3): clean, quality, difficulty, semantic deduplication. Every drop has a reason.
 
-    best-of-K rows --clean--> --quality--> --difficulty--> --semantic_dedup--> SFT rows
-    chosen/edited rows --clean----------------------------------^
+best-of-K rows --clean--> --quality--> --difficulty--> --semantic_dedup--> SFT rows
+chosen/edited rows --clean----------------------------------^
 """
 
 from __future__ import annotations

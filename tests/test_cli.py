@@ -1,0 +1,256 @@
+"""The command line on real input, good and bad: exit codes, messages, and a clean stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from alignloop import __version__, cli
+from alignloop.config import load_recipe
+from alignloop.run_dir import enter, locked
+
+DATA = Path(__file__).resolve().parents[1] / "../shared/data/preferences"
+ENGINE = "engine.name=transformers"
+
+
+class Outcome:
+    """Exit code and what was printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def alignloop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """The command, in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["alignloop", *map(str, arguments)])
+        code = cli._exit_code()
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+GOOD_ROW = json.dumps({"prompt": "Name a river.", "chosen": "The Elbe.", "rejected": "A hill."})
+
+
+def test_help_is_quick() -> None:
+    command = [sys.executable, "-m", "alignloop", "--help"]
+    subprocess.run(command, capture_output=True, check=True)
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = os.times()
+    assert all(verb in done.stdout for verb in ("run", "plan", "status", "eval", "stage", "recipes"))
+    # Processor time of the child, which a busy machine does not stretch as it does the clock.
+    used = after.children_user - before.children_user + after.children_system - before.children_system
+    assert used < 0.5
+
+
+def test_version_and_recipes(alignloop) -> None:
+    assert alignloop("--version").out == f"{__version__}\n"
+    listed = alignloop("recipes").out
+    assert "quickstart" in listed and "llama3_paper" in listed and "six rounds" in listed.lower()
+
+
+def test_unknown_verb_and_option(alignloop) -> None:
+    wrong = alignloop("rnu")
+    assert wrong.code == 2 and "No such command" in wrong.err
+    assert alignloop("run", "--round", "3").code == 2
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "rounds: "),
+        (["--set", "sample.num_candidates=0"], "sample.num_candidates: "),
+        (["--set", "dpo.betta=0.2"], "dpo.betta: unknown key - did you mean 'dpo.beta'?"),
+        (["--set", "rounds=many"], "rounds: "),
+        (["--set", "preferences=none.jsonl"], "none.jsonl: no such file"),
+        (["--set", "preferences=empty.jsonl"], "empty.jsonl: the file is empty"),
+        (["--set", "preferences=broken.jsonl"], "broken.jsonl, line 2"),
+        (["--set", "preferences=nochosen.jsonl"], "nochosen.jsonl, line 2, field chosen: is missing"),
+        (["--set", "preferences=same.jsonl"], "chosen and rejected are the same text"),
+        (["--set", "base=hollow"], "no config.json"),
+        (["--set", "base=holow"], "near: hollow"),
+        (["none.yaml"], "no such file"),
+    ],
+)
+def test_bad_input_is_said_before_anything_runs(
+    alignloop, tmp_path: Path, verb: str, arguments: list[str], message: str
+) -> None:
+    write(tmp_path / "empty.jsonl", "")
+    write(tmp_path / "broken.jsonl", GOOD_ROW + '\n{"prompt": "Hi", \n')
+    write(tmp_path / "nochosen.jsonl", GOOD_ROW + '\n{"prompt": "Hi", "rejected": "No."}\n')
+    write(tmp_path / "same.jsonl", GOOD_ROW + '\n{"prompt": "Hi", "chosen": "No.", "rejected": "No."}\n')
+    (tmp_path / "hollow").mkdir()
+    outcome = alignloop(verb, "--set", ENGINE, *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err and "Traceback" not in outcome.err
+    assert not list(tmp_path.glob("runs/*/round-*"))
+
+
+def test_plan_names_recipe_and_data_errors_together(alignloop, tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "preferences: none.jsonl\nbase: nowhere/at/all\nroundz: 2\n")
+    outcome = alignloop("plan", path)
+    assert outcome.code == 2
+    for part in ("did you mean 'rounds'?", "none.jsonl: no such file", "nowhere/at/all: no such folder"):
+        assert part in outcome.err
+
+
+def test_plan_of_the_quickstart(alignloop, tmp_path: Path) -> None:
+    outcome = alignloop("plan", "--set", ENGINE, "--rounds", "2")
+    assert outcome.code == 0, outcome.err
+    for stage in ("01_ingest", "02_base", "01_collect", "04_sample", "11_train_dpo", "13_evaluate"):
+        assert stage in outcome.out
+    assert "2 rounds" in outcome.out and "round 2 " in outcome.out and "free at" in outcome.out
+    assert "SFT model of its round, which is its reference" in outcome.out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
+@pytest.mark.parametrize(("name", "rows"), [("sharegpt_en.jsonl", 200), ("sharegpt_zh.json", 120)])
+def test_plan_of_own_data(alignloop, name: str, rows: int) -> None:
+    outcome = alignloop("plan", "own_data", "--set", f"preferences={(DATA / name).resolve()}", "--set", ENGINE)
+    assert outcome.code == 0, outcome.err
+    assert f"01_ingest           to do {rows:>14}" in outcome.out and "(sharegpt)" in outcome.out
+
+
+def make_run_dir(folder: Path, *overrides: str) -> Path:
+    with locked(folder):
+        enter(folder, load_recipe("quickstart", overrides=[ENGINE, *overrides]), rebuild=False)
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_run_directory_of_another_recipe(alignloop, tmp_path: Path, verb: str) -> None:
+    folder = make_run_dir(tmp_path / "mine", "dpo.beta=0.5")
+    outcome = alignloop(verb, "--set", ENGINE, "--run-dir", folder)
+    assert outcome.code == 2
+    assert "is a run of another recipe" in outcome.err and "dpo.beta: 0.5 -> 0.1" in outcome.err
+
+
+def test_run_directory_of_a_newer_version(alignloop, tmp_path: Path) -> None:
+    folder = make_run_dir(tmp_path / "mine")
+    resolved = json.loads((folder / "resolved.json").read_text())
+    (folder / "resolved.json").write_text(json.dumps({**resolved, "run_version": 99}))
+    for verb in ("run", "plan"):
+        outcome = alignloop(verb, "--set", ENGINE, "--run-dir", folder)
+        assert outcome.code == 2 and "99 was written by a newer alignloop" in outcome.err
+    assert "newer alignloop" in alignloop("status", folder).err
+
+
+def test_manifest_of_a_newer_version(alignloop, tmp_path: Path) -> None:
+    folder = make_run_dir(tmp_path / "mine")
+    stage = folder / "round-00" / "01_ingest"
+    stage.mkdir(parents=True)
+    (stage / "manifest.json").write_text('{"manifest_version": 99}')
+    outcome = alignloop("plan", "--set", ENGINE, "--run-dir", folder)
+    assert outcome.code == 2 and "manifest_version 99" in outcome.err
+
+
+def test_run_directory_in_use(alignloop, tmp_path: Path) -> None:
+    folder = make_run_dir(tmp_path / "mine")
+    with locked(folder):
+        outcome = alignloop("run", "--set", ENGINE, "--run-dir", folder)
+        assert outcome.code == 2 and f"in use by process {os.getpid()}" in outcome.err
+        assert f"running as process {os.getpid()}" in alignloop("status", folder).out
+    assert "not running" in alignloop("status", folder).out
+
+
+def test_status_where_there_is_no_run(alignloop, tmp_path: Path) -> None:
+    make_run_dir(tmp_path / "runs" / "mine")
+    outcome = alignloop("status", "runs/other")
+    assert outcome.code == 2 and "no run lies here" in outcome.err and "runs/mine" in outcome.err
+
+
+def test_stage_says_which_inputs_it_takes(alignloop, tmp_path: Path) -> None:
+    missing = alignloop("stage", "score", "--out", "scored")
+    assert missing.code == 2
+    assert "--input candidates=PATH is missing" in missing.err and "--input reward_model=PATH" in missing.err
+    unknown = alignloop("stage", "score", "--out", "scored", "--input", "rm=x")
+    assert unknown.code == 2 and "--input rm=x: unknown input" in unknown.err
+    nothing = alignloop("stage", "score", "--out", "scored", "--input", "candidates=none.jsonl")
+    assert nothing.code == 2 and "nothing lies there" in nothing.err
+    assert "did you mean score?" in alignloop("stage", "scor", "--out", "scored").err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_stage_alone(alignloop, tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"Name river {n}.", "chosen": f"River {n}.", "rejected": "No."}) for n in range(30)]
+    first, second = write(tmp_path / "a.jsonl", "\n".join(rows[:20])), write(tmp_path / "b.jsonl", "\n".join(rows[20:]))
+    command = ("stage", "ingest", "--out", "in", "--set", ENGINE, "--set", "data.heldout_fraction=0.2")
+    outcome = alignloop(*command, "--input", f"preferences={first},{second}")
+    assert outcome.code == 0, outcome.err
+    assert "kept  30" in outcome.out
+    manifest = json.loads((tmp_path / "in" / "manifest.json").read_text())
+    assert manifest["stage"] == "ingest" and len(manifest["inputs"]["preferences"]) == 2
+    # The same again is taken over; other inputs are refused.
+    assert alignloop(*command, "--input", f"preferences={first}", "--input", f"preferences={second}").code == 0
+    drift = alignloop(*command, "--input", f"preferences={first}")
+    assert drift.code == 2 and "input.preferences" in drift.err
+
+
+def test_stage_does_not_publish_over_other_files(alignloop, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "notes.txt", "words")
+    data = write(tmp_path / "a.jsonl", GOOD_ROW)
+    outcome = alignloop("stage", "ingest", "--out", "mine", "--set", ENGINE, "--input", f"preferences={data}")
+    assert outcome.code == 2 and "holds no published stage" in outcome.err
+
+
+def test_eval_of_no_model(alignloop, tmp_path: Path) -> None:
+    outcome = alignloop("eval", tmp_path / "none", "--engine", "transformers")
+    assert outcome.code == 2 and "no such folder" in outcome.err
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_a_stop_says_how_to_go_on_and_leaves_no_process(tmp_path: Path, stop: signal.Signals) -> None:
+    """Stopped while the engine starts for the first benchmark."""
+    arguments = ["run", "--rounds", "1", "--run-dir", str(tmp_path / "run"), "--set", ENGINE]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "alignloop", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if "03_evaluate ..." in line:
+            break
+    time.sleep(1.0)
+    child.send_signal(stop)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert f"Stopped. Go on with: alignloop {' '.join(arguments)}" in err and "Traceback" not in err
+    assert processes_of_session(child.pid) == []
+    assert (tmp_path / "run" / "round-00" / "02_base" / "manifest.json").is_file()
+
+
+def processes_of_session(session: int) -> list[int]:
+    """Ids of live processes of a session (zombies aside), from /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(of) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found

@@ -1,0 +1,119 @@
+"""Recipes: every one in the tree loads; a wrong one names all that is wrong, with the nearest right key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignloop.config import find_recipe, load_recipe
+from alignloop.errors import RecipeError
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+
+
+def problems(values: dict[str, object], *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe({"preferences": "quickstart", **values}, overrides=overrides)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_opens_with_what_it_does(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.rounds >= 1
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ") and len(first) > 40
+
+
+def test_the_recipes_are_there() -> None:
+    assert {"quickstart", "small_gpu", "llama3_paper", "own_data"} <= {path.stem for path in RECIPES}
+
+
+def test_bundled_recipe_is_found_by_name() -> None:
+    assert find_recipe("small_gpu").name == "small_gpu.yaml"
+    assert load_recipe("small_gpu").dpo.learning_rate == 5e-7
+
+
+def test_paper_recipe_has_the_papers_numbers() -> None:
+    paper = load_recipe("llama3_paper")
+    assert (paper.rounds, paper.sample.num_candidates, paper.reward.start_from, paper.sft.start_from) == (
+        6,
+        30,
+        "base",
+        "base",
+    )
+    assert (paper.sft.learning_rate, paper.dpo.learning_rate, paper.dpo.beta, paper.dpo.nll_coefficient) == (
+        1e-5,
+        1e-5,
+        0.1,
+        0.2,
+    )
+
+
+def test_unknown_name_says_which_are_bundled() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean 'small_gpu'\?.*bundled: .*quickstart"):
+        load_recipe("smal_gpu")
+
+
+def test_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("preferences: p.jsonl\ndpo: {learning_rate: 5e-7}\nsft: {learning_rate: 1E-5}\n")
+    recipe = load_recipe(path, overrides=["reward.learning_rate=3e-4"])
+    assert recipe.dpo.learning_rate == 0.0000005
+    assert recipe.sft.learning_rate == 0.00001
+    assert recipe.reward.learning_rate == 0.0003
+
+
+def test_one_file_or_a_list() -> None:
+    assert load_recipe({"preferences": "a.jsonl"}).preferences == ("a.jsonl",)
+    assert load_recipe({"preferences": ["a.jsonl", "b.json"]}).preferences == ("a.jsonl", "b.json")
+
+
+@pytest.mark.parametrize(
+    ("values", "nearest"),
+    [
+        ({"round": 3}, "round: unknown key - did you mean 'rounds'?"),
+        ({"dpo": {"betta": 0.1}}, "dpo.betta: unknown key - did you mean 'dpo.beta'?"),
+        ({"num_candidates": 4}, "num_candidates: unknown key - did you mean 'sample.num_candidates'?"),
+    ],
+)
+def test_unknown_key_names_the_nearest(values: dict[str, object], nearest: str) -> None:
+    assert problems(values) == (nearest,)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"rounds": 0}, "rounds"),
+        ({"rounds": -2}, "rounds"),
+        ({"sample": {"num_candidates": 0}}, "sample.num_candidates"),
+        ({"rounds": "six"}, "rounds"),
+        ({"rounds": 2.5}, "rounds"),
+        ({"rounds": True}, "rounds"),
+        ({"dpo": {"learning_rate": "fast"}}, "dpo.learning_rate"),
+        ({"reward": {"strengths": ["best"]}}, "reward.strengths"),
+        ({"sft": 3}, "sft"),
+    ],
+)
+def test_wrong_value_names_its_field(values: dict[str, object], field: str) -> None:
+    (problem,) = problems(values)
+    assert problem.startswith(field)
+
+
+def test_all_problems_at_once() -> None:
+    found = problems({"rounds": 0, "dpo": {"betta": 1}}, "sample.num_candidates=0", "novalue")
+    assert len(found) == 4
+
+
+def test_empty_and_broken_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("")
+    with pytest.raises(RecipeError, match="found nothing"):
+        load_recipe(path)
+    path.write_text("rounds: 2\nrounds: 3\n")
+    with pytest.raises(RecipeError, match=r"'rounds' stands here a second time.*line 2"):
+        load_recipe(path)
+    path.write_text("rounds: [1\n")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        load_recipe(path)

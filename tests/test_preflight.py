@@ -1,0 +1,249 @@
+"""Everything that can be known before a model is loaded is said at once, with file, line, field and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.bundled import QUICKSTART
+from alignloop.config import load_recipe
+from alignloop.errors import UserError
+from alignloop.preflight import Checked, check
+from alignloop.preflight.disk import run_bytes
+from alignloop.preflight.findings import PreflightError
+
+SMALL: dict[str, Any] = {
+    "base": "quickstart",
+    "sample": {"max_tokens": 64},
+    "evaluate": {"include_path": "quickstart"},
+    "engine": {"max_model_len": 384, "name": "transformers"},
+    **{stage: {"max_length": 384} for stage in ("reward", "sft", "dpo")},
+}
+
+
+def row(number: int, **columns: Any) -> dict[str, Any]:
+    good = {"prompt": f"Name river number {number}.", "chosen": f"River {number} it is.", "rejected": "No."}
+    return {**good, **columns}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in rows))
+    return path
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return write(tmp_path / "good.jsonl", [row(number) for number in range(40)])
+
+
+def look(preferences: Path, *, run_dir: Path | None = None, **values: Any) -> Checked:
+    return check(load_recipe({**SMALL, "preferences": str(preferences), **values}), run_dir=run_dir)
+
+
+def problems(preferences: Path, **values: Any) -> tuple[str, ...]:
+    with pytest.raises(PreflightError) as caught:
+        look(preferences, **values)
+    return caught.value.problems
+
+
+def test_counts_and_lengths_of_a_good_file(good: Path, tmp_path: Path) -> None:
+    checked = look(good, run_dir=tmp_path / "run")
+    assert checked.num_preferences + checked.num_heldout == 40
+    assert checked.num_heldout >= 1
+    assert checked.num_prompts == checked.num_preferences
+    assert checked.num_rejected == 0 and not (tmp_path / "run").exists()
+    assert checked.base.had_template and checked.base.max_positions
+    assert checked.lengths is not None and checked.lengths.prompt > 5
+
+
+def test_quickstart_recipe_has_no_problem() -> None:
+    checked = check(load_recipe("quickstart", overrides=["engine.name=transformers"]))
+    assert checked.num_preferences > 1000 and checked.num_prompts > 500 and checked.num_rejected == 0
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path / "none.jsonl",
+        base=str(tmp_path / "nothing"),
+        chat_template="llama4",
+        evaluate={"include_path": "quickstart", "tasks": ["ifevl", "mmlu"]},
+        best_metric="mmlu/acc",
+    )
+    assert len(found) == 4
+    assert "none.jsonl: no such file" in found[0]
+    assert "llama4" in found[1] and "llama3" in found[1]
+    assert "no such folder" in found[2]
+    assert found[3] == "evaluate.tasks: 'ifevl' is unknown - did you mean ifeval?"
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "reason"),
+    [
+        ({"prompt": "Hi", "rejected": "No."}, "chosen", "is missing"),
+        ({"prompt": "Hi", "chosen": "Same.", "rejected": "Same. "}, None, "the same text"),
+        ('{"prompt": "Hi", "chosen": ', None, "invalid JSON"),
+    ],
+)
+def test_bad_row_is_named_and_written_down(tmp_path: Path, line: Any, field: str | None, reason: str) -> None:
+    path = write(tmp_path / "bad.jsonl", [row(1), line, row(2)])
+    run_dir = tmp_path / "run"
+    with pytest.raises(UserError, match=r"1 of 3 rows \(33.3%\) cannot be read") as caught:
+        look(path, run_dir=run_dir)
+    assert f"{path}, line 2" in str(caught.value) and reason in str(caught.value)
+    assert str(run_dir / "rejected_rows.jsonl") in str(caught.value)
+    (rejected,) = [json.loads(text) for text in (run_dir / "rejected_rows.jsonl").read_text().splitlines()]
+    assert (rejected["line"], rejected["field"]) == (2, field)
+    # Allowed, the same rows go through, and a mended file leaves no stale list behind.
+    assert look(path, run_dir=run_dir, data={"max_bad_fraction": 0.5}).num_rejected == 1
+    look(write(path, [row(1), row(2)]), run_dir=run_dir)
+    assert not (run_dir / "rejected_rows.jsonl").exists()
+
+
+def test_rejected_rows_are_not_written_into_a_strangers_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.jsonl", [row(1), {"prompt": "Hi"}])
+    stranger = tmp_path / "thesis"
+    stranger.mkdir()
+    (stranger / "chapter.txt").write_text("words")
+    with pytest.raises(UserError):
+        look(path, run_dir=stranger)
+    assert [file.name for file in stranger.iterdir()] == ["chapter.txt"]
+
+
+def test_each_bad_file_is_named(tmp_path: Path, good: Path) -> None:
+    empty = write(tmp_path / "empty.jsonl", [])
+    recipe = load_recipe({**SMALL, "preferences": [str(empty), str(tmp_path / "god.jsonl"), str(good)]})
+    with pytest.raises(PreflightError) as caught:
+        check(recipe)
+    first, second = caught.value.problems
+    assert "empty.jsonl: the file is empty" in first
+    assert "no such file" in second and "did you mean good.jsonl" in second
+
+
+def test_strengths_that_leave_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", [row(number, strength="marginally_better") for number in range(12)])
+    (problem,) = problems(path)
+    assert problem.startswith("reward.strengths: none of the") and "significantly_better or better" in problem
+    first, second = problems(path, pairs={"on_policy": False})
+    assert first == problem and second.startswith("pairs.strengths")
+
+
+def test_simulated_annotator_wants_prompts_it_can_judge(good: Path) -> None:
+    (problem,) = problems(good, collect={"annotator": "simulated", "num_annotations": 4})
+    assert problem.startswith("collect.annotator") and "good.jsonl, line " in problem
+
+
+def test_nothing_held_out_is_a_note(good: Path) -> None:
+    assert any("no preference row is held out" in note for note in look(good, data={"heldout_fraction": 0.0}).notes)
+
+
+def test_lengths_against_the_model(good: Path) -> None:
+    (problem,) = problems(good, engine={"max_model_len": 100_000, "name": "transformers"})
+    assert problem.startswith("engine.max_model_len: 100000 tokens, but the base has")
+    assert len(problems(good, sft={"max_length": 4}, dpo={"max_length": 4})) == 2
+    (problem,) = problems(good, sample={"max_tokens": 380})
+    assert "all" not in problem and problem.startswith("sample: ") and "exceed 4 tokens" in problem
+
+
+@pytest.mark.parametrize("metric", ["ifevl/mean", "gsm8k/acc"])
+def test_best_metric_of_no_task(good: Path, metric: str) -> None:
+    (problem,) = problems(good, best_metric=metric)
+    assert problem.startswith("best_metric") and "ifeval, mmlu" in problem
+
+
+def test_local_task_files(good: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "mine.yaml").write_text("task: my_rivers\noutput_type: multiple_choice\n")
+    right = {"include_path": str(tasks), "tasks": ["my_rivers"]}
+    assert look(good, evaluate=right, best_metric="my_rivers/acc").num_prompts
+    (problem,) = problems(good, evaluate={**right, "tasks": ["my_river"]}, best_metric="my_river/acc")
+    assert "did you mean my_rivers?" in problem
+    (problem,) = problems(good, evaluate={"tasks": [f"ifeval={tmp_path}/none.jsonl"]})
+    assert "no such file" in problem
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(QUICKSTART / "base", tmp_path / "my-base"))
+
+
+def test_base_path_has_near_names(good: Path, base: Path) -> None:
+    (problem,) = problems(good, base=str(base.with_name("my-bass")))
+    assert f"near: {base}" in problem
+
+
+def test_base_is_a_file(good: Path, base: Path) -> None:
+    (problem,) = problems(good, base=str(base / "config.json"))
+    assert "is a file" in problem
+
+
+def test_base_of_a_hub_id_that_is_not_here_is_a_note(good: Path) -> None:
+    assert any("fetched from the hub" in note for note in look(good, base="no-such-org/no-such-model").notes)
+
+
+def test_base_without_config(good: Path, base: Path) -> None:
+    (base / "config.json").unlink()
+    (problem,) = problems(good, base=str(base))
+    assert "no config.json" in problem
+
+
+def test_base_without_weights_and_no_tokenizer(good: Path, base: Path) -> None:
+    (base / "model.safetensors").unlink()
+    (base / "tokenizer.json").unlink()
+    weights, tokenizer = problems(good, base=str(base))
+    assert "no .safetensors file" in weights
+    assert "no tokenizer" in tokenizer
+
+
+def test_base_cut_weights(good: Path, base: Path) -> None:
+    (base / "model.safetensors").write_bytes(b"\x10\x00")
+    (problem,) = problems(good, base=str(base))
+    assert "weights cannot be read" in problem
+
+
+def test_base_is_a_classifier(good: Path, base: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForSequenceClassification"]}))
+    (problem,) = problems(good, base=str(base))
+    assert "writes no text" in problem
+
+
+def test_base_without_template_says_which_to_set(good: Path, base: Path) -> None:
+    without_template(base)
+    (problem,) = problems(good, base=str(base))
+    assert "no chat template of its own - set chat_template: llama3" in problem
+
+
+@pytest.mark.parametrize("name", ["llama3", "chatml"])
+def test_base_with_a_named_template_is_enough(good: Path, base: Path, name: str) -> None:
+    without_template(base)
+    checked = look(good, base=str(base), chat_template=name)
+    assert checked.base.had_template is False and checked.lengths is not None
+
+
+def test_base_with_a_template_that_cannot_be_rendered(good: Path, base: Path) -> None:
+    (base / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content ")
+    (problem,) = problems(good, base=str(base))
+    assert "template" in problem
+
+
+def without_template(base: Path) -> None:
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_disk_of_a_run() -> None:
+    recipe = load_recipe(
+        {**SMALL, "preferences": "p.jsonl", "rounds": 2, "sample": {"max_tokens": 10, "num_candidates": 3}}
+    )
+    # One float32 checkpoint of 1M parameters: 4 MB. A round: 3 stages x (1 kept + 1 averaged) = 24 MB, and rows:
+    # 100 prompts x 3 candidates x (20 + 10) tokens x 12 bytes x 3 copies = 324 kB. Beside the rounds: base and final
+    # (8 MB), a resume point (12 MB), 50 MB of small things.
+    expected = 2 * (24_000_000 + 324_000) + 8_000_000 + 12_000_000 + 50_000_000
+    assert run_bytes(recipe, num_parameters=1_000_000, num_prompts=100, prompt_tokens=20.0) == expected

@@ -1,0 +1,98 @@
+"""What follows from the seed and the step alone; what is left out; what is counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from alignloop.chat.tokens import CompletionTokens
+from alignloop.errors import TrainingError
+from alignloop.packing.groups import PromptGroup
+from alignloop.training.data_order import step_batches
+from alignloop.training.digests import groups_digest
+from alignloop.training.schedule import checkpoint_steps, learning_rate
+from alignloop.training.screening import screen
+from alignloop.training.step_losses import count_step
+
+
+def test_every_epoch_sees_every_group_once_in_an_order_of_its_own() -> None:
+    batches = step_batches(10, batch_groups=4, epochs=2, max_steps=None, seed=3)
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    first, second = sum(batches[:3], []), sum(batches[3:], [])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert step_batches(10, batch_groups=4, epochs=2, max_steps=5, seed=3) == batches[:5]
+    assert step_batches(10, batch_groups=4, epochs=2, max_steps=None, seed=4) != batches
+
+
+def test_learning_rate_by_hand() -> None:
+    # 12 steps, 3 of warm-up: 1/4, 2/4, 3/4 of the peak, then a cosine from the peak to a tenth of it.
+    rates = [learning_rate(s, num_steps=12, peak=4.0, warmup_fraction=0.25, final_fraction=0.1) for s in range(12)]
+    assert rates[:4] == [1.0, 2.0, 3.0, 4.0]
+    assert rates[7] == pytest.approx(4.0 * (0.1 + 0.9 * 0.5))
+    assert rates[11] == pytest.approx(0.4)
+    assert learning_rate(0, num_steps=1, peak=4.0, warmup_fraction=0.05, final_fraction=0.1) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "count", "expected"),
+    [(100, 1, (100,)), (100, 2, (75, 100)), (100, 3, (75, 88, 100)), (2, 4, (2,)), (1, 3, (1,))],
+)
+def test_checkpoints_are_spread_over_the_last_quarter(num_steps: int, count: int, expected: tuple[int, ...]) -> None:
+    steps = checkpoint_steps(num_steps, num_checkpoints=count, span=0.25)
+    assert steps[-1] == num_steps
+    assert steps == expected
+
+
+def group(name: str, *, lengths: tuple[int, ...] = (2, 2), ranks: tuple[int, ...] = (0, 1)) -> PromptGroup:
+    completions = tuple(CompletionTokens((5,) * n, (False,) * max(0, n - 1) + (True,) * min(n, 1)) for n in lengths)
+    return PromptGroup(name, (1, 2, 3), completions, ranks)
+
+
+def test_in_equals_kept_plus_dropped_with_reasons() -> None:
+    rows = [
+        group("good"),
+        group("long", lengths=(2, 8)),
+        group("tied", ranks=(0, 0)),
+        group("empty", lengths=(2, 0)),
+        group("three", lengths=(2, 2, 2), ranks=(0, 1, 2)),
+        group("bare", lengths=(2, 1)),
+    ]
+    kept, dropped = screen(rows, objective="dpo", max_length=10)
+    assert [row.id for row in kept] == ["good"]
+    reasons = dict(dropped)
+    assert "11 tokens, max_length is 10" in reasons["long"]
+    assert "ranks [0, 0]" in reasons["tied"]
+    assert "completion 1 has no token" in reasons["empty"]
+    assert "ranks [0, 1, 2]" in reasons["three"]
+    assert "formatting tokens only" in reasons["bare"]
+    assert len(kept) + len(dropped) == len(rows)
+
+
+def test_one_rank_is_nothing_for_a_reward_model() -> None:
+    kept, dropped = screen([group("a"), group("b", ranks=(1, 1))], objective="reward", max_length=10)
+    assert ([row.id for row in kept], [row for row, _ in dropped]) == (["a"], ["b"])
+
+
+def test_nothing_left_says_why() -> None:
+    with pytest.raises(TrainingError, match="all 1 were dropped. The first, x: .*max_length is 4"):
+        screen([group("x")], objective="sft", max_length=4)
+    with pytest.raises(TrainingError, match="given none"):
+        screen([], objective="sft", max_length=4)
+
+
+def test_counts_of_a_step_by_hand() -> None:
+    multi = PromptGroup("m", (1, 2, 3, 4), (CompletionTokens((5, 6), (False, True)),), (0,), (False, True, True, False))
+    pair = group("p", lengths=(3, 4), ranks=(1, 0))
+    counts = count_step([multi, pair])
+    # Two prompt tokens of `multi`; completions 2 + 3 + 4; the best completions have 2 and 4 tokens.
+    assert (counts.num_groups, counts.num_target_tokens, counts.num_chosen_tokens) == (2, 11, 6)
+
+
+def test_groups_digest_sees_masks_and_ranks() -> None:
+    plain = group("a")
+    other_mask = PromptGroup("a", plain.prompt_ids, (CompletionTokens((5, 5), (False, False)),) * 2, (0, 1))
+    digests = {groups_digest([g]) for g in (plain, other_mask, group("a", ranks=(1, 0)), group("b"))}
+    assert len(digests) == 4
+    assert groups_digest([plain]) == groups_digest([group("a")])
+
+

@@ -1,0 +1,305 @@
+"""The trainer on a tiny Llama: what it writes, that it learns, that it is exact and can be killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from alignloop.config.recipe import DpoConfig, RewardConfig, SftConfig
+from alignloop.errors import ModelError, TrainingError
+from alignloop.packing.groups import PromptGroup
+from alignloop.progress import QuietProgress
+from alignloop.training import setup
+from alignloop.training.trainer import TrainResult, train
+
+MakeGroups = Callable[..., list[PromptGroup]]
+CONFIGS: dict[str, Any] = {"reward": RewardConfig, "sft": SftConfig, "dpo": DpoConfig}
+NUM_COMPLETIONS = {"reward": 3, "sft": 1, "dpo": 2}
+
+
+class Notes(QuietProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAfter(Notes):
+    """Stops training from inside, after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    @contextmanager
+    def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        def advance(num_done: int) -> None:
+            if unit == "steps":
+                self.left -= num_done
+                if self.left <= 0:
+                    raise Killed
+
+        yield advance
+
+
+def run(objective: Any, policy: Path, out_dir: Path, make_groups: MakeGroups, **knobs: Any) -> TrainResult:
+    completions = NUM_COMPLETIONS[objective]
+    arguments: dict[str, Any] = {
+        "groups": make_groups(24, completions=completions),
+        "eval_groups": make_groups(8, completions=completions, seed=1),
+        "checkpoint": policy,
+        "reference": policy if objective == "dpo" else None,
+        "seed": 5,
+        "progress": QuietProgress(),
+    }
+    arguments |= {name: knobs.pop(name) for name in list(knobs) if name in arguments}
+    settings = {"dtype": "float32", "batch_groups": 8, "learning_rate": 3e-3, "rows_per_microbatch": 2} | knobs
+    return train(objective, out_dir=out_dir, config=CONFIGS[objective](**settings), **arguments)
+
+
+def weights(checkpoint: Path) -> str:
+    return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+
+
+def log_rows(out_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out_dir / "train_log.jsonl").read_text().splitlines()]
+
+
+# ---- what comes out
+
+
+@pytest.mark.parametrize(
+    ("objective", "metric"), [("reward", "eval_accuracy"), ("dpo", "eval_accuracy"), ("sft", "eval_loss")]
+)
+def test_each_objective_learns(
+    objective: str, metric: str, policy: Path, tmp_path: Path, make_groups: MakeGroups
+) -> None:
+    result = run(objective, policy, tmp_path, make_groups, epochs=4)
+    rows = log_rows(tmp_path)
+    assert result.num_steps == len(rows) == 12
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    if metric == "eval_accuracy":
+        assert result.metrics[metric] > 0.9
+    else:
+        assert result.metrics[metric] < math.log(64) - 0.3
+    assert set(rows[0]) >= {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second"}
+
+
+def test_a_policy_checkpoint_is_complete(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+    result = run("sft", policy, tmp_path, make_groups, num_checkpoints=2, average_span=0.5, epochs=2)
+    assert [path.name for path in result.checkpoints] == ["step-000003", "step-000006"]
+    last = result.checkpoints[-1]
+    assert AutoTokenizer.from_pretrained(last).chat_template == AutoTokenizer.from_pretrained(policy).chat_template
+    assert (last / "generation_config.json").read_bytes() == (policy / "generation_config.json").read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(last)
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert weights(result.checkpoints[0]) != weights(last)
+    assert not (tmp_path / "resume").exists()
+
+
+def test_a_reward_checkpoint_is_a_classifier_of_one_label(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+    result = run("reward", policy, tmp_path, make_groups)
+    config = json.loads((result.checkpoints[0] / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert len(config["id2label"]) == 1
+    assert config["pad_token_id"] == 0
+    assert config.get("problem_type") is None
+    assert not (result.checkpoints[0] / "generation_config.json").exists()
+    model = AutoModelForSequenceClassification.from_pretrained(result.checkpoints[0])
+    assert model.score.weight.shape == (1, 32)
+    # And it is where the next round's reward model starts from, its head kept.
+    again = run("reward", result.checkpoints[0], tmp_path / "next", make_groups, learning_rate=1e-12)
+    next_model = AutoModelForSequenceClassification.from_pretrained(again.checkpoints[0])
+    torch.testing.assert_close(next_model.score.weight, model.score.weight, atol=1e-8, rtol=0)
+
+
+# ---- exactness
+
+
+@pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
+def test_the_same_arguments_give_the_same_bytes_and_leave_the_global_generator_alone(
+    objective: str, policy: Path, tmp_path: Path, make_groups: MakeGroups
+) -> None:
+    torch.manual_seed(1)
+    first = run(objective, policy, tmp_path / "a", make_groups)
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    second = run(objective, policy, tmp_path / "b", make_groups)
+    assert weights(first.checkpoints[-1]) == weights(second.checkpoints[-1])
+    other = run(objective, policy, tmp_path / "c", make_groups, seed=6)
+    assert weights(first.checkpoints[-1]) != weights(other.checkpoints[-1])
+
+
+@pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
+def test_the_loss_does_not_depend_on_how_a_step_is_cut(
+    objective: str, policy: Path, tmp_path: Path, make_groups: MakeGroups
+) -> None:
+    one = run(objective, policy, tmp_path / "one", make_groups, rows_per_microbatch=1, row_tokens=16)
+    many = run(objective, policy, tmp_path / "many", make_groups, rows_per_microbatch=64, row_tokens=256)
+    checkpointed = run(objective, policy, tmp_path / "gc", make_groups, gradient_checkpointing=True)
+    for rows in (log_rows(tmp_path / "many"), log_rows(tmp_path / "gc")):
+        for ours, theirs in zip(log_rows(tmp_path / "one"), rows, strict=True):
+            for name in set(ours) - {"tokens_per_second"}:
+                assert ours[name] == pytest.approx(theirs[name], abs=2e-4, rel=2e-4), name
+    assert one.num_tokens == many.num_tokens == checkpointed.num_tokens
+
+
+@pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
+def test_separate_rows_give_the_same_steps(
+    objective: str, policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(objective, policy, tmp_path / "packed", make_groups)
+    monkeypatch.setattr(setup, "choose_layout", lambda *args, **kwargs: "separate")
+    run(objective, policy, tmp_path / "separate", make_groups)
+    for ours, theirs in zip(log_rows(tmp_path / "packed"), log_rows(tmp_path / "separate"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], abs=2e-3, rel=2e-3)
+
+
+@pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
+@pytest.mark.parametrize("killed_after", [1, 3, 5])
+def test_killed_and_started_again_it_ends_in_the_same_bytes(
+    objective: str, killed_after: int, policy: Path, tmp_path: Path, make_groups: MakeGroups
+) -> None:
+    knobs = {"epochs": 2, "save_every_steps": 2, "num_checkpoints": 2, "average_span": 0.5}
+    whole = run(objective, policy, tmp_path / "whole", make_groups, **knobs)
+    with pytest.raises(Killed):
+        run(objective, policy, tmp_path / "cut", make_groups, progress=KilledAfter(killed_after), **knobs)
+    notes = Notes()
+    resumed = run(objective, policy, tmp_path / "cut", make_groups, progress=notes, **knobs)
+    assert [weights(path) for path in resumed.checkpoints] == [weights(path) for path in whole.checkpoints]
+    saved = killed_after // 2 * 2
+    assert any(f"going on after step {saved} of 6" in line for line in notes.lines) == (saved > 0)
+    assert [row["step"] for row in log_rows(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
+    assert resumed.metrics == pytest.approx(whole.metrics)
+
+
+def test_a_resume_point_of_other_arguments_is_not_used(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+    with pytest.raises(Killed):
+        run("sft", policy, tmp_path / "a", make_groups, progress=KilledAfter(2), save_every_steps=1)
+    changed = run("sft", policy, tmp_path / "a", make_groups, learning_rate=1e-3, save_every_steps=1)
+    fresh = run("sft", policy, tmp_path / "b", make_groups, learning_rate=1e-3, save_every_steps=1)
+    assert weights(changed.checkpoints[-1]) == weights(fresh.checkpoints[-1])
+
+
+# ---- DPO's reference
+
+
+def test_dpo_starts_at_ln_2_and_caches_its_reference(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+    result = run("dpo", policy, tmp_path, make_groups)
+    assert result.metrics["step_0_dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    path = tmp_path / "reference_logprobs.json"
+    cached = json.loads(path.read_text())
+    assert len(cached["sums"]) == 24 + 8
+    # A cache of the right key with wrong numbers in it must be caught at step 0.
+    cached["sums"] = [[0.0, 3.0]] * 32
+    path.write_text(json.dumps(cached))
+    with pytest.raises(TrainingError, match="not at ln 2"):
+        run("dpo", policy, tmp_path, make_groups)
+    # A key that does not fit is computed anew.
+    path.write_text(json.dumps(cached | {"key": "another"}))
+    assert run("dpo", policy, tmp_path, make_groups).metrics["step_0_dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_dpo_without_a_reference_is_an_error(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+    with pytest.raises(TrainingError, match="needs a reference"):
+        run("dpo", policy, tmp_path, make_groups, reference=None)
+
+
+# ---- what goes wrong
+
+
+def test_out_of_memory_halves_the_microbatch_and_says_so(
+    policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run("sft", policy, tmp_path / "plain", make_groups, rows_per_microbatch=2, row_tokens=16)
+    original = setup.TokenLogprobs.forward
+
+    def small_memory(self: Any, batch: Any) -> torch.Tensor:
+        if len(batch.input_ids) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, batch)
+
+    monkeypatch.setattr(setup.TokenLogprobs, "forward", small_memory)
+    notes = Notes()
+    result = run(
+        "sft", policy, tmp_path / "small", make_groups, rows_per_microbatch=8, row_tokens=16, progress=notes
+    )
+    assert [line.strip() for line in notes.lines] == [
+        "out of memory: going on with 4 rows per microbatch",
+        "out of memory: going on with 2 rows per microbatch",
+    ]
+    assert weights(result.checkpoints[-1]) == weights(plain.checkpoints[-1])
+
+
+def test_no_memory_for_one_row_says_what_to_lower(
+    policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(self: Any, batch: Any) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(setup.TokenLogprobs, "forward", no_memory)
+    with pytest.raises(TrainingError, match="out of memory with one row of 128 tokens.*max_length"):
+        run("sft", policy, tmp_path, make_groups)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_rows(
+    policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = setup.TokenLogprobs.forward
+
+    def poisoned(self: Any, batch: Any) -> torch.Tensor:
+        output = original(self, batch)
+        return output * float("nan") if len(seen := seen_batches) >= 2 or seen_batches.append(1) else output
+
+    seen_batches: list[int] = []
+    monkeypatch.setattr(setup.TokenLogprobs, "forward", poisoned)
+    with pytest.raises(TrainingError, match=r"loss is nan at step 3 of 3, rows: row-\d+"):
+        run("sft", policy, tmp_path, make_groups, rows_per_microbatch=64, row_tokens=1024)
+
+
+def test_too_long_groups_are_dropped_with_their_reason(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+    groups = make_groups(24, completions=1)
+    limit = sorted(group.longest for group in groups)[-3]
+    result = run("sft", policy, tmp_path, make_groups, max_length=limit, batch_groups=64)
+    too_long = [group.id for group in groups if group.longest > limit]
+    assert [name for name, _ in result.dropped] == too_long
+    assert f"max_length is {limit}" in result.dropped[0][1]
+
+
+def test_token_ids_outside_the_embedding_name_the_row(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+    groups = make_groups(4, completions=1)
+    groups[2] = PromptGroup("alien", (5, 64), groups[2].completions, (0,))
+    with pytest.raises(ModelError, match="row alien has token id 64, but the embedding has only 64 rows"):
+        run("sft", policy, tmp_path, make_groups, groups=groups)
+
+
+def test_a_path_without_a_model_says_so(tmp_path: Path, make_groups: MakeGroups) -> None:
+    with pytest.raises(ModelError, match="no config.json"):
+        run("sft", tmp_path / "nothing", tmp_path / "out", make_groups)
+
+
+def test_bfloat16_trains_or_says_that_float32_is_used(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+    notes = Notes()
+    result = run("dpo", policy, tmp_path, make_groups, dtype="bfloat16", progress=notes)
+    assert result.metrics["step_0_dpo_loss"] == pytest.approx(math.log(2), abs=2e-2)
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert any("no bfloat16" in line for line in notes.lines) == (not has_bfloat16)
