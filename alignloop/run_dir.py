@@ -44,7 +44,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise RunDirError(
-                f"{run_dir}: in use by process {file.read().strip() or 'unknown'}; wait for it or choose another --run-dir"
+                f"{run_dir}: in use by process {file.read().strip() or 'unknown'}; wait or choose another --run-dir"
             ) from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

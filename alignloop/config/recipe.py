@@ -80,7 +80,8 @@ class OptimizerConfig(Section):
     """Of the forward pass; weights and optimiser state stay float32 unless the model does not fit."""
     gradient_checkpointing: bool = False
     num_checkpoints: PositiveInt = 1
-    """Checkpoints kept from the last part of the stage, evenly spaced, the end included: what `average` averages (4.1.5)."""
+    """Checkpoints kept from the last part of the stage, evenly spaced, the end included: `average` takes their mean
+    (4.1.5)."""
     average_span: Fraction = 0.25
     """The last part of the stage from which they are taken."""
     save_every_steps: PositiveInt = 200
@@ -95,7 +96,8 @@ class RewardConfig(OptimizerConfig):
     strengths: tuple[Strength, ...] = ("significantly_better", "better")
     """Rows of these strengths train (the paper's two). Rows without a strength always do."""
     isolate: bool = True
-    """True: completions of a prompt do not see each other (exact). False: later ones see earlier ones, as in the paper."""
+    """True: completions of a prompt do not see each other (exact). False: later ones see earlier ones, as in the
+    paper."""
 
 
 class SftConfig(OptimizerConfig):

@@ -48,8 +48,8 @@ def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         dropped += lost
     if not pairs:
         raise DataError(
-            f"no pair for DPO: {len(rows)} preferences and {num_prompts} prompts gave none; see {ctx.dir}/dropped.jsonl "
-            "and loosen `pairs`"
+            f"no pair for DPO: {len(rows)} preferences and {num_prompts} prompts gave none; the first: "
+            f"{dropped[0].id}: {dropped[0].reason}. Loosen `pairs`"
         )
     dump_jsonl(ctx.dir / "pairs.jsonl", pairs)
     dump_jsonl(ctx.dir / "dropped.jsonl", dropped)

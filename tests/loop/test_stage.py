@@ -153,7 +153,7 @@ def test_newer_manifest_is_refused(tmp_path: Path, rows: Path) -> None:
 def test_broken_manifest_says_what_to_do(tmp_path: Path, rows: Path) -> None:
     run_count(tmp_path, rows)
     (tmp_path / "round-01/01_count/manifest.json").write_text("{")
-    with pytest.raises(RunDirError, match="remove .*01_count"):
+    with pytest.raises(RunDirError, match=r"remove .*01_count"):
         run_count(tmp_path, rows)
 
 
@@ -177,6 +177,19 @@ def test_full_disk_is_named_and_nothing_is_published(tmp_path: Path, rows: Path)
 
 
 def test_manifest_round_trips() -> None:
-    values = dict.fromkeys(("config", "inputs", "outputs", "counts", "metrics", "versions", "seconds"), {})
-    manifest = Manifest(stage="s", round=1, fingerprint="f", seed=1, started="", ended="", **values)
+    manifest = Manifest(
+        stage="s",
+        round=1,
+        fingerprint="f",
+        config={"a": 1},
+        inputs={"rows": {"digest": "sha256:0", "path": "rows.jsonl"}},
+        outputs={},
+        counts={"in": 1},
+        metrics={"loss": 0.5},
+        seed=1,
+        versions={},
+        started="",
+        ended="",
+        seconds={},
+    )
     assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
