@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Newer typers carry a click of their own: the class that is caught must be that one.
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
+STOPPED = 130
+
 app = typer.Typer(
     name="alignloop",
     help="Iterative post-training: reward model, rejection sampling, SFT and DPO, round over round.",
@@ -250,7 +252,7 @@ def _exit_code() -> int:
     except UserError as error:
         return _say(f"error: {error}", 2)
     except (KeyboardInterrupt, typer.Abort, Interrupted):
-        return _say(f"\nStopped. Go on with: {shlex.join(['alignloop', *sys.argv[1:]])}", 130)
+        code = STOPPED
     except AlignloopError as error:
         return _say(
             f"error: {error}\nWhat the engine said, if it was at work, is in engine.log of the run directory", 1
@@ -262,6 +264,8 @@ def _exit_code() -> int:
         # The reader of our output has gone (`| head`): nobody is left to tell, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if code == STOPPED:  # what typer makes of Ctrl-C in a verb
+        return _say(f"\nStopped. Go on with: {shlex.join(['alignloop', *sys.argv[1:]])}", STOPPED)
     return code if isinstance(code, int) else 0
 
 

@@ -62,6 +62,7 @@ def evaluate_alone(
 def eval_text(report: EvalReport) -> str:
     """`task/metric  value +- error  n` lines; instruction types are left to the JSON file."""
     shown = [key for key in report.metrics if not any(part in key for part in NOT_SHOWN)]
+    shown.sort(key=lambda key: key.partition("/")[0])
     width = max(map(len, shown), default=0)
     lines = []
     for key in shown:

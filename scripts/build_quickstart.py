@@ -33,7 +33,7 @@ from alignloop.quickstart.tokenizer import train_tokenizer  # noqa: E402
 from alignloop.quickstart.world import Entity, build_world  # noqa: E402
 
 PACKAGE = ROOT / "alignloop" / "quickstart"
-CLEAN = pretraining.Schedule(num_tokens=3_000_000, learning_rate=4e-3)
+CLEAN = pretraining.Schedule(num_tokens=3_200_000, learning_rate=4e-3)
 NOISY = pretraining.Schedule(num_tokens=400_000, learning_rate=1.5e-3, decay_fraction=0.9)
 NUM_PROCESSES = 2
 """Processes that train together. The weights depend on it."""

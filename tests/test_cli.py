@@ -64,12 +64,15 @@ def test_help_is_quick() -> None:
 def test_version_and_recipes(alignloop) -> None:
     assert alignloop("--version").out == f"{__version__}\n"
     listed = alignloop("recipes").out
-    assert "quickstart" in listed and "llama3_paper" in listed and "six rounds" in listed.lower()
+    assert "quickstart" in listed
+    assert "llama3_paper" in listed
+    assert "six rounds" in listed.lower()
 
 
 def test_unknown_verb_and_option(alignloop) -> None:
     wrong = alignloop("rnu")
-    assert wrong.code == 2 and "No such command" in wrong.err
+    assert wrong.code == 2
+    assert "No such command" in wrong.err
     assert alignloop("run", "--round", "3").code == 2
 
 
@@ -101,7 +104,8 @@ def test_bad_input_is_said_before_anything_runs(
     (tmp_path / "hollow").mkdir()
     outcome = alignloop(verb, "--set", ENGINE, *arguments)
     assert outcome.code == 2
-    assert message in outcome.err and "Traceback" not in outcome.err
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
     assert not list(tmp_path.glob("runs/*/round-*"))
 
 
@@ -118,7 +122,9 @@ def test_plan_of_the_quickstart(alignloop, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     for stage in ("01_ingest", "02_base", "01_collect", "04_sample", "11_train_dpo", "13_evaluate"):
         assert stage in outcome.out
-    assert "2 rounds" in outcome.out and "round 2 " in outcome.out and "free at" in outcome.out
+    assert "2 rounds" in outcome.out
+    assert "round 2 " in outcome.out
+    assert "free at" in outcome.out
     assert "SFT model of its round, which is its reference" in outcome.out
     assert not (tmp_path / "runs").exists()
 
@@ -128,7 +134,8 @@ def test_plan_of_the_quickstart(alignloop, tmp_path: Path) -> None:
 def test_plan_of_own_data(alignloop, name: str, rows: int) -> None:
     outcome = alignloop("plan", "own_data", "--set", f"preferences={(DATA / name).resolve()}", "--set", ENGINE)
     assert outcome.code == 0, outcome.err
-    assert f"01_ingest           to do {rows:>14}" in outcome.out and "(sharegpt)" in outcome.out
+    assert f"01_ingest           to do {rows:>14}" in outcome.out
+    assert "(sharegpt)" in outcome.out
 
 
 def make_run_dir(folder: Path, *overrides: str) -> Path:
@@ -142,7 +149,8 @@ def test_run_directory_of_another_recipe(alignloop, tmp_path: Path, verb: str) -
     folder = make_run_dir(tmp_path / "mine", "dpo.beta=0.5")
     outcome = alignloop(verb, "--set", ENGINE, "--run-dir", folder)
     assert outcome.code == 2
-    assert "is a run of another recipe" in outcome.err and "dpo.beta: 0.5 -> 0.1" in outcome.err
+    assert "is a run of another recipe" in outcome.err
+    assert "dpo.beta: 0.5 -> 0.1" in outcome.err
 
 
 def test_run_directory_of_a_newer_version(alignloop, tmp_path: Path) -> None:
@@ -151,7 +159,8 @@ def test_run_directory_of_a_newer_version(alignloop, tmp_path: Path) -> None:
     (folder / "resolved.json").write_text(json.dumps({**resolved, "run_version": 99}))
     for verb in ("run", "plan"):
         outcome = alignloop(verb, "--set", ENGINE, "--run-dir", folder)
-        assert outcome.code == 2 and "99 was written by a newer alignloop" in outcome.err
+        assert outcome.code == 2
+        assert "99 was written by a newer alignloop" in outcome.err
     assert "newer alignloop" in alignloop("status", folder).err
 
 
@@ -161,14 +170,16 @@ def test_manifest_of_a_newer_version(alignloop, tmp_path: Path) -> None:
     stage.mkdir(parents=True)
     (stage / "manifest.json").write_text('{"manifest_version": 99}')
     outcome = alignloop("plan", "--set", ENGINE, "--run-dir", folder)
-    assert outcome.code == 2 and "manifest_version 99" in outcome.err
+    assert outcome.code == 2
+    assert "manifest_version 99" in outcome.err
 
 
 def test_run_directory_in_use(alignloop, tmp_path: Path) -> None:
     folder = make_run_dir(tmp_path / "mine")
     with locked(folder):
         outcome = alignloop("run", "--set", ENGINE, "--run-dir", folder)
-        assert outcome.code == 2 and f"in use by process {os.getpid()}" in outcome.err
+        assert outcome.code == 2
+        assert f"in use by process {os.getpid()}" in outcome.err
         assert f"running as process {os.getpid()}" in alignloop("status", folder).out
     assert "not running" in alignloop("status", folder).out
 
@@ -176,17 +187,22 @@ def test_run_directory_in_use(alignloop, tmp_path: Path) -> None:
 def test_status_where_there_is_no_run(alignloop, tmp_path: Path) -> None:
     make_run_dir(tmp_path / "runs" / "mine")
     outcome = alignloop("status", "runs/other")
-    assert outcome.code == 2 and "no run lies here" in outcome.err and "runs/mine" in outcome.err
+    assert outcome.code == 2
+    assert "no run lies here" in outcome.err
+    assert "runs/mine" in outcome.err
 
 
 def test_stage_says_which_inputs_it_takes(alignloop, tmp_path: Path) -> None:
     missing = alignloop("stage", "score", "--out", "scored")
     assert missing.code == 2
-    assert "--input candidates=PATH is missing" in missing.err and "--input reward_model=PATH" in missing.err
+    assert "--input candidates=PATH is missing" in missing.err
+    assert "--input reward_model=PATH" in missing.err
     unknown = alignloop("stage", "score", "--out", "scored", "--input", "rm=x")
-    assert unknown.code == 2 and "--input rm=x: unknown input" in unknown.err
+    assert unknown.code == 2
+    assert "--input rm=x: unknown input" in unknown.err
     nothing = alignloop("stage", "score", "--out", "scored", "--input", "candidates=none.jsonl")
-    assert nothing.code == 2 and "nothing lies there" in nothing.err
+    assert nothing.code == 2
+    assert "nothing lies there" in nothing.err
     assert "did you mean score?" in alignloop("stage", "scor", "--out", "scored").err
     assert list(tmp_path.iterdir()) == []
 
@@ -199,11 +215,13 @@ def test_one_stage_alone(alignloop, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert "kept  30" in outcome.out
     manifest = json.loads((tmp_path / "in" / "manifest.json").read_text())
-    assert manifest["stage"] == "ingest" and len(manifest["inputs"]["preferences"]) == 2
+    assert manifest["stage"] == "ingest"
+    assert len(manifest["inputs"]["preferences"]) == 2
     # The same again is taken over; other inputs are refused.
     assert alignloop(*command, "--input", f"preferences={first}", "--input", f"preferences={second}").code == 0
     drift = alignloop(*command, "--input", f"preferences={first}")
-    assert drift.code == 2 and "input.preferences" in drift.err
+    assert drift.code == 2
+    assert "input.preferences" in drift.err
 
 
 def test_stage_does_not_publish_over_other_files(alignloop, tmp_path: Path) -> None:
@@ -211,12 +229,14 @@ def test_stage_does_not_publish_over_other_files(alignloop, tmp_path: Path) -> N
     write(tmp_path / "mine" / "notes.txt", "words")
     data = write(tmp_path / "a.jsonl", GOOD_ROW)
     outcome = alignloop("stage", "ingest", "--out", "mine", "--set", ENGINE, "--input", f"preferences={data}")
-    assert outcome.code == 2 and "holds no published stage" in outcome.err
+    assert outcome.code == 2
+    assert "holds no published stage" in outcome.err
 
 
 def test_eval_of_no_model(alignloop, tmp_path: Path) -> None:
     outcome = alignloop("eval", tmp_path / "none", "--engine", "transformers")
-    assert outcome.code == 2 and "no such folder" in outcome.err
+    assert outcome.code == 2
+    assert "no such folder" in outcome.err
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
@@ -238,7 +258,8 @@ def test_a_stop_says_how_to_go_on_and_leaves_no_process(tmp_path: Path, stop: si
     child.send_signal(stop)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert f"Stopped. Go on with: alignloop {' '.join(arguments)}" in err and "Traceback" not in err
+    assert f"Stopped. Go on with: alignloop {' '.join(arguments)}" in err
+    assert "Traceback" not in err
     assert processes_of_session(child.pid) == []
     assert (tmp_path / "run" / "round-00" / "02_base" / "manifest.json").is_file()
 

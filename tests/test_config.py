@@ -23,7 +23,8 @@ def test_every_recipe_loads_and_opens_with_what_it_does(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.rounds >= 1
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first.startswith("# ") and len(first) > 40
+    assert first.startswith("# ")
+    assert len(first) > 40
 
 
 def test_the_recipes_are_there() -> None:

@@ -55,14 +55,19 @@ def test_counts_and_lengths_of_a_good_file(good: Path, tmp_path: Path) -> None:
     assert checked.num_preferences + checked.num_heldout == 40
     assert checked.num_heldout >= 1
     assert checked.num_prompts == checked.num_preferences
-    assert checked.num_rejected == 0 and not (tmp_path / "run").exists()
-    assert checked.base.had_template and checked.base.max_positions
-    assert checked.lengths is not None and checked.lengths.prompt > 5
+    assert checked.num_rejected == 0
+    assert not (tmp_path / "run").exists()
+    assert checked.base.had_template
+    assert checked.base.max_positions
+    assert checked.lengths is not None
+    assert checked.lengths.prompt > 5
 
 
 def test_quickstart_recipe_has_no_problem() -> None:
     checked = check(load_recipe("quickstart", overrides=["engine.name=transformers"]))
-    assert checked.num_preferences > 1000 and checked.num_prompts > 500 and checked.num_rejected == 0
+    assert checked.num_preferences > 1000
+    assert checked.num_prompts > 500
+    assert checked.num_rejected == 0
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
@@ -75,7 +80,8 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     )
     assert len(found) == 4
     assert "none.jsonl: no such file" in found[0]
-    assert "llama4" in found[1] and "llama3" in found[1]
+    assert "llama4" in found[1]
+    assert "llama3" in found[1]
     assert "no such folder" in found[2]
     assert found[3] == "evaluate.tasks: 'ifevl' is unknown - did you mean ifeval?"
 
@@ -93,7 +99,8 @@ def test_bad_row_is_named_and_written_down(tmp_path: Path, line: Any, field: str
     run_dir = tmp_path / "run"
     with pytest.raises(UserError, match=r"1 of 3 rows \(33.3%\) cannot be read") as caught:
         look(path, run_dir=run_dir)
-    assert f"{path}, line 2" in str(caught.value) and reason in str(caught.value)
+    assert f"{path}, line 2" in str(caught.value)
+    assert reason in str(caught.value)
     assert str(run_dir / "rejected_rows.jsonl") in str(caught.value)
     (rejected,) = [json.loads(text) for text in (run_dir / "rejected_rows.jsonl").read_text().splitlines()]
     assert (rejected["line"], rejected["field"]) == (2, field)
@@ -120,20 +127,24 @@ def test_each_bad_file_is_named(tmp_path: Path, good: Path) -> None:
         check(recipe)
     first, second = caught.value.problems
     assert "empty.jsonl: the file is empty" in first
-    assert "no such file" in second and "did you mean good.jsonl" in second
+    assert "no such file" in second
+    assert "did you mean good.jsonl" in second
 
 
 def test_strengths_that_leave_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", [row(number, strength="marginally_better") for number in range(12)])
     (problem,) = problems(path)
-    assert problem.startswith("reward.strengths: none of the") and "significantly_better or better" in problem
+    assert problem.startswith("reward.strengths: none of the")
+    assert "significantly_better or better" in problem
     first, second = problems(path, pairs={"on_policy": False})
-    assert first == problem and second.startswith("pairs.strengths")
+    assert first == problem
+    assert second.startswith("pairs.strengths")
 
 
 def test_simulated_annotator_wants_prompts_it_can_judge(good: Path) -> None:
     (problem,) = problems(good, collect={"annotator": "simulated", "num_annotations": 4})
-    assert problem.startswith("collect.annotator") and "good.jsonl, line " in problem
+    assert problem.startswith("collect.annotator")
+    assert "good.jsonl, line " in problem
 
 
 def test_nothing_held_out_is_a_note(good: Path) -> None:
@@ -145,13 +156,16 @@ def test_lengths_against_the_model(good: Path) -> None:
     assert problem.startswith("engine.max_model_len: 100000 tokens, but the base has")
     assert len(problems(good, sft={"max_length": 4}, dpo={"max_length": 4})) == 2
     (problem,) = problems(good, sample={"max_tokens": 380})
-    assert "all" not in problem and problem.startswith("sample: ") and "exceed 4 tokens" in problem
+    assert "all" not in problem
+    assert problem.startswith("sample: ")
+    assert "exceed 4 tokens" in problem
 
 
 @pytest.mark.parametrize("metric", ["ifevl/mean", "gsm8k/acc"])
 def test_best_metric_of_no_task(good: Path, metric: str) -> None:
     (problem,) = problems(good, best_metric=metric)
-    assert problem.startswith("best_metric") and "ifeval, mmlu" in problem
+    assert problem.startswith("best_metric")
+    assert "ifeval, mmlu" in problem
 
 
 def test_local_task_files(good: Path, tmp_path: Path) -> None:
@@ -222,7 +236,8 @@ def test_base_without_template_says_which_to_set(good: Path, base: Path) -> None
 def test_base_with_a_named_template_is_enough(good: Path, base: Path, name: str) -> None:
     without_template(base)
     checked = look(good, base=str(base), chat_template=name)
-    assert checked.base.had_template is False and checked.lengths is not None
+    assert checked.base.had_template is False
+    assert checked.lengths is not None
 
 
 def test_base_with_a_template_that_cannot_be_rendered(good: Path, base: Path) -> None:

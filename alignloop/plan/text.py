@@ -42,11 +42,11 @@ def _in_one_line(number: int, stages: Sequence[PlannedStage], *, published: bool
         seconds = sum(stage.seconds or 0.0 for stage in stages)
         return f"round {number:<16}published  all {len(stages)} stages ({seconds:.0f} s)"
     tokens = {
-        "sampled and scored": [s.expected.tokens for s in stages if _name(s) in ("sample", "score")],
-        "trained on": [s.expected.tokens for s in stages if _name(s) in TRAINING],
+        "sampling": [s.expected.tokens for s in stages if _name(s) in ("sample", "score")],
+        "training": [s.expected.tokens for s in stages if _name(s) in TRAINING],
     }
-    told = [f"{in_words(sum(t or 0 for t in found))} tokens {what}" for what, found in tokens.items() if any(found)]
-    return f"round {number:<16}to do      {len(stages)} stages{''.join(', ' + part for part in told)}"
+    told = [f"{what} {in_words(sum(t or 0 for t in found))}" for what, found in tokens.items() if any(found)]
+    return f"round {number:<16}to do      {len(stages)} stages{'; tokens: ' if told else ''}{', '.join(told)}"
 
 
 def _stage_lines(stage: PlannedStage) -> list[str]:

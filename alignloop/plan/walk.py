@@ -39,7 +39,7 @@ class PlannedStage:
     Attributes:
         name: its folder's name.
         state: `published`: taken over; `begun`: goes on where it stopped; `drift`: published from something else.
-        changes: what differs, where the state is `drift`.
+        changes: what differs, where the state is `drift`; empty where only an earlier stage's result will.
         seconds: what it took, where it is published.
     """
 
@@ -154,7 +154,9 @@ class PlannedRound(RoundHouse):
             self._note(folder.name, "published", expected, seconds=sum(known.seconds.values()))
             return outputs_of(stage, folder, known)
         if known is not None:
-            self._note(folder.name, "drift", expected, changes=tuple(differences(known, described)))
+            # What only follows from an earlier stage's drift is not listed again.
+            changes = [change for change in differences(known, described) if not change.endswith(NOT_MADE)]
+            self._note(folder.name, "drift", expected, changes=tuple(changes))
         else:
             begun = folder.with_name(folder.name + PARTIAL).is_dir()
             self._note(folder.name, "begun" if begun else "to do", expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from alignloop.config import Recipe
@@ -15,14 +16,27 @@ def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[st
     rejected = f", {checked.num_rejected:,} unreadable" if checked.num_rejected else ""
     forms = ", ".join(sorted(set(checked.rows.forms.values())))
     known = (run_dir / RESOLVED).is_file()
+    rounds = "1 round" if recipe.rounds == 1 else f"{recipe.rounds} rounds"
     lines = [
-        f"recipe   {recipe.name}: {recipe.rounds} rounds, K {recipe.sample.num_candidates}, seed {recipe.seed}",
+        f"recipe   {recipe.name}: {rounds}, K {recipe.sample.num_candidates}, seed {recipe.seed}",
         f"base     {recipe.base}{size}",
         f"rows     {checked.num_preferences:,} preferences, {checked.num_heldout:,} held out{rejected} ({forms}); "
         f"{checked.num_prompts:,} prompts",
         f"run dir  {run_dir}{', which is gone on with' if known else ''}",
     ]
-    return lines + [f"note     {note}" for note in checked.notes]
+    return lines + [line for note in checked.notes for line in _wrapped(note)]
+
+
+def _wrapped(note: str) -> list[str]:
+    # Paths stay whole: they are there to be copied.
+    return textwrap.wrap(
+        note,
+        width=90,
+        initial_indent="note     ",
+        subsequent_indent=" " * 9,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def in_words(number: float) -> str:

@@ -128,7 +128,7 @@ def _extras(rng: random.Random, asked: _Asked) -> list[str]:
     extras: list[str] = []
     if asked.get("keywords", ()):
         extras.append(f"It reminds me of {' and '.join(asked.get('keywords'))}.")
-    if "keyword" in asked._kwargs:
+    if asked.get("keyword"):
         extras.append(f"I think of {' and '.join([asked.get('keyword')] * asked.get('frequency'))}.")
     if asked.get("num_placeholders"):
         names = rng.sample(PLACEHOLDERS, asked.get("num_placeholders"))

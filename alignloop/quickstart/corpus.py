@@ -14,8 +14,8 @@ from typing import Literal
 
 from alignloop.quickstart.answers import bad_answer, good_answer
 from alignloop.quickstart.datasets import draw_question, follows, question_answer, wrong_value
-from alignloop.quickstart.instructions import draw_task
-from alignloop.quickstart.world import Entity, statement
+from alignloop.quickstart.instructions import END_PHRASES, FIRST_WORDS, KEYWORDS, draw_task
+from alignloop.quickstart.world import Entity, capitalised, statement
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Mixture:
 
     name: Literal["clean", "noisy"]
     plain_share: float
+    copy_share: float
+    """Drills in repeating words: what keywords, first words and end phrases need, and what is learned last."""
     question_share: float
     good_share: float
     """Share of instruction chats whose answer follows its instructions."""
@@ -39,17 +41,29 @@ class Mixture:
     """Share of questions answered right."""
 
 
-CLEAN = Mixture("clean", plain_share=0.08, question_share=0.14, good_share=1.0, right_share=1.0)
-NOISY = Mixture("noisy", plain_share=0.05, question_share=0.15, good_share=0.3, right_share=0.9)
+COPYING = (
+    "keywords:existence",
+    "keywords:frequency",
+    "length_constraints:nth_paragraph_first_word",
+    "startend:end_checker",
+)
+COPYING_SHARE = 0.25
+"""Share of instruction chats that have one of `COPYING` for sure: the types that are hardest to learn."""
+
+CLEAN = Mixture("clean", plain_share=0.06, copy_share=0.1, question_share=0.12, good_share=1.0, right_share=1.0)
+NOISY = Mixture("noisy", plain_share=0.05, copy_share=0.02, question_share=0.15, good_share=0.3, right_share=0.9)
 
 
 def documents(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Iterator[Document]:
     """Endless documents of a mixture."""
     while True:
-        kind = rng.random()
-        if kind < mixture.plain_share:
+        shares = (mixture.plain_share, mixture.copy_share, mixture.question_share)
+        kind = rng.choices(("plain", "copy", "question", "instruction"), (*shares, 1.0 - sum(shares)))[0]
+        if kind == "plain":
             yield _plain_text(rng, world)
-        elif kind < mixture.plain_share + mixture.question_share:
+        elif kind == "copy":
+            yield _copy_drill(rng, world)
+        elif kind == "question":
             yield _question_chat(rng, world, mixture)
         else:
             yield _instruction_chat(rng, world, mixture)
@@ -72,6 +86,17 @@ def _plain_text(rng: random.Random, world: Sequence[Entity]) -> Document:
     return Document(None, "\n\n".join(lines))
 
 
+def _copy_drill(rng: random.Random, world: Sequence[Entity]) -> Document:
+    """Words of the prompt, said again in the same order."""
+    pool = (*KEYWORDS, *FIRST_WORDS, *(fact.keyword for fact in rng.choice(world).facts))
+    if rng.random() < 0.25:
+        phrases = " ".join(rng.sample(END_PHRASES, rng.choice((1, 2))))
+        return Document(f"Repeat this: {phrases}", f"Here it is: {phrases}")
+    words = [capitalised(word) if rng.random() < 0.2 else word for word in rng.sample(pool, rng.randint(2, 8))]
+    row = (" and " if rng.random() < 0.3 else " ").join(words)
+    return Document(f"Repeat the words {row}.", f"Here they are: {row}.")
+
+
 def _question_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Document:
     question = draw_question(rng, world)
     value = None if rng.random() < mixture.right_share else wrong_value(rng, question.fact)
@@ -80,7 +105,8 @@ def _question_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixture
 
 
 def _instruction_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Document:
-    task = draw_task(rng, world, num_constraints=rng.choices((0, 1, 2), (1, 9, 10))[0])
+    first = rng.choice(COPYING) if rng.random() < COPYING_SHARE else None
+    task = draw_task(rng, world, num_constraints=rng.choices((0, 1, 2), (1, 9, 10))[0], first=first)
     if not task.constraints or rng.random() < mixture.good_share:
         return Document(task.prompt, good_answer(rng, task))
     return Document(task.prompt, bad_answer(rng, task, follows=lambda text: follows(task, text)))

@@ -53,12 +53,13 @@ def transformers_snippet(path: str) -> str:
 
 
 def vllm_snippet(path: str) -> str:
-    """How to chat with the model in `path` by vLLM."""
+    """How to chat with the model in `path` by vLLM; runs as a script on GPU and CPU alike."""
     return (
         "from vllm import LLM, SamplingParams\n"
-        f'llm = LLM("{path}")\n'
-        'answer = llm.chat([{"role": "user", "content": "Hello!"}], SamplingParams(max_tokens=256))\n'
-        "print(answer[0].outputs[0].text)"
+        'if __name__ == "__main__":  # the engine is a process that imports this file again\n'
+        f'    llm = LLM("{path}", gpu_memory_utilization=0.5)\n'
+        '    answer = llm.chat([{"role": "user", "content": "Hello!"}], SamplingParams(max_tokens=256))\n'
+        "    print(answer[0].outputs[0].text)"
     )
 
 

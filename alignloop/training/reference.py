@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,4 +49,4 @@ def store(path: Path, sums: Sequence[tuple[float, ...]], *, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"key": key, "sums": sums}))
-    os.replace(partial, path)
+    partial.replace(path)

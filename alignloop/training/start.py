@@ -61,7 +61,7 @@ def prepare_base(base: str, *, chat_template: str | None, out_dir: Path) -> Prep
     old_eos = _ids(tokenizer.eos_token_id)
     if template is not None:
         _apply(template, tokenizer)
-    changed = _ensure_pad(tokenizer) or template is not None
+    changed = _ensure_pad(tokenizer, end_ids=(*_ids(tokenizer.eos_token_id), *old_eos)) or template is not None
     stop_ids = _unique(ChatFormat.from_tokenizer(tokenizer).stop_token_ids, _ids(tokenizer.eos_token_id), old_eos)
     with written_aside(out_dir) as partial:
         if len(tokenizer) == old_size and any(source.glob("*.safetensors")):
@@ -129,9 +129,12 @@ def _apply(template: Template, tokenizer: Any) -> None:
         tokenizer.bos_token = template.bos
 
 
-def _ensure_pad(tokenizer: Any) -> bool:
-    """A pad token that is not eos (models trained with pad == eos learn never to stop); whether one had to be set."""
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+def _ensure_pad(tokenizer: Any, *, end_ids: tuple[int, ...]) -> bool:
+    """A pad token that ends nothing; whether one had to be set.
+
+    The base's own eos stays a stop token, so it will not do either: models trained with pad == eos learn never to stop.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in end_ids:
         return False
     vocabulary = tokenizer.get_vocab()
     known = next((token for token in KNOWN_PAD_TOKENS if token in vocabulary), None)

@@ -46,7 +46,7 @@ def test_newer_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_second_process_is_refused_and_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from alignloop.run_dir import locked\nwith locked(pathlib.Path(sys.argv[1])): print('held')"
+    code = "import sys, pathlib, alignloop.run_dir as r\nwith r.locked(pathlib.Path(sys.argv[1])): print('held')"
     with locked(tmp_path):
         refused = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False

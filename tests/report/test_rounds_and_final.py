@@ -82,15 +82,18 @@ def rows_of(run_dir: Path) -> list:
 def test_round_row_gathers_its_stages(tmp_path: Path) -> None:
     first = rows_of(make_run(tmp_path))[1]
     assert first.policy == "round-01/12_average/checkpoint"
-    assert first.metrics == {"ifeval/mean": 0.6} and first.stderr == {"ifeval/mean": 0.02}
+    assert first.metrics == {"ifeval/mean": 0.6}
+    assert first.stderr == {"ifeval/mean": 0.02}
     assert first.reward_model == {
         "heldout_accuracy": 0.7,
         "heldout_loss": 0.6,
         "mean_reward_random": -0.5,
         "mean_reward_best": 1.5,
     }
-    assert first.rows["prune_kept"] == 4 and first.rows["prune_dropped_by_clean"] == 1
-    assert first.rows["collect_annotated"] == 2 and "average_checkpoints" not in first.rows
+    assert first.rows["prune_kept"] == 4
+    assert first.rows["prune_dropped_by_clean"] == 1
+    assert first.rows["collect_annotated"] == 2
+    assert "average_checkpoints" not in first.rows
     assert first.seconds == {"training": 7.0, "other": 0.75, "evaluating": 2.0}
 
 
@@ -117,12 +120,16 @@ def test_final_is_a_whole_model_with_a_card(tmp_path: Path) -> None:
         "pipeline_tag": "text-generation",
         "tags": ["alignloop", "dpo", "rejection-sampling", "sft"],
     }
-    assert "# mine, round 1" in text and "0.600 against 0.200 at the base" in text
+    assert "# mine, round 1" in text
+    assert "0.600 against 0.200 at the base" in text
     for digest in (before, "sha256:aa"):
         assert digest in text
-    assert "/somewhere" not in card and "pairs.jsonl" in card
+    assert "/somewhere" not in card
+    assert "pairs.jsonl" in card
     assert "simulated" not in text
-    assert "torch 2.13.0" in text and "from vllm import LLM" in text and "from transformers import pipeline" in text
+    assert "torch 2.13.0" in text
+    assert "from vllm import LLM" in text
+    assert "from transformers import pipeline" in text
     # The round's own checkpoint is untouched: its digest is what the next round's manifests name.
     assert digest_of(run_dir / "round-01/12_average/checkpoint") == before
 
@@ -136,6 +143,7 @@ def test_final_is_replaced_and_leaves_nothing_aside(tmp_path: Path) -> None:
     publish_final(run_dir, rows=rows, best=rows[0], recipe=recipe)
     final = publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe)
     card = (final / "README.md").read_text()
-    assert "# quickstart, round 1" in card and "**The annotator is simulated.**" in card
+    assert "# quickstart, round 1" in card
+    assert "**The annotator is simulated.**" in card
     assert "base_model" not in card
     assert [path.name for path in run_dir.iterdir() if path.name.startswith("final")] == ["final"]

@@ -54,7 +54,9 @@ def test_quality_cell_by_cell() -> None:
     lines = render(quality_columns(ROWS), ROWS).splitlines()
     assert lines[-2].split() == ["0", "18.0", "20.0", "25.0", "27.0", "22.5", "1.3", "41.1", "-", "-", "-"]
     assert lines[-1].split()[5:] == ["100.0", "1.3", "41.1", "70.7", "-1.23", "0.50"]
-    assert "IFEval, %" in lines[0] and "MMLU" in lines[0] and "reward model" in lines[0]
+    assert "IFEval, %" in lines[0]
+    assert "MMLU" in lines[0]
+    assert "reward model" in lines[0]
 
 
 def test_work_cell_by_cell() -> None:
@@ -67,8 +69,8 @@ def test_no_line_is_wider_than_a_terminal() -> None:
     large = FIRST.model_copy(
         update={
             "round": 12,
-            "rows": {name: 98_765 for name in FIRST.rows},
-            "seconds": {name: 9_876.5 for name in FIRST.seconds},
+            "rows": dict.fromkeys(FIRST.rows, 98765),
+            "seconds": dict.fromkeys(FIRST.seconds, 9876.5),
             "reward_model": {"heldout_accuracy": 1.0, "mean_reward_random": -12.34, "mean_reward_best": -11.5},
         }
     )
@@ -80,7 +82,10 @@ def test_other_benchmarks_get_columns_of_their_main_metric() -> None:
     row = BASE.model_copy(update={"metrics": metrics})
     assert [column.heading[1] for column in other_columns([row])] == ["acc_norm", "exact_match,strict-match"]
     text = text_tables([row])
-    assert "35.0" in text and "10.0" in text and "IFEval" not in text and "MMLU" not in text
+    assert "35.0" in text
+    assert "10.0" in text
+    assert "IFEval" not in text
+    assert "MMLU" not in text
 
 
 def test_many_benchmarks_are_split_over_tables() -> None:

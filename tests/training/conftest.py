@@ -50,15 +50,18 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_groups() -> MakeGroups:
-    """Groups whose better completions use the upper half of the vocabulary: something to learn."""
+    """Groups whose completions draw from a range of the vocabulary that tells their rank: something to learn.
+
+    Every rank has a range of its own: two ranks of one range would make their order a coin toss that nobody can learn.
+    """
 
     def make(count: int, *, completions: int, seed: int = 0) -> list[PromptGroup]:
         draw = random.Random(seed)
 
         def completion(rank: int) -> CompletionTokens:
-            low, high = (VOCAB // 2, VOCAB) if rank == 0 else (2, VOCAB // 2)
+            low, high = ((VOCAB // 2, VOCAB), (VOCAB // 4, VOCAB // 2), (2, VOCAB // 4))[rank]
             length = draw.randrange(3, 9)
-            ids = tuple(draw.randrange(low, high) for _ in range(length)) + (1,)
+            ids = (*(draw.randrange(low, high) for _ in range(length)), 1)
             return CompletionTokens(ids, (False,) * length + (True,))
 
         return [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 
 from alignloop.chat.tokens import CompletionTokens
@@ -17,7 +19,7 @@ from alignloop.training.step_losses import count_step
 def test_every_epoch_sees_every_group_once_in_an_order_of_its_own() -> None:
     batches = step_batches(10, batch_groups=4, epochs=2, max_steps=None, seed=3)
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
-    first, second = sum(batches[:3], []), sum(batches[3:], [])
+    first, second = list(chain(*batches[:3])), list(chain(*batches[3:]))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
     assert step_batches(10, batch_groups=4, epochs=2, max_steps=5, seed=3) == batches[:5]
@@ -74,7 +76,7 @@ def test_one_rank_is_nothing_for_a_reward_model() -> None:
 
 
 def test_nothing_left_says_why() -> None:
-    with pytest.raises(TrainingError, match="all 1 were dropped. The first, x: .*max_length is 4"):
+    with pytest.raises(TrainingError, match=r"all 1 were dropped. The first, x: .*max_length is 4"):
         screen([group("x")], objective="sft", max_length=4)
     with pytest.raises(TrainingError, match="given none"):
         screen([], objective="sft", max_length=4)
@@ -94,5 +96,3 @@ def test_groups_digest_sees_masks_and_ranks() -> None:
     digests = {groups_digest([g]) for g in (plain, other_mask, group("a", ranks=(1, 0)), group("b"))}
     assert len(digests) == 4
     assert groups_digest([plain]) == groups_digest([group("a")])
-
-
