@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alignloop.records import RejectedRow
 
 
 class AlignloopError(Exception):
@@ -34,7 +38,15 @@ class RecipeError(UserError):
 
 
 class DataError(UserError):
-    """An input file or row is wrong. The message names file, line, field and what to do."""
+    """An input file or row is wrong. The message names file, line, field and what to do.
+
+    Args:
+        rejected: every row that could not be read, where the error is about rows.
+    """
+
+    def __init__(self, message: str, *, rejected: Sequence[RejectedRow] = ()) -> None:
+        super().__init__(message)
+        self.rejected = tuple(rejected)
 
 
 class ModelError(UserError):

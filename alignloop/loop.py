@@ -206,4 +206,8 @@ def _open_engine(recipe: Recipe, run_dir: Path, progress: Progress) -> Engine:
 
 
 def _write_rounds(run_dir: Path, rows: Sequence[RoundRow]) -> None:
-    write_text(run_dir / "rounds.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
+    """Write the rounds so far; what a longer run has written goes on standing where it still begins the same."""
+    path = run_dir / "rounds.jsonl"
+    text = "".join(row.model_dump_json() + "\n" for row in rows)
+    if not (path.is_file() and path.read_text(encoding="utf-8").startswith(text)):
+        write_text(path, text)

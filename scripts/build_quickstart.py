@@ -34,7 +34,7 @@ from alignloop.quickstart.world import Entity, build_world  # noqa: E402
 
 PACKAGE = ROOT / "alignloop" / "quickstart"
 CLEAN = pretraining.Schedule(num_tokens=3_200_000, learning_rate=4e-3)
-NOISY = pretraining.Schedule(num_tokens=400_000, learning_rate=1.5e-3, decay_fraction=0.9)
+NOISY = pretraining.Schedule(num_tokens=250_000, learning_rate=1e-3, decay_fraction=0.9)
 NUM_PROCESSES = 2
 """Processes that train together. The weights depend on it."""
 STARTED = time.monotonic()
@@ -160,6 +160,8 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
     tokenizer.padding_side = "right"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
     say(f"saved {folder}")
 
 

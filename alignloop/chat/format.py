@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from alignloop.chat.encoder import Encoder
-from alignloop.chat.layout import Layout, Slot, render_layout
+from alignloop.chat.layout import MEND, Layout, Slot, render_layout
 from alignloop.chat.tokens import CompletionTokens, DialogTokens
 from alignloop.errors import ModelError
 from alignloop.records import Message
@@ -149,8 +149,7 @@ class ChatFormat:
         if first is None:
             raise ModelError(
                 f"the chat template ends an assistant turn with {self._turn.suffix!r}, in which the tokenizer has no "
-                "special token: a model trained on it could not stop. Let the template write {{ eos_token }} there, "
-                "or set chat_template in the recipe to llama3 or chatml"
+                f"special token: a model trained on it could not stop. Let it write {{{{ eos_token }}}} there. {MEND}"
             )
         eos = self._tokenizer.eos_token_id
         return tuple(dict.fromkeys([first, *([] if eos is None else [eos]), *extra]))
@@ -208,6 +207,5 @@ def _assistant_turn(tokenizer: PreTrainedTokenizerBase) -> _Turn:
     prompt, header = differences[0]
     raise ModelError(
         f"the chat template's generation prompt {prompt!r} differs from what its dialogs have before an answer "
-        f"{header!r}: a model trained on one would be asked with the other. Make the two the same in the template, "
-        "or set chat_template in the recipe to llama3 or chatml"
+        f"{header!r}: a model trained on one would be asked with the other. Make the two the same. {MEND}"
     )

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 # An em space: `trim`, `strip` and their kin remove it, and no template writes one, so a pad that is gone was trimmed.
 _PAD = "\u2003"
+MEND = (
+    "Mend it (a base's own lies in its chat_template.jinja or tokenizer_config.json), or take it out of there and set "
+    "chat_template in the recipe to llama3 or chatml"
+)
+"""What to do about a template that cannot be used; the recipe's is given only to a base that has none."""
 _SENTINEL = re.compile(f"({_PAD}?)zqx([0-9]+)xqz({_PAD}?)")
 
 
@@ -67,8 +72,8 @@ def render_layout(
         )
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"the chat template cannot render a dialog with the turns {', '.join(roles)}: {error}. Give dialogs the "
-            "turns it takes, or set chat_template in the recipe to another one"
+            f"the chat template cannot render a dialog with the turns {', '.join(roles)}: {str(error).rstrip('.')}. "
+            f"Give dialogs the turns it takes. {MEND}"
         ) from None
     assert isinstance(text, str)
     return _cut(text, roles)
@@ -87,6 +92,6 @@ def _cut(text: str, roles: Sequence[str]) -> Layout:
         first = min(missing)
         raise ModelError(
             f"the chat template leaves out message {first + 1} ({roles[first]}) of a dialog with the turns "
-            f"{', '.join(roles)}: what it says would be lost. Set chat_template in the recipe to one that takes it"
+            f"{', '.join(roles)}: what it says would be lost. {MEND}"
         )
     return Layout((*literals, text[end:]), tuple(slots))

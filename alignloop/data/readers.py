@@ -76,7 +76,10 @@ def _read(
         forms[raw.name], units[raw.name] = form.name, raw.unit
         good, bad = _read_file(raw, form, make)
         if not good:
-            raise DataError(f"{raw.name}: none of its {len(bad)} rows can be read\n{_reasons(bad, units)}")
+            what = "its one row cannot be read" if len(bad) == 1 else f"none of its {len(bad)} rows can be read"
+            raise DataError(
+                f"{raw.name}: {what}\n{_reasons(bad, units)}\nMend the rows, or name another file", rejected=bad
+            )
         rows += good
         rejected += bad
     num_rows = len(rows) + len(rejected)
@@ -84,7 +87,8 @@ def _read(
         raise DataError(
             f"{', '.join(forms)}: {len(rejected)} of {num_rows} rows ({len(rejected) / num_rows:.1%}) cannot be read; "
             f"the limit is {max_bad_fraction:.1%} (data.max_bad_fraction)\n{_reasons(rejected, units)}\n"
-            "Mend the rows, or raise data.max_bad_fraction to go on without them"
+            "Mend the rows, or raise data.max_bad_fraction to go on without them",
+            rejected=rejected,
         )
     return ReadResult(_with_unique_ids(rows), rejected, forms)
 
@@ -94,12 +98,29 @@ def _form_of(raw: RawFile) -> Form:
     form = detect(objects[:_DETECT_ROWS])
     if form is not None:
         return form
-    known = "; ".join(f"{form.name}: {form.wants}" for form in FORMS)
-    if objects:
-        raise DataError(f"{raw.name}: rows of no known form. Their columns: {', '.join(objects[0])}. Known: {known}")
+    known = "".join(f"\n  - {form.name}: {form.wants}" for form in FORMS)
     first = raw.rows[0]
-    why = first.problem.reason if first.problem else f"{shown(first.value)} is not a JSON object"
-    raise DataError(f"{raw.name}, {raw.unit} {first.line}: {why}. No row of the file can be read. Known forms: {known}")
+    if objects:
+        found = f"their columns are {', '.join(objects[0])}" if objects[0] else "the first has no columns at all"
+        what, why = f"{raw.name}: rows of no known form: {found}", "is of no known form"
+    else:
+        why = first.problem.reason if first.problem else f"{shown(first.value)} is not a JSON object"
+        what = f"{raw.name}, {raw.unit} {first.line}: {why}. No row of the file can be read"
+    raise DataError(f"{what}. Known forms and their columns:{known}", rejected=_all_rejected(raw, why))
+
+
+def _all_rejected(raw: RawFile, why: str) -> list[RejectedRow]:
+    """Every row of a file that has no form: with its own problem where it has one, else with `why`."""
+    return [
+        RejectedRow(
+            file=raw.name,
+            line=row.line,
+            field=row.problem.field if row.problem else None,
+            reason=row.problem.reason if row.problem else why,
+            text=row.excerpt(),
+        )
+        for row in raw.rows
+    ]
 
 
 def _read_file(

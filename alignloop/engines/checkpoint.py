@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from alignloop.errors import ModelError
 
+INDEX = "model.safetensors.index.json"
 _NOT_ARCHITECTURE = frozenset(
     {
         "_name_or_path",
@@ -80,11 +79,16 @@ def weight_files(checkpoint: Path) -> list[Path]:
     Raises:
         ModelError: there are none, or the index names one that is missing.
     """
-    index = checkpoint / "model.safetensors.index.json"
+    index = checkpoint / INDEX
     if index.is_file():
-        files = [checkpoint / name for name in sorted(set(_read_object(index)["weight_map"].values()))]
+        names = _read_object(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise ModelError(f"{index}: holds no weight_map; save the model again")
+        files = [checkpoint / name for name in sorted(set(map(str, names.values())))]
     else:
-        files = sorted(checkpoint.glob("*.safetensors"))
+        # Some publish the same weights a second time in their own layout beside it.
+        single = checkpoint / "model.safetensors"
+        files = [single] if single.is_file() else sorted(checkpoint.glob("*.safetensors"))
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         what = f"lacks {', '.join(missing)}" if missing else "holds no .safetensors file"
@@ -94,17 +98,46 @@ def weight_files(checkpoint: Path) -> list[Path]:
 
 def num_parameters(checkpoint: Path) -> int:
     """Numbers stored in the checkpoint, read from the headers of its safetensors files."""
-    return sum(prod(shape) for file in weight_files(checkpoint) for shape in _shapes(file))
+    return sum(prod(shape) for shape in tensor_shapes(checkpoint).values())
 
 
-def _shapes(file: Path) -> Iterator[list[int]]:
-    """Shapes of a safetensors file: 8 bytes of little-endian header length, then a JSON header."""
+def tensor_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every stored tensor, from the headers of the safetensors files alone.
+
+    Raises:
+        ModelError: there are no weights, a file is not safetensors or is cut short, or the index names a tensor that
+            its file lacks.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(checkpoint):
+        shapes |= _shapes(file)
+    index = checkpoint / INDEX
+    indexed = _read_object(index)["weight_map"] if index.is_file() else {}
+    lost = sorted(name for name in indexed if name not in shapes)
+    if lost:
+        raise ModelError(f"{index}: names {lost[0]}, which its file lacks; copy the weights again")
+    return shapes
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a safetensors file: 8 bytes of little-endian header length, a JSON header, then the numbers."""
+    size = file.stat().st_size
     with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield entry["shape"]
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > size - 8:
+            hint = ": it is a Git LFS pointer, fetch it with `git lfs pull`" if start == b"version " else ""
+            raise ModelError(f"{file}: is no whole safetensors file ({size:,} bytes){hint or '; copy it again'}")
+        text = stream.read(length)
+    try:
+        header = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
+        wanted = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelError(f"{file}: its safetensors header cannot be read ({error}); copy it again") from error
+    if size < wanted:
+        raise ModelError(f"{file}: is cut short: {size:,} of {wanted:,} bytes; copy it again")
+    return shapes
 
 
 def _read_object(path: Path) -> dict[str, Any]:

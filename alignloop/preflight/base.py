@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-import struct
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from alignloop.bundled import resolve_base
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.templates import Template, load_template
 from alignloop.config import Recipe
-from alignloop.engines.checkpoint import num_parameters, text_config
+from alignloop.engines.checkpoint import tensor_shapes, text_config
 from alignloop.errors import ModelError
 from alignloop.preflight.findings import Findings
+from alignloop.preflight.weights import check_causal, check_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +62,7 @@ def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
     parameters, positions, had_template, chat = None, None, None, None
     with findings.collecting():
         config = text_config(folder)
-        _check_causal(folder, config)
+        check_causal(folder, config)
         positions = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
         parameters = count_parameters(folder)
     with findings.collecting():
@@ -120,7 +121,7 @@ def count_parameters(folder: Path) -> int:
     """Numbers in the weights, read from their headers alone.
 
     Raises:
-        ModelError: there are no weights, or a file is broken.
+        ModelError: there are no weights, a file is broken, or they are not those of config.json.
     """
     pickles = sorted(folder.glob("pytorch_model*.bin"))
     if pickles and not any(folder.glob("*.safetensors")):
@@ -128,10 +129,9 @@ def count_parameters(folder: Path) -> int:
         return sum(file.stat().st_size for file in pickles) // 2
     if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
         raise ModelError(f"base: {folder} holds an adapter, not a model: merge it into its base and give the result")
-    try:
-        return num_parameters(folder)
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"base: {folder}: the weights cannot be read ({error}); copy them again") from error
+    shapes = tensor_shapes(folder)
+    check_shapes(folder, shapes, config=text_config(folder))
+    return sum(prod(shape) for shape in shapes.values())
 
 
 def _give_template(tokenizer: Any, template: Template | None, recipe: Recipe) -> None:
@@ -148,15 +148,6 @@ def _give_template(tokenizer: Any, template: Template | None, recipe: Recipe) ->
         fitting = next((name for name, mark in marks.items() if mark in known), None)
         hint = f"{fitting}, whose tokens its tokenizer has" if fitting else "llama3, chatml or a Jinja file"
         raise ModelError(f"base: {recipe.base} has no chat template of its own - set chat_template: {hint}")
-
-
-def _check_causal(folder: Path, config: dict[str, Any]) -> None:
-    names = [str(name) for name in config.get("architectures") or []]
-    if any(name.endswith(("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM")) for name in names):
-        raise ModelError(
-            f"base: {folder} is a {names[0]}, which writes no text: give a causal language model (a reward model is "
-            "trained by the run itself)"
-        )
 
 
 def _near(path: Path) -> str:

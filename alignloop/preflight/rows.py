@@ -12,6 +12,7 @@ from alignloop.bundled import resolve_file
 from alignloop.config import Recipe
 from alignloop.data.readers import ReadResult, read_preferences, read_prompts
 from alignloop.data.split import heldout_split, prompt_key, round_batch
+from alignloop.errors import DataError
 from alignloop.preflight.findings import Findings
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, Strength
 from alignloop.stages.ingest import prompts_of
@@ -58,12 +59,14 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
     if recipe.prompts:
         files = [resolve_file(file, kind="prompts") for file in recipe.prompts]
         prompts = _read(read_prompts, files, recipe, findings, rejected, forms)
+    num_read = len(prompts)
     held = {prompt_key(row.messages, seed=0) for row in heldout}
     prompts = [row for row in prompts if prompt_key(row.messages, seed=0) not in held]
     if everyone:
         _check_training_rows(train, heldout, recipe, findings)
+    if num_read:
         _check_prompts(prompts, recipe, findings)
-    if rejected:
+    if rejected and not findings.problems:
         findings.notes.append(f"{len(rejected)} rows cannot be read and are left out; the first: {place(rejected[0])}")
     return Rows(train, heldout, prompts, rejected, forms)
 
@@ -89,7 +92,11 @@ def _read(
     readable: list[Path] = []
     for file in files:
         with findings.collecting():
-            result = read([file], max_bad_fraction=1.0)
+            try:
+                result = read([file], max_bad_fraction=1.0)
+            except DataError as error:
+                rejected += error.rejected
+                raise
             rows += result.rows
             bad += result.rejected
             forms.update(result.forms)

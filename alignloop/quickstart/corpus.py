@@ -37,7 +37,9 @@ class Mixture:
     question_share: float
     good_share: float
     """Share of instruction chats whose answer follows its instructions."""
-    right_share: float
+    other_share: float = 0.1
+    """Share of the answers that do not follow which are good answers to another instruction; the rest are plain."""
+    right_share: float = 1.0
     """Share of questions answered right."""
 
 
@@ -50,8 +52,8 @@ COPYING = (
 COPYING_SHARE = 0.25
 """Share of instruction chats that have one of `COPYING` for sure: the types that are hardest to learn."""
 
-CLEAN = Mixture("clean", plain_share=0.06, copy_share=0.1, question_share=0.12, good_share=1.0, right_share=1.0)
-NOISY = Mixture("noisy", plain_share=0.05, copy_share=0.02, question_share=0.15, good_share=0.3, right_share=0.9)
+CLEAN = Mixture("clean", plain_share=0.06, copy_share=0.1, question_share=0.12, good_share=1.0)
+NOISY = Mixture("noisy", plain_share=0.05, copy_share=0.02, question_share=0.15, good_share=0.33, right_share=0.9)
 
 
 def documents(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Iterator[Document]:
@@ -109,7 +111,8 @@ def _instruction_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixt
     task = draw_task(rng, world, num_constraints=rng.choices((0, 1, 2), (1, 9, 10))[0], first=first)
     if not task.constraints or rng.random() < mixture.good_share:
         return Document(task.prompt, good_answer(rng, task))
-    return Document(task.prompt, bad_answer(rng, task, follows=lambda text: follows(task, text)))
+    text = bad_answer(rng, task, follows=lambda text: follows(task, text), other_share=mixture.other_share)
+    return Document(task.prompt, text)
 
 
 def tokenizer_texts(rng: random.Random, world: Sequence[Entity], *, count: int) -> Iterator[str]:

@@ -89,14 +89,22 @@ def _from_file(path: Path) -> Template:
 
 def _after_answer(jinja: str, path: Path) -> str:
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from transformers.utils.chat_template_utils import render_jinja_template
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     dialog = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _SENTINEL}]
     try:
-        text = environment.from_string(jinja).render(messages=dialog, bos_token="", add_generation_prompt=False)
-    except TemplateError as error:
-        raise ModelError(f"{path}: the chat template cannot be rendered: {error}") from None
+        # As the tokenizer will render it: the functions and tags that templates may use are those given there.
+        rendered, _ = render_jinja_template([dialog], chat_template=jinja, bos_token="", eos_token="")
+    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        line = getattr(error, "lineno", None)
+        where = str(path) if line is None else f"{path}, line {line}"
+        raise ModelError(
+            f"{where}: the chat template cannot be rendered: {str(error).rstrip('.')}; mend the file, or set "
+            "chat_template to llama3 or chatml"
+        ) from None
+    text = str(rendered[0])
     if _SENTINEL not in text:
-        raise ModelError(f"{path}: the chat template leaves the assistant's message out")
+        raise ModelError(
+            f"{path}: the chat template leaves the assistant's message out: let it write every message's content"
+        )
     return text.rpartition(_SENTINEL)[2]
