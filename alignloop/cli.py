@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -270,8 +272,18 @@ def _exit_code() -> int:
 
 
 def _say(text: str, code: int) -> int:
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(_wrapped(line, width=width) for line in text.split("\n"))
     typer.echo(text, err=True)
     return code
+
+
+def _wrapped(line: str, *, width: int) -> str:
+    """A line broken at words, the rest under its text; paths stay whole, for copying."""
+    indent = len(line) - len(line.lstrip(" -"))
+    rest = " " * indent
+    return textwrap.fill(line, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False) or line
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

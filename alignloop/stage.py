@@ -182,7 +182,7 @@ def outputs_of(stage: Stage[ConfigT, InputsT, OutputsT], folder: Path, manifest:
     """A published stage's outputs, from its manifest."""
 
     def artifact(record: ArtifactRecord) -> Artifact:
-        return Artifact(path=folder / record.path, digest=record.digest, rows=record.rows)
+        return Artifact(path=folder.resolve() / record.path, digest=record.digest, rows=record.rows)
 
     values: dict[str, Any] = {}
     for name, record in manifest.outputs.items():

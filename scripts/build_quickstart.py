@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the quickstart from scratch: its data files and its tiny base model. About 15 minutes on 2 cores.
+"""Build the quickstart from scratch: its data files and its tiny base model. About 12 minutes on 2 free cores.
 
     world -> data files (preferences, prompts, benchmarks)
           -> tokenizer -> clean training -> noisy training -> base

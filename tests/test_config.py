@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignloop.config import find_recipe, load_recipe
+from alignloop.config.load import sound_part
 from alignloop.errors import RecipeError
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
@@ -77,6 +78,8 @@ def test_one_file_or_a_list() -> None:
         ({"round": 3}, "round: unknown key - did you mean 'rounds'?"),
         ({"dpo": {"betta": 0.1}}, "dpo.betta: unknown key - did you mean 'dpo.beta'?"),
         ({"num_candidates": 4}, "num_candidates: unknown key - did you mean 'sample.num_candidates'?"),
+        ({"K": 4}, "K: unknown key - did you mean 'sample.num_candidates'?"),
+        ({"dpo": {"lr": 1e-6}}, "dpo.lr: unknown key - did you mean 'dpo.learning_rate'?"),
     ],
 )
 def test_unknown_key_names_the_nearest(values: dict[str, object], nearest: str) -> None:
@@ -94,7 +97,11 @@ def test_unknown_key_names_the_nearest(values: dict[str, object], nearest: str) 
         ({"rounds": True}, "rounds"),
         ({"dpo": {"learning_rate": "fast"}}, "dpo.learning_rate"),
         ({"reward": {"strengths": ["best"]}}, "reward.strengths"),
-        ({"sft": 3}, "sft"),
+        ({"sft": 3}, "sft: must be a section"),
+        ({"rounds": 100}, "rounds: must be at most 99"),
+        ({"name": "../elsewhere"}, "name: must be a plain folder name"),
+        ({"base": ""}, "base: must be a text that is not empty"),
+        ({"preferences": None}, "preferences: must be a file name or a list of them, found nothing"),
     ],
 )
 def test_wrong_value_names_its_field(values: dict[str, object], field: str) -> None:
@@ -113,8 +120,24 @@ def test_empty_and_broken_yaml(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="found nothing"):
         load_recipe(path)
     path.write_text("rounds: 2\nrounds: 3\n")
-    with pytest.raises(RecipeError, match=r"'rounds' stands here a second time.*line 2"):
+    with pytest.raises(RecipeError, match=r"line 2, column 1: .*'rounds' stands here a second time"):
         load_recipe(path)
     path.write_text("rounds: [1\n")
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(path)
+
+
+def test_rows_in_place_of_a_recipe_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    with pytest.raises(RecipeError, match="these are rows, not a recipe"):
+        load_recipe(path)
+
+
+def test_sound_part_keeps_what_is_right() -> None:
+    """What else is wrong with the files is looked at with the fields that are right, not with defaults."""
+    values = {"preferences": "p.jsonl", "rounds": 0, "betta": 1, "engine": {"max_model_len": 384, "dtype": 3}}
+    sound = sound_part(values, overrides=["sample.max_tokens=16", "dpo=3"])
+    assert sound is not None
+    assert (sound.preferences, sound.engine.max_model_len, sound.rounds) == (("p.jsonl",), 384, 6)
+    assert sound_part({"rounds": 0}) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,28 @@ def test_bad_row_is_named_and_written_down(tmp_path: Path, line: Any, field: str
     assert look(path, run_dir=run_dir, data={"max_bad_fraction": 0.5}).num_rejected == 1
     look(write(path, [row(1), row(2)]), run_dir=run_dir)
     assert not (run_dir / "rejected_rows.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([{"prompt": "Hi", "rejected": "No."}] * 3, "is missing"),
+        (["{", "[]", "3"], "invalid JSON"),
+        ([{"question": "Hi"}] * 3, "is of no known form"),
+    ],
+)
+def test_rejected_rows_are_written_also_where_none_can_be_read(tmp_path: Path, lines: list[Any], reason: str) -> None:
+    path, run_dir = write(tmp_path / "bad.jsonl", lines), tmp_path / "run"
+    with pytest.raises(PreflightError, match="rejected_rows.jsonl"):
+        look(path, run_dir=run_dir)
+    rejected = [json.loads(text) for text in (run_dir / "rejected_rows.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in rejected] == [1, 2, 3]
+    assert reason in rejected[0]["reason"]
+
+
+def test_prompts_that_cannot_be_read_are_not_said_to_be_held_out(tmp_path: Path, good: Path) -> None:
+    (problem,) = problems(good, prompts=str(write(tmp_path / "empty.jsonl", [])))
+    assert "the file is empty" in problem
 
 
 def test_rejected_rows_are_not_written_into_a_strangers_folder(tmp_path: Path) -> None:
@@ -216,7 +239,7 @@ def test_base_without_weights_and_no_tokenizer(good: Path, base: Path) -> None:
 def test_base_cut_weights(good: Path, base: Path) -> None:
     (base / "model.safetensors").write_bytes(b"\x10\x00")
     (problem,) = problems(good, base=str(base))
-    assert "weights cannot be read" in problem
+    assert "no whole safetensors file" in problem
 
 
 def test_base_is_a_classifier(good: Path, base: Path) -> None:
@@ -262,3 +285,39 @@ def test_disk_of_a_run() -> None:
     # (8 MB), a resume point (12 MB), 50 MB of small things.
     expected = 2 * (24_000_000 + 324_000) + 8_000_000 + 12_000_000 + 50_000_000
     assert run_bytes(recipe, num_parameters=1_000_000, num_prompts=100, prompt_tokens=20.0) == expected
+
+
+def broken_base(folder: Path, name: str) -> Path:
+    """The bundled base with one thing wrong."""
+    base = folder / name
+    shutil.copytree(QUICKSTART / "base", base)
+    weights, config = base / "model.safetensors", base / "config.json"
+    values = json.loads(config.read_text())
+    if name == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif name == "pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    elif name == "noise":
+        weights.write_bytes(b"\xff" * 500)
+    else:
+        changes = {"width": {"hidden_size": 999}, "layers": {"num_hidden_layers": 99}, "kind": {"model_type": "lama"}}
+        config.write_text(json.dumps(values | changes[name]))
+    return base
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cut", r"is cut short: [\d,]+ of [\d,]+ bytes"),
+        ("pointer", "Git LFS pointer"),
+        ("noise", "no whole safetensors file"),
+        ("width", "the hidden size is 999, .* has width"),
+        ("layers", "the config has 99 layers, the weights"),
+        ("kind", r"'lama' is no causal language model .* did you mean llama\?"),
+    ],
+)
+def test_a_base_whose_weights_cannot_be_used_is_found_unloaded(
+    tmp_path: Path, good: Path, name: str, message: str
+) -> None:
+    (problem,) = problems(good, base=str(broken_base(tmp_path, name)))
+    assert re.search(message, problem)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # An em space: `trim`, `strip` and their kin remove it, and no template writes one, so a pad that is gone was trimmed.
 _PAD = "\u2003"
 MEND = (
-    "Mend it (a base's own lies in its chat_template.jinja or tokenizer_config.json), or take it out of there and set "
-    "chat_template in the recipe to llama3 or chatml"
+    "Mend the template (a base's own is its chat_template.jinja, or in tokenizer_config.json), or remove it there and "
+    "set chat_template in the recipe to llama3 or chatml"
 )
 """What to do about a template that cannot be used; the recipe's is given only to a base that has none."""
 _SENTINEL = re.compile(f"({_PAD}?)zqx([0-9]+)xqz({_PAD}?)")

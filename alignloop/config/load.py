@@ -18,6 +18,33 @@ from alignloop.errors import RecipeError
 
 LISTS = ("preferences", "prompts")
 """Fields that take one value or a list."""
+ALIASES = {
+    "k": "sample.num_candidates",
+    "lr": "learning_rate",
+    "model": "base",
+    "base_model": "base",
+    "data": "preferences",
+    "num_rounds": "rounds",
+    "batch_size": "batch_groups",
+    "num_epochs": "epochs",
+    "output_dir": "name",
+}
+"""Keys that people write for ours and that are spelt too differently to be found by likeness."""
+_TYPES = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "a plain folder name (no slash, no dot at its start)",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "model_type": "a section (`key: value` lines)",
+    "dict_type": "a section (`key: value` lines)",
+    "model_attributes_type": "a section (`key: value` lines)",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,21 +99,60 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, overrides: S
         RecipeError: with every problem found.
     """
     where = str(source) if isinstance(source, str | Path) else "recipe"
+    recipe, problems = _validated(*_overridden(source, overrides))
+    if recipe is None or problems:
+        raise RecipeError(problems, where=where)
+    return recipe
+
+
+def sound_part(source: str | Path | Mapping[str, Any] | Recipe, *, overrides: Sequence[str] = ()) -> Recipe | None:
+    """A recipe without its wrong fields, so that the files it names can be looked at; None where too much is wrong.
+
+    Raises:
+        RecipeError: there is nothing to read.
+    """
+    values, _ = _overridden(source, overrides)
+    for _ in range(2):  # once for the fields, once for what stands against each other
+        try:
+            return _model_of(values)
+        except ValidationError as error:
+            for detail in error.errors():
+                _remove(values, detail["loc"])
+    return None
+
+
+def _overridden(source: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values as given, and what is wrong with the overrides."""
     values = _values(source)
-    problems: list[str] = []
-    for override in overrides:
-        problems += _apply_override(values, override)
+    problems = [problem for override in overrides for problem in _apply_override(values, override)]
     for name in LISTS:
         if isinstance(values.get(name), str):
             values[name] = [values[name]]
+    return values, problems
+
+
+def _validated(values: dict[str, Any], problems: list[str]) -> tuple[Recipe | None, list[str]]:
     try:
-        # Strict JSON validation: "3" is no number and `true` no count, while lists become tuples.
-        recipe = Recipe.model_validate_json(json.dumps(values, default=str), strict=True)
+        return _model_of(values), problems
     except ValidationError as error:
-        problems += [_sentence(detail) for detail in error.errors()]
-    if problems:
-        raise RecipeError(problems, where=where)
-    return recipe
+        return None, problems + [_sentence(detail) for detail in error.errors()]
+
+
+def _model_of(values: dict[str, Any]) -> Recipe:
+    # Strict JSON validation: "3" is no number and `true` no count, while lists become tuples.
+    return Recipe.model_validate_json(json.dumps(values, default=str), strict=True)
+
+
+def _remove(values: dict[str, Any], location: Sequence[int | str]) -> None:
+    """Take out what stands at `location`, or the list that holds it."""
+    inner: Any = values
+    for part in location[:-1]:
+        if not isinstance(inner, dict) or not isinstance(inner.get(str(part)), dict):
+            location = [part]
+            break
+        inner = inner[str(part)]
+    if location and isinstance(inner, dict):
+        inner.pop(str(location[-1]), None)
 
 
 def _values(source: str | Path | Mapping[str, Any] | Recipe) -> dict[str, Any]:
@@ -98,9 +164,11 @@ def _values(source: str | Path | Mapping[str, Any] | Recipe) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
-        raise RecipeError([f"not valid YAML: {' '.join(str(error).split())}"], where=str(path)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"cannot be read: {error}"], where=str(path)) from error
+        raise RecipeError([_yaml_sentence(error, path)], where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"is no text in UTF-8 ({error.reason}, byte {error.start})"], where=str(path)) from error
+    except OSError as error:
+        raise RecipeError([f"cannot be read: {error.strerror}"], where=str(path)) from error
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise RecipeError([f"expected `key: value` lines, found {found}"], where=str(path))
@@ -126,18 +194,51 @@ def _apply_override(values: dict[str, Any], override: str) -> list[str]:
     return []
 
 
+def _yaml_sentence(error: yaml.YAMLError, path: Path) -> str:
+    """Line, column and what is wrong there; rows given in place of a recipe are known by their name."""
+    if path.suffix in (".jsonl", ".parquet", ".csv"):
+        return "these are rows, not a recipe - write a recipe (YAML) that names the file under `preferences`"
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return f"not valid YAML: {' '.join(str(error).split())}"
+    what = " ".join(str(part) for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
+    return f"line {mark.line + 1}, column {mark.column + 1}: not valid YAML: {what}"
+
+
 def _sentence(detail: Any) -> str:
     """One line of plain English for one pydantic error."""
     where = ".".join(str(part) for part in detail["loc"])
-    value = detail.get("input")
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown key{_nearest(detail['loc'])}"
-    message = str(detail["msg"])
     if detail["type"] == "value_error":
-        return message.removeprefix("Value error, ")
-    if detail["type"] in ("model_type", "dict_type") or isinstance(value, dict | list):
-        return f"{where}: {message[0].lower()}{message[1:]}"
-    return f"{where}: {message[0].lower()}{message[1:]} (found {value!r})"
+        return str(detail["msg"]).removeprefix("Value error, ")
+    return f"{where}: {_wanted(detail)}, found {_found(detail.get('input'))}"
+
+
+def _wanted(detail: Any) -> str:
+    """What a value must be, said without the library's own words for types."""
+    kind, context = detail["type"], detail.get("ctx") or {}
+    if kind == "tuple_type" and detail["loc"][-1] in LISTS:
+        return "must be a file name or a list of them"
+    if kind in _TYPES:
+        return f"must be {_TYPES[kind]}"
+    bounds = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    for name, words in bounds.items():
+        if name in context:
+            return f"must be {words} {context[name]:g}"
+    if kind == "literal_error":
+        return f"must be {context['expected']}"
+    message = str(detail["msg"])
+    return f"{message[0].lower()}{message[1:]}"
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _nearest(location: Sequence[int | str]) -> str:
@@ -148,6 +249,9 @@ def _nearest(location: Sequence[int | str]) -> str:
         model = _section(model, section) if model else None
     names = {name: ".".join([*sections, name]) for name in (model.model_fields if model else ())}
     everywhere = {path.rsplit(".", 1)[-1]: path for path in _all_keys(Recipe)}
+    alias = ALIASES.get(last.lower(), "")
+    if alias in names or alias in _all_keys(Recipe):
+        return f" - did you mean {names.get(alias, alias)!r}?"
     for known in (names, everywhere):
         near = difflib.get_close_matches(last, known, n=1, cutoff=0.6)
         if near:

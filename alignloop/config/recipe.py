@@ -16,6 +16,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+FOLDER_NAME = r"^[^/\\.][^/\\]*$"
 StartFrom = Literal["previous", "base"]
 
 
@@ -295,8 +296,9 @@ def _computing(engine: EngineConfig) -> dict[str, Any]:
 class Recipe(Section):
     """A whole run."""
 
-    name: str = "run"
-    base: str = "quickstart"
+    name: Annotated[str, Field(pattern=FOLDER_NAME)] = "run"
+    """Of the run's folder under `runs/`: without a slash, not beginning with a dot."""
+    base: Annotated[str, Field(min_length=1)] = "quickstart"
     """Hugging Face directory or hub id of the base model; `quickstart` is the bundled one."""
     chat_template: str | None = None
     """`llama3`, `chatml` or a Jinja file: given to a base that has no chat template of its own."""
@@ -305,7 +307,8 @@ class Recipe(Section):
     prompts: tuple[str, ...] = ()
     """Files of prompts to sample for, one or a list; empty: the prompts of the preferences. `quickstart`: the
     bundled ones."""
-    rounds: PositiveInt = 6
+    rounds: Annotated[int, Field(ge=1, le=99)] = 6
+    """At most 99: the run directory's `round-NN` folders stay in order."""
     seed: Annotated[int, Field(ge=0)] = 0
     best_metric: str = "ifeval/mean"
     """`task/metric` by which the best policy is known."""

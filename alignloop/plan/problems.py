@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import yaml
-
-from alignloop.config import Recipe, find_recipe, load_recipe
+from alignloop.config import Recipe, load_recipe
+from alignloop.config.load import sound_part
 from alignloop.errors import RecipeError
 from alignloop.preflight import check
-from alignloop.preflight.findings import Findings
-
-FILES = ("base", "chat_template", "preferences", "prompts")
-"""What can be looked at although the rest of the recipe is wrong."""
+from alignloop.preflight.findings import Findings, PreflightError
 
 
 def recipe_or_problems(source: str, *, overrides: Sequence[str], rounds: int | None) -> Recipe:
@@ -21,27 +17,16 @@ def recipe_or_problems(source: str, *, overrides: Sequence[str], rounds: int | N
     Raises:
         UserError: with all problems of the recipe, its files and its base.
     """
-    more = [] if rounds is None else [f"rounds={rounds}"]
+    more = [*overrides] if rounds is None else [*overrides, f"rounds={rounds}"]
     try:
-        return load_recipe(source, overrides=[*overrides, *more])
+        return load_recipe(source, overrides=more)
     except RecipeError as error:
-        findings = Findings(problems=list(error.problems))
-        files = _files_of(source, overrides)
-        if files is None:
+        sound = sound_part(source, overrides=more)
+        if sound is None:
             raise
         alone = Findings()
         with alone.collecting():
-            check(files)
-        findings.problems += alone.problems
-        findings.raise_problems()
-        raise
-
-
-def _files_of(source: str, overrides: Sequence[str]) -> Recipe | None:
-    """A recipe of the files alone; None where they are wrong themselves."""
-    try:
-        values = yaml.safe_load(find_recipe(source).read_text(encoding="utf-8"))
-        kept = {name: values[name] for name in FILES if name in values}
-        return load_recipe(kept, overrides=[text for text in overrides if text.partition("=")[0].strip() in FILES])
-    except (RecipeError, yaml.YAMLError, OSError, UnicodeDecodeError, TypeError):
-        return None
+            check(sound)
+        if not alone.problems:
+            raise
+        raise PreflightError([*error.problems, *alone.problems]) from error

@@ -73,7 +73,7 @@ def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
         if not had_template:
             _give_template(tokenizer, template, recipe)
         if tokenizer.chat_template:
-            chat = ChatFormat.from_tokenizer(tokenizer)
+            chat = _chat_format(tokenizer, base=recipe.base)
     return BaseFacts(parameters, positions, had_template, chat)
 
 
@@ -132,6 +132,13 @@ def count_parameters(folder: Path) -> int:
     shapes = tensor_shapes(folder)
     check_shapes(folder, shapes, config=text_config(folder))
     return sum(prod(shape) for shape in shapes.values())
+
+
+def _chat_format(tokenizer: PreTrainedTokenizerBase, *, base: str) -> ChatFormat:
+    try:
+        return ChatFormat.from_tokenizer(tokenizer)
+    except ModelError as error:
+        raise ModelError(f"base: {base}: {error}") from error
 
 
 def _give_template(tokenizer: Any, template: Template | None, recipe: Recipe) -> None:

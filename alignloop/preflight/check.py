@@ -119,11 +119,11 @@ def _write_rejected(rejected: list[RejectedRow], *, run_dir: Path, findings: Fin
     with disk_errors_named(path):
         run_dir.mkdir(parents=True, exist_ok=True)
         dump_jsonl(path, rejected)
-    where = f"all {len(rejected)} of them, with their reasons, are in {path}"
+    many = f"all {len(rejected)} unreadable rows with their reasons" if len(rejected) > 1 else "it with its reason"
     if findings.problems:
-        findings.problems[-1] += f"\nThe rows that cannot be read, {where}"
+        findings.problems[-1] += f"\nWritten down: {many} in {path}"
     else:
-        findings.notes.append(where)
+        findings.notes.append(f"written down: {many} in {path}")
 
 
 def _can_hold_a_run(folder: Path) -> bool:

@@ -67,7 +67,8 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
     if num_read:
         _check_prompts(prompts, recipe, findings)
     if rejected and not findings.problems:
-        findings.notes.append(f"{len(rejected)} rows cannot be read and are left out; the first: {place(rejected[0])}")
+        how_many, be = ("1 row", "is") if len(rejected) == 1 else (f"{len(rejected):,} rows", "are")
+        findings.notes.append(f"{how_many} cannot be read and {be} left out; the first: {place(rejected[0])}")
     return Rows(train, heldout, prompts, rejected, forms)
 
 

@@ -88,6 +88,15 @@ def test_published_once_and_taken_over(tmp_path: Path, rows: Path) -> None:
     assert manifest is not None
     assert manifest.outputs["total"].digest == digest_of(first.total.path)
     assert manifest.inputs["rows"]["path"] == "rows.jsonl"
+
+
+def test_artifacts_are_absolute_also_in_a_relative_run_directory(
+    tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`runs/<name>`, the default, is relative."""
+    monkeypatch.chdir(tmp_path)
+    for outputs in (run_count(Path("runs/a"), rows), run_count(Path("runs/a"), rows)):
+        assert outputs.total.path == tmp_path / "runs/a/round-01/01_count/total.txt"
     assert not (tmp_path / "round-01/01_count.partial").exists()
 
 
