@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
@@ -77,7 +78,7 @@ def broken_promises(runs: Runs) -> list[str]:
     if last < 0.60:
         broken.append(f"last round: {last:.1%} is under 60 %")
     for folder, rounds in runs.items():
-        for before, after in zip(rounds, rounds[1:], strict=False):
+        for before, after in pairwise(rounds):
             if after.metrics[STRICT] < before.metrics[STRICT] - 2 * after.stderr[STRICT]:
                 broken.append(f"{folder}: round {after.round} is more than two standard errors under the one before")
     for name in types(runs):
@@ -86,7 +87,7 @@ def broken_promises(runs: Runs) -> list[str]:
             math.hypot(rounds[0].stderr.get(name, 0.0), rounds[-1].stderr.get(name, 0.0)) for rounds in runs.values()
         )
         if after_level < before_level - error:
-            broken.append(f"{name}: {after_level:.0%} is under its base level {before_level:.0%} by more than {error:.0%}")
+            broken.append(f"{name}: {after_level:.0%} is under its base's {before_level:.0%} by more than {error:.0%}")
     questions = [mean(rounds[at].metrics[QUESTIONS] for rounds in runs.values()) for at in (0, -1)]
     if questions[1] < questions[0] - 0.02:
         broken.append(f"{QUESTIONS}: {questions[1]:.1%} is more than two points under the base's {questions[0]:.1%}")

@@ -32,7 +32,8 @@ class ModelSize:
     heads: int = 4
     intermediate: int = 384
     vocab: int = 2048
-    max_length: int = 512
+    max_length: int = 2048
+    """Positions a rotary model can be asked for; the documents it learns from are under 256 tokens."""
 
 
 @dataclass(frozen=True)
