@@ -60,6 +60,13 @@ def digest_of(path: Path) -> str:
     return "sha256:" + total.hexdigest()
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(inner.stat().st_size for inner in path.rglob("*") if inner.is_file())
+
+
 def fingerprint(values: Any) -> str:
     """A short stable hash of JSON-able values."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
@@ -81,6 +88,8 @@ class ArtifactRecord(BaseModel):
     """Relative to the stage's folder."""
     digest: str
     rows: int | None = None
+    bytes: int | None = None
+    """Size of the file, or of the folder's files together: damage is noticed without reading everything again."""
 
 
 class Manifest(BaseModel):
@@ -130,6 +139,24 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise RunDirError(
             f"{path}: not a manifest ({error}); remove {folder} and run again to redo the stage"
         ) from error
+
+
+def check_whole(folder: Path, manifest: Manifest) -> None:
+    """Compare the sizes of a published stage's outputs with those in its manifest.
+
+    Raises:
+        RunDirError: something was removed, cut short or written over since.
+    """
+    for entry in manifest.outputs.values():
+        for record in entry if isinstance(entry, list) else [entry]:
+            path = folder / record.path
+            size = size_of(path) if path.exists() else None
+            if size is None or (record.bytes is not None and size != record.bytes):
+                found = "is gone" if size is None else f"holds {size:,} bytes, published were {record.bytes:,}"
+                raise RunDirError(
+                    f"{path}: {found}: the run directory was changed from outside. Remove {folder} and run again: "
+                    "the stage is redone, and what follows from it is taken over where it comes out the same"
+                )
 
 
 def publish(partial: Path, manifest: Manifest) -> Path:

@@ -65,10 +65,10 @@ def run(
     What an earlier call has published is not run again.
 
     \b
-    alignloop run                                      the quickstart, offline
-    alignloop run --rounds 8                           two rounds more on a run of six
+    alignloop run                            the quickstart, offline
+    alignloop run --rounds 8                 two rounds more on a run of six
     alignloop run my.yaml --run-dir runs/mine
-    alignloop run my.yaml --set dpo.learning_rate=5e-7 --set sample.num_candidates=16
+    alignloop run my.yaml --set dpo.beta=0.2 --set sample.num_candidates=16
     """
     from alignloop.loop import run as run_loop
     from alignloop.progress import for_terminal
@@ -98,7 +98,7 @@ def plan(
 
     \b
     alignloop plan my.yaml
-    alignloop plan my.yaml --rounds 8 --run-dir runs/mine      what is published, what would run
+    alignloop plan my.yaml --rounds 8 --run-dir runs/mine
     """
     from alignloop.plan import make_plan, plan_text, recipe_or_problems
 
@@ -138,7 +138,8 @@ def eval_checkpoint(
 
     \b
     alignloop eval runs/quickstart/final
-    alignloop eval my-model --include-path '' --tasks ifeval=input_data.jsonl,mmlu=mmlu/ --json report.json
+    alignloop eval my-model --include-path '' --tasks ifeval,gsm8k
+    alignloop eval my-model --tasks ifeval=input_data.jsonl,mmlu=mmlu/
     """
     import tempfile
 
@@ -146,6 +147,8 @@ def eval_checkpoint(
     from alignloop.one_eval import eval_text, evaluate_alone
     from alignloop.progress import for_terminal
 
+    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise UserError(f"--json {json_file}: no file can be written there; name one in a folder that exists")
     names = [name for name in tasks.split(",") if name]
     log_file = Path(tempfile.mkdtemp(prefix="alignloop-eval-")) / "engine.log"
     try:
@@ -181,7 +184,7 @@ def stage(
     """Run one stage alone on given artifacts. Without --input it says which it takes.
 
     \b
-    alignloop stage score --out scored --input candidates=candidates.jsonl --input reward_model=rm/
+    alignloop stage select --out best --input candidates=scored.jsonl
     alignloop stage average --out mean --input checkpoints=step-100,step-200
     """
     from alignloop.config import load_recipe
@@ -205,7 +208,7 @@ def recipes() -> None:
 
     for path in sorted(RECIPES.glob("*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-        typer.echo(f"{path.stem:<16} {first}")
+        typer.echo(_wrapped(f"{path.stem:<16} {first}", width=80, indent=17))
 
 
 def result_text(result: RunResult) -> str:
@@ -279,11 +282,10 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _wrapped(line: str, *, width: int) -> str:
+def _wrapped(line: str, *, width: int, indent: int | None = None) -> str:
     """A line broken at words, the rest under its text; paths stay whole, for copying."""
-    indent = len(line) - len(line.lstrip(" -"))
-    rest = " " * indent
-    return textwrap.fill(line, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False) or line
+    rest = " " * (len(line) - len(line.lstrip(" -")) if indent is None else indent)
+    return textwrap.fill(line, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -12,6 +12,8 @@ from alignloop.errors import DiskFullError
 from alignloop.progress import Progress
 from alignloop.stage import ConfigT, InputsT, OutputsT, Place, Stage, run_stage
 
+LINE_WIDTH = 80
+
 
 @dataclass
 class House:
@@ -77,14 +79,19 @@ def stage_dirs(run_dir: Path, number: int) -> list[Path]:
 
 
 def stage_line(name: str, manifest: Manifest, *, cached: bool) -> str:
-    """One line: the stage, its time, its rows, its metrics."""
+    """One line: the stage, its time, its rows, and as many of its metrics as a screen is wide."""
     counts = manifest.counts
     facts = []
     if "in" in counts:
         facts.append(f"{counts['kept']:,} of {counts['in']:,} rows kept")
-    facts += [f"{key} {value:.3g}" for key, value in list(manifest.metrics.items())[:4]]
+    facts += [f"{key} {value:.3g}" for key, value in manifest.metrics.items()]
     time = "cached" if cached else f"{sum(manifest.seconds.values()):.1f} s"
-    return f"  {name:<18}{time:>8}  {', '.join(facts)}".rstrip()
+    line = f"  {name:<18}{time:>8}  {facts[0] if facts else ''}".rstrip()
+    for fact in facts[1:]:
+        if len(line) + len(fact) + 2 > LINE_WIDTH:
+            break
+        line += f", {fact}"
+    return line
 
 
 def require_space(folder: Path, *, needed_bytes: int) -> None:

@@ -21,6 +21,7 @@ from alignloop.errors import UserError
 from alignloop.final import publish_final
 from alignloop.house import House, RoundHouse, require_space
 from alignloop.preflight import check
+from alignloop.preflight.disk import disk_needs_named
 from alignloop.preflight.lines import opening_lines
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import RoundRow
@@ -81,7 +82,7 @@ def run(
     for line in opening_lines(checked, recipe=config, run_dir=folder):
         progress.say(line)
     require_space(folder, needed_bytes=checked.disk_bytes)
-    with locked(folder):
+    with locked(folder), disk_needs_named(folder, needed_bytes=checked.disk_bytes):
         enter(folder, config, rebuild=rebuild)
         with _open_engine(config, folder, progress) as engine:
             house = House(run_dir=folder, seed=config.seed, engine=engine, progress=progress, rebuild=rebuild)

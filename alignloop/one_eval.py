@@ -10,6 +10,7 @@ from alignloop.config.recipe import EngineConfig, EvaluateConfig
 from alignloop.engines.checkpoint import text_config
 from alignloop.engines.open import open_engine
 from alignloop.errors import ModelError
+from alignloop.preflight.weights import check_causal
 from alignloop.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def evaluate_alone(
 
     if not checkpoint.is_dir():
         raise ModelError(f"{checkpoint}: no such folder; give a Hugging Face model folder, for example <run>/final")
-    positions = text_config(checkpoint).get("max_position_embeddings") or LONGEST
+    model = text_config(checkpoint)
+    check_causal(checkpoint, model)
+    positions = model.get("max_position_embeddings") or LONGEST
     config = EngineConfig(name=engine_name, dtype="float32", max_model_len=min(LONGEST, int(positions)))
     with open_engine(config, log_file=log_file, say=progress.say) as engine:
         return evaluate(

@@ -27,11 +27,13 @@ from alignloop.artifacts import (
     Artifact,
     ArtifactRecord,
     Manifest,
+    check_whole,
     derive_seed,
     disk_errors_named,
     fingerprint,
     publish,
     read_manifest,
+    size_of,
     write_text,
 )
 from alignloop.engines.base import Engine
@@ -120,12 +122,14 @@ def run_stage(
 
     Raises:
         DriftError: it is published, but from other config or inputs, and `rebuild` is false.
+        RunDirError: it is published, but its files are not those that were.
     """
     seed = derive_seed(place.run_seed, place.round, place.dir.name)
     described = describe(config, inputs, seed=seed)
     known = read_manifest(place.dir)
     if known is not None:
         if known.fingerprint == fingerprint(described):
+            check_whole(place.dir, known)
             return outputs_of(stage, place.dir, known)
         changes = differences(known, described)
         if not rebuild:
@@ -229,7 +233,12 @@ def _manifest(
         value = getattr(outputs, output.name)
         many = isinstance(value, tuple)
         entries = [
-            ArtifactRecord(path=a.path.relative_to(partial.resolve()).as_posix(), digest=a.digest, rows=a.rows)
+            ArtifactRecord(
+                path=a.path.relative_to(partial.resolve()).as_posix(),
+                digest=a.digest,
+                rows=a.rows,
+                bytes=size_of(a.path),
+            )
             for a in (value if many else (value,))
         ]
         records[output.name] = entries if many else entries[0]

@@ -233,6 +233,26 @@ def test_stage_does_not_publish_over_other_files(alignloop, tmp_path: Path) -> N
     assert "holds no published stage" in outcome.err
 
 
+def test_eval_refuses_before_it_starts(alignloop, tmp_path: Path) -> None:
+    (tmp_path / "rm").mkdir()
+    config = {"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"}
+    write(tmp_path / "rm" / "config.json", json.dumps(config))
+    refused = alignloop("eval", "rm", "--engine", "transformers")
+    assert refused.code == 2
+    assert "writes no text" in refused.err
+    refused = alignloop("eval", "rm", "--json", "nowhere/report.json")
+    assert refused.code == 2
+    assert "no file can be written there" in refused.err
+
+
+@pytest.mark.parametrize("verb", ["", "run", "plan", "status", "eval", "stage", "recipes"])
+def test_help_fits_a_screen(alignloop, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = alignloop(*([verb] if verb else []), "--help").out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+
+
 def test_eval_of_no_model(alignloop, tmp_path: Path) -> None:
     outcome = alignloop("eval", tmp_path / "none", "--engine", "transformers")
     assert outcome.code == 2

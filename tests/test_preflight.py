@@ -12,9 +12,9 @@ import pytest
 
 from alignloop.bundled import QUICKSTART
 from alignloop.config import load_recipe
-from alignloop.errors import UserError
+from alignloop.errors import DiskFullError, UserError
 from alignloop.preflight import Checked, check
-from alignloop.preflight.disk import run_bytes
+from alignloop.preflight.disk import disk_needs_named, run_bytes
 from alignloop.preflight.findings import PreflightError
 
 SMALL: dict[str, Any] = {
@@ -121,7 +121,7 @@ def test_bad_row_is_named_and_written_down(tmp_path: Path, line: Any, field: str
 )
 def test_rejected_rows_are_written_also_where_none_can_be_read(tmp_path: Path, lines: list[Any], reason: str) -> None:
     path, run_dir = write(tmp_path / "bad.jsonl", lines), tmp_path / "run"
-    with pytest.raises(PreflightError, match="rejected_rows.jsonl"):
+    with pytest.raises(PreflightError, match=r"rejected_rows\.jsonl"):
         look(path, run_dir=run_dir)
     rejected = [json.loads(text) for text in (run_dir / "rejected_rows.jsonl").read_text().splitlines()]
     assert [row["line"] for row in rejected] == [1, 2, 3]
@@ -321,3 +321,27 @@ def test_a_base_whose_weights_cannot_be_used_is_found_unloaded(
 ) -> None:
     (problem,) = problems(good, base=str(broken_base(tmp_path, name)))
     assert re.search(message, problem)
+
+
+def test_settings_that_leave_nothing_are_found(good: Path) -> None:
+    (problem,) = problems(good, prune={"human_rows": 0, "quality": {"top_fraction": 0}})
+    assert "SFT would have nothing" in problem
+    pairs = {"max_preference_pairs": 0}
+    (problem,) = problems(good, pairs=pairs, sample={"max_tokens": 64, "num_candidates": 1})
+    assert "DPO would have no pair" in problem
+    assert look(good, pairs=pairs).num_preferences > 0
+
+
+def test_a_file_named_twice_is_noted(good: Path) -> None:
+    checked = check(load_recipe({**SMALL, "preferences": [str(good), str(good)]}))
+    assert f"preferences: {good} is named 2 times" in checked.notes[0]
+
+
+def test_a_disk_that_fills_says_what_the_run_still_needs(tmp_path: Path) -> None:
+    def fill() -> None:
+        with disk_needs_named(tmp_path, needed_bytes=50_000_000):
+            (tmp_path / "b").write_bytes(bytes(20_000_000))
+            raise DiskFullError(tmp_path / "a.jsonl")
+
+    with pytest.raises(DiskFullError, match=r"a\.jsonl: the disk is full; about 30 MB are needed, [\d,]+ MB are free"):
+        fill()

@@ -42,11 +42,11 @@ def _in_one_line(number: int, stages: Sequence[PlannedStage], *, published: bool
         seconds = sum(stage.seconds or 0.0 for stage in stages)
         return f"round {number:<16}published  all {len(stages)} stages ({seconds:.0f} s)"
     tokens = {
-        "sampling": [s.expected.tokens for s in stages if _name(s) in ("sample", "score")],
-        "training": [s.expected.tokens for s in stages if _name(s) in TRAINING],
+        "sample": [s.expected.tokens for s in stages if _name(s) in ("sample", "score")],
+        "train": [s.expected.tokens for s in stages if _name(s) in TRAINING],
     }
     told = [f"{what} {in_words(sum(t or 0 for t in found))}" for what, found in tokens.items() if any(found)]
-    return f"round {number:<16}to do      {len(stages)} stages{'; tokens: ' if told else ''}{', '.join(told)}"
+    return f"round {number:<16}to do      {len(stages)} stages{', tokens: ' if told else ''}{', '.join(told)}"
 
 
 def _stage_lines(stage: PlannedStage) -> list[str]:
@@ -59,7 +59,7 @@ def _stage_lines(stage: PlannedStage) -> list[str]:
 def _models(recipe: Recipe) -> list[str]:
     policy = f"the best so far by {recipe.best_metric}" if recipe.sample.policy == "best" else "the last round's"
     reward = {
-        "previous": "the last round's (round 1: from the base, with a new head)",
+        "previous": "the last round's (round 1: the base, with a new head)",
         "base": "the base, with a new head, in every round",
     }
     sft = {"previous": "the last round's policy (round 1: from the base)", "base": "the base in every round"}

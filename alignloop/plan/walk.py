@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from alignloop.artifacts import PARTIAL, Artifact, derive_seed, existing_parent, fingerprint, read_manifest
+from alignloop.artifacts import PARTIAL, Artifact, check_whole, derive_seed, existing_parent, fingerprint, read_manifest
 from alignloop.bundled import resolve_base
 from alignloop.config import Recipe
 from alignloop.engines.base import Engine
@@ -151,6 +151,7 @@ class PlannedRound(RoundHouse):
         known = read_manifest(folder)
         expected = self.estimator.of(stage.name, number=self.number) if self.estimator else NOTHING
         if known is not None and known.fingerprint == fingerprint(described):
+            check_whole(folder, known)
             self._note(folder.name, "published", expected, seconds=sum(known.seconds.values()))
             return outputs_of(stage, folder, known)
         if known is not None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from alignloop.artifacts import existing_parent
 from alignloop.config import Recipe
+from alignloop.errors import DiskFullError
 from alignloop.preflight.base import PARAMETER_BYTES
 
 BYTES_A_TOKEN = 12
@@ -36,3 +41,19 @@ def used_bytes(folder: Path) -> int:
     if not folder.is_dir():
         return 0
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+@contextmanager
+def disk_needs_named(folder: Path, *, needed_bytes: int) -> Iterator[None]:
+    """A `DiskFullError` inside says, beside the path, what the whole run still needs and what is free.
+
+    Args:
+        needed_bytes: the run's need at entry.
+    """
+    before = used_bytes(folder)
+    try:
+        yield
+    except DiskFullError as error:
+        written = used_bytes(folder) - before
+        free = shutil.disk_usage(existing_parent(folder)).free
+        raise DiskFullError(error.path, needed_bytes=max(needed_bytes - written, 0), free_bytes=free) from error

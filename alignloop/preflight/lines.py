@@ -31,7 +31,7 @@ def _wrapped(note: str) -> list[str]:
     # Paths stay whole: they are there to be copied.
     return textwrap.wrap(
         note,
-        width=90,
+        width=80,
         initial_indent="note     ",
         subsequent_indent=" " * 9,
         break_long_words=False,

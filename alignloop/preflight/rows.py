@@ -60,6 +60,8 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
         files = [resolve_file(file, kind="prompts") for file in recipe.prompts]
         prompts = _read(read_prompts, files, recipe, findings, rejected, forms)
     num_read = len(prompts)
+    _check_twice(recipe, findings)
+    _check_leaves_rows(recipe, findings)
     held = {prompt_key(row.messages, seed=0) for row in heldout}
     prompts = [row for row in prompts if prompt_key(row.messages, seed=0) not in held]
     if everyone:
@@ -128,6 +130,29 @@ def _check_training_rows(
     if not of_strengths(heldout, recipe.reward.strengths):
         findings.notes.append(
             "no preference row is held out, so the reward model's accuracy is not measured (data.heldout_fraction)"
+        )
+
+
+def _check_twice(recipe: Recipe, findings: Findings) -> None:
+    for name, files in (("preferences", recipe.preferences), ("prompts", recipe.prompts)):
+        for file in sorted({file for file in files if files.count(file) > 1}):
+            times = files.count(file)
+            findings.notes.append(f"{name}: {file} is named {times} times: each of its rows counts so often")
+
+
+def _check_leaves_rows(recipe: Recipe, findings: Findings) -> None:
+    """Settings under which a stage is bound to end with nothing, whatever the data."""
+    quality, pairs = recipe.prune.quality, recipe.pairs
+    if quality.enabled and quality.top_fraction == 0 and recipe.prune.human_rows == 0:
+        findings.problems.append(
+            "prune.quality.top_fraction: 0 keeps no sampled row and prune.human_rows: 0 adds none: SFT would have "
+            "nothing to train on - raise one of the two"
+        )
+    own = pairs.on_policy and pairs.max_on_policy != 0 and recipe.sample.num_candidates > 1
+    if pairs.max_preference_pairs == 0 and not own:
+        findings.problems.append(
+            "pairs.max_preference_pairs: 0 leaves only on-policy pairs, and there are none (they need pairs.on_policy, "
+            "a pairs.max_on_policy above 0 and a sample.num_candidates of 2 or more): DPO would have no pair"
         )
 
 

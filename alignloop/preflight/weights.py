@@ -28,7 +28,7 @@ def check_causal(folder: Path, config: Mapping[str, Any]) -> None:
     names = [str(name) for name in config.get("architectures") or []]
     if any(name.endswith(NO_TEXT) for name in names):
         raise ModelError(
-            f"base: {folder} is a {names[0]}, which writes no text: give a causal language model (a reward model is "
+            f"{folder} is a {names[0]}, which writes no text: give a causal language model (a reward model is "
             "trained by the run itself)"
         )
     known, kind = _causal_types(), config.get("model_type")

@@ -202,3 +202,13 @@ def test_manifest_round_trips() -> None:
         seconds={},
     )
     assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+def test_a_published_file_that_was_cut_short_or_removed_is_noticed(tmp_path: Path, rows: Path) -> None:
+    total = run_count(tmp_path, rows).total.path
+    total.write_text("4")
+    with pytest.raises(RunDirError, match=r"total\.txt: holds 1 bytes, published were 15.*Remove .*01_count"):
+        run_count(tmp_path, rows)
+    total.unlink()
+    with pytest.raises(RunDirError, match=r"total\.txt: is gone"):
+        run_count(tmp_path, rows)
