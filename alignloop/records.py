@@ -133,7 +133,7 @@ class SelectedRow(Row):
     finish_reason: FinishReason
     reward: float
     random_reward: float
-    """Reward of one candidate picked at random with the round's seed: the report's yardstick."""
+    """Reward of a candidate picked at random among those the best is picked from: the report's yardstick."""
     rewards: list[float]
     """Raw rewards of all K candidates, in candidate order."""
     pass_rate: float = Field(ge=0.0, le=1.0)

@@ -30,11 +30,19 @@ def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool]) -> int:
     return max(range(len(order)), key=order.__getitem__)
 
 
-def pick_random(num_candidates: int, *, seed: int) -> int:
-    """Index of a candidate drawn evenly from all K: the yardstick of `pick_best`. The seed is the prompt's own."""
-    if num_candidates < 1:
-        raise ValueError(f"no candidate to pick from ({num_candidates})")
-    return random.Random(seed).randrange(num_candidates)
+def pick_random(*, truncated: Sequence[bool], seed: int) -> int:
+    """Index of a candidate drawn evenly from those `pick_best` picks among: its yardstick.
+
+    Finished candidates, or all where none is finished; so the best is never under the random one.
+
+    Args:
+        truncated: K flags.
+        seed: the prompt's own.
+    """
+    if not truncated:
+        raise ValueError("no candidate to pick from")
+    pool = [k for k, cut in enumerate(truncated) if not cut] or list(range(len(truncated)))
+    return random.Random(seed).choice(pool)
 
 
 def pass_threshold(rewards: Sequence[float], *, quantile: float) -> float:

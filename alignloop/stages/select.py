@@ -47,7 +47,8 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
 def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> SelectedRow:
     """The row of one prompt."""
     rewards = [reward_of(row) for row in candidates]
-    best = candidates[pick_best(rewards, truncated=[row.finish_reason == "length" for row in candidates])]
+    truncated = [row.finish_reason == "length" for row in candidates]
+    best = candidates[pick_best(rewards, truncated=truncated)]
     return SelectedRow(
         id=best.id,
         prompt_id=best.prompt_id,
@@ -55,7 +56,7 @@ def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> S
         completion=best.completion,
         finish_reason=best.finish_reason,
         reward=reward_of(best),
-        random_reward=rewards[pick_random(len(rewards), seed=seed)],
+        random_reward=rewards[pick_random(truncated=truncated, seed=seed)],
         rewards=rewards,
         pass_rate=pass_rate(rewards, threshold=threshold),
         round=best.round,

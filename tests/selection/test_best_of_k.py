@@ -32,10 +32,16 @@ def test_broken_rewards_are_errors() -> None:
 
 
 def test_random_pick_is_even_and_seeded() -> None:
-    picks = [pick_random(4, seed=seed) for seed in range(400)]
-    assert picks == [pick_random(4, seed=seed) for seed in range(400)]
+    picks = [pick_random(truncated=[False] * 4, seed=seed) for seed in range(400)]
+    assert picks == [pick_random(truncated=[False] * 4, seed=seed) for seed in range(400)]
     assert all(70 <= picks.count(k) <= 130 for k in range(4))
-    assert pick_random(1, seed=9) == 0
+    assert pick_random(truncated=[True], seed=9) == 0
+
+
+def test_random_pick_leaves_out_what_broke_off_as_best_of_k_does() -> None:
+    picks = {pick_random(truncated=[True, False, True, False], seed=seed) for seed in range(40)}
+    assert picks == {1, 3}
+    assert {pick_random(truncated=[True, True], seed=seed) for seed in range(40)} == {0, 1}
 
 
 def test_pass_rate_by_hand() -> None:
