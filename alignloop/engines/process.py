@@ -233,6 +233,9 @@ def child_environment(config: EngineConfig) -> dict[str, str]:
         "NO_COLOR": "1",
         "PYTHONUNBUFFERED": "1",
     }
+    if config.enforce_eager:
+        # vLLM compiles its logprob gathering even then, which wants a C++ compiler and a path without spaces.
+        fixed["TORCHDYNAMO_DISABLE"] = "1"
     return {**defaults, **os.environ, **fixed}
 
 

@@ -34,8 +34,13 @@ def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     from alignloop.engines.open import open_engine
 
     config = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=64, kv_cache_gb=0.25, canary_tolerance=1e-3)
-    with open_engine(config, log_file=tmp_path_factory.mktemp("engine") / "engine.log") as engine:
-        yield engine
+    folder = tmp_path_factory.mktemp("engine")
+    with pytest.MonkeyPatch.context() as patch:
+        # A user's machine may have no C++ compiler, and this one may have kernels compiled earlier.
+        patch.setenv("CXX", "/bin/false")
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "kernels"))
+        with open_engine(config, log_file=folder / "engine.log") as engine:
+            yield engine
 
 
 @pytest.fixture(scope="session")
