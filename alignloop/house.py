@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignloop.artifacts import PARTIAL, Manifest, existing_parent, read_manifest
+from alignloop.config.recipe import TrainingConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import DiskFullError
 from alignloop.progress import Progress
@@ -20,6 +21,7 @@ class House:
     """A run directory with what every stage needs.
 
     Attributes:
+        training: how the training stages use the machine.
         rebuild: redo published stages that no longer match, instead of refusing.
     """
 
@@ -27,6 +29,7 @@ class House:
     seed: int
     engine: Engine
     progress: Progress
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     rebuild: bool = False
 
     def round(self, number: int) -> RoundHouse:
@@ -57,6 +60,7 @@ class RoundHouse:
             place=place,
             engine=self.house.engine,
             progress=self.house.progress,
+            training=self.house.training,
             rebuild=self.house.rebuild,
         )
         after = read_manifest(place.dir)

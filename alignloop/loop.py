@@ -85,7 +85,14 @@ def run(
     with locked(folder), disk_needs_named(folder, needed_bytes=checked.disk_bytes):
         enter(folder, config, rebuild=rebuild)
         with _open_engine(config, folder, progress) as engine:
-            house = House(run_dir=folder, seed=config.seed, engine=engine, progress=progress, rebuild=rebuild)
+            house = House(
+                run_dir=folder,
+                seed=config.seed,
+                engine=engine,
+                progress=progress,
+                training=config.training,
+                rebuild=rebuild,
+            )
             rows = _run_rounds(house, config)
             starts = engine.num_starts
         best = best_round(rows, config.best_metric)

@@ -63,6 +63,7 @@ def run_alone(
             place=Place(out, number, recipe.seed),
             engine=engine,
             progress=progress,
+            training=recipe.training,
             rebuild=rebuild,
         )
 

@@ -19,7 +19,7 @@ from alignloop.errors import RunDirError
 RESOLVED = "resolved.json"
 BEFORE_A_RUN = {"run.lock", "rejected_rows.jsonl"}
 """What a directory may hold before its first run begins: preflight has said what is wrong with the data."""
-ANY_VALUE = {"rounds", "name", "engine.max_restarts"}
+ANY_VALUE = {"rounds", "name", "engine.max_restarts", "training"}
 """Fields that may change between two calls on one run directory."""
 
 

@@ -36,6 +36,7 @@ from alignloop.artifacts import (
     size_of,
     write_text,
 )
+from alignloop.config.recipe import TrainingConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError
 from alignloop.progress import Progress
@@ -65,6 +66,7 @@ class StageContext:
         seed: from (run seed, round, stage name).
         round: 0 for what comes before the first round.
         engine: starts when first used.
+        training: how the training stages use the machine; results do not depend on it.
     """
 
     dir: Path
@@ -72,6 +74,7 @@ class StageContext:
     round: int
     engine: Engine
     progress: Progress
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -116,6 +119,7 @@ def run_stage(
     place: Place,
     engine: Engine,
     progress: Progress,
+    training: TrainingConfig | None = None,
     rebuild: bool = False,
 ) -> OutputsT:
     """Run a stage, or take over what it has published.
@@ -141,7 +145,14 @@ def run_stage(
         progress.say(f"  {place.dir.name}: done again ({'; '.join(changes)})")
         remove_from(place.dir)
     partial = _open_partial(place, described)
-    ctx = StageContext(dir=partial, seed=seed, round=place.round, engine=engine, progress=progress)
+    ctx = StageContext(
+        dir=partial,
+        seed=seed,
+        round=place.round,
+        engine=engine,
+        progress=progress,
+        training=training or TrainingConfig(),
+    )
     started = datetime.now(UTC)
     clock = time.monotonic()
     with disk_errors_named(partial):

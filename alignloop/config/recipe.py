@@ -53,6 +53,73 @@ class CollectConfig(Section):
     """At most this many new annotated pairs a round."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (PEFT) instead of all weights: saved with each checkpoint, merged for the next stage."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The adapter's product is scaled by alpha / rank."""
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Names of the layers that get one, or all linear layers but the output head."""
+    quantize: Literal["none", "nf4"] = "none"
+    """`nf4`: the frozen weights in 4 bits (QLoRA; bitsandbytes, needs a GPU)."""
+
+
+class Variant(Section):
+    """One training of a stage with some fields changed: the paper averages models of several data mixes and
+    hyper-parameters (4.1.5). What is not given is the stage's own."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Mixed into the stage's seed: order of the rows, a new reward head, the rows drawn."""
+    data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the stage's rows, drawn with the variant's seed."""
+    learning_rate: PositiveFloat | None = None
+    epochs: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
+    batch_groups: PositiveInt | None = None
+    warmup_fraction: Fraction | None = None
+    weight_decay: NonNegativeFloat | None = None
+
+
+class DpoVariant(Variant):
+    """A variant of DPO."""
+
+    beta: PositiveFloat | None = None
+    nll_coefficient: NonNegativeFloat | None = None
+
+
+class AverageConfig(Section):
+    """Which checkpoints of a training stage are averaged, and how (4.1.5)."""
+
+    weights: tuple[NonNegativeFloat, ...] | None = None
+    """One a checkpoint that is averaged, oldest first, one variant after another; scaled to sum to one. None:
+    uniform. Not given in the paper."""
+    choose: PositiveInt | None = None
+    """Average only this many, the best on the held-out rows by `metric`; None: all."""
+    metric: Literal["loss", "accuracy"] = "loss"
+    """What `choose` goes by: the stage's loss on held-out rows (lowest), or how often the better completion wins
+    (highest; not for SFT)."""
+
+
+class AveragingConfig(Section):
+    """Model averaging after each of the three training stages (4.1.5)."""
+
+    reward: AverageConfig = AverageConfig()
+    sft: AverageConfig = AverageConfig()
+    dpo: AverageConfig = AverageConfig()
+
+
+class TrainingConfig(Section):
+    """How training uses the machine. What is trained does not depend on it, but for rounding."""
+
+    num_processes: PositiveInt = 1
+    """Processes a training stage runs on, one a GPU; `batch_groups` is over all of them."""
+    accelerate: Annotated[str, Field(min_length=1)] = "ddp"
+    """`ddp`, `fsdp2` (full shard), or an accelerate configuration file of yours."""
+    trackers: tuple[str, ...] = ()
+    """`tensorboard`, or any other tracker that transformers knows. Off by default."""
+
+
 class OptimizerConfig(Section):
     """What the three training stages share."""
 
@@ -87,6 +154,10 @@ class OptimizerConfig(Section):
     """The last part of the stage from which they are taken."""
     save_every_steps: PositiveInt = 200
     """Resume points inside the stage."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of all weights; `{}` takes the defaults. Wants a learning rate about ten times as high."""
+    variants: tuple[Variant, ...] = ()
+    """The stage is trained once for each of these, and all their checkpoints are averaged; empty: once, as it is."""
 
 
 class RewardConfig(OptimizerConfig):
@@ -115,6 +186,8 @@ class DpoConfig(OptimizerConfig):
     nll_coefficient: NonNegativeFloat = 0.2
     nll_reduction: Literal["token_mean", "sequence_mean", "sum"] = "token_mean"
     """Not given in the paper."""
+    variants: tuple[DpoVariant, ...] = ()
+    """As for the other stages; beta and nll_coefficient may differ too."""
     mask_formatting_tokens: bool = True
     """Leave header and termination tokens out of the DPO sums, in both completions."""
 
@@ -325,6 +398,8 @@ class Recipe(Section):
     pairs: PairsConfig = PairsConfig()
     dpo: DpoConfig = DpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    training: TrainingConfig = TrainingConfig()
     engine: EngineConfig = EngineConfig()
 
     @property
@@ -349,6 +424,8 @@ class Recipe(Section):
                 f"sample.max_tokens ({self.sample.max_tokens}) leaves no room for a prompt within "
                 f"engine.max_model_len ({self.engine.max_model_len}): lower the first or raise the second"
             )
+        if self.averaging.sft.metric == "accuracy":
+            raise ValueError("averaging.sft.metric: SFT compares nothing, so it has no accuracy - use loss")
         if not self.preferences:
             raise ValueError("preferences: no file given - name your preference JSONL (`quickstart`: the bundled one)")
         return self
