@@ -1,4 +1,8 @@
-"""Who attends to whom in packed rows. The one place that knows: everything else calls `hidden_states`."""
+"""Who attends to whom in packed rows. The one place that knows: everything else calls `hidden_states`.
+
+On a CPU packed rows go through `grouped_attention`, on an accelerator through FlexAttention with a block mask. Both
+enter the model by transformers' attention registry, and compute nothing between tokens that do not see each other.
+"""
 
 from __future__ import annotations
 
@@ -6,45 +10,122 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from alignloop.packing.batch import PADDING_GROUP, RowBatch
+from alignloop.packing.grouped_attention import GroupedAttention, GroupSpan
+
+GROUPED = "prompt_groups"
+FLEX = "flex_attention"
 
 
-def dense_mask(batch: RowBatch, *, isolate: bool = True) -> Tensor:
-    """The attention mask of packed rows.
-
-    A token sees an earlier token (or itself) of its own group that is in the prompt or in its own completion.
-    Padding sees itself alone: a row of the mask without any True gives NaN.
-
-    Args:
-        isolate: False lets a completion see the earlier completions of its group too, as the reward model of
-            The Llama 3 Herd of Models (section 4.1.2) did.
-
-    Returns:
-        [B, 1, L, L] bool, True where the query (third axis) may see the key (fourth).
-    """
-    length = batch.input_ids.shape[1]
-    pieces, segments = batch.pieces, batch.segments
-    seen = (pieces[:, :, None] == pieces[:, None, :]) & (pieces != PADDING_GROUP)[:, None, :]
-    if isolate:
-        seen &= (segments[:, None, :] == 0) | (segments[:, :, None] == segments[:, None, :])
-    seen &= torch.ones(length, length, dtype=torch.bool, device=pieces.device).tril()
-    seen |= torch.eye(length, dtype=torch.bool, device=pieces.device)
-    return seen[:, None]
-
-
-def hidden_states(backbone: nn.Module, batch: RowBatch, *, isolate: bool = True) -> Tensor:
+def hidden_states(backbone: Any, batch: RowBatch, *, isolate: bool = True) -> Tensor:
     """Last hidden states of a batch of rows.
 
     Args:
         backbone: a transformers model without its head (`model.base_model`).
+        isolate: False lets a completion see the earlier completions of its group too, as the reward model of
+            The Llama 3 Herd of Models (section 4.1.2) did.
 
     Returns:
         [B * L, D], rows one after another.
+
+    Raises:
+        NotImplementedError: the architecture does not take packed rows.
     """
-    mask = dense_mask(batch, isolate=isolate) if batch.mode == "packed" else (batch.pieces != PADDING_GROUP).long()
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": mask, "use_cache": False}
-    if batch.mode == "packed":
-        inputs["position_ids"] = batch.position_ids
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.mode == "separate":
+        use_own_attention(backbone)
+        inputs["attention_mask"] = (batch.pieces != PADDING_GROUP).long()
+    elif batch.input_ids.device.type == "cpu":
+        use_attention(backbone, GROUPED)
+        inputs |= {"position_ids": batch.position_ids, "prompt_groups": batch.spans, "isolate": isolate}
+        # A mask of four axes is passed on as it is: without one transformers would build [L, L], to no use here.
+        inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    else:
+        use_attention(backbone, FLEX)
+        inputs |= {"position_ids": batch.position_ids, "attention_mask": block_mask(batch, isolate=isolate)}
     hidden: Tensor = backbone(**inputs).last_hidden_state
     return hidden.flatten(0, 1)
+
+
+def use_attention(backbone: Any, name: str) -> None:
+    """Set the attention of a model; it stays, because gradient checkpointing runs layers again in the backward pass.
+
+    Raises:
+        NotImplementedError: the architecture does not go by transformers' attention registry.
+    """
+    if backbone.config._attn_implementation == name:
+        return
+    backbone.set_attn_implementation(name)
+    if backbone.config._attn_implementation != name:
+        raise NotImplementedError(f"{type(backbone).__name__} does not take its attention from transformers' registry")
+
+
+def block_mask(batch: RowBatch, *, isolate: bool = True) -> BlockMask:
+    """The mask of packed rows for FlexAttention, which skips blocks of tokens that do not see each other.
+
+    A token sees an earlier token (or itself) of its own group that is in the prompt or in its own completion.
+    Padding sees itself alone: a row of a mask without any True gives NaN.
+    """
+    pieces, segments = batch.pieces, batch.segments
+
+    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = (pieces[b, query] == pieces[b, key]) & (pieces[b, key] != PADDING_GROUP)
+        if isolate:
+            same = same & ((segments[b, key] == 0) | (segments[b, key] == segments[b, query]))
+        return (same & (query >= key)) | (query == key)
+
+    rows, length = pieces.shape
+    device = pieces.device
+    # Compiled, the [L, L] mask from which blocks are found is never written out.
+    return create_block_mask(sees, rows, None, length, length, device=device, _compile=device.type == "cuda")
+
+
+def use_own_attention(backbone: Any) -> None:
+    """Set what plain rows need: SDPA; eager where there is none, or where scores are capped (Gemma 2): SDPA cannot."""
+    capped = getattr(backbone.config.get_text_config(), "attn_logit_softcapping", None)
+    if capped or backbone.config._attn_implementation in (GROUPED, FLEX):
+        use_attention(backbone, "eager" if capped or not backbone._supports_sdpa else "sdpa")
+
+
+def _grouped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    prompt_groups: tuple[GroupSpan, ...] | None = None,
+    isolate: bool = True,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, H, T, D], key and value [1, Hkv, T, D] -> [1, T, H, D].
+
+    Plain calls, without prompt groups, are SDPA. A sliding window in kwargs is not looked at: packed rows are used
+    only where nothing is longer than the window.
+    """
+    if prompt_groups is None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **kwargs
+        )
+        return plain
+    if softcap is not None or s_aux is not None or position_bias is not None:
+        raise NotImplementedError(f"{type(module).__name__} changes its attention scores")
+    num_tokens, head_dim = query.shape[2:]
+    heads = key.shape[1]
+    scale = head_dim**-0.5 if scaling is None else scaling
+    by_key_head = query.view(heads, -1, num_tokens, head_dim).transpose(0, 1)
+    out = GroupedAttention.apply(by_key_head, key[0], value[0], prompt_groups, scale, isolate)  # type: ignore[no-untyped-call]
+    return out.permute(2, 1, 0, 3).reshape(1, num_tokens, -1, head_dim), None
+
+
+AttentionInterface.register(GROUPED, _grouped)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alignloop.packing.grouped_attention import GroupSpan
 from alignloop.packing.layout import NO_COMPLETION, LayoutMode, PlacedPiece, RowBundle
 
 PADDING_GROUP = -1
@@ -16,7 +18,10 @@ PADDING_GROUP = -1
 
 @dataclass(frozen=True, eq=False)
 class RowBatch:
-    """B rows of up to L tokens that hold C completions with T trained targets.
+    """B rows of L tokens that hold C completions with T trained targets.
+
+    Packed rows are laid one behind the other in a single flattened row (B = 1): only attention has to know where one
+    group ends and the next begins, and no other layer computes padding. Separate rows are padded to the longest.
 
     Attributes:
         input_ids, position_ids, segments: [B, L]; segment 0 is a prompt, k a piece's k-th completion.
@@ -29,7 +34,8 @@ class RowBatch:
         completion_group: [C] the completion's group, as numbered by `pack`.
         completion_number: [C] which completion of its group it is.
         ranks: [C] 0 the best.
-        mode: `packed` rows need the block mask; `separate` rows are plain causal rows.
+        spans: where each piece lies in the flattened row; empty for separate rows, which are plain causal rows.
+        mode: `packed` or `separate`.
     """
 
     input_ids: Tensor
@@ -44,17 +50,40 @@ class RowBatch:
     completion_group: Tensor
     completion_number: Tensor
     ranks: Tensor
+    spans: tuple[GroupSpan, ...]
     mode: LayoutMode
 
     def to(self, device: torch.device) -> RowBatch:
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "mode"}
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values if isinstance(value, Tensor)}
         return replace(self, **moved)
 
 
-def collate(bundles: Sequence[RowBundle], *, pad_token_id: int, mode: LayoutMode) -> RowBatch:
-    """Tensors of the rows of `bundles`, padded to the longest of them."""
+def collate(bundles: Sequence[RowBundle], *, pad_token_id: int, mode: LayoutMode, length_multiple: int = 1) -> RowBatch:
+    """Tensors of the rows of `bundles`.
+
+    Args:
+        length_multiple: the flattened row is padded to a multiple of this: compiled kernels like few shapes.
+    """
     rows = [row for bundle in bundles for row in bundle.rows]
-    length = max(bundle.num_tokens for bundle in bundles)
+    if mode == "packed":
+        placed = _flattened(rows)
+        length = sum(row[-1].start + row[-1].piece.num_tokens for row in rows)
+        length = -(-length // length_multiple) * length_multiple
+        return _tensors([placed], length=length, pad_token_id=pad_token_id, mode=mode)
+    return _tensors(rows, length=max(b.num_tokens for b in bundles), pad_token_id=pad_token_id, mode=mode)
+
+
+def _flattened(rows: Sequence[Sequence[PlacedPiece]]) -> list[PlacedPiece]:
+    """The pieces of all rows one behind the other."""
+    flat, start = [], 0
+    for placed in (placed for row in rows for placed in row):
+        flat.append(replace(placed, start=start))
+        start += placed.piece.num_tokens
+    return flat
+
+
+def _tensors(rows: Sequence[Sequence[PlacedPiece]], *, length: int, pad_token_id: int, mode: LayoutMode) -> RowBatch:
     shape = (len(rows), length)
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
@@ -72,9 +101,16 @@ def collate(bundles: Sequence[RowBundle], *, pad_token_id: int, mode: LayoutMode
         position_ids=torch.from_numpy(position_ids),
         segments=torch.from_numpy(segments),
         pieces=torch.from_numpy(pieces),
+        spans=tuple(_span(placed) for row in rows for placed in row) if mode == "packed" else (),
         mode=mode,
         **_targets([(b * length, placed) for b, row in enumerate(rows) for placed in row]),
     )
+
+
+def _span(placed: PlacedPiece) -> GroupSpan:
+    ends = tuple(placed.start + int(last) + 1 for last in placed.piece.last_index)
+    shared = int(np.count_nonzero(placed.piece.segments == 0))
+    return GroupSpan(start=placed.start, shared=placed.start + shared, ends=ends)
 
 
 def _targets(placed_pieces: Sequence[tuple[int, PlacedPiece]]) -> dict[str, Tensor]:

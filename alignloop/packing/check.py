@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alignloop.chat.tokens import CompletionTokens
-from alignloop.packing.attention import hidden_states
+from alignloop.packing.attention import hidden_states, use_own_attention
 from alignloop.packing.batch import RowBatch, collate
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import LayoutMode, pack
@@ -31,6 +31,7 @@ def choose_layout(backbone: nn.Module, *, longest: int, progress: Progress) -> L
     reason = _window_reason(backbone.config, longest=longest) or _difference_reason(backbone)
     if reason is None:
         return "packed"
+    use_own_attention(backbone)
     progress.say(f"  packed rows are not exact on this model ({reason}): training on separate rows, which are slower")
     return "separate"
 
@@ -53,7 +54,7 @@ def packed_equals_separate(backbone: nn.Module) -> bool:
 
 
 def _window_reason(config: Any, *, longest: int) -> str | None:
-    """A 4-D mask overrides a model's own window: exact only where nothing is longer than the window."""
+    """Packed rows know no window: they are exact only where nothing is longer than it."""
     for name in WINDOW_FIELDS:
         window = getattr(config, name, None)
         if isinstance(window, int) and longest > window:
@@ -67,7 +68,7 @@ def _difference_reason(backbone: nn.Module) -> str | None:
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         if is_out_of_memory(error):
             raise
-        return f"it does not take a 4-D mask: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        return f"it does not take them: {str(error).splitlines()[0][:120]}"
     tolerance = TOLERANCE.get(next(backbone.parameters()).dtype, 1e-3)
     return None if difference <= tolerance else f"hidden states differ by {difference:.1%}"
 

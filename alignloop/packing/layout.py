@@ -28,10 +28,10 @@ from alignloop.packing.groups import PromptGroup
 
 LayoutMode = Literal["packed", "separate"]
 
-ROW_MULTIPLE = 8
-"""Row lengths are a multiple of this: tensor cores and SIMD like it."""
-MIN_ROW_TOKENS = 128
-"""Short groups share rows of about this size: large matrix products, small dense masks."""
+ROW_MULTIPLE = 128
+"""Row lengths are a multiple of this, which is the block of FlexAttention's masks."""
+MIN_ROW_TOKENS = 512
+"""Short groups share rows of this size: matrix products of a few tokens leave a processor idle."""
 
 NO_COMPLETION = -1
 
@@ -90,6 +90,10 @@ class RowBundle:
         """Of the longest row."""
         return max(row[-1].start + row[-1].piece.num_tokens for row in self.rows)
 
+    def num_rows(self, row_tokens: int) -> int:
+        """Rows of `row_tokens` that hold as much: more than one where a group is longer than a row."""
+        return len(self.rows) * -(-self.num_tokens // row_tokens)
+
 
 def layout_group(group: PromptGroup, *, mode: LayoutMode = "packed") -> tuple[Piece, ...]:
     """One piece with all completions (packed), or one piece a completion (separate)."""
@@ -147,9 +151,8 @@ def _piece(group: PromptGroup, numbers: tuple[int, ...]) -> Piece:
     )
 
 
-def auto_row_tokens(groups: Sequence[PromptGroup]) -> int:
-    """Row size where the recipe names none: the longest group's, or several groups' where they are short."""
-    longest = max(packed_num_tokens(group) for group in groups)
+def auto_row_tokens(longest: int) -> int:
+    """Row size where the recipe names none: room for `longest` tokens, or for several groups where they are short."""
     return max(MIN_ROW_TOKENS, -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
@@ -194,10 +197,10 @@ def _place(items: Sequence[int], pieces: Sequence[Piece]) -> Row:
     return tuple(placed)
 
 
-def microbatch_end(bundles: Sequence[RowBundle], *, start: int, rows: int) -> int:
-    """End of the microbatch that begins at bundle `start`: at most `rows` rows, at least one bundle."""
-    end, num_rows = start + 1, len(bundles[start].rows)
-    while end < len(bundles) and num_rows + len(bundles[end].rows) <= rows:
-        num_rows += len(bundles[end].rows)
+def microbatch_end(bundles: Sequence[RowBundle], *, start: int, rows: int, row_tokens: int) -> int:
+    """End of the microbatch that begins at bundle `start`: tokens of at most `rows` rows, at least one bundle."""
+    end, num_rows = start + 1, bundles[start].num_rows(row_tokens)
+    while end < len(bundles) and num_rows + bundles[end].num_rows(row_tokens) <= rows:
+        num_rows += bundles[end].num_rows(row_tokens)
         end += 1
     return end

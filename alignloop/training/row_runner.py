@@ -47,7 +47,7 @@ class RowRunner:
         """Batches on the device, in order."""
         start = 0
         while start < len(bundles):
-            end = microbatch_end(bundles, start=start, rows=self.rows)
+            end = self._end(bundles, start)
             yield self._batch(bundles[start:end])
             start = end
 
@@ -88,12 +88,18 @@ class RowRunner:
 
     @torch.no_grad()
     def _infer(self, module: nn.Module, bundles: Sequence[RowBundle], start: int) -> tuple[int, RowBatch, Tensor]:
-        end = microbatch_end(bundles, start=start, rows=self.rows)
+        end = self._end(bundles, start)
         batch = self._batch(bundles[start:end])
         return end, batch, self.forward(module, batch)
 
+    def _end(self, bundles: Sequence[RowBundle], start: int) -> int:
+        return microbatch_end(bundles, start=start, rows=self.rows, row_tokens=self.row_tokens)
+
     def _batch(self, bundles: Sequence[RowBundle]) -> RowBatch:
-        return collate(bundles, pad_token_id=self.pad_token_id, mode=self.mode).to(self.device)
+        # The kernels of an accelerator are compiled for a length: few lengths, few compilations.
+        multiple = 1 if self.device.type == "cpu" else self.row_tokens
+        batch = collate(bundles, pad_token_id=self.pad_token_id, mode=self.mode, length_multiple=multiple)
+        return batch.to(self.device)
 
     def _halve(self, error: RuntimeError) -> None:
         if self.rows == 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,18 +15,6 @@ from alignloop.training.forward import CompletionRewards
 from alignloop.training.models import Dtype, check_vocabulary, free_memory, load_reward_model, pad_token_id_of
 from alignloop.training.precision import uses_bfloat16
 from alignloop.training.row_runner import RowRunner
-
-MAX_ROW_TOKENS = 1024
-"""A dense mask costs the square of a row: more candidates than fit share a second copy of the prompt instead."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some candidates of group number `group`, from candidate `first` on."""
-
-    rows: PromptGroup
-    group: int
-    first: int
 
 
 def score_groups(
@@ -56,12 +43,12 @@ def score_groups(
         return []
     model = load_reward_model(reward_model, seed=0, dtype=torch.float32, must_have_head=True)
     check_vocabulary(model, groups, checkpoint=reward_model)
-    parts = [part for number, group in enumerate(groups) for part in _split(group, number=number)]
     module = CompletionRewards(model).to(_device())
     longest = max(group.longest for group in groups)
     runner = RowRunner(
         mode=choose_layout(module.model.base_model, longest=longest, progress=progress),
-        row_tokens=auto_row_tokens([part.rows for part in parts]),
+        # As much memory as rows of one candidate each would take: a prompt with its K candidates is a longer row.
+        row_tokens=auto_row_tokens(longest),
         rows=rows_per_microbatch,
         pad_token_id=pad_token_id_of(model),
         device=_device(),
@@ -69,44 +56,22 @@ def score_groups(
         progress=progress,
     )
     try:
-        return _scores(module, groups, parts, runner=runner)
+        return _scores(module, groups, runner=runner)
     finally:
         del model, module
         free_memory()
 
 
-def _scores(
-    module: CompletionRewards, groups: Sequence[PromptGroup], parts: Sequence[_Part], *, runner: RowRunner
-) -> list[list[float]]:
+def _scores(module: CompletionRewards, groups: Sequence[PromptGroup], *, runner: RowRunner) -> list[list[float]]:
     rewards = [[0.0] * len(group.completions) for group in groups]
     num_candidates = sum(len(group.completions) for group in groups)
     with runner.progress.task("score", total=num_candidates, unit="candidates") as advance:
-        for batch, output, numbers in runner.outputs(module, [part.rows for part in parts]):
+        for batch, output, numbers in runner.outputs(module, groups):
             places = zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True)
-            for (part_number, completion), reward in zip(places, output.tolist(), strict=True):
-                part = parts[numbers[part_number]]
-                rewards[part.group][part.first + completion] = reward
+            for (group, completion), reward in zip(places, output.tolist(), strict=True):
+                rewards[numbers[group]][completion] = reward
             advance(len(output))
     return rewards
-
-
-def _split(group: PromptGroup, *, number: int) -> list[_Part]:
-    """Cut the candidates into runs that, with their prompt, stay within MAX_ROW_TOKENS (one candidate at least)."""
-    parts: list[_Part] = []
-    first, tokens = 0, len(group.prompt_ids)
-    for index, completion in enumerate(group.completions):
-        size = 1 + len(completion.token_ids)
-        if index > first and tokens + size > MAX_ROW_TOKENS:
-            parts.append(_part(group, number, first, index))
-            first, tokens = index, len(group.prompt_ids)
-        tokens += size
-    parts.append(_part(group, number, first, len(group.completions)))
-    return parts
-
-
-def _part(group: PromptGroup, number: int, first: int, end: int) -> _Part:
-    rows = replace(group, completions=group.completions[first:end], ranks=group.ranks[first:end])
-    return _Part(rows=rows, group=number, first=first)
 
 
 def _device() -> torch.device:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch.nn.attention.flex_attention import create_mask
 
 from alignloop.chat.tokens import CompletionTokens
-from alignloop.packing.attention import dense_mask
+from alignloop.packing.attention import block_mask
 from alignloop.packing.batch import collate
+from alignloop.packing.grouped_attention import GroupSpan
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import (
     auto_row_tokens,
@@ -85,17 +87,24 @@ def test_every_group_lies_in_exactly_one_row_and_none_is_cut() -> None:
 
 
 def test_auto_row_tokens_shares_rows_among_short_groups_and_rounds_long_ones_up() -> None:
-    long = PromptGroup("long", tuple(range(200)), (completion(1, 2),), (0,))
-    assert auto_row_tokens([TWO]) == 128
-    assert auto_row_tokens([TWO, long]) == 208  # 202 tokens
+    assert auto_row_tokens(10) == 512
+    assert auto_row_tokens(513) == 640
 
 
 def test_a_microbatch_holds_whole_bundles() -> None:
     bundles = pack([TWO, TWO, ONE_TOKEN_PROMPT], row_tokens=8, mode="separate")
     assert [len(bundle.rows) for bundle in bundles] == [2, 2, 1]
-    assert microbatch_end(bundles, start=0, rows=3) == 1
-    assert microbatch_end(bundles, start=1, rows=3) == 3
-    assert microbatch_end(bundles, start=0, rows=1) == 1
+    assert microbatch_end(bundles, start=0, rows=3, row_tokens=8) == 1
+    assert microbatch_end(bundles, start=1, rows=3, row_tokens=8) == 3
+    assert microbatch_end(bundles, start=0, rows=1, row_tokens=8) == 1
+
+
+def test_a_group_longer_than_a_row_counts_as_the_rows_it_fills() -> None:
+    # 7 tokens fill two rows of 4, 3 tokens one: 2 + 2 + 1.
+    bundles = pack([TWO, TWO, ONE_TOKEN_PROMPT], row_tokens=4)
+    assert [bundle.num_rows(4) for bundle in bundles] == [2, 2, 1]
+    assert microbatch_end(bundles, start=0, rows=4, row_tokens=4) == 2
+    assert microbatch_end(bundles, start=1, rows=3, row_tokens=4) == 3
 
 
 def test_collate_points_into_the_flattened_rows() -> None:
@@ -110,16 +119,26 @@ def test_collate_points_into_the_flattened_rows() -> None:
     assert batch.ranks.tolist() == [0, 1, 0]
 
 
+def test_packed_rows_become_one_row_without_padding() -> None:
+    long = PromptGroup("l", (1, 2, 3), (completion(7, 7, 7, 7, 7),), (0,))
+    batch = collate(pack([TWO, ONE_TOKEN_PROMPT, long], row_tokens=8), pad_token_id=0, mode="packed")
+    assert batch.input_ids.tolist() == [[1, 2, 3, 7, 7, 7, 7, 7, 1, 2, 3, 10, 11, 3, 20, 4, 30, 31]]
+    assert batch.spans == (GroupSpan(0, 2, (8,)), GroupSpan(8, 10, (13, 15)), GroupSpan(15, 15, (18,)))
+    padded = collate(pack([TWO], row_tokens=8), pad_token_id=0, mode="packed", length_multiple=5)
+    assert padded.input_ids.tolist() == [[1, 2, 3, 10, 11, 3, 20, 0, 0, 0]]
+    assert padded.pieces.tolist() == [[0] * 7 + [-1] * 3]
+
+
 @pytest.mark.parametrize("isolate", [True, False])
-def test_dense_mask_by_hand(isolate: bool) -> None:
+def test_block_mask_by_hand(isolate: bool) -> None:
     small = PromptGroup("s", (1, 2), (completion(3), completion(4)), (0, 1))
     other = PromptGroup("o", (5,), (completion(6),), (0,))
-    # 1 | 2 3 | 2 4 || 5 6, then padding to the length of a longer row.
-    long = PromptGroup("l", (1, 2, 3), (completion(7, 7, 7, 7, 7),), (0,))
-    batch = collate(pack([small, other, long], row_tokens=7), pad_token_id=0, mode="packed")
-    assert batch.input_ids[1].tolist() == [1, 2, 3, 2, 4, 5, 6, 0]
+    # 1 | 2 3 | 2 4 || 5 6, then padding.
+    batch = collate(pack([small, other], row_tokens=7), pad_token_id=0, mode="packed", length_multiple=8)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 2, 4, 5, 6, 0]]
+    mask = block_mask(batch, isolate=isolate)
     x = 0 if isolate else 1
-    assert dense_mask(batch, isolate=isolate)[1, 0].int().tolist() == [
+    assert create_mask(mask.mask_mod, 1, 1, 8, 8, device="cpu")[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0, 0],

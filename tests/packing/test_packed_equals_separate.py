@@ -9,11 +9,14 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GPTNeoXConfig,
     LlamaConfig,
     LlamaForSequenceClassification,
     MistralConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from alignloop.chat.tokens import CompletionTokens
@@ -38,6 +41,8 @@ SIZE: dict[str, Any] = {
 CONFIGS = {
     "llama": LlamaConfig(**SIZE, num_key_value_heads=2),
     "qwen2": Qwen2Config(**SIZE, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SIZE, num_key_value_heads=2, head_dim=16),
+    "gemma3": Gemma3TextConfig(**SIZE, num_key_value_heads=1, head_dim=16, sliding_window=64),
     "mistral": MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=None),
     "gpt_neox": GPTNeoXConfig(**SIZE),
 }
@@ -124,6 +129,15 @@ def test_the_check_accepts_models_on_which_packing_is_exact(name: str) -> None:
     model = tiny(CONFIGS[name])
     assert packed_difference(model.base_model) < 1e-5
     assert packed_equals_separate(model.base_model)
+
+
+def test_a_model_that_caps_its_attention_scores_falls_back() -> None:
+    backbone = tiny(Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16, attn_logit_softcapping=5.0)).base_model
+    notes = Notes()
+    assert choose_layout(backbone, longest=10, progress=notes) == "separate"
+    assert "Gemma2Attention changes its attention scores" in notes.lines[0]
+    # SDPA would leave the cap out.
+    assert backbone.config._attn_implementation == "eager"
 
 
 class Notes(QuietProgress):

@@ -15,7 +15,6 @@ from alignloop.config.recipe import RewardConfig
 from alignloop.errors import ModelError
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
-from alignloop.training import scoring
 from alignloop.training.average import average_checkpoints
 from alignloop.training.scoring import score_groups
 from alignloop.training.trainer import train
@@ -47,13 +46,16 @@ def candidates(num_candidates: int) -> PromptGroup:
     return PromptGroup(f"k{num_candidates}", (3, 4, 5), tokens, (0,) * num_candidates)
 
 
-@pytest.mark.parametrize("max_row_tokens", [1024, 12], ids=["one row", "many parts"])
-def test_scores_are_transformers_own_in_candidate_order(
-    max_row_tokens: int, reward_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "MAX_ROW_TOKENS", max_row_tokens)
+@pytest.mark.parametrize("rows_per_microbatch", [16, 1])
+def test_scores_are_transformers_own_in_candidate_order(rows_per_microbatch: int, reward_model: Path) -> None:
     groups = [candidates(1), candidates(10), candidates(16)]
-    rewards = score_groups(groups, reward_model=reward_model, progress=QuietProgress(), dtype="float32")
+    rewards = score_groups(
+        groups,
+        reward_model=reward_model,
+        progress=QuietProgress(),
+        dtype="float32",
+        rows_per_microbatch=rows_per_microbatch,
+    )
     model = AutoModelForSequenceClassification.from_pretrained(reward_model).eval()
     for group, row in zip(groups, rewards, strict=True):
         with torch.no_grad():
