@@ -202,6 +202,35 @@ def stage(
 
 
 @app.command()
+def inspect(
+    row: Annotated[str, typer.Argument(metavar="ROW", help="FILE:LINE, FILE:ID or RUN_DIR:ID.")],
+    objective: Annotated[
+        Literal["reward", "sft", "dpo"] | None, typer.Option(help="Default: all that the row can serve.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Whose tokenizer; default: the run's, or the quickstart's.")] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="For a base that brings none, as in the recipe.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(metavar="RECIPE", help="Lengths, strengths and base.")] = None,
+    train_on: Annotated[
+        Literal["last_assistant", "all_assistant"] | None, typer.Option(help="As in the recipe's sft.")
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Also a table of ids and positions.")] = False,
+) -> None:
+    """Show which tokens of a row are trained.
+
+    \b
+    alignloop inspect data.jsonl:1 --base my-model --chat-template llama3
+    alignloop inspect runs/mine/round-01/09_build_pairs/pairs.jsonl:3
+    """
+    from alignloop.inspection import find_row, find_setting, print_views, views_of
+
+    found = find_row(row)
+    setting = find_setting(found.file, base=base, chat_template=chat_template, config=config)
+    print_views(found, views_of(found.row, setting, objective=objective, train_on=train_on), setting=setting, ids=ids)
+
+
+@app.command()
 def recipes() -> None:
     """List the bundled recipes."""
     from alignloop.bundled import RECIPES

@@ -31,7 +31,7 @@ ORDER = [
     {"data", "engines", "evaluation", "quickstart", "run_dir", "training"},
     {"stage"},
     {"house", "stages"},
-    {"final", "one_eval", "one_stage", "preflight", "report", "round", "status"},
+    {"final", "inspection", "one_eval", "one_stage", "preflight", "report", "round", "status"},
     {"loop"},
     {"plan"},
     {"__init__", "__main__", "cli"},

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ANCHORS = ("\n", "|", "0", "\n|")
+_CUT = "\ufffd"
+"""What a decoder makes of the first bytes of a character."""
+_MAX_CHARACTER_TOKENS = 4
+"""UTF-8 has no longer characters, in bytes."""
 
 
 class Encoder:
@@ -65,6 +69,28 @@ class Encoder:
             return self._text(plain)
         anchor = self._raw("|", literal=False)
         return self._text([*anchor, *plain])[len(self._text(anchor)) :]
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Each token's share of the text, control tokens included.
+
+        A character that several tokens make up is the last one's; the tokens before it have an empty text.
+        """
+        texts: list[str] = []
+        pending: list[int] = []
+        for index in ids:
+            if pending and index in self.control_ids:  # a completion cut within a character
+                texts[-1], pending = _CUT, []
+            pending.append(index)
+            text = str(self._tokenizer.decode(pending, clean_up_tokenization_spaces=False))
+            whole = not text.endswith(_CUT) or len(pending) == _MAX_CHARACTER_TOKENS
+            texts.append(self._with_space(pending[0], text) if whole else "")
+            pending = [] if whole else pending
+        return texts
+
+    def _with_space(self, index: int, text: str) -> str:
+        """SentencePiece-like decoders drop the space of whatever token comes first."""
+        piece = str(self._tokenizer.convert_ids_to_tokens(index))
+        return f" {text}" if piece.startswith("\u2581") and not text.startswith(" ") else text
 
     def _text(self, ids: Sequence[int]) -> str:
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -140,6 +140,13 @@ class ChatFormat:
             ids = ids[: -len(end)]
         return self._encoder.decode(ids).removeprefix(self._turn.lead)
 
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token's share of the text, special tokens included; for people to look at.
+
+        A character that several tokens make up is the last one's; the tokens before it have an empty text.
+        """
+        return self._encoder.token_texts(token_ids)
+
     def _terminated(self, content: tuple[int, ...]) -> CompletionTokens:
         end = self._termination_ids
         return CompletionTokens(content + end, (False,) * len(content) + (True,) * len(end))
@@ -160,7 +167,7 @@ class ChatFormat:
     def _pieces(self, messages: Sequence[Message], *, generation_prompt: bool) -> Iterator[_Piece]:
         layout = self._layout(tuple(message.role for message in messages), generation_prompt)
         first = True
-        literal = layout.literals[0]
+        literal, end = layout.literals[0], ""
         for slot, following in zip(layout.slots, layout.literals[1:], strict=True):
             message = messages[slot.message]
             is_assistant = message.role == "assistant"
@@ -168,7 +175,7 @@ class ChatFormat:
             lead = self._turn.lead if is_assistant else " "
             lead = lead if lead and literal.endswith(lead) else ""
             header = literal[: len(literal) - len(lead)]
-            yield _Piece(self._piece_ids(header, first=first), formatting=True, assistant=False)
+            yield _Piece(self._header_ids(header, end=end, first=first), formatting=True, assistant=False)
             first = first and not header
             content = lead + slot.trimmed(message.content)
             yield _Piece(self._encoder.content(content, first=first), formatting=False, assistant=is_assistant)
@@ -177,7 +184,17 @@ class ChatFormat:
             if end:
                 yield _Piece(self._piece_ids(end, first=False), formatting=True, assistant=True)
             literal = following[len(end) :]
-        yield _Piece(self._piece_ids(literal, first=first), formatting=True, assistant=False)
+        yield _Piece(self._header_ids(literal, end=end, first=first), formatting=True, assistant=False)
+
+    def _header_ids(self, header: str, *, end: str, first: bool) -> tuple[int, ...]:
+        """Ids of what the template writes before a content, as they are behind the end of the turn before it.
+
+        SentencePiece-like tokenizers put a space behind `</s>`, so that `[INST]` begins with another token there.
+        """
+        if not end:
+            return self._piece_ids(header, first=first)
+        joined, head = self._piece_ids(end + header, first=False), self._piece_ids(end, first=False)
+        return joined[len(head) :] if joined[: len(head)] == head else self._piece_ids(header, first=first)
 
     def _end_of_turn(self, literal: str) -> str:
         """The part of what follows an assistant's content that ends the turn; empty where the template ends it not."""

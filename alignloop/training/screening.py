@@ -24,7 +24,7 @@ def screen(
     kept: list[PromptGroup] = []
     dropped: list[tuple[str, str]] = []
     for group in groups:
-        reason = _reason(group, objective=objective, max_length=max_length)
+        reason = drop_reason(group, objective=objective, max_length=max_length)
         if reason is None:
             kept.append(group)
         else:
@@ -41,14 +41,17 @@ def _nothing_left(objective: str, dropped: Sequence[tuple[str, str]]) -> str:
     return f"{objective}: no row is left to train on: all {len(dropped)} were dropped. The first, {row}: {reason}"
 
 
-def _reason(group: PromptGroup, *, objective: ObjectiveName, max_length: int) -> str | None:
+def drop_reason(group: PromptGroup, *, objective: ObjectiveName, max_length: int) -> str | None:
+    """Why the objective cannot train on a group; None where it can."""
     if group.longest > max_length:
         return f"prompt and longest completion have {group.longest} tokens, max_length is {max_length}"
     for number, completion in enumerate(group.completions):
         if not completion.token_ids:
             return f"completion {number} has no token to train on"
-        if objective == "dpo" and all(completion.formatting_mask):
-            return f"completion {number} has formatting tokens only"
+        if objective != "reward" and all(completion.formatting_mask):
+            return f"completion {number} has formatting tokens only: its text comes to no token"
+    if objective == "reward" and len(group.completions) < 2:
+        return "it has one ranked completion: a reward model learns from two or more"
     if objective == "reward" and len(set(group.ranks)) < 2:
         return "all its completions have the same rank: there is nothing to compare"
     if objective == "dpo" and (len(group.completions) != 2 or len(set(group.ranks)) != 2):

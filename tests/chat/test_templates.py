@@ -3,9 +3,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
-from alignloop.chat.templates import load_template
+from alignloop.chat.format import ChatFormat
+from alignloop.chat.templates import give_template, load_template
 from alignloop.errors import ModelError
+from alignloop.records import Message
+
+LIKE_ZEPHYR = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content + eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def letters(*, eos: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters."""
+    vocabulary = {character: index for index, character in enumerate("</s>|\nabcdefghijklmnopqrtuvwxyz ")}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    if eos:
+        core.add_special_tokens([eos])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos)
 
 
 def test_shipped_templates_end_turns_with_their_end_of_turn() -> None:
@@ -46,3 +64,37 @@ def test_broken_files_are_named(tmp_path: Path, jinja: str, message: str) -> Non
     path.write_text(jinja)
     with pytest.raises(ModelError, match=f"broken.jinja.*{message}"):
         load_template(str(path))
+
+
+def test_a_file_may_end_turns_with_the_tokenizers_own_eos(tmp_path: Path) -> None:
+    path = tmp_path / "zephyr.jinja"
+    path.write_text(LIKE_ZEPHYR)
+    template = load_template(str(path))
+    assert template.end_of_turn is None
+    tokenizer = letters(eos="</s>")
+    give_template(tokenizer, template)
+    assert tokenizer.eos_token == "</s>"
+    chat = ChatFormat.from_tokenizer(tokenizer)
+    completion = chat.completion("bye")
+    assert tokenizer.convert_ids_to_tokens(list(completion.token_ids)) == ["b", "y", "e", "</s>", "\n"]
+    assert completion.formatting_mask == (False, False, False, True, True)
+    assert chat.stop_token_ids == (tokenizer.eos_token_id,)
+    prompt = chat.prompt_ids([Message(role="user", content="hi")])
+    assert prompt.count(tokenizer.eos_token_id) == 1
+
+
+def test_an_eos_of_the_tokenizers_needs_one(tmp_path: Path) -> None:
+    path = tmp_path / "zephyr.jinja"
+    path.write_text(LIKE_ZEPHYR)
+    with pytest.raises(ModelError, match=r"ends turns with \{\{ eos_token \}\}, and the base's tokenizer has none"):
+        give_template(letters(eos=None), load_template(str(path)))
+
+
+def test_the_first_token_after_an_answer_is_the_end_of_turn(tmp_path: Path) -> None:
+    path = tmp_path / "both.jinja"
+    path.write_text(LIKE_ZEPHYR.replace("eos_token }}", "'<|stop|>' + eos_token }}"))
+    template = load_template(str(path))
+    assert template.end_of_turn == "<|stop|>"
+    tokenizer = letters(eos="</s>")
+    give_template(tokenizer, template)
+    assert tokenizer.eos_token == "<|stop|>"

@@ -6,12 +6,15 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignloop.errors import ModelError
 
 _HERE = Path(__file__).parent
 _MARKER = re.compile(r"<\|[A-Za-z0-9_]+\|>|<(?:start|end)_of_turn>")
 _SENTINEL = "zqxanswerxqz"
+_EOS = "zqxeosxqz"
+"""Stands for the tokenizer's own eos while a file is looked at."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,14 @@ class Template:
     Attributes:
         jinja: the template, as `tokenizer.chat_template` takes it.
         special_tokens: to be added to the tokenizer as special tokens where it lacks them, in this order.
-        end_of_turn: the special token that ends a turn: the tokenizer's and generation config's eos.
+        end_of_turn: the special token that ends a turn: the tokenizer's and generation config's eos. None: the template
+            ends turns with the `eos_token` that the tokenizer has.
         bos: the token the template's `bos_token` stands for; None where the template begins without one.
     """
 
     jinja: str
     special_tokens: tuple[str, ...]
-    end_of_turn: str
+    end_of_turn: str | None
     bos: str | None
 
 
@@ -57,7 +61,8 @@ def load_template(name_or_path: str) -> Template:
     """The shipped template of this name, or a Jinja file.
 
     In a file, the special tokens are the `<|...|>` and `<start_of_turn>` markers it writes; the end of turn is the
-    first of them after an assistant message. A `bos_token` in a file stays the tokenizer's own.
+    first of them after an assistant message, or the tokenizer's own eos where the file writes `eos_token` there. A
+    `bos_token` in a file stays the tokenizer's own, too.
 
     Raises:
         ModelError: no such name or file, or a file that cannot be rendered or ends no turn with a marker.
@@ -78,13 +83,36 @@ def _from_file(path: Path) -> Template:
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: the chat template cannot be read: {error}") from None
     after = _after_answer(jinja, path)
-    markers = _MARKER.findall(after)
-    if not markers:
+    ends = re.findall(f"{_MARKER.pattern}|{_EOS}", after)
+    if not ends:
         raise ModelError(
             f"{path}: after an assistant message the template writes {after!r}, which holds no special token such as "
-            "<|im_end|>: generation could not stop. End each turn with one"
+            "<|im_end|>: generation could not stop. End each turn with one, or with {{ eos_token }}"
         )
-    return Template(jinja, tuple(dict.fromkeys(_MARKER.findall(jinja))), markers[0], bos=None)
+    special = tuple(dict.fromkeys(_MARKER.findall(jinja)))
+    return Template(jinja, special, end_of_turn=None if ends[0] == _EOS else ends[0], bos=None)
+
+
+def give_template(tokenizer: Any, template: Template) -> None:
+    """Give a tokenizer a template, its special tokens, and its end of turn as eos.
+
+    Raises:
+        ModelError: the template ends turns with the tokenizer's own eos, and it has none.
+    """
+    from tokenizers import AddedToken
+
+    if template.end_of_turn is None and tokenizer.eos_token is None:
+        raise ModelError(
+            "the chat template ends turns with {{ eos_token }}, and the base's tokenizer has none: write a token such "
+            "as <|im_end|> there, or set chat_template to llama3 or chatml"
+        )
+    added = [AddedToken(token, special=True, normalized=False) for token in template.special_tokens]
+    tokenizer.add_tokens(added, special_tokens=True)
+    tokenizer.chat_template = template.jinja
+    if template.end_of_turn is not None:
+        tokenizer.eos_token = template.end_of_turn
+    if template.bos is not None:
+        tokenizer.bos_token = template.bos
 
 
 def _after_answer(jinja: str, path: Path) -> str:
@@ -94,7 +122,7 @@ def _after_answer(jinja: str, path: Path) -> str:
     dialog = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _SENTINEL}]
     try:
         # As the tokenizer will render it: the functions and tags that templates may use are those given there.
-        rendered, _ = render_jinja_template([dialog], chat_template=jinja, bos_token="", eos_token="")
+        rendered, _ = render_jinja_template([dialog], chat_template=jinja, bos_token="", eos_token=_EOS)
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
         line = getattr(error, "lineno", None)
         where = str(path) if line is None else f"{path}, line {line}"

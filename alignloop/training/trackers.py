@@ -1,0 +1,299 @@
+"""Experiment trackers: whatever transformers can report to, fed a step at a time, without its trainer.
+
+    train_log row ─► Trackers.log ─► transformers' own callback of each tracker ─► TensorBoard, wandb, MLflow, ...
+
+The callbacks are handed a stand-in for `TrainingArguments`: making a real one resets the state of accelerate, which
+the training at work stands on. `train_log.jsonl` is the record; a tracker that fails is dropped, and training goes on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, make_dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from alignloop.errors import RecipeError, UserError
+
+TENSORBOARD = "tensorboard"
+PROJECT = "alignloop"
+LAST_STEP = "last_step"
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a tracker needs: modules, all of them, the packages that bring them, or a variable of its environment."""
+
+    modules: tuple[str, ...]
+    packages: str
+    variable: str | None = None
+
+
+def _package(name: str) -> _Needs:
+    return _Needs((name,), name)
+
+
+TRACKERS: dict[str, _Needs] = {
+    "azure_ml": _Needs(("azureml",), "azureml-sdk"),
+    "clearml": _package("clearml"),
+    "codecarbon": _package("codecarbon"),
+    "comet_ml": _package("comet_ml"),
+    "dagshub": _Needs(("dagshub", "mlflow"), "dagshub mlflow"),
+    "dvclive": _package("dvclive"),
+    "flyte": _package("flytekit"),
+    "kubeflow": _Needs((), "", variable="KUBEFLOW_TRAINER_SERVER_URL"),
+    "mlflow": _package("mlflow"),
+    "neptune": _package("neptune"),
+    "swanlab": _package("swanlab"),
+    TENSORBOARD: _package("tensorboard"),
+    "trackio": _package("trackio"),
+    "wandb": _package("wandb"),
+}
+"""Every tracker transformers knows. A table of ours, so that a recipe is checked without importing transformers."""
+
+# transformers leaves these open at the end of a training; the next stage of the process must not write into them.
+_LEFT_OPEN: dict[str, Callable[[Any], object]] = {
+    "comet_ml": lambda callback: callback._experiment and callback._experiment.end(),
+    "dagshub": lambda callback: import_module("mlflow").end_run(),
+    "swanlab": lambda callback: import_module("swanlab").finish(),
+    "wandb": lambda callback: import_module("wandb").finish(),
+}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Find out whether all trackers can be used; imports none of them.
+
+    Raises:
+        RecipeError: a `UserError` with every unknown name, and every package that is missing and how to install it.
+    """
+    problems = [problem for name in dict.fromkeys(names) if (problem := _problem(name)) is not None]
+    if problems:
+        raise RecipeError(problems, where="training")
+
+
+def _problem(name: str) -> str | None:
+    needs = TRACKERS.get(name)
+    if needs is None:
+        near = difflib.get_close_matches(name.lower(), TRACKERS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TRACKERS)}"
+        return f"training.trackers: unknown tracker {name!r} - {hint}"
+    if needs.variable is not None and not os.environ.get(needs.variable):
+        return f"training.trackers: {name} works where {needs.variable} is set (by its controller) - leave it out here"
+    missing = [module for module in needs.modules if not _installed(module)]
+    if missing:
+        what = f"{name} needs {', '.join(missing)}, not installed here"
+        return f"training.trackers: {what} - pip install {needs.packages}"
+    return None
+
+
+def _installed(module: str) -> bool:
+    spec = find_spec(module)
+    # A mere folder of that name (wandb and others leave one where they ran) is found, too, as a namespace package.
+    return spec is not None and (spec.origin is not None or find_spec(f"{module}.core") is not None)
+
+
+class Trackers:
+    """The open trackers of one training."""
+
+    def __init__(self, trackers: Sequence[_Tracker], *, marks: Path, say: Callable[[str], None]) -> None:
+        self._trackers, self._say = list(trackers), say
+        self._mark = marks / LAST_STEP
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report the metrics of an optimiser step, counted from 1; steps come in order.
+
+        After a resume some steps are trained a second time: TensorBoard forgets what it had from there on, the others
+        are not told twice.
+        """
+        if not self._trackers:
+            return
+        told = step <= self._last_step()
+        for tracker in list(self._trackers):
+            if not told or tracker.name == TENSORBOARD:
+                self._guarded(tracker, lambda tracker=tracker: tracker.log(step, metrics))  # type: ignore[misc]
+        if not told and any(tracker.name != TENSORBOARD for tracker in self._trackers):
+            self._mark.write_text(f"{step}\n", encoding="utf-8")
+
+    def close(self) -> None:
+        """Write out what is not yet written, and end every tracker's run."""
+        for tracker in list(self._trackers):
+            self._guarded(tracker, tracker.close)
+        self._trackers = []
+
+    def _last_step(self) -> int:
+        text = self._mark.read_text(encoding="utf-8").strip() if self._mark.is_file() else ""
+        return int(text) if text.isdigit() else 0
+
+    def _guarded(self, tracker: _Tracker, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever a tracker's library raises, hours of training are worth more
+            self._trackers.remove(tracker)
+            what = f"tracker {tracker.name}: {_first_line(error)}"
+            self._say(f"  {what}; left out from here on, train_log.jsonl has it all")
+
+
+def open_trackers(
+    names: Sequence[str],
+    *,
+    out_dir: Path,
+    run_name: str,
+    config: Mapping[str, Any],
+    say: Callable[[str], None] | None = None,
+) -> Trackers:
+    """Start the named trackers; to be called in one process alone, with an `Accelerator` at work or without.
+
+    TensorBoard writes into `out_dir/tensorboard`, so that `tensorboard --logdir` on a run directory shows one run a
+    stage. What else writes files does so in its own usual place, or in `out_dir/trackers`.
+
+    Args:
+        names: as in `training.trackers`; none: nothing is imported, and the result does nothing.
+        run_name: of the stage, for example `round-01/02_train_reward`.
+        config: the stage's config, as JSON-able values: what the trackers show as parameters.
+        say: gets the line that says a tracker failed on the way; None: the standard error stream.
+
+    Raises:
+        UserError: an unknown name, a missing package, or a tracker that cannot start (not logged in, no network).
+    """
+    check_trackers(names)
+    marks = out_dir / "trackers"
+    if set(names) - {TENSORBOARD}:
+        marks.mkdir(parents=True, exist_ok=True)
+    arguments = _arguments(config, output_dir=marks, run_name=run_name) if names else None
+    opened: list[_Tracker] = []
+    for name in dict.fromkeys(names):
+        tracker = _Tracker(name, arguments=arguments, out_dir=out_dir)
+        try:
+            if name != TENSORBOARD:
+                with _default_names(run_name):
+                    tracker.start()
+        except Exception as error:  # libraries raise what they like where nobody is logged in
+            for other in opened:
+                other.close()
+            raise UserError(
+                f"training.trackers: {name} cannot start: {_first_line(error)}. Set it up, or leave it out"
+            ) from error
+        opened.append(tracker)
+    return Trackers(opened, marks=marks, say=say or (lambda line: print(line, file=sys.stderr)))
+
+
+class _Tracker:
+    """One of transformers' callbacks, and what it is called with."""
+
+    def __init__(self, name: str, *, arguments: Any, out_dir: Path) -> None:
+        from transformers.trainer_callback import TrainerControl, TrainerState
+
+        self.name, self._arguments, self._out_dir = name, arguments, out_dir
+        self._state, self._control = TrainerState(), TrainerControl()
+        self._callback: Any = None
+
+    def start(self, *, first_step: int = 1) -> None:
+        from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+        (callback,) = get_reporting_integration_callbacks([self.name])
+        if self.name == TENSORBOARD:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Steps from `first_step` on that an earlier, killed process wrote are void.
+            writer = SummaryWriter(log_dir=str(self._out_dir / TENSORBOARD), purge_step=first_step)
+            self._callback = callback(tb_writer=writer)
+        else:
+            self._callback = callback()
+        self._call("on_init_end")
+        self._call("on_train_begin")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._callback is None:
+            self.start(first_step=step)
+        logs = {name: float(value) for name, value in metrics.items()}
+        self._state.global_step = step
+        self._state.log_history.append({**logs, "step": step})
+        self._call("on_log", logs=logs)
+        self._call("on_step_end")
+
+    def close(self) -> None:
+        if self._callback is None:
+            return
+        try:
+            self._call("on_train_end")
+        finally:
+            if self.name in _LEFT_OPEN:
+                _LEFT_OPEN[self.name](self._callback)
+
+    def _call(self, event: str, **values: Any) -> None:
+        handler = getattr(self._callback, event)
+        handler(self._arguments, self._state, self._control, model=None, processing_class=None, **values)
+
+
+def _arguments(config: Mapping[str, Any], *, output_dir: Path, run_name: str) -> Any:
+    """What the callbacks read of `TrainingArguments`: its class's defaults; its fields are the stage's own config."""
+    from transformers import TrainingArguments
+
+    values = dict(_flat(config))
+
+    def fallback(self: object, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(TrainingArguments, name, None)
+
+    namespace = {
+        "__getattr__": fallback,
+        "to_dict": lambda self: dict(values),
+        "to_sanitized_dict": lambda self: {name: _plain(value) for name, value in values.items()},
+        "to_json_string": lambda self: _json(values),
+        "output_dir": str(output_dir),
+        "run_name": run_name or None,
+        "project": PROJECT,
+        "report_to": [],
+    }
+    kind = make_dataclass("StageArguments", [(name, Any) for name in values], namespace=namespace)
+    return kind(**values)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}_")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(values, indent=2, default=str)
+
+
+@contextmanager
+def _default_names(run_name: str) -> Iterator[None]:
+    """Where the user has not named project and task, ours instead of `huggingface` and `Trainer`."""
+    wanted = {
+        "WANDB_PROJECT": PROJECT,
+        "COMET_PROJECT_NAME": PROJECT,
+        "CLEARML_PROJECT": PROJECT,
+        "CLEARML_TASK": run_name or PROJECT,
+        "SWANLAB_PROJECT": PROJECT,
+        "MLFLOW_EXPERIMENT_NAME": PROJECT,
+    }
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
