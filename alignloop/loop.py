@@ -138,8 +138,8 @@ def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Pr
     policy = ready.checkpoint
     if wants_bootstrap(recipe, had_template=bool(ready.metrics["had_template"])):
         room.house.progress.say("  the base has no chat behaviour: it is fine-tuned on chosen/edited completions first")
-        tuned = room.run(bootstrap.STAGE, recipe.sft, bootstrap.Inputs(policy, data.preferences))
-        policy = room.run(average.STAGE, None, average.Inputs(tuned.checkpoints)).checkpoint
+        tuned = room.run(bootstrap.STAGE, recipe.sft, bootstrap.Inputs(policy, data.preferences, data.heldout))
+        policy = room.run(average.STAGE, recipe.averaging.sft, average.of(tuned)).checkpoint
     start = RoundStart(
         policy=policy,
         sft_start=policy,

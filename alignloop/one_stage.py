@@ -13,28 +13,30 @@ from typing import Any
 
 from alignloop.artifacts import Artifact, read_manifest
 from alignloop.config import Recipe
+from alignloop.config.recipe import AverageConfig, AveragingConfig
 from alignloop.engines.open import open_engine
 from alignloop.errors import UserError
 from alignloop.progress import Progress
 from alignloop.stage import Outputs, Place, Stage, run_stage
+from alignloop.stages import average
 
-CONFIGS: Mapping[str, Callable[[Recipe], Any]] = {
-    "ingest": lambda recipe: recipe.data,
-    "base": lambda recipe: None,
-    "bootstrap": lambda recipe: recipe.sft,
-    "collect": lambda recipe: recipe.collect_stage,
-    "train_reward": lambda recipe: recipe.reward,
-    "average": lambda recipe: None,
-    "sample": lambda recipe: recipe.sample_stage,
-    "score": lambda recipe: recipe.score,
-    "select": lambda recipe: recipe.select,
-    "prune": lambda recipe: recipe.prune,
-    "train_sft": lambda recipe: recipe.sft,
-    "build_pairs": lambda recipe: recipe.pairs,
-    "train_dpo": lambda recipe: recipe.dpo,
-    "evaluate": lambda recipe: recipe.evaluate_stage,
+CONFIGS: Mapping[str, Callable[[Recipe, Any], Any]] = {
+    "ingest": lambda recipe, inputs: recipe.data,
+    "base": lambda recipe, inputs: None,
+    "bootstrap": lambda recipe, inputs: recipe.sft,
+    "collect": lambda recipe, inputs: recipe.collect_stage,
+    "train_reward": lambda recipe, inputs: recipe.reward,
+    "average": lambda recipe, inputs: averaging_of(recipe.averaging, inputs),
+    "sample": lambda recipe, inputs: recipe.sample_stage,
+    "score": lambda recipe, inputs: recipe.score,
+    "select": lambda recipe, inputs: recipe.select,
+    "prune": lambda recipe, inputs: recipe.prune,
+    "train_sft": lambda recipe, inputs: recipe.sft,
+    "build_pairs": lambda recipe, inputs: recipe.pairs,
+    "train_dpo": lambda recipe, inputs: recipe.dpo_stage,
+    "evaluate": lambda recipe, inputs: recipe.evaluate_stage,
 }
-"""Stage -> the part of a recipe it is configured by."""
+"""Stage -> the part of a recipe it is configured by; `average` has three, and its inputs tell which."""
 
 
 def run_alone(
@@ -58,7 +60,7 @@ def run_alone(
     with open_engine(recipe.engine, log_file=out.with_name(out.name + ".engine.log"), say=progress.say) as engine:
         return run_stage(
             stage,
-            CONFIGS[name](recipe),
+            CONFIGS[name](recipe, values),
             values,
             place=Place(out, number, recipe.seed),
             engine=engine,
@@ -76,6 +78,26 @@ def stage_named(name: str) -> Stage[Any, Any, Outputs]:
         raise UserError(f"no stage is called {name!r}; {hint}stages: {', '.join(CONFIGS)}")
     stage: Stage[Any, Any, Outputs] = importlib.import_module(f"alignloop.stages.{name}").STAGE
     return stage
+
+
+def averaging_of(averaging: AveragingConfig, inputs: average.Inputs) -> AverageConfig:
+    """That of the stage the summary is of; without a summary, the one that the recipe says anything about.
+
+    Raises:
+        UserError: no summary, and the recipe says something about several.
+    """
+    if inputs.summary is not None:
+        from alignloop.training.summary import read_summary
+
+        of_stage: AverageConfig = getattr(averaging, read_summary(inputs.summary.path).objective)
+        return of_stage
+    said = {name: config for name, config in averaging if config != AverageConfig()}
+    if len(said) > 1:
+        raise UserError(
+            f"average: the recipe configures averaging.{' and averaging.'.join(said)}: say which with "
+            "--input summary=train_summary.json of the stage that trained the checkpoints"
+        )
+    return next(iter(said.values()), AverageConfig())
 
 
 def parse_inputs(stage: Stage[Any, Any, Outputs], inputs: Sequence[str]) -> Any:

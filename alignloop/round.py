@@ -72,20 +72,24 @@ def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
     reward = house.run(
         train_reward.STAGE, recipe.reward, train_reward.Inputs(start.reward_start, batches, start.heldout)
     )
-    reward_model = house.run(average.STAGE, None, average.Inputs(reward.checkpoints)).checkpoint
+    reward_model = house.run(average.STAGE, recipe.averaging.reward, average.of(reward)).checkpoint
 
     sampled = house.run(sample.STAGE, recipe.sample_stage, sample.Inputs(start.policy, start.prompts))
     scored = house.run(score.STAGE, recipe.score, score.Inputs(sampled.candidates, reward_model))
     selected = house.run(select.STAGE, recipe.select, select.Inputs(scored.candidates))
     pruned = house.run(prune.STAGE, recipe.prune, prune.Inputs(selected.selected, collected.preferences, start.policy))
 
-    sft = house.run(train_sft.STAGE, recipe.sft, train_sft.Inputs(start.sft_start, pruned.rows))
-    sft_model = house.run(average.STAGE, None, average.Inputs(sft.checkpoints)).checkpoint
+    sft = house.run(train_sft.STAGE, recipe.sft, train_sft.Inputs(start.sft_start, pruned.rows, start.heldout))
+    sft_model = house.run(average.STAGE, recipe.averaging.sft, average.of(sft)).checkpoint
 
     window = batches[-recipe.pairs.data_window :]
     pairs = house.run(build_pairs.STAGE, recipe.pairs, build_pairs.Inputs(scored.candidates, window))
-    dpo = house.run(train_dpo.STAGE, recipe.dpo, train_dpo.Inputs(sft_model, sft_model, pairs.pairs))
-    policy = house.run(average.STAGE, None, average.Inputs(dpo.checkpoints)).checkpoint
+    dpo = house.run(
+        train_dpo.STAGE,
+        recipe.dpo_stage,
+        train_dpo.Inputs(start=sft_model, reference=sft_model, pairs=pairs.pairs, heldout=start.heldout),
+    )
+    policy = house.run(average.STAGE, recipe.averaging.dpo, average.of(dpo)).checkpoint
 
     evaluation = house.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(policy))
     return RoundEnd(policy, reward_model, collected.preferences, scored.candidates, evaluation)

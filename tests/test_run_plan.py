@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from alignloop.loop import ingest_inputs
 from alignloop.plan import make_plan, plan_text
 from alignloop.plan.estimate import Estimator
 from alignloop.preflight import check
+from alignloop.preflight.averaging import check_averaging
+from alignloop.preflight.disk import run_bytes
 from alignloop.progress import QuietProgress
 from alignloop.run_dir import enter, locked
 from alignloop.stage import Place, run_stage
@@ -73,6 +76,29 @@ def test_expected_tokens_of_sampling(tmp_path: Path) -> None:
     assert checked.lengths is not None
     expected = int(40 * (checked.lengths.prompt + 5 * checked.lengths.completion))
     assert Estimator(recipe, checked).of("sample", number=1).tokens == expected
+
+
+def test_expected_tokens_of_variants_are_those_of_all_trainings(tmp_path: Path) -> None:
+    """13 rows once, twice, and half of them (6 or 7) once: 13 + 26 + 6 row lengths."""
+    once = recipe_of(tmp_path)
+    variants = [{}, {"epochs": 2}, {"data_fraction": 0.5}]
+    thrice = recipe_of(tmp_path, reward={"max_length": 384, "variants": variants})
+    one = Estimator(once, check(once)).of("train_reward", number=1)
+    all_three = Estimator(thrice, check(thrice)).of("train_reward", number=1)
+    assert one.tokens is not None
+    assert all_three.rows == one.rows == 13
+    assert all_three.tokens == pytest.approx(one.tokens * 45 / 13, abs=4)
+    few = recipe_of(tmp_path, reward={"max_length": 384, "variants": [{"max_steps": 2, "batch_groups": 3}]})
+    assert Estimator(few, check(few)).of("train_reward", number=1).tokens == pytest.approx(one.tokens * 6 / 13, abs=1)
+
+
+def test_disk_holds_the_checkpoints_of_all_variants(tmp_path: Path) -> None:
+    def needed(**dpo: Any) -> int:
+        recipe = recipe_of(tmp_path, dpo={"max_length": 384, "num_checkpoints": 2, **dpo})
+        return run_bytes(recipe, num_parameters=1_000_000, num_prompts=10, prompt_tokens=5.0)
+
+    # Two more variants of two checkpoints each, 4 MB a checkpoint, three rounds.
+    assert needed(variants=[{}, {"beta": 0.2}, {"seed": 1}]) - needed() == 3 * 2 * 2 * 4_000_000
 
 
 def test_a_plan_of_nothing_done_yet(tmp_path: Path) -> None:
@@ -133,3 +159,110 @@ def test_plan_and_run_agree_on_seeds(tmp_path: Path) -> None:
     checked = check(recipe)
     assert {json.loads(line)["id"] for line in held} == {row.id for row in checked.rows.heldout}
     assert len(held) > 5
+
+
+def settings_of(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """The plan's settings, by name; lines that go on are joined."""
+    lines = plan_text(make_plan(recipe, run_dir=folder / "run")).split("\n\n")[2].splitlines()
+    settings: dict[str, str] = {}
+    for line in lines:
+        assert len(line) <= 80, line
+        name = line[:20].strip() or list(settings)[-1]
+        settings[name] = f"{settings.get(name, '')} {line[20:].strip()}".strip()
+    return settings
+
+
+def test_a_plan_says_where_each_model_comes_from(tmp_path: Path) -> None:
+    assert settings_of(recipe_of(tmp_path), tmp_path) == {
+        "sample.policy": "best: the best so far by ifeval/mean (round 1: the base)",
+        "reward.start_from": "previous: the last round's (round 1: the base, new head)",
+        "sft.start_from": "previous: the last round's policy (round 1: the base)",
+        "dpo start": "the SFT model of its round, which is its reference too",
+        "pairs.data_window": "1: the round's preferences, and best/worst of its candidates",
+        "averaging": "none: each stage goes on with its last checkpoint",
+    }
+
+
+def test_a_plan_says_what_is_averaged_adapted_and_run_in_parallel(tmp_path: Path) -> None:
+    recipe = recipe_of(
+        tmp_path,
+        data={"heldout_fraction": 0.1},
+        reward={"max_length": 384, "num_checkpoints": 2, "start_from": "base"},
+        sft={"max_length": 384, "lora": {"rank": 8}},
+        dpo={"max_length": 384, "num_checkpoints": 3, "variants": [{}, {"beta": 0.2, "seed": 1}]},
+        averaging={"reward": {"weights": [1, 3]}, "dpo": {"choose": 2, "metric": "accuracy"}},
+        pairs={"data_window": 2, "on_policy": False},
+        training={"num_processes": 8, "accelerate": "fsdp2"},
+    )
+    settings = settings_of(recipe, tmp_path)
+    assert settings["reward.start_from"] == "base: the base, with a new head, in every round"
+    assert settings["pairs.data_window"] == "2: preferences of the last 2 rounds"
+    assert settings["dpo.variants"] == "1: the stage as it is 2: seed 1, beta 0.2"
+    assert settings["averaging.reward"] == "weights 1, 3 over 2 checkpoints"
+    assert settings["averaging.sft"] == "none: its last checkpoint"
+    assert settings["averaging.dpo"] == (
+        "uniform over the 2 of 6 (3 checkpoints x 2 variants) with the highest held-out accuracy"
+    )
+    assert settings["sft.lora"] == "rank 8, alpha 32, on all-linear; merged for the next stage"
+    assert settings["training"] == "8 processes, fsdp2"
+
+
+def test_the_reference_is_named_by_its_digest_where_it_is_made(tmp_path: Path) -> None:
+    plan = make_plan(recipe_of(tmp_path), run_dir=tmp_path / "run")
+    assert all(stage.reference is None for stage in plan.stages)
+    digest = "sha256:" + "0123456789abcdef" * 4
+    made = tuple(
+        replace(stage, reference=digest) if (stage.round, stage.name) == (2, "11_train_dpo") else stage
+        for stage in plan.stages
+    )
+    assert "dpo reference       of round 2: sha256:0123456789ab\n" in plan_text(replace(plan, stages=made))
+    assert "dpo reference" not in plan_text(plan)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (
+            {"averaging": {"reward": {"weights": [1, 2]}}, "reward": {"num_checkpoints": 3, "variants": [{}, {}]}},
+            r"averaging\.reward\.weights: 2 weights for 6 checkpoints \(reward\.num_checkpoints 3 x 2 variants\)",
+        ),
+        (
+            {
+                "averaging": {"sft": {"weights": [1, 2, 3], "choose": 2}},
+                "sft": {"num_checkpoints": 3},
+                "data": {"heldout_fraction": 0.1},
+            },
+            r"averaging\.sft\.weights: 3 weights for the 2 chosen",
+        ),
+        (
+            {"averaging": {"sft": {"choose": 4}}, "sft": {"num_checkpoints": 3}},
+            r"averaging\.sft\.choose: 4 of 3 checkpoints \(sft\.num_checkpoints 3\)",
+        ),
+        ({"averaging": {"dpo": {"weights": [0]}}}, r"averaging\.dpo\.weights: all of them are zero"),
+        (
+            {"averaging": {"dpo": {"choose": 1}}, "dpo": {"num_checkpoints": 2}},
+            r"averaging\.dpo\.choose: no held-out row to choose by \(data\.heldout_fraction 0\)",
+        ),
+        (
+            {
+                "averaging": {"dpo": {"choose": 1}},
+                "dpo": {"variants": [{}, {"beta": 0.5}]},
+                "data": {"heldout_fraction": 0.1},
+            },
+            r"averaging\.dpo\.metric: losses of other beta or nll_coefficient cannot be compared - use accuracy",
+        ),
+    ],
+)
+def test_averaging_that_cannot_work_is_known_before_a_run(tmp_path: Path, values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=f"1 problem found.*\n.*{problem}"):
+        make_plan(recipe_of(tmp_path, **values), run_dir=tmp_path / "run")
+
+
+def test_averaging_that_fits_is_let_through(tmp_path: Path) -> None:
+    recipe = recipe_of(
+        tmp_path,
+        data={"heldout_fraction": 0.1},
+        sft={"num_checkpoints": 2, "variants": [{}, {"seed": 1}]},
+        averaging={"sft": {"choose": 3, "weights": [1, 1, 2]}, "dpo": {"choose": 1, "weights": [1]}},
+    )
+    check_averaging(recipe, heldout=check(recipe).rows.heldout)

@@ -341,6 +341,13 @@ class CollectStageConfig(CollectConfig):
     split_rounds: PositiveInt
 
 
+class DpoStageConfig(DpoConfig):
+    """What `train_dpo` is fingerprinted by."""
+
+    heldout_strengths: tuple[Strength, ...]
+    """Held-out pairs of these strengths are measured: those that train."""
+
+
 class EngineComputes(Section):
     """The part of the engine's config that results depend on; sizes and retries do not count."""
 
@@ -411,6 +418,11 @@ class Recipe(Section):
     def sample_stage(self) -> SampleStageConfig:
         """`sample` depends on what the engine can hold and how it computes."""
         return SampleStageConfig(**dict(self.sample), engine=self.engine.name, **_computing(self.engine))
+
+    @property
+    def dpo_stage(self) -> DpoStageConfig:
+        """`train_dpo` measures on held-out pairs of the strengths that `pairs` trains on."""
+        return DpoStageConfig(**dict(self.dpo), heldout_strengths=self.pairs.strengths)
 
     @property
     def evaluate_stage(self) -> EvaluateStageConfig:

@@ -33,7 +33,7 @@ def masked_sums(
         mask_formatting_tokens: leave the formatting tokens out; their gradient is then exactly zero.
 
     Returns:
-        [num_completions].
+        [num_completions] float64.
     """
     if mask_formatting_tokens:
         logprobs = torch.where(formatting_mask, torch.zeros_like(logprobs), logprobs)
@@ -60,15 +60,15 @@ def dpo_term(
         `chosen_logprobs`, `rejected_logprobs`: means over pairs that add up over the microbatches of a step.
     """
     count = float(chosen_logprobs.shape[0]) if num_pairs is None else num_pairs
-    log_ratio = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
+    log_ratio = ((chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)).float()
     loss = -functional.logsigmoid(beta * log_ratio).sum() / count
     margin = beta * log_ratio.detach()
     metrics = {
         "dpo_loss": loss.detach(),
         "accuracy": (margin > 0).float().sum() / count,
         "margin": margin.sum() / count,
-        "chosen_logprobs": chosen_logprobs.detach().sum() / count,
-        "rejected_logprobs": rejected_logprobs.detach().sum() / count,
+        "chosen_logprobs": chosen_logprobs.detach().sum().float() / count,
+        "rejected_logprobs": rejected_logprobs.detach().sum().float() / count,
     }
     return loss, metrics
 

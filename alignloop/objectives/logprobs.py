@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-CHUNK_LOGITS = 2**26
-"""Logits held at a time: 256 MiB in float32."""
+from alignloop.objectives.output_head import CPU_TILE, GPU_TILE, LogitTransform, TiledLogprobs, TileSize
 
 
 def token_logprobs(
@@ -19,12 +18,12 @@ def token_logprobs(
     head_bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    chunk_logits: int = CHUNK_LOGITS,
+    tile: TileSize | None = None,
 ) -> Tensor:
     """Log-probability of each target token, in nats.
 
-    Where T x V is over `chunk_logits`, the tokens go through the head in chunks whose logits are computed again
-    in the backward pass, so that a vocabulary of 128k never needs [T, V] in one piece.
+    Logits are computed tile by tile, in the dtype of the weight or of autocast, and again in the backward pass where
+    more than `tile.kept_logits` would have to be kept: a vocabulary of 128k never needs [T, V] in one piece.
 
     Args:
         hidden: [T, D] last hidden states (after the final norm) at the positions that predict.
@@ -33,50 +32,40 @@ def token_logprobs(
         head_bias: [V] or None.
         scale: factor on the logits (1 for most models).
         softcap: final logit softcapping (Gemma 2): cap * tanh(logits / cap); None: none.
+        tile: None: what suits the device.
 
     Returns:
-        [T] float32.
+        [T] float32; NaN where a target is outside the vocabulary.
     """
-    num_tokens, vocab_size = hidden.shape[0], head_weight.shape[0]
-    chunk = max(1, chunk_logits // vocab_size)
-    if num_tokens <= chunk:
-        return _head(hidden, target_ids, head_weight, head_bias, scale, softcap)
-    parts = [
-        checkpoint(
-            _head,
-            hidden[start : start + chunk],
-            target_ids[start : start + chunk],
-            head_weight,
-            head_bias,
-            scale,
-            softcap,
-            use_reentrant=False,
-            preserve_rng_state=False,
+    device = hidden.device.type
+    if tile is None:
+        tile = CPU_TILE if device == "cpu" else GPU_TILE
+    if not (torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)):
+        tile = replace(tile, kept_logits=0)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, head_weight = hidden.to(dtype), head_weight.to(dtype)
+        head_bias = None if head_bias is None else head_bias.to(dtype)
+    # The casts above are part of the graph; within the head, sums in float32 must stay so.
+    with torch.autocast(device_type=device, enabled=False):
+        logprobs: Tensor = TiledLogprobs.apply(  # type: ignore[no-untyped-call]
+            hidden, head_weight, head_bias, target_ids, LogitTransform(scale, softcap), tile
         )
-        for start in range(0, num_tokens, chunk)
-    ]
-    return torch.cat(parts)
-
-
-def _head(
-    hidden: Tensor, target_ids: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
-) -> Tensor:
-    logits = functional.linear(hidden, weight, bias).float()
-    if scale != 1.0:
-        logits = logits * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return -functional.cross_entropy(logits, target_ids, reduction="none")
+    return logprobs
 
 
 def completion_sums(values: Tensor, *, completion_index: Tensor, num_completions: int) -> Tensor:
     """Sum of the token values of each completion.
+
+    In float64: sums of thousands of nats are subtracted from one another, and one rounding of such a sum in float32 is
+    as large as what DPO looks for.
 
     Args:
         values: [T] one per token.
         completion_index: [T] the completion of each token, in 0 .. num_completions - 1.
 
     Returns:
-        [num_completions], 0 where a completion has no token.
+        [num_completions] float64, 0 where a completion has no token.
     """
-    return values.new_zeros(num_completions).index_add(0, completion_index, values)
+    zeros = torch.zeros(num_completions, dtype=torch.float64, device=values.device)
+    return zeros.index_add(0, completion_index, values.double())

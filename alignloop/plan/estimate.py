@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.config import Recipe
-from alignloop.config.recipe import OptimizerConfig
+from alignloop.config.recipe import OptimizerConfig, Variant
 from alignloop.data.split import round_batch
 from alignloop.preflight import Checked
 from alignloop.preflight.check import sampled_prompts
 from alignloop.records import Strength
 from alignloop.stages.train_reward import of_strengths
+from alignloop.training.variants import num_drawn, trainings
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Expected:
 
     Attributes:
         rows: rows in, or candidates made.
-        tokens: through the model, epochs counted; completions are taken to be as long as the preferences'.
+        tokens: through the model, epochs and variants counted; completions are taken to be as long as the preferences'.
     """
 
     rows: int | None = None
@@ -73,10 +74,7 @@ class Estimator:
         if self._lengths is None:
             return Expected(rows)
         length = self._lengths.of_training(num_completions=num_completions, max_length=config.max_length)
-        seen = rows * config.epochs
-        if config.max_steps is not None:
-            seen = min(seen, config.max_steps * config.batch_groups)
-        return Expected(rows, int(seen * length))
+        return Expected(rows, int(length * sum(_rows_seen(rows, each, variant) for each, variant in trainings(config))))
 
     def _batch(self, number: int) -> int:
         return len(self._rows_of(number))
@@ -119,6 +117,12 @@ class Estimator:
     def _share(self, strengths: Sequence[Strength]) -> float:
         train = self._checked.rows.train
         return len(of_strengths(train, strengths)) / len(train) if train else 0.0
+
+
+def _rows_seen(rows: int, config: OptimizerConfig, variant: Variant) -> int:
+    """Rows through one training, epochs counted."""
+    seen = num_drawn(rows, fraction=variant.data_fraction) * config.epochs
+    return seen if config.max_steps is None else min(seen, config.max_steps * config.batch_groups)
 
 
 def round_half(value: float) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from alignloop.config import Recipe
+from alignloop.plan.settings import NAME_WIDTH, setting_lines
 from alignloop.plan.walk import Plan, PlannedStage
 from alignloop.preflight.lines import bytes_in_words, in_words, opening_lines
 
@@ -15,7 +15,7 @@ TRAINING = ("train_reward", "train_sft", "train_dpo", "bootstrap")
 def plan_text(plan: Plan) -> str:
     """Recipe, stages with rows and tokens, where each model starts, disk."""
     lines = opening_lines(plan.checked, recipe=plan.recipe, run_dir=plan.run_dir)
-    lines += ["", *_rounds(plan), "", *_models(plan.recipe), "", _disk(plan)]
+    lines += ["", *_rounds(plan), "", *setting_lines(plan), "", _disk(plan)]
     return "\n".join(lines)
 
 
@@ -56,24 +56,9 @@ def _stage_lines(stage: PlannedStage) -> list[str]:
     return [line, *(f"      {change}" for change in stage.changes)]
 
 
-def _models(recipe: Recipe) -> list[str]:
-    policy = f"the best so far by {recipe.best_metric}" if recipe.sample.policy == "best" else "the last round's"
-    reward = {
-        "previous": "the last round's (round 1: the base, with a new head)",
-        "base": "the base, with a new head, in every round",
-    }
-    sft = {"previous": "the last round's policy (round 1: from the base)", "base": "the base in every round"}
-    return [
-        f"policy        that samples: {policy} (round 1: the base)",
-        f"reward model  starts from {reward[recipe.reward.start_from]}",
-        f"SFT           starts from {sft[recipe.sft.start_from]}",
-        "DPO           starts from the SFT model of its round, which is its reference too",
-    ]
-
-
 def _disk(plan: Plan) -> str:
     needed = bytes_in_words(plan.checked.disk_bytes)
-    return f"disk          about {needed} needed, {bytes_in_words(plan.free_bytes)} free at {plan.run_dir}"
+    return f"{'disk':<{NAME_WIDTH}}about {needed} needed, {bytes_in_words(plan.free_bytes)} free at {plan.run_dir}"
 
 
 def _name(stage: PlannedStage) -> str:

@@ -41,6 +41,7 @@ class PlannedStage:
         state: `published`: taken over; `begun`: goes on where it stopped; `drift`: published from something else.
         changes: what differs, where the state is `drift`; empty where only an earlier stage's result will.
         seconds: what it took, where it is published.
+        reference: digest of DPO's reference model, where that is made already.
     """
 
     round: int
@@ -49,6 +50,7 @@ class PlannedStage:
     expected: Expected
     changes: tuple[str, ...] = ()
     seconds: float | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,22 +151,28 @@ class PlannedRound(RoundHouse):
         seed = derive_seed(self.house.seed, self.number, folder.name)
         described = describe(config, inputs, seed=seed)
         known = read_manifest(folder)
+        reference = _digest(getattr(inputs, "reference", None))
         expected = self.estimator.of(stage.name, number=self.number) if self.estimator else NOTHING
         if known is not None and known.fingerprint == fingerprint(described):
             check_whole(folder, known)
-            self._note(folder.name, "published", expected, seconds=sum(known.seconds.values()))
+            seconds = sum(known.seconds.values())
+            self._note(folder.name, "published", expected, seconds=seconds, reference=reference)
             return outputs_of(stage, folder, known)
         if known is not None:
             # What only follows from an earlier stage's drift is not listed again.
             changes = [change for change in differences(known, described) if not change.endswith(NOT_MADE)]
-            self._note(folder.name, "drift", expected, changes=tuple(changes))
+            self._note(folder.name, "drift", expected, changes=tuple(changes), reference=reference)
         else:
             begun = folder.with_name(folder.name + PARTIAL).is_dir()
-            self._note(folder.name, "begun" if begun else "to do", expected)
+            self._note(folder.name, "begun" if begun else "to do", expected, reference=reference)
         return _stand_in(stage, folder, metrics=self.base_metrics if stage.name == "base" else {})
 
     def _note(self, name: str, state: State, expected: Expected, **more: Any) -> None:
         self.planned.append(PlannedStage(self.number, name, state, expected, **more))
+
+
+def _digest(artifact: Artifact | None) -> str | None:
+    return None if artifact is None or artifact.digest == NOT_MADE else artifact.digest
 
 
 def _stand_in(stage: Stage[Any, Any, OutputsT], folder: Path, *, metrics: dict[str, float]) -> OutputsT:

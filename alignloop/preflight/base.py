@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,8 +16,11 @@ from alignloop.chat.templates import Template, load_template
 from alignloop.config import Recipe
 from alignloop.engines.checkpoint import tensor_shapes, text_config
 from alignloop.errors import ModelError
+from alignloop.preflight.adapters import check_machine, check_targets
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.weights import check_causal, check_shapes
+from alignloop.training.adapter_files import base_of, check_fits, has_tokenizer, is_adapter
+from alignloop.training.vocabulary import check_tokenizer_fits, embedding_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,23 +54,22 @@ def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
     if recipe.chat_template is not None:
         with findings.collecting():
             template = load_template(recipe.chat_template)
-    folder: Path | None = None
+    check_machine(recipe, findings=findings)
+    folder, adapter = None, None
     with findings.collecting():
-        folder = find_base(recipe.base)
-        if folder is None:
-            findings.notes.append(
-                f"base: {recipe.base} is not on this machine: it is fetched from the hub when the run starts"
-            )
+        folder, adapter = _folders(recipe.base, findings=findings)
     if folder is None:
         return BaseFacts()
-    parameters, positions, had_template, chat = None, None, None, None
+    parameters, positions, num_rows, had_template, chat = None, None, None, None, None
     with findings.collecting():
         config = text_config(folder)
         check_causal(folder, config)
         positions = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
-        parameters = count_parameters(folder)
+        parameters, num_rows = _look_at_weights(recipe, folder, config, adapter=adapter)
     with findings.collecting():
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(adapter) else folder)
+        if num_rows is not None:
+            _check_rows(tokenizer, num_rows=num_rows, base=recipe.base, findings=findings)
         had_template = bool(tokenizer.chat_template)
         if had_template and recipe.chat_template is not None:
             findings.notes.append("chat_template: not used, the base brings its own")
@@ -117,21 +120,47 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def count_parameters(folder: Path) -> int:
-    """Numbers in the weights, read from their headers alone.
+def _folders(base: str, *, findings: Findings) -> tuple[Path | None, Path | None]:
+    """(model, adapter): the second is None where the base is no adapter, the first where it is not on this machine."""
+    folder = find_base(base)
+    if folder is None:
+        findings.notes.append(f"base: {base} is not on this machine: it is fetched from the hub when the run starts")
+        return None, None
+    if not is_adapter(folder):
+        return folder, None
+    of = base_of(folder)
+    model = _cached_snapshot(of) if isinstance(of, str) else of
+    what_happens = "it is merged into that when the run starts" if model else "which is fetched when the run starts"
+    findings.notes.append(f"base: {base} is an adapter of {of}: {what_happens}")
+    return model, folder
+
+
+def _look_at_weights(
+    recipe: Recipe, folder: Path, config: Mapping[str, Any], *, adapter: Path | None
+) -> tuple[int, int | None]:
+    """Numbers in the weights and rows of the embedding, read from the headers alone.
 
     Raises:
-        ModelError: there are no weights, a file is broken, or they are not those of config.json.
+        ModelError: there are no weights, a file is broken, they are not those of config.json, or an adapter or the
+            recipe's own names do not fit them.
     """
     pickles = sorted(folder.glob("pytorch_model*.bin"))
     if pickles and not any(folder.glob("*.safetensors")):
         # A pickle tells its size only: two bytes a parameter is how checkpoints are published.
-        return sum(file.stat().st_size for file in pickles) // 2
-    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
-        raise ModelError(f"base: {folder} holds an adapter, not a model: merge it into its base and give the result")
+        return sum(file.stat().st_size for file in pickles) // 2, None
     shapes = tensor_shapes(folder)
-    check_shapes(folder, shapes, config=text_config(folder))
-    return sum(prod(shape) for shape in shapes.values())
+    check_shapes(folder, shapes, config=config)
+    check_targets(recipe, shapes)
+    if adapter is not None:
+        check_fits(adapter, shapes, base=str(folder))
+    return sum(prod(shape) for shape in shapes.values()), embedding_rows(shapes)
+
+
+def _check_rows(tokenizer: Any, *, num_rows: int, base: str, findings: Findings) -> None:
+    unused = check_tokenizer_fits(tokenizer, num_rows=num_rows, where=f"base: {base}")
+    if unused:
+        names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        findings.notes.append(f"base: special tokens without an embedding row, which nothing here writes: {names}")
 
 
 def _chat_format(tokenizer: PreTrainedTokenizerBase, *, base: str) -> ChatFormat:

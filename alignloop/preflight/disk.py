@@ -10,6 +10,7 @@ from pathlib import Path
 from alignloop.artifacts import existing_parent
 from alignloop.config import Recipe
 from alignloop.errors import DiskFullError
+from alignloop.preflight.averaging import num_checkpoints
 from alignloop.preflight.base import PARAMETER_BYTES
 
 BYTES_A_TOKEN = 12
@@ -21,7 +22,7 @@ FIXED_BYTES = 50_000_000
 
 
 def run_bytes(recipe: Recipe, *, num_parameters: int, num_prompts: int, prompt_tokens: float) -> int:
-    """Bytes of a whole run: checkpoints of three stages a round, resume points, rows.
+    """Bytes of a whole run: checkpoints of three stages a round, of all their variants, resume points, rows.
 
     Args:
         num_prompts: sampled a round.
@@ -30,10 +31,12 @@ def run_bytes(recipe: Recipe, *, num_parameters: int, num_prompts: int, prompt_t
     checkpoint = num_parameters * PARAMETER_BYTES
     stages = (recipe.reward, recipe.sft, recipe.dpo)
     # `average` publishes one more of each stage; a resume point holds weights and two moments.
-    checkpoints = sum(stage.num_checkpoints + 1 for stage in stages)
+    checkpoints = sum(num_checkpoints(stage) + 1 for stage in stages)
     tokens = num_prompts * recipe.sample.num_candidates * (prompt_tokens + recipe.sample.max_tokens)
     rows = int(tokens * BYTES_A_TOKEN * NUM_COPIES_OF_CANDIDATES)
-    return recipe.rounds * (checkpoints * checkpoint + rows) + 2 * checkpoint + 3 * checkpoint + FIXED_BYTES
+    before = num_checkpoints(recipe.sft) + 1 if recipe.bootstrap == "always" else 0
+    others = 2 + before + 3  # base and final, bootstrap, a resume point
+    return recipe.rounds * (checkpoints * checkpoint + rows) + others * checkpoint + FIXED_BYTES
 
 
 def used_bytes(folder: Path) -> int:

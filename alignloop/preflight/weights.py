@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.errors import ModelError
+from alignloop.training.vocabulary import INPUT_EMBEDDING
 
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
-_INPUT_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
@@ -52,7 +52,7 @@ def check_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, config:
     remedy = "copy both from one place"
     numbers = {value for value in config.values() if isinstance(value, int)}
     for name, shape in shapes.items():
-        if not _INPUT_EMBEDDING.search(name) or len(shape) != 2:
+        if not INPUT_EMBEDDING.search(name) or len(shape) != 2:
             continue
         rows = config.get("vocab_size")
         if rows is not None and shape[0] != rows:

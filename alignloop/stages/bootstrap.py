@@ -9,18 +9,20 @@ from alignloop.config.recipe import SftConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import Message, PreferenceRow, SftRow
 from alignloop.stage import Stage, StageContext
-from alignloop.stages.train_sft import Outputs, fine_tune
+from alignloop.stages.training import Outputs, fine_tune
 
 
 @dataclass(frozen=True)
 class Inputs:
     start: Artifact
     preferences: Artifact
+    heldout: Artifact | None = None
+    """Preferences never trained on, as for `train_sft`."""
 
 
 def run(config: SftConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     rows = [preferred(row) for row in load_jsonl(inputs.preferences.path, PreferenceRow)]
-    return fine_tune(config, inputs.start, rows, ctx)
+    return fine_tune(config, inputs.start, rows, heldout_targets(inputs.heldout), ctx)
 
 
 def preferred(row: PreferenceRow) -> SftRow:
@@ -32,6 +34,11 @@ def preferred(row: PreferenceRow) -> SftRow:
         source=row.source,
         meta=row.meta,
     )
+
+
+def heldout_targets(heldout: Artifact | None) -> list[SftRow]:
+    """What people liked best of held-out preferences; nothing where none are given."""
+    return [] if heldout is None else [preferred(row) for row in load_jsonl(heldout.path, PreferenceRow)]
 
 
 STAGE = Stage("bootstrap", Inputs, Outputs, run)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import DpoConfig
+from alignloop.config.recipe import DpoStageConfig
 from alignloop.data.jsonl import load_jsonl
-from alignloop.records import PairRow
-from alignloop.stage import Outputs as StageOutputs
+from alignloop.records import PairRow, PreferenceRow
 from alignloop.stage import Stage, StageContext
+from alignloop.stages.build_pairs import preference_pair
+from alignloop.stages.train_reward import of_strengths
+from alignloop.stages.training import Outputs, train_stage
 
 
 @dataclass(frozen=True)
@@ -18,40 +20,25 @@ class Inputs:
     reference: Artifact
     """The SFT model of the same round."""
     pairs: Artifact
+    heldout: Artifact | None = None
+    """Preferences never trained on: loss and accuracy are measured on their pairs. None: they are not."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outputs(StageOutputs):
-    checkpoints: tuple[Artifact, ...]
-    log: Artifact
-
-
-def run(config: DpoConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+def run(config: DpoStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
     from alignloop.packing.build import pair_groups
-    from alignloop.training.trainer import train
 
-    rows = list(load_jsonl(inputs.pairs.path, PairRow))
-    groups = pair_groups(rows, load_format(inputs.start.path))
-    ctx.engine.sleep()
-    with ctx.activity("training"):
-        result = train(
-            "dpo",
-            groups=groups,
-            eval_groups=[],
-            checkpoint=inputs.start.path,
-            reference=inputs.reference.path,
-            out_dir=ctx.dir,
-            config=config,
-            seed=ctx.seed,
-            progress=ctx.progress,
-        )
-    dropped = len(result.dropped)
-    return Outputs(
-        checkpoints=tuple(Artifact.of(path) for path in result.checkpoints),
-        log=Artifact.of(ctx.dir / "train_log.jsonl"),
-        counts={"in": len(rows), "kept": len(rows) - dropped, "dropped": dropped, "dropped_by_length": dropped},
-        metrics=result.metrics,
+    chat = load_format(inputs.start.path)
+    heldout = [] if inputs.heldout is None else list(load_jsonl(inputs.heldout.path, PreferenceRow))
+    measured = [preference_pair(row) for row in of_strengths(heldout, config.heldout_strengths)]
+    return train_stage(
+        "dpo",
+        config=config,
+        groups=pair_groups(load_jsonl(inputs.pairs.path, PairRow), chat),
+        eval_groups=pair_groups(measured, chat),
+        start=inputs.start,
+        reference=inputs.reference,
+        ctx=ctx,
     )
 
 

@@ -9,8 +9,8 @@ from alignloop.artifacts import Artifact
 from alignloop.config.recipe import RewardConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import PreferenceRow, Strength
-from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
+from alignloop.stages.training import Outputs, train_stage
 
 
 @dataclass(frozen=True)
@@ -22,47 +22,23 @@ class Inputs:
     heldout: Artifact
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outputs(StageOutputs):
-    checkpoints: tuple[Artifact, ...]
-    log: Artifact
-
-
 def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
     from alignloop.packing.build import preference_groups
-    from alignloop.training.trainer import train
 
     # A row may stand in several batches (`batches: all`): it trains once.
     rows = {row.id: row for batch in inputs.preferences for row in load_jsonl(batch.path, PreferenceRow)}
     kept = of_strengths(list(rows.values()), config.strengths)
     heldout = of_strengths(list(load_jsonl(inputs.heldout.path, PreferenceRow)), config.strengths)
     chat = load_format(inputs.start.path)
-    ctx.engine.sleep()
-    with ctx.activity("training"):
-        result = train(
-            "reward",
-            groups=preference_groups(kept, chat),
-            eval_groups=preference_groups(heldout, chat),
-            checkpoint=inputs.start.path,
-            reference=None,
-            out_dir=ctx.dir,
-            config=config,
-            seed=ctx.seed,
-            progress=ctx.progress,
-        )
-    dropped = len(rows) - len(kept) + len(result.dropped)
-    return Outputs(
-        checkpoints=tuple(Artifact.of(path) for path in result.checkpoints),
-        log=Artifact.of(ctx.dir / "train_log.jsonl"),
-        counts={
-            "in": len(rows),
-            "kept": len(rows) - dropped,
-            "dropped": dropped,
-            "dropped_by_strength": len(rows) - len(kept),
-            "dropped_by_length": len(result.dropped),
-        },
-        metrics=result.metrics,
+    return train_stage(
+        "reward",
+        config=config,
+        groups=preference_groups(kept, chat),
+        eval_groups=preference_groups(heldout, chat),
+        start=inputs.start,
+        ctx=ctx,
+        left_out={"dropped_by_strength": len(rows) - len(kept)},
     )
 
 

@@ -2,15 +2,64 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from alignloop.errors import ModelError
+from alignloop.config.recipe import AverageConfig
+from alignloop.errors import ModelError, UserError
 from alignloop.objectives.averaging import average_tensors, check_same_names, normalised_weights
 from alignloop.training.checkpoints import written_aside
+
+
+def shares_of(
+    metrics: Sequence[Mapping[str, float]], *, config: AverageConfig, section: str = "averaging"
+) -> tuple[float, ...]:
+    """The share of each checkpoint in the mean: they sum to one, and what is not chosen has 0.
+
+    Args:
+        metrics: of each checkpoint on held-out rows, in order.
+        section: the recipe's, for messages.
+
+    Raises:
+        UserError: not one weight for each that is averaged, or nothing to choose by.
+    """
+    count = len(metrics)
+    chosen = tuple(range(count))
+    if config.choose is not None and config.choose < count:
+        chosen = best_checkpoints(metrics, choose=config.choose, metric=config.metric, section=section)
+    if config.weights is not None and len(config.weights) != len(chosen):
+        raise UserError(
+            f"{section}.weights: {len(config.weights)} weights for {len(chosen)} checkpoints to average: give one "
+            "each, or leave weights out (a stage of few steps keeps fewer than num_checkpoints)"
+        )
+    try:
+        shares = dict(zip(chosen, normalised_weights(config.weights, count=len(chosen)), strict=True))
+    except ValueError as error:
+        raise UserError(f"{section}: {error}") from error
+    return tuple(shares.get(number, 0.0) for number in range(count))
+
+
+def best_checkpoints(
+    metrics: Sequence[Mapping[str, float]], *, choose: int, metric: str, section: str = "averaging"
+) -> tuple[int, ...]:
+    """Indices of the best: lowest loss or highest accuracy on held-out rows, the later one of equals; in order.
+
+    Raises:
+        UserError: a checkpoint has no such metric.
+    """
+    if any(metric not in each for each in metrics):
+        raise UserError(
+            f"{section}.choose: the checkpoints have no {metric} on held-out rows to choose by - hold rows out "
+            "(data.heldout_fraction above 0), give the stage's train_summary.json where it is run alone, or leave "
+            "choose out"
+        )
+    sign = 1.0 if metric == "loss" else -1.0
+    values = [math.inf if math.isnan(each[metric]) else sign * each[metric] for each in metrics]
+    return tuple(sorted(sorted(range(len(metrics)), key=lambda number: (values[number], -number))[:choose]))
 
 
 def average_checkpoints(checkpoints: Sequence[Path], *, out_dir: Path, weights: Sequence[float] | None = None) -> Path:

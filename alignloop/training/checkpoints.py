@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from alignloop.errors import DiskFullError
+from alignloop.training.adapters import ADAPTER_FOLDER, has_adapter, merged_model, save_adapter
 from alignloop.training.models import quiet_transformers
 
 TOKENIZER_FILES = (
@@ -29,17 +30,25 @@ TOKENIZER_FILES = (
 GENERATION_CONFIG = "generation_config.json"
 
 
-def save_checkpoint(model: nn.Module, directory: Path, *, companions: Path) -> Path:
+def save_checkpoint(
+    model: nn.Module, directory: Path, *, companions: Path, state_dict: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write `model` as a complete directory: config, safetensors, tokenizer files, chat template, generation config.
 
     Weights are written in the dtype they are trained in (float32): an update at a learning rate of 5e-7 is smaller
-    than bfloat16's rounding of the weight.
+    than bfloat16's rounding of the weight. Of an adapted model the merged weights are written, and the adapter by
+    itself to `adapter/`.
 
     Args:
         companions: the checkpoint that training started from; what is not weights or config comes from it.
+        state_dict: whole tensors, where those of `model` are sharded; of an adapted model those that train will do.
     """
     with written_aside(directory) as partial:
-        save_model(model, partial)
+        if has_adapter(model):
+            save_model(merged_model(model, start=companions, state_dict=state_dict), partial)
+            save_adapter(model, partial / ADAPTER_FOLDER, start=companions, state_dict=state_dict)
+        else:
+            save_model(model, partial, state_dict=state_dict)
         copy_companions(companions, partial, generation=_generates(model))
     return directory
 
@@ -55,8 +64,8 @@ def _generates(model: Any) -> bool:
     return bool(model.can_generate())
 
 
-def save_model(model: Any, directory: Path) -> None:
-    """Weights and config alone.
+def save_model(model: Any, directory: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    """Weights and config alone; the weights of `state_dict` where it is given.
 
     save_pretrained validates the generation config and stops at harmless combinations that bases ship with; it is
     copied byte for byte from where the model came from instead.
@@ -68,7 +77,7 @@ def save_model(model: Any, directory: Path) -> None:
         if _generates(model):
             model.generation_config = GenerationConfig()
         with quiet_transformers():
-            model.save_pretrained(directory)
+            model.save_pretrained(directory, state_dict=state_dict)
     finally:
         model.generation_config = own
     (directory / GENERATION_CONFIG).unlink(missing_ok=True)
@@ -98,7 +107,7 @@ def written_aside(directory: Path) -> Iterator[Path]:
 
 
 def _flush_to_disk(directory: Path) -> None:
-    for path in directory.iterdir():
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -13,8 +13,10 @@ from torch import nn
 
 from alignloop.errors import ModelError
 from alignloop.packing.groups import PromptGroup
+from alignloop.training.quantization import nf4_config
 
 Dtype = Literal["float32", "bfloat16"]
+Quantize = Literal["none", "nf4"]
 
 SCORE_HEAD_STD = 0.02
 """Spread of a new reward head: small, so that rewards start near zero and pairs near a coin toss."""
@@ -22,30 +24,48 @@ SCORE_HEAD_STD = 0.02
 SCORE_HEAD = "score.weight"
 
 
-def load_policy(checkpoint: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_policy(
+    checkpoint: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantize = "none",
+    device: torch.device | None = None,
+) -> nn.Module:
     """A causal language model, dropout off.
+
+    Args:
+        quantize: `nf4` holds the weights of its linear layers, but the output head, in 4 bits.
+        device: where 4-bit weights are made, which they are while loading; anything else is loaded on the CPU.
 
     Raises:
         ModelError: the path holds no such model.
     """
     from transformers import AutoModelForCausalLM
 
-    return _ready(_load(AutoModelForCausalLM, checkpoint, dtype=dtype))
+    return _ready(_load(AutoModelForCausalLM, checkpoint, dtype=dtype, **_quantized(quantize, dtype, device)))
 
 
 def load_reward_model(
-    checkpoint: Path, *, seed: int, dtype: torch.dtype = torch.float32, must_have_head: bool = False
+    checkpoint: Path,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    must_have_head: bool = False,
+    quantize: Quantize = "none",
+    device: torch.device | None = None,
 ) -> nn.Module:
     """A sequence classifier with one label, dropout off.
 
     A checkpoint without a score head (a policy or a base) gets a new one, drawn from `seed`, unless `must_have_head`.
+    `quantize` and `device` are as for `load_policy`.
 
     Raises:
         ModelError: the path holds no model, or its architecture has no `score` head in transformers.
     """
     from transformers import AutoModelForSequenceClassification
 
-    model, missing = _load(AutoModelForSequenceClassification, checkpoint, dtype=dtype, num_labels=1)
+    how = _quantized(quantize, dtype, device)
+    model, missing = _load(AutoModelForSequenceClassification, checkpoint, dtype=dtype, num_labels=1, **how)
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise ModelError(f"{checkpoint}: {type(model).__name__} has no `score` head with one output: no reward model")
@@ -59,6 +79,13 @@ def load_reward_model(
     model.config.problem_type = None
     model.config.get_text_config().pad_token_id = _pad_token_id(checkpoint, model.config)
     return _ready((model, missing))
+
+
+def _quantized(quantize: Quantize, dtype: torch.dtype, device: torch.device | None) -> dict[str, Any]:
+    """What from_pretrained is told."""
+    if quantize == "none":
+        return {}
+    return {"quantization_config": nf4_config(dtype), "device_map": {"": device or torch.device("cpu")}}
 
 
 def _load(auto_class: Any, checkpoint: Path, *, dtype: torch.dtype, **overrides: Any) -> tuple[Any, frozenset[str]]:

@@ -6,19 +6,24 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from alignloop.objectives.dpo import masked_sums
 from alignloop.packing.groups import PromptGroup
-from alignloop.training.forward import TokenLogprobs
-from alignloop.training.row_runner import RowRunner
+from alignloop.training.sharing import Outputs
 
 MASK_VERSION = 1
 """Raise when the meaning of the formatting mask or of the sums changes: cached sums of old masks are then not used."""
 
 
 def reference_sums(
-    module: TokenLogprobs, groups: Sequence[PromptGroup], *, runner: RowRunner, mask_formatting_tokens: bool
+    module: nn.Module, groups: Sequence[PromptGroup], *, runner: Outputs, mask_formatting_tokens: bool
 ) -> list[tuple[float, ...]]:
-    """Per group the reference model's masked sum of each completion, in the group's order."""
+    """Per group the reference model's masked sum of each completion, in the group's order; 0 where `runner` runs not.
+
+    Args:
+        module: `TokenLogprobs`, or what wraps it.
+    """
     sums: list[list[float]] = [[0.0] * len(group.completions) for group in groups]
     with runner.progress.task("reference logprobs", total=len(groups), unit="pairs") as advance:
         for batch, logprobs, numbers in runner.outputs(module, groups):

@@ -1,4 +1,7 @@
-"""Resume points inside a stage: killed at any step, training goes on from the last one and ends in the same bytes."""
+"""Resume points inside a stage: killed at any step, training goes on from the last one and ends in the same bytes.
+
+A point holds whole tensors by name, whatever they were split over, so that any number of processes can go on from it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from alignloop.training.checkpoints import written_aside
 
 STATE_FILE = "state.pt"
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class ResumePoints:
     def load(self) -> dict[str, Any] | None:
         """The latest point of this key, on the CPU, or None."""
         for path in reversed(self._points()):
-            state: dict[str, Any] = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+            # Mapped into memory: every process of a stage reads all of it.
+            file = path / STATE_FILE
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             if state["version"] == STATE_VERSION and state["key"] == self.key:
                 return state
         return None

@@ -10,27 +10,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignloop.config.recipe import DpoConfig, RewardConfig, SftConfig
-from alignloop.errors import TrainingError
+from alignloop.config.recipe import DpoConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
-from alignloop.packing.layout import auto_row_tokens
+from alignloop.packing.layout import auto_row_tokens, packed_num_tokens
 from alignloop.progress import Progress
+from alignloop.training.adapters import add_adapter, trained_in_words
 from alignloop.training.digests import groups_digest, key_of, weights_digest
 from alignloop.training.forward import CompletionRewards, TokenLogprobs, check_head
 from alignloop.training.models import check_vocabulary, free_memory, load_policy, load_reward_model, pad_token_id_of
 from alignloop.training.precision import uses_bfloat16
+from alignloop.training.processes import Processes
+from alignloop.training.quantization import check_can_quantize
 from alignloop.training.reference import MASK_VERSION, load_cached, reference_sums, store
 from alignloop.training.row_runner import RowRunner
 from alignloop.training.screening import ObjectiveName
+from alignloop.training.sharing import outputs_of
 from alignloop.training.step_losses import DpoStep, RewardStep, SftStep, StepLoss
+from alignloop.training.wrapping import wrapped
 
 TrainConfig = RewardConfig | SftConfig | DpoConfig
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """The arguments of `train`, after screening."""
+    """The arguments of `train`, after screening.
+
+    Attributes:
+        max_rows: at most so many rows a microbatch: what memory has shown to hold; None: as the config says.
+    """
 
     objective: ObjectiveName
     groups: Sequence[PromptGroup]
@@ -41,6 +50,9 @@ class TrainJob:
     config: TrainConfig
     seed: int
     progress: Progress
+    training: TrainingConfig = TrainingConfig()
+    run_name: str = ""
+    max_rows: int | None = None
 
     @property
     def all_groups(self) -> list[PromptGroup]:
@@ -48,29 +60,62 @@ class TrainJob:
         return [*self.groups, *self.eval_groups]
 
 
-def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device) -> nn.Module:
-    """The model at `checkpoint` as the objective sees it, on its device."""
+def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, trains: bool = True) -> nn.Module:
+    """The model at `checkpoint` as the objective sees it, on its device.
+
+    Args:
+        trains: False for the reference model, which has no adapter. It is held in the same precision, so that a policy
+            that starts from it starts as it.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded, does not fit the token ids, or takes no such adapter.
+    """
+    lora = job.config.lora
+    quantize = "none" if lora is None else lora.quantize
+    if quantize != "none":
+        _check_quantized(job, device=device)
+    dtype = _held_in(job, device=device)
     if isinstance(job.config, RewardConfig):
-        model = load_reward_model(checkpoint, seed=job.seed)
+        model = load_reward_model(checkpoint, seed=job.seed, dtype=dtype, quantize=quantize, device=device)
         module: nn.Module = CompletionRewards(model, isolate=job.config.isolate)
     else:
-        model = load_policy(checkpoint)
+        model = load_policy(checkpoint, dtype=dtype, quantize=quantize, device=device)
         module = TokenLogprobs(model)
     check_vocabulary(model, job.all_groups, checkpoint=checkpoint)
+    if lora is not None and trains:
+        add_adapter(model, lora, seed=job.seed)
+        job.progress.say(f"  {job.objective}: {trained_in_words(model)}")
     module.to(device)
     if isinstance(module, TokenLogprobs):
         check_head(module)
     return module
 
 
-def build_runner(job: TrainJob, module: Any, *, device: torch.device) -> RowRunner:
+def _check_quantized(job: TrainJob, *, device: torch.device) -> None:
+    where = f"{job.objective}.lora.quantize"
+    check_can_quantize(where)
+    if device.type != "cuda":
+        raise ModelError(f"{where}: nf4 weights are not sharded over processes: set training.accelerate: ddp")
+
+
+def _held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
+    """Weights that train are float32; under an adapter they are frozen and need no more than the forward pass uses.
+
+    On a CPU (and where they are sharded from there, which wants one dtype) they stay float32.
+    """
+    frozen = job.config.lora is not None and job.config.dtype == "bfloat16" and device.type != "cpu"
+    return torch.bfloat16 if frozen else torch.float32
+
+
+def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunner:
     """Row size, precision, and packed or separate rows, whichever is exact on this model."""
     groups = job.all_groups
     longest = max(group.longest for group in groups)
+    device = processes.device
     return RowRunner(
-        mode=choose_layout(module.model.base_model, longest=longest, progress=job.progress),
-        row_tokens=job.config.row_tokens or auto_row_tokens(groups),
-        rows=job.config.rows_per_microbatch,
+        mode=processes.of_first(lambda: choose_layout(module.model.base_model, longest=longest, progress=job.progress)),
+        row_tokens=job.config.row_tokens or auto_row_tokens(max(packed_num_tokens(group) for group in groups)),
+        rows=min(job.config.rows_per_microbatch, job.max_rows or job.config.rows_per_microbatch),
         pad_token_id=pad_token_id_of(module.model),
         device=device,
         bfloat16=uses_bfloat16(job.config.dtype, device=device, progress=job.progress),
@@ -78,12 +123,15 @@ def build_runner(job: TrainJob, module: Any, *, device: torch.device) -> RowRunn
     )
 
 
-def build_optimizer(job: TrainJob, module: Any) -> torch.optim.Optimizer:
-    """AdamW; biases and norms do not decay."""
-    if job.config.gradient_checkpointing:
-        module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        # transformers recomputes activations in training mode alone; dropout is zero by now.
-        module.train()
+def checkpoint_gradients(module: Any) -> None:
+    """Compute activations again in the backward pass; to be set before a module is wrapped."""
+    module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers recomputes activations in training mode alone; dropout is zero by now.
+    module.train()
+
+
+def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the parameters of the (wrapped) module that train; biases and norms do not decay."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     param_groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": job.config.weight_decay},
@@ -93,14 +141,14 @@ def build_optimizer(job: TrainJob, module: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(used, lr=job.config.learning_rate, fused=True)
 
 
-def build_losses(job: TrainJob, *, device: torch.device) -> tuple[StepLoss, StepLoss]:
+def build_losses(job: TrainJob, *, processes: Processes) -> tuple[StepLoss, StepLoss]:
     """The objective on the training groups and on the held-out ones; for DPO this runs the reference model."""
     if job.objective == "reward":
         return RewardStep(), RewardStep()
     if job.objective == "sft":
         return SftStep(), SftStep()
     assert isinstance(job.config, DpoConfig)
-    sums = _reference_sums(job, job.config, device=device)
+    sums = _reference_sums(job, job.config, processes=processes)
     num_train = len(job.groups)
     return _dpo_step(job.config, sums[:num_train]), _dpo_step(job.config, sums[num_train:])
 
@@ -115,26 +163,44 @@ def _dpo_step(config: DpoConfig, sums: Sequence[tuple[float, ...]]) -> DpoStep:
     )
 
 
-def _reference_sums(job: TrainJob, config: DpoConfig, *, device: torch.device) -> list[tuple[float, ...]]:
-    """Of training and held-out groups, computed once with the reference model, which then leaves memory."""
-    if job.reference is None:
+def _reference_sums(job: TrainJob, config: DpoConfig, *, processes: Processes) -> list[tuple[float, ...]]:
+    """Of training and held-out groups, computed once with the reference model, which then leaves memory.
+
+    Processes share the rows out as those of a step, and every one gets all the sums.
+    """
+    reference = job.reference
+    if reference is None:
         raise TrainingError("DPO needs a reference model: none was given")
-    key = key_of(
-        reference=weights_digest(job.reference),
+    path = job.out_dir / "reference_logprobs.json"
+    key = processes.of_first(lambda: _reference_key(job, config, reference))
+    cached = processes.of_first(lambda: load_cached(path, key=key))
+    if cached is not None:
+        return cached
+    module = build_module(job, reference, device=processes.load_device, trains=False)
+    assert isinstance(module, TokenLogprobs)
+    runner = build_runner(job, module, processes=processes)
+    sums = reference_sums(
+        wrapped(module, processes=processes, bfloat16=runner.bfloat16, trains=False),
+        job.all_groups,
+        runner=outputs_of(runner, processes=processes),
+        mask_formatting_tokens=config.mask_formatting_tokens,
+    )
+    del module
+    free_memory()
+    # Zero in every process but the one that had the row.
+    total = iter(processes.totals([value for row in sums for value in row]))
+    sums = [tuple(next(total) for _ in row) for row in sums]
+    if processes.is_first:
+        store(path, sums, key=key)
+    return sums
+
+
+def _reference_key(job: TrainJob, config: DpoConfig, reference: Path) -> str:
+    return key_of(
+        reference=weights_digest(reference),
         groups=groups_digest(job.all_groups),
         mask_version=MASK_VERSION,
         mask_formatting_tokens=config.mask_formatting_tokens,
         dtype=config.dtype,
+        frozen=None if config.lora is None else config.lora.quantize,
     )
-    path = job.out_dir / "reference_logprobs.json"
-    cached = load_cached(path, key=key)
-    if cached is not None:
-        return cached
-    module = build_module(job, job.reference, device=device)
-    assert isinstance(module, TokenLogprobs)
-    runner = build_runner(job, module, device=device)
-    sums = reference_sums(module, job.all_groups, runner=runner, mask_formatting_tokens=config.mask_formatting_tokens)
-    store(path, sums, key=key)
-    del module
-    free_memory()
-    return sums

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ import torch
 
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.templates import Template, load_template
+from alignloop.engines.checkpoint import tensor_shapes
 from alignloop.errors import ModelError
-from alignloop.training.checkpoints import GENERATION_CONFIG, save_model, written_aside
+from alignloop.training.adapter_files import base_of, has_tokenizer, is_adapter
+from alignloop.training.adapters import merge_into_base
+from alignloop.training.checkpoints import GENERATION_CONFIG, copy_companions, save_model, written_aside
 from alignloop.training.models import quiet_transformers
+from alignloop.training.vocabulary import check_tokenizer_fits, embedding_rows
 
 KNOWN_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|padding|>")
 NEW_PAD_TOKEN = "<|pad|>"
@@ -38,19 +43,30 @@ class PreparedBase:
 def prepare_base(base: str, *, chat_template: str | None, out_dir: Path) -> PreparedBase:
     """Make a complete directory of a base model.
 
-    A base with a chat template is copied; one without gets the named one with its special tokens, whose embeddings
-    start as the mean of the old ones. Both end up with a pad token that is not an end token, and with a generation
-    config whose eos holds the end-of-turn token: a model whose turn end is not its eos never stops.
+    A LoRA adapter is merged into its own base first, in float32. A base with a chat template is copied; one without
+    gets the named one with its special tokens, whose embeddings start as the mean of the old ones. Both end up with a
+    pad token that is not an end token, and with a generation config whose eos holds the end-of-turn token: a model
+    whose turn end is not its eos never stops.
 
     Args:
         base: a directory or a hub id.
         chat_template: `llama3`, `chatml` or a Jinja file, for a base without a template.
 
     Raises:
-        ModelError: no model or tokenizer there, no template at all, or one that cannot be used.
+        ModelError: no model or tokenizer there, an adapter that does not fit its base, a tokenizer that does not fit
+            the embedding, no template at all, or one that cannot be used.
     """
     source = _locate(base)
+    if is_adapter(source):
+        with _merged(source, beside=out_dir) as merged:
+            return _prepare(merged, base=base, chat_template=chat_template, out_dir=out_dir)
+    return _prepare(source, base=base, chat_template=chat_template, out_dir=out_dir)
+
+
+def _prepare(source: Path, *, base: str, chat_template: str | None, out_dir: Path) -> PreparedBase:
     tokenizer = _load_tokenizer(source, base=base)
+    if any(source.glob("*.safetensors")) and (num_rows := embedding_rows(tensor_shapes(source))) is not None:
+        check_tokenizer_fits(tokenizer, num_rows=num_rows, where=base)
     had_template = bool(tokenizer.chat_template)
     if not had_template and chat_template is None:
         raise ModelError(
@@ -98,7 +114,29 @@ def _locate(base: str) -> Path:
     return path
 
 
+@contextmanager
+def _merged(adapter: Path, *, beside: Path) -> Iterator[Path]:
+    """A directory, for as long as the block runs, of an adapter merged into its base. An own tokenizer comes along."""
+    base = base_of(adapter)
+    folder = _locate(base) if isinstance(base, str) else base
+    _check_directory(folder)
+    model = merge_into_base(adapter, folder)
+    target = beside.with_name(beside.name + ".merged")
+    try:
+        with written_aside(target) as partial:
+            save_model(model, partial)
+            copy_companions(adapter if has_tokenizer(adapter) else folder, partial, generation=False)
+            if (folder / GENERATION_CONFIG).is_file():
+                shutil.copyfile(folder / GENERATION_CONFIG, partial / GENERATION_CONFIG)
+        del model
+        yield target
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
 def _check_directory(path: Path) -> None:
+    if is_adapter(path):
+        return
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: holds no model: there is no config.json. Give a Hugging Face model directory")
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
@@ -157,14 +195,16 @@ def _save_grown(source: Path, target: Path, *, base: str, num_old: int, num_new:
             model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{base}: no causal language model could be loaded: {error}") from error
-    if num_new > model.get_input_embeddings().weight.shape[0]:
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    if num_new > num_rows:
         # Without mean_resizing's random draw: the new rows are set below.
         with torch.random.fork_rng(devices=[]):
             model.resize_token_embeddings(num_new, mean_resizing=False)
+    num_known = min(num_old, num_rows)
     with torch.no_grad():
         for embedding in {id(part.weight): part for part in _embeddings(model)}.values():
-            mean = embedding.weight[:num_old].float().mean(0)
-            embedding.weight[num_old:num_new] = mean.to(embedding.weight.dtype)
+            mean = embedding.weight[:num_known].float().mean(0)
+            embedding.weight[num_known:num_new] = mean.to(embedding.weight.dtype)
     save_model(model, target)
     if (source / GENERATION_CONFIG).is_file():
         shutil.copyfile(source / GENERATION_CONFIG, target / GENERATION_CONFIG)

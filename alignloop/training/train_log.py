@@ -1,13 +1,20 @@
-"""`train_log.jsonl`: one line a step."""
+"""`train_log.jsonl`: one line a step; and the trackers that are told the same."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from alignloop.training.setup import TrainJob
+    from alignloop.training.steps import StepResult
+    from alignloop.training.trackers import Trackers
 
 LAST_STEPS = 10
+HELD_OUT = "eval_"
 
 
 class TrainLog:
@@ -16,26 +23,9 @@ class TrainLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(
-        self,
-        step: int,
-        *,
-        loss: float,
-        learning_rate: float,
-        grad_norm: float,
-        tokens_per_second: float,
-        metrics: Mapping[str, float],
-    ) -> None:
-        row = {
-            "step": step,
-            "loss": loss,
-            "learning_rate": learning_rate,
-            "grad_norm": grad_norm,
-            "tokens_per_second": round(tokens_per_second, 1),
-            **metrics,
-        }
+    def append(self, step: int, values: Mapping[str, float]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({"step": step, **values}) + "\n")
 
     def cut_after(self, step: int) -> None:
         """Keep the lines of the first `step` steps. A line cut short by a kill goes too."""
@@ -55,10 +45,73 @@ class TrainLog:
         """Means over the last steps of the loss and of the objective's metrics."""
         rows = self.rows()[-LAST_STEPS:]
         skipped = {"step", "learning_rate", "grad_norm", "tokens_per_second"}
-        names = [name for name in rows[-1] if name not in skipped] if rows else []
+        names = [name for name in rows[-1] if name not in skipped and not name.startswith(HELD_OUT)] if rows else []
         return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
+    def held_out(self, steps: Sequence[int]) -> tuple[dict[str, float], ...]:
+        """The metrics on held-out groups after each of these steps, without their prefix."""
+        rows = {row["step"]: row for row in self.rows()}
+        return tuple(
+            {name.removeprefix(HELD_OUT): value for name, value in rows[step].items() if name.startswith(HELD_OUT)}
+            for step in steps
+        )
+
     def first_step_metrics(self) -> dict[str, float]:
-        """What step 0 showed, for a run that goes on after it."""
+        """What step 0 showed."""
         rows = self.rows()
         return {"step_0_dpo_loss": rows[0]["dpo_loss"]} if rows and "dpo_loss" in rows[0] else {}
+
+
+class StepTeller:
+    """Writes each step into the log and tells it to the recipe's trackers.
+
+    Args:
+        first: steps done before; what the log has of later ones is cut away.
+        active: False in every process but the first.
+    """
+
+    def __init__(self, job: TrainJob, log: TrainLog, *, first: int, active: bool) -> None:
+        self._job, self._log, self._first, self._active = job, log, first, active
+        self._trackers: Trackers | None = None
+
+    def __enter__(self) -> Self:
+        if self._active:
+            self._log.cut_after(self._first)
+            self._trackers = _open_trackers(self._job)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._trackers is not None:
+            self._trackers.close()
+
+    def tell(self, step: int, result: StepResult, *, learning_rate: float, held_out: Mapping[str, float]) -> None:
+        """What step `step`, counted from 1, showed, and what was measured after it."""
+        if not self._active:
+            return
+        values = {
+            "loss": result.loss,
+            "learning_rate": learning_rate,
+            "grad_norm": result.grad_norm,
+            "tokens_per_second": round(result.tokens_per_second, 1),
+            **result.metrics,
+            **{f"{HELD_OUT}{name}": value for name, value in held_out.items()},
+        }
+        self._log.append(step, values)
+        if self._trackers is not None:
+            self._trackers.log(step, values)
+
+
+def _open_trackers(job: TrainJob) -> Trackers | None:
+    if not job.training.trackers:
+        return None
+    from alignloop.training.trackers import open_trackers
+
+    return open_trackers(
+        job.training.trackers,
+        out_dir=job.out_dir,
+        run_name=job.run_name,
+        config=job.config.model_dump(mode="json"),
+        say=job.progress.say,
+    )

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from alignloop.objectives.dpo import dpo_loss, dpo_term, masked_sums, nll_term
-from alignloop.objectives.logprobs import completion_sums, token_logprobs
+from alignloop.objectives.logprobs import completion_sums
 from alignloop.objectives.reward import ordered_pairs, reward_loss
 from alignloop.objectives.sft import sft_loss
 
@@ -33,6 +33,40 @@ def test_reward_loss_by_hand() -> None:
     assert float(metrics["accuracy"]) == pytest.approx((1.0 + 0.0) / 2)
     assert float(metrics["margin"]) == pytest.approx(((1 + 3 + 2) / 3 - 0.5) / 2)
     assert float(metrics["mean_reward"]) == pytest.approx((2 / 3 + 0.25) / 2)
+
+
+def test_reward_loss_of_one_pair_and_its_gradient_by_hand() -> None:
+    # r = (1, 0.5): -log sigmoid(0.5) = 0.474077; its derivative is -(1 - sigmoid(0.5)) = -0.377541 by the better one.
+    rewards = torch.tensor([1.0, 0.5], requires_grad=True)
+    loss, _ = reward_loss(rewards, group_index=torch.tensor([0, 0]), ranks=torch.tensor([0, 1]))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.474077, abs=1e-6)
+    assert rewards.grad is not None
+    assert rewards.grad.tolist() == pytest.approx([-0.377541, 0.377541], abs=1e-6)
+
+
+def test_a_group_counts_once_however_many_pairs_it_has() -> None:
+    # Three pairs at ln 2 (all rewards equal) and one pair at -log sigmoid(2): the mean over groups is
+    # (ln 2 + 0.126928) / 2 = 0.410038; over all four pairs it would be (3 ln 2 + 0.126928) / 4 = 0.551592.
+    rewards, ranks = torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0]), torch.tensor([0, 1, 2, 0, 1])
+    loss, _ = reward_loss(rewards, group_index=torch.tensor([0, 0, 0, 1, 1]), ranks=ranks)
+    assert float(loss) == pytest.approx(0.410038, abs=1e-6)
+
+
+def test_reward_loss_with_a_tie_by_hand() -> None:
+    # One above two that tie, rewards (1, 0, 3): two pairs, gaps 1 and -2; the tied ones, 3 apart, are not compared.
+    # A second group of nothing but ties has no pair: it adds nothing and is not counted.
+    rewards, groups = torch.tensor([1.0, 0.0, 3.0, 5.0, -5.0]), torch.tensor([0, 0, 0, 1, 1])
+    loss, metrics = reward_loss(rewards, group_index=groups, ranks=torch.tensor([0, 1, 1, 0, 0]))
+    assert float(loss) == pytest.approx(-(log_sigmoid(1) + log_sigmoid(-2)) / 2)
+    assert float(metrics["accuracy"]) == 0.5
+    assert float(metrics["margin"]) == pytest.approx((1 - 2) / 2)
+
+
+def test_equal_rewards_give_ln_2_and_are_not_right() -> None:
+    loss, metrics = reward_loss(torch.zeros(3), group_index=torch.zeros(3, dtype=torch.int64), ranks=torch.arange(3))
+    assert float(loss) == pytest.approx(math.log(2))
+    assert float(metrics["accuracy"]) == 0.0
 
 
 def test_equal_ranks_are_not_compared() -> None:
@@ -163,6 +197,49 @@ def test_nll_reductions_by_hand(reduction: str, expected: float) -> None:
     assert float(nll_term(on_chosen, sequence_index=index, reduction=reduction)) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("reduction", "gradient"),
+    [
+        # By chosen token 0, 1, 2 (first pair) and 6, 7 (second), times the coefficient 0.2.
+        ("token_mean", [-0.04] * 5),  # 1 / 5 tokens
+        ("sequence_mean", [-0.2 / 6] * 3 + [-0.2 / 4] * 2),  # 1 / (2 sequences * 3 tokens), 1 / (2 * 2)
+        ("sum", [-0.1] * 5),  # 1 / 2 sequences
+    ],
+)
+@pytest.mark.parametrize("mask", [True, False])
+def test_mask_and_nll_reduction_do_not_touch_each_other(reduction: str, gradient: list[float], mask: bool) -> None:
+    def gradient_of(**knobs: object) -> torch.Tensor:
+        logprobs = LOGPROBS.clone().requires_grad_()
+        loss_of(logprobs, mask_formatting_tokens=mask, **knobs)[0].backward()
+        assert logprobs.grad is not None
+        return logprobs.grad
+
+    dpo_alone = gradient_of(nll_coefficient=0.0)
+    assert bool((dpo_alone[FORMATTING] == 0).all()) is mask
+    nll_alone = gradient_of(nll_coefficient=0.2, nll_reduction=reduction) - dpo_alone
+    assert nll_alone[[0, 1, 2, 6, 7]].tolist() == pytest.approx(gradient, abs=1e-7)
+    assert nll_alone[[3, 4, 5]].tolist() == pytest.approx([0.0] * 3, abs=1e-8)
+
+
+def test_dpo_gradient_by_hand() -> None:
+    # Both log ratios are 1.5: -beta * (1 - sigmoid(0.15)) / 2 pairs = -0.1 * 0.462570 / 2 by each token that counts.
+    logprobs = LOGPROBS.clone().requires_grad_()
+    loss_of(logprobs, nll_coefficient=0.0)[0].backward()
+    assert logprobs.grad is not None
+    step = 0.0231285
+    assert logprobs.grad.tolist() == pytest.approx([-step, -step, 0, step, 0, step, -step, 0], abs=1e-7)
+
+
+def test_sums_of_thousands_of_nats_keep_what_dpo_looks_for() -> None:
+    # 4,000 tokens at -2.001 and at -2 nats differ by 4 nats: float32 sums, one after another, are off by tenths.
+    index = torch.zeros(4000, dtype=torch.int64)
+    sums = [
+        completion_sums(torch.full((4000,), value), completion_index=index, num_completions=1)
+        for value in (-2.001, -2.0)
+    ]
+    assert float(sums[1] - sums[0]) == pytest.approx(4000 * (float(torch.tensor(2.001)) - 2.0), abs=1e-9)
+
+
 def test_with_the_mask_off_loss_and_gradient_are_trls() -> None:
     # TRL 1.16, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2]: padded [2N, T] logprobs, chosen first.
     draw = torch.Generator().manual_seed(1)
@@ -191,36 +268,6 @@ def test_with_the_mask_off_loss_and_gradient_are_trls() -> None:
 
 
 # ---- logprobs
-
-
-@pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("chunk_logits", [10**9, 40, 1], ids=["whole", "four tokens", "one token"])
-def test_chunked_head_gives_the_logprobs_and_gradients_of_a_full_softmax(
-    softcap: float | None, chunk_logits: int
-) -> None:
-    draw = torch.Generator().manual_seed(2)
-    hidden = torch.randn(9, 6, generator=draw, requires_grad=True)
-    weight = torch.randn(10, 6, generator=draw, requires_grad=True)
-    bias = torch.randn(10, generator=draw)
-    targets = torch.randint(0, 10, (9,), generator=draw)
-    logits = (hidden @ weight.T + bias) * 0.5
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    expected = logits.log_softmax(-1)[torch.arange(9), targets]
-    ours = token_logprobs(
-        hidden,
-        target_ids=targets,
-        head_weight=weight,
-        head_bias=bias,
-        scale=0.5,
-        softcap=softcap,
-        chunk_logits=chunk_logits,
-    )
-    torch.testing.assert_close(ours, expected)
-    scale = torch.linspace(-1, 1, 9)
-    theirs = torch.autograd.grad((expected * scale).sum(), (hidden, weight))
-    mine = torch.autograd.grad((ours * scale).sum(), (hidden, weight))
-    torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
 def test_completion_sums_by_hand() -> None:

@@ -1,0 +1,207 @@
+"""The output head in tiles: logprobs of the targets and their gradients, never a whole row of logits.
+
+The vocabulary is cut into blocks, and the tokens into blocks within each. A tile of logits stays in the cache while the
+running maximum and sum of its softmax are taken. The backward pass needs only the log-sum-exp of each token: it
+computes a tile's logits again (the first few are kept instead), and each block of the weight gradient is summed in one
+place. Against recomputing rows of logits that is one softmax less, and traffic to memory of a tile instead of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class TileSize:
+    """How the [T, V] logits are cut.
+
+    Attributes:
+        tokens, vocabulary: rows and columns of a tile.
+        kept_logits: logits kept from the forward pass at most; the others are computed twice.
+    """
+
+    tokens: int
+    vocabulary: int
+    kept_logits: int
+
+
+CPU_TILE = TileSize(tokens=1024, vocabulary=1024, kept_logits=2**25)
+"""A tile of 4 MiB, the fastest of those measured; 128 MiB kept, all there is of a small vocabulary."""
+GPU_TILE = TileSize(tokens=4096, vocabulary=16384, kept_logits=2**26)
+"""Matrix products that fill a GPU; a tile takes 256 MiB, and as much is kept."""
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What an architecture does to its logits: times `scale`, then cap * tanh(logits / cap) where `softcap` is set."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def apply_(self, logits: Tensor) -> Tensor:
+        """In place."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def back_(self, grad: Tensor, transformed: Tensor) -> Tensor:
+        """Takes a gradient, in place, from transformed logits to what `apply_` was given; the scale is left out."""
+        if self.softcap is not None:
+            grad.mul_(1.0 - (transformed / self.softcap).square_())
+        return grad
+
+
+@dataclass(frozen=True)
+class _Softmax:
+    """Running softmax of T tokens over the vocabulary blocks seen so far.
+
+    Attributes:
+        largest, total: [T] float32: the largest logit, and the sum of exp(logit - largest).
+        target: [T] float32 logit of the target.
+    """
+
+    largest: Tensor
+    total: Tensor
+    target: Tensor
+
+    @classmethod
+    def empty(cls, hidden: Tensor) -> _Softmax:
+        zeros = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        # A target outside the vocabulary is found in no block: its logprob is NaN, never a plausible number.
+        return cls(torch.full_like(zeros, float("-inf")), zeros, torch.full_like(zeros, float("nan")))
+
+    def add(self, logits: Tensor, *, columns: _Columns, tokens: slice) -> None:
+        """Take in a tile [t, v] of float32 logits."""
+        largest = torch.maximum(self.largest[tokens], logits.amax(1))
+        total = (logits - largest[:, None]).exp_().sum(1)
+        self.total[tokens] = self.total[tokens] * (self.largest[tokens] - largest).exp_() + total
+        self.largest[tokens] = largest
+        self.target[tokens] = torch.where(columns.inside, columns.of(logits), self.target[tokens])
+
+    def logsumexp(self) -> Tensor:
+        return self.largest + self.total.log()
+
+    def logprobs(self) -> Tensor:
+        return (self.target - self.largest) - self.total.log()
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the targets of a tile's tokens lie: [t] column (0 where `inside` is False)."""
+
+    index: Tensor
+    inside: Tensor
+
+    @classmethod
+    def find(cls, target_ids: Tensor, words: slice) -> _Columns:
+        inside = (target_ids >= words.start) & (target_ids < words.stop)
+        return cls(torch.where(inside, target_ids - words.start, 0), inside)
+
+    def of(self, tile: Tensor) -> Tensor:
+        return tile.gather(1, self.index[:, None])[:, 0]
+
+    def subtract_one_(self, tile: Tensor) -> None:
+        less = self.of(tile) - self.inside.to(tile.dtype)
+        tile.scatter_(1, self.index[:, None], less[:, None])
+
+
+def _blocks(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+class TiledLogprobs(torch.autograd.Function):
+    """(hidden [T, D], weight [V, D], bias [V] or None, target_ids [T], transform, tile) -> [T] float32 logprobs.
+
+    Hidden states and weight are of one dtype, and their products are computed in it; softmax and sums in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target_ids: Tensor,
+        transform: LogitTransform,
+        tile: TileSize,
+    ) -> Tensor:
+        softmax = _Softmax.empty(hidden)
+        kept: list[Tensor] = []
+        room = tile.kept_logits
+        for words in _blocks(weight.shape[0], tile.vocabulary):
+            for tokens in _blocks(hidden.shape[0], tile.tokens):
+                logits = _tile_logits(hidden, weight, bias, transform, words=words, tokens=tokens)
+                softmax.add(logits, columns=_Columns.find(target_ids[tokens], words), tokens=tokens)
+                room -= logits.numel()
+                if room >= 0:
+                    kept.append(logits)
+        ctx.save_for_backward(hidden, weight, bias, target_ids, softmax.logsumexp(), *kept)
+        ctx.transform, ctx.tile = transform, tile
+        return softmax.logprobs()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(device_type=grads[0].device.type, enabled=False):
+            return (*_gradients(ctx, grads[0]), None, None, None)
+
+
+def _tile_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform, *, words: slice, tokens: slice
+) -> Tensor:
+    """[t, v] float32."""
+    part = None if bias is None else bias[words]
+    return transform.apply_(functional.linear(hidden[tokens], weight[words], part).float())
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of hidden, weight and bias: grad * (onehot - softmax), through the transform, times the other factor."""
+    hidden, weight, bias, target_ids, logsumexp, *kept = ctx.saved_tensors
+    needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    factor = (-ctx.transform.scale * grad).float()
+    # The factor of a token goes with its hidden state: a row of D values, where a row of the tile has more.
+    weighted = (factor[:, None] * hidden).to(hidden.dtype)
+    to_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+    to_weight = torch.empty_like(weight) if needs_weight else None
+    to_bias = torch.zeros_like(bias) if needs_bias else None
+    waiting = iter(kept)
+    for words in _blocks(weight.shape[0], ctx.tile.vocabulary):
+        block: Tensor | None = None
+        for tokens in _blocks(hidden.shape[0], ctx.tile.tokens):
+            logits = next(waiting, None)
+            if logits is None:
+                logits = _tile_logits(hidden, weight, bias, ctx.transform, words=words, tokens=tokens)
+            share = _softmax_minus_onehot(logits, logsumexp[tokens], target_ids[tokens], words=words)
+            share = ctx.transform.back_(share, logits).to(hidden.dtype)
+            if needs_hidden:
+                _add_product(to_hidden[tokens], share, weight[words])
+            if needs_weight:
+                block = _add_product(block, share.T, weighted[tokens])
+            if to_bias is not None:
+                to_bias[words] += factor[tokens].to(share.dtype) @ share
+        if to_weight is not None:
+            to_weight[words] = 0.0 if block is None else block
+    return to_hidden.mul_(factor[:, None]).to(hidden.dtype) if needs_hidden else None, to_weight, to_bias
+
+
+def _softmax_minus_onehot(logits: Tensor, logsumexp: Tensor, target_ids: Tensor, *, words: slice) -> Tensor:
+    """[t, v] float32, minus the gradient of the logprobs with respect to a tile of transformed logits."""
+    share = (logits - logsumexp[:, None]).exp_()
+    _Columns.find(target_ids, words).subtract_one_(share)
+    return share
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total (float32) += left @ right; None is nothing yet."""
+    if total is None:
+        return (left @ right).float()
+    return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(left @ right)

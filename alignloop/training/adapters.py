@@ -1,0 +1,235 @@
+"""LoRA adapters: put into a model before it trains, saved beside its checkpoints and merged into them.
+
+    start checkpoint --> model, its own weights frozen --> + A, B per linear layer --> training
+          |                                                     |
+          +----> a second, plain copy  + scaling * B A <--------+--> adapter/ (PEFT's files)
+                          |
+                  ordinary checkpoint
+
+Merging never touches the model in training. The plain copy is read from the start checkpoint in float32, so that
+what the frozen weights lose where they are held in bfloat16 is not lost in the checkpoint. Only 4-bit weights are
+taken from memory: the adapter has been trained on what they became.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignloop.config.recipe import LoraConfig
+from alignloop.errors import ModelError
+from alignloop.training.adapter_files import ADAPTER_CONFIG, PREFIX, check_fits
+from alignloop.training.models import load_policy, load_reward_model, quiet_transformers
+
+ADAPTER = "default"
+ADAPTER_FOLDER = "adapter"
+SCORE = "score"
+
+
+def add_adapter(model: Any, config: LoraConfig, *, seed: int) -> Any:
+    """Freeze a model and give its linear layers trainable low-rank adapters, in place.
+
+    B is zero, so the model computes what it did before. A reward model's score head trains fully beside the adapter.
+    What trains is float32, whatever the frozen weights are held in.
+
+    Args:
+        model: a transformers model; its class stays what it is.
+        seed: of the A matrices. torch's global generator is left as it was.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ModelError: a name in `target_modules` is that of no linear layer.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    layers = linear_layers(model)
+    targets = _targets(layers, config, model=model)
+    transposed = any(type(module).__name__ == "Conv1D" for module in layers.values())
+    peft_config = PeftConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=sorted(targets),
+        lora_dropout=0.0,
+        fan_in_fan_out=transposed,
+        task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",
+    )
+    devices = list(range(torch.cuda.device_count()))
+    try:
+        with torch.random.fork_rng(devices=devices):
+            inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise ModelError(f"{type(model).__name__} takes no LoRA adapter: {error}") from error
+    head = getattr(model, SCORE, None)
+    if head is not None:
+        head.weight.requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    _draw(model, seed=seed)
+    return model
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether `add_adapter` was here."""
+    return any(True for _ in adapted_layers(model))
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, layer) of every layer with an adapter; the name is the one the layer has without."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def linear_layers(model: Any) -> dict[str, nn.Module]:
+    """Every linear layer by name, but the output head and the score head."""
+    from transformers.pytorch_utils import Conv1D
+
+    heads = (model.get_output_embeddings(), getattr(model, SCORE, None))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not any(module is head for head in heads)
+    }
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that train, by name: of an adapted model all that a resume point needs."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def trained_in_words(model: nn.Module) -> str:
+    """`LoRA: 1,234 of 56,789 parameters train (2.17 %)`."""
+    trained = sum(parameter.numel() for parameter in trained_state(model).values())
+    total = sum(_num_numbers(parameter) for parameter in model.parameters())
+    return f"LoRA: {trained:,} of {total:,} parameters train ({trained / total:.2%})"
+
+
+def merged_model(model: Any, *, start: Path, state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A plain copy of an adapted model with its adapter added to the weights, in float32 on the CPU.
+
+    Args:
+        start: the checkpoint that training started from.
+        state_dict: whole tensors of what trains, where those of `model` are sharded.
+    """
+    trained = trained_state(model) if state_dict is None else state_dict
+    plain = load_policy(start) if model.can_generate() else load_reward_model(start, seed=0)
+    with torch.no_grad():
+        for name, layer in adapted_layers(model):
+            weight = plain.get_parameter(f"{name}.weight")
+            if _is_quantized(layer):
+                weight.copy_(_dequantized(layer))
+            delta = layer.scaling[ADAPTER] * (_whole(trained, name, "lora_B") @ _whole(trained, name, "lora_A"))
+            weight.add_(delta.T if layer.fan_in_fan_out else delta)
+        for name, value in trained.items():
+            if name == f"{SCORE}.weight":
+                plain.get_parameter(name).copy_(value.float().cpu())
+    return plain
+
+
+def save_adapter(model: Any, directory: Path, *, start: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    """Write PEFT's own files, for PeftModel.from_pretrained on the checkpoint that training started from.
+
+    Its config names that checkpoint relative to `directory`, so that a run can be moved as a whole.
+
+    Args:
+        directory: is made.
+        start: the checkpoint that training started from.
+        state_dict: as for `merged_model`.
+    """
+    from safetensors.torch import save_file
+
+    trained = trained_state(model) if state_dict is None else state_dict
+    tensors = {
+        f"{PREFIX}{name}.{part}.weight": _whole(trained, name, part)
+        for name, _ in adapted_layers(model)
+        for part in ("lora_A", "lora_B")
+    }
+    config = model.peft_config[ADAPTER].to_dict()
+    if not model.can_generate():
+        tensors[f"{PREFIX}{SCORE}.weight"] = trained[f"{SCORE}.weight"].float().cpu().contiguous()
+        config["modules_to_save"] = [SCORE]
+    config["inference_mode"] = True
+    config["base_model_name_or_path"] = os.path.relpath(start.resolve(), directory.resolve())
+    directory.mkdir(parents=True)
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    # Sets have no order: sorted, the same training writes the same bytes.
+    text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value))
+    (directory / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def merge_into_base(adapter: Path, base: Path) -> nn.Module:
+    """An adapter that someone trained, merged into its base in float32.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    from peft import PeftModel
+
+    model = load_policy(base)
+    check_fits(adapter, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, base=str(base))
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+            merged: nn.Module = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"the adapter {adapter} does not fit its base {base}: {reason}") from error
+    return merged
+
+
+def _targets(layers: Mapping[str, nn.Module], config: LoraConfig, *, model: Any) -> set[str]:
+    """What PEFT is told to adapt: the last part of the layers' names, as people write them."""
+    last = {name: name.rpartition(".")[2] for name in layers}
+    if config.target_modules == "all-linear":
+        # A layer called by a number alone (in a Sequential) is named whole: others may have that number, too.
+        return {name if short.isdigit() else short for name, short in last.items()}
+    for target in config.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            raise ModelError(
+                f"lora.target_modules: {type(model).__name__} has no linear layer {target!r} that could get an "
+                f"adapter; it has {', '.join(sorted(set(last.values())))} (all-linear: every one of them)"
+            )
+    return set(config.target_modules)
+
+
+def _draw(model: nn.Module, *, seed: int) -> None:
+    """A as PEFT draws it (uniform, Kaiming with a = sqrt 5), but from a generator of its own, layer after layer."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, layer in adapted_layers(model):
+            weight = layer.lora_A[ADAPTER].weight
+            bound = 1 / math.sqrt(weight.shape[1])
+            weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
+
+
+def _whole(trained: Mapping[str, Tensor], name: str, part: str) -> Tensor:
+    return trained[f"{name}.{part}.{ADAPTER}.weight"].float().cpu().contiguous()
+
+
+def _is_quantized(layer: Any) -> bool:
+    return type(layer.get_base_layer().weight).__name__ == "Params4bit"
+
+
+def _dequantized(layer: Any) -> Tensor:
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    weight = layer.get_base_layer().weight
+    return dequantize_bnb_weight(weight, state=weight.quant_state).float().cpu()
+
+
+def _num_numbers(parameter: Any) -> int:
+    """Of a 4-bit weight, whose bytes hold two each."""
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else math.prod(state.shape))

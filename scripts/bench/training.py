@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""alignloop's training against TRL's, and its scoring against separate rows, on this machine's CPU.
+
+    scripts/bench/training.py                          every case, both model sizes, three pairs
+    scripts/bench/training.py --quick --json out.json  every key of the small model in under a minute: a check, no result
+    scripts/bench/training.py --cases dpo sft --size 3m --pairs 5 --markdown table.md
+
+Same model, rows, optimiser and threads; in one run the two sides take turns, and a result is the median of the pairs'
+ratios. docs/benchmarks.md says what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from scripts.bench.measuring import BenchError, Measurer
+from scripts.bench.training_cases import CASES, SIDES, SIZES, Amount, Case, Measurement, Request, Setting, Side, amount_of
+from scripts.bench.training_data import SOURCES
+from scripts.bench.training_table import Result, to_json, to_markdown
+
+TRIAL_STEPS = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 where everything was measured, whatever the ratios; 1 where a measurement failed or was not of equal work."""
+    options = _options(argv)
+    cases = _with_data([CASES[name] for name in options.cases], data_dir=options.data)
+    sizes = SIZES if options.size == "both" else (options.size,)
+    with ExitStack() as stack:
+        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-training-")))
+        work.mkdir(parents=True, exist_ok=True)
+        bench = _Bench(options, Measurer(threads=options.threads, work=work), work)
+        try:
+            results = bench.run(cases, sizes=sizes)
+        except BenchError as error:
+            print(f"\nbroken: {error}", file=sys.stderr)
+            return 1
+    _write(results, options, heading=_heading(options, bench.measurer))
+    problems = [problem for result in results if (problem := result.problem()) is not None]
+    for problem in problems:
+        print(f"broken: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _with_data(cases: Sequence[Case], *, data_dir: Path) -> list[Case]:
+    """The cases whose rows are here; the others are left out, with the reason."""
+    kept = []
+    for case in cases:
+        path = data_dir / SOURCES[case.data] if case.is_real else None
+        if path is None or path.is_file():
+            kept.append(case)
+        else:
+            print(f"{case.name}: skipped: it needs {path}, which is not here")
+    return kept
+
+
+class _Bench:
+    """Measures cases, and tells as it goes."""
+
+    def __init__(self, options: argparse.Namespace, measurer: Measurer, work: Path) -> None:
+        self.options, self.measurer, self.work = options, measurer, work
+
+    def run(self, cases: Sequence[Case], *, sizes: Sequence[str]) -> list[Result]:
+        started = time.monotonic()
+        self.measurer.prepare(sizes=sizes, names=[case.data for case in cases], data_dir=self.options.data)
+        print(f"models and rows: {time.monotonic() - started:.0f} s", flush=True)
+        results = []
+        for size in sizes:
+            for case in cases:
+                result = self._case(case, size=size)
+                print(result.line(), flush=True)
+                results.append(result)
+        return results
+
+    def _case(self, case: Case, *, size: str) -> Result:
+        """Settings first, then the pairs: ours and theirs take turns at going first."""
+        amount = self._amount(case, size=size)
+        settings: dict[Side, Setting] = {side: self._setting(side, case, size=size, amount=amount) for side in SIDES}
+        result = Result(case, size, settings["ours"], settings["theirs"])
+        for number in range(self.options.pairs):
+            order = SIDES if number % 2 == 0 else SIDES[::-1]
+            measured = {side: self._measure(side, case, size, settings[side], amount) for side in order}
+            result.pairs.append((measured["ours"], measured["theirs"]))
+        return result
+
+    def _setting(self, side: Side, case: Case, *, size: str, amount: Amount) -> Setting:
+        """The fastest of the side's settings on a few steps; the case's first where none is tried out."""
+        settings = case.ours if side == "ours" else case.theirs
+        if not self.options.tune:
+            return settings[0]
+        trial = replace(amount, num_groups=min(amount.num_groups, TRIAL_STEPS * amount.batch_groups))
+        rates = {
+            setting: self._measure(side, case, size, setting, trial).examples_per_second for setting in settings
+        }
+        told = "; ".join(f"{setting.label}: {rate:.2f}" for setting, rate in rates.items())
+        print(f"  {case.name}, {size}, {side}: examples/s by setting: {told}", flush=True)
+        return max(rates, key=lambda setting: rates[setting])
+
+    def _measure(self, side: Side, case: Case, size: str, setting: Setting, amount: Amount) -> Measurement:
+        return self.measurer.measure(Request(side, case.name, size, setting, amount, str(self.work)))
+
+    def _amount(self, case: Case, *, size: str) -> Amount:
+        amount = amount_of(case, size=size, quick=self.options.quick)
+        groups = self.options.groups or amount.num_groups
+        return Amount(groups, min(amount.batch_groups, groups))
+
+
+def _heading(options: argparse.Namespace, measurer: Measurer) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in measurer.versions().items())
+    machine = f"{_processor()}, {options.threads} thread{'s' if options.threads > 1 else ''}"
+    date = f"{options.date}. " if options.date else ""
+    return [f"{date}{machine}; Python {platform.python_version()}, {versions}; medians of {options.pairs} pairs."]
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return name or platform.processor() or platform.machine()
+
+
+def _write(results: Sequence[Result], options: argparse.Namespace, *, heading: Sequence[str]) -> None:
+    table = to_markdown(results, heading=heading)
+    print(f"\n{table}", end="", flush=True)
+    if options.markdown:
+        options.markdown.write_text(table)
+    if options.json:
+        options.json.write_text(json.dumps(to_json(results), indent=2) + "\n")
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed and checked; a flag that makes no sense ends the program with a message."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", metavar="CASE", default=list(CASES), help=f"of: {', '.join(CASES)}")
+    parser.add_argument("--size", choices=(*SIZES, "both"), help="of the model; default both, with --quick 3m")
+    parser.add_argument("--pairs", type=int, metavar="N", help="measurements of each side; default 3, with --quick 1")
+    parser.add_argument("--groups", type=int, metavar="N", help="prompt groups a measurement; default by case and size")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: all cores given to this process")
+    parser.add_argument("--quick", action="store_true", help="few groups, no trying out of settings: not a result")
+    parser.add_argument("--tune", action=argparse.BooleanOptionalAction, help="try out each side's settings first")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the ratios, as one flat object")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table")
+    parser.add_argument("--date", default="", help="written above the table")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the real rows")
+    parser.add_argument("--work", type=Path, help="keep models and rows here; default: a temporary folder")
+    options = parser.parse_args(argv)
+    if unknown := [name for name in options.cases if name not in CASES]:
+        parser.error(f"--cases: there is no case {', '.join(unknown)}; choose from {', '.join(CASES)}")
+    for name in ("pairs", "groups", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name}: must be at least 1, not {value}")
+    for path in (options.json, options.markdown):
+        if path is not None and not path.resolve().parent.is_dir():
+            parser.error(f"{path}: there is no folder {path.resolve().parent} to write it to")
+    options.size = options.size or ("3m" if options.quick else "both")
+    options.pairs = options.pairs or (1 if options.quick else 3)
+    options.threads = options.threads or len(os.sched_getaffinity(0))
+    options.tune = not options.quick if options.tune is None else options.tune
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

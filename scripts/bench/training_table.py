@@ -1,0 +1,142 @@
+"""Measurements -> ratios, checks, the table and the JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from scripts.bench.training_cases import Case, Measurement, Setting
+
+HEADER = (
+    "| case | model | alignloop, examples/s | {other}, examples/s | ratio (each pair) | bar | memory, MiB | ratio |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+)
+MEMORY_BAR = 1.0
+
+
+@dataclass
+class Result:
+    """A case at one model size: its pairs, in the order they were measured.
+
+    Attributes:
+        ours_setting, theirs_setting: what each side chose.
+    """
+
+    case: Case
+    size: str
+    ours_setting: Setting
+    theirs_setting: Setting
+    pairs: list[tuple[Measurement, Measurement]] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Of the JSON object: the smallest model's is plain."""
+        return self.case.name if self.size == "3m" else f"{self.case.name}_{self.size}"
+
+    @property
+    def ratios(self) -> list[float]:
+        """Examples per second, ours over theirs, pair by pair."""
+        return [ours.examples_per_second / theirs.examples_per_second for ours, theirs in self.pairs]
+
+    @property
+    def ratio(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def memory(self) -> tuple[float, float]:
+        """Median peaks above the level before, ours and theirs, in MiB."""
+        return (
+            median(ours.memory_mib for ours, _ in self.pairs),
+            median(theirs.memory_mib for _, theirs in self.pairs),
+        )
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """Theirs over ours; None where memory cannot be read."""
+        ours, theirs = self.memory
+        return theirs / ours if ours and theirs else None
+
+    def problem(self) -> str | None:
+        """Why the two sides did not do the same work, or None."""
+        tolerance = self.case.tolerance
+        if tolerance is None:
+            return None
+        ours, theirs = self.pairs[0]
+        if self.case.kind == "score":
+            difference, what = _reward_difference(ours, theirs), "rewards"
+        else:
+            assert ours.first_loss is not None
+            assert theirs.first_loss is not None
+            difference = abs(ours.first_loss - theirs.first_loss) / abs(theirs.first_loss)
+            what = f"losses of the first step ({ours.first_loss:.5f} and {theirs.first_loss:.5f})"
+        if difference <= tolerance:
+            return None
+        return f"{self.key}: {what} differ by {difference:.2g} of their size, more than {tolerance:g}"
+
+    def line(self) -> str:
+        """One line for the screen."""
+        ours, theirs = self.memory
+        rates = [median(pair[side].examples_per_second for pair in self.pairs) for side in (0, 1)]
+        return (
+            f"{self.key}: {self.ratio:.2f}x ({self._each()}), bar {self.case.bar:g}x {self._verdict()}; "
+            f"{rates[0]:,.2f} against {rates[1]:,.2f} examples/s; memory {ours:,.0f} against {theirs:,.0f} MiB; "
+            f"settings: {self.ours_setting.label} | {self.theirs_setting.label}"
+        )
+
+    def row(self) -> str:
+        """One row of the Markdown table."""
+        memory = self.memory_ratio
+        rates = [median(pair[side].examples_per_second for pair in self.pairs) for side in (0, 1)]
+        cells = (
+            f"`{self.case.name}`",
+            self.size.upper(),
+            f"{rates[0]:,.2f} ({self.ours_setting.label})",
+            f"{rates[1]:,.2f} ({self.theirs_setting.label})",
+            f"**{self.ratio:.2f}x** ({self._each()})",
+            f"{self.case.bar:g}x {self._verdict()}",
+            f"{self.memory[0]:,.0f} / {self.memory[1]:,.0f}",
+            "-" if memory is None else f"{memory:.2f}x {_verdict(memory, MEMORY_BAR)}",
+        )
+        return f"| {' | '.join(cells)} |"
+
+    def _each(self) -> str:
+        return " ".join(f"{ratio:.2f}" for ratio in self.ratios)
+
+    def _verdict(self) -> str:
+        return _verdict(self.ratio, self.case.bar)
+
+
+def to_json(results: Sequence[Result]) -> dict[str, float]:
+    """Flat: `<case>` the ratio, `<case>_memory` the ratio of peaks; other sizes with a suffix."""
+    values: dict[str, float] = {}
+    for result in results:
+        values[result.key] = round(result.ratio, 4)
+        if result.memory_ratio is not None:
+            suffix = result.key.removeprefix(result.case.name)
+            values[f"{result.case.name}_memory{suffix}"] = round(result.memory_ratio, 4)
+    return values
+
+
+def to_markdown(results: Sequence[Result], *, heading: Sequence[str]) -> str:
+    """`heading`, then a table for training and one for scoring."""
+    parts = ["\n".join(heading)]
+    for kinds, other in ((("reward", "dpo", "sft"), "TRL"), (("score",), "separate rows")):
+        rows = [result.row() for result in results if result.case.kind in kinds]
+        if rows:
+            parts.append("\n".join([HEADER[0].format(other=other), HEADER[1], *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdict(value: float, bar: float) -> str:
+    return "met" if value >= bar else "missed"
+
+
+def _reward_difference(ours: Measurement, theirs: Measurement) -> float:
+    """Largest difference of a reward, as a share of the largest reward."""
+    pairs = [
+        (a, b)
+        for ours_row, theirs_row in zip(ours.rewards, theirs.rewards, strict=True)
+        for a, b in zip(ours_row, theirs_row, strict=True)
+    ]
+    return max(abs(a - b) for a, b in pairs) / max(abs(b) for _, b in pairs)

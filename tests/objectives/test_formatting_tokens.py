@@ -1,0 +1,174 @@
+"""Prompt groups -> rows -> a model -> DPO: what reaches formatting tokens, and which tokens SFT trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from alignloop.chat.format import ChatFormat
+from alignloop.chat.tokens import CompletionTokens
+from alignloop.objectives.dpo import dpo_loss
+from alignloop.objectives.logprobs import token_logprobs
+from alignloop.packing.batch import RowBatch, collate
+from alignloop.packing.build import TrainOn, sft_groups
+from alignloop.packing.groups import PromptGroup
+from alignloop.packing.layout import pack
+from alignloop.records import Message, SftRow, Source
+from alignloop.training.forward import TokenLogprobs
+from alignloop.training.step_losses import DpoStep, SftStep, count_step
+
+END, NEWLINE = 1, 2
+
+
+def completion(*content: int) -> CompletionTokens:
+    """Two termination tokens, as templates that end a turn with a token and a newline have."""
+    return CompletionTokens((*content, END, NEWLINE), (False,) * len(content) + (True, True))
+
+
+GROUPS = [
+    PromptGroup("a", (5, 6, 7), (completion(8, 9, 10), completion(11, 12)), (0, 1)),
+    PromptGroup("b", (13,), (completion(14), completion(15, 16, 17, 18)), (0, 1)),
+]
+
+
+def tiny_llama() -> Any:
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+def dpo_step(**changes: Any) -> DpoStep:
+    step = DpoStep(
+        reference=[(-9.0, -8.0), (-5.0, -12.0)],
+        beta=0.1,
+        nll_coefficient=0.0,
+        nll_reduction="token_mean",
+        mask_formatting_tokens=True,
+    )
+    return dataclasses.replace(step, **changes)
+
+
+def rows(groups: list[PromptGroup]) -> RowBatch:
+    return collate(pack(groups, row_tokens=32, mode="packed"), pad_token_id=0, mode="packed")
+
+
+def gradients_at_targets(step: DpoStep) -> tuple[RowBatch, Tensor, Tensor]:
+    """Of the loss, through a model: [T] by the logprobs, and [T, D] by the states that the output head reads."""
+    batch, module = rows(GROUPS), TokenLogprobs(tiny_llama())
+    states: list[Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        output.last_hidden_state.retain_grad()
+        states.append(output.last_hidden_state)
+
+    module.model.base_model.register_forward_hook(keep)
+    logprobs = module(batch)
+    logprobs.retain_grad()
+    loss, _ = step(logprobs, batch=batch, counts=count_step(GROUPS), group_numbers=range(len(GROUPS)))
+    loss.backward()
+    assert logprobs.grad is not None
+    assert states[0].grad is not None
+    return batch, logprobs.grad, states[0].grad.flatten(0, 1)[batch.trained_index]
+
+
+def test_the_dpo_term_leaves_formatting_tokens_exactly_alone() -> None:
+    batch, by_logprobs, by_states = gradients_at_targets(dpo_step())
+    formatting = batch.formatting_mask
+    assert int(formatting.sum()) == 8
+    assert torch.equal(by_logprobs[formatting], torch.zeros(8))
+    assert torch.equal(by_states[formatting], torch.zeros(8, 16))
+    assert (by_logprobs[~formatting] != 0).all()
+    assert (by_states[~formatting].abs().sum(1) > 0).all()
+
+
+def test_nll_keeps_the_formatting_tokens_of_the_chosen_completions() -> None:
+    batch, by_logprobs, by_states = gradients_at_targets(dpo_step(nll_coefficient=0.2))
+    chosen = batch.ranks[batch.completion_index] == 0
+    kept, left = batch.formatting_mask & chosen, batch.formatting_mask & ~chosen
+    # Chosen tokens, formatting included: 5 of the first pair, 3 of the second: -0.2 / 8 each.
+    assert by_logprobs[kept].tolist() == pytest.approx([-0.025] * 4)
+    assert (by_states[kept].abs().sum(1) > 0).all()
+    assert torch.equal(by_states[left], torch.zeros(4, 16))
+
+
+def test_without_the_mask_formatting_tokens_count() -> None:
+    batch, by_logprobs, _ = gradients_at_targets(dpo_step(mask_formatting_tokens=False))
+    assert (by_logprobs[batch.formatting_mask] != 0).all()
+
+
+def test_masked_logits_have_exactly_no_gradient() -> None:
+    # The same from the logits of a plain softmax and from the tiled head: a zero times a finite number.
+    batch = rows(GROUPS)
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(len(batch.target_ids), 8, generator=draw)
+    weight = torch.randn(20, 8, generator=draw)
+    logits = (hidden @ weight.T).requires_grad_()
+    hidden.requires_grad_()
+    plain = logits.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]
+    tiled = token_logprobs(hidden, target_ids=batch.target_ids, head_weight=weight)
+    for logprobs, leaf in ((plain, logits), (tiled, hidden)):
+        loss, _ = dpo_loss(
+            logprobs,
+            completion_index=batch.completion_index,
+            formatting_mask=batch.formatting_mask,
+            chosen=(batch.ranks == 0).nonzero()[:, 0],
+            rejected=(batch.ranks == 1).nonzero()[:, 0],
+            ref_chosen_logprobs=torch.zeros(2),
+            ref_rejected_logprobs=torch.zeros(2),
+            nll_coefficient=0.0,
+        )
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        assert torch.equal(gradient[batch.formatting_mask], torch.zeros_like(gradient[batch.formatting_mask]))
+        assert (gradient[~batch.formatting_mask].abs().sum(1) > 0).all()
+
+
+# ---- SFT: the logprob of token k is -k / 10, so that every token of the loss can be told from its value.
+
+
+def letter_format() -> ChatFormat:
+    """A letter is a token: a is 2, b 3, ...; a turn is its content and the end token."""
+    from tokenizers import Tokenizer, models
+
+    letters = {"<pad>": 0, "<end>": END} | {letter: number for number, letter in enumerate("abcdefgh", start=2)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(letters, [])), pad_token="<pad>", eos_token="<end>"
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
+    return ChatFormat.from_tokenizer(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("train_on", "trained"),
+    [
+        ("last_assistant", [5, END]),
+        ("all_assistant", [3, END, 5, END]),
+    ],
+)
+def test_sft_trains_the_turns_it_is_told_to(train_on: TrainOn, trained: list[int]) -> None:
+    dialog = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    row = SftRow(
+        id="a",
+        messages=[Message(role=role, content=content) for role, content in dialog],  # type: ignore[arg-type]
+        origin="preference",
+        source=Source(file="here", line=1),
+    )
+    groups = sft_groups([row], letter_format(), train_on=train_on)
+    batch = rows(groups)
+    assert sorted(batch.target_ids.tolist()) == sorted(trained)
+    logprobs = -batch.target_ids / 10
+    loss, _ = SftStep()(logprobs, batch=batch, counts=count_step(groups), group_numbers=[0])
+    # last: (0.5 + 0.1) / 2 = 0.3; all: (0.3 + 0.1 + 0.5 + 0.1) / 4 = 0.25.
+    assert float(loss) == pytest.approx({"last_assistant": 0.3, "all_assistant": 0.25}[train_on])

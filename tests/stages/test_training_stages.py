@@ -1,0 +1,250 @@
+"""The training stages and their average, as a run drives them, on the bundled base and a handful of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.artifacts import Artifact
+from alignloop.bundled import resolve_base
+from alignloop.config.recipe import (
+    AverageConfig,
+    AveragingConfig,
+    DpoConfig,
+    EngineConfig,
+    Recipe,
+    RewardConfig,
+    SftConfig,
+    Variant,
+)
+from alignloop.data.jsonl import dump_jsonl
+from alignloop.engines.base import Engine
+from alignloop.engines.open import open_engine
+from alignloop.errors import DriftError, UserError
+from alignloop.one_stage import averaging_of, parse_inputs
+from alignloop.progress import QuietProgress
+from alignloop.records import Message, PairRow, PreferenceRow, SftRow, Source
+from alignloop.stage import Place, run_stage
+from alignloop.stages import average, train_dpo, train_reward, train_sft
+from alignloop.stages.training import Outputs
+
+QUICK: dict[str, Any] = {"dtype": "float32", "batch_groups": 2, "max_length": 64, "learning_rate": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return Artifact.of(Path(resolve_base("quickstart")))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """Never asked anything: training only sends it to sleep."""
+    with open_engine(EngineConfig(name="transformers"), log_file=tmp_path / "engine.log") as engine:
+        yield engine
+
+
+def ask(n: int) -> list[Message]:
+    return [Message(role="user", content=f"Name river {n}.")]
+
+
+def preference(n: int, *, strength: str | None = None, chosen: str | None = None) -> PreferenceRow:
+    return PreferenceRow(
+        id=f"p{n}",
+        messages=ask(n),
+        chosen=chosen or f"River {n}.",
+        rejected="No.",
+        strength=strength,  # type: ignore[arg-type]
+        source=Source(file="f"),
+    )
+
+
+def written(path: Path, rows: Any) -> Artifact:
+    dump_jsonl(path, rows)
+    return Artifact.of(path)
+
+
+def summary_of(outputs: Outputs) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(outputs.summary.path.read_text())
+    return values
+
+
+def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, engine: Engine, tmp_path: Path) -> None:
+    strengths = ["better", "slightly_better", "better", "better", "better"]
+    rows = [preference(n, strength=strength) for n, strength in enumerate(strengths)]
+    rows.append(preference(9, chosen="a river " * 200))  # over 64 tokens
+    inputs = train_reward.Inputs(
+        base,
+        (written(tmp_path / "p.jsonl", rows),),
+        written(tmp_path / "h.jsonl", [preference(n) for n in (20, 21)]),
+    )
+    config = RewardConfig(**QUICK, num_checkpoints=2, average_span=0.5, variants=(Variant(), Variant(seed=1)))
+
+    def trained() -> Outputs:
+        place = Place(tmp_path / "round-01" / "02_train_reward", 1, 0)
+        return run_stage(train_reward.STAGE, config, inputs, place=place, engine=engine, progress=QuietProgress())
+
+    outputs = trained()
+    # 6 rows: one of a strength that does not train, one too long for either variant.
+    assert outputs.counts == {
+        "in": 6,
+        "kept": 4,
+        "dropped": 2,
+        "dropped_by_strength": 1,
+        "dropped_by_length": 1,
+    }
+    assert [log.path.parent.name for log in outputs.logs] == ["variant-01", "variant-02"]
+    assert [log.rows for log in outputs.logs] == [2, 2]
+    entries = summary_of(outputs)["checkpoints"]
+    assert [(e["file"], e["variant"], e["step"], e["changed"]) for e in entries] == [
+        ("variant-01/checkpoints/step-000001", 1, 1, {}),
+        ("variant-01/checkpoints/step-000002", 1, 2, {}),
+        ("variant-02/checkpoints/step-000001", 2, 1, {"seed": 1}),
+        ("variant-02/checkpoints/step-000002", 2, 2, {"seed": 1}),
+    ]
+    assert all({"loss", "accuracy"} <= e["metrics"].keys() for e in entries)
+    last = [entries[1]["metrics"]["loss"], entries[3]["metrics"]["loss"]]
+    assert outputs.metrics["eval_loss"] == pytest.approx(sum(last) / 2)
+
+    def averaged(config: AverageConfig, *, rebuild: bool = False) -> average.Outputs:
+        place = Place(tmp_path / "round-01" / "03_average", 1, 0)
+        return run_stage(
+            average.STAGE,
+            config,
+            average.of(trained()),
+            place=place,
+            engine=engine,
+            progress=QuietProgress(),
+            rebuild=rebuild,
+        )
+
+    assert averaged(AverageConfig()).counts == {"checkpoints": 4, "averaged": 4}
+    # Other averaging is another average of the same training: `averaging` is no part of what the stage is known by.
+    before = {path: path.stat().st_mtime_ns for path in outputs.summary.path.parent.rglob("*")}
+    with pytest.raises(DriftError, match=r"config\.choose: \(not there\) -> 1"):
+        averaged(AverageConfig(choose=1))
+    best = averaged(AverageConfig(choose=1), rebuild=True)
+    assert best.counts == {"checkpoints": 4, "averaged": 1}
+    assert {path: path.stat().st_mtime_ns for path in outputs.summary.path.parent.rglob("*")} == before
+    losses = [entry["metrics"]["loss"] for entry in entries]
+    said = json.loads(best.averaged.path.read_text())["checkpoints"]
+    assert [entry["weight"] for entry in said] == [float(loss == min(losses)) for loss in losses]
+    chosen = outputs.checkpoints[losses.index(min(losses))]
+    assert (best.checkpoint.path / "model.safetensors").read_bytes() == (chosen.path / "model.safetensors").read_bytes()
+
+
+def test_rows_that_no_variant_has_drawn_are_counted(base: Artifact, engine: Engine, tmp_path: Path) -> None:
+    rows = [
+        SftRow(
+            id=f"s{n}",
+            messages=[*ask(n), Message(role="assistant", content=f"River {n}.")],
+            origin="preference",
+            source=Source(file="f"),
+        )
+        for n in range(4)
+    ]
+    inputs = train_sft.Inputs(base, written(tmp_path / "s.jsonl", rows))
+    config = SftConfig(**QUICK, variants=(Variant(data_fraction=0.5), Variant(data_fraction=0.5, epochs=2)))
+    place = Place(tmp_path / "round-01" / "08_train_sft", 1, 0)
+    outputs = run_stage(train_sft.STAGE, config, inputs, place=place, engine=engine, progress=QuietProgress())
+    # Both draw with the stage's seed, and so the same half.
+    assert outputs.counts["in"] == 4
+    assert outputs.counts["dropped_by_draw"] == outputs.counts["dropped"] == 2
+    assert [log.rows for log in outputs.logs] == [1, 2]
+    assert not any(name.startswith("eval_") for name in outputs.metrics)
+    assert [entry["metrics"] for entry in summary_of(outputs)["checkpoints"]] == [{}, {}]
+    with pytest.raises(UserError, match=r"averaging\.sft\.choose: the checkpoints have no loss on held-out rows"):
+        run_stage(
+            average.STAGE,
+            AverageConfig(choose=1),
+            average.of(outputs),
+            place=Place(tmp_path / "round-01" / "09_average", 1, 0),
+            engine=engine,
+            progress=QuietProgress(),
+        )
+
+
+def test_sft_is_measured_on_what_people_liked_best(base: Artifact, engine: Engine, tmp_path: Path) -> None:
+    """The loss before the first update is the base's own: a learning rate of next to nothing leaves it there."""
+    row = SftRow(
+        id="s",
+        messages=[*ask(1), Message(role="assistant", content="River 1.")],
+        origin="preference",
+        source=Source(file="f"),
+    )
+    config = SftConfig(**{**QUICK, "learning_rate": 1e-12})
+
+    def loss(chosen: str, place: str) -> float:
+        heldout = written(tmp_path / f"{place}.jsonl", [preference(1, chosen=chosen)])
+        inputs = train_sft.Inputs(base, written(tmp_path / "s.jsonl", [row]), heldout)
+        outputs = run_stage(
+            train_sft.STAGE,
+            config,
+            inputs,
+            place=Place(tmp_path / "round-01" / place, 1, 0),
+            engine=engine,
+            progress=QuietProgress(),
+        )
+        (entry,) = summary_of(outputs)["checkpoints"]
+        assert entry["variant"] is None
+        assert outputs.metrics["eval_loss"] == entry["metrics"]["loss"]
+        # One row, one step: what it trains on is what is held out in the first call.
+        if chosen == "River 1.":
+            assert outputs.metrics["eval_loss"] == pytest.approx(outputs.metrics["train_loss"], rel=1e-4)
+        return outputs.metrics["eval_loss"]
+
+    assert loss("River 1.", "08_a") != loss("Quite another thing.", "08_b")
+
+
+def test_dpo_is_measured_on_held_out_pairs_of_its_strengths(base: Artifact, engine: Engine, tmp_path: Path) -> None:
+    pairs = [
+        PairRow(
+            id=f"d{n}",
+            messages=ask(n),
+            chosen=f"River {n}.",
+            rejected="No.",
+            origin="preference",
+            source=Source(file="f"),
+        )
+        for n in range(2)
+    ]
+    recipe = Recipe(preferences=("p.jsonl",), dpo=DpoConfig(**QUICK), pairs={"strengths": ("better",)})  # type: ignore[arg-type]
+    config = recipe.dpo_stage
+    assert config.heldout_strengths == ("better",)
+
+    def metrics(place: str, heldout: list[PreferenceRow]) -> dict[str, float]:
+        inputs = train_dpo.Inputs(
+            base, base, written(tmp_path / "d.jsonl", pairs), written(tmp_path / f"{place}.jsonl", heldout)
+        )
+        return run_stage(
+            train_dpo.STAGE,
+            config,
+            inputs,
+            place=Place(tmp_path / "round-01" / place, 1, 0),
+            engine=engine,
+            progress=QuietProgress(),
+        ).metrics
+
+    strong, weak = preference(30, strength="better"), preference(31, strength="slightly_better", chosen="Other words.")
+    with_weak = metrics("11_a", [strong, weak])
+    alone = metrics("11_b", [strong])
+    measured = {name: value for name, value in with_weak.items() if name.startswith("eval_")}
+    assert "eval_accuracy" in measured
+    assert measured == {name: value for name, value in alone.items() if name.startswith("eval_")}
+
+
+def test_a_stage_alone_knows_its_averaging(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    alone = parse_inputs(average.STAGE, [f"checkpoints={tmp_path / 'a'}"])
+    assert alone.summary is None
+    assert averaging_of(AveragingConfig(), alone) == AverageConfig()
+    sft = AverageConfig(weights=(1, 2))
+    assert averaging_of(AveragingConfig(sft=sft), alone) == sft
+    with pytest.raises(UserError, match=r"averaging\.sft and averaging\.dpo: say which"):
+        averaging_of(AveragingConfig(sft=sft, dpo=AverageConfig(choose=1)), alone)
+    (tmp_path / "train_summary.json").write_text(json.dumps({"objective": "dpo", "checkpoints": []}))
+    told = parse_inputs(average.STAGE, [f"checkpoints={tmp_path / 'a'}", f"summary={tmp_path / 'train_summary.json'}"])
+    assert averaging_of(AveragingConfig(sft=sft, dpo=AverageConfig(choose=1)), told) == AverageConfig(choose=1)

@@ -1,0 +1,360 @@
+"""DPO, NLL and reward losses against TRL's own trainers: the same rows, the same model, batch by batch of a training.
+
+TRL tokenises, collates and trains by itself, on one padded row per completion; ours go through packed rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alignloop.chat.format import ChatFormat
+from alignloop.chat.load import load_format
+from alignloop.data.readers import read_preferences
+from alignloop.packing.build import preference_groups
+from alignloop.packing.check import choose_layout
+from alignloop.packing.groups import PromptGroup
+from alignloop.progress import QuietProgress
+from alignloop.records import Message, PreferenceRow, Source
+from alignloop.training.forward import CompletionRewards, TokenLogprobs
+from alignloop.training.models import load_policy, load_reward_model, pad_token_id_of
+from alignloop.training.reference import reference_sums
+from alignloop.training.row_runner import RowRunner
+from alignloop.training.step_losses import DpoStep, RewardStep, StepLoss, count_step
+
+DATA = Path(__file__).resolve().parents[2] / "../shared/data/preferences"
+SOURCES = {"in the test": None, "alpacaeval": "alpacaeval_graded.jsonl", "sharegpt": "sharegpt_en.jsonl"}
+BATCHES = 2
+"""Batches a source."""
+PAIRS = 6
+"""Pairs a batch: six groups of two, or two groups of three."""
+MAX_TOKENS, MAX_CHARACTERS = 512, 800
+TOLERANCE = 1e-5
+LEARNING_RATE, MAX_GRAD_NORM = 0.05, 1.0
+
+# Headers end in a special token: rendered alone and with an answer, a prompt then has the same ids, so that TRL, which
+# tokenises both and cuts at the common prefix, sees the very rows that we do.
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+
+OBJECTS = ("a lamp", "two boats", "the old clock", "a red kite", "some bread", "my bicycle")
+
+
+def rows_in_the_test() -> list[PreferenceRow]:
+    rows = []
+    for number in range(BATCHES * PAIRS):
+        thing = OBJECTS[number % len(OBJECTS)]
+        dialog = [Message(role="user", content=f"Tell me about {thing}, {number} times. " * (1 + number % 4))]
+        if number % 3 == 0:
+            answer = Message(role="assistant", content=f"Which side of {thing}?")
+            dialog = [Message(role="system", content="Be brief."), *dialog, answer, dialog[0]]
+        rows.append(
+            PreferenceRow(
+                id=f"row-{number}",
+                messages=dialog,
+                edited=f"{thing} is what I would look at {'first ' * (number % 5)}and last.",
+                chosen=f"I like {thing}." + " Very much so!" * (number % 7),
+                rejected=f"{number} {'no ' * (1 + number % 11)}",
+                source=Source(file="here", line=number + 1),
+            )
+        )
+    return rows
+
+
+def rows_of(source: str) -> list[PreferenceRow]:
+    """Enough rows of a source that are short enough; none where its file is not at hand."""
+    name = SOURCES[source]
+    if name is None:
+        return rows_in_the_test()
+    if not (DATA / name).is_file():
+        return []
+    rows = read_preferences([DATA / name], max_bad_fraction=1.0).rows
+    return [row for row in rows if _num_characters(row) < MAX_CHARACTERS][: 2 * BATCHES * PAIRS]
+
+
+def _num_characters(row: PreferenceRow) -> int:
+    return sum(len(m.content) for m in row.messages) + max(len(row.chosen), len(row.rejected))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides get.
+
+    Attributes:
+        policy, reference, reward: checkpoints; rows: by source, BATCHES * PAIRS each.
+    """
+
+    policy: Path
+    reference: Path
+    reward: Path
+    rows: dict[str, list[PreferenceRow]]
+    chat: ChatFormat
+
+    @property
+    def all_rows(self) -> list[PreferenceRow]:
+        return [row for rows in self.rows.values() for row in rows]
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    root = tmp_path_factory.mktemp("trl")
+    candidates = {source: rows_of(source) for source in SOURCES}
+    tokenizer = trained_tokenizer([row for rows in candidates.values() for row in rows])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy = LlamaForCausalLM(config)
+        policy.save_pretrained(root / "policy")
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        policy.save_pretrained(root / "reference")
+        config.num_labels = 1
+        LlamaForSequenceClassification(config).save_pretrained(root / "reward")
+    for name in ("policy", "reference", "reward"):
+        tokenizer.save_pretrained(root / name)
+    chat = load_format(root / "policy")
+    rows = {source: _short(rows, chat) for source, rows in candidates.items() if rows}
+    return Setting(root / "policy", root / "reference", root / "reward", rows, chat)
+
+
+def trained_tokenizer(rows: Sequence[PreferenceRow]) -> Any:
+    """A byte-level BPE of 1,024 tokens from the rows' own text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [text for row in rows for text in (*(m.content for m in row.messages), row.chosen, row.rejected)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        additional_special_tokens=SPECIAL[1:4],
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def _short(rows: Sequence[PreferenceRow], chat: ChatFormat) -> list[PreferenceRow]:
+    short = [row for row in rows if preference_groups([row], chat)[0].longest <= MAX_TOKENS]
+    assert len(short) >= BATCHES * PAIRS, f"only {len(short)} rows of up to {MAX_TOKENS} tokens"
+    return short[: BATCHES * PAIRS]
+
+
+# ---- theirs
+
+
+def trl_run(job: dict[str, Any], out_dir: Path) -> dict[str, Any]:
+    """What TRL's trainer computed: `steps` (losses of each batch), `ids` (its rows), and its weights in `out_dir`."""
+    out_dir.mkdir()
+    path = out_dir / "job.json"
+    shared = {"out_dir": str(out_dir), "batch_pairs": PAIRS}
+    rates = {"learning_rate": LEARNING_RATE, "max_grad_norm": MAX_GRAD_NORM}
+    path.write_text(json.dumps({**job, **shared, **rates}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(out_dir / "cache")}
+    command = [sys.executable, str(Path(__file__).with_name("trl_losses.py")), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    computed: dict[str, Any] = json.loads((out_dir / "losses.json").read_text())
+    return computed
+
+
+def conversational(messages: Sequence[Message], chosen: str, rejected: str) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": m.role, "content": m.content} for m in messages],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+
+
+# ---- ours
+
+
+def our_run(
+    module: Any, step_loss: StepLoss, groups: Sequence[PromptGroup], *, batch_groups: int
+) -> list[dict[str, float]]:
+    """Loss and metrics of each batch of a training by plain SGD, as the trainer takes its steps."""
+    runner = runner_for(module, groups)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+    steps = []
+    for start in range(0, len(groups), batch_groups):
+        numbers = range(start, start + batch_groups)
+        batch = [groups[number] for number in numbers]
+        counts = count_step(batch)
+        noted: dict[str, float] = {"loss": 0.0}
+        for rows in runner.microbatches(runner.pack(batch)):
+            output = runner.forward(module, rows)
+            loss, metrics = step_loss(output, batch=rows, counts=counts, group_numbers=numbers)
+            loss.backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                noted[name] = noted.get(name, 0.0) + float(value)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        steps.append(noted)
+    return steps
+
+
+def runner_for(module: Any, groups: Sequence[PromptGroup]) -> RowRunner:
+    """Two rows a microbatch: a batch needs several, as in real training."""
+    mode = choose_layout(module.model.base_model, longest=MAX_TOKENS, progress=QuietProgress())
+    assert mode == "packed"
+    return RowRunner(
+        mode=mode,
+        row_tokens=2 * MAX_TOKENS,
+        rows=2,
+        pad_token_id=pad_token_id_of(module.model),
+        device=torch.device("cpu"),
+        bfloat16=False,
+        progress=QuietProgress(),
+    )
+
+
+@dataclass(frozen=True)
+class BothRuns:
+    """Steps of both trainings, sources one after another, and how far the weights moved and lie apart at the end."""
+
+    theirs: list[dict[str, float]]
+    ours: list[dict[str, float]]
+    moved: float
+    apart: float
+    sources: list[str]
+
+    def of(self, source: str) -> list[tuple[dict[str, float], dict[str, float]]]:
+        if source not in self.sources:
+            pytest.skip(f"{SOURCES[source]} is not at hand: it lies in ../shared/data/preferences")
+        first = self.sources.index(source) * BATCHES
+        both = list(zip(self.theirs, self.ours, strict=True))
+        return both[first : first + BATCHES]
+
+
+def weights_apart(model: Any, checkpoint: Path) -> float:
+    """Largest difference of any weight."""
+    saved = load_file(checkpoint / "model.safetensors")
+    state = model.state_dict()
+    assert saved
+    return max(float((state[name] - weight).abs().max()) for name, weight in saved.items())
+
+
+@pytest.fixture(scope="module")
+def dpo_runs(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
+    rows = [row.model_copy(update={"edited": None}) for row in setting.all_rows]
+    out_dir = tmp_path_factory.mktemp("dpo") / "trl"
+    job = {"trainer": "dpo", "model": str(setting.policy), "reference": str(setting.reference)}
+    theirs = trl_run({**job, "rows": [conversational(row.messages, row.chosen, row.rejected) for row in rows]}, out_dir)
+    groups = preference_groups(rows, setting.chat)
+    for group, ids in zip(groups, theirs["ids"], strict=True):
+        assert list(group.prompt_ids) == ids["prompt_ids"]
+        assert [list(c.token_ids) for c in group.completions] == [ids["chosen_ids"], ids["rejected_ids"]]
+
+    reference = TokenLogprobs(load_policy(setting.reference))
+    sums = reference_sums(reference, groups, runner=runner_for(reference, groups), mask_formatting_tokens=False)
+    module = TokenLogprobs(load_policy(setting.policy))
+    step_loss = DpoStep(
+        reference=sums, beta=0.1, nll_coefficient=0.2, nll_reduction="token_mean", mask_formatting_tokens=False
+    )
+    ours = our_run(module, step_loss, groups, batch_groups=PAIRS)
+    moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.policy, out_dir))
+    return BothRuns(theirs["steps"], ours, moved, apart, [*setting.rows])
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["pairs", "three-way"])
+def reward_runs(request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
+    rows = setting.all_rows
+    if request.param == 2:
+        rows = [row.model_copy(update={"edited": None}) for row in rows]
+        ranked = [(row, (row.chosen, row.rejected)) for row in rows]
+    else:
+        # Two groups a batch; where nobody edited, the answer to another prompt ranks last.
+        rows = [three_way(rows[first], rows[first + 1]) for first in range(0, len(rows), 3)]
+        ranked = [(row, (row.edited or "", row.chosen, row.rejected)) for row in rows]
+    pairs = [
+        conversational(row.messages, texts[better], texts[worse])
+        for row, texts in ranked
+        for better in range(len(texts))
+        for worse in range(better + 1, len(texts))
+    ]
+    out_dir = tmp_path_factory.mktemp("reward") / "trl"
+    theirs = trl_run({"trainer": "reward", "model": str(setting.reward), "rows": pairs}, out_dir)
+    groups = preference_groups(rows, setting.chat)
+    expected = [
+        [list(group.prompt_ids + group.completions[number].token_ids) for number in (better, worse)]
+        for group in groups
+        for better in range(len(group.ranks))
+        for worse in range(better + 1, len(group.ranks))
+    ]
+    assert [[ids["chosen_ids"], ids["rejected_ids"]] for ids in theirs["ids"]] == expected
+
+    module = CompletionRewards(load_reward_model(setting.reward, seed=0, must_have_head=True))
+    ours = our_run(module, RewardStep(), groups, batch_groups=PAIRS if request.param == 2 else PAIRS // 3)
+    moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.reward, out_dir))
+    return BothRuns(theirs["steps"], ours, moved, apart, [*setting.rows])
+
+
+def three_way(row: PreferenceRow, other: PreferenceRow) -> PreferenceRow:
+    if row.edited is not None:
+        return row
+    return row.model_copy(update={"edited": row.chosen, "chosen": row.rejected, "rejected": other.chosen})
+
+
+# ---- the same
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_dpo_and_nll_losses_are_trls(dpo_runs: BothRuns, source: str) -> None:
+    for theirs, ours in dpo_runs.of(source):
+        assert ours["dpo_loss"] == pytest.approx(theirs["sigmoid"], abs=TOLERANCE)
+        assert ours["nll_loss"] == pytest.approx(theirs["sft"], abs=TOLERANCE)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=TOLERANCE)
+        assert theirs["loss"] == pytest.approx(theirs["sigmoid"] + 0.2 * theirs["sft"], abs=TOLERANCE)
+
+
+def test_the_weights_after_dpo_steps_are_trls(dpo_runs: BothRuns) -> None:
+    assert dpo_runs.moved > 1e-3
+    assert dpo_runs.apart < 1e-4 * dpo_runs.moved
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_reward_losses_are_trls(reward_runs: BothRuns, source: str) -> None:
+    for theirs, ours in reward_runs.of(source):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=TOLERANCE)
+
+
+def test_the_weights_after_reward_steps_are_trls(reward_runs: BothRuns) -> None:
+    assert reward_runs.moved > 1e-3
+    assert reward_runs.apart < 1e-4 * reward_runs.moved

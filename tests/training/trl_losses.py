@@ -1,0 +1,99 @@
+"""Trains with TRL's own trainer and prints what it computed. A process of its own for each trainer: a second
+TrainingArguments breaks an earlier trainer.
+
+    python trl_losses.py JOB.json    (written by test_equals_trl.py)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, logging
+
+
+def settings(job: dict[str, Any]) -> dict[str, Any]:
+    """Plain SGD over the pairs in their order, in float32."""
+    return {
+        "output_dir": job["out_dir"],
+        "per_device_train_batch_size": job["batch_pairs"],
+        "train_sampling_strategy": "sequential",
+        "num_train_epochs": 1,
+        "max_length": None,
+        "optim": "sgd",
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": job["max_grad_norm"],
+        "weight_decay": 0.0,
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def dpo_trainer(job: dict[str, Any], rows: Dataset, tokenizer: Any) -> Any:
+    from trl import DPOConfig, DPOTrainer
+
+    model, reference = (
+        AutoModelForCausalLM.from_pretrained(job[name], dtype=torch.float32) for name in ("model", "reference")
+    )
+    config = DPOConfig(**settings(job), beta=0.1, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2])
+    return DPOTrainer(model, ref_model=reference, args=config, train_dataset=rows, processing_class=tokenizer)
+
+
+def reward_trainer(job: dict[str, Any], rows: Dataset, tokenizer: Any) -> Any:
+    from trl import RewardConfig, RewardTrainer
+
+    model = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
+    return RewardTrainer(model, args=RewardConfig(**settings(job)), train_dataset=rows, processing_class=tokenizer)
+
+
+def record(trainer: Any, *, terms: tuple[str, ...]) -> list[dict[str, float]]:
+    """Lets the trainer note the loss of each batch it trains on, and each term of it alone."""
+    steps: list[dict[str, float]] = []
+    compute_loss = trainer.compute_loss
+
+    def compute_and_note(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        noted = {}
+        types, weights = getattr(trainer, "loss_types", None), getattr(trainer, "loss_weights", None)
+        for term in terms:
+            trainer.loss_types, trainer.loss_weights = [term], [1.0]
+            with torch.no_grad():
+                noted[term] = float(compute_loss(model, dict(inputs)))
+        trainer.loss_types, trainer.loss_weights = types, weights
+        loss = compute_loss(model, inputs, *args, **kwargs)
+        steps.append({"loss": float(loss.detach()), **noted})
+        return loss
+
+    trainer.compute_loss = compute_and_note
+    return steps
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    job = json.loads(Path(sys.argv[1]).read_text())
+    rows = Dataset.from_list(job["rows"])
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    build, terms = {"dpo": (dpo_trainer, ("sigmoid", "sft")), "reward": (reward_trainer, ())}[job["trainer"]]
+    trainer = build(job, rows, tokenizer)
+    steps = record(trainer, terms=terms)
+    trainer.train()
+    names = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in trainer.train_dataset.features]
+    ids = [{name: row[name] for name in names} for row in trainer.train_dataset]
+    trainer.model.save_pretrained(job["out_dir"])
+    Path(job["out_dir"], "losses.json").write_text(json.dumps({"steps": steps, "ids": ids}))
+
+
+if __name__ == "__main__":
+    main()
