@@ -23,7 +23,8 @@ def embed_dialogs(
 
     Args:
         token_ids: N dialogs, none empty.
-        checkpoint: Hugging Face directory of the model whose hidden states are taken, in float32.
+        checkpoint: Hugging Face directory of the model whose hidden states are taken: in float32 on a CPU, in bfloat16
+            on a GPU, where an 8B model and its float32 weights would not fit.
         batch_tokens: padded tokens a batch; a longer dialog is a batch of its own.
 
     Returns:
@@ -40,7 +41,8 @@ def embed_dialogs(
     if empty:
         raise ValueError(f"dialog {empty[0]} has no tokens: there is nothing to embed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True).to(device).eval()
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = AutoModel.from_pretrained(checkpoint, dtype=dtype, local_files_only=True).to(device).eval()
     embeddings = np.zeros((len(token_ids), int(model.config.get_text_config().hidden_size)), dtype=np.float32)
     with progress.task("embed", total=len(token_ids), unit="dialogs") as advance, torch.inference_mode():
         for indices in _batches([len(ids) for ids in token_ids], batch_tokens=batch_tokens):
@@ -57,7 +59,7 @@ def _embed(model: Any, rows: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
     ids = torch.tensor([[*row, *[_PAD] * (width - len(row))] for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
     hidden = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    mean = (hidden.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     unit: NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
     return unit
 

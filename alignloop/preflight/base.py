@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignloop.bundled import resolve_base
 from alignloop.chat.format import ChatFormat
-from alignloop.chat.templates import Template, load_template
+from alignloop.chat.templates import Template, give_template, load_template
 from alignloop.config import Recipe
 from alignloop.engines.checkpoint import tensor_shapes, text_config
 from alignloop.errors import ModelError
@@ -173,11 +173,7 @@ def _chat_format(tokenizer: PreTrainedTokenizerBase, *, base: str) -> ChatFormat
 def _give_template(tokenizer: Any, template: Template | None, recipe: Recipe) -> None:
     """The recipe's template with its special tokens, as the stage `base` gives them."""
     if template is not None:
-        tokenizer.add_tokens(list(template.special_tokens), special_tokens=True)
-        tokenizer.chat_template = template.jinja
-        tokenizer.eos_token = template.end_of_turn
-        if template.bos is not None:
-            tokenizer.bos_token = template.bos
+        give_template(tokenizer, template)
     elif recipe.chat_template is None:
         known = tokenizer.get_vocab()
         marks = {"llama3": "<|start_header_id|>", "chatml": "<|im_start|>"}

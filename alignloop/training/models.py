@@ -100,7 +100,6 @@ def _load(auto_class: Any, checkpoint: Path, *, dtype: torch.dtype, **overrides:
             model, info = auto_class.from_pretrained(
                 checkpoint,
                 dtype=dtype,
-                attn_implementation="sdpa",
                 local_files_only=True,
                 output_loading_info=True,
                 **overrides,

@@ -96,6 +96,8 @@ def launched_processes() -> Iterator[Processes]:
     """The processes `accelerate launch` started, this one among them; their connection ends with the block."""
     from accelerate import PartialState
 
+    # Under it transformers would leave the weights of every process but the first unread: each loads its own here.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
     try:
         yield Processes(

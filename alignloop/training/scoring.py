@@ -41,9 +41,13 @@ def score_groups(
     """
     if not groups:
         return []
-    model = load_reward_model(reward_model, seed=0, dtype=torch.float32, must_have_head=True)
+    device = _device()
+    bfloat16 = uses_bfloat16(dtype, device=device, progress=progress)
+    # On a GPU frozen weights need no more than the precision they are used in: an 8B model is 16 GB instead of 32.
+    weights = torch.bfloat16 if bfloat16 and device.type != "cpu" else torch.float32
+    model = load_reward_model(reward_model, seed=0, dtype=weights, must_have_head=True)
     check_vocabulary(model, groups, checkpoint=reward_model)
-    module = CompletionRewards(model).to(_device())
+    module = CompletionRewards(model).to(device)
     longest = max(group.longest for group in groups)
     runner = RowRunner(
         mode=choose_layout(module.model.base_model, longest=longest, progress=progress),
@@ -51,8 +55,8 @@ def score_groups(
         row_tokens=auto_row_tokens(longest),
         rows=rows_per_microbatch,
         pad_token_id=pad_token_id_of(model),
-        device=_device(),
-        bfloat16=uses_bfloat16(dtype, device=_device(), progress=progress),
+        device=device,
+        bfloat16=bfloat16,
         progress=progress,
     )
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from alignloop.chat.format import ChatFormat
-from alignloop.chat.templates import Template, load_template
+from alignloop.chat.templates import give_template, load_template
 from alignloop.engines.checkpoint import tensor_shapes
 from alignloop.errors import ModelError
 from alignloop.training.adapter_files import base_of, has_tokenizer, is_adapter
@@ -76,7 +76,7 @@ def _prepare(source: Path, *, base: str, chat_template: str | None, out_dir: Pat
     old_size = len(tokenizer)
     old_eos = _ids(tokenizer.eos_token_id)
     if template is not None:
-        _apply(template, tokenizer)
+        give_template(tokenizer, template)
     changed = _ensure_pad(tokenizer, end_ids=(*_ids(tokenizer.eos_token_id), *old_eos)) or template is not None
     stop_ids = _unique(ChatFormat.from_tokenizer(tokenizer).stop_token_ids, _ids(tokenizer.eos_token_id), old_eos)
     with written_aside(out_dir) as partial:
@@ -153,18 +153,6 @@ def _load_tokenizer(source: Path, *, base: str) -> Any:
     if not tokenizer.is_fast:
         raise ModelError(f"{base}: its tokenizer has no fast form (tokenizer.json), which alignloop needs")
     return tokenizer
-
-
-def _apply(template: Template, tokenizer: Any) -> None:
-    """Give the tokenizer a template, its special tokens, and its end of turn as eos."""
-    from transformers import AddedToken
-
-    added = [AddedToken(token, special=True, normalized=False) for token in template.special_tokens]
-    tokenizer.add_tokens(added, special_tokens=True)
-    tokenizer.chat_template = template.jinja
-    tokenizer.eos_token = template.end_of_turn
-    if template.bos is not None:
-        tokenizer.bos_token = template.bos
 
 
 def _ensure_pad(tokenizer: Any, *, end_ids: tuple[int, ...]) -> bool:

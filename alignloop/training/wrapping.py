@@ -61,7 +61,14 @@ def model_state(module: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
     Args:
         trained_only: leave out what is frozen.
     """
-    return get_model_state_dict(module, options=TRAINED_PARTS if trained_only else ALL_PARTS)
+    state = get_model_state_dict(module, options=TRAINED_PARTS if trained_only else ALL_PARTS)
+    # Tied weights come as copies of each other, of which a checkpoint would hold both.
+    first_names: dict[nn.Parameter, str] = {}
+    for name, parameter in unwrapped(module).named_parameters(remove_duplicate=False):
+        first = first_names.setdefault(parameter, name)
+        if name in state and first in state:
+            state[name] = state[first]
+    return state
 
 
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
