@@ -85,8 +85,9 @@ def _problem(values: Mapping[str, Any], training: TrainingConfig) -> str | None:
     num_processes = values.get("num_processes")
     if kind not in ("MULTI_GPU", "FSDP"):
         return f"distributed_type is {kind}: MULTI_GPU (data parallel) or FSDP is wanted, on a CPU too"
-    if kind == "FSDP" and int(fsdp.get("fsdp_version") or 1) != 2:
-        return f"fsdp_version is {fsdp.get('fsdp_version') or 1}: set fsdp_version: 2 (`accelerate to-fsdp2` rewrites it)"
+    version = fsdp.get("fsdp_version") or 1
+    if kind == "FSDP" and str(version) != "2":
+        return f"fsdp_version is {version}: set fsdp_version: 2 (`accelerate to-fsdp2` rewrites the file)"
     if num_processes is not None and num_processes != training.num_processes:
         return (
             f"num_processes is {num_processes}, training.num_processes is {training.num_processes}: make them equal, "

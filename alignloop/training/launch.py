@@ -20,7 +20,7 @@ import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,14 @@ def run_launched(jobs: Sequence[TrainJob], *, training: TrainingConfig, progress
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     paths = _write_jobs(jobs, folder)
-    while not _attempt(folder, training, file, progress=progress):
+    while not _attempt(folder, paths, training, file, progress=progress):
         rows = _halved(json.loads((folder / OUT_OF_MEMORY).read_text(encoding="utf-8"))["rows"])
         progress.say(
             f"  out of memory in one of {training.num_processes} processes: starting them again with {rows} rows per "
             "microbatch"
         )
-        (folder / OUT_OF_MEMORY).unlink()
+        for name in (OUT_OF_MEMORY, ERROR):
+            (folder / name).unlink(missing_ok=True)
         _write_jobs([replace(job, max_rows=rows) for job in jobs], folder)
     results = [_result(path) for path in paths]
     shutil.rmtree(folder)
@@ -75,12 +76,14 @@ def _write_jobs(jobs: Sequence[TrainJob], folder: Path) -> list[Path]:
     paths = []
     for number, job in enumerate(jobs):
         path = folder / f"job-{number:02d}.pickle"
-        whole_paths = {
-            "checkpoint": job.checkpoint.resolve(),
-            "reference": None if job.reference is None else job.reference.resolve(),
-            "out_dir": job.out_dir.resolve(),
-        }
-        path.write_bytes(pickle.dumps(replace(job, progress=QuietProgress(), **whole_paths)))
+        job = replace(
+            job,
+            checkpoint=job.checkpoint.resolve(),
+            reference=None if job.reference is None else job.reference.resolve(),
+            out_dir=job.out_dir.resolve(),
+            progress=QuietProgress(),
+        )
+        path.write_bytes(pickle.dumps(job))
         paths.append(path)
     return paths
 
@@ -112,8 +115,10 @@ def _check_devices(training: TrainingConfig, file: AccelerateFile, *, progress: 
 # ---- one start --------------------------------------------------------------------------------------------------
 
 
-def _attempt(folder: Path, training: TrainingConfig, file: AccelerateFile, *, progress: Progress) -> bool:
-    """Start the processes and wait for them; False where memory ran out in one of them."""
+def _attempt(
+    folder: Path, jobs: Sequence[Path], training: TrainingConfig, file: AccelerateFile, *, progress: Progress
+) -> bool:
+    """Start the processes and wait until all jobs are done; False where memory ran out in one of them."""
     (folder / PROGRESS).unlink(missing_ok=True)
     log = folder / "log.txt"
     with _launched(folder, training, file, log=log) as child, ReadProgress(folder / PROGRESS, progress) as lines:
@@ -125,29 +130,11 @@ def _attempt(folder: Path, training: TrainingConfig, file: AccelerateFile, *, pr
         return False
     if (folder / ERROR).is_file():
         raise _raised(json.loads((folder / ERROR).read_text(encoding="utf-8")), log)
-    if child.returncode != 0:
+    if not all(result_file(path).is_file() for path in jobs):
         raise TrainingError(
             f"a training process ended without a word (the system kills processes when memory runs out). {_tail(log)}"
         )
     return True
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """Ends what was started; nothing of it is left afterwards."""
-
-    child: subprocess.Popen[bytes]
-
-    def __call__(self) -> None:
-        assert self.child.stdin is not None
-        self.child.stdin.close()  # the workers read the end of the pipe and leave
-        if self.child.poll() is None:
-            self.child.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self.child.wait(CLOSE_SECONDS)
-        if self.child.poll() is None:
-            os.killpg(self.child.pid, signal.SIGKILL)
-            self.child.wait()
 
 
 @contextmanager
@@ -166,7 +153,20 @@ def _launched(
     try:
         yield child
     finally:
-        _Ending(child)()
+        _end(child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End what was started; nothing of it is left afterwards."""
+    assert child.stdin is not None
+    child.stdin.close()  # the workers read the end of the pipe and leave
+    if child.poll() is None:
+        child.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(CLOSE_SECONDS)
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _command(folder: Path, training: TrainingConfig, file: AccelerateFile) -> list[str]:

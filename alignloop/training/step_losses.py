@@ -117,7 +117,7 @@ class DpoStep:
     def _reference_sums(self, batch: RowBatch, group_numbers: Sequence[int]) -> Tensor:
         places = zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True)
         sums = [self.reference[group_numbers[group]][number] for group, number in places]
-        return torch.tensor(sums, dtype=torch.float32, device=batch.ranks.device)
+        return torch.tensor(sums, dtype=torch.float64, device=batch.ranks.device)
 
 
 def pair_indices(batch: RowBatch) -> tuple[Tensor, Tensor]:

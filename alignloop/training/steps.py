@@ -100,7 +100,7 @@ class Trainee:
             with nullcontext() if microbatch.is_last else without_sync(self.module):
                 output = self.runner.forward(self.module, batch)
                 loss, metrics = self.train_loss(output, batch=batch, counts=counts, group_numbers=numbers)
-                (loss * (share * self.processes.count)).backward()
+                torch.autograd.backward(loss * (share * self.processes.count))
             for name, value in metrics.items():
                 totals[name] = totals[name] + value * share if name in totals else value * share
             if microbatch.counts:

@@ -2,8 +2,8 @@
 
     python -m alignloop.training.worker FOLDER        does every job in FOLDER, in order
 
-What it leaves there: `job-00.result.json` of a finished job, `progress.jsonl`; and where it cannot go on, `error.json` or
-`out_of_memory.json`, written by the first process that fails: the others fail because of it.
+What it leaves there: `job-00.result.json` of a finished job, `progress.jsonl`; and where it cannot go on, `error.json`
+or `out_of_memory.json`, written by the first process that fails: the others fail because of it.
 """
 
 from __future__ import annotations
@@ -75,15 +75,14 @@ def _do(path: Path, folder: Path, processes: Processes) -> None:
 
 
 def _report(folder: Path, error: BaseException) -> None:
-    from alignloop.packing.check import is_out_of_memory
     from alignloop.training.run import ProcessOutOfMemory
 
     if isinstance(error, ProcessOutOfMemory):
         _write_new(folder / OUT_OF_MEMORY, {"rows": error.rows})
         return
-    name = "OutOfMemoryError" if is_out_of_memory(error) else type(error).__name__
     path = getattr(error, "path", None)
-    _write_new(folder / ERROR, {"class": name, "message": str(error), "path": None if path is None else str(path)})
+    described = {"class": type(error).__name__, "message": str(error), "path": None if path is None else str(path)}
+    _write_new(folder / ERROR, described)
 
 
 def _write_new(path: Path, values: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """A module over several processes: data parallel, or fully sharded; and its state as one ordinary whole.
 
 Sharding is torch's `fully_shard`, with the settings of the accelerate file. accelerate's own `prepare` shards on GPUs
-alone and swaps the optimiser's parameters afterwards; here the optimiser is made of the sharded ones, and the same lines
-run on a CPU.
+alone and swaps the optimiser's parameters afterwards; here the optimiser is made of the sharded ones, and the same
+lines run on a CPU.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def model_state(module: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
     Args:
         trained_only: leave out what is frozen.
     """
-    state = get_model_state_dict(module, options=TRAINED_PARTS if trained_only else ALL_PARTS)
+    state: dict[str, Any] = get_model_state_dict(module, options=TRAINED_PARTS if trained_only else ALL_PARTS)
     # Tied weights come as copies of each other, of which a checkpoint would hold both.
     first_names: dict[nn.Parameter, str] = {}
     for name, parameter in unwrapped(module).named_parameters(remove_duplicate=False):
@@ -77,7 +77,7 @@ def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def restore(
-    module: nn.Module, optimizer: torch.optim.Optimizer, *, model: dict[str, Tensor], optimizer_values: dict[str, Any]
+    module: nn.Module, optimizer: torch.optim.Optimizer, *, model: dict[str, Any], optimizer_values: dict[str, Any]
 ) -> None:
     """Put back what `model_state` and `optimizer_state` gave; every process is given all of it."""
     set_model_state_dict(module, model, options=RESTORED_PARTS)
@@ -87,9 +87,10 @@ def restore(
 def _sharded(module: Any, *, processes: Processes, bfloat16: bool) -> nn.Module:
     """Shard in place: the layers, then what is left, with the root at the module that is called.
 
-    The root's own weights (embedding, norm, head) are whole from its forward to its backward pass, so that `forward` may
-    read the head's weight. Layers compute with bfloat16 copies where autocast would make them anyway: its own copies
-    would be kept for the backward pass, all layers' at once. The residual stream stays float32, as autocast has it.
+    The root's own weights (embedding, norm, head) are whole from its forward to its backward pass, so that `forward`
+    may read the head's weight. Layers compute with bfloat16 copies where autocast would make them anyway: its own
+    copies would be kept for the backward pass, all layers' at once. The residual stream stays float32, as autocast
+    has it.
     """
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy

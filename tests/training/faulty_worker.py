@@ -1,0 +1,37 @@
+"""The training worker, with faults: a job's `run_name` says which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from alignloop.training import precision, run, setup, worker
+
+MOST_TOKENS = 48
+"""What `crowded` has memory for, in its second process."""
+
+
+def main() -> None:
+    run_here, forward = run.run_here, setup.TokenLogprobs.forward
+    current: dict[str, Any] = {}
+
+    def noted(job: Any, *, processes: Any) -> Any:
+        current.update(fault=job.run_name if processes.rank == 1 else "", calls=0)
+        precision._cpu_has_bfloat16 = lambda: job.run_name == "bfloat16"
+        return run_here(job, processes=processes)
+
+    def faulty(self: Any, batch: Any) -> torch.Tensor:
+        current["calls"] += 1
+        if current["fault"] == "crowded" and batch.input_ids.numel() > MOST_TOKENS:
+            raise torch.OutOfMemoryError("out of memory")
+        factor = float("nan") if current["fault"] == "poisoned" and current["calls"] == 5 else 1.0
+        return forward(self, batch) * factor
+
+    run.run_here = noted
+    setup.TokenLogprobs.forward = faulty  # type: ignore[method-assign]
+    worker.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""Training on two processes: the curve of one, whole checkpoints and resume points, faults, and none left behind.
+
+A start of two processes costs ten seconds of imports, so that each start here does several jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alignloop.config.recipe import DpoConfig, LoraConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.errors import DiskFullError, ModelError, TrainingError, UserError
+from alignloop.packing.groups import PromptGroup
+from alignloop.packing.layout import pack
+from alignloop.progress import QuietProgress
+from alignloop.training import launch
+from alignloop.training.accelerate_file import accelerate_file, check_processes
+from alignloop.training.launch import run_launched
+from alignloop.training.progress_lines import ReadProgress, WrittenProgress
+from alignloop.training.setup import TrainJob
+from alignloop.training.sharing import num_microbatches, shares
+from alignloop.training.trainer import train
+
+MakeGroups = Callable[..., list[PromptGroup]]
+MakeJob = Callable[..., TrainJob]
+CONFIGS: dict[str, Any] = {"reward": RewardConfig, "sft": SftConfig, "dpo": DpoConfig}
+NUM_COMPLETIONS = {"reward": 3, "sft": 1, "dpo": 2}
+KNOBS: dict[str, Any] = {
+    "dtype": "float32",
+    "batch_groups": 8,
+    "epochs": 2,
+    "learning_rate": 3e-3,
+    "rows_per_microbatch": 2,
+    "row_tokens": 32,
+    "num_checkpoints": 2,
+    "average_span": 0.5,
+    "save_every_steps": 2,
+}
+
+
+class Notes(QuietProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line.strip())
+
+
+@pytest.fixture
+def job(policy: Path, make_groups: MakeGroups) -> MakeJob:
+    """Jobs of six steps on 24 groups."""
+
+    def make(objective: Any, out_dir: Path, *, run_name: str = "", **knobs: Any) -> TrainJob:
+        num = NUM_COMPLETIONS[objective]
+        return TrainJob(
+            objective=objective,
+            groups=make_groups(24, completions=num),
+            eval_groups=make_groups(8, completions=num, seed=1),
+            checkpoint=policy,
+            reference=policy if objective == "dpo" else None,
+            out_dir=out_dir,
+            config=CONFIGS[objective](**KNOBS | knobs),
+            seed=5,
+            progress=QuietProgress(),
+            run_name=run_name,
+        )
+
+    return make
+
+
+def run_alone(job: TrainJob, out_dir: Path) -> Any:
+    return train(
+        job.objective,
+        groups=job.groups,
+        eval_groups=job.eval_groups,
+        checkpoint=job.checkpoint,
+        reference=job.reference,
+        out_dir=out_dir,
+        config=job.config,
+        seed=job.seed,
+        progress=QuietProgress(),
+    )
+
+
+def log_rows(out_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out_dir / "train_log.jsonl").read_text().splitlines()]
+
+
+def assert_same_curve(ours: Path, theirs: Path) -> None:
+    for row, other in zip(log_rows(ours), log_rows(theirs), strict=True):
+        assert row.keys() == other.keys()
+        for name in row.keys() - {"tokens_per_second"}:
+            # At step 1 policy and reference are one model: which of a pair is better there is a matter of rounding.
+            if (row["step"], name) != (1, "accuracy"):
+                assert row[name] == pytest.approx(other[name], abs=1e-4, rel=1e-4), (row["step"], name)
+
+
+def assert_same_checkpoints(ours: Path, theirs: Path) -> None:
+    """The same files, and weights that differ by rounding alone."""
+    for path in sorted((theirs / "checkpoints").iterdir()):
+        own = ours / "checkpoints" / path.name
+        assert sorted(file.name for file in own.iterdir()) == sorted(file.name for file in path.iterdir())
+        assert (own / "config.json").read_bytes() == (path / "config.json").read_bytes()
+        weights, expected = load_file(own / "model.safetensors"), load_file(path / "model.safetensors")
+        assert weights.keys() == expected.keys()
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, expected[name], atol=2e-4, rtol=0)
+
+
+# ---- two processes
+
+
+def test_two_processes_train_as_one(tmp_path: Path, job: MakeJob) -> None:
+    jobs = [job(name, tmp_path / f"two-{name}") for name in CONFIGS]
+    results = run_launched(jobs, training=TrainingConfig(num_processes=2), progress=QuietProgress())
+    for each, result in zip(jobs, results, strict=True):
+        alone = tmp_path / f"one-{each.objective}"
+        expected = run_alone(each, alone)
+        assert_same_curve(each.out_dir, alone)
+        assert_same_checkpoints(each.out_dir, alone)
+        assert result.metrics == pytest.approx(expected.metrics, abs=0.05)
+        for metrics, others in zip(result.checkpoint_metrics, expected.checkpoint_metrics, strict=True):
+            assert metrics == pytest.approx(others, abs=1e-4, rel=1e-4)
+        assert not (each.out_dir / "resume").exists()
+        assert not (each.out_dir / "launch").exists()
+
+
+def test_sharded_over_two_processes_with_faults_and_resumed(
+    tmp_path: Path, job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharded = TrainingConfig(num_processes=2, accelerate="fsdp2")
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "WORKER", "faulty_worker")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        _faults(tmp_path, job, sharded)
+    # What the poisoned training left goes on: sharded over two, whole in one.
+    shutil.copytree(tmp_path / "poisoned", tmp_path / "one-resumed")
+    jobs = [
+        job("sft", tmp_path / "poisoned", rows_per_microbatch=64, row_tokens=256),
+        job("sft", tmp_path / "whole", rows_per_microbatch=64, row_tokens=256),
+        job("reward", tmp_path / "two-reward", gradient_checkpointing=True),
+        job("dpo", tmp_path / "two-dpo"),
+    ]
+    notes = Notes()
+    run_launched(jobs, training=sharded, progress=notes)
+    assert notes.lines == ["sft: going on after step 4 of 6"]
+    for path in sorted((tmp_path / "whole" / "checkpoints").iterdir()):
+        resumed = tmp_path / "poisoned" / "checkpoints" / path.name / "model.safetensors"
+        assert resumed.read_bytes() == (path / "model.safetensors").read_bytes()
+    run_alone(jobs[1], tmp_path / "one-resumed")
+    assert_same_curve(tmp_path / "one-resumed", tmp_path / "whole")
+    assert_same_checkpoints(tmp_path / "one-resumed", tmp_path / "whole")
+    for each in jobs[1:]:
+        alone = tmp_path / f"one-{each.objective}"
+        run_alone(each, alone)
+        assert_same_curve(each.out_dir, alone)
+        assert_same_checkpoints(each.out_dir, alone)
+
+
+def _faults(tmp_path: Path, job: MakeJob, sharded: TrainingConfig) -> None:
+    """A job in bfloat16, one that is short of memory in the second process, one with a loss that is not finite there."""
+    jobs = [
+        job("dpo", tmp_path / "bfloat16", run_name="bfloat16", dtype="bfloat16"),
+        job("sft", tmp_path / "crowded", run_name="crowded", rows_per_microbatch=4, row_tokens=16),
+        job("sft", tmp_path / "poisoned", run_name="poisoned", rows_per_microbatch=64, row_tokens=256),
+    ]
+    notes = Notes()
+    with pytest.raises(TrainingError, match=r"^sft: loss is nan at step 5 of 6, rows: row-\d+") as caught:
+        run_launched(jobs, training=sharded, progress=notes)
+    assert len(str(caught.value).split(", row-")) < 8, "the rows of one process, not of the whole step"
+    assert notes.lines == [
+        "out of memory in one of 2 processes: starting them again with 2 rows per microbatch",
+    ]
+    run_alone(jobs[1], tmp_path / "roomy")
+    assert_same_curve(tmp_path / "crowded", tmp_path / "roomy")
+    run_alone(job("dpo", tmp_path), tmp_path / "exact")
+    first, exact = log_rows(tmp_path / "bfloat16")[0], log_rows(tmp_path / "exact")[0]
+    assert first["dpo_loss"] == pytest.approx(0.6931, abs=2e-2)
+    assert first["loss"] == pytest.approx(exact["loss"], rel=2e-2)
+    assert first["grad_norm"] != pytest.approx(exact["grad_norm"], rel=1e-5), "it ran in float32"
+    weights = load_file(tmp_path / "bfloat16" / "checkpoints" / "step-000006" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+# ---- none left behind
+
+
+def pids_of(folder: Path) -> list[int]:
+    """Processes whose command line names the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(folder).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Where a job that never ends has its launch folder; what a failed test leaves is ended."""
+    folder = (tmp_path / "endless" / "launch").resolve()
+    yield folder
+    for pid in pids_of(folder):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_parent_leaves_no_process(tmp_path: Path, job: MakeJob, folder: Path) -> None:
+    endless = job("sft", tmp_path / "endless", epochs=100_000)
+    arguments = {"training": TrainingConfig(num_processes=2), "progress": QuietProgress()}
+    # A fork has torch imported already; it only starts the processes and waits.
+    parent = multiprocessing.get_context("fork").Process(target=run_launched, args=([endless],), kwargs=arguments)
+    parent.start()
+    assert wait_for(lambda: (endless.out_dir / "train_log.jsonl").is_file(), seconds=120)
+    assert len(pids_of(folder)) == 3, "accelerate's launcher and two workers"
+    os.kill(parent.pid or 0, signal.SIGKILL)
+    parent.join()
+    assert wait_for(lambda: not pids_of(folder), seconds=20)
+
+
+def test_ctrl_c_leaves_no_process(tmp_path: Path, job: MakeJob, folder: Path) -> None:
+    def interrupt() -> None:
+        wait_for(lambda: pids_of(folder), seconds=30)
+        time.sleep(1.0)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_launched(
+            [job("sft", tmp_path / "endless", epochs=100_000)],
+            training=TrainingConfig(num_processes=2),
+            progress=QuietProgress(),
+        )
+    assert not pids_of(folder)
+
+
+# ---- shares
+
+
+def test_shares_are_even_and_in_order(make_groups: MakeGroups) -> None:
+    bundles = pack(make_groups(40, completions=2), row_tokens=32)
+    given = shares(bundles, count=3)
+    assert sorted(map(id, bundles)) == sorted(id(bundle) for share in given for bundle in share)
+    tokens = [sum(bundle.num_tokens for bundle in share) for share in given]
+    # Longest first to whoever has least: no share is ahead of another by more than the longest bundle.
+    assert max(tokens) - min(tokens) <= max(bundle.num_tokens for bundle in bundles)
+    for share in given:
+        places = [bundles.index(bundle) for bundle in share]
+        assert places == sorted(places)
+    # One bundle cannot be shared: two of three processes have nothing of their own.
+    assert [len(share) for share in shares(bundles[:1], count=3)] == [1, 0, 0]
+    assert num_microbatches([], rows=2, row_tokens=32) == 0
+    assert num_microbatches(bundles[:5], rows=2, row_tokens=32) == 3
+
+
+def test_progress_passes_through_a_file(tmp_path: Path) -> None:
+    class Calls(Notes):
+        def task(self, label: str, *, total: int, unit: str) -> Any:
+            self.lines.append(f"{label} {total} {unit}")
+            return super().task(label, total=total, unit=unit)
+
+    written, calls = WrittenProgress(tmp_path / "lines"), Calls()
+    with ReadProgress(tmp_path / "lines", calls) as read:
+        read.pass_on()
+        with written.task("train", total=3, unit="steps") as advance:
+            advance(2)
+            written.say("half-way")
+            read.pass_on()
+            assert calls.lines == ["train 3 steps", "half-way"]
+            with (tmp_path / "lines").open("a") as file:
+                file.write('{"say": "cut')
+            read.pass_on()
+            assert len(calls.lines) == 2
+            with (tmp_path / "lines").open("a") as file:
+                file.write(' short"}\n')
+        read.pass_on()
+    assert calls.lines[2:] == ["cut short"]
+
+
+# ---- what cannot be
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_the_bundled_files_are_accelerates(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    file = accelerate_file(TrainingConfig(num_processes=2, accelerate=name))
+    assert file.sharded == (name == "fsdp2")
+    config = load_config_from_file(str(file.path))
+    assert str(config.distributed_type.value) == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[name]
+    assert file.path.parent.name == "accelerate", "in a folder of their own, so that they are no recipes"
+    assert file.path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_processes: 4\ndistributed_type: MULTI_GPU", r"num_processes is 4, training.num_processes is 2"),
+        ("distributed_type: DEEPSPEED", r"distributed_type is DEEPSPEED: MULTI_GPU \(data parallel\) or FSDP"),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", r"fsdp_version is 1: set fsdp_version: 2"),
+        ("distributed_type: FSDP", r"fsdp_version is 1"),
+        ("distributed_type: MULTI_GPU\nnum_machines: 2", r"num_machines is 2: training runs on one machine"),
+        ("name: mine", r"no accelerate configuration"),
+        ("a: [", r"not a readable YAML file"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_an_error(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        accelerate_file(TrainingConfig(num_processes=2, accelerate=str(path)))
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_4_bit_shards_stop_before_training(tmp_path: Path, job: MakeJob) -> None:
+    training = TrainingConfig(num_processes=2, accelerate=str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match=r"training\.accelerate: no such file: .*none\.yaml .* ddp, fsdp2"):
+        train(
+            "sft",
+            groups=[],
+            eval_groups=[],
+            checkpoint=tmp_path,
+            reference=None,
+            out_dir=tmp_path,
+            config=SftConfig(),
+            seed=0,
+            progress=QuietProgress(),
+            training=training,
+        )
+    config = SftConfig(lora=LoraConfig(quantize="nf4"))
+    with pytest.raises(UserError, match=r"sft\.lora\.quantize is nf4.*4-bit weights cannot be sharded"):
+        check_processes(TrainingConfig(num_processes=2, accelerate="fsdp2"), config=config, name="sft")
+    check_processes(TrainingConfig(num_processes=2, accelerate="ddp"), config=config, name="sft")
+    check_processes(TrainingConfig(num_processes=1, accelerate="fsdp2"), config=config, name="sft")
+
+
+def test_errors_come_back_as_they_were(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("Traceback\n")
+    error = launch._raised({"class": "ModelError", "message": "no such model", "path": None}, log)
+    assert type(error) is ModelError
+    assert str(error) == "no such model"
+    full = launch._raised({"class": "DiskFullError", "message": "...", "path": "/x/y"}, log)
+    assert isinstance(full, DiskFullError)
+    assert full.path == Path("/x/y")
+    defect = launch._raised({"class": "KeyError", "message": "'a'", "path": None}, log)
+    assert type(defect) is TrainingError
+    assert "KeyError: 'a'" in str(defect)
+    assert "Traceback" in str(defect)
