@@ -119,6 +119,8 @@ def _grouped(
         return plain
     if softcap is not None or s_aux is not None or position_bias is not None:
         raise NotImplementedError(f"{type(module).__name__} changes its attention scores")
+    # Under autocast positions are turned in float32, values stay bfloat16.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     num_tokens, head_dim = query.shape[2:]
     heads = key.shape[1]
     scale = head_dim**-0.5 if scaling is None else scaling

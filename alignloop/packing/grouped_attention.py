@@ -7,14 +7,16 @@
     all keys                      d d d d   e e -> p   ... and, in one product, all of them on the prompt's keys
 
 The last two parts see different keys, so their softmaxes are joined by their log-sum-exps. Nothing is padded, nothing
-is masked, no key is copied: each part is a view of the row. The backward pass of every part is that of ordinary flash
-attention given the *joined* output and log-sum-exp (as in ring attention), so gradients are exact as well.
+is masked, no key is copied: each part is a view of the row, groups of one shape side by side. The backward pass of
+every part is that of ordinary flash attention given the *joined* output and log-sum-exp (as in ring attention), so
+gradients are exact as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -44,25 +46,41 @@ class GroupSpan:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Queries, keys and values of one kernel call, as slices of the row; not causal: all keys are seen."""
+class Part:
+    """One kernel call: the same slices of `count` groups that lie one behind the other, `step` tokens each.
 
-    queries: slice
-    keys: slice
+    Attributes:
+        start: first token of the first of these groups.
+        queries, keys: (begin, end) of tokens, counted from their group's start.
+        causal: the two are the same tokens, each of which sees itself and earlier ones; otherwise all keys are seen.
+    """
+
+    start: int
+    step: int
+    count: int
+    queries: tuple[int, int]
+    keys: tuple[int, int]
     causal: bool
 
 
-def attention_parts(spans: Sequence[GroupSpan], *, isolate: bool) -> Iterator[_Part]:
+def attention_parts(spans: Sequence[GroupSpan], *, isolate: bool) -> Iterator[Part]:
     """The kernel calls of a row; where two parts share queries, the causal one comes first."""
-    for span in spans:
-        first = slice(span.start, span.ends[0] if isolate else span.end)
-        yield _Part(first, first, causal=True)
-        if not isolate or len(span.ends) == 1:
+    for shape, same in groupby(spans, key=_relative):
+        alike = list(same)
+        place = (alike[0].start, shape.end, len(alike))
+        first = (0, shape.ends[0] if isolate else shape.end)
+        yield Part(*place, first, first, causal=True)
+        if not isolate or len(shape.ends) == 1:
             continue
-        for begin, end in zip(span.ends, span.ends[1:], strict=False):
-            yield _Part(slice(begin, end), slice(begin, end), causal=True)
-        if span.shared > span.start:
-            yield _Part(slice(span.ends[0], span.end), slice(span.start, span.shared), causal=False)
+        for own in pairwise(shape.ends):
+            yield Part(*place, own, own, causal=True)
+        if shape.shared:
+            yield Part(*place, (shape.ends[0], shape.end), (0, shape.shared), causal=False)
+
+
+def _relative(span: GroupSpan) -> GroupSpan:
+    """The same group at the start of a row."""
+    return GroupSpan(0, span.shared - span.start, tuple(end - span.start for end in span.ends))
 
 
 class GroupedAttention(torch.autograd.Function):
@@ -86,18 +104,17 @@ class GroupedAttention(torch.autograd.Function):
         out = query.new_empty(num_tokens, key.shape[0], query.shape[0], head_dim).permute(2, 1, 0, 3)
         lse = torch.empty(query.shape[:3], dtype=torch.float32)
         parts = tuple(attention_parts(spans, isolate=isolate))
+        shared = _expanded(key, query), _expanded(value, query)
         for part in parts:
-            part_out, part_lse = _forward(
-                query[:, :, part.queries],
-                _shared(key, part.keys, query),
-                _shared(value, part.keys, query),
-                is_causal=part.causal,
-                scale=scale,
-            )
-            if part.causal:
-                out[:, :, part.queries], lse[:, :, part.queries] = part_out, part_lse
-            else:
-                _join(out[:, :, part.queries], lse[:, :, part.queries], part_out, part_lse)
+            places = zip(*(_queries(tensor, part) for tensor in (query, out, lse)), strict=True)
+            keys = zip(*(_keys(tensor, part) for tensor in shared), strict=True)
+            for (q, to_out, to_lse), (k, v) in zip(places, keys, strict=True):
+                part_out, part_lse = _forward(q, k, v, is_causal=part.causal, scale=scale)
+                if part.causal:
+                    to_out.copy_(part_out)
+                    to_lse.copy_(part_lse)
+                else:
+                    _join(to_out, to_lse, part_out, part_lse)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.parts, ctx.scale = parts, scale
         return out
@@ -105,33 +122,54 @@ class GroupedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query, key, value, out, lse = ctx.saved_tensors
-        (grad_out,) = grads
-        grad_query, grad_key, grad_value = (torch.empty_like(t) for t in (query, key, value))
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = (torch.zeros_like(tensor) for tensor in (key, value))
+        shared = [_expanded(tensor, query) for tensor in (key, value, grad_key, grad_value)]
         for part in ctx.parts:
-            q, k, v = _backward(
-                grad_out[:, :, part.queries],
-                query[:, :, part.queries],
-                _shared(key, part.keys, query),
-                _shared(value, part.keys, query),
-                out[:, :, part.queries],
-                lse[:, :, part.queries],
-                0.0,
-                part.causal,
-                scale=ctx.scale,
-            )
-            if part.causal:
-                grad_query[:, :, part.queries] = q
-                grad_key[:, part.keys], grad_value[:, part.keys] = k.sum(0), v.sum(0)
-            else:
-                grad_query[:, :, part.queries] += q
-                grad_key[:, part.keys] += k.sum(0)
-                grad_value[:, part.keys] += v.sum(0)
+            places = zip(*(_queries(tensor, part) for tensor in (*grads, query, out, lse, grad_query)), strict=True)
+            keys = zip(*(_keys(tensor, part) for tensor in shared), strict=True)
+            for (grad, q, o, part_lse, to_query), (k, v, to_key, to_value) in zip(places, keys, strict=True):
+                of_query, of_key, of_value = _backward(grad, q, k, v, o, part_lse, 0.0, part.causal, scale=ctx.scale)
+                if part.causal:
+                    to_query.copy_(of_query)
+                else:
+                    to_query.add_(of_query)
+                _add(to_key, of_key)
+                _add(to_value, of_value)
         return grad_query, grad_key, grad_value, None, None, None
 
 
-def _shared(keys: Tensor, part: slice, query: Tensor) -> Tensor:
-    """Keys or values for every query head that shares them: [R, H, L, D] without a copy."""
-    return keys[None, :, part].expand(query.shape[0], -1, -1, -1)
+def _expanded(keys: Tensor, query: Tensor) -> Tensor:
+    """Keys or values [H, T, D] for every query head that shares them: [R, H, T, D] without a copy."""
+    return keys[None].expand(query.shape[0], -1, -1, -1)
+
+
+def _queries(tensor: Tensor, part: Part) -> list[Tensor]:
+    return _views(tensor, part, *part.queries)
+
+
+def _keys(tensor: Tensor, part: Part) -> list[Tensor]:
+    return _views(tensor, part, *part.keys)
+
+
+def _views(tensor: Tensor, part: Part, begin: int, end: int) -> list[Tensor]:
+    """Tokens `begin` to `end` of the part's groups, as the kernel takes them: [B, H, L, ...] views of [R, H, T, ...].
+
+    B is R for one group, and the number of groups otherwise, a view for each of R: the kernel shares its work out over
+    B and H, and both at once are no view.
+    """
+    if part.count == 1:
+        return [tensor[:, :, part.start + begin : part.start + end]]
+    blocks = tensor.narrow(2, part.start, part.count * part.step).unflatten(2, (part.count, part.step))  # type: ignore[no-untyped-call]
+    return [block.transpose(0, 1)[:, :, begin:end] for block in blocks]
+
+
+def _add(total: Tensor, gradient: Tensor) -> None:
+    """Add gradients of keys; heads that share them (an expanded dimension) add up."""
+    if total.stride(0) == 0:
+        total[0].add_(gradient.sum(0))
+    else:
+        total.add_(gradient)
 
 
 def _join(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> None:

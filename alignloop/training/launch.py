@@ -34,7 +34,7 @@ from alignloop.training.accelerate_file import AccelerateFile, accelerate_file
 from alignloop.training.progress_lines import ReadProgress
 from alignloop.training.run import RunResult
 from alignloop.training.setup import TrainJob
-from alignloop.training.worker import ERROR, OUT_OF_MEMORY, PROGRESS, result_file
+from alignloop.training.worker import ERROR, LAUNCH_FOLDER, OUT_OF_MEMORY, PROGRESS, result_file
 
 WORKER = "alignloop.training.worker"
 POLL_SECONDS = 0.1
@@ -54,7 +54,7 @@ def run_launched(jobs: Sequence[TrainJob], *, training: TrainingConfig, progress
     """
     file = accelerate_file(training)
     _check_devices(training, file, progress=progress)
-    folder = jobs[0].out_dir.resolve() / "launch"
+    folder = jobs[0].out_dir.resolve() / LAUNCH_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     paths = _write_jobs(jobs, folder)
@@ -129,7 +129,7 @@ def _attempt(
     if (folder / OUT_OF_MEMORY).is_file():
         return False
     if (folder / ERROR).is_file():
-        raise _raised(json.loads((folder / ERROR).read_text(encoding="utf-8")), log)
+        raise raised(json.loads((folder / ERROR).read_text(encoding="utf-8")))
     if not all(result_file(path).is_file() for path in jobs):
         raise TrainingError(
             f"a training process ended without a word (the system kills processes when memory runs out). {_tail(log)}"
@@ -203,8 +203,8 @@ def _environment() -> dict[str, str]:
 # ---- what went wrong --------------------------------------------------------------------------------------------
 
 
-def _raised(values: dict[str, Any], log: Path) -> AlignloopError:
-    """The error that a worker raised, as it was; a defect keeps the end of the log, where its traceback is."""
+def raised(values: dict[str, Any]) -> AlignloopError:
+    """The error that a worker wrote down, as it was; a defect keeps its traceback."""
     if values["class"] == DiskFullError.__name__:
         return DiskFullError(Path(values["path"]))
     kind = getattr(errors, values["class"], None)
@@ -212,7 +212,7 @@ def _raised(values: dict[str, Any], log: Path) -> AlignloopError:
         error = kind.__new__(kind)
         Exception.__init__(error, values["message"])
         return error
-    return TrainingError(f"a training process failed: {values['class']}: {values['message']}. {_tail(log)}")
+    return TrainingError(f"a training process failed:\n{values['traceback']}")
 
 
 def _tail(log: Path) -> str:

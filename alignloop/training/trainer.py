@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from alignloop.training.processes import this_process
 from alignloop.training.run import TRAINER_VERSION, checkpoint_path, kept_steps, planned_batches, run_here
 from alignloop.training.screening import Dropped, ObjectiveName, screen
 from alignloop.training.setup import TrainConfig, TrainJob
+from alignloop.training.worker import LAUNCH_FOLDER
 
 __all__ = ["TRAINER_VERSION", "TrainResult", "train"]
 
@@ -88,6 +90,7 @@ def train(
     job = TrainJob(
         objective, kept, held_out, checkpoint, reference, out_dir, config, seed, progress, training, run_name
     )
+    shutil.rmtree(out_dir / LAUNCH_FOLDER, ignore_errors=True)  # what a failed start left
     if training.num_processes == 1:
         result = run_here(job, processes=this_process())
     else:

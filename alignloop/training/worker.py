@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from alignloop.training.processes import Processes
     from alignloop.training.setup import TrainJob
 
+LAUNCH_FOLDER = "launch"
+"""In a training's own folder, while it runs on several processes."""
 JOBS = "job-*.pickle"
 PROGRESS = "progress.jsonl"
 ERROR = "error.json"
@@ -80,8 +82,12 @@ def _report(folder: Path, error: BaseException) -> None:
     if isinstance(error, ProcessOutOfMemory):
         _write_new(folder / OUT_OF_MEMORY, {"rows": error.rows})
         return
-    path = getattr(error, "path", None)
-    described = {"class": type(error).__name__, "message": str(error), "path": None if path is None else str(path)}
+    described = {
+        "class": type(error).__name__,
+        "message": str(error),
+        "path": str(getattr(error, "path", "")),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
     _write_new(folder / ERROR, described)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -13,25 +14,27 @@ from torch.nn.functional import scaled_dot_product_attention
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.attention import block_mask
 from alignloop.packing.batch import RowBatch, collate
-from alignloop.packing.grouped_attention import GroupedAttention, GroupSpan, attention_parts
+from alignloop.packing.grouped_attention import GroupedAttention, GroupSpan, Part, attention_parts
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 
-SIZES = {
+SIZES: Mapping[str, Sequence[tuple[int, ...]]] = {
     "one completion": [(5, 1)],
     "a pair": [(7, 2)],
     "ranked three": [(40, 3)],
     "sixteen": [(33, 16)],
+    "alike": [(9, 3, 5), (9, 3, 5), (9, 3, 5), (4, 2)],
     "prompts of one token": [(1, 1), (1, 2), (1, 16)],
     "many groups": [(70, 2), (1, 3), (3, 1), (130, 16), (20, 2)],
 }
 
 
-def batch_of(sizes: list[tuple[int, int]]) -> RowBatch:
+def batch_of(sizes: Sequence[tuple[int, ...]]) -> RowBatch:
+    """Groups of (prompt tokens, completions, tokens of each): drawn where not given."""
     draw = random.Random(0)
     groups = []
-    for number, (prompt, count) in enumerate(sizes):
-        lengths = [draw.randrange(1, 40) for _ in range(count)]
+    for number, (prompt, count, *length) in enumerate(sizes):
+        lengths = length * count or [draw.randrange(1, 40) for _ in range(count)]
         completions = tuple(CompletionTokens((3,) * n, (False,) * n) for n in lengths)
         groups.append(PromptGroup(str(number), (2,) * prompt, completions, tuple(range(count))))
     return collate(pack(groups, row_tokens=256), pad_token_id=0, mode="packed")
@@ -92,15 +95,19 @@ def test_bfloat16_equals_the_dense_mask_within_its_rounding() -> None:
 def test_the_kernel_calls_cover_what_the_mask_allows_and_no_more() -> None:
     # p p | c c | d d d: two tokens of prompt, completions of two and three.
     span = GroupSpan(10, 12, (14, 17))
-    parts = [(part.queries, part.keys, part.causal) for part in attention_parts([span], isolate=True)]
-    assert parts == [
-        (slice(10, 14), slice(10, 14), True),
-        (slice(14, 17), slice(14, 17), True),
-        (slice(14, 17), slice(10, 12), False),
+    assert list(attention_parts([span], isolate=True)) == [
+        Part(10, 7, 1, queries=(0, 4), keys=(0, 4), causal=True),
+        Part(10, 7, 1, queries=(4, 7), keys=(4, 7), causal=True),
+        Part(10, 7, 1, queries=(4, 7), keys=(0, 2), causal=False),
     ]
-    (part,) = attention_parts([span], isolate=False)
-    assert (part.queries, part.keys, part.causal) == (slice(10, 17), slice(10, 17), True)
+    assert list(attention_parts([span], isolate=False)) == [Part(10, 7, 1, (0, 7), (0, 7), causal=True)]
     assert len(list(attention_parts([GroupSpan(0, 0, (2, 5))], isolate=True))) == 2  # a prompt of one token
+
+
+def test_neighbours_of_one_shape_share_kernel_calls() -> None:
+    spans = [GroupSpan(0, 2, (4, 7)), GroupSpan(7, 9, (11, 14)), GroupSpan(14, 15, (18,))]
+    parts = list(attention_parts(spans, isolate=True))
+    assert [(part.start, part.step, part.count) for part in parts] == [(0, 7, 2)] * 3 + [(14, 4, 1)]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")

@@ -11,6 +11,9 @@ from alignloop.training import precision, run, setup, worker
 MOST_TOKENS = 48
 """What `crowded` has memory for, in its second process."""
 
+POISONED_CALL = 6
+"""Of `poisoned`: a call a step, and one that evaluates after step 3."""
+
 
 def main() -> None:
     run_here, forward = run.run_here, setup.TokenLogprobs.forward
@@ -25,7 +28,7 @@ def main() -> None:
         current["calls"] += 1
         if current["fault"] == "crowded" and batch.input_ids.numel() > MOST_TOKENS:
             raise torch.OutOfMemoryError("out of memory")
-        factor = float("nan") if current["fault"] == "poisoned" and current["calls"] == 5 else 1.0
+        factor = float("nan") if current["fault"] == "poisoned" and current["calls"] == POISONED_CALL else 1.0
         return forward(self, batch) * factor
 
     run.run_here = noted

@@ -126,9 +126,10 @@ def assert_same_checkpoints(ours: Path, theirs: Path) -> None:
 
 def test_two_processes_train_as_one(tmp_path: Path, job: MakeJob) -> None:
     jobs = [job(name, tmp_path / f"two-{name}") for name in CONFIGS]
+    jobs.append(job("dpo", tmp_path / "two-adapted", lora=LoraConfig(rank=4)))
     results = run_launched(jobs, training=TrainingConfig(num_processes=2), progress=QuietProgress())
     for each, result in zip(jobs, results, strict=True):
-        alone = tmp_path / f"one-{each.objective}"
+        alone = tmp_path / each.out_dir.name.replace("two", "one")
         expected = run_alone(each, alone)
         assert_same_curve(each.out_dir, alone)
         assert_same_checkpoints(each.out_dir, alone)
@@ -150,33 +151,34 @@ def test_sharded_over_two_processes_with_faults_and_resumed(
     # What the poisoned training left goes on: sharded over two, whole in one.
     shutil.copytree(tmp_path / "poisoned", tmp_path / "one-resumed")
     jobs = [
-        job("sft", tmp_path / "poisoned", rows_per_microbatch=64, row_tokens=256),
-        job("sft", tmp_path / "whole", rows_per_microbatch=64, row_tokens=256),
+        job("sft", tmp_path / "poisoned", rows_per_microbatch=64),
+        job("sft", tmp_path / "two-whole", rows_per_microbatch=64),
         job("reward", tmp_path / "two-reward", gradient_checkpointing=True),
         job("dpo", tmp_path / "two-dpo"),
+        job("sft", tmp_path / "two-adapted", lora=LoraConfig(rank=4)),
     ]
     notes = Notes()
     run_launched(jobs, training=sharded, progress=notes)
-    assert notes.lines == ["sft: going on after step 4 of 6"]
-    for path in sorted((tmp_path / "whole" / "checkpoints").iterdir()):
+    assert [line for line in notes.lines if "LoRA" not in line] == ["sft: going on after step 4 of 6"]
+    for path in sorted((tmp_path / "two-whole" / "checkpoints").iterdir()):
         resumed = tmp_path / "poisoned" / "checkpoints" / path.name / "model.safetensors"
         assert resumed.read_bytes() == (path / "model.safetensors").read_bytes()
     run_alone(jobs[1], tmp_path / "one-resumed")
-    assert_same_curve(tmp_path / "one-resumed", tmp_path / "whole")
-    assert_same_checkpoints(tmp_path / "one-resumed", tmp_path / "whole")
+    assert_same_curve(tmp_path / "one-resumed", tmp_path / "two-whole")
+    assert_same_checkpoints(tmp_path / "one-resumed", tmp_path / "two-whole")
     for each in jobs[1:]:
-        alone = tmp_path / f"one-{each.objective}"
+        alone = tmp_path / each.out_dir.name.replace("two", "one")
         run_alone(each, alone)
         assert_same_curve(each.out_dir, alone)
         assert_same_checkpoints(each.out_dir, alone)
 
 
 def _faults(tmp_path: Path, job: MakeJob, sharded: TrainingConfig) -> None:
-    """A job in bfloat16, one that is short of memory in the second process, one with a loss that is not finite there."""
+    """A job in bfloat16; one short of memory in the second process; one with a loss that is not finite there."""
     jobs = [
         job("dpo", tmp_path / "bfloat16", run_name="bfloat16", dtype="bfloat16"),
         job("sft", tmp_path / "crowded", run_name="crowded", rows_per_microbatch=4, row_tokens=16),
-        job("sft", tmp_path / "poisoned", run_name="poisoned", rows_per_microbatch=64, row_tokens=256),
+        job("sft", tmp_path / "poisoned", run_name="poisoned", rows_per_microbatch=64),
     ]
     notes = Notes()
     with pytest.raises(TrainingError, match=r"^sft: loss is nan at step 5 of 6, rows: row-\d+") as caught:
@@ -358,16 +360,13 @@ def test_a_missing_file_and_4_bit_shards_stop_before_training(tmp_path: Path, jo
     check_processes(TrainingConfig(num_processes=1, accelerate="fsdp2"), config=config, name="sft")
 
 
-def test_errors_come_back_as_they_were(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    log.write_text("Traceback\n")
-    error = launch._raised({"class": "ModelError", "message": "no such model", "path": None}, log)
+def test_errors_come_back_as_they_were() -> None:
+    error = launch.raised({"class": "ModelError", "message": "no such model", "path": "", "traceback": "..."})
     assert type(error) is ModelError
     assert str(error) == "no such model"
-    full = launch._raised({"class": "DiskFullError", "message": "...", "path": "/x/y"}, log)
+    full = launch.raised({"class": "DiskFullError", "message": "...", "path": "/x/y", "traceback": "..."})
     assert isinstance(full, DiskFullError)
     assert full.path == Path("/x/y")
-    defect = launch._raised({"class": "KeyError", "message": "'a'", "path": None}, log)
+    defect = launch.raised({"class": "KeyError", "message": "'a'", "path": "", "traceback": "in f: KeyError: 'a'"})
     assert type(defect) is TrainingError
-    assert "KeyError: 'a'" in str(defect)
-    assert "Traceback" in str(defect)
+    assert "in f: KeyError: 'a'" in str(defect)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignloop.config.recipe import DpoConfig, RewardConfig, SftConfig
+from alignloop.config.recipe import DpoConfig, LoraConfig, RewardConfig, SftConfig, TrainingConfig
 from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
@@ -69,6 +69,8 @@ def run(objective: Any, policy: Path, out_dir: Path, make_groups: MakeGroups, **
         "reference": policy if objective == "dpo" else None,
         "seed": 5,
         "progress": QuietProgress(),
+        "training": TrainingConfig(),
+        "run_name": "",
     }
     arguments |= {name: knobs.pop(name) for name in list(knobs) if name in arguments}
     settings = {"dtype": "float32", "batch_groups": 8, "learning_rate": 3e-3, "rows_per_microbatch": 2} | knobs
@@ -159,6 +161,48 @@ def test_a_reward_checkpoint_is_a_classifier_of_one_label(
     torch.testing.assert_close(next_model.score.weight, model.score.weight, atol=1e-8, rtol=0)
 
 
+def test_held_out_rows_are_measured_at_every_kept_checkpoint(
+    policy: Path, tmp_path: Path, make_groups: MakeGroups
+) -> None:
+    knobs = {"epochs": 2, "num_checkpoints": 3, "average_span": 0.7}
+    result = run("dpo", policy, tmp_path / "a", make_groups, **knobs)
+    assert [path.name for path in result.checkpoints] == ["step-000002", "step-000004", "step-000006"]
+    rows = log_rows(tmp_path / "a")
+    assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4, 6]
+    for step, metrics in zip((2, 4, 6), result.checkpoint_metrics, strict=True):
+        assert metrics == {name[5:]: value for name, value in rows[step - 1].items() if name.startswith("eval_")}
+        assert {"loss", "accuracy", "dpo_loss"} <= metrics.keys()
+    assert len({metrics["loss"] for metrics in result.checkpoint_metrics}) == 3
+    last = {name[5:]: value for name, value in result.metrics.items() if name.startswith("eval_")}
+    assert last == result.checkpoint_metrics[-1]
+    # What is measured is that checkpoint: trained no further from there, it measures the same.
+    again = run("sft", result.checkpoints[1], tmp_path / "b", make_groups, learning_rate=1e-12, max_steps=1)
+    eval_groups = make_groups(8, completions=1, seed=1)
+    model = AutoModelForCausalLM.from_pretrained(result.checkpoints[1], dtype=torch.float32).eval()
+    with torch.no_grad():
+        logprobs = torch.cat([plain_logprobs(model, group) for group in eval_groups])
+    assert again.checkpoint_metrics[0]["loss"] == pytest.approx(-float(logprobs.mean()), abs=1e-5)
+    # Without held-out rows there is nothing to measure, and still one entry a checkpoint.
+    bare = run("sft", policy, tmp_path / "c", make_groups, eval_groups=[], num_checkpoints=2, average_span=0.5)
+    assert bare.checkpoint_metrics == ({}, {})
+    assert not any(name.startswith("eval_") for name in bare.metrics)
+
+
+def test_trackers_are_told_what_the_log_says(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    training = TrainingConfig(trackers=("tensorboard",))
+    run("sft", policy, tmp_path, make_groups, training=training, run_name="round-01/02_train_sft")
+    (events,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    told = EventAccumulator(str(events)).Reload()
+    rows = log_rows(tmp_path)
+    for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "nll_loss", "eval_loss"):
+        tag = name.replace("eval_", "eval/") if name.startswith("eval_") else f"train/{name}"
+        values = {event.step: event.value for event in told.Scalars(tag)}
+        assert values == pytest.approx({row["step"]: row[name] for row in rows if name in row}, rel=1e-5)
+
+
 # ---- exactness
 
 
@@ -204,11 +248,20 @@ def test_separate_rows_give_the_same_steps(
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], abs=2e-3, rel=2e-3)
 
 
-@pytest.mark.parametrize(("objective", "killed_after"), [("reward", 3), ("dpo", 3), ("sft", 1), ("sft", 5)])
+@pytest.mark.parametrize(
+    ("objective", "killed_after", "more"),
+    [
+        ("reward", 3, {}),
+        ("dpo", 3, {"weight_decay": 0.1}),
+        ("sft", 1, {}),
+        ("sft", 5, {"gradient_checkpointing": True}),
+        ("sft", 3, {"lora": LoraConfig(rank=4)}),
+    ],
+)
 def test_killed_and_started_again_it_ends_in_the_same_bytes(
-    objective: str, killed_after: int, policy: Path, tmp_path: Path, make_groups: MakeGroups
+    objective: str, killed_after: int, more: dict[str, Any], policy: Path, tmp_path: Path, make_groups: MakeGroups
 ) -> None:
-    knobs = {"epochs": 2, "save_every_steps": 2, "num_checkpoints": 2, "average_span": 0.5}
+    knobs = {"epochs": 2, "save_every_steps": 2, "num_checkpoints": 2, "average_span": 0.5, **more}
     whole = run(objective, policy, tmp_path / "whole", make_groups, **knobs)
     with pytest.raises(Killed):
         run(objective, policy, tmp_path / "cut", make_groups, progress=KilledAfter(killed_after), **knobs)
@@ -219,6 +272,7 @@ def test_killed_and_started_again_it_ends_in_the_same_bytes(
     assert any(f"going on after step {saved} of 6" in line for line in notes.lines) == (saved > 0)
     assert [row["step"] for row in log_rows(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
     assert resumed.metrics == pytest.approx(whole.metrics)
+    assert resumed.checkpoint_metrics == whole.checkpoint_metrics
 
 
 def test_a_resume_point_of_other_arguments_is_not_used(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
@@ -259,17 +313,17 @@ def test_dpo_without_a_reference_is_an_error(policy: Path, tmp_path: Path, make_
 def test_out_of_memory_halves_the_microbatch_and_says_so(
     policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = run("sft", policy, tmp_path / "plain", make_groups, rows_per_microbatch=2, row_tokens=16)
+    plain = run("sft", policy, tmp_path / "plain", make_groups, rows_per_microbatch=2, row_tokens=24)
     original = setup.TokenLogprobs.forward
 
     def small_memory(self: Any, batch: Any) -> torch.Tensor:
-        if len(batch.input_ids) > 2:
+        if batch.input_ids.numel() > 2 * 24:
             raise torch.OutOfMemoryError("out of memory")
         return original(self, batch)
 
     monkeypatch.setattr(setup.TokenLogprobs, "forward", small_memory)
     notes = Notes()
-    result = run("sft", policy, tmp_path / "small", make_groups, rows_per_microbatch=8, row_tokens=16, progress=notes)
+    result = run("sft", policy, tmp_path / "small", make_groups, rows_per_microbatch=8, row_tokens=24, progress=notes)
     assert [line.strip() for line in notes.lines] == [
         "out of memory: going on with 4 rows per microbatch",
         "out of memory: going on with 2 rows per microbatch",
@@ -284,7 +338,7 @@ def test_no_memory_for_one_row_says_what_to_lower(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(setup.TokenLogprobs, "forward", no_memory)
-    with pytest.raises(TrainingError, match=r"out of memory with one row of 128 tokens.*max_length"):
+    with pytest.raises(TrainingError, match=r"out of memory with one row of 512 tokens.*max_length"):
         run("sft", policy, tmp_path, make_groups)
 
 
