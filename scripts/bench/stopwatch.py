@@ -6,10 +6,8 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-MIB = 1024 * 1024
 
 
 class StopwatchProgress:
@@ -76,9 +74,8 @@ def _status_mib(name: str) -> float:
 
 def _reset_peak() -> None:
     """The kernel's high-water mark back to the present level; where that is not allowed the mark stays."""
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _trim() -> None:

@@ -2,7 +2,7 @@
 """alignloop's training against TRL's, and its scoring against separate rows, on this machine's CPU.
 
     scripts/bench/training.py                          every case, both model sizes, three pairs
-    scripts/bench/training.py --quick --json out.json  every key of the small model in under a minute: a check, no result
+    scripts/bench/training.py --quick --json out.json  a check of a minute or two, not a result
     scripts/bench/training.py --cases dpo sft --size 3m --pairs 5 --markdown table.md
 
 Same model, rows, optimiser and threads; in one run the two sides take turns, and a result is the median of the pairs'
@@ -23,15 +23,29 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.bench.measuring import BenchError, Measurer
-from scripts.bench.training_cases import CASES, SIDES, SIZES, Amount, Case, Measurement, Request, Setting, Side, amount_of
+from scripts.bench.training_cases import (
+    CASES,
+    SIDES,
+    SIZES,
+    Amount,
+    Case,
+    Measurement,
+    Request,
+    Setting,
+    Side,
+    amount_of,
+)
 from scripts.bench.training_data import SOURCES
 from scripts.bench.training_table import Result, to_json, to_markdown
 
+ROOT = Path(__file__).resolve().parents[2]
 TRIAL_STEPS = 2
+"""Optimiser steps that each setting of a side is tried on."""
+AS_FAST = 0.97
+"""Settings at this share of the fastest one's speed count as fast."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             results = bench.run(cases, sizes=sizes)
         except BenchError as error:
-            print(f"\nbroken: {error}", file=sys.stderr)
+            print(f"broken: {error}", file=sys.stderr)
             return 1
     _write(results, options, heading=_heading(options, bench.measurer))
-    problems = [problem for result in results if (problem := result.problem()) is not None]
-    for problem in problems:
+    for problem in bench.problems:
         print(f"broken: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    return 1 if bench.problems else 0
 
 
 def _with_data(cases: Sequence[Case], *, data_dir: Path) -> list[Case]:
@@ -68,21 +81,37 @@ def _with_data(cases: Sequence[Case], *, data_dir: Path) -> list[Case]:
 
 
 class _Bench:
-    """Measures cases, and tells as it goes."""
+    """Measures cases, and tells as it goes.
+
+    Attributes:
+        problems: measurements that failed or were not of equal work.
+    """
 
     def __init__(self, options: argparse.Namespace, measurer: Measurer, work: Path) -> None:
         self.options, self.measurer, self.work = options, measurer, work
+        self.problems: list[str] = []
 
     def run(self, cases: Sequence[Case], *, sizes: Sequence[str]) -> list[Result]:
+        """Results of the cases that could be measured; one that fails does not end the others.
+
+        Raises:
+            BenchError: there are no models or rows to measure on.
+        """
         started = time.monotonic()
         self.measurer.prepare(sizes=sizes, names=[case.data for case in cases], data_dir=self.options.data)
         print(f"models and rows: {time.monotonic() - started:.0f} s", flush=True)
         results = []
         for size in sizes:
             for case in cases:
-                result = self._case(case, size=size)
+                try:
+                    result = self._case(case, size=size)
+                except BenchError as error:
+                    self.problems.append(str(error))
+                    continue
                 print(result.line(), flush=True)
                 results.append(result)
+                if (problem := result.problem()) is not None:
+                    self.problems.append(problem)
         return results
 
     def _case(self, case: Case, *, size: str) -> Result:
@@ -97,17 +126,23 @@ class _Bench:
         return result
 
     def _setting(self, side: Side, case: Case, *, size: str, amount: Amount) -> Setting:
-        """The fastest of the side's settings on a few steps; the case's first where none is tried out."""
+        """The fastest of the side's settings on a few steps, and of those as fast the one that takes least memory.
+
+        Where none is tried out, the case's first.
+        """
         settings = case.ours if side == "ours" else case.theirs
         if not self.options.tune:
             return settings[0]
         trial = replace(amount, num_groups=min(amount.num_groups, TRIAL_STEPS * amount.batch_groups))
-        rates = {
-            setting: self._measure(side, case, size, setting, trial).examples_per_second for setting in settings
-        }
-        told = "; ".join(f"{setting.label}: {rate:.2f}" for setting, rate in rates.items())
+        tried = {setting: self._measure(side, case, size, setting, trial) for setting in settings}
+        told = "; ".join(
+            f"{setting.label}: {measured.examples_per_second:.2f} ({measured.memory_mib:,.0f} MiB)"
+            for setting, measured in tried.items()
+        )
         print(f"  {case.name}, {size}, {side}: examples/s by setting: {told}", flush=True)
-        return max(rates, key=lambda setting: rates[setting])
+        enough = AS_FAST * max(measured.examples_per_second for measured in tried.values())
+        fast = [setting for setting in settings if tried[setting].examples_per_second >= enough]
+        return min(fast, key=lambda setting: tried[setting].memory_mib)
 
     def _measure(self, side: Side, case: Case, size: str, setting: Setting, amount: Amount) -> Measurement:
         return self.measurer.measure(Request(side, case.name, size, setting, amount, str(self.work)))
@@ -115,7 +150,7 @@ class _Bench:
     def _amount(self, case: Case, *, size: str) -> Amount:
         amount = amount_of(case, size=size, quick=self.options.quick)
         groups = self.options.groups or amount.num_groups
-        return Amount(groups, min(amount.batch_groups, groups))
+        return replace(amount, num_groups=groups, batch_groups=min(amount.batch_groups, groups))
 
 
 def _heading(options: argparse.Namespace, measurer: Measurer) -> list[str]:

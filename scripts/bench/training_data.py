@@ -1,8 +1,8 @@
 """Models and rows of the training benchmark, written once to a work folder that both sides read.
 
-    work/<size>/policy    a random Llama with tokenizer, chat template and generation config
-    work/<size>/reward    the same with a reward head
-    work/rows/<name>.json prompt groups: token ids, so that lengths are exact and nothing is tokenised twice
+work/<size>/policy    a random Llama with tokenizer, chat template and generation config
+work/<size>/reward    the same with a reward head
+work/rows/<name>.json prompt groups: token ids, so that lengths are exact and nothing is tokenised twice
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import Any
 
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.groups import PromptGroup
-from scripts.bench.training_cases import COMPLETION_TOKENS, MADE_UP, MAX_LENGTH, MODELS, PROMPT_TOKENS, VOCABULARY
+from scripts.bench.training_cases import (
+    COMPLETION_TOKENS,
+    MADE_UP,
+    MAX_LENGTH,
+    MODELS,
+    PROMPT_TOKENS,
+    VOCABULARY,
+    Amount,
+)
 
 PREFERENCES = "preferences/alpacaeval_graded.jsonl"
 CANDIDATES = "candidates/alpacaeval_120x20.jsonl"
@@ -53,10 +61,13 @@ def prepare(work: Path, *, sizes: Sequence[str], names: Iterable[str], data_dir:
             path.write_text(json.dumps([_to_json(group) for group in groups]))
 
 
-def load_groups(work: Path, name: str, *, count: int) -> list[PromptGroup]:
-    """The first `count` prompt groups of `name`; fewer where the file has fewer."""
-    rows = json.loads((work / "rows" / f"{name}.json").read_text())
-    return [_from_json(row) for row in rows[:count]]
+def load_groups(work: Path, name: str, *, amount: Amount) -> list[PromptGroup]:
+    """The first prompt groups of `name`, or those longer than a quarter of all; fewer where there are fewer."""
+    groups = [_from_json(row) for row in json.loads((work / "rows" / f"{name}.json").read_text())]
+    if amount.short:
+        groups.sort(key=lambda group: group.num_tokens)
+        groups = groups[len(groups) // 4 :]
+    return groups[: amount.num_groups]
 
 
 def _to_json(group: PromptGroup) -> dict[str, Any]:
@@ -159,9 +170,7 @@ def _groups(name: str, *, work: Path, size: str, data_dir: Path) -> list[PromptG
     if name == "real_pairs":
         return _pairs(rows, chat)
     if name == "real_sft":
-        return [
-            PromptGroup(pair.id, pair.prompt_ids, pair.completions[:1], (0,)) for pair in _pairs(rows, chat)
-        ]
+        return [PromptGroup(pair.id, pair.prompt_ids, pair.completions[:1], (0,)) for pair in _pairs(rows, chat)]
     return _candidates(rows, chat, min_prompt_tokens=PROMPT_TOKENS if name == "candidates_long" else 0)
 
 
@@ -184,12 +193,15 @@ def _made_up(num_completions: int) -> list[PromptGroup]:
 
 
 def _pairs(rows: Sequence[dict[str, Any]], chat: Any) -> list[PromptGroup]:
-    """Chosen and rejected, cut to `MAX_LENGTH` tokens with their prompt; a prompt that leaves no room is left out."""
+    """Chosen and rejected, cut to `MAX_LENGTH` tokens with their prompt.
+
+    Left out on both sides: prompts that leave no room, and completions without text, which alignloop would drop.
+    """
     groups = []
     for number, row in enumerate(rows):
         prompt_ids = chat.prompt_ids(_user(row["prompt"]))
         room = MAX_LENGTH - len(prompt_ids)
-        if room > 1:
+        if room > 1 and row["chosen"].strip() and row["rejected"].strip():
             both = tuple(_cut(chat.completion(row[name]), room) for name in ("chosen", "rejected"))
             groups.append(PromptGroup(f"pair-{number}", prompt_ids, both, (0, 1)))
     return groups
@@ -207,7 +219,8 @@ def _candidates(rows: Sequence[dict[str, Any]], chat: Any, *, min_prompt_tokens:
             text = f"{shot['prompt']}\n\n{shot['candidates'][-1]['completion']}\n\n---\n\n{text}"
             prompt_ids = chat.prompt_ids(_user(text))
         completions = tuple(
-            _cut(chat.completion(candidate["completion"]), MAX_LENGTH) for candidate in row["candidates"][:NUM_CANDIDATES]
+            _cut(chat.completion(candidate["completion"]), MAX_LENGTH)
+            for candidate in row["candidates"][:NUM_CANDIDATES]
         )
         groups.append(PromptGroup(f"prompt-{number}", prompt_ids, completions, tuple(range(len(completions)))))
     return groups

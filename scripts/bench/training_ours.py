@@ -27,6 +27,9 @@ from scripts.bench.training_cases import (
     Request,
 )
 
+SAVE = "save_checkpoint"
+"""Of `alignloop.training.run`: how it writes a checkpoint."""
+
 
 def measure(request: Request, *, warm_up: Sequence[PromptGroup], groups: Sequence[PromptGroup]) -> Measurement:
     """One optimiser step on `warm_up`, then one timed pass over `groups` from the same start."""
@@ -94,14 +97,14 @@ def _config(request: Request) -> RewardConfig | SftConfig | DpoConfig:
 @contextmanager
 def _saving_not_counted(progress: StopwatchProgress) -> Iterator[None]:
     """The trainer always keeps its last checkpoint; TRL keeps none here, so writing it stops the watch."""
-    save: Callable[..., Any] = run.save_checkpoint
+    save: Callable[..., Any] = getattr(run, SAVE)
 
     def paused(*args: Any, **kwargs: Any) -> Any:
         with progress.pausing():
             return save(*args, **kwargs)
 
-    run.save_checkpoint = paused
+    setattr(run, SAVE, paused)
     try:
         yield
     finally:
-        run.save_checkpoint = save
+        setattr(run, SAVE, save)

@@ -18,8 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from alignloop.packing.groups import PromptGroup
 from scripts.bench.training_cases import (
@@ -34,11 +33,13 @@ from scripts.bench.training_cases import (
 )
 from scripts.bench.training_data import load_groups, prepare
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def measure(request: Request) -> Measurement:
     """Make the measurement in this process: TRL's side only once in each."""
     case = CASES[request.case]
-    groups = load_groups(Path(request.work), case.data, count=request.amount.num_groups)
+    groups = load_groups(Path(request.work), case.data, amount=request.amount)
     warm_up = warm_up_groups(groups, count=request.amount.batch_groups)
     if case.kind == "score":
         from scripts.bench import scoring_sides
@@ -77,9 +78,7 @@ def main() -> int:
     result = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     first = (case.ours if arguments.side == "ours" else case.theirs)[0]
-    setting = Setting(
-        arguments.rows or first.rows, arguments.precompute_ref, arguments.packing or first.packing
-    )
+    setting = Setting(arguments.rows or first.rows, arguments.precompute_ref, arguments.packing or first.packing)
     usual = amount_of(case, size=arguments.size, quick=False)
     amount = Amount(arguments.groups or usual.num_groups, arguments.batch_groups or usual.batch_groups)
     prepare(arguments.work, sizes=[arguments.size], names=[case.data], data_dir=arguments.data)

@@ -57,22 +57,22 @@ class Result:
         ours, theirs = self.memory
         return theirs / ours if ours and theirs else None
 
-    def problem(self) -> str | None:
-        """Why the two sides did not do the same work, or None."""
-        tolerance = self.case.tolerance
-        if tolerance is None:
-            return None
+    @property
+    def difference(self) -> float:
+        """How far the two sides are from the same work: see `Case.tolerance`."""
         ours, theirs = self.pairs[0]
         if self.case.kind == "score":
-            difference, what = _reward_difference(ours, theirs), "rewards"
-        else:
-            assert ours.first_loss is not None
-            assert theirs.first_loss is not None
-            difference = abs(ours.first_loss - theirs.first_loss) / abs(theirs.first_loss)
-            what = f"losses of the first step ({ours.first_loss:.5f} and {theirs.first_loss:.5f})"
-        if difference <= tolerance:
+            return _reward_difference(ours, theirs)
+        assert ours.first_loss is not None
+        assert theirs.first_loss is not None
+        return abs(ours.first_loss - theirs.first_loss) / abs(theirs.first_loss)
+
+    def problem(self) -> str | None:
+        """Why the two sides did not do the same work, or None."""
+        what = "rewards" if self.case.kind == "score" else "losses of the first step"
+        if self.difference <= self.case.tolerance:
             return None
-        return f"{self.key}: {what} differ by {difference:.2g} of their size, more than {tolerance:g}"
+        return f"{self.key}: the two sides' {what} differ by {self.difference:.1e}, more than {self.case.tolerance:g}"
 
     def line(self) -> str:
         """One line for the screen."""
@@ -81,7 +81,8 @@ class Result:
         return (
             f"{self.key}: {self.ratio:.2f}x ({self._each()}), bar {self.case.bar:g}x {self._verdict()}; "
             f"{rates[0]:,.2f} against {rates[1]:,.2f} examples/s; memory {ours:,.0f} against {theirs:,.0f} MiB; "
-            f"settings: {self.ours_setting.label} | {self.theirs_setting.label}"
+            f"settings {self.ours_setting.label} | {self.theirs_setting.label}; "
+            f"{'rewards' if self.case.kind == 'score' else 'first loss'} equal to {self.difference:.0e}"
         )
 
     def row(self) -> str:

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from alignloop.packing.groups import PromptGroup
+from alignloop.packing.layout import first_fit_decreasing
 from scripts.bench.stopwatch import MemoryWatch
 from scripts.bench.training_cases import (
     BETA,
@@ -84,7 +85,7 @@ def measure(request: Request, *, warm_up: Sequence[PromptGroup], groups: Sequenc
     disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="bench-trl-") as folder:
         # One for both passes: a second one would break the first trainer of the process.
-        args = _arguments(request, groups=groups, out_dir=folder)
+        args = _arguments(request, warm_up=warm_up, out_dir=folder)
         first_loss, _, _ = _train(request, warm_up, args=args)
         gc.collect()
         watch = MemoryWatch()
@@ -118,9 +119,9 @@ def _train(request: Request, groups: Sequence[PromptGroup], *, args: Any) -> tup
     return output.training_loss, seconds, counting.num_tokens
 
 
-def _arguments(request: Request, *, groups: Sequence[PromptGroup], out_dir: str) -> Any:
+def _arguments(request: Request, *, warm_up: Sequence[PromptGroup], out_dir: str) -> Any:
     case, setting = CASES[request.case], request.setting
-    rows_per_step = _rows_per_step(request, groups=groups)
+    rows_per_step = _rows_per_step(request, warm_up=warm_up)
     per_forward = min(setting.rows, rows_per_step)
     shared: dict[str, Any] = {
         "output_dir": out_dir,
@@ -161,17 +162,17 @@ def _arguments(request: Request, *, groups: Sequence[PromptGroup], out_dir: str)
     )
 
 
-def _rows_per_step(request: Request, *, groups: Sequence[PromptGroup]) -> int:
-    """Rows of TRL's dataset that make a step of `batch_groups` groups (SFT: about, in packed rows of MAX_LENGTH)."""
+def _rows_per_step(request: Request, *, warm_up: Sequence[PromptGroup]) -> int:
+    """Rows of TRL's dataset that make a step; of SFT the packed rows that the warm-up's groups, one step's, fill."""
     batch_groups = request.amount.batch_groups
     kind = CASES[request.case].kind
     if kind == "reward":
-        num_completions = len(groups[0].completions)
+        num_completions = len(warm_up[0].completions)
         return batch_groups * num_completions * (num_completions - 1) // 2
     if kind == "dpo":
         return batch_groups
-    num_tokens = sum(group.num_tokens for group in groups)
-    rows = max(1, round(batch_groups * num_tokens / len(groups) / MAX_LENGTH))
+    sizes = [group.num_tokens for group in warm_up]
+    rows = len(first_fit_decreasing(sizes, capacity=MAX_LENGTH))
     return -(-rows // request.setting.rows) * request.setting.rows
 
 
