@@ -6,6 +6,7 @@ enter the model by transformers' attention registry, and compute nothing between
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,22 +17,42 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from alignloop.packing.batch import PADDING_GROUP, RowBatch
-from alignloop.packing.grouped_attention import GroupedAttention, GroupSpan
+from alignloop.packing.grouped_attention import GroupedAttention, Part, Reads, attention_parts
+from alignloop.packing.last_layer import last_mlp_at
 
 GROUPED = "prompt_groups"
 FLEX = "flex_attention"
 
 
-def hidden_states(backbone: Any, batch: RowBatch, *, isolate: bool = True) -> Tensor:
-    """Last hidden states of a batch of rows.
+@dataclass(frozen=True)
+class RowAttention:
+    """How the layers of a model attend in a packed row.
+
+    Attributes:
+        parts: of every layer but the last.
+        last_parts: of the last layer, whose output is read at few tokens.
+    """
+
+    parts: tuple[Part, ...]
+    last_parts: tuple[Part, ...]
+
+
+def hidden_states(
+    backbone: Any, batch: RowBatch, *, at: Tensor, isolate: bool = True, reads: Reads = "everything"
+) -> Tensor:
+    """Last hidden states of a batch of rows, at the tokens where they are read.
+
+    What is not read is not computed where that can be left out: attention and MLP of the last layer.
 
     Args:
         backbone: a transformers model without its head (`model.base_model`).
+        at: [N] flat indices (into B * L), each once.
         isolate: False lets a completion see the earlier completions of its group too, as the reward model of
             The Llama 3 Herd of Models (section 4.1.2) did.
+        reads: the kind of tokens that `at` holds.
 
     Returns:
-        [B * L, D], rows one after another.
+        [N, D].
 
     Raises:
         NotImplementedError: the architecture does not take packed rows.
@@ -42,14 +63,17 @@ def hidden_states(backbone: Any, batch: RowBatch, *, isolate: bool = True) -> Te
         inputs["attention_mask"] = (batch.pieces != PADDING_GROUP).long()
     elif batch.input_ids.device.type == "cpu":
         use_attention(backbone, GROUPED)
-        inputs |= {"position_ids": batch.position_ids, "prompt_groups": batch.spans, "isolate": isolate}
+        parts = attention_parts(batch.spans, isolate=isolate)
+        last = attention_parts(batch.spans, isolate=isolate, reads=reads)
+        inputs |= {"position_ids": batch.position_ids, "prompt_groups": RowAttention(parts, last)}
         # A mask of four axes is passed on as it is: without one transformers would build [L, L], to no use here.
         inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
     else:
         use_attention(backbone, FLEX)
         inputs |= {"position_ids": batch.position_ids, "attention_mask": block_mask(batch, isolate=isolate)}
-    hidden: Tensor = backbone(**inputs).last_hidden_state
-    return hidden.flatten(0, 1)
+    with last_mlp_at(backbone, at):
+        hidden: Tensor = backbone(**inputs).last_hidden_state
+    return hidden.flatten(0, 1)[at]
 
 
 def use_attention(backbone: Any, name: str) -> None:
@@ -100,8 +124,7 @@ def _grouped(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    prompt_groups: tuple[GroupSpan, ...] | None = None,
-    isolate: bool = True,
+    prompt_groups: RowAttention | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
@@ -125,7 +148,10 @@ def _grouped(
     heads = key.shape[1]
     scale = head_dim**-0.5 if scaling is None else scaling
     by_key_head = query.view(heads, -1, num_tokens, head_dim).transpose(0, 1)
-    out = GroupedAttention.apply(by_key_head, key[0], value[0], prompt_groups, scale, isolate)  # type: ignore[no-untyped-call]
+    config: Any = module.config
+    is_last = getattr(module, "layer_idx", None) == config.num_hidden_layers - 1
+    parts = prompt_groups.last_parts if is_last else prompt_groups.parts
+    out = GroupedAttention.apply(by_key_head, key[0], value[0], parts, scale)  # type: ignore[no-untyped-call]
     return out.permute(2, 1, 0, 3).reshape(1, num_tokens, -1, head_dim), None
 
 

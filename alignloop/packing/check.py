@@ -104,9 +104,8 @@ def _completion_states(backbone: nn.Module, groups: list[PromptGroup], *, mode: 
     """Hidden states at the trained and last positions of every completion, in group order."""
     device = next(backbone.parameters()).device
     batch = collate(pack(groups, row_tokens=64, mode=mode), pad_token_id=0, mode=mode).to(device)
-    states = hidden_states(backbone, batch).float()
-    order = _group_order(batch)
-    return torch.cat([states[batch.last_index[c] - back] for c, back in order])
+    at = torch.cat([batch.last_index[c] - back for c, back in _group_order(batch)])
+    return hidden_states(backbone, batch, at=at, reads="completions").float()
 
 
 def _group_order(batch: RowBatch) -> list[tuple[int, torch.Tensor]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class GroupSpan:
         return self.ends[-1]
 
 
+Reads = Literal["everything", "completions", "last tokens"]
+"""Of which tokens a layer's output is read. In the last layer nothing else need be attended for: a prompt there is only
+keys and values, and a reward model reads one token a completion."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One kernel call: the same slices of `count` groups that lie one behind the other, `step` tokens each.
@@ -53,6 +58,7 @@ class Part:
         start: first token of the first of these groups.
         queries, keys: (begin, end) of tokens, counted from their group's start.
         causal: the two are the same tokens, each of which sees itself and earlier ones; otherwise all keys are seen.
+        joins: an earlier part has the same queries: this one adds its keys to what they see.
     """
 
     start: int
@@ -61,21 +67,48 @@ class Part:
     queries: tuple[int, int]
     keys: tuple[int, int]
     causal: bool
+    joins: bool = False
 
 
-def attention_parts(spans: Sequence[GroupSpan], *, isolate: bool) -> Iterator[Part]:
-    """The kernel calls of a row; where two parts share queries, the causal one comes first."""
+def attention_parts(
+    spans: Sequence[GroupSpan], *, isolate: bool = True, reads: Reads = "everything"
+) -> tuple[Part, ...]:
+    """The kernel calls of a row.
+
+    Args:
+        isolate: False: completions see the earlier ones of their group; then everything is attended for.
+        reads: what of the output matters; the rest of it is zero.
+    """
+    parts: list[Part] = []
     for shape, same in groupby(spans, key=_relative):
         alike = list(same)
         place = (alike[0].start, shape.end, len(alike))
-        first = (0, shape.ends[0] if isolate else shape.end)
-        yield Part(*place, first, first, causal=True)
-        if not isolate or len(shape.ends) == 1:
-            continue
-        for own in pairwise(shape.ends):
-            yield Part(*place, own, own, causal=True)
+        if not isolate:
+            parts.append(Part(*place, (0, shape.end), (0, shape.end), causal=True))
+        elif reads == "last tokens":
+            parts += _last_token_parts(shape, place)
+        else:
+            parts += _token_parts(shape, place, prompts=reads == "everything")
+    return tuple(parts)
+
+
+def _token_parts(shape: GroupSpan, place: tuple[int, int, int], *, prompts: bool) -> Iterator[Part]:
+    """Every completion on its own tokens and on the prompt's. Where prompts are read the first one is a part with it."""
+    begin = 0 if prompts or not shape.shared else shape.shared
+    yield Part(*place, (begin, shape.ends[0]), (begin, shape.ends[0]), causal=True)
+    for own in pairwise(shape.ends):
+        yield Part(*place, own, own, causal=True)
+    left = (shape.ends[0] if begin == 0 else begin, shape.end)
+    if shape.shared and left[0] < left[1]:
+        yield Part(*place, left, (0, shape.shared), causal=False, joins=True)
+
+
+def _last_token_parts(shape: GroupSpan, place: tuple[int, int, int]) -> Iterator[Part]:
+    yield Part(*place, (shape.ends[0] - 1, shape.ends[0]), (0, shape.ends[0]), causal=False)
+    for begin, end in pairwise(shape.ends):
+        yield Part(*place, (end - 1, end), (begin, end), causal=False)
         if shape.shared:
-            yield Part(*place, (shape.ends[0], shape.end), (0, shape.shared), causal=False)
+            yield Part(*place, (end - 1, end), (0, shape.shared), causal=False, joins=True)
 
 
 def _relative(span: GroupSpan) -> GroupSpan:
@@ -87,56 +120,50 @@ class GroupedAttention(torch.autograd.Function):
     """Attention of a row of prompt groups, on the CPU's flash kernels."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[GroupSpan], scale: float, isolate: bool
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: tuple[Part, ...], scale: float) -> Tensor:
         """Attend.
 
         Args:
             query: [R, H, T, D]: R query heads share each of H key heads.
             key, value: [H, T, D].
+            parts: as `attention_parts` gives them.
 
         Returns:
-            [R, H, T, D].
+            [R, H, T, D]; zero for tokens that are no part's queries.
         """
         num_tokens, head_dim = query.shape[2:]
         # Tokens outermost: the layer's next view of it, [T, H * R * D], is then free.
-        out = query.new_empty(num_tokens, key.shape[0], query.shape[0], head_dim).permute(2, 1, 0, 3)
+        out = query.new_zeros(num_tokens, key.shape[0], query.shape[0], head_dim).permute(2, 1, 0, 3)
         lse = torch.empty(query.shape[:3], dtype=torch.float32)
-        parts = tuple(attention_parts(spans, isolate=isolate))
         shared = _expanded(key, query), _expanded(value, query)
         for part in parts:
             places = zip(*(_queries(tensor, part) for tensor in (query, out, lse)), strict=True)
             keys = zip(*(_keys(tensor, part) for tensor in shared), strict=True)
             for (q, to_out, to_lse), (k, v) in zip(places, keys, strict=True):
                 part_out, part_lse = _forward(q, k, v, is_causal=part.causal, scale=scale)
-                if part.causal:
+                if part.joins:
+                    _join(to_out, to_lse, part_out, part_lse)
+                else:
                     to_out.copy_(part_out)
                     to_lse.copy_(part_lse)
-                else:
-                    _join(to_out, to_lse, part_out, part_lse)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.parts, ctx.scale = parts, scale
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, out, lse = ctx.saved_tensors
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros_like(tensor) for tensor in (key, value))
+        grad_query, grad_key, grad_value = (torch.zeros_like(tensor) for tensor in (query, key, value))
         shared = [_expanded(tensor, query) for tensor in (key, value, grad_key, grad_value)]
         for part in ctx.parts:
             places = zip(*(_queries(tensor, part) for tensor in (*grads, query, out, lse, grad_query)), strict=True)
             keys = zip(*(_keys(tensor, part) for tensor in shared), strict=True)
             for (grad, q, o, part_lse, to_query), (k, v, to_key, to_value) in zip(places, keys, strict=True):
                 of_query, of_key, of_value = _backward(grad, q, k, v, o, part_lse, 0.0, part.causal, scale=ctx.scale)
-                if part.causal:
-                    to_query.copy_(of_query)
-                else:
-                    to_query.add_(of_query)
+                to_query.add_(of_query)
                 _add(to_key, of_key)
                 _add(to_value, of_value)
-        return grad_query, grad_key, grad_value, None, None, None
+        return grad_query, grad_key, grad_value, None, None
 
 
 def _expanded(keys: Tensor, query: Tensor) -> Tensor:

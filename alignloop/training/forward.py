@@ -14,6 +14,7 @@ from alignloop.errors import ModelError
 from alignloop.objectives.logprobs import token_logprobs
 from alignloop.packing.attention import hidden_states
 from alignloop.packing.batch import RowBatch
+from alignloop.packing.layout import NO_COMPLETION
 
 HEAD_TOLERANCE = 1e-2
 
@@ -30,10 +31,18 @@ class TokenLogprobs(nn.Module):
 
     def forward(self, batch: RowBatch) -> Tensor:
         model = self.model
-        hidden = hidden_states(model.base_model, batch, isolate=self.isolate)
+        # With `train_on: all_assistant` prompts hold targets too.
+        in_prompts = bool((batch.completion_index == NO_COMPLETION).any())
+        hidden = hidden_states(
+            model.base_model,
+            batch,
+            at=batch.trained_index,
+            isolate=self.isolate,
+            reads="everything" if in_prompts else "completions",
+        )
         head = model.get_output_embeddings()
         return token_logprobs(
-            hidden[batch.trained_index],
+            hidden,
             target_ids=batch.target_ids,
             head_weight=head.weight,
             head_bias=getattr(head, "bias", None),
@@ -52,7 +61,7 @@ class CompletionRewards(nn.Module):
 
     def forward(self, batch: RowBatch) -> Tensor:
         model = self.model
-        last = hidden_states(model.base_model, batch, isolate=self.isolate)[batch.last_index]
+        last = hidden_states(model.base_model, batch, at=batch.last_index, isolate=self.isolate, reads="last tokens")
         # In float32: eight bits of mantissa would tie the rewards of candidates that are nearly as good.
         with torch.autocast(device_type=last.device.type, enabled=False):
             return nn.functional.linear(last.float(), model.score.weight.float()).squeeze(-1)

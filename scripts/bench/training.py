@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -117,22 +118,26 @@ class _Bench:
     def _case(self, case: Case, *, size: str) -> Result:
         """Settings first, then the pairs: ours and theirs take turns at going first."""
         amount = self._amount(case, size=size)
-        settings: dict[Side, Setting] = {side: self._setting(side, case, size=size, amount=amount) for side in SIDES}
-        result = Result(case, size, settings["ours"], settings["theirs"])
+        theirs, memory_mib = self._setting("theirs", case, size=size, amount=amount)
+        ours, _ = self._setting("ours", case, size=size, amount=amount, most_mib=memory_mib)
+        settings: dict[Side, Setting] = {"ours": ours, "theirs": theirs}
+        result = Result(case, size, ours, theirs)
         for number in range(self.options.pairs):
             order = SIDES if number % 2 == 0 else SIDES[::-1]
             measured = {side: self._measure(side, case, size, settings[side], amount) for side in order}
             result.pairs.append((measured["ours"], measured["theirs"]))
         return result
 
-    def _setting(self, side: Side, case: Case, *, size: str, amount: Amount) -> Setting:
+    def _setting(
+        self, side: Side, case: Case, *, size: str, amount: Amount, most_mib: float = math.inf
+    ) -> tuple[Setting, float]:
         """The fastest of the side's settings on a few steps, and of those as fast the one that takes least memory.
 
-        Where none is tried out, the case's first.
+        Settings that take more than `most_mib` are left out, unless all do. Where none is tried out, the case's first.
         """
         settings = case.ours if side == "ours" else case.theirs
         if not self.options.tune:
-            return settings[0]
+            return settings[0], math.inf
         trial = replace(amount, num_groups=min(amount.num_groups, TRIAL_STEPS * amount.batch_groups))
         tried = {setting: self._measure(side, case, size, setting, trial) for setting in settings}
         told = "; ".join(
@@ -140,9 +145,12 @@ class _Bench:
             for setting, measured in tried.items()
         )
         print(f"  {case.name}, {size}, {side}: examples/s by setting: {told}", flush=True)
-        enough = AS_FAST * max(measured.examples_per_second for measured in tried.values())
-        fast = [setting for setting in settings if tried[setting].examples_per_second >= enough]
-        return min(fast, key=lambda setting: tried[setting].memory_mib)
+        least = min(measured.memory_mib for measured in tried.values())
+        fitting = [setting for setting in settings if tried[setting].memory_mib <= max(most_mib, least)]
+        enough = AS_FAST * max(tried[setting].examples_per_second for setting in fitting)
+        fast = [setting for setting in fitting if tried[setting].examples_per_second >= enough]
+        chosen = min(fast, key=lambda setting: tried[setting].memory_mib)
+        return chosen, tried[chosen].memory_mib
 
     def _measure(self, side: Side, case: Case, size: str, setting: Setting, amount: Amount) -> Measurement:
         return self.measurer.measure(Request(side, case.name, size, setting, amount, str(self.work)))

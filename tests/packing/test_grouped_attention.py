@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.attention import block_mask
 from alignloop.packing.batch import RowBatch, collate
-from alignloop.packing.grouped_attention import GroupedAttention, GroupSpan, Part, attention_parts
+from alignloop.packing.grouped_attention import GroupedAttention, GroupSpan, Part, Reads, attention_parts
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 
@@ -61,7 +61,7 @@ def test_output_and_gradients_equal_the_dense_mask(name: str, isolate: bool) -> 
     length = batch.input_ids.shape[1]
     mask = create_mask(block_mask(batch, isolate=isolate).mask_mod, 1, 1, length, length, device="cpu")[0]
     ours, reference = heads(batch), heads(batch)
-    out = GroupedAttention.apply(*ours, batch.spans, 0.3, isolate)
+    out = GroupedAttention.apply(*ours, attention_parts(batch.spans, isolate=isolate), 0.3)
     expected = dense(*reference, mask, 0.3)
     torch.testing.assert_close(out, expected, atol=2e-6, rtol=1e-5)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
@@ -77,7 +77,7 @@ def test_scores_far_apart_do_not_overflow() -> None:
     length = batch.input_ids.shape[1]
     mask = create_mask(block_mask(batch).mask_mod, 1, 1, length, length, device="cpu")[0]
     query, key, value = (tensor.detach() * 60 for tensor in heads(batch))
-    out = GroupedAttention.apply(query, key, value, batch.spans, 0.25, True)
+    out = GroupedAttention.apply(query, key, value, attention_parts(batch.spans), 0.25)
     torch.testing.assert_close(out, dense(query, key, value, mask, 0.25), atol=1e-3, rtol=1e-4)
 
 
@@ -86,27 +86,53 @@ def test_bfloat16_equals_the_dense_mask_within_its_rounding() -> None:
     length = batch.input_ids.shape[1]
     mask = create_mask(block_mask(batch).mask_mod, 1, 1, length, length, device="cpu")[0]
     query, key, value = heads(batch, dtype=torch.bfloat16)
-    out = GroupedAttention.apply(query, key, value, batch.spans, 0.25, True)
+    out = GroupedAttention.apply(query, key, value, attention_parts(batch.spans), 0.25)
     assert out.dtype == torch.bfloat16
     exact = dense(query.float(), key.float(), value.float(), mask, 0.25)
     torch.testing.assert_close(out.float(), exact, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("reads", ["completions", "last tokens"])
+@pytest.mark.parametrize("name", SIZES)
+def test_what_is_read_is_exact_where_the_rest_is_left_out(name: str, reads: Reads) -> None:
+    batch = batch_of(SIZES[name])
+    ours, whole = heads(batch), heads(batch)
+    out = GroupedAttention.apply(*ours, attention_parts(batch.spans, reads=reads), 0.3)
+    expected = GroupedAttention.apply(*whole, attention_parts(batch.spans), 0.3)
+    at = batch.last_index if reads == "last tokens" else (batch.segments[0] > 0).nonzero()[:, 0]
+    torch.testing.assert_close(out[:, :, at], expected[:, :, at], atol=2e-6, rtol=1e-5)
+    weight = torch.randn(out[:, :, at].shape, generator=torch.Generator().manual_seed(1))
+    (out[:, :, at] * weight).sum().backward()
+    (expected[:, :, at] * weight).sum().backward()
+    for mine, theirs in zip(ours, whole, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=5e-6, rtol=1e-5)
+
+
 def test_the_kernel_calls_cover_what_the_mask_allows_and_no_more() -> None:
     # p p | c c | d d d: two tokens of prompt, completions of two and three.
     span = GroupSpan(10, 12, (14, 17))
-    assert list(attention_parts([span], isolate=True)) == [
+    assert attention_parts([span]) == (
         Part(10, 7, 1, queries=(0, 4), keys=(0, 4), causal=True),
         Part(10, 7, 1, queries=(4, 7), keys=(4, 7), causal=True),
-        Part(10, 7, 1, queries=(4, 7), keys=(0, 2), causal=False),
-    ]
-    assert list(attention_parts([span], isolate=False)) == [Part(10, 7, 1, (0, 7), (0, 7), causal=True)]
-    assert len(list(attention_parts([GroupSpan(0, 0, (2, 5))], isolate=True))) == 2  # a prompt of one token
+        Part(10, 7, 1, queries=(4, 7), keys=(0, 2), causal=False, joins=True),
+    )
+    assert attention_parts([span], reads="completions") == (
+        Part(10, 7, 1, queries=(2, 4), keys=(2, 4), causal=True),
+        Part(10, 7, 1, queries=(4, 7), keys=(4, 7), causal=True),
+        Part(10, 7, 1, queries=(2, 7), keys=(0, 2), causal=False, joins=True),
+    )
+    assert attention_parts([span], reads="last tokens") == (
+        Part(10, 7, 1, queries=(3, 4), keys=(0, 4), causal=False),
+        Part(10, 7, 1, queries=(6, 7), keys=(4, 7), causal=False),
+        Part(10, 7, 1, queries=(6, 7), keys=(0, 2), causal=False, joins=True),
+    )
+    assert attention_parts([span], isolate=False) == (Part(10, 7, 1, (0, 7), (0, 7), causal=True),)
+    assert len(attention_parts([GroupSpan(0, 0, (2, 5))])) == 2  # a prompt of one token
 
 
 def test_neighbours_of_one_shape_share_kernel_calls() -> None:
     spans = [GroupSpan(0, 2, (4, 7)), GroupSpan(7, 9, (11, 14)), GroupSpan(14, 15, (18,))]
-    parts = list(attention_parts(spans, isolate=True))
+    parts = attention_parts(spans)
     assert [(part.start, part.step, part.count) for part in parts] == [(0, 7, 2)] * 3 + [(14, 4, 1)]
 
 
@@ -120,5 +146,5 @@ def test_flex_attention_takes_the_block_mask(isolate: bool) -> None:
     out = flex_attention(
         flat_query, key[None], value[None], block_mask=block_mask(batch, isolate=isolate), scale=0.3, enable_gqa=True
     )
-    ours = GroupedAttention.apply(query, key, value, batch.spans, 0.3, isolate)
+    ours = GroupedAttention.apply(query, key, value, attention_parts(batch.spans, isolate=isolate), 0.3)
     torch.testing.assert_close(out[0], ours.transpose(0, 1).flatten(0, 1), atol=2e-6, rtol=1e-5)
