@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from alignloop.packing.batch import PADDING_GROUP, RowBatch
 from alignloop.packing.grouped_attention import GroupedAttention, Part, Reads, attention_parts
-from alignloop.packing.last_layer import last_mlp_at
+from alignloop.packing.last_layer import last_layer_at
 
 GROUPED = "prompt_groups"
 FLEX = "flex_attention"
@@ -42,7 +42,7 @@ def hidden_states(
 ) -> Tensor:
     """Last hidden states of a batch of rows, at the tokens where they are read.
 
-    What is not read is not computed where that can be left out: attention and MLP of the last layer.
+    What is not read is not computed where that can be left out: in the last layer's attention, projections and MLP.
 
     Args:
         backbone: a transformers model without its head (`model.base_model`).
@@ -71,7 +71,7 @@ def hidden_states(
     else:
         use_attention(backbone, FLEX)
         inputs |= {"position_ids": batch.position_ids, "attention_mask": block_mask(batch, isolate=isolate)}
-    with last_mlp_at(backbone, at):
+    with last_layer_at(backbone, at):
         hidden: Tensor = backbone(**inputs).last_hidden_state
     return hidden.flatten(0, 1)[at]
 

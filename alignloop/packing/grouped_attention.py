@@ -93,7 +93,7 @@ def attention_parts(
 
 
 def _token_parts(shape: GroupSpan, place: tuple[int, int, int], *, prompts: bool) -> Iterator[Part]:
-    """Every completion on its own tokens and on the prompt's. Where prompts are read the first one is a part with it."""
+    """Every completion on its own tokens and the prompt's. Where prompts are read the first one is a part with it."""
     begin = 0 if prompts or not shape.shared else shape.shared
     yield Part(*place, (begin, shape.ends[0]), (begin, shape.ends[0]), causal=True)
     for own in pairwise(shape.ends):

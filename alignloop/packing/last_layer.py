@@ -1,29 +1,38 @@
-"""The last layer's MLP at the tokens that are read: the others' outputs go nowhere."""
+"""The last layer at the tokens that are read: what it makes of the others goes nowhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+PROJECTIONS = ("q_proj", "o_proj")
+"""Of attention: into queries, and out of it. Keys and values are wanted of every token."""
+
 
 @contextmanager
-def last_mlp_at(backbone: Any, at: Tensor) -> Iterator[None]:
-    """Run the MLP of the backbone's last layer on the tokens `at` alone; its output is zero elsewhere.
+def last_layer_at(backbone: Any, at: Tensor) -> Iterator[None]:
+    """Run the token-wise parts of the backbone's last layer on the tokens `at` alone; elsewhere they give zero.
 
-    An MLP sees one token at a time, so outputs and gradients at `at` are what they were. Models without such a layer,
-    and those that run layers again in the backward pass (gradient checkpointing), run as they are.
+    MLP and projections see one token at a time, so outputs and gradients at `at` are what they were. Models without
+    parts of these names run as they are, and so do those that run layers again in the backward pass (gradient
+    checkpointing).
 
     Args:
         at: [N] flat indices into the B * L tokens of the pass, each once.
     """
-    mlp = _last_mlp(backbone)
-    if mlp is None or getattr(backbone, "is_gradient_checkpointing", False):
+    with ExitStack() as stack:
+        if not getattr(backbone, "is_gradient_checkpointing", False):
+            for module in _token_wise_parts(backbone):
+                stack.enter_context(_run_at(module, at))
         yield
-        return
+
+
+@contextmanager
+def _run_at(module: nn.Module, at: Tensor) -> Iterator[None]:
     shapes: list[torch.Size] = []
 
     def gather(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -33,9 +42,9 @@ def last_mlp_at(backbone: Any, at: Tensor) -> Iterator[None]:
     def scatter(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         shape = shapes.pop()
         whole = output.new_zeros(shape[0] * shape[1], output.shape[-1])
-        return whole.index_copy(0, at, output).view(shape)
+        return whole.index_copy(0, at, output).view(*shape[:2], -1)
 
-    handles = mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)
+    handles = module.register_forward_pre_hook(gather), module.register_forward_hook(scatter)
     try:
         yield
     finally:
@@ -43,8 +52,12 @@ def last_mlp_at(backbone: Any, at: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-def _last_mlp(backbone: Any) -> nn.Module | None:
-    """The dense MLP of the last layer, by the names transformers gives it; None where there is none."""
+def _token_wise_parts(backbone: Any) -> list[nn.Module]:
+    """Dense MLP and projections of the last layer, by the names transformers gives them; as many as there are."""
     layers = getattr(backbone, "layers", None)
-    mlp = getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) and len(layers) else None
-    return mlp if isinstance(mlp, nn.Module) and type(mlp).__name__.endswith("MLP") else None
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return []
+    mlp, attention = getattr(layers[-1], "mlp", None), getattr(layers[-1], "self_attn", None)
+    found = [mlp] if type(mlp).__name__.endswith("MLP") else []
+    found += [getattr(attention, name, None) for name in PROJECTIONS]
+    return [part for part in found if isinstance(part, nn.Module)]

@@ -48,7 +48,6 @@ class Measurer:
         # The server and all it forks inherit these; torch reads them when it is imported.
         os.environ |= {
             "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "TQDM_DISABLE": "1",

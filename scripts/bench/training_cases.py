@@ -85,10 +85,10 @@ class Case:
 MADE_UP = {"triples": 3, "pairs": 2}
 """Prompts and completions of random tokens, all of the same length, by number of completions."""
 
-_OURS = tuple(Setting(rows) for rows in (2, 1, 4))
-_REWARD = tuple(Setting(rows) for rows in (2, 1, 4))
+_OURS = tuple(Setting(rows) for rows in (4, 2, 1))
+_REWARD = tuple(Setting(rows) for rows in (4, 2, 1))
 _DPO = (*(Setting(rows) for rows in (2, 1, 4)), Setting(2, precompute_ref=True))
-_SFT = tuple(Setting(rows, packing=how) for how, sizes in (("bfd", (1, 2)), ("wrapped", (1, 2))) for rows in sizes)
+_SFT = tuple(Setting(rows, packing=how) for how, sizes in (("bfd", (2, 1)), ("wrapped", (1, 2))) for rows in sizes)
 _ROWS = tuple(Setting(rows) for rows in (8, 4, 16))
 
 CASES = {

@@ -124,6 +124,34 @@ def test_rewards_equal_transformers_own(mode: Any) -> None:
             assert float(reward) == pytest.approx(float(model(input_ids=torch.tensor([ids])).logits), abs=2e-5)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_last_layer_runs_on_the_tokens_that_are_read(checkpointing: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForSequenceClassification(LlamaConfig(**SIZE, num_key_value_heads=2, num_labels=1))
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.train()
+    seen: dict[str, int] = {}
+    for number, layer in enumerate(model.model.layers):
+        for name, module in (("q", layer.self_attn.q_proj), ("k", layer.self_attn.k_proj), ("up", layer.mlp.up_proj)):
+            key = f"{name}{number}"
+            module.register_forward_hook(lambda _, __, out, key=key: seen.update({key: out.numel() // out.shape[-1]}))
+    batch = collate(pack(GROUPS, row_tokens=64), pad_token_id=0, mode="packed")
+    rewards = CompletionRewards(model)(batch)
+    num_tokens, num_read = batch.input_ids.numel(), len(rewards)
+    assert num_read == 25 < num_tokens  # 1 + 2 + 2 + 3 + 1 + 16
+    fewer = num_tokens if checkpointing else num_read
+    assert seen == {
+        "q0": num_tokens,
+        "k0": num_tokens,
+        "up0": num_tokens,
+        "q1": fewer,
+        "k1": num_tokens,
+        "up1": fewer,
+    }
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_check_accepts_models_on_which_packing_is_exact(name: str) -> None:
     model = tiny(CONFIGS[name])
