@@ -6,6 +6,7 @@ enter the model by transformers' attention registry, and compute nothing between
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,8 @@ def hidden_states(
     else:
         use_attention(backbone, FLEX)
         inputs |= {"position_ids": batch.position_ids, "attention_mask": block_mask(batch, isolate=isolate)}
-    with last_layer_at(backbone, at):
+    # Separate rows are what is always right: they run the model as it is.
+    with last_layer_at(backbone, at) if batch.mode == "packed" else nullcontext():
         hidden: Tensor = backbone(**inputs).last_hidden_state
     return hidden.flatten(0, 1)[at]
 

@@ -21,14 +21,15 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 WINDOW_FIELDS = ("sliding_window", "attention_chunk_size")
 
 
-def choose_layout(backbone: nn.Module, *, longest: int, progress: Progress) -> LayoutMode:
+def choose_layout(backbone: Any, *, longest: int, progress: Progress) -> LayoutMode:
     """`packed` where that is exact on this model, else `separate`, with a line that says why.
 
     Args:
         backbone: a transformers model without its head.
         longest: tokens of the longest prompt + completion that will be laid out.
     """
-    reason = _window_reason(backbone.config, longest=longest) or _difference_reason(backbone)
+    config = backbone.config.get_text_config()
+    reason = _window_reason(config, longest=longest) or _layer_reason(config) or _difference_reason(backbone)
     if reason is None:
         return "packed"
     use_own_attention(backbone)
@@ -62,10 +63,20 @@ def _window_reason(config: Any, *, longest: int) -> str | None:
     return None
 
 
+def _layer_reason(config: Any) -> str | None:
+    """Convolutions and recurrences carry one completion into the next, by little where weights are untrained."""
+    others = sorted({kind for kind in getattr(config, "layer_types", None) or () if "attention" not in kind})
+    return (
+        f"it has {', '.join(others)} layers, which see the tokens before them whoever they belong to"
+        if others
+        else None
+    )
+
+
 def _difference_reason(backbone: nn.Module) -> str | None:
     try:
         difference = packed_difference(backbone)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         if is_out_of_memory(error):
             raise
         return f"it does not take them: {str(error).splitlines()[0][:120]}"
@@ -105,7 +116,9 @@ def _completion_states(backbone: nn.Module, groups: list[PromptGroup], *, mode: 
     device = next(backbone.parameters()).device
     batch = collate(pack(groups, row_tokens=64, mode=mode), pad_token_id=0, mode=mode).to(device)
     at = torch.cat([batch.last_index[c] - back for c, back in _group_order(batch)])
-    return hidden_states(backbone, batch, at=at, reads="completions").float()
+    last = torch.stack([batch.last_index[c] for c, _ in _group_order(batch)])
+    states = hidden_states(backbone, batch, at=at, reads="completions")
+    return torch.cat([states, hidden_states(backbone, batch, at=last, reads="last tokens")]).float()
 
 
 def _group_order(batch: RowBatch) -> list[tuple[int, torch.Tensor]]:

@@ -37,12 +37,12 @@ def _run_at(module: nn.Module, at: Tensor) -> Iterator[None]:
 
     def gather(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         shapes.append(inputs[0].shape)
-        return (inputs[0].flatten(0, 1)[at],)
+        return (inputs[0].flatten(0, 1)[at][None],)
 
     def scatter(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         shape = shapes.pop()
         whole = output.new_zeros(shape[0] * shape[1], output.shape[-1])
-        return whole.index_copy(0, at, output).view(*shape[:2], -1)
+        return whole.index_copy(0, at, output[0]).view(*shape[:2], -1)
 
     handles = module.register_forward_pre_hook(gather), module.register_forward_hook(scatter)
     try:
@@ -58,6 +58,11 @@ def _token_wise_parts(backbone: Any) -> list[nn.Module]:
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return []
     mlp, attention = getattr(layers[-1], "mlp", None), getattr(layers[-1], "self_attn", None)
-    found = [mlp] if type(mlp).__name__.endswith("MLP") else []
-    found += [getattr(attention, name, None) for name in PROJECTIONS]
-    return [part for part in found if isinstance(part, nn.Module)]
+    found = [mlp, *(getattr(attention, name, None) for name in PROJECTIONS)]
+    return [part for part in found if isinstance(part, nn.Module) and _is_linear(part)]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether all weights are linear layers': routers and experts want to see their tokens in ways of their own."""
+    holders = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+    return bool(holders) and all(isinstance(part, nn.Linear) for part in holders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ def check_processes(training: TrainingConfig, *, config: OptimizerConfig, name: 
     """Raises UserError where the stage `name` cannot be trained as `training` says; fine for one process."""
     if training.num_processes == 1:
         return
+    if training.num_processes > (os.cpu_count() or 1):
+        raise UserError(
+            f"training.num_processes is {training.num_processes}, but this machine has {os.cpu_count()} cores: "
+            "give one process a GPU, or on a CPU at most one a core"
+        )
     file = accelerate_file(training)
     if file.sharded and config.lora is not None and config.lora.quantize == "nf4":
         raise UserError(
@@ -78,10 +84,32 @@ def _read(path: Path) -> Mapping[str, Any]:
     return values
 
 
+def _wrong_value(values: Mapping[str, Any], fsdp: Any) -> str | None:
+    """A value that accelerate itself would fall over, or that names another machine."""
+    if not isinstance(fsdp, dict):
+        return f"fsdp_config is {fsdp!r}: a mapping of names and values is wanted"
+    for where, name in (
+        (values, "num_processes"),
+        (values, "num_machines"),
+        (values, "machine_rank"),
+        (fsdp, "fsdp_min_num_params"),
+    ):
+        if where.get(name) is not None and type(where[name]) is not int:
+            return f"{name} is {where[name]!r}: a whole number is wanted"
+    if values.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
+        return f"compute_environment is {values['compute_environment']}: training runs here (LOCAL_MACHINE)"
+    for name in ("deepspeed_config", "main_process_ip"):
+        if values.get(name):
+            return f"{name}: training runs on one machine, with data parallel or FSDP - leave it out"
+    return None
+
+
 def _problem(values: Mapping[str, Any], training: TrainingConfig) -> str | None:
     """What in the file stands against this training, and what to do."""
     kind = values["distributed_type"]
     fsdp = values.get("fsdp_config") or {}
+    if problem := _wrong_value(values, fsdp):
+        return problem
     num_processes = values.get("num_processes")
     if kind not in ("MULTI_GPU", "FSDP"):
         return f"distributed_type is {kind}: MULTI_GPU (data parallel) or FSDP is wanted, on a CPU too"

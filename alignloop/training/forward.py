@@ -34,7 +34,7 @@ class TokenLogprobs(nn.Module):
         # With `train_on: all_assistant` prompts hold targets too.
         in_prompts = bool((batch.completion_index == NO_COMPLETION).any())
         hidden = hidden_states(
-            model.base_model,
+            backbone_of(model),
             batch,
             at=batch.trained_index,
             isolate=self.isolate,
@@ -61,10 +61,21 @@ class CompletionRewards(nn.Module):
 
     def forward(self, batch: RowBatch) -> Tensor:
         model = self.model
-        last = hidden_states(model.base_model, batch, at=batch.last_index, isolate=self.isolate, reads="last tokens")
+        last = hidden_states(backbone_of(model), batch, at=batch.last_index, isolate=self.isolate, reads="last tokens")
         # In float32: eight bits of mantissa would tie the rewards of candidates that are nearly as good.
         with torch.autocast(device_type=last.device.type, enabled=False):
             return nn.functional.linear(last.float(), model.score.weight.float()).squeeze(-1)
+
+
+def backbone_of(model: Any) -> Any:
+    """The model without its head.
+
+    Raises:
+        ModelError: the architecture has none of its own.
+    """
+    if model.base_model is model:
+        raise ModelError(f"{type(model).__name__}: has no backbone apart from its head: it cannot be trained here")
+    return model.base_model
 
 
 def logit_scale(config: Any) -> float:
@@ -86,7 +97,7 @@ def check_head(module: TokenLogprobs) -> None:
     weight = model.get_output_embeddings().weight
     ids = torch.arange(1, 9, device=weight.device)[None] % weight.shape[0]
     own = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+    hidden = backbone_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
     head = model.get_output_embeddings()
     ours = token_logprobs(
         hidden,

@@ -11,7 +11,7 @@ from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import auto_row_tokens
 from alignloop.progress import Progress
-from alignloop.training.forward import CompletionRewards
+from alignloop.training.forward import CompletionRewards, backbone_of
 from alignloop.training.models import Dtype, check_vocabulary, free_memory, load_reward_model, pad_token_id_of
 from alignloop.training.precision import uses_bfloat16
 from alignloop.training.row_runner import RowRunner
@@ -50,7 +50,7 @@ def score_groups(
     module = CompletionRewards(model).to(device)
     longest = max(group.longest for group in groups)
     runner = RowRunner(
-        mode=choose_layout(module.model.base_model, longest=longest, progress=progress),
+        mode=choose_layout(backbone_of(module.model), longest=longest, progress=progress),
         # As much memory as rows of one candidate each would take: a prompt with its K candidates is a longer row.
         row_tokens=auto_row_tokens(longest),
         rows=rows_per_microbatch,

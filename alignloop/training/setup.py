@@ -18,7 +18,7 @@ from alignloop.packing.layout import auto_row_tokens, packed_num_tokens
 from alignloop.progress import Progress
 from alignloop.training.adapters import add_adapter, trained_in_words
 from alignloop.training.digests import groups_digest, key_of, weights_digest
-from alignloop.training.forward import CompletionRewards, TokenLogprobs, check_head
+from alignloop.training.forward import CompletionRewards, TokenLogprobs, backbone_of, check_head
 from alignloop.training.models import check_vocabulary, free_memory, load_policy, load_reward_model, pad_token_id_of
 from alignloop.training.precision import uses_bfloat16
 from alignloop.training.processes import Processes
@@ -111,9 +111,9 @@ def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunn
     """Row size, precision, and packed or separate rows, whichever is exact on this model."""
     groups = job.all_groups
     longest = max(group.longest for group in groups)
-    device = processes.device
+    device, backbone = processes.device, backbone_of(module.model)
     return RowRunner(
-        mode=processes.of_first(lambda: choose_layout(module.model.base_model, longest=longest, progress=job.progress)),
+        mode=processes.of_first(lambda: choose_layout(backbone, longest=longest, progress=job.progress)),
         row_tokens=job.config.row_tokens or auto_row_tokens(max(packed_num_tokens(group) for group in groups)),
         rows=min(job.config.rows_per_microbatch, job.max_rows or job.config.rows_per_microbatch),
         pad_token_id=pad_token_id_of(module.model),

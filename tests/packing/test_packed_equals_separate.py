@@ -12,6 +12,8 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
+    GptOssConfig,
+    Lfm2Config,
     LlamaConfig,
     LlamaForSequenceClassification,
     MistralConfig,
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 from alignloop.chat.tokens import CompletionTokens
+from alignloop.packing.attention import hidden_states
 from alignloop.packing.batch import collate
 from alignloop.packing.check import choose_layout, packed_difference, packed_equals_separate
 from alignloop.packing.groups import PromptGroup
@@ -52,6 +55,13 @@ def tiny(config: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+def tiny_default(config: Any) -> Any:
+    """With the attention that transformers picks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
 
 
 def made_up_groups(sizes: list[tuple[int, int]]) -> list[PromptGroup]:
@@ -183,6 +193,32 @@ def test_a_window_shorter_than_the_rows_falls_back_and_says_so() -> None:
     assert notes.lines == []
     assert choose_layout(backbone, longest=17, progress=notes) == "separate"
     assert "sliding_window is 16 tokens" in notes.lines[0]
+
+
+def test_a_window_of_a_nested_text_config_counts() -> None:
+    text = {**SIZE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16}
+    wrapped = tiny(Gemma3TextConfig(**text)).base_model
+    wrapped.config.get_text_config = lambda: Gemma3TextConfig(**text)
+    wrapped.config.sliding_window = None  # as in a config that holds the text model's inside
+    notes = Notes()
+    assert choose_layout(wrapped, longest=17, progress=notes) == "separate"
+    assert "sliding_window is 16 tokens" in notes.lines[0]
+
+
+def test_experts_see_the_tokens_in_their_own_way() -> None:
+    config = GptOssConfig(**SIZE, num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
+    backbone = tiny_default(config).base_model
+    notes = Notes()
+    assert choose_layout(backbone, longest=17, progress=notes) == "separate"
+    batch = collate(pack(GROUPS, row_tokens=1, mode="separate"), pad_token_id=0, mode="separate")
+    assert hidden_states(backbone, batch, at=batch.last_index).isfinite().all()
+
+
+def test_convolution_layers_fall_back() -> None:
+    config = Lfm2Config(**SIZE, num_key_value_heads=2, layer_types=["conv", "full_attention"])
+    notes = Notes()
+    assert choose_layout(tiny_default(config).base_model, longest=17, progress=notes) == "separate"
+    assert "conv layers" in notes.lines[0]
 
 
 def test_a_recurrent_model_falls_back() -> None:
