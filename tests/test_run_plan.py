@@ -192,7 +192,7 @@ def test_a_plan_says_what_is_averaged_adapted_and_run_in_parallel(tmp_path: Path
         dpo={"max_length": 384, "num_checkpoints": 3, "variants": [{}, {"beta": 0.2, "seed": 1}]},
         averaging={"reward": {"weights": [1, 3]}, "dpo": {"choose": 2, "metric": "accuracy"}},
         pairs={"data_window": 2, "on_policy": False},
-        training={"num_processes": 8, "accelerate": "fsdp2"},
+        training={"num_processes": 2, "accelerate": "fsdp2"},
     )
     settings = settings_of(recipe, tmp_path)
     assert settings["reward.start_from"] == "base: the base, with a new head, in every round"
@@ -204,7 +204,7 @@ def test_a_plan_says_what_is_averaged_adapted_and_run_in_parallel(tmp_path: Path
         "uniform over the 2 of 6 (3 checkpoints x 2 variants) with the highest held-out accuracy"
     )
     assert settings["sft.lora"] == "rank 8, alpha 32, on all-linear; merged for the next stage"
-    assert settings["training"] == "8 processes, fsdp2"
+    assert settings["training"] == "2 processes, fsdp2"
 
 
 def test_the_reference_is_named_by_its_digest_where_it_is_made(tmp_path: Path) -> None:

@@ -123,12 +123,12 @@ class Amount:
 
 
 AMOUNTS = {
-    ("made_up", "3m"): Amount(64, 16),
+    ("made_up", "3m"): Amount(32, 16),
     ("made_up", "25m"): Amount(16, 8),
-    ("real", "3m"): Amount(96, 8),
-    ("real", "25m"): Amount(48, 4),
-    ("score", "3m"): Amount(24, 4),
-    ("score", "25m"): Amount(8, 2),
+    ("real", "3m"): Amount(48, 8),
+    ("real", "25m"): Amount(16, 4),
+    ("score", "3m"): Amount(12, 4),
+    ("score", "25m"): Amount(4, 2),
 }
 QUICK_AMOUNTS = {"made_up": Amount(3, 1), "real": Amount(2, 2, short=True), "score": Amount(1, 1, short=True)}
 

@@ -122,7 +122,8 @@ def _train(request: Request, groups: Sequence[PromptGroup], *, args: Any) -> tup
 def _arguments(request: Request, *, warm_up: Sequence[PromptGroup], out_dir: str) -> Any:
     case, setting = CASES[request.case], request.setting
     rows_per_step = _rows_per_step(request, warm_up=warm_up)
-    per_forward = min(setting.rows, rows_per_step)
+    # Whole forward passes make a step: with a remainder the step would be smaller than ours.
+    per_forward = next(rows for rows in range(min(setting.rows, rows_per_step), 0, -1) if rows_per_step % rows == 0)
     shared: dict[str, Any] = {
         "output_dir": out_dir,
         "use_cpu": True,
@@ -130,7 +131,7 @@ def _arguments(request: Request, *, warm_up: Sequence[PromptGroup], out_dir: str
         "gradient_checkpointing": False,
         "num_train_epochs": 1,
         "per_device_train_batch_size": per_forward,
-        "gradient_accumulation_steps": max(1, rows_per_step // per_forward),
+        "gradient_accumulation_steps": rows_per_step // per_forward,
         "learning_rate": LEARNING_RATE,
         "weight_decay": WEIGHT_DECAY,
         "max_grad_norm": MAX_GRAD_NORM,
