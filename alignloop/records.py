@@ -119,7 +119,15 @@ class CandidateRow(Row):
     policy: str
     """Digest of the checkpoint that sampled it."""
     reward: float | None = None
-    """Raw reward, never normalised per prompt; None before `score`."""
+    """The reward model's raw reward, never normalised per prompt; None before `score`."""
+    extra_rewards: dict[str, float] = Field(default_factory=dict)
+    """Value of each reward function of the recipe that applies, by `module:function`."""
+    total_reward: float | None = None
+    """`reward` and the weighted sum of `extra_rewards`: what selection and pairs go by; None before `score`."""
+    temperature: float | None = None
+    top_p: float | None = None
+    system_prompt: str | None = None
+    """What steered the completion, where it is not part of `messages`."""
     meta: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -18,6 +18,8 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 FOLDER_NAME = r"^[^/\\.][^/\\]*$"
 StartFrom = Literal["previous", "base"]
+NonEmptyText = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Section(BaseModel):
@@ -46,9 +48,9 @@ class DataConfig(Section):
 class CollectConfig(Section):
     """A round's preferences: its batch of the user's file and new annotations (4.2.1)."""
 
-    annotator: Literal["none", "simulated"] = "none"
-    """Who annotates pairs the last policy sampled: nobody, or the quickstart's simulated annotator (IFEval
-    checkers on training prompts only)."""
+    annotator: Literal["none", "simulated", "judge"] = "none"
+    """Who annotates pairs the last policy sampled: nobody, the quickstart's simulated annotator (IFEval
+    checkers on training prompts only), or the recipe's `judge`."""
     num_annotations: Annotated[int, Field(ge=0)] = 0
     """At most this many new annotated pairs a round."""
 
@@ -192,6 +194,23 @@ class DpoConfig(OptimizerConfig):
     """Leave header and termination tokens out of the DPO sums, in both completions."""
 
 
+class SystemPrompt(Section):
+    """A system prompt that steers what is sampled in some rounds and topics (4.2.2)."""
+
+    text: NonEmptyText
+    first_round: PositiveInt = 1
+    last_round: PositiveInt | None = None
+    """None: in all rounds from `first_round` on."""
+    topics: tuple[str, ...] = ()
+    """Values of the prompts' `topic` column it is for; empty: all prompts."""
+
+    @model_validator(mode="after")
+    def _rounds(self) -> SystemPrompt:
+        if self.last_round is not None and self.last_round < self.first_round:
+            raise ValueError(f"last_round ({self.last_round}) is before first_round ({self.first_round})")
+        return self
+
+
 class SampleConfig(Section):
     """Rejection sampling (4.2.2)."""
 
@@ -199,9 +218,15 @@ class SampleConfig(Section):
     """K: completions a prompt. The paper: 10 to 30."""
     num_prompts: Annotated[int, Field(ge=-1)] = -1
     """Prompts a round, drawn with the round's seed; -1: all."""
-    temperature: PositiveFloat = 1.0
-    """Not given in the paper for English."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    temperature: PositiveFloat | tuple[PositiveFloat, PositiveFloat] = 1.0
+    """Not given in the paper for English. [low, high]: each prompt draws its own, evenly, with its seed."""
+    top_p: Share | tuple[Share, Share] = 1.0
+    """[low, high]: each prompt draws its own, evenly, with its seed."""
+    system_prompts: tuple[SystemPrompt, ...] = ()
+    """The first that fits a prompt's round and topic is put before it, unless it has a system message of its own."""
+    train_on_system_prompt: bool = False
+    """Whether training sees the system prompt that steered a completion. By default it does not, and the policy
+    learns to answer so unasked."""
     max_tokens: PositiveInt = 1024
     """Longest completion."""
     shard_prompts: PositiveInt = 64
@@ -209,12 +234,32 @@ class SampleConfig(Section):
     policy: Literal["best", "previous"] = "best"
     """`best`: the round's starting policy is the best so far by the recipe's `best_metric`."""
 
+    @model_validator(mode="after")
+    def _ranges(self) -> SampleConfig:
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name}: the range {list(value)} begins above its end - write [low, high]")
+        return self
+
+
+class RewardFunction(Section):
+    """A reward of your own beside the reward model's, added to it with a weight."""
+
+    function: Annotated[str, Field(pattern=r"^[\w.]+:[A-Za-z_]\w*$")]
+    """`module:function`, called as TRL's GRPO trainer calls one: `function(prompts, completions, **columns)` on
+    lists of message lists, returns a list of floats, None where it does not apply."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
 
 class ScoreConfig(Section):
     """Reward of every candidate."""
 
     rows_per_microbatch: PositiveInt = 16
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    reward_functions: tuple[RewardFunction, ...] = ()
+    """Each one's value is recorded; their weighted sum and the reward model's raw reward make the total that
+    selection and pairs go by."""
 
 
 class SelectConfig(Section):
@@ -291,11 +336,18 @@ class PairsConfig(Section):
     max_preference_pairs: Annotated[int, Field(ge=-1)] = -1
     """At most this many pairs from preferences, drawn with the round's seed; -1: all."""
     on_policy: bool = True
-    """Whether best/worst candidates join."""
+    """Whether pairs of the round's candidates join."""
+    pairing: Literal["best_worst", "best_random", "gap"] = "best_worst"
+    """The best candidate against the worst (the paper), a random other, or the one whose gap to the best comes
+    nearest the `target_gap_quantile` of the round's widest gaps."""
+    target_gap_quantile: Fraction = 0.5
+    """With `pairing: gap`."""
     max_on_policy: Annotated[int, Field(ge=-1)] = -1
     """At most this many, widest gap first; -1: all."""
     min_gap_quantile: Fraction = 0.5
-    """Pairs (best, worst of a prompt) whose reward gap is under this quantile of the round's gaps are dropped."""
+    """Pairs whose reward gap is under this quantile of the round's gaps are dropped."""
+    min_gap: NonNegativeFloat = 0.0
+    """Pairs whose reward gap is under this are dropped, too."""
 
 
 class EvaluateConfig(Section):
@@ -324,6 +376,9 @@ class EngineConfig(Section):
     gpu_memory_utilization: Fraction = 0.85
     tensor_parallel: PositiveInt = 1
     pipeline_parallel: PositiveInt = 1
+    data_parallel: PositiveInt = 1
+    """Engines side by side on this machine, each with its share of the requests; what they sample does not depend
+    on how many they are."""
     quantization: str | None = None
     """Passed to vLLM, for example `fp8`."""
     enforce_eager: bool = True
@@ -334,8 +389,33 @@ class EngineConfig(Section):
     """How often a dead engine is started again in a run."""
 
 
+class JudgeConfig(Section):
+    """A model that compares completions: on the run's own engine, or behind an OpenAI-compatible endpoint."""
+
+    model: NonEmptyText
+    """A Hugging Face directory for the engine; with `endpoint` the name it is served under."""
+    endpoint: str | None = None
+    """Base URL, for example `http://localhost:8000/v1`. None: the run's own engine."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key; unset is fine where none is asked for."""
+    prompt: NonEmptyText = "pairwise"
+    """A bundled judging prompt's name, or a file of yours."""
+    both_orders: bool = True
+    """Ask with the two completions in either order; where the answers contradict each other it is a tie."""
+    temperature: NonNegativeFloat = 0.0
+    max_tokens: PositiveInt = 512
+    """Longest answer."""
+    max_retries: Annotated[int, Field(ge=0)] = 2
+    """How often an answer that cannot be read is asked for again, and an endpoint that fails called again."""
+    timeout_seconds: PositiveFloat = 120.0
+    concurrency: PositiveInt = 16
+    """Requests to the endpoint at a time."""
+
+
 class CollectStageConfig(CollectConfig):
     """What `collect` is fingerprinted by."""
+
+    judge: JudgeConfig | None
 
     batches: Literal["split", "all"]
     split_rounds: PositiveInt
@@ -408,11 +488,18 @@ class Recipe(Section):
     averaging: AveragingConfig = AveragingConfig()
     training: TrainingConfig = TrainingConfig()
     engine: EngineConfig = EngineConfig()
+    judge: JudgeConfig | None = None
+    """Needed where `collect.annotator` is `judge`."""
 
     @property
     def collect_stage(self) -> CollectStageConfig:
         """`collect` depends on how the data is batched, too."""
-        return CollectStageConfig(**dict(self.collect), batches=self.data.batches, split_rounds=self.data.split_rounds)
+        return CollectStageConfig(
+            **dict(self.collect),
+            judge=self.judge if self.collect.annotator == "judge" else None,
+            batches=self.data.batches,
+            split_rounds=self.data.split_rounds,
+        )
 
     @property
     def sample_stage(self) -> SampleStageConfig:
@@ -436,6 +523,8 @@ class Recipe(Section):
                 f"sample.max_tokens ({self.sample.max_tokens}) leaves no room for a prompt within "
                 f"engine.max_model_len ({self.engine.max_model_len}): lower the first or raise the second"
             )
+        if self.collect.annotator == "judge" and self.judge is None:
+            raise ValueError("collect.annotator is judge, but there is no `judge` section: name its model there")
         if self.averaging.sft.metric == "accuracy":
             raise ValueError("averaging.sft.metric: SFT compares nothing, so it has no accuracy - use loss")
         if not self.preferences:

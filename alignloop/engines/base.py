@@ -31,6 +31,9 @@ class GenerateRequest:
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     """Benchmarks only (lm-eval's `until`): generation ends where one appears in the decoded text."""
+    json_schema: str | None = None
+    """A JSON schema the completion is held to, token by token, where the engine can (vLLM; for a judge's verdict).
+    The transformers engine samples freely: whoever reads the completion checks it."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from scripts.bench.training_data import SOURCES
 from scripts.bench.training_table import Result, to_json, to_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-TRIAL_STEPS = 2
+TRIAL_STEPS = 1
 """Optimiser steps that each setting of a side is tried on."""
 AS_FAST = 0.97
 """Settings at this share of the fastest one's speed count as fast."""
