@@ -222,10 +222,13 @@ def test_rows_left_out_are_said_to_be(inspect: Call, tmp_path: Path) -> None:
         (["d.jsonl:2"], "d.jsonl, line 2: chosen and rejected are the same text"),
         (["d.jsonl:3"], "d.jsonl, line 3: the line is blank"),
         (["d.jsonl:4"], "d.jsonl, line 4: invalid JSON at column"),
-        (["d.jsonl:7"], "d.jsonl: has no line 7; its rows are on lines 1 to 5"),
-        (["d.jsonl:0"], "d.jsonl: has no line 0"),
+        (["d.jsonl:7"], "d.jsonl: has no line 7; its rows are lines 1 to 5"),
+        (["d.jsonl:0"], "d.jsonl: lines are counted from 1, there is no line 0; its rows are lines 1 to 5"),
+        (["d.jsonl:-1"], "d.jsonl: lines are counted from 1, there is no line -1"),
+        (["d.jsonl:²"], "its one readable row has another id than '²'"),
+        (["d.jsonl:" + "9" * 5000], "its one readable row has another id than '999"),
         (["d.jsonl:5"], "this is a prompt without a completion"),
-        (["d.jsonl:nobody"], "none of its 1 readable rows has the id 'nobody'"),
+        (["d.jsonl:nobody"], "its one readable row has another id than 'nobody' (3 more cannot be read)"),
         (["."], "name a row in it"),
         (["pair.jsonl:1", "--objective", "reward"], "rows of this kind serve dpo, not reward"),
         (["d.jsonl:1", "--base", "nowhere/at/all"], "no such folder"),
@@ -257,6 +260,51 @@ def test_plan_finds_a_template_whose_spans_cannot_be_found(
     assert "differs from what its dialogs have before an answer" in said
     assert "unknown tracker 'tensorbord' - did you mean 'tensorboard'?" in said
     assert "pip install neptune" in said
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("empty.jsonl:1", "empty.jsonl: the file is empty"),
+        ("array.json:2", "array.json, element 2, field chosen: is missing"),
+        ("array.json:4", "array.json: has no element 4; its rows are elements 1 to 3"),
+        ("array.json:zz", "none of its 2 readable rows has the id 'zz' (1 more cannot be read)"),
+        ("one.jsonl:2", "one.jsonl: has no line 2; its one row is line 1"),
+        ("broken.jsonl:9", "broken.jsonl: has no line 9; its rows are lines 1 to 2"),
+        ("sft.jsonl:2", "sft.jsonl, line 2: "),
+        ("sft.jsonl:3", "sft.jsonl, line 3, field origin: "),
+        ("sft.jsonl:3", "The other lines are SftRows, as alignloop writes them"),
+        ("sft.jsonl:9", "sft.jsonl: has no line 9; its rows are lines 1 to 4"),
+        ("sft.jsonl:-1", "sft.jsonl: lines are counted from 1, there is no line -1"),
+        ("sft.jsonl:nobody", "none of its 2 readable rows has the id 'nobody' (2 more cannot be read)"),
+        ("prompts.jsonl:river", "its one readable row has another id than 'river'"),
+        ("prompts.jsonl:3", "prompts.jsonl: has no line 3; its one row is line 1"),
+    ],
+)
+def test_rows_of_odd_files_are_counted_right(inspect: Call, tmp_path: Path, place: str, message: str) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "array.json").write_text(json.dumps([GOOD, {"prompt": "Hi"}, GOOD]))
+    write(tmp_path / "one.jsonl", GOOD)
+    write(tmp_path / "broken.jsonl", '{"prompt": ', '{"chosen": ')
+    sft = SftRow(id="s", messages=[*DIALOG, Message(role="assistant", content="Yes.")], origin="best_of_k",
+                 source=Source(file="x")).model_dump_json()  # fmt: skip
+    write(tmp_path / "sft.jsonl", sft, sft[:40], sft.replace('"best_of_k"', '"nonsense"'), sft)
+    write(tmp_path / "prompts.jsonl", PromptRow(id="q", messages=DIALOG, source=Source(file="x")).model_dump_json())
+    code, out, err = inspect(place)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_number_that_is_no_line_may_be_an_id(inspect: Call, tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", GOOD, {**GOOD, "id": "1007"}, {**GOOD, "id": "1"})
+    assert "d.jsonl:2\n" in inspect("d.jsonl:1007")[1]
+    assert "d.jsonl:1\n" in inspect("d.jsonl:1")[1]
+
+
+def test_ids_with_letters_beyond_ascii_are_found_in_a_folder(inspect: Call, tmp_path: Path) -> None:
+    dump_jsonl(tmp_path / "pairs.jsonl", [PAIR.model_copy(update={"id": 'Größe "7"'})])
+    assert "pairs.jsonl:1" in inspect('.:Größe "7"')[1]
 
 
 @pytest.fixture

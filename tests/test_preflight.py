@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -345,3 +346,42 @@ def test_a_disk_that_fills_says_what_the_run_still_needs(tmp_path: Path) -> None
 
     with pytest.raises(DiskFullError, match=r"a\.jsonl: the disk is full; about 30 MB are needed, [\d,]+ MB are free"):
         fill()
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two cores")
+def test_an_accelerate_file_that_cannot_be_is_found(tmp_path: Path, good: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    training = {"num_processes": 2, "accelerate": str(path)}
+    path.write_text("distributed_type: MULTI_GPU\nnum_proceses: 2")
+    (problem,) = problems(good, training=training)
+    assert problem.startswith(f"{path}: unknown key 'num_proceses'; did you mean num_processes?")
+    path.write_text(
+        "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n"
+        "  fsdp_transformer_layer_cls_to_wrap: LamaLayer"
+    )
+    (problem,) = problems(good, training=training)
+    assert problem.startswith(f"{path}: fsdp_transformer_layer_cls_to_wrap: the base ")
+    assert "has no layer of class 'LamaLayer' - name " in problem
+    path.write_text("distributed_type: MULTI_GPU")
+    assert "not used" not in " ".join(look(good, training=training).notes)
+
+
+def test_an_accelerate_setting_that_is_not_used_is_noted(good: Path) -> None:
+    notes = look(good, training={"accelerate": "fsdp2"}).notes
+    assert "training.accelerate: fsdp2 is not used: training.num_processes is 1" in notes
+    (problem,) = problems(good, training={"accelerate": "fsdp3"})
+    assert "training.accelerate: no such file: fsdp3" in problem
+
+
+def test_a_rank_above_a_layers_smaller_side_is_noted(good: Path) -> None:
+    from alignloop.engines.checkpoint import tensor_shapes
+
+    shapes = tensor_shapes(QUICKSTART / "base")
+    width = min(min(shape) for name, shape in shapes.items() if name.endswith("k_proj.weight"))
+    notes = look(good, sft={"max_length": 384, "lora": {"rank": width + 1, "target_modules": ["k_proj"]}}).notes
+    (note,) = [note for note in notes if note.startswith("sft.lora.rank")]
+    assert f"sft.lora.rank is {width + 1}, above the smaller side of " in note
+    assert re.search(rf"layers\.\d+\.self_attn\.k_proj, \d+ x \d+ \(and of \d+ more\): what is above {width} costs memory", note)
+    for rank, targets in ((width, ["k_proj"]), (16, "all-linear")):
+        notes = look(good, sft={"max_length": 384, "lora": {"rank": rank, "target_modules": targets}}).notes
+        assert not any("lora.rank" in note for note in notes)

@@ -224,7 +224,6 @@ def child_environment(config: EngineConfig) -> dict[str, str]:
     fixed = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads on a shared machine cost a factor of ten
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gb))),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",  # a checkpoint is a local directory; nothing is to be looked up

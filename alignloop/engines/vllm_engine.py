@@ -13,7 +13,7 @@ from alignloop.config.recipe import EngineConfig
 from alignloop.engines import canary
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import architecture, eos_token_ids
-from alignloop.errors import EngineError
+from alignloop.errors import AlignloopError, EngineError, UserError
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -68,10 +68,16 @@ class VllmEngine:
         )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+        """Completions per request; see `Engine.generate`.
+
+        Raises:
+            EngineError: the checkpoint has no tokenizer that stop strings or a JSON schema need, or vLLM cannot hold
+                a completion to the schema.
+        """
         llm = self._ready()
         self._reset_prefix_cache()
-        if any(request.stop_strings for request in requests):
-            self._use_tokenizer(self._served)
+        if any(request.stop_strings or request.json_schema is not None for request in requests):
+            self._guide.give_tokenizer(llm, self._served)
         outputs = llm.generate(
             [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
             [_sampling_params(request, eos=self._eos) for request in requests],
@@ -148,7 +154,19 @@ class VllmEngine:
 def _start(config: EngineConfig, checkpoint: Path) -> LLM:
     from vllm import LLM
 
-    arguments: dict[str, Any] = {
+    _check_platform(config)
+    try:
+        return LLM(**llm_arguments(config, checkpoint))
+    except AlignloopError:
+        raise
+    except ValueError as error:
+        # What vLLM refuses before it runs: its configuration's checks, and a cache too small for one sequence.
+        raise UserError(f"vLLM does not serve {checkpoint} with the recipe's engine settings: {error}") from error
+
+
+def llm_arguments(config: EngineConfig, checkpoint: Path) -> dict[str, Any]:
+    """What `vllm.LLM` is made with."""
+    return {
         "model": str(checkpoint),
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # the checkpoint's sampling defaults must not mix into the requests
@@ -160,11 +178,37 @@ def _start(config: EngineConfig, checkpoint: Path) -> LLM:
         "enable_prefix_caching": True,
         "tensor_parallel_size": config.tensor_parallel,
         "pipeline_parallel_size": config.pipeline_parallel,
+        "scheduler_cls": "alignloop.engines.scheduler.reserving_scheduler",
         "worker_extension_cls": "alignloop.engines.weight_swap.SwapWeights",
         "disable_log_stats": True,
         "seed": 0,
+        **(_cpu_arguments(config) if _on_cpu() else _accelerator_arguments(config)),
     }
-    return LLM(**arguments, **(_cpu_arguments(config) if _on_cpu() else _accelerator_arguments(config)))
+
+
+def _check_platform(config: EngineConfig) -> None:
+    """Refuse what this machine's vLLM cannot do.
+
+    Raises:
+        UserError: names the field.
+    """
+    import torch
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    from vllm.platforms import current_platform
+
+    known = current_platform.supported_quantization or QUANTIZATION_METHODS
+    if config.quantization is not None and config.quantization not in known:
+        raise UserError(
+            f"engine.quantization: {config.quantization} is not one that vLLM has on {current_platform.device_name} "
+            f"({', '.join(sorted(known))}): take one of these, or leave it out"
+        )
+    dtypes = current_platform.supported_dtypes
+    if getattr(torch, config.dtype) not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise UserError(
+            f"engine.dtype: {config.dtype} is not one that {current_platform.device_name} computes in ({names}): set "
+            "engine.dtype: float32"
+        )
 
 
 def _cpu_arguments(config: EngineConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from alignloop.artifacts import PARTIAL
-from alignloop.data.readers import read_preferences
+from alignloop.data.problems import plain_problems
+from alignloop.data.rawfile import read_raw
+from alignloop.data.readers import ReadResult, read_preferences
 from alignloop.errors import DataError
 from alignloop.records import (
     CandidateRow,
@@ -34,6 +37,7 @@ _NAMES: dict[type[Row], str] = {
     SelectedRow: "selected completion",
     CandidateRow: "candidate",
 }
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 HOW = "ROW is FILE:LINE, FILE:ID or RUN_DIR:ID, for example data.jsonl:1"
 
 
@@ -71,28 +75,34 @@ def find_row(place: str) -> FoundRow:
         return _in_folder(path, key)
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder. {HOW}")
-    if not key or key.isdigit():
-        return _at_line(path, int(key or "1"))
-    return _of_id(path, key)
+    number = 1 if not key else int(key) if _NUMBER.fullmatch(key) else None
+    return _of_id(path, key) if number is None else _at_line(path, number, key=key)
 
 
 def _split(place: str) -> tuple[Path, str]:
     """Path and what comes after the last colon that ends a path that exists."""
     whole = Path(place).expanduser()
-    if whole.exists():
+    if _exists(whole):
         return whole, ""
     for at in (index for index, letter in enumerate(place) if letter == ":"):
         path = Path(place[:at]).expanduser()
-        if path.exists():
+        if _exists(path):
             return path, place[at + 1 :]
     return Path(place.partition(":")[0]).expanduser(), ""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def _in_folder(folder: Path, row_id: str) -> FoundRow:
     files = [file for file in sorted(folder.rglob("*.jsonl")) if PARTIAL not in str(file.parent)]
     if not files:
         raise DataError(f"{folder}: holds no .jsonl file. {HOW}")
-    mark = json.dumps(row_id).strip('"').encode()
+    mark = _mark(row_id)
     untrained: DataError | None = None
     for file in reversed(files):
         for line, text in _lines(file):
@@ -101,7 +111,7 @@ def _in_folder(folder: Path, row_id: str) -> FoundRow:
             try:
                 row = _own_row(file, line, text)
             except DataError as error:
-                untrained = error if f'"id":"{row_id}"'.encode() in text.replace(b" ", b"") else untrained
+                untrained = error if b'"id":"' + mark + b'"' in text.replace(b" ", b"") else untrained
                 continue
             if row is not None and row.id == row_id:
                 return FoundRow(file, line, row, _NAMES[type(row)])
@@ -111,39 +121,91 @@ def _in_folder(folder: Path, row_id: str) -> FoundRow:
 
 
 def _of_id(file: Path, row_id: str) -> FoundRow:
-    for line, text in _lines(file):
-        row = _own_row(file, line, text) if row_id.encode() in text and text.lstrip().startswith(b"{") else None
-        if row is not None and row.id == row_id:
-            return FoundRow(file, line, row, _NAMES[type(row)])
+    if found := _own_of_id(file, row_id):
+        return found
+    if kind := _own_kind(file):
+        num_rows = sum(1 for _, text in _lines(file) if _parsed(text, kind) is not None)
+        num_bad = sum(1 for _, text in _lines(file) if text.strip()) - num_rows
+        raise _no_id(file, row_id, num_rows=num_rows, num_bad=num_bad)
     result = read_preferences([file], max_bad_fraction=1.0)
     for read in result.rows:
         if read.id == row_id:
-            return FoundRow(file, read.source.line or 1, read, f"preference ({result.forms[str(file)]})")
-    raise DataError(
-        f"{file}: none of its {len(result.rows)} readable rows has the id {row_id!r}; give a line: {file}:1"
+            return _as_read(file, read, result)
+    raise _no_id(file, row_id, num_rows=len(result.rows), num_bad=len(result.rejected))
+
+
+def _own_of_id(file: Path, row_id: str) -> FoundRow | None:
+    mark = _mark(row_id)
+    for line, text in _lines(file):
+        parsed = _parsed(text) if mark in text else None
+        if parsed is not None and getattr(parsed, "id", None) == row_id:
+            row = _trained(file, line, parsed)
+            return FoundRow(file, line, row, _NAMES[type(row)])
+    return None
+
+
+def _no_id(file: Path, row_id: str, *, num_rows: int, num_bad: int) -> DataError:
+    rows = (
+        "its one readable row has another id than" if num_rows == 1 else f"none of its {num_rows:,} readable rows has"
     )
+    rows += f" {row_id!r}" if num_rows == 1 else f" the id {row_id!r}"
+    bad = f" ({num_bad:,} more cannot be read)" if num_bad else ""
+    return DataError(f"{file}: {rows}{bad}; give a line: {file}:1")
 
 
-def _at_line(file: Path, number: int) -> FoundRow:
+def _at_line(file: Path, number: int, *, key: str) -> FoundRow:
     own = next((text for line, text in _lines(file) if line == number), b"")
-    row = _own_row(file, number, own) if own.lstrip().startswith(b"{") else None
+    row = _own_row(file, number, own)
     if row is not None:
         return FoundRow(file, number, row, _NAMES[type(row)])
+    if kind := _own_kind(file):
+        if own.strip():
+            raise _no_row_of(kind, file, number, own)
+        raise _no_line(file, number, [line for line, text in _lines(file) if text.strip()], unit="line")
+    unit = read_raw(file).unit
     try:
         result = read_preferences([file], max_bad_fraction=1.0)
     except DataError as error:
-        bad = next((bad for bad in error.rejected if bad.line == number), None)
-        raise error if bad is None else _unreadable(bad) from None
+        if not error.rejected:
+            raise
+        result = ReadResult([], list(error.rejected), {})
     for read in result.rows:
         if read.source.line == number:
-            return FoundRow(file, number, read, f"preference ({result.forms[str(file)]})")
+            return _as_read(file, read, result)
     for bad in result.rejected:
         if bad.line == number:
-            raise _unreadable(bad)
-    numbers = [row.source.line or 0 for row in result.rows] + [bad.line or 0 for bad in result.rejected]
-    if 0 < number < max(numbers):
-        raise DataError(f"{file}, line {number}: the line is blank")
-    raise DataError(f"{file}: has no line {number}; its rows are on lines {min(numbers)} to {max(numbers)}")
+            raise _unreadable(bad, unit=unit)
+    if named := next((read for read in result.rows if read.id == key), None):
+        return _as_read(file, named, result)
+    places = [row.source.line or 0 for row in result.rows] + [bad.line or 0 for bad in result.rejected]
+    raise _no_line(file, number, places, unit=unit)
+
+
+def _as_read(file: Path, row: PreferenceRow, result: ReadResult[PreferenceRow]) -> FoundRow:
+    return FoundRow(file, row.source.line or 1, row, f"preference ({result.forms[str(file)]})")
+
+
+def _no_line(file: Path, number: int, places: list[int], *, unit: str) -> DataError:
+    """`places`: the lines that hold rows, readable or not."""
+    if 0 < number < max(places):
+        return DataError(f"{file}, {unit} {number}: the {unit} is blank")
+    first, last = min(places), max(places)
+    rows = f"its one row is {unit} {last}" if len(places) == 1 else f"its rows are {unit}s {first} to {last}"
+    if number < 1:
+        return DataError(f"{file}: {unit}s are counted from 1, there is no {unit} {number}; {rows}")
+    return DataError(f"{file}: has no {unit} {number}; {rows}")
+
+
+def _own_kind(file: Path) -> type[Row] | None:
+    """Which of alignloop's own rows the file holds, by its first whole line; None for a file of the user's."""
+    for _, text in _lines(file):
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        parsed = _parsed(text)
+        return None if parsed is None else type(parsed)
+    return None
 
 
 def _own_row(file: Path, line: int, text: bytes) -> InspectedRow | None:
@@ -152,20 +214,42 @@ def _own_row(file: Path, line: int, text: bytes) -> InspectedRow | None:
     Raises:
         DataError: it is one that nothing trains on.
     """
-    for model in _OWN:
+    parsed = _parsed(text)
+    return None if parsed is None else _trained(file, line, parsed)
+
+
+def _parsed(text: bytes, *kinds: type[Row]) -> Row | None:
+    """A line as the first of the kinds (all of alignloop's own) that it is; None where it is none."""
+    if not text.lstrip().startswith(b"{"):
+        return None
+    for kind in kinds or (*_OWN, *_UNTRAINED):
         try:
-            row = model.model_validate_json(text)
+            return kind.model_validate_json(text)
         except ValidationError:
             continue
-        assert isinstance(row, InspectedRow)
-        return row
-    for model in _UNTRAINED:
-        try:
-            other = model.model_validate_json(text)
-        except ValidationError:
-            continue
-        raise DataError(f"{file}, line {line}: {_why_untrained(other)}")
     return None
+
+
+def _trained(file: Path, line: int, row: Row) -> InspectedRow:
+    if not isinstance(row, InspectedRow):
+        raise DataError(f"{file}, line {line}: {_why_untrained(row)}")
+    return row
+
+
+def _no_row_of(kind: type[Row], file: Path, line: int, text: bytes) -> DataError:
+    """What keeps a line from being a row like the others of its file."""
+    try:
+        kind.model_validate_json(text)
+    except ValidationError as error:
+        field, sentence = plain_problems(error)[0]
+        where = f"{file}, line {line}" + (f", field {field}" if field else "")
+        return DataError(f"{where}: {sentence}. The other lines are {kind.__name__}s, as alignloop writes them")
+    raise AssertionError("only called for lines that are no such row")
+
+
+def _mark(row_id: str) -> bytes:
+    """An id as it stands in a line."""
+    return json.dumps(row_id, ensure_ascii=False)[1:-1].encode()
 
 
 def _why_untrained(row: Row) -> str:
@@ -176,9 +260,9 @@ def _why_untrained(row: Row) -> str:
     return "this is a prompt without a completion: nothing of it is trained on"
 
 
-def _unreadable(bad: RejectedRow) -> DataError:
+def _unreadable(bad: RejectedRow, *, unit: str) -> DataError:
     field = f", field {bad.field}" if bad.field else ""
-    return DataError(f"{bad.file}, line {bad.line}{field}: {bad.reason}", rejected=[bad])
+    return DataError(f"{bad.file}, {unit} {bad.line}{field}: {bad.reason}", rejected=[bad])
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:

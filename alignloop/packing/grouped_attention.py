@@ -133,7 +133,8 @@ class GroupedAttention(torch.autograd.Function):
         """
         num_tokens, head_dim = query.shape[2:]
         # Tokens outermost: the layer's next view of it, [T, H * R * D], is then free.
-        out = query.new_zeros(num_tokens, key.shape[0], query.shape[0], head_dim).permute(2, 1, 0, 3)
+        new = query.new_empty if _covered(parts, "queries", num_tokens) else query.new_zeros
+        out = new(num_tokens, key.shape[0], query.shape[0], head_dim).permute(2, 1, 0, 3)
         lse = torch.empty(query.shape[:3], dtype=torch.float32)
         shared = _expanded(key, query), _expanded(value, query)
         for part in parts:
@@ -153,16 +154,19 @@ class GroupedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, out, lse = ctx.saved_tensors
-        grad_query, grad_key, grad_value = (torch.zeros_like(tensor) for tensor in (query, key, value))
+        grad_query = _gradient_like(query, ctx.parts, "queries")
+        grad_key, grad_value = (_gradient_like(tensor, ctx.parts, "keys") for tensor in (key, value))
         shared = [_expanded(tensor, query) for tensor in (key, value, grad_key, grad_value)]
         for part in ctx.parts:
             places = zip(*(_queries(tensor, part) for tensor in (*grads, query, out, lse, grad_query)), strict=True)
             keys = zip(*(_keys(tensor, part) for tensor in shared), strict=True)
-            for (grad, q, o, part_lse, to_query), (k, v, to_key, to_value) in zip(places, keys, strict=True):
+            for view, (at_queries, at_keys) in enumerate(zip(places, keys, strict=True)):
+                (grad, q, o, part_lse, to_query), (k, v, to_key, to_value) = at_queries, at_keys
                 of_query, of_key, of_value = _backward(grad, q, k, v, o, part_lse, 0.0, part.causal, scale=ctx.scale)
-                to_query.add_(of_query)
-                _add(to_key, of_key)
-                _add(to_value, of_value)
+                _put(to_query, of_query, add=part.joins)
+                # Views of one part have queries of their own, but share their keys.
+                _put(to_key, of_key, add=part.joins or view > 0)
+                _put(to_value, of_value, add=part.joins or view > 0)
         return grad_query, grad_key, grad_value, None, None
 
 
@@ -191,12 +195,25 @@ def _views(tensor: Tensor, part: Part, begin: int, end: int) -> list[Tensor]:
     return [block.transpose(0, 1)[:, :, begin:end] for block in blocks]
 
 
-def _add(total: Tensor, gradient: Tensor) -> None:
-    """Add gradients of keys; heads that share them (an expanded dimension) add up."""
+def _covered(parts: Sequence[Part], which: Literal["queries", "keys"], num_tokens: int) -> bool:
+    """Whether parts that join no other have all tokens, each once: the memory they are written to need not be zero."""
+    slices = [(part.count, *getattr(part, which)) for part in parts if not part.joins]
+    return sum(count * (end - begin) for count, begin, end in slices) == num_tokens
+
+
+def _gradient_like(tensor: Tensor, parts: Sequence[Part], which: Literal["queries", "keys"]) -> Tensor:
+    covered = _covered(parts, which, tensor.shape[-2])
+    return torch.empty_like(tensor) if covered else torch.zeros_like(tensor)
+
+
+def _put(total: Tensor, gradient: Tensor, *, add: bool) -> None:
+    """Write or add gradients; of keys, heads that share them (an expanded dimension) add up."""
     if total.stride(0) == 0:
-        total[0].add_(gradient.sum(0))
-    else:
+        total, gradient = total[0], gradient.sum(0)
+    if add:
         total.add_(gradient)
+    else:
+        total.copy_(gradient)
 
 
 def _join(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> None:

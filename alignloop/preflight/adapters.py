@@ -34,17 +34,48 @@ def check_targets(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> None
     Raises:
         ModelError: one is not; it names those there are.
     """
-    matrices = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2]
-    layers = [name for name in matrices if not name.endswith(_HEADS) and not INPUT_EMBEDDING.search(f"{name}.weight")]
+    layers = _linear_layers(shapes)
     for stage, lora in _loras(recipe).items():
         names = () if lora.target_modules == "all-linear" else lora.target_modules
         for target in names:
-            if not any(f".{name}".endswith(f".{target}") for name in layers):
+            if not any(_is_called(name, target) for name in layers):
                 short = sorted({name.rpartition(".")[2] for name in layers})
                 raise ModelError(
                     f"{stage}.lora.target_modules: the base has no linear layer {target!r}; it has {', '.join(short)} "
                     "(all-linear: every one of them)"
                 )
+
+
+def note_high_ranks(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], *, findings: Findings) -> None:
+    """A note for a stage whose adapter has a higher rank than a layer it adapts: the product cannot have it."""
+    layers = _linear_layers(shapes)
+    for stage, lora in _loras(recipe).items():
+        targets = None if lora.target_modules == "all-linear" else lora.target_modules
+        low = {
+            name: shape
+            for name, shape in layers.items()
+            if lora.rank > min(shape) and (targets is None or any(_is_called(name, target) for target in targets))
+        }
+        if low:
+            name, shape = min(low.items(), key=lambda item: min(item[1]))
+            others = f" (and of {len(low) - 1} more)" if len(low) > 1 else ""
+            findings.notes.append(
+                f"{stage}.lora.rank is {lora.rank}, above the smaller side of {name}, {shape[0]} x {shape[1]}{others}: "
+                f"what is above {min(shape)} costs memory and adds nothing there"
+            )
+
+
+def _linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Matrices by the names of their layers, but embedding and output head."""
+    return {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and not name.removesuffix(".weight").endswith(_HEADS) and not INPUT_EMBEDDING.search(name)
+    }
+
+
+def _is_called(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
 
 
 def _loras(recipe: Recipe) -> dict[str, LoraConfig]:

@@ -16,7 +16,7 @@ from alignloop.chat.templates import Template, give_template, load_template
 from alignloop.config import Recipe
 from alignloop.engines.checkpoint import tensor_shapes, text_config
 from alignloop.errors import ModelError
-from alignloop.preflight.adapters import check_machine, check_targets
+from alignloop.preflight.adapters import check_machine, check_targets, note_high_ranks
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.weights import check_causal, check_shapes
 from alignloop.training.adapter_files import base_of, check_fits, has_tokenizer, is_adapter
@@ -40,12 +40,15 @@ class BaseFacts:
         max_positions: longest sequence of the model, in tokens; None where its config does not say.
         had_template: whether it brings its own chat template; None for a hub id that is not on this machine.
         chat: its format, with the recipe's template where it has none; None where it cannot be had.
+        folder: its config.json and weights (an adapter's base); None where they cannot be used, or are not on this
+            machine.
     """
 
     num_parameters: int | None = None
     max_positions: int | None = None
     had_template: bool | None = None
     chat: ChatFormat | None = None
+    folder: Path | None = None
 
 
 def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
@@ -60,12 +63,13 @@ def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
         folder, adapter = _folders(recipe.base, findings=findings)
     if folder is None:
         return BaseFacts()
-    parameters, positions, num_rows, had_template, chat = None, None, None, None, None
+    parameters, positions, num_rows, had_template, chat, usable = None, None, None, None, None, None
     with findings.collecting():
         config = text_config(folder)
         check_causal(folder, config)
         positions = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
-        parameters, num_rows = _look_at_weights(recipe, folder, config, adapter=adapter)
+        parameters, num_rows = _look_at_weights(recipe, folder, config, adapter=adapter, findings=findings)
+        usable = folder
     with findings.collecting():
         tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(adapter) else folder)
         if num_rows is not None:
@@ -77,7 +81,7 @@ def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
             _give_template(tokenizer, template, recipe)
         if tokenizer.chat_template:
             chat = _chat_format(tokenizer, base=recipe.base)
-    return BaseFacts(parameters, positions, had_template, chat)
+    return BaseFacts(parameters, positions, had_template, chat, usable)
 
 
 def find_base(base: str) -> Path | None:
@@ -136,7 +140,7 @@ def _folders(base: str, *, findings: Findings) -> tuple[Path | None, Path | None
 
 
 def _look_at_weights(
-    recipe: Recipe, folder: Path, config: Mapping[str, Any], *, adapter: Path | None
+    recipe: Recipe, folder: Path, config: Mapping[str, Any], *, adapter: Path | None, findings: Findings
 ) -> tuple[int, int | None]:
     """Numbers in the weights and rows of the embedding, read from the headers alone.
 
@@ -151,6 +155,7 @@ def _look_at_weights(
     shapes = tensor_shapes(folder)
     check_shapes(folder, shapes, config=config)
     check_targets(recipe, shapes)
+    note_high_ranks(recipe, shapes, findings=findings)
     if adapter is not None:
         check_fits(adapter, shapes, base=str(folder))
     return sum(prod(shape) for shape in shapes.values()), embedding_rows(shapes)

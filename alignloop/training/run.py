@@ -17,6 +17,7 @@ from alignloop.packing.check import is_out_of_memory
 from alignloop.training.checkpoints import save_checkpoint
 from alignloop.training.data_order import step_batches
 from alignloop.training.digests import groups_digest, key_of, weights_digest
+from alignloop.training.memory import loading_memory, out_of_memory_elsewhere, remedy_of
 from alignloop.training.models import free_memory
 from alignloop.training.processes import Processes
 from alignloop.training.resume import ResumePoints
@@ -28,6 +29,7 @@ from alignloop.training.setup import (
     build_optimizer,
     build_runner,
     checkpoint_gradients,
+    held_in,
 )
 from alignloop.training.steps import StepResult, Trainee
 from alignloop.training.train_log import StepTeller, TrainLog
@@ -88,8 +90,10 @@ class TrainingRun:
             rows = trainee.runner.rows
             return self._train(trainee)
         except RuntimeError as error:
-            if self.processes.alone or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
+            if self.processes.alone:
+                raise out_of_memory_elsewhere(self.job, error, device=self.processes.device) from error
             raise ProcessOutOfMemory(rows) from error
 
     def _trainee(self) -> Trainee:
@@ -100,7 +104,9 @@ class TrainingRun:
         runner = build_runner(job, module, processes=processes)
         if job.config.gradient_checkpointing:
             checkpoint_gradients(module)
-        module = wrapped(module, processes=processes, bfloat16=runner.bfloat16)
+        dtype = held_in(job, device=processes.load_device)
+        with loading_memory(job.checkpoint, dtype=dtype, device=processes.device, remedy=remedy_of(job)):
+            module = wrapped(module, processes=processes, bfloat16=runner.bfloat16)
         optimizer = build_optimizer(job, module)
         return Trainee(job, processes, module, runner, optimizer, train_loss, eval_loss)
 

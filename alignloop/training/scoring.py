@@ -12,6 +12,7 @@ from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import auto_row_tokens
 from alignloop.progress import Progress
 from alignloop.training.forward import CompletionRewards, backbone_of
+from alignloop.training.memory import loading_memory
 from alignloop.training.models import Dtype, check_vocabulary, free_memory, load_reward_model, pad_token_id_of
 from alignloop.training.precision import uses_bfloat16
 from alignloop.training.row_runner import RowRunner
@@ -36,7 +37,7 @@ def score_groups(
         model was trained with.
 
     Raises:
-        ModelError: no reward model at the path, or token ids outside its vocabulary.
+        ModelError: no reward model at the path, no memory for it, or token ids outside its vocabulary.
         TrainingError: no memory for a single row.
     """
     if not groups:
@@ -45,9 +46,10 @@ def score_groups(
     bfloat16 = uses_bfloat16(dtype, device=device, progress=progress)
     # On a GPU frozen weights need no more than the precision they are used in: an 8B model is 16 GB instead of 32.
     weights = torch.bfloat16 if bfloat16 and device.type != "cpu" else torch.float32
-    model = load_reward_model(reward_model, seed=0, dtype=weights, must_have_head=True)
+    with loading_memory(reward_model, dtype=weights, device=device, remedy=""):
+        model = load_reward_model(reward_model, seed=0, dtype=weights, must_have_head=True)
+        module = CompletionRewards(model).to(device)
     check_vocabulary(model, groups, checkpoint=reward_model)
-    module = CompletionRewards(model).to(device)
     longest = max(group.longest for group in groups)
     runner = RowRunner(
         mode=choose_layout(backbone_of(module.model), longest=longest, progress=progress),

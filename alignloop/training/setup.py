@@ -19,7 +19,15 @@ from alignloop.progress import Progress
 from alignloop.training.adapters import add_adapter, trained_in_words
 from alignloop.training.digests import groups_digest, key_of, weights_digest
 from alignloop.training.forward import CompletionRewards, TokenLogprobs, backbone_of, check_head
-from alignloop.training.models import check_vocabulary, free_memory, load_policy, load_reward_model, pad_token_id_of
+from alignloop.training.memory import loading_memory, remedy_of
+from alignloop.training.models import (
+    Quantize,
+    check_vocabulary,
+    free_memory,
+    load_policy,
+    load_reward_model,
+    pad_token_id_of,
+)
 from alignloop.training.precision import uses_bfloat16
 from alignloop.training.processes import Processes
 from alignloop.training.quantization import check_can_quantize
@@ -68,13 +76,22 @@ def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, train
             that starts from it starts as it.
 
     Raises:
-        ModelError: the checkpoint cannot be loaded, does not fit the token ids, or takes no such adapter.
+        ModelError: the checkpoint cannot be loaded, does not fit the token ids or into memory, or takes no such
+            adapter.
     """
     lora = job.config.lora
-    quantize = "none" if lora is None else lora.quantize
+    quantize: Quantize = "none" if lora is None else lora.quantize
     if quantize != "none":
         _check_quantized(job, device=device)
-    dtype = _held_in(job, device=device)
+    dtype = held_in(job, device=device)
+    with loading_memory(checkpoint, dtype=dtype, device=device, remedy=remedy_of(job)):
+        return _build(job, checkpoint, dtype=dtype, quantize=quantize, device=device, trains=trains)
+
+
+def _build(
+    job: TrainJob, checkpoint: Path, *, dtype: torch.dtype, quantize: Quantize, device: torch.device, trains: bool
+) -> nn.Module:
+    lora = job.config.lora
     if isinstance(job.config, RewardConfig):
         model = load_reward_model(checkpoint, seed=job.seed, dtype=dtype, quantize=quantize, device=device)
         module: nn.Module = CompletionRewards(model, isolate=job.config.isolate)
@@ -98,7 +115,7 @@ def _check_quantized(job: TrainJob, *, device: torch.device) -> None:
         raise ModelError(f"{where}: nf4 weights are not sharded over processes: set training.accelerate: ddp")
 
 
-def _held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
+def held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
     """Weights that train are float32; under an adapter they are frozen and need no more than the forward pass uses.
 
     On a CPU (and where they are sharded from there, which wants one dtype) they stay float32.

@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor
 from alignloop.errors import TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import packed_num_tokens
+from alignloop.training.memory import stepping_memory
 from alignloop.training.processes import Processes, merged_sums
-from alignloop.training.row_runner import RowRunner
+from alignloop.training.row_runner import TRAINING_REMEDY, RowRunner
 from alignloop.training.setup import TrainJob
 from alignloop.training.sharing import outputs_of, shared_microbatches
 from alignloop.training.step_losses import StepLoss, count_step
@@ -64,12 +65,14 @@ class Trainee:
             place: `step 3 of 80`, for messages.
 
         Raises:
-            TrainingError: loss or gradient is not finite.
+            TrainingError: loss or gradient is not finite, or memory ran out.
         """
         started = time.monotonic()
         groups = [self.job.groups[number] for number in numbers]
         if self.processes.alone:
-            loss, metrics = self.runner.backing_off(lambda: self._gradients(numbers, groups, place))
+            loss, metrics = self.runner.backing_off(
+                lambda: self._gradients(numbers, groups, place), remedy=TRAINING_REMEDY
+            )
         else:
             loss, metrics = self._gradients(numbers, groups, place)
         grad_norm = self._clip()
@@ -77,7 +80,8 @@ class Trainee:
             raise _not_finite(self.job, "gradient norm", grad_norm, place, [group.id for group in groups])
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = learning_rate
-        self.optimizer.step()
+        with stepping_memory(self.job, self.module, device=self.processes.device, place=place):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(packed_num_tokens(group) for group in groups)
         return StepResult(loss, metrics, grad_norm, num_tokens / (time.monotonic() - started))

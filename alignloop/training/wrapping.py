@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from alignloop.errors import UserError
 from alignloop.training.processes import Processes
 
 TRAINED_PARTS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -97,9 +98,14 @@ def _sharded(module: Any, *, processes: Processes, bfloat16: bool) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    plugin = FullyShardedDataParallelPlugin()
-    plugin.set_auto_wrap_policy(module.model)
-    is_unit = fsdp2_prepare_auto_wrap_policy(plugin, module.model)
+    try:
+        plugin = FullyShardedDataParallelPlugin()
+        plugin.set_auto_wrap_policy(module.model)
+        is_unit = fsdp2_prepare_auto_wrap_policy(plugin, module.model)
+    except ValueError as error:
+        raise UserError(
+            f"training.accelerate: fsdp_config does not fit {type(module.model).__name__}: {error}"
+        ) from error
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     precision = MixedPrecisionPolicy()
     if bfloat16:

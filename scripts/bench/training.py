@@ -45,8 +45,6 @@ from scripts.bench.training_table import Result, to_json, to_markdown
 ROOT = Path(__file__).resolve().parents[2]
 TRIAL_STEPS = 1
 """Optimiser steps that each setting of a side is tried on."""
-AS_FAST = 0.97
-"""Settings at this share of the fastest one's speed count as fast."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +129,7 @@ class _Bench:
     def _setting(
         self, side: Side, case: Case, *, size: str, amount: Amount, most_mib: float = math.inf
     ) -> tuple[Setting, float]:
-        """The fastest of the side's settings on a few steps, and of those as fast the one that takes least memory.
+        """The fastest of the side's settings on a few steps, and its memory.
 
         Settings that take more than `most_mib` are left out, unless all do. Where none is tried out, the case's first.
         """
@@ -147,9 +145,7 @@ class _Bench:
         print(f"  {case.name}, {size}, {side}: examples/s by setting: {told}", flush=True)
         least = min(measured.memory_mib for measured in tried.values())
         fitting = [setting for setting in settings if tried[setting].memory_mib <= max(most_mib, least)]
-        enough = AS_FAST * max(tried[setting].examples_per_second for setting in fitting)
-        fast = [setting for setting in fitting if tried[setting].examples_per_second >= enough]
-        chosen = min(fast, key=lambda setting: tried[setting].memory_mib)
+        chosen = max(fitting, key=lambda setting: tried[setting].examples_per_second)
         return chosen, tried[chosen].memory_mib
 
     def _measure(self, side: Side, case: Case, size: str, setting: Setting, amount: Amount) -> Measurement:

@@ -89,7 +89,7 @@ _OURS = tuple(Setting(rows) for rows in (4, 2, 1))
 _REWARD = tuple(Setting(rows) for rows in (4, 2, 1))
 _DPO = (*(Setting(rows) for rows in (2, 1, 4)), Setting(2, precompute_ref=True))
 _SFT = tuple(Setting(rows, packing=how) for how, sizes in (("bfd", (2, 1)), ("wrapped", (1, 2))) for rows in sizes)
-_ROWS = tuple(Setting(rows) for rows in (8, 4, 16))
+_ROWS = tuple(Setting(rows) for rows in (8, 4, 2, 1))
 
 CASES = {
     case.name: case

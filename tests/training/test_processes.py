@@ -26,7 +26,7 @@ from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 from alignloop.progress import QuietProgress
 from alignloop.training import launch
-from alignloop.training.accelerate_file import accelerate_file, check_processes
+from alignloop.training.accelerate_file import accelerate_file, check_layer_classes, check_processes, unused_file
 from alignloop.training.launch import run_launched
 from alignloop.training.progress_lines import ReadProgress, WrittenProgress
 from alignloop.training.setup import TrainJob
@@ -305,6 +305,8 @@ def test_progress_passes_through_a_file(tmp_path: Path) -> None:
 
 # ---- what cannot be
 
+FSDP = "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2\n"
+
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_the_bundled_files_are_accelerates(name: str) -> None:
@@ -326,6 +328,16 @@ def test_the_bundled_files_are_accelerates(name: str) -> None:
         ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", r"fsdp_version is 1: set fsdp_version: 2"),
         ("distributed_type: FSDP", r"fsdp_version is 1"),
         ("distributed_type: MULTI_GPU\nnum_machines: 2", r"num_machines is 2: training runs on one machine"),
+        ("distributed_type: MULTI_GPU\nnum_proceses: 2", r"unknown key 'num_proceses'; did you mean num_processes\?"),
+        ("distributed_type: FSDP\nfsdp_version: 2", r"unknown key 'fsdp_version'; it belongs under fsdp_config"),
+        (FSDP + "  fsdp_reshard: true", r"fsdp_config: unknown key 'fsdp_reshard'.*known keys: .*fsdp_offload_params"),
+        (
+            FSDP + "  fsdp_auto_wrap_policy: TRANSFORMER",
+            r"fsdp_auto_wrap_policy is 'TRANSFORMER'.* one of TRANSFORMER_",
+        ),
+        (FSDP + "  fsdp_offload_params: maybe", r"fsdp_offload_params is 'maybe': true or false"),
+        ("distributed_type: MULTI_GPU\ngpu_ids: 0", r"gpu_ids is 0, training.num_processes is 2: name a GPU for each"),
+        ("distributed_type: MULTI_GPU\nfp8_config: {backend: TE}", r"fp8_config: .*leave it out"),
         ("name: mine", r"no accelerate configuration"),
         ("a: [", r"not a readable YAML file"),
     ],
@@ -358,6 +370,66 @@ def test_a_missing_file_and_4_bit_shards_stop_before_training(tmp_path: Path, jo
         check_processes(TrainingConfig(num_processes=2, accelerate="fsdp2"), config=config, name="sft")
     check_processes(TrainingConfig(num_processes=2, accelerate="ddp"), config=config, name="sft")
     check_processes(TrainingConfig(num_processes=1, accelerate="fsdp2"), config=config, name="sft")
+
+
+def test_a_file_that_one_process_does_not_use_is_read_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    training = TrainingConfig(accelerate=str(path))
+    path.write_text("distributed_type: MULTI_GPU\nnum_processes: 4")
+    with pytest.raises(
+        UserError, match=r"mine\.yaml: num_processes is 4, training\.num_processes is 1: make them equal"
+    ):
+        check_processes(training, config=SftConfig(), name="sft")
+    path.write_text("distributed_type: MULTI_GPU\nmixed: no")
+    with pytest.raises(UserError, match=r"mine\.yaml: unknown key 'mixed'"):
+        check_processes(training, config=SftConfig(), name="sft")
+    path.write_text("distributed_type: 'NO'\nnum_processes: 1")
+    check_processes(training, config=SftConfig(), name="sft")
+    assert unused_file(training) == f"training.accelerate: {path} is not used: training.num_processes is 1"
+    assert unused_file(TrainingConfig()) is None
+    assert unused_file(TrainingConfig(num_processes=2, accelerate=str(path))) is None
+
+
+def test_what_accelerate_config_writes_is_taken(tmp_path: Path) -> None:
+    """A file of accelerate's own, as its dialog for two sharded processes writes it."""
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    path = tmp_path / "written.yaml"
+    fsdp = {
+        "fsdp_version": 2,
+        "fsdp_activation_checkpointing": False,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_cpu_ram_efficient_loading": True,
+        "fsdp_offload_params": False,
+        "fsdp_reshard_after_forward": True,
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+    }
+    ClusterConfig(
+        compute_environment="LOCAL_MACHINE",
+        distributed_type="FSDP",
+        mixed_precision="bf16",
+        use_cpu=False,
+        debug=False,
+        num_processes=2,
+        fsdp_config=fsdp,
+    ).to_yaml_file(path)
+    file = accelerate_file(TrainingConfig(num_processes=2, accelerate=str(path)))
+    assert (file.sharded, file.layer_classes) == (True, ("LlamaDecoderLayer",))
+
+
+def test_layer_classes_are_looked_for_in_the_base(tmp_path: Path, policy: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    training = TrainingConfig(num_processes=2, accelerate=str(path))
+    lines = FSDP + "  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n  fsdp_transformer_layer_cls_to_wrap: "
+    path.write_text(lines + "LlamaDecoderLayer,LlamaMLP")
+    check_layer_classes(training, folder=policy)
+    path.write_text(lines + "LlamaDecoderLayer,GPT2Block")
+    message = (
+        r"mine\.yaml: fsdp_transformer_layer_cls_to_wrap: .* no layer of class 'GPT2Block' - name LlamaDecoderLayer"
+    )
+    with pytest.raises(UserError, match=message):
+        check_layer_classes(training, folder=policy)
 
 
 def test_errors_come_back_as_they_were() -> None:
