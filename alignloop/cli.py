@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from alignloop import __version__, environment
-from alignloop.errors import AlignloopError, EngineError, Interrupted, UserError
+from alignloop import __version__, cli_sampling, environment
+from alignloop.cli_sampling import SetOption
+from alignloop.errors import AlignloopError, Interrupted, UserError
 
 if TYPE_CHECKING:
     from alignloop.loop import RunResult
@@ -39,9 +40,6 @@ app = typer.Typer(
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a bundled recipe's name.")]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Overrides the recipe's number of rounds.")]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<the recipe's name>.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Overrides a field of the recipe; repeatable.")
-]
 RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Do stages again that no longer match, and all after.")]
 
 
@@ -70,17 +68,15 @@ def run(
     alignloop run my.yaml --run-dir runs/mine
     alignloop run my.yaml --set dpo.beta=0.2 --set sample.num_candidates=16
     """
+    from alignloop.config import load_recipe
+    from alignloop.engine_log import LOG_FILE, log_named
     from alignloop.loop import run as run_loop
     from alignloop.progress import for_terminal
 
-    result = run_loop(
-        recipe,
-        rounds=rounds,
-        run_dir=run_dir,
-        overrides=overrides or (),
-        rebuild=rebuild,
-        progress=for_terminal(),
-    )
+    config = load_recipe(recipe, overrides=[*(overrides or ()), *([] if rounds is None else [f"rounds={rounds}"])])
+    folder = run_dir if run_dir is not None else Path("runs") / config.name
+    with log_named(folder / LOG_FILE):
+        result = run_loop(config, run_dir=folder, rebuild=rebuild, progress=for_terminal())
     typer.echo("\n" + result_text(result))
 
 
@@ -141,17 +137,15 @@ def eval_checkpoint(
     alignloop eval my-model --include-path '' --tasks ifeval,gsm8k
     alignloop eval my-model --tasks ifeval=input_data.jsonl,mmlu=mmlu/
     """
-    import tempfile
-
     from alignloop.artifacts import write_text
+    from alignloop.engine_log import temporary_log
     from alignloop.one_eval import eval_text, evaluate_alone
     from alignloop.progress import for_terminal
 
     if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise UserError(f"--json {json_file}: no file can be written there; name one in a folder that exists")
     names = [name for name in tasks.split(",") if name]
-    log_file = Path(tempfile.mkdtemp(prefix="alignloop-eval-")) / "engine.log"
-    try:
+    with temporary_log() as log_file:
         report = evaluate_alone(
             checkpoint,
             tasks=names,
@@ -161,8 +155,6 @@ def eval_checkpoint(
             log_file=log_file,
             progress=for_terminal(),
         )
-    except EngineError as error:
-        raise EngineError(f"{error}\nThe engine's own words: {log_file}") from error
     typer.echo(eval_text(report))
     if json_file is not None:
         write_text(json_file, report.model_dump_json(indent=1) + "\n")
@@ -188,14 +180,16 @@ def stage(
     alignloop stage average --out mean --input checkpoints=step-100,step-200
     """
     from alignloop.config import load_recipe
+    from alignloop.engine_log import log_named
     from alignloop.one_stage import run_alone
     from alignloop.progress import for_terminal
 
     seeds = [] if seed is None else [f"seed={seed}"]
     recipe = load_recipe(config, overrides=[*(overrides or ()), *seeds])
-    outputs = run_alone(
-        name, recipe=recipe, inputs=inputs or (), out=out, number=number, rebuild=rebuild, progress=for_terminal()
-    )
+    with log_named(out.with_name(out.name + ".engine.log")):
+        outputs = run_alone(
+            name, recipe=recipe, inputs=inputs or (), out=out, number=number, rebuild=rebuild, progress=for_terminal()
+        )
     for key, value in {**outputs.counts, **outputs.metrics}.items():
         typer.echo(f"{key}  {value:g}")
     typer.echo(f"published in {out}")
@@ -228,6 +222,11 @@ def inspect(
     found = find_row(row)
     setting = find_setting(found.file, base=base, chat_template=chat_template, config=config)
     print_views(found, views_of(found.row, setting, objective=objective, train_on=train_on), setting=setting, ids=ids)
+
+
+app.command()(cli_sampling.sample)
+app.command()(cli_sampling.score)
+app.command(name="compare-sampling")(cli_sampling.compare_sampling)
 
 
 @app.command()
@@ -284,13 +283,11 @@ def _exit_code() -> int:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        return _say(f"error: {error}", 2)
+        return _say(_in_words(error), 2)
     except (KeyboardInterrupt, typer.Abort, Interrupted):
         code = STOPPED
     except AlignloopError as error:
-        return _say(
-            f"error: {error}\nWhat the engine said, if it was at work, is in engine.log of the run directory", 1
-        )
+        return _say(_in_words(error), 1)
     except UsageError as error:
         error.show()  # type: ignore[attr-defined]
         return 2
@@ -301,6 +298,11 @@ def _exit_code() -> int:
     if code == STOPPED:  # what typer makes of Ctrl-C in a verb
         return _say(f"\nStopped. Go on with: {shlex.join(['alignloop', *sys.argv[1:]])}", STOPPED)
     return code if isinstance(code, int) else 0
+
+
+def _in_words(error: AlignloopError) -> str:
+    """The error and what was noted on it on the way up."""
+    return "\n".join([f"error: {error}", *getattr(error, "__notes__", ())])
 
 
 def _say(text: str, code: int) -> int:

@@ -143,7 +143,7 @@ class SelectedRow(Row):
     random_reward: float
     """Reward of a candidate picked at random among those the best is picked from: the report's yardstick."""
     rewards: list[float]
-    """Raw rewards of all K candidates, in candidate order."""
+    """Total rewards of all K candidates, in candidate order."""
     pass_rate: float = Field(ge=0.0, le=1.0)
     """Share of the K candidates whose reward reaches the threshold named in the manifest of `select`."""
     round: int

@@ -66,7 +66,8 @@ class RoundEnd:
 
 def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
     """Thirteen stages, each published before the next begins."""
-    collected = house.run(collect.STAGE, recipe.collect_stage, collect.Inputs(start.preferences, start.scored))
+    annotated = collect.inputs(recipe.collect_stage, start.preferences, start.scored)
+    collected = house.run(collect.STAGE, recipe.collect_stage, annotated)
     batches = (*start.batches, collected.preferences)
 
     reward = house.run(
@@ -75,7 +76,7 @@ def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
     reward_model = house.run(average.STAGE, recipe.averaging.reward, average.of(reward)).checkpoint
 
     sampled = house.run(sample.STAGE, recipe.sample_stage, sample.Inputs(start.policy, start.prompts))
-    scored = house.run(score.STAGE, recipe.score, score.Inputs(sampled.candidates, reward_model))
+    scored = house.run(score.STAGE, recipe.score_stage, score.Inputs(sampled.candidates, reward_model))
     selected = house.run(select.STAGE, recipe.select, select.Inputs(scored.candidates))
     pruned = house.run(prune.STAGE, recipe.prune, prune.Inputs(selected.selected, collected.preferences, start.policy))
 

@@ -104,11 +104,16 @@ class Stage(Generic[ConfigT, InputsT, OutputsT]):
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a run a stage stands: its published folder, its round, and the run's seed."""
+    """Where in a run a stage stands: its published folder, its round, and the run's seed.
+
+    Attributes:
+        name: what its own seed is derived from, beside the run's and the round; None: the folder's name.
+    """
 
     dir: Path
     round: int
     run_seed: int
+    name: str | None = None
 
 
 def run_stage(
@@ -128,7 +133,7 @@ def run_stage(
         DriftError: it is published, but from other config or inputs, and `rebuild` is false.
         RunDirError: it is published, but its files are not those that were.
     """
-    seed = derive_seed(place.run_seed, place.round, place.dir.name)
+    seed = derive_seed(place.run_seed, place.round, place.name or place.dir.name)
     described = describe(config, inputs, seed=seed)
     known = read_manifest(place.dir)
     if known is not None:

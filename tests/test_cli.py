@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from alignloop import __version__, cli
+from alignloop.bundled import QUICKSTART
 from alignloop.config import load_recipe
+from alignloop.errors import EngineError, TrainingError
 from alignloop.run_dir import enter, locked
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data/preferences"
@@ -224,6 +227,31 @@ def test_one_stage_alone(alignloop, tmp_path: Path) -> None:
     assert "input.preferences" in drift.err
 
 
+def test_one_stage_is_the_same_in_any_folder(alignloop, tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"Name river {n}.", "chosen": f"River {n}.", "rejected": "No."}) for n in range(30)]
+    data = write(tmp_path / "a.jsonl", "\n".join(rows))
+    manifests = []
+    for folder in ("one", "two"):
+        outcome = alignloop("stage", "ingest", "--out", folder, "--set", ENGINE, "--input", f"preferences={data}")
+        assert outcome.code == 0, outcome.err
+        manifests.append(json.loads((tmp_path / folder / "manifest.json").read_text()))
+    one, two = manifests
+    assert one["seed"] == two["seed"]
+    assert one["fingerprint"] == two["fingerprint"]
+    assert one["outputs"] == two["outputs"]
+
+
+def test_an_error_of_training_does_not_point_to_the_engine(alignloop, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", "")
+    start = QUICKSTART / "base"
+    outcome = alignloop(
+        "stage", "train_sft", "--out", "sft", "--set", ENGINE, "--input", f"start={start}", "--input", f"rows={rows}"
+    )
+    assert outcome.code == 1
+    assert "sft: there is no row to train on" in outcome.err
+    assert "engine" not in outcome.err
+
+
 def test_stage_does_not_publish_over_other_files(alignloop, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     write(tmp_path / "mine" / "notes.txt", "words")
@@ -245,12 +273,44 @@ def test_eval_refuses_before_it_starts(alignloop, tmp_path: Path) -> None:
     assert "no file can be written there" in refused.err
 
 
-@pytest.mark.parametrize("verb", ["", "run", "plan", "status", "eval", "stage", "recipes"])
+VERBS = ["run", "plan", "status", "eval", "stage", "inspect", "sample", "score", "compare-sampling", "recipes"]
+
+
+def test_every_verb_is_named_in_these_tests(alignloop) -> None:
+    listed = alignloop("--help").out.partition("Commands:")[2].partition("\n\n")[0]
+    assert [line.split()[0] for line in listed.strip().splitlines()] == VERBS
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_fits_a_screen(alignloop, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = alignloop(*([verb] if verb else []), "--help").out.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
+
+
+def test_an_error_that_is_not_the_engines_sends_nobody_to_its_log(
+    alignloop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "engine.log").write_text("words")
+        raise error
+
+    monkeypatch.setattr("alignloop.loop.run", fails)
+    error: Exception = TrainingError("the loss is not finite")
+    outcome = alignloop("run", "--run-dir", "run")
+    assert (outcome.code, outcome.err) == (1, "error: the loss is not finite\n")
+    error = EngineError("the engine disagrees")
+    outcome = alignloop("run", "--run-dir", "run")
+    assert (outcome.code, outcome.err) == (1, "error: the engine disagrees\nWhat the engine said: run/engine.log\n")
+
+
+def test_eval_leaves_no_folder_behind(alignloop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    assert alignloop("eval", tmp_path / "none", "--engine", "transformers").code == 2
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_eval_of_no_model(alignloop, tmp_path: Path) -> None:

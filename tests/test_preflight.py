@@ -381,7 +381,9 @@ def test_a_rank_above_a_layers_smaller_side_is_noted(good: Path) -> None:
     notes = look(good, sft={"max_length": 384, "lora": {"rank": width + 1, "target_modules": ["k_proj"]}}).notes
     (note,) = [note for note in notes if note.startswith("sft.lora.rank")]
     assert f"sft.lora.rank is {width + 1}, above the smaller side of " in note
-    assert re.search(rf"layers\.\d+\.self_attn\.k_proj, \d+ x \d+ \(and of \d+ more\): what is above {width} costs memory", note)
+    assert re.search(
+        rf"layers\.\d+\.self_attn\.k_proj, \d+ x \d+ \(and of \d+ more\): what is above {width} costs memory", note
+    )
     for rank, targets in ((width, ["k_proj"]), (16, "all-linear")):
         notes = look(good, sft={"max_length": 384, "lora": {"rank": rank, "target_modules": targets}}).notes
         assert not any("lora.rank" in note for note in notes)

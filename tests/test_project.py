@@ -27,14 +27,26 @@ ENGINE_ONLY = {"vllm", "ray"}
 
 ORDER = [
     {"bundled", "environment", "errors", "progress", "records"},
-    {"artifacts", "chat", "config", "objectives", "packing", "selection"},
-    {"data", "engines", "evaluation", "quickstart", "run_dir", "training"},
+    {"artifacts", "chat", "config", "engine_log", "objectives", "packing", "selection"},
+    {"data", "engines", "evaluation", "judging", "quickstart", "run_dir", "training"},
     {"stage"},
-    {"house", "stages"},
-    {"final", "inspection", "one_eval", "one_stage", "preflight", "report", "round", "status"},
+    {"dropped_file", "house", "out_file", "stages"},
+    {
+        "comparison",
+        "final",
+        "inspection",
+        "one_eval",
+        "one_sampling",
+        "one_scoring",
+        "one_stage",
+        "preflight",
+        "report",
+        "round",
+        "status",
+    },
     {"loop"},
     {"plan"},
-    {"__init__", "__main__", "cli"},
+    {"__init__", "__main__", "cli", "cli_sampling"},
 ]
 """A module imports only from its own line and from the lines above it."""
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

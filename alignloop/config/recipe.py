@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 from alignloop.records import Strength
 
@@ -412,15 +412,6 @@ class JudgeConfig(Section):
     """Requests to the endpoint at a time."""
 
 
-class CollectStageConfig(CollectConfig):
-    """What `collect` is fingerprinted by."""
-
-    judge: JudgeConfig | None
-
-    batches: Literal["split", "all"]
-    split_rounds: PositiveInt
-
-
 class DpoStageConfig(DpoConfig):
     """What `train_dpo` is fingerprinted by."""
 
@@ -437,8 +428,39 @@ class EngineComputes(Section):
     quantization: str | None
 
 
+class JudgeStageConfig(JudgeConfig):
+    """A judge as its verdicts depend on it: not on where an endpoint is, its key, or how long and how often it is
+    asked, so that none of these costs what is judged already."""
+
+    api_key_variable: str = Field("OPENAI_API_KEY", exclude=True)
+    max_retries: Annotated[int, Field(ge=0)] = Field(2, exclude=True)
+    timeout_seconds: PositiveFloat = Field(120.0, exclude=True)
+    concurrency: PositiveInt = Field(16, exclude=True)
+
+    @field_serializer("endpoint")
+    def _anywhere(self, endpoint: str | None) -> str | None:
+        return None if endpoint is None else "(any)"
+
+
+class CollectStageConfig(CollectConfig):
+    """What `collect` is fingerprinted by."""
+
+    judge: JudgeStageConfig | None
+    judge_engine: EngineComputes | None = None
+    """Where the judge runs on the run's engine."""
+    batches: Literal["split", "all"]
+    split_rounds: PositiveInt
+
+
 class SampleStageConfig(SampleConfig, EngineComputes):
     """What `sample` is fingerprinted by."""
+
+
+class ScoreStageConfig(ScoreConfig):
+    """What `score` is fingerprinted by."""
+
+    sources: dict[str, str]
+    """Digest of the source of each reward function, by `module:function`."""
 
 
 class EvaluateStageConfig(EvaluateConfig, EngineComputes):
@@ -494,9 +516,12 @@ class Recipe(Section):
     @property
     def collect_stage(self) -> CollectStageConfig:
         """`collect` depends on how the data is batched, too."""
+        judge = self.judge if self.collect.annotator == "judge" else None
+        on_engine = judge is not None and judge.endpoint is None
         return CollectStageConfig(
             **dict(self.collect),
-            judge=self.judge if self.collect.annotator == "judge" else None,
+            judge=None if judge is None else JudgeStageConfig(**dict(judge)),
+            judge_engine=EngineComputes(engine=self.engine.name, **_computing(self.engine)) if on_engine else None,
             batches=self.data.batches,
             split_rounds=self.data.split_rounds,
         )
@@ -505,6 +530,18 @@ class Recipe(Section):
     def sample_stage(self) -> SampleStageConfig:
         """`sample` depends on what the engine can hold and how it computes."""
         return SampleStageConfig(**dict(self.sample), engine=self.engine.name, **_computing(self.engine))
+
+    @property
+    def score_stage(self) -> ScoreStageConfig:
+        """`score` depends on what its reward functions do.
+
+        Raises:
+            UserError: one cannot be loaded.
+        """
+        from alignloop.selection.reward_functions import load
+
+        names = [entry.function for entry in self.score.reward_functions]
+        return ScoreStageConfig(**dict(self.score), sources={name: load(name).digest for name in names})
 
     @property
     def dpo_stage(self) -> DpoStageConfig:

@@ -104,9 +104,19 @@ def _form_of(raw: RawFile) -> Form:
         found = f"their columns are {', '.join(objects[0])}" if objects[0] else "the first has no columns at all"
         what, why = f"{raw.name}: rows of no known form: {found}", "is of no known form"
     else:
-        why = first.problem.reason if first.problem else f"{shown(first.value)} is not a JSON object"
+        why = first.problem.reason if first.problem else _no_object(first.value)
         what = f"{raw.name}, {raw.unit} {first.line}: {why}. No row of the file can be read"
     raise DataError(f"{what}. Known forms and their columns:{known}", rejected=_all_rejected(raw, why))
+
+
+def _reason(row: RawRow, why: str) -> str:
+    if row.problem is not None:
+        return row.problem.reason
+    return why if isinstance(row.value, dict) else _no_object(row.value)
+
+
+def _no_object(value: object) -> str:
+    return f"{shown(value)} is not a JSON object"
 
 
 def _all_rejected(raw: RawFile, why: str) -> list[RejectedRow]:
@@ -116,7 +126,7 @@ def _all_rejected(raw: RawFile, why: str) -> list[RejectedRow]:
             file=raw.name,
             line=row.line,
             field=row.problem.field if row.problem else None,
-            reason=row.problem.reason if row.problem else why,
+            reason=_reason(row, why),
             text=row.excerpt(),
         )
         for row in raw.rows

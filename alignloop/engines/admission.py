@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest
@@ -31,6 +32,8 @@ def check_generate(requests: Sequence[GenerateRequest], *, max_model_len: int, v
                 f"{where}: temperature ({request.temperature}) must not be negative and top_p "
                 f"({request.top_p}) must be above 0 and at most 1"
             )
+        if request.json_schema is not None:
+            _check_schema(request.json_schema, where=where)
         total = len(request.prompt_ids) + request.max_tokens
         if total > max_model_len:
             raise EngineError(
@@ -61,6 +64,15 @@ def check_loglikelihood(
                 f"{len(request.continuation_ids)} are {total} tokens, more than engine.max_model_len - 1 "
                 f"({max_model_len - 1}): shorten the context or raise engine.max_model_len"
             )
+
+
+def _check_schema(schema: str, *, where: str) -> None:
+    try:
+        read = json.loads(schema)
+    except ValueError as error:
+        raise EngineError(f"{where}: its json_schema is not JSON ({error})") from error
+    if not isinstance(read, dict):
+        raise EngineError(f"{where}: its json_schema is a JSON {type(read).__name__}, an object is wanted")
 
 
 def _check_ids(token_ids: Sequence[int], *, where: str, vocab_size: int | None) -> None:

@@ -74,8 +74,11 @@ class Engine(Protocol):
         Swaps weights in place when the architecture is the one being served, drops the prefix cache, and
         compares logprobs of fixed prompts with a plain forward pass. Loading what is served already is free.
 
+        A checkpoint of another architecture is served by a new start, which is said.
+
         Raises:
             EngineError: the served model disagrees with the checkpoint, or the engine cannot start.
+            UserError: the checkpoint is incomplete or the engine's settings do not fit it or this machine.
         """
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
@@ -95,7 +98,8 @@ class Engine(Protocol):
 
     @property
     def num_starts(self) -> int:
-        """How many times an engine was started in this run: 1 unless it died."""
+        """How many times an engine was started in this run: 1, or as many as stand side by side, unless one died or a
+        checkpoint of another architecture came."""
 
     def __enter__(self) -> Self: ...
 

@@ -10,19 +10,18 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignloop.engines.base import Loglikelihood, LoglikelihoodRequest
-from alignloop.engines.checkpoint import num_parameters, text_config
+from alignloop.engines.checkpoint import text_config
+from alignloop.engines.plain import plain_model
 from alignloop.errors import EngineError
-
-if TYPE_CHECKING:
-    import torch
 
 NUM_SEQUENCES = 4
 SEQUENCE_TOKENS = 24
-_LARGE_MODEL = 2_000_000_000
-"""Above this many parameters the plain forward pass runs in bfloat16, to halve its memory."""
+SWAP_TOKENS = 12
+"""Of the first sequence, after a swap: what can go wrong there is weights left behind, which any token sees. On a CPU
+these passes are most of a swap's time, and grow with every token."""
 
 Score = Callable[[Sequence[LoglikelihoodRequest]], list[Loglikelihood]]
 
@@ -39,8 +38,16 @@ class Sighting:
         return sum(abs(a - b) for a, b in zip(self.served, self.plain, strict=True)) / len(self.served)
 
 
-def check(score: Score, *, checkpoint: Path, dtype: str, tolerance: float, before: Sighting | None = None) -> Sighting:
-    """Compare the engine with a plain forward pass of `checkpoint` on the CPU.
+def check(
+    score: Score,
+    *,
+    checkpoint: Path,
+    dtype: str,
+    tolerance: float,
+    before: Sighting | None = None,
+    after_swap: bool = False,
+) -> Sighting:
+    """Compare the engine with a plain forward pass of `checkpoint` on the CPU, in float32.
 
     Args:
         score: the engine's loglikelihood.
@@ -48,21 +55,17 @@ def check(score: Score, *, checkpoint: Path, dtype: str, tolerance: float, befor
         tolerance: largest mean difference of logprobs, in nats a token.
         before: what was seen before a swap. An engine that repeats it to the last bit although the plain pass
             moved kept the old weights, however small the difference: a gentle DPO step moves less than the tolerance.
+        after_swap: a few tokens will do. Without it they are looked at too, apart, for the next swap's `before`.
 
     Raises:
         EngineError: they disagree.
     """
     sequences = canary_sequences(text_config(checkpoint))
-    requests = [LoglikelihoodRequest(context_ids=ids[:1], continuation_ids=ids[1:]) for ids in sequences]
-    served = tuple(logprob for scored in score(requests) for logprob in scored.logprobs)
-    seen = Sighting(served=served, plain=_plain_logprobs(sequences, checkpoint=checkpoint, dtype=dtype))
-    if not seen.mean_difference <= tolerance:  # written so that NaN fails
-        raise EngineError(
-            f"{checkpoint}: the engine disagrees with a plain forward pass: mean difference of logprobs "
-            f"{seen.mean_difference:.4f} nats a token over {len(served)} tokens, allowed {tolerance:g} "
-            f"(engine.canary_tolerance). The engine does not serve this checkpoint as written; set engine.name: "
-            "transformers, or raise the tolerance if you quantise the engine's weights"
-        )
+    model = plain_model(checkpoint, dtype=dtype)
+    if not after_swap:
+        _compare(_look(score, model, sequences), checkpoint=checkpoint, tolerance=tolerance)
+    seen = _look(score, model, [sequences[0][:SWAP_TOKENS]])
+    _compare(seen, checkpoint=checkpoint, tolerance=tolerance)
     if before is not None and before.served == seen.served and before.plain != seen.plain:
         raise EngineError(
             f"{checkpoint}: the engine still answers to the last bit as before the swap, although the checkpoint's "
@@ -82,15 +85,26 @@ def canary_sequences(config: dict[str, Any]) -> list[tuple[int, ...]]:
     return [tuple(draw.choices(plain_ids, k=SEQUENCE_TOKENS)) for _ in range(NUM_SEQUENCES)]
 
 
-def _plain_logprobs(sequences: list[tuple[int, ...]], *, checkpoint: Path, dtype: str) -> tuple[float, ...]:
-    import torch
-    from transformers import AutoModelForCausalLM
+def _look(score: Score, model: Any, sequences: list[tuple[int, ...]]) -> Sighting:
+    requests = [LoglikelihoodRequest(context_ids=ids[:1], continuation_ids=ids[1:]) for ids in sequences]
+    served = tuple(logprob for scored in score(requests) for logprob in scored.logprobs)
+    return Sighting(served=served, plain=_plain_logprobs(model, sequences))
 
-    weights_dtype: torch.dtype = getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=weights_dtype, local_files_only=True)
-    if num_parameters(checkpoint) <= _LARGE_MODEL:
-        model = model.float()
-    with torch.inference_mode():
+
+def _compare(seen: Sighting, *, checkpoint: Path, tolerance: float) -> None:
+    if not seen.mean_difference <= tolerance:  # written so that NaN fails
+        raise EngineError(
+            f"{checkpoint}: the engine disagrees with a plain forward pass: mean difference of logprobs "
+            f"{seen.mean_difference:.4f} nats a token over {len(seen.served)} tokens, allowed {tolerance:g} "
+            f"(engine.canary_tolerance). The engine does not serve this checkpoint as written; set engine.name: "
+            "transformers, or raise the tolerance if you quantise the engine's weights"
+        )
+
+
+def _plain_logprobs(model: Any, sequences: list[tuple[int, ...]]) -> tuple[float, ...]:
+    import torch
+
+    with torch.no_grad():
         ids = torch.tensor(sequences)
         logprobs = model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
         taken = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)

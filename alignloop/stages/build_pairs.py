@@ -1,16 +1,16 @@
-"""DPO's pairs: the latest preferences, and best/worst of the round's scored candidates (section 4.1.4)."""
+"""DPO's pairs: the latest preferences, and the best of the round's scored candidates against others (4.1.4)."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-from alignloop.artifacts import Artifact
+from alignloop.artifacts import Artifact, derive_seed
 from alignloop.config.recipe import PairsConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, DroppedRow, PairRow, PreferenceRow, Source
-from alignloop.selection.pairs import OnPolicyPair, ScoredCandidates
+from alignloop.selection.pairs import OnPolicyPair, PairsResult, ScoredCandidates
 from alignloop.selection.pairs import build_pairs as pair_up
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
@@ -37,19 +37,22 @@ def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     kept = named
     if 0 <= config.max_preference_pairs < len(named):
         kept = random.Random(ctx.seed).sample(named, config.max_preference_pairs)
-    pairs = [preference_pair(row) for row in kept]
-    dropped = _preference_drops(list(rows.values()), named, kept)
+    different = [row for row in kept if row.best.strip() != row.rejected.strip()]
+    pairs = [preference_pair(row) for row in different]
+    dropped = _preference_drops(list(rows.values()), named, kept, different)
     num_prompts = 0
+    metrics: dict[str, float] = {}
     if config.on_policy:
         candidates = by_prompt(list(load_jsonl(inputs.scored.path, CandidateRow)))
         num_prompts = len(candidates)
-        on_policy, lost = on_policy_pairs(candidates, config)
-        pairs += on_policy
-        dropped += lost
+        paired = pair_candidates(candidates, config, seed=ctx.seed)
+        pairs += [_pair_row(pair, candidates[pair.prompt_id]) for pair in paired.pairs]
+        dropped += [_dropped(drop.id, drop.rule, drop.reason) for drop in paired.dropped]
+        metrics = {name: paired.metrics[name] for name in ("least_gap", "mean_gap") if name in paired.metrics}
     if not pairs:
+        first = f"; the first: {dropped[0].id}: {dropped[0].reason}" if dropped else ""
         raise DataError(
-            f"no pair for DPO: {len(rows)} preferences and {num_prompts} prompts gave none; the first: "
-            f"{dropped[0].id}: {dropped[0].reason}. Loosen `pairs`"
+            f"no pair for DPO: {len(rows)} preferences and {num_prompts} prompts gave none{first}. Loosen `pairs`"
         )
     dump_jsonl(ctx.dir / "pairs.jsonl", pairs)
     dump_jsonl(ctx.dir / "dropped.jsonl", dropped)
@@ -60,9 +63,10 @@ def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
             "in": len(rows) + num_prompts,
             "kept": len(pairs),
             "dropped": len(dropped),
-            "preference_pairs": len(kept),
-            "on_policy_pairs": len(pairs) - len(kept),
+            "preference_pairs": len(different),
+            "on_policy_pairs": len(pairs) - len(different),
         },
+        metrics=metrics,
     )
 
 
@@ -80,25 +84,25 @@ def preference_pair(row: PreferenceRow) -> PairRow:
     )
 
 
-def on_policy_pairs(
-    candidates: dict[str, list[CandidateRow]], config: PairsConfig
-) -> tuple[list[PairRow], list[DroppedRow]]:
-    """Best against worst of each prompt's candidates, where the gap is wide enough."""
-    result = pair_up(
+def pair_candidates(candidates: dict[str, list[CandidateRow]], config: PairsConfig, *, seed: int) -> PairsResult:
+    """The best of each prompt's candidates against another, where the gap is wide enough."""
+    return pair_up(
         [
             ScoredCandidates(
                 prompt_id,
                 tuple(row.completion for row in rows),
                 tuple(reward_of(row) for row in rows),
                 tuple(row.finish_reason == "length" for row in rows),
+                seed=derive_seed(seed, prompt_id),
             )
             for prompt_id, rows in candidates.items()
         ],
+        pairing=config.pairing,
+        target_gap_quantile=config.target_gap_quantile,
         min_gap_quantile=config.min_gap_quantile,
+        min_gap=config.min_gap,
         max_pairs=config.max_on_policy,
     )
-    pairs = [_pair_row(pair, candidates[pair.prompt_id]) for pair in result.pairs]
-    return pairs, [_dropped(drop.id, drop.rule, drop.reason) for drop in result.dropped]
 
 
 def _pair_row(pair: OnPolicyPair, rows: list[CandidateRow]) -> PairRow:
@@ -117,12 +121,17 @@ def _pair_row(pair: OnPolicyPair, rows: list[CandidateRow]) -> PairRow:
 
 
 def _preference_drops(
-    rows: list[PreferenceRow], named: list[PreferenceRow], kept: list[PreferenceRow]
+    rows: list[PreferenceRow],
+    named: list[PreferenceRow],
+    kept: list[PreferenceRow],
+    different: list[PreferenceRow],
 ) -> list[DroppedRow]:
-    of_name, of_draw = {row.id for row in named}, {row.id for row in kept}
+    of_name, of_draw, of_texts = ({row.id for row in part} for part in (named, kept, different))
     drops = [_dropped(row.id, "strength", f"strength {row.strength}") for row in rows if row.id not in of_name]
     reason = "not among those drawn (pairs.max_preference_pairs)"
-    return drops + [_dropped(row.id, "max_preference_pairs", reason) for row in named if row.id not in of_draw]
+    drops += [_dropped(row.id, "max_preference_pairs", reason) for row in named if row.id not in of_draw]
+    same = "edited and rejected are the same text"
+    return drops + [_dropped(row.id, "same_text", same) for row in kept if row.id not in of_texts]
 
 
 def _dropped(row_id: str, rule: str, reason: str) -> DroppedRow:

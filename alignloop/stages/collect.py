@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import CollectStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.split import round_batch
+from alignloop.judging.annotate import Annotations
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
@@ -20,29 +22,81 @@ class Inputs:
     preferences: Artifact
     scored: Artifact | None
     """The last round's scored candidates; None in the first round."""
+    judge_prompt: str | None = None
+    """Hash of the judging prompt, and of the judge's model: the recipe names both, and either may change under its
+    name."""
+    judge_model: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs(StageOutputs):
     preferences: Artifact
+    verdicts: tuple[Artifact, ...] = ()
+    """Every verdict of a judge with its answers, ties and unreadable ones included; empty where no judge was asked."""
+
+
+def inputs(config: CollectStageConfig, preferences: Artifact, scored: Artifact | None) -> Inputs:
+    """The stage's inputs, the judge's hashes among them where it will be asked."""
+    if config.annotator != "judge" or config.judge is None or scored is None:
+        return Inputs(preferences, scored)
+    from alignloop.judging.identity import model_mark, prompt_mark
+
+    return Inputs(preferences, scored, prompt_mark(config.judge), model_mark(config.judge))
 
 
 def run(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     everyone = list(load_jsonl(inputs.preferences.path, PreferenceRow))
     batch = round_batch(everyone, round=ctx.round, batches=config.batches, split_rounds=config.split_rounds)
-    annotated: list[PreferenceRow] = []
-    if config.annotator == "simulated" and config.num_annotations and inputs.scored is not None:
-        from alignloop.quickstart.annotator import annotate
-
+    new = Annotations([], [], {"annotated": 0}, {})
+    if config.annotator != "none" and config.num_annotations and inputs.scored is not None:
+        candidates = list(load_jsonl(inputs.scored.path, CandidateRow))
+        pairs = pairs_to_annotate(candidates, seed=ctx.seed)
         with ctx.activity("annotating"):
-            candidates = list(load_jsonl(inputs.scored.path, CandidateRow))
-            annotated = annotate(pairs_to_annotate(candidates, seed=ctx.seed), seed=ctx.seed)
-            annotated = annotated[: config.num_annotations]
-    dump_jsonl(ctx.dir / "preferences.jsonl", [*batch, *annotated])
+            new = _simulated(config, pairs, ctx) if config.annotator == "simulated" else _judged(config, pairs, ctx)
+    dump_jsonl(ctx.dir / "preferences.jsonl", [*batch, *new.rows])
+    verdicts: tuple[Artifact, ...] = ()
+    if new.verdicts:
+        dump_jsonl(ctx.dir / "verdicts.jsonl", new.verdicts)
+        verdicts = (Artifact.of(ctx.dir / "verdicts.jsonl"),)
+    shutil.rmtree(ctx.dir / _KEPT, ignore_errors=True)
     return Outputs(
         preferences=Artifact.of(ctx.dir / "preferences.jsonl"),
-        counts={"preferences": len(batch), "annotated": len(annotated)},
+        verdicts=verdicts,
+        counts={"preferences": len(batch), **new.counts},
+        metrics=new.metrics,
     )
+
+
+_KEPT = "judge"
+"""Folder of what a judge has finished, until all of it stands in the stage's files."""
+
+
+def _simulated(
+    config: CollectStageConfig, pairs: list[tuple[PromptRow, CandidateRow, CandidateRow]], ctx: StageContext
+) -> Annotations:
+    from alignloop.quickstart.annotator import annotate
+
+    rows = annotate(pairs, seed=ctx.seed)[: config.num_annotations]
+    return Annotations(rows, [], {"annotated": len(rows)}, {})
+
+
+def _judged(
+    config: CollectStageConfig, pairs: list[tuple[PromptRow, CandidateRow, CandidateRow]], ctx: StageContext
+) -> Annotations:
+    """The first `num_annotations` pairs: each costs, whatever comes of it."""
+    from alignloop.judging.annotate import annotate
+    from alignloop.judging.judge import open_judge
+
+    assert config.judge is not None, "the recipe checks that there is one"
+    judge = open_judge(
+        config.judge,
+        ctx.engine,
+        dir=ctx.dir / _KEPT,
+        seed=ctx.seed,
+        max_model_len=config.judge_engine.max_model_len if config.judge_engine is not None else None,
+        progress=ctx.progress,
+    )
+    return annotate(pairs[: config.num_annotations], judge=judge, both_orders=config.judge.both_orders)
 
 
 def pairs_to_annotate(

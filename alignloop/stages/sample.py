@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,10 +207,10 @@ def _sample(
                 done = _finished(sampler, part, shard)
                 if done is None:
                     done = _sample_shard(sampler, part, policy, ctx.engine)
-                    _write_whole(shard, b"".join(row.model_dump_json().encode() + b"\n" for row in done))
+                    _write_whole(shard, (row.model_dump_json().encode() + b"\n" for row in done))
                 rows += done
                 advance(len(part))
-        _write_whole(into, b"".join(shard.read_bytes() for shard in shards))
+        _write_whole(into, (shard.read_bytes() for shard in shards))
     for shard in shards:
         shard.unlink(missing_ok=True)
     return rows
@@ -238,11 +238,11 @@ def _finished(sampler: _Sampler, asked: Sequence[_Asked], file: Path) -> list[Ca
     return rows if [row.id for row in rows] == wanted else None
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def _write_whole(path: Path, content: Iterable[bytes]) -> None:
     """Aside, sync, rename: at any moment the file is whole or not there."""
     aside = path.with_suffix(".tmp")
     with aside.open("wb") as file:
-        file.write(content)
+        file.writelines(content)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

@@ -1,15 +1,36 @@
-"""The reward of every candidate: raw, never normalised per prompt."""
+"""The reward of every candidate: the reward model's raw one, and what the user's own reward functions add to it.
+
+candidates --reward functions, a batch of whole prompts at a time--> extra_rewards --\\
+           --reward model, a prompt with its K candidates in one row--> reward ------+--> total_reward
+"""
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import ScoreConfig
+from alignloop.config.recipe import RewardFunction, ScoreConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
-from alignloop.records import CandidateRow
+from alignloop.errors import DataError, ModelError, UserError
+from alignloop.records import CandidateRow, Message
+from alignloop.selection.reward_functions import call_function, load_function
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
+
+if TYPE_CHECKING:
+    from alignloop.chat.format import ChatFormat
+
+BATCH_CANDIDATES = 256
+"""Candidates a call of a reward function is given at least, where there are so many; all K of a prompt together."""
+_NUM_DECODED = 256
+"""Candidates whose ids are compared with their text: another tokenizer shows in the first."""
+_NO_COLUMNS = ("prompt", "completion", "prompts", "completions", "completion_ids")
+"""Not handed on from `meta`: the names are those of the candidates themselves."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +50,153 @@ def run(config: ScoreConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.training.scoring import score_groups
 
     rows = list(load_jsonl(inputs.candidates.path, CandidateRow))
-    groups = candidate_groups(rows, load_format(inputs.reward_model.path))
+    prompts = grouped(rows, where=str(inputs.candidates.path))
+    chat = load_format(inputs.reward_model.path)
+    check_tokenizer(rows, chat, where=str(inputs.candidates.path), reward_model=str(inputs.reward_model.path))
+    values: dict[str, dict[str, float]] = {}
+    if config.reward_functions:
+        # The user's own code first: what is wrong with it is known before the long part.
+        with ctx.activity("reward functions"):
+            names = [entry.function for entry in unique(config.reward_functions)]
+            values = {name: function_values(name, prompts) for name in names}
     ctx.engine.sleep()
     with ctx.activity("scoring"):
         rewards = score_groups(
-            groups,
+            candidate_groups(rows, chat),
             reward_model=inputs.reward_model.path,
             rows_per_microbatch=config.rows_per_microbatch,
             dtype=config.dtype,
             progress=ctx.progress,
         )
-    # Groups keep the order of the rows, whose candidates of a prompt are adjacent.
-    flat = [reward for group in rewards for reward in group]
-    scored = [row.model_copy(update={"reward": reward}) for row, reward in zip(rows, flat, strict=True)]
+    raw = {row.id: reward for row, reward in zip(chain(*prompts), chain(*rewards), strict=True)}
+    scored = [scored_row(row, raw[row.id], values, config.reward_functions) for row in rows]
     dump_jsonl(ctx.dir / "candidates.jsonl", scored)
-    return Outputs(
-        candidates=Artifact.of(ctx.dir / "candidates.jsonl"),
-        metrics={"mean_reward": sum(flat) / len(flat)},
-    )
+    return Outputs(candidates=Artifact.of(ctx.dir / "candidates.jsonl"), metrics=_metrics(scored, values))
+
+
+def grouped(rows: Sequence[CandidateRow], *, where: str) -> list[list[CandidateRow]]:
+    """The candidates of each prompt, prompts and candidates in file order.
+
+    Raises:
+        DataError: no candidate, two with one id, one without tokens, or two dialogs under one prompt id.
+    """
+    if not rows:
+        raise DataError(f"{where}: holds no candidate to score: run the sample stage first")
+    prompts: dict[str, list[CandidateRow]] = {}
+    seen: set[str] = set()
+    for row in rows:
+        group = prompts.setdefault(row.prompt_id, [])
+        if row.id in seen:
+            raise DataError(f"{where}: two candidates have the id {row.id!r}: give each its own")
+        if not row.completion_ids:
+            raise DataError(f"{where}: candidate {row.id} has no completion_ids: there is no token to score")
+        if group and group[0].messages != row.messages:
+            raise DataError(
+                f"{where}: candidates {group[0].id} and {row.id} have the prompt_id {row.prompt_id!r} but different "
+                "messages: give each dialog a prompt_id of its own"
+            )
+        seen.add(row.id)
+        group.append(row)
+    return list(prompts.values())
+
+
+def check_tokenizer(rows: Sequence[CandidateRow], chat: ChatFormat, *, where: str, reward_model: str) -> None:
+    """Raises ModelError where the reward model's tokenizer is not the one the candidates were sampled with."""
+    for row in rows[:_NUM_DECODED]:
+        try:
+            text = chat.decode(row.completion_ids)
+        except (IndexError, OverflowError, TypeError, ValueError) as error:
+            text = f"({type(error).__name__}: {error})"
+        # A text need not come back from its ids letter for letter: templates trim, tokenizers normalise.
+        if text != row.completion and text != chat.decode(chat.completion(row.completion).token_ids):
+            raise ModelError(
+                f"{where}: candidate {row.id} was sampled with another tokenizer than that of the reward model "
+                f"{reward_model}: its ids read {text[:60]!r} there, its text is {row.completion[:60]!r}. Score with a "
+                "reward model trained from the same base"
+            )
+
+
+def unique(functions: Sequence[RewardFunction]) -> Sequence[RewardFunction]:
+    """Raises UserError where a function is named twice: its values could be recorded only once."""
+    names = [entry.function for entry in functions]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"score.reward_functions: {name} is named {names.count(name)} times: name it once, with the sum of the "
+                "weights"
+            )
+    return functions
+
+
+def function_values(name: str, prompts: Sequence[Sequence[CandidateRow]]) -> dict[str, float]:
+    """Candidate id -> value of a reward function; only those it applies to."""
+    function = load_function(name)
+    values: dict[str, float] = {}
+    keys = {key: None for group in prompts for row in group for key in row.meta if key not in _NO_COLUMNS}
+    for batch in _batches(prompts):
+        found = call_function(
+            function,
+            name=name,
+            prompts=[[_message(message) for message in row.messages] for row in batch],
+            completions=[[_message(Message(role="assistant", content=row.completion))] for row in batch],
+            columns={
+                "completion_ids": [list(row.completion_ids) for row in batch],
+                # Copies: what a function does to its arguments must not reach the rows.
+                **{key: [copy.deepcopy(row.meta.get(key)) for row in batch] for key in keys},
+            },
+            ids=[f"candidate {row.id}" for row in batch],
+        )
+        values |= {row.id: value for row, value in zip(batch, found, strict=True) if value is not None}
+    return values
+
+
+def scored_row(
+    row: CandidateRow, reward: float, values: dict[str, dict[str, float]], functions: Sequence[RewardFunction]
+) -> CandidateRow:
+    """The candidate with its reward, the functions' values, and their weighted sum.
+
+    Raises:
+        ModelError: the reward is not a finite number.
+        UserError: the total is not.
+    """
+    if not math.isfinite(reward):
+        raise ModelError(f"candidate {row.id}: the reward model gives {reward}: its training has diverged")
+    extra = {name: found[row.id] for name, found in values.items() if row.id in found}
+    total = reward + sum(entry.weight * extra[entry.function] for entry in functions if entry.function in extra)
+    if not math.isfinite(total):
+        raise UserError(
+            f"candidate {row.id}: the total reward is {total} (reward {reward:.4g}, values {extra}): lower the weights "
+            "under score.reward_functions"
+        )
+    return row.model_copy(update={"reward": reward, "extra_rewards": extra, "total_reward": total})
+
+
+def _batches(prompts: Sequence[Sequence[CandidateRow]]) -> Iterator[list[CandidateRow]]:
+    batch: list[CandidateRow] = []
+    for group in prompts:
+        batch += group
+        if len(batch) >= BATCH_CANDIDATES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _message(message: Message) -> dict[str, Any]:
+    return {"role": message.role, "content": message.content}
+
+
+def _metrics(rows: Sequence[CandidateRow], values: dict[str, dict[str, float]]) -> dict[str, float]:
+    rewards = [row.reward for row in rows if row.reward is not None]
+    metrics = {"mean_reward": sum(rewards) / len(rewards)}
+    if values:
+        totals = [row.total_reward for row in rows if row.total_reward is not None]
+        metrics["mean_total_reward"] = sum(totals) / len(totals)
+    for name, found in values.items():
+        metrics[f"applies/{name}"] = len(found) / len(rows)
+        if found:
+            metrics[f"mean/{name}"] = sum(found.values()) / len(found)
+    return metrics
 
 
 STAGE = Stage("score", Inputs, Outputs, run)

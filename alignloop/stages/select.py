@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, derive_seed
@@ -12,6 +13,9 @@ from alignloop.records import CandidateRow, SelectedRow
 from alignloop.selection.best_of_k import pass_rate, pass_threshold, pick_best, pick_random
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
+
+MANY_TRUNCATED = 0.1
+"""Share of prompts without a finished candidate above which it is said; it is always in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,20 @@ class Outputs(StageOutputs):
 
 def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     rows = list(load_jsonl(inputs.candidates.path, CandidateRow))
+    if not rows:
+        raise DataError(f"{inputs.candidates.path}: holds no candidate to select from: run the sample stage first")
     threshold = pass_threshold([reward_of(row) for row in rows], quantile=config.pass_quantile)
     selected = [
         best_of(candidates, threshold=threshold, seed=derive_seed(ctx.seed, prompt_id))
         for prompt_id, candidates in by_prompt(rows).items()
     ]
     dump_jsonl(ctx.dir / "selected.jsonl", selected)
+    cut = sum(row.finish_reason == "length" for row in selected)
+    if cut > MANY_TRUNCATED * len(selected):
+        ctx.progress.say(
+            f"  {cut} of {len(selected)} prompts have no candidate that ends within sample.max_tokens: their best "
+            "was cut off"
+        )
     return Outputs(
         selected=Artifact.of(ctx.dir / "selected.jsonl"),
         counts={"in": len(rows), "kept": len(selected), "dropped": len(rows) - len(selected)},
@@ -40,6 +52,7 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
             "mean_reward_random": sum(row.random_reward for row in selected) / len(selected),
             "mean_reward_best": sum(row.reward for row in selected) / len(selected),
             "pass_threshold": threshold,
+            "only_truncated": cut / len(selected),
         },
     )
 
@@ -48,7 +61,8 @@ def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> S
     """The row of one prompt."""
     rewards = [reward_of(row) for row in candidates]
     truncated = [row.finish_reason == "length" for row in candidates]
-    best = candidates[pick_best(rewards, truncated=truncated)]
+    empty = [not row.completion.strip() for row in candidates]
+    best = candidates[pick_best(rewards, truncated=truncated, empty=empty)]
     return SelectedRow(
         id=best.id,
         prompt_id=best.prompt_id,
@@ -56,7 +70,7 @@ def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> S
         completion=best.completion,
         finish_reason=best.finish_reason,
         reward=reward_of(best),
-        random_reward=rewards[pick_random(truncated=truncated, seed=seed)],
+        random_reward=rewards[pick_random(truncated=truncated, empty=empty, seed=seed)],
         rewards=rewards,
         pass_rate=pass_rate(rewards, threshold=threshold),
         round=best.round,
@@ -74,10 +88,13 @@ def by_prompt(rows: list[CandidateRow]) -> dict[str, list[CandidateRow]]:
 
 
 def reward_of(row: CandidateRow) -> float:
-    """The reward of a scored candidate."""
-    if row.reward is None:
+    """What a scored candidate goes by: the total reward, or the reward model's where a file has no total."""
+    reward = row.reward if row.total_reward is None else row.total_reward
+    if reward is None:
         raise DataError(f"candidate {row.id} has no reward: run the score stage on the file first")
-    return row.reward
+    if not math.isfinite(reward):
+        raise DataError(f"candidate {row.id} has the reward {reward}: finite numbers are wanted; score the file again")
+    return reward
 
 
 STAGE = Stage("select", Inputs, Outputs, run)

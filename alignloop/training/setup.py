@@ -129,8 +129,11 @@ def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunn
     groups = job.all_groups
     longest = max(group.longest for group in groups)
     device, backbone = processes.device, backbone_of(module.model)
+    mode = processes.of_first(lambda: choose_layout(backbone, longest=longest, progress=job.progress))
+    if mode == "separate" and isinstance(job.config, RewardConfig) and not job.config.isolate:
+        job.progress.say("  reward.isolate: false changes nothing on separate rows: each completion is read alone")
     return RowRunner(
-        mode=processes.of_first(lambda: choose_layout(backbone, longest=longest, progress=job.progress)),
+        mode=mode,
         row_tokens=job.config.row_tokens or auto_row_tokens(max(packed_num_tokens(group) for group in groups)),
         rows=min(job.config.rows_per_microbatch, job.max_rows or job.config.rows_per_microbatch),
         pad_token_id=pad_token_id_of(module.model),

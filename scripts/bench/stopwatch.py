@@ -64,8 +64,13 @@ class MemoryWatch:
         return max(0.0, self.peak_mib() - self.level_mib)
 
 
-def _status_mib(name: str) -> float:
-    path = Path("/proc/self/status")
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process now, in 10^6 bytes (Linux; zero elsewhere)."""
+    return _status_mib("VmRSS", process=str(pid)) * 1024 * 1024 / 1e6
+
+
+def _status_mib(name: str, *, process: str = "self") -> float:
+    path = Path("/proc") / process / "status"
     if not path.is_file():
         return 0.0
     line = next((line for line in path.read_text().splitlines() if line.startswith(f"{name}:")), "")

@@ -159,12 +159,12 @@ class _Bench:
 
 def _heading(options: argparse.Namespace, measurer: Measurer) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in measurer.versions().items())
-    machine = f"{_processor()}, {options.threads} thread{'s' if options.threads > 1 else ''}"
+    machine = f"{processor()}, {options.threads} thread{'s' if options.threads > 1 else ''}"
     date = f"{options.date}. " if options.date else ""
     return [f"{date}{machine}; Python {platform.python_version()}, {versions}; medians of {options.pairs} pairs."]
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, as far as the system tells it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []

@@ -17,13 +17,17 @@ VOCAB = 512
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """`a`, `b`: one architecture, tied head, other weights. `nudged`: `a` with its weights moved by 1e-5. `untied`."""
+    """`a`, `b`: one architecture, tied head, other weights. `nudged`: `a` with its weights moved by 1e-5.
+
+    `untied`, `untied_b`: the same with a head of its own.
+    """
     folder = tmp_path_factory.mktemp("checkpoints")
     return SimpleNamespace(
         a=_save(folder / "a", seed=1, tied=True),
         b=_save(folder / "b", seed=2, tied=True),
         nudged=_save(folder / "nudged", seed=1, tied=True, nudge=1e-5),
         untied=_save(folder / "untied", seed=3, tied=False),
+        untied_b=_save(folder / "untied_b", seed=4, tied=False),
     )
 
 

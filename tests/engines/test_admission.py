@@ -22,6 +22,8 @@ LIMITS: dict[str, Any] = {"max_model_len": 10, "vocab_size": 50}
         (GenerateRequest(prompt_ids=(1,), max_tokens=1, num_candidates=0), r"num_candidates \(0\)"),
         (GenerateRequest(prompt_ids=(1,), max_tokens=1, temperature=-0.1), r"temperature \(-0.1\)"),
         (GenerateRequest(prompt_ids=(1,), max_tokens=1, top_p=0.0), r"top_p \(0.0\)"),
+        (GenerateRequest(prompt_ids=(1,), max_tokens=1, json_schema="{"), "its json_schema is not JSON"),
+        (GenerateRequest(prompt_ids=(1,), max_tokens=1, json_schema="[]"), "its json_schema is a JSON list"),
     ],
 )
 def test_refused(request_: GenerateRequest, message: str) -> None:

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from alignloop.config.recipe import EngineConfig
 from alignloop.engines.canary import SEQUENCE_TOKENS, canary_sequences
-from alignloop.engines.checkpoint import architecture, eos_token_ids, num_parameters, read_config, weight_files
+from alignloop.engines.checkpoint import (
+    architecture,
+    check_servable,
+    eos_token_ids,
+    num_parameters,
+    read_config,
+    weight_files,
+)
+from alignloop.engines.plain import load_plain
 from alignloop.engines.weight_swap import weights
-from alignloop.errors import ModelError
+from alignloop.errors import ModelError, UserError
 
 
 def write(folder: Path, **files: object) -> Path:
@@ -74,3 +85,65 @@ def test_canary_sequences_are_fixed_and_hold_no_special_ids() -> None:
     assert sequences == canary_sequences(config)
     assert {len(ids) for ids in sequences} == {SEQUENCE_TOKENS}
     assert {token_id for ids in sequences for token_id in ids} <= set(range(3, 12))
+
+
+def config(**values: object) -> EngineConfig:
+    return EngineConfig.model_validate({"max_model_len": 256, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_model_len": 257}, r"engine\.max_model_len: 257 tokens, but .*/a has 256 positions"),
+        ({"tensor_parallel": 3}, r"engine\.tensor_parallel: 3 does not divide the 4 attention heads"),
+        ({"pipeline_parallel": 5}, r"engine\.pipeline_parallel: 5, but .*/a has 4 layers"),
+    ],
+)
+def test_settings_the_model_has_no_room_for(checkpoints: SimpleNamespace, values: dict[str, int], message: str) -> None:
+    check_servable(checkpoints.a, config())
+    with pytest.raises(UserError, match=message):
+        check_servable(checkpoints.a, config(**values))
+
+
+def test_stretched_positions_are_the_engines_to_judge(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    folder = copied(checkpoints.a, tmp_path / "yarn", rope_parameters={"rope_type": "yarn", "factor": 4.0})
+    check_servable(folder, config(max_model_len=1024))
+
+
+def test_tokenizer_or_config_of_another_model(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json says 500 tokens \(vocab_size\), the embedding has 512 rows"):
+        check_servable(copied(checkpoints.a, tmp_path / "config", vocab_size=500), config())
+    other = copied(checkpoints.a, tmp_path / "tokenizer")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({"id": 600, "content": "<unused>", "special": True})
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    check_servable(other, config())  # a token that nothing writes does no harm
+    tokenizer["model"]["vocab"]["stranger"] = 700
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=r"tokenizer\.json: gives token ids up to 700, the model has 512 tokens"):
+        check_servable(other, config())
+
+
+def test_weights_cut_short_are_seen_before_a_start(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    folder = copied(checkpoints.a, tmp_path / "short")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors: is cut short"):
+        check_servable(folder, config())
+
+
+def test_a_weight_that_is_missing_is_not_made_up(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    folder = copied(checkpoints.a, tmp_path / "lacking")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights of a LlamaForCausalLM, model\.layers\.3\.mlp\.up_proj"):
+        load_plain(folder, dtype="float32")
+
+
+def copied(checkpoint: Path, folder: Path, **changed: object) -> Path:
+    """A copy whose config.json says something else."""
+    shutil.copytree(checkpoint, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    return folder

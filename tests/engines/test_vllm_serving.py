@@ -8,14 +8,16 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from alignloop.config.recipe import EngineConfig
 from alignloop.engines import canary
 from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest
 from alignloop.engines.process import EngineProcess
-from alignloop.errors import EngineError
+from alignloop.errors import EngineError, UserError
 
 
 def prompt(seed: int, length: int = 40) -> tuple[int, ...]:
@@ -156,3 +158,63 @@ def test_killed_in_mid_run_it_is_started_again_with_the_same_result(
     killer.join()
     assert vllm_engine.num_starts == num_starts + 1
     assert vllm_engine.pid != pid
+
+
+def resident_mb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_swaps_leave_memory_where_it_was(vllm_engine: EngineProcess, checkpoints: SimpleNamespace) -> None:
+    both = [checkpoints.a, checkpoints.b]
+    for checkpoint in both * 2:  # the first ones fill allocators
+        vllm_engine.load_weights(checkpoint)
+    pid = vllm_engine.pid
+    assert pid is not None
+    before = resident_mb(pid)
+    for number in range(15):
+        vllm_engine.load_weights(both[number % 2])
+        vllm_engine.generate(sampled(1, max_tokens=4))
+    # The weights are 3 MB: 15 copies left behind are 45.
+    assert resident_mb(pid) - before < 15
+    assert vllm_engine.pid == pid
+
+
+def test_swap_drops_the_blocks_of_a_shared_prompt(
+    vllm_engine: EngineProcess, checkpoints: SimpleNamespace, plain_forward: SimpleNamespace
+) -> None:
+    request = GenerateRequest(prompt_ids=prompt(8, 100), max_tokens=12, temperature=0.0)  # three full blocks
+    for checkpoint in (checkpoints.a, checkpoints.b, checkpoints.a):
+        vllm_engine.load_weights(checkpoint)
+        expected = plain_forward.greedy(checkpoint, request.prompt_ids, max_tokens=12)
+        assert vllm_engine.generate([request])[0][0].token_ids == expected
+
+
+def test_untied_heads_are_swapped_after_a_start_of_their_own(
+    vllm_engine: EngineProcess, checkpoints: SimpleNamespace, plain_forward: SimpleNamespace
+) -> None:
+    vllm_engine.load_weights(checkpoints.a)
+    num_starts = vllm_engine.num_starts
+    request = LoglikelihoodRequest(context_ids=prompt(6), continuation_ids=prompt(7, 5))
+    for checkpoint in (checkpoints.untied, checkpoints.untied_b, checkpoints.untied):
+        vllm_engine.load_weights(checkpoint)
+        expected = plain_forward.logprobs(checkpoint, request.context_ids, request.continuation_ids)
+        assert vllm_engine.loglikelihood([request])[0].logprobs == pytest.approx(expected, abs=1e-3)
+    assert vllm_engine.num_starts == num_starts + 1  # another architecture than the tied one's
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ("fp9", r"engine\.quantization: fp9 is not one that vLLM has on"),
+        ("awq", r"engine\.quantization: awq does not serve .*/a on this machine"),
+    ],
+)
+def test_a_quantisation_that_cannot_be_is_named(
+    checkpoints: SimpleNamespace, tmp_path: Path, quantization: str, message: str
+) -> None:
+    config = EngineConfig(max_model_len=256, quantization=quantization, kv_cache_gb=0.01)
+    with (
+        EngineProcess(config, log_file=tmp_path / "engine.log") as engine,
+        pytest.raises(UserError, match=message),
+    ):
+        engine.load_weights(checkpoints.a)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -49,3 +50,37 @@ def test_pass_rate_by_hand() -> None:
     assert pass_rate([0.0, 1.5, 2.0, 4.0], threshold=1.5) == 0.75  # reaching it is enough
     with pytest.raises(ValueError, match="nan"):
         pass_rate([math.nan], threshold=0.0)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "truncated", "empty", "best", "drawn_from"),
+    [
+        ([9.0, 1.0, 2.0], [False] * 3, [True, False, False], 2, {1, 2}),  # nothing to train on in the highest
+        ([9.0, 1.0], [False, True], [True, False], 0, {0}),  # truncated never wins over finished, even so
+        ([1.0, 9.0, 2.0], [True] * 3, [False, True, False], 2, {0, 2}),  # all broke off: of those with text
+        ([1.0, 9.0], [False, False], [True, True], 1, {0, 1}),
+        ([5.0, 5.0, 5.0], [True, False, False], [False, True, False], 2, {2}),
+    ],
+)
+def test_empty_candidates(
+    rewards: list[float], truncated: list[bool], empty: list[bool], best: int, drawn_from: set[int]
+) -> None:
+    assert pick_best(rewards, truncated=truncated, empty=empty) == best
+    assert {pick_random(truncated=truncated, empty=empty, seed=seed) for seed in range(60)} == drawn_from
+
+
+def test_the_best_beats_every_random_pick_and_copies_change_nothing() -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        k = draw.randint(1, 8)
+        rewards = [float(draw.randint(0, 4)) for _ in range(k)]
+        truncated = [draw.random() < 0.4 for _ in range(k)]
+        empty = [draw.random() < 0.2 for _ in range(k)]
+        best = pick_best(rewards, truncated=truncated, empty=empty)
+        picked = pick_random(truncated=truncated, empty=empty, seed=draw.randint(0, 9))
+        assert rewards[best] >= rewards[picked]
+        assert not truncated[best] or all(truncated)
+        twice = pick_best(rewards * 2, truncated=truncated * 2, empty=empty * 2)
+        assert twice == best  # the first of equals
+    with pytest.raises(ValueError, match="2 rewards for 1"):
+        pick_best([1.0, 2.0], truncated=[False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -405,3 +406,44 @@ def test_a_cpu_without_bfloat16_uses_float32_and_says_so(
     assert any("no bfloat16" in line for line in notes.lines)
     exact = run("sft", policy, tmp_path / "b", make_groups)
     assert weights(result.checkpoints[-1]) == weights(exact.checkpoints[-1])
+
+
+# ---- completions that see each other
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+def test_completions_that_see_each_other_train_something_else(
+    lora: LoraConfig | None, policy: Path, tmp_path: Path, make_groups: MakeGroups
+) -> None:
+    """As in the paper's reward model: another first loss than with each completion alone, and a whole checkpoint."""
+    result = run("reward", policy, tmp_path / "seen", make_groups, isolate=False, lora=lora)
+    run("reward", policy, tmp_path / "alone", make_groups, isolate=True, lora=lora)
+    seen, alone = log_rows(tmp_path / "seen"), log_rows(tmp_path / "alone")
+    assert abs(seen[0]["loss"] - alone[0]["loss"]) > 1e-6
+    assert all(math.isfinite(row["grad_norm"]) and row["grad_norm"] > 0 for row in seen)
+    model = AutoModelForSequenceClassification.from_pretrained(result.checkpoints[-1])
+    assert model.config.num_labels == 1
+    assert (result.checkpoints[-1] / "adapter").is_dir() == (lora is not None)
+
+
+def test_that_separate_rows_cannot_see_each_other_is_said(
+    policy: Path, tmp_path: Path, make_groups: MakeGroups
+) -> None:
+    """A sliding window shorter than the rows keeps a model from packed ones."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    base = tmp_path / "base"
+    shutil.copytree(policy, base)
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, sliding_window=4,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        MistralForCausalLM(config).save_pretrained(base)
+    for isolate in (False, True):
+        notes = Notes()
+        run("reward", base, tmp_path / str(isolate), make_groups, isolate=isolate, max_steps=1, progress=notes)
+        said = "reward.isolate: false changes nothing on separate rows" in " ".join(notes.lines)
+        assert said is not isolate
+        assert "training on separate rows" in " ".join(notes.lines)

@@ -1,0 +1,203 @@
+"""`compare-sampling`: what A and B are, the sampling and scoring that recipes need, and what is written.
+
+A, B ─► scored file, or recipe ─► <dir>/a, <dir>/b: sample, score ─► sides ─► Comparison ─► DIR
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignloop.artifacts import Artifact, write_text
+from alignloop.bundled import resolve_file
+from alignloop.comparison.page import comparison_page
+from alignloop.comparison.result import Comparison, compare
+from alignloop.comparison.sides import Side, read_side
+from alignloop.config import Recipe
+from alignloop.data.jsonl import dump_jsonl
+from alignloop.data.readers import read_prompts
+from alignloop.engine_log import temporary_folder
+from alignloop.errors import UserError
+from alignloop.one_sampling import chat_of, names_room, policy_folder, run_sampling, sampling_recipe, with_room
+from alignloop.one_scoring import reward_model_folder, run_scoring
+from alignloop.progress import Progress
+from alignloop.run_dir import locked
+from alignloop.selection.reward_functions import load_function
+from alignloop.stages import sample, score
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+ROW_SUFFIXES = (".jsonl", ".json")
+JSON_FILE, PAGE_FILE = "comparison.json", "comparison.html"
+OWN_ENTRIES = {JSON_FILE, PAGE_FILE, "a", "b", "run.lock"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One side as the user gives it.
+
+    Attributes:
+        source: a recipe's file or name, or a file of scored candidates.
+        overrides: of a recipe.
+    """
+
+    source: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def is_recipe(self) -> bool:
+        """By its ending; without a telling one, what is no file is a recipe's name."""
+        path = Path(self.source).expanduser()
+        if path.suffix in (*RECIPE_SUFFIXES, *ROW_SUFFIXES):
+            return path.suffix in RECIPE_SUFFIXES
+        return not path.is_file()
+
+    @property
+    def name(self) -> str:
+        return ", ".join([self.source, *self.overrides])
+
+
+@dataclass(frozen=True)
+class Models:
+    """What recipes are sampled with and scored by; each None where it is not given."""
+
+    policy: str | None = None
+    reward_model: str | None = None
+    prompts: str | None = None
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What all recipes of a comparison share."""
+
+    policy: Path
+    reward_model: Path
+    prompts: str
+
+
+def compare_sampling(
+    a: Asked, b: Asked, *, models: Models, out: Path | None, seed: int | None, progress: Progress
+) -> Comparison:
+    """Compare two ways to sample; recipes are sampled and scored first.
+
+    Args:
+        out: folder for comparison.json, the page, and what recipes sampled, which a second call takes over; None:
+            nothing is kept.
+        seed: the run's seed of both; None: each recipe's own.
+
+    Raises:
+        UserError: bad input, found before anything is sampled where it can be.
+        EngineError: the engine died too often.
+    """
+    asked = {"a": a, "b": b}
+    _check_options(asked, models)
+    if out is not None:
+        out = _checked_folder(out)
+    making, recipes = None, {}
+    if a.is_recipe or b.is_recipe:
+        making = _making(models)
+        recipes = {letter: _recipe(one, making, seed=seed) for letter, one in asked.items() if one.is_recipe}
+        _check_scoring(recipes)
+    sides = {
+        letter: read_side(Path(one.source).expanduser(), name=one.name)
+        for letter, one in asked.items()
+        if not one.is_recipe
+    }
+    with _working_folder(out) as folder:
+        for letter, recipe in recipes.items():
+            assert making is not None
+            progress.say(f"{letter.upper()}  {asked[letter].name}")
+            sides[letter] = _made(recipe, making, name=asked[letter].name, folder=folder / letter, progress=progress)
+        found = compare(sides["a"], sides["b"])
+        if out is not None:
+            write_text(out / JSON_FILE, found.model_dump_json(indent=1) + "\n")
+            write_text(out / PAGE_FILE, comparison_page(found))
+    return found
+
+
+def _check_options(asked: Mapping[str, Asked], models: Models) -> None:
+    """Every option that is missing, and every one that nothing would be done with."""
+    given = {"--policy": models.policy, "--reward-model": models.reward_model, "--prompts": models.prompts}
+    recipes = [one.source for one in asked.values() if one.is_recipe]
+    missing = [option for option, value in given.items() if value is None]
+    if recipes and missing:
+        raise UserError(
+            f"{' and '.join(dict.fromkeys(recipes))}: a recipe is sampled and scored here, which takes "
+            f"{', '.join(missing)}; a file of scored candidates (.jsonl) takes none of them"
+        )
+    if not recipes and len(missing) < len(given):
+        unused = ", ".join(option for option in given if option not in missing)
+        raise UserError(f"{unused}: A and B are files of scored candidates, nothing is sampled: leave it out")
+    for letter, one in asked.items():
+        if one.overrides and not one.is_recipe:
+            raise UserError(f"--set-{letter}: {one.source} is a file of scored candidates: only a recipe has settings")
+
+
+def _making(models: Models) -> _Making:
+    assert models.policy is not None
+    assert models.reward_model is not None
+    assert models.prompts is not None
+    return _Making(policy_folder(models.policy), reward_model_folder(models.reward_model), models.prompts)
+
+
+def _recipe(asked: Asked, making: _Making, *, seed: int | None) -> Recipe:
+    """The recipe, its engine with as much room as its prompts need."""
+    overrides = [*asked.overrides, *([] if seed is None else [f"seed={seed}"])]
+    recipe = sampling_recipe(asked.source, overrides, checkpoint=making.policy)
+    read = read_prompts([resolve_file(making.prompts, kind="prompts")], max_bad_fraction=recipe.data.max_bad_fraction)
+    return with_room(recipe, read.rows, chat=chat_of(making.policy), given=names_room(asked.source, overrides))
+
+
+def _check_scoring(recipes: Mapping[str, Recipe]) -> None:
+    """Two recipes must score alike: else their rewards differ for another reason than the sampling."""
+    scores = [recipe.score for recipe in recipes.values()]
+    if any(found != scores[0] for found in scores):
+        raise UserError(
+            "A and B have different `score` sections: their rewards would differ whatever is sampled. Make them the "
+            "same, for example with --set-b"
+        )
+    for recipe in recipes.values():
+        score.unique(recipe.score.reward_functions)
+        for entry in recipe.score.reward_functions:
+            load_function(entry.function)  # one that cannot be loaded is found before the engine starts
+
+
+def _made(recipe: Recipe, making: _Making, *, name: str, folder: Path, progress: Progress) -> Side:
+    """Sample and score a recipe in `folder`; what lies there, made from the same things, is taken over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    read = read_prompts([resolve_file(making.prompts, kind="prompts")], max_bad_fraction=recipe.data.max_bad_fraction)
+    dump_jsonl(folder / "prompts.jsonl", read.rows)
+    inputs = sample.Inputs(Artifact.of(making.policy), Artifact.of(folder / "prompts.jsonl"))
+    sampled = run_sampling(folder, recipe, inputs, progress=progress)
+    scored = run_scoring(
+        folder, recipe, score.Inputs(sampled.candidates, Artifact.of(making.reward_model)), progress=progress
+    )
+    dropped = {"could not be read": len(read.rejected), "left no room for a completion": sampled.counts["dropped"]}
+    return read_side(
+        scored.candidates.path,
+        name=name,
+        settings={"engine": recipe.engine.model_dump(mode="json"), "sample": recipe.sample.model_dump(mode="json")},
+        notes=tuple(f"{count} prompts {why}" for why, count in dropped.items() if count),
+    )
+
+
+def _checked_folder(out: Path) -> Path:
+    """`out` as a folder that is new, empty, or an earlier comparison's."""
+    out = out.expanduser().absolute()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: this is a file; name a folder")
+    others = sorted(entry.name for entry in out.iterdir() if entry.name not in OWN_ENTRIES) if out.is_dir() else []
+    if others:
+        raise UserError(f"--out {out}: holds other things ({', '.join(others[:3])}); name a folder of its own")
+    return out
+
+
+@contextmanager
+def _working_folder(out: Path | None) -> Iterator[Path]:
+    if out is None:
+        with temporary_folder() as folder:
+            yield folder
+    else:
+        with locked(out):
+            yield out

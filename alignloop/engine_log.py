@@ -1,0 +1,51 @@
+"""Where an engine's own words are: said when something fails, cleared away when nothing does."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alignloop.errors import AlignloopError, EngineError
+
+LOG_FILE = "engine.log"
+
+
+@contextmanager
+def log_named(log_file: Path) -> Iterator[None]:
+    """Note on an error that the engine may know more of where its log is, if there is one."""
+    try:
+        yield
+    except Exception as error:
+        if _is_engines(error) and log_file.is_file() and str(log_file) not in str(error):
+            error.add_note(f"What the engine said: {log_file}")
+        raise
+
+
+@contextmanager
+def temporary_log() -> Iterator[Path]:
+    """A log file in a temporary folder, which goes when the work is done; where it fails, it stays and is named."""
+    with temporary_folder() as folder, log_named(folder / LOG_FILE):
+        yield folder / LOG_FILE
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A temporary folder that goes in the end, but where the engine fails and has left a log in it."""
+    folder = Path(tempfile.mkdtemp(prefix="alignloop-"))
+    kept = False
+    try:
+        yield folder
+    except Exception as error:
+        kept = _is_engines(error) and any(folder.rglob(LOG_FILE))
+        raise
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_engines(error: Exception) -> bool:
+    """Whether an error is the engine's, or a defect that its log may explain."""
+    return isinstance(error, EngineError) or not isinstance(error, AlignloopError)

@@ -1,0 +1,111 @@
+"""A round's new annotations by a judge: pairs of candidates in, preferences and a row of every verdict out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alignloop.errors import UserError
+from alignloop.judging.base import Comparison, Judge, Verdict, Winner
+from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Row, Source, Strength
+
+Pair = tuple[PromptRow, CandidateRow, CandidateRow]
+
+
+class VerdictRow(Row):
+    """What a judge made of a pair, and every text it wrote about it."""
+
+    id: str
+    first: str
+    """Candidate's id, as `second`."""
+    second: str
+    winner: Winner
+    reason: str
+    answers: list[str]
+    judge: str
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What a judge made of a round's pairs.
+
+    Attributes:
+        counts: `judged` == `annotated` + `ties` + `unreadable`; `empty` pairs, with a completion that says nothing,
+            were not put to it.
+        metrics: shares of the judged pairs.
+    """
+
+    rows: list[PreferenceRow]
+    verdicts: list[VerdictRow]
+    counts: dict[str, int]
+    metrics: dict[str, float]
+
+
+def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annotations:
+    """Have a judge compare pairs of completions; ties and unreadable answers become no preference.
+
+    Strength: `better` where the judge was asked in both orders, for then it said the same twice; None where it was
+    asked once. Both train.
+
+    Raises:
+        UserError: not one answer can be read.
+        EngineError: the engine or the endpoint failed; what is finished is kept.
+    """
+    full = [pair for pair in pairs if pair[1].completion.strip() and pair[2].completion.strip()]
+    verdicts = judge.compare([_comparison(pair) for pair in full])
+    judged = list(zip(full, verdicts, strict=True))
+    num_by_winner = {name: sum(v.winner == name for v in verdicts) for name in ("first", "second", "tie", "unreadable")}
+    if verdicts and num_by_winner["unreadable"] == len(verdicts):
+        raise UserError(
+            f"judge {judge.name}: none of its {len(verdicts)} answers can be read. The first: {verdicts[0].reason}\n"
+            "Take another judge.model, judge.prompt or judge.max_tokens. (On vLLM answers are held to the prompt's "
+            "schema; elsewhere the model must write such JSON by itself.)"
+        )
+    strength: Strength | None = "better" if both_orders else None
+    rows = [_preference(pair, v, judge=judge.name, strength=strength) for pair, v in judged if _is_won(v)]
+    counts = {
+        "annotated": len(rows),
+        "judged": len(judged),
+        "ties": num_by_winner["tie"],
+        "unreadable": num_by_winner["unreadable"],
+        "empty": len(pairs) - len(full),
+    }
+    shares = {f"{name}_share": counts[name] / len(judged) for name in ("ties", "unreadable")} if judged else {}
+    return Annotations(rows, [_verdict_row(pair, v, judge=judge.name) for pair, v in judged], counts, shares)
+
+
+def _comparison(pair: Pair) -> Comparison:
+    prompt, first, second = pair
+    return Comparison(f"{first.id}/{second.id}", tuple(prompt.messages), first.completion, second.completion)
+
+
+def _is_won(verdict: Verdict) -> bool:
+    return verdict.winner in ("first", "second")
+
+
+def _preference(pair: Pair, verdict: Verdict, *, judge: str, strength: Strength | None) -> PreferenceRow:
+    prompt, first, second = pair
+    chosen, rejected = (first, second) if verdict.winner == "first" else (second, first)
+    return PreferenceRow(
+        id=f"annotated/{chosen.id}/{rejected.id}",
+        messages=prompt.messages,
+        chosen=chosen.completion,
+        rejected=rejected.completion,
+        strength=strength,
+        source=Source(file=f"round-{first.round:02d}"),
+        annotator=judge,
+        meta=dict(prompt.meta),
+    )
+
+
+def _verdict_row(pair: Pair, verdict: Verdict, *, judge: str) -> VerdictRow:
+    _, first, second = pair
+    return VerdictRow(
+        id=verdict.id,
+        first=first.id,
+        second=second.id,
+        winner=verdict.winner,
+        reason=verdict.reason,
+        answers=list(verdict.answers),
+        judge=judge,
+    )

@@ -1,0 +1,145 @@
+"""The judge that stages use: questions from a prompt file, put to the engine or an endpoint, finished ones on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignloop.artifacts import derive_seed, fingerprint
+from alignloop.config.recipe import JudgeConfig
+from alignloop.engines.base import Engine
+from alignloop.errors import EngineError, UserError
+from alignloop.judging.base import (
+    Answer,
+    Appraisal,
+    Asker,
+    AskerFailed,
+    Comparison,
+    Finished,
+    Judge,
+    Points,
+    Question,
+    Unit,
+    Verdict,
+)
+from alignloop.judging.endpoint_asker import EndpointAsker
+from alignloop.judging.engine_asker import EngineAsker
+from alignloop.judging.finished import FinishedFile
+from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, PointsPrompt, load_prompt
+from alignloop.judging.rendering import compare_messages, rate_messages
+from alignloop.judging.verdicts import points_of, verdict_of
+from alignloop.progress import Progress, QuietProgress
+from alignloop.records import Message
+
+
+def open_judge(
+    config: JudgeConfig,
+    engine: Engine,
+    *,
+    dir: Path,
+    seed: int,
+    max_model_len: int | None = None,
+    progress: Progress | None = None,
+) -> Judge:
+    """The judge a recipe names. Nothing is loaded or called before it is asked.
+
+    Args:
+        engine: where `config.endpoint` is None, the judge's model is loaded into it.
+        dir: finished verdicts are kept in its `finished.jsonl`, and taken over from there.
+        max_model_len: of the engine, in tokens; without one, what is too long is the engine's to refuse.
+
+    Raises:
+        UserError: the judging prompt cannot be used.
+    """
+    progress = progress or QuietProgress()
+    prompt = load_prompt(config.prompt)
+    asker: Asker
+    if config.endpoint is None:
+        model = Path(config.model).expanduser()
+        asker = EngineAsker(engine, model, config=config, prompt=prompt, max_model_len=max_model_len)
+    else:
+        asker = EndpointAsker(config, prompt=prompt, say=lambda line: progress.say(f"  {line}"))
+    return PromptedJudge(config, prompt, asker, dir=dir, seed=seed, progress=progress)
+
+
+def judge_name(config: JudgeConfig) -> str:
+    """What rows name as their annotator: the model's name, without the path to it."""
+    return config.model if config.endpoint is not None else Path(config.model).expanduser().resolve().name
+
+
+class PromptedJudge:
+    """A `Judge` by one judging prompt; see `open_judge`."""
+
+    def __init__(
+        self, config: JudgeConfig, prompt: JudgingPrompt, asker: Asker, *, dir: Path, seed: int, progress: Progress
+    ) -> None:
+        self._config = config
+        self._prompt = prompt
+        self._asker = asker
+        self._finished = FinishedFile(dir)
+        self._seed = seed
+        self._progress = progress
+
+    @property
+    def name(self) -> str:
+        return judge_name(self._config)
+
+    def compare(self, items: Sequence[Comparison]) -> list[Verdict]:
+        prompt = self._prompt
+        if not isinstance(prompt, PairwisePrompt):
+            raise UserError(f"judge.prompt: {self._config.prompt} gives points; comparing wants a pairwise prompt")
+        orders = (False, True) if self._config.both_orders else (False,)
+        units = [
+            self._unit(item.id, [compare_messages(prompt, item, swapped=swapped) for swapped in orders])
+            for item in items
+        ]
+        answers = self._ask(units, what="comparisons")
+        return [verdict_of(item.id, given) for item, given in zip(items, answers, strict=True)]
+
+    def rate(self, items: Sequence[Appraisal]) -> list[Points]:
+        prompt = self._prompt
+        if not isinstance(prompt, PointsPrompt):
+            raise UserError(f"judge.prompt: {self._config.prompt} compares two; rating wants a points prompt")
+        without = next((item.id for item in items if item.completion is None), None)
+        if prompt.wants_completion and without is not None:
+            raise UserError(f"judge.prompt: {self._config.prompt} grades a completion, and {without} has none")
+        units = [self._unit(item.id, [rate_messages(prompt, item)]) for item in items]
+        answers = self._ask(units, what="items")
+        return [points_of(item.id, given) for item, given in zip(items, answers, strict=True)]
+
+    def _unit(self, item_id: str, asked: Sequence[tuple[Message, ...]]) -> Unit:
+        questions = tuple(
+            Question(messages, derive_seed(self._seed, "judge", item_id, place)) for place, messages in enumerate(asked)
+        )
+        config = self._config
+        described = {
+            "model": config.model,
+            "temperature": config.temperature,
+            "max_tokens": config.max_tokens,
+            "prompt": self._prompt.digest,
+            "asked": [[message.model_dump() for message in question.messages] for question in questions],
+            "seeds": [question.seed for question in questions],
+        }
+        return Unit(item_id, fingerprint(described), questions)
+
+    def _ask(self, units: Sequence[Unit], *, what: str) -> list[tuple[Answer, ...]]:
+        finished = self._finished
+        with self._progress.task("judging", total=len(units), unit=what) as advance:
+            taken_over = sum(unit.key in finished.answers for unit in units)
+            if taken_over:
+                advance(taken_over)
+
+            def keep(more: Sequence[Finished]) -> None:
+                num_new = sum(unit.key not in finished.answers for unit, _ in more)
+                finished.append(more)
+                advance(num_new)
+
+            try:
+                self._asker.ask(units, done=finished.answers.keys(), keep=keep)
+            except (AskerFailed, EngineError) as error:
+                num_done = sum(unit.key in finished.answers for unit in units)
+                raise EngineError(
+                    f"judge: {error}\n{num_done} of {len(units)} {what} are finished and kept in {finished.path}; run "
+                    "the same command again to go on from there"
+                ) from error
+        return [finished.answers[unit.key] for unit in units]

@@ -1,0 +1,176 @@
+"""Judging prompts as files: what the model is told, the answer it must give, and where its verdict stands in that.
+
+A file is YAML. `{conversation}`, `{prompt}`, `{first}`, `{second}`, `{completion}` and `{mark}` are filled in;
+`{{word}}` is the text `{word}`. See alignloop/judging/prompts for the bundled ones.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from alignloop.artifacts import fingerprint
+from alignloop.data.problems import plain_problems
+from alignloop.errors import UserError
+
+BUNDLED = Path(__file__).resolve().parent / "prompts"
+PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
+_ALWAYS = ("conversation", "prompt", "mark")
+_DIALOG = {"conversation", "prompt"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+
+class _JudgingPrompt(_Strict):
+    system: str = ""
+    """Empty: no system message is sent."""
+    user: Annotated[str, Field(min_length=1)]
+    reason: str | None = None
+    """Field of the answer that holds the model's reason; a text."""
+    answer_schema: dict[str, Any] = Field(alias="schema")
+    """JSON schema of the answer. The engine is held to it; what any model writes is checked against it."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that is in the file."""
+        return fingerprint(self.model_dump(mode="json"))
+
+    def _check_templates(self, *, known: tuple[str, ...]) -> set[str]:
+        """The placeholders of both templates."""
+        used = {name for text in (self.system, self.user) for _, name in PLACEHOLDER.findall(text) if name}
+        unknown = sorted(used - set(known))
+        if unknown:
+            raise ValueError(
+                f"unknown placeholder {{{unknown[0]}}}: it may hold {', '.join(f'{{{name}}}' for name in known)}; for "
+                f"the text itself write {{{{{unknown[0]}}}}}"
+            )
+        return used
+
+    def _check_answer(self, field: str, values: tuple[object, ...]) -> None:
+        """The schema is one, and an answer of it holds the verdict."""
+        from jsonschema import Draft202012Validator, SchemaError
+
+        schema = self.answer_schema
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError as error:
+            raise ValueError(f"schema: not a JSON schema: {error.message}") from None
+        properties = schema.get("properties") or {}
+        for name in (field, *((self.reason,) if self.reason else ())):
+            if schema.get("type") != "object" or name not in properties or name not in schema.get("required", ()):
+                raise ValueError(f"schema: must be of `type: object` with the property {name!r}, listed in `required`")
+        refused = [value for value in values if not Draft202012Validator(properties[field]).is_valid(value)]
+        if refused:
+            raise ValueError(f"schema: its property {field!r} does not allow {refused[0]!r}, which `verdict` names")
+
+
+class PairVerdict(_Strict):
+    """Which value of the answer's field means what."""
+
+    field: str
+    first: str
+    second: str
+    tie: str | None = None
+    """None: the model must choose."""
+
+
+class PairwisePrompt(_JudgingPrompt):
+    """Compares two completions of one prompt."""
+
+    kind: Literal["pairwise"]
+    verdict: PairVerdict
+
+    @model_validator(mode="after")
+    def _usable(self) -> PairwisePrompt:
+        used = self._check_templates(known=(*_ALWAYS, "first", "second"))
+        if not ({"first", "second"} <= used and used & _DIALOG):
+            raise ValueError("user: a pairwise prompt must hold {first}, {second} and {conversation} or {prompt}")
+        values = [v for v in (self.verdict.first, self.verdict.second, self.verdict.tie) if v is not None]
+        if len(set(values)) < len(values):
+            raise ValueError(f"verdict: two of its values are the same: {', '.join(values)}")
+        self._check_answer(self.verdict.field, tuple(values))
+        return self
+
+
+class PointsVerdict(_Strict):
+    """The answer's field holds 1 to `maximum`."""
+
+    field: str
+    maximum: Annotated[int, Field(ge=2)]
+
+
+class PointsPrompt(_JudgingPrompt):
+    """Gives a dialog, or its completion, points from 1 up."""
+
+    kind: Literal["points"]
+    verdict: PointsVerdict
+
+    @model_validator(mode="after")
+    def _usable(self) -> PointsPrompt:
+        used = self._check_templates(known=(*_ALWAYS, "completion"))
+        if not used & {*_DIALOG, "completion"}:
+            raise ValueError("user: a points prompt must hold {conversation}, {prompt} or {completion}")
+        self._check_answer(self.verdict.field, tuple(range(1, self.verdict.maximum + 1)))
+        return self
+
+    @property
+    def wants_completion(self) -> bool:
+        """Whether an item needs a completion."""
+        return any(name == "completion" for _, name in PLACEHOLDER.findall(self.system + self.user))
+
+
+JudgingPrompt = PairwisePrompt | PointsPrompt
+_ADAPTER: TypeAdapter[JudgingPrompt] = TypeAdapter(Annotated[JudgingPrompt, Field(discriminator="kind")])
+
+
+def find_prompt(source: str) -> Path:
+    """The file of a judging prompt given by path or by a bundled one's name.
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    bundled = {file.stem: file for file in BUNDLED.glob("*.yaml")}
+    if source in bundled:
+        return bundled[source]
+    raise UserError(
+        f"judging prompt {source}: no such file, and no bundled one (these are: {', '.join(sorted(bundled))})"
+    )
+
+
+def load_prompt(source: str) -> JudgingPrompt:
+    """Read a judging prompt; `source` as for `find_prompt`.
+
+    Raises:
+        UserError: no such file, not YAML, or not a judging prompt; names file, field and what is wrong.
+    """
+    path = find_prompt(source)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a judging prompt is a mapping with kind, system, user, verdict and schema")
+    if values.get("kind") not in ("pairwise", "points"):
+        raise UserError(f"{path}: kind: {values.get('kind')!r} - write pairwise or points")
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        found = [(_field(where), sentence) for where, sentence in plain_problems(error)]
+        lines = "; ".join(f"{field}: {sentence}" if field else sentence for field, sentence in found)
+        raise UserError(
+            f"{path}: {lines.replace('is not a column of this kind of row', 'is no field of it')}"
+        ) from None
+
+
+def _field(where: str | None) -> str:
+    """Without the kind, which pydantic puts first."""
+    return re.sub(r"^(pairwise|points)\.?", "", where or "")

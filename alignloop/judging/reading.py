@@ -1,0 +1,118 @@
+"""A judge's answer, read: strict JSON of the prompt's schema, alone, in a fenced block or after other text."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from typing import Any, Literal
+
+from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt
+
+_FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)```", re.DOTALL)
+_MAX_STARTS = 256
+"""Braces, counted from the end of an answer, at which its object may begin."""
+
+
+class UnreadableAnswer(Exception):
+    """The answer is not what the prompt asks for; says why."""
+
+
+class AnswerReader:
+    """Reads answers to one prompt."""
+
+    def __init__(self, prompt: JudgingPrompt) -> None:
+        from jsonschema import Draft202012Validator
+
+        self._prompt = prompt
+        self._validator = Draft202012Validator(prompt.answer_schema)
+
+    def read(self, text: str, *, cut: bool = False) -> tuple[Literal["first", "second", "tie"] | int, str]:
+        """What the answer says, and its reason.
+
+        Args:
+            cut: whether the model was stopped at its token limit.
+
+        Raises:
+            UnreadableAnswer: it holds no JSON object at its end or in its one fenced block, or one that the schema
+                refuses.
+        """
+        try:
+            value = object_in(text)
+        except UnreadableAnswer as error:
+            raise UnreadableAnswer(f"{error} (it was cut at judge.max_tokens)" if cut else str(error)) from None
+        wrong = next(
+            iter(sorted(self._validator.iter_errors(value), key=lambda error: list(map(str, error.path)))), None
+        )
+        if wrong is not None:
+            where = ".".join(map(str, wrong.path))
+            message = f"{where}: {wrong.message}" if where else wrong.message
+            raise UnreadableAnswer(f"the answer is not of the prompt's schema: {_short(message)}")
+        return self._verdict(value), self._reason(value)
+
+    def _verdict(self, value: dict[str, Any]) -> Literal["first", "second", "tie"] | int:
+        found = value[self._prompt.verdict.field]
+        if isinstance(self._prompt, PairwisePrompt):
+            names = self._prompt.verdict
+            for place in ("first", "second", "tie"):
+                if found == getattr(names, place) and isinstance(found, str):
+                    return place
+        elif type(found) is int and 1 <= found <= self._prompt.verdict.maximum:
+            return found
+        raise UnreadableAnswer(f"{self._prompt.verdict.field} holds {_short(repr(found))}, which is no verdict")
+
+    def _reason(self, value: dict[str, Any]) -> str:
+        found = value[self._prompt.reason] if self._prompt.reason else ""
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+
+
+def object_in(text: str) -> dict[str, Any]:
+    """The JSON object that an answer is, ends with, or holds in its one fenced block.
+
+    What a judge quotes before its answer does not count: of several places, the end of the text comes first.
+
+    Raises:
+        UnreadableAnswer: there is none.
+    """
+    text = text.strip()
+    if not text:
+        raise UnreadableAnswer("the answer is empty")
+    blocks = list(_FENCE.finditer(text))
+    if blocks and blocks[-1].end() == len(text):
+        found = _strict(blocks[-1][1])
+    else:
+        found = _at_the_end(text)
+        if found is None and len(blocks) == 1:
+            found = _strict(blocks[0][1])
+    if found is None:
+        raise UnreadableAnswer(f"the answer holds no JSON object at its end or in one fenced block: {_short(text)}")
+    return found
+
+
+def _at_the_end(text: str) -> dict[str, Any] | None:
+    """The outermost object that ends where the text does."""
+    starts = [match.start() for match in re.finditer(r"\{", text)][-_MAX_STARTS:]
+    return next((found for start in starts if (found := _strict(text[start:])) is not None), None)
+
+
+def _strict(text: str) -> dict[str, Any] | None:
+    """A JSON object and nothing beside it; no key twice, no NaN."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=partial(_refuse, what="constant"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else _refuse("a key twice", what="object")
+
+
+def _refuse(found: str, *, what: str) -> Any:
+    raise ValueError(f"{what}: {found}")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 120 else f"{text[:80]} ... {text[-36:]}"

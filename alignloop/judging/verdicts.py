@@ -1,0 +1,34 @@
+"""From answers to a verdict: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from alignloop.judging.base import Answer, Points, Verdict
+
+_SWAPPED: dict[str, Literal["first", "second", "tie"]] = {"first": "second", "second": "first", "tie": "tie"}
+
+
+def verdict_of(item_id: str, answers: Sequence[Answer]) -> Verdict:
+    """The verdict of one answer, or of two, the second given with the completions swapped.
+
+    Two that can be read and do not agree, tie against a winner included, are a tie: the judge went by the order. One
+    that cannot be read leaves the comparison unreadable.
+    """
+    texts = tuple(text for answer in answers for text in answer.texts)
+    unreadable = next((answer for answer in answers if answer.value is None), None)
+    if unreadable is not None:
+        return Verdict(item_id, "unreadable", unreadable.reason, texts)
+    given = [str(answer.value) for answer in answers]
+    places = [given[0], *(_SWAPPED[value] for value in given[1:])]
+    if len(set(places)) > 1:
+        return Verdict(item_id, "tie", f"the two orders disagree: {places[0]}, then {places[1]}", texts)
+    winner = _SWAPPED[_SWAPPED[places[0]]]
+    return Verdict(item_id, winner, answers[0].reason, texts)
+
+
+def points_of(item_id: str, answers: Sequence[Answer]) -> Points:
+    """The points of the one answer."""
+    (answer,) = answers
+    return Points(item_id, answer.value if isinstance(answer.value, int) else None, answer.reason, answer.texts)

@@ -1,0 +1,263 @@
+"""Which prompts and candidates are compared, what is said of them, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from alignloop.artifacts import Manifest
+from alignloop.comparison.page import comparison_page
+from alignloop.comparison.result import Comparison, compare
+from alignloop.comparison.run import Asked, Models, compare_sampling
+from alignloop.comparison.sides import Side, read_side
+from alignloop.comparison.text import comparison_text
+from alignloop.comparison.verdict import Finding, verdict
+from alignloop.data.jsonl import dump_jsonl
+from alignloop.errors import DataError, UserError
+from alignloop.progress import QuietProgress
+from alignloop.records import CandidateRow, FinishReason, Message
+
+
+def candidate(
+    prompt: str, k: int, reward: float | None, *, finish: FinishReason = "stop", **more: object
+) -> CandidateRow:
+    values = {
+        "id": f"{prompt}/1/{k}",
+        "prompt_id": prompt,
+        "messages": [Message(role="user", content=f"Question {prompt}")],
+        "completion": f"answer {k}",
+        "completion_ids": [7] * (k + 1),
+        "finish_reason": finish,
+        "round": 1,
+        "policy": "p",
+        "reward": reward,
+    }
+    return CandidateRow.model_validate(values | more)
+
+
+def side(name: str, rewards: dict[str, list[float]], **more: object) -> Side:
+    rows = {
+        prompt: [candidate(prompt, k, reward) for k, reward in enumerate(found)] for prompt, found in rewards.items()
+    }
+    return Side(name=name, file=Path(f"{name}.jsonl"), rows=rows, **more)  # type: ignore[arg-type]
+
+
+def test_common_prompts_are_compared_and_the_rest_counted() -> None:
+    found = compare(side("a", {"x": [1.0, 2.0], "y": [3.0, 4.0], "z": [9.0]}), side("b", {"y": [4.0, 6.0], "w": [0.0]}))
+    assert (found.num_common, found.only_in_a, found.only_in_b) == (1, 2, 1)
+    assert (found.all.a.mean, found.all.b.mean) == (3.5, 5.0)
+    assert (found.best.a.mean, found.best.b.mean) == (4.0, 6.0)
+    assert found.all.difference.mean == 1.5
+    assert found.verdict == ["One common prompt: nothing can be said about the two."]
+    assert "not compared: 2 prompts only in A, 1 only in B" in found.notes
+
+
+def test_no_common_prompt_is_an_error() -> None:
+    with pytest.raises(DataError, match="no prompt in common"):
+        compare(side("a", {"x": [1.0]}), side("b", {"y": [1.0]}))
+
+
+def test_the_best_is_taken_of_as_many_candidates() -> None:
+    found = compare(
+        side("a", {"x": [1.0, 2.0], "y": [0.0, 1.0]}), side("b", {"x": [1.0, 2.0, 50.0], "y": [0.0, 1.0, 60.0]})
+    )
+    assert found.best.b.mean == found.best.a.mean == 1.5
+    assert (found.best_of, found.all.b.n) == ("2", 6)
+    assert any("first 2 in both" in note for note in found.notes)
+
+
+def test_a_truncated_candidate_is_not_the_best() -> None:
+    rows = {"x": [candidate("x", 0, 1.0), candidate("x", 1, 9.0, finish="length")]}
+    a = Side(name="a", file=Path("a"), rows=rows)
+    found = compare(a, side("b", {"x": [1.0, 2.0]}))
+    assert found.best.a.mean == 1.0
+    assert found.a.completions.truncated == 0.5
+
+
+def test_prompts_are_found_by_dialog_or_by_id_where_a_system_prompt_differs() -> None:
+    system = [Message(role="system", content="Be brief."), Message(role="user", content="Question x")]
+    a = side("a", {"x": [1.0], "y": [2.0]})
+    b = Side(
+        name="b",
+        file=Path("b"),
+        rows={
+            "x": [candidate("x", 0, 5.0, messages=system)],
+            "1": [candidate("1", 0, 6.0, messages=[Message(role="user", content="Question y")])],
+        },
+    )
+    found = compare(a, b)
+    assert found.num_common == 2
+    assert found.all.difference.mean == 4.0  # (5 - 1 + 6 - 2) / 2
+
+
+def test_rewards_of_two_reward_models_are_not_compared() -> None:
+    with pytest.raises(DataError, match="different reward models"):
+        compare(side("a", {"x": [1.0]}, reward_model="sha256:1"), side("b", {"x": [1.0]}, reward_model="sha256:2"))
+    one, two = (("m:f", 1.0),), (("m:f", 2.0),)
+    with pytest.raises(DataError, match="different reward functions"):
+        compare(side("a", {"x": [1.0]}, reward_functions=one), side("b", {"x": [1.0]}, reward_functions=two))
+
+
+def test_completions_by_hand() -> None:
+    rows = [
+        candidate("x", 0, 1.0, completion="ab"),
+        candidate("x", 1, 1.0, completion="ab"),
+        candidate("x", 2, 0.0, completion=" "),
+    ]
+    facts = compare(Side(name="a", file=Path("a"), rows={"x": rows}), side("b", {"x": [1.0]})).a.completions
+    assert facts.mean_tokens == 2.0  # 1, 2 and 3
+    assert facts.mean_characters == pytest.approx(5 / 3)
+    assert facts.empty == pytest.approx(1 / 3)
+    assert facts.distinct == pytest.approx(2 / 3)
+
+
+def of(mean: float, stderr: float, pvalue: float, swap: float) -> Finding:
+    return Finding(mean=mean, stderr=stderr, mean_pvalue=pvalue, swap_pvalue=swap, std=2.0)
+
+
+NOTHING = of(0.1, 0.1, 0.3, 0.4)
+
+
+def test_verdict_claims_no_more_than_was_found() -> None:
+    def words(everything: Finding, best: Finding, *, num_prompts: int = 100) -> str:
+        return " ".join(verdict(everything, best, num_prompts=num_prompts, best_of="4", same_rewards=False))
+
+    none = words(NOTHING, NOTHING)
+    assert "No difference was found" in none
+    # 2.8 standard errors of 0.1, of a standard deviation of 2.
+    assert "no proof" in none
+    assert "0.28 (0.14 of A's standard deviation)" in none
+    clear = words(of(-0.5, 0.1, 1e-5, 0.001), NOTHING)
+    assert "A and B differ: B's mean reward of all candidates is lower by 0.5 +- 0.1 (0.25 of" in clear
+    assert "no proof" not in clear
+    # 0.02 is no small p-value among four.
+    assert "No difference was found" in words(of(0.2, 0.1, 0.02, 0.4), NOTHING)
+    assert "may differ" in words(of(0.2, 0.1, 0.01, 0.4), NOTHING)
+    assert "spread" in words(of(0.0, 0.1, 1.0, 0.001), NOTHING)
+    assert "take more" in words(NOTHING, NOTHING, num_prompts=12)
+    assert "same" in verdict(NOTHING, NOTHING, num_prompts=9, best_of="4", same_rewards=True)[0]
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    a = side(
+        "<b>one</b> & a name that is rather longer than a line of a terminal has columns, or so it seems.jsonl", {}
+    )
+    a = side(
+        a.name, {str(n): [n % 7 - 3.0, n % 5 + 0.25] for n in range(40)}, settings={"sample": {"temperature": 1.0}}
+    )
+    b = side(
+        "two.jsonl", {str(n): [n % 7 - 2.0, n % 3 + 0.5] for n in range(50)}, settings={"sample": {"temperature": 0.7}}
+    )
+    return compare(a, b)
+
+
+def test_text_fits_a_terminal(comparison: Comparison) -> None:
+    lines = comparison_text(comparison).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for part in (
+        "sample.temperature: 1 -> 0.7",
+        "40 prompts in both",
+        "median",
+        "KS statistic",
+        "cut at the limit",
+        "#",
+    ):
+        assert part in text
+
+
+class Tags(HTMLParser):
+    """Names of what opens and closes, and every address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+        self.closed: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.opened.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self.closed.append(tag)
+
+
+def test_page_stands_alone(comparison: Comparison) -> None:
+    page = comparison_page(comparison)
+    tags = Tags()
+    tags.feed(page)
+    assert tags.opened.count("svg") == tags.closed.count("svg") == 2
+    assert tags.opened.count("table") == tags.closed.count("table") == 4
+    assert tags.addresses == []
+    assert "<b>one</b>" not in page
+    assert "&lt;b&gt;one&lt;/b&gt;" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "share of completions" in page
+    assert page.count('<path class="a"') == page.count('<path class="b"') == 2
+
+
+def write_scored(file: Path, rewards: dict[str, float | None], *, reward_model: str | None = None) -> Path:
+    dump_jsonl(file, [candidate(prompt, 0, reward) for prompt, reward in rewards.items()])
+    if reward_model is not None:
+        manifest = Manifest(
+            stage="score", round=1, fingerprint="f", config={}, inputs={"reward_model": {"digest": reward_model}},
+            outputs={}, counts={}, metrics={}, seed=0, versions={}, started="", ended="", seconds={},
+        )  # fmt: skip
+        file.with_name(f"{file.stem}.manifest.json").write_text(manifest.model_dump_json())
+    return file
+
+
+def test_files_are_compared_and_written(tmp_path: Path) -> None:
+    one = write_scored(tmp_path / "one.jsonl", {"x": 1.0, "y": 2.0}, reward_model="sha256:1")
+    two = write_scored(tmp_path / "two.jsonl", {"x": 2.0, "y": 5.0}, reward_model="sha256:1")
+    out = tmp_path / "compared"
+    for _ in range(2):  # a second time into the same folder
+        found = compare_sampling(
+            Asked(str(one)), Asked(str(two)), models=Models(), out=out, seed=None, progress=QuietProgress()
+        )
+    assert found.all.difference.mean == 2.0
+    written = Comparison.model_validate_json((out / "comparison.json").read_text())
+    assert written == found
+    assert json.loads((out / "comparison.json").read_text())["comparison_version"] == 1
+    assert (out / "comparison.html").read_text().startswith("<!doctype html>")
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    unscored = write_scored(tmp_path / "unscored.jsonl", {"x": None})
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"prompt": "Hi", "candidates": ["a", "b"]}) + "\n")
+    with pytest.raises(DataError, match="candidate x/1/0 has no reward: score the file first"):
+        read_side(unscored, name="a")
+    with pytest.raises(DataError, match="holds no scored candidates"):
+        read_side(own, name="a")
+    with pytest.raises(DataError, match="no such file"):
+        read_side(tmp_path / "none.jsonl", name="a")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "models", "message"),
+    [
+        (Asked("quickstart"), Asked("two.jsonl"), Models(policy="x"), "--reward-model, --prompts"),
+        (Asked("one.jsonl"), Asked("two.jsonl"), Models(policy="x"), "--policy: A and B are files"),
+        (Asked("one.jsonl", ("sample.top_p=0.9",)), Asked("two.jsonl"), Models(), "--set-a: one.jsonl is a file"),
+        (Asked("quickstart"), Asked("quickstart"), Models("none", "none", "quickstart"), "none: no such folder"),
+        (Asked("quickstart"), Asked("quickstart"), Models("quickstart", "quickstart", "quickstart"), "no reward model"),
+    ],
+)
+def test_wrong_options(a: Asked, b: Asked, models: Models, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compare_sampling(a, b, models=models, out=None, seed=None, progress=QuietProgress())
+
+
+def test_the_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    one = write_scored(tmp_path / "one.jsonl", {"x": 1.0})
+    for out, message in ((tmp_path, "holds other things"), (one, "this is a file")):
+        with pytest.raises(UserError, match=message):
+            compare_sampling(
+                Asked(str(one)), Asked(str(one)), models=Models(), out=out, seed=None, progress=QuietProgress()
+            )

@@ -1,0 +1,145 @@
+"""However a run ends, its engine ends with it and leaves nothing: no process, no shared memory, no temporary file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from alignloop.config.recipe import EngineConfig
+
+TRANSFORMERS = EngineConfig(name="transformers", dtype="float32", max_model_len=256, max_num_seqs=8)
+VLLM = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.01)
+RUN = """
+import os, signal, sys
+from pathlib import Path
+from alignloop.config.recipe import EngineConfig
+from alignloop.engines.base import GenerateRequest
+from alignloop.engines.open import open_engine
+
+config, log_file, checkpoint = EngineConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+engine = open_engine(config, log_file=log_file)
+engine.load_weights(checkpoint)
+engines = getattr(engine, "engines", [engine])
+print(*[one.pid for one in engines], flush=True)
+work = [GenerateRequest(prompt_ids=(5, 6), max_tokens=200, seed=i) for i in range(200)]
+"""
+ENDS = {
+    "killed at work": ("engine.generate(work)", signal.SIGKILL),
+    "terminated at work": ("engine.generate(work)", signal.SIGTERM),
+    "interrupted at work": ("engine.generate(work)", signal.SIGINT),
+    "an exception in a with block": ("with engine:\n    raise ValueError", None),
+    "an exception without one": ("raise ValueError", None),
+    "left without close": ("pass", None),
+    "its engine killed, then left": ("os.kill(engines[-1].pid, signal.SIGKILL)", None),
+}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def of_group(pid: int) -> set[int]:
+    """Processes of the group a child leads: those vLLM starts are in it."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z" and int(fields[2]) == pid:
+            found.add(int(folder.name))
+    return found
+
+
+def gone_within(pids: list[int], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(of_group(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(of_group(pid) for pid in pids)
+
+
+def shared_files(pid: int) -> set[Path]:
+    """Files in shared memory that a process has mapped or open."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    mapped = {line.split(maxsplit=5)[-1] for line in maps if "/dev/shm/" in line}
+    opened = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    return {Path(name) for name in mapped | opened if name.startswith("/dev/shm/")}
+
+
+def end(config: EngineConfig, how: str, *, checkpoint: Path, folder: Path) -> tuple[list[int], set[Path]]:
+    """Ids of the engines of a run that ended that way, and the files it left: temporary, or shared while at work."""
+    last, signum = ENDS[how]
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    script = textwrap.dedent(RUN) + last + "\n"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, config.model_dump_json(), str(folder / "engine.log"), str(checkpoint)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    assert parent.stdout is not None
+    children = [int(word) for word in parent.stdout.readline().split()]
+    assert children, (folder / "engine.log").read_text()[-2000:]
+    shared: set[Path] = set()
+    if signum is not None:
+        time.sleep(0.5)  # into the call, which does not read the pipe
+        assert all(is_running(pid) for pid in children)
+        shared = {file for pid in children for file in shared_files(pid)}
+        parent.send_signal(signum)
+    parent.wait(timeout=30)
+    parent.stdout.close()
+    assert gone_within(children, 5.0)
+    left = {path for path in temporary.rglob("*") if not path.is_dir()}
+    return children, left | {file for file in shared if file.exists()}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_no_process_and_no_file_is_left(how: str, checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    _, left = end(TRANSFORMERS, how, checkpoint=checkpoints.a, folder=tmp_path)
+    assert left == set()
+
+
+@pytest.mark.parametrize("how", ["killed at work", "terminated at work", "an exception in a with block"])
+def test_nor_by_vllm(how: str, checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    _, left = end(VLLM, how, checkpoint=checkpoints.a, folder=tmp_path)
+    assert left == set()
+
+
+def test_nor_by_engines_side_by_side(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    config = TRANSFORMERS.model_copy(update={"data_parallel": 2})
+    children, left = end(config, "killed at work", checkpoint=checkpoints.a, folder=tmp_path)
+    assert len(children) == 2
+    assert left == set()
+
+
+def test_memory_is_given_back(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
+    """The engine's memory is the child's alone: the run's own stays what it was."""
+    from alignloop.engines.base import GenerateRequest
+    from alignloop.engines.process import EngineProcess
+
+    before = resident_mb(os.getpid())
+    with EngineProcess(TRANSFORMERS, log_file=tmp_path / "engine.log") as engine:
+        engine.load_weights(checkpoints.a)
+        engine.generate([GenerateRequest(prompt_ids=(5, 6), max_tokens=8, seed=1)])
+        assert engine.pid is not None
+        assert resident_mb(engine.pid) > 100
+    assert resident_mb(os.getpid()) - before < 30
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process, from /proc."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,0 +1,164 @@
+"""`collect` with a judge: what becomes a preference, what is counted, and how a broken run goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from alignloop.artifacts import Artifact, Manifest, read_manifest
+from alignloop.config.recipe import CollectStageConfig, Recipe
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.engines.base import Engine
+from alignloop.errors import DriftError, EngineError, UserError
+from alignloop.judging import endpoint_asker
+from alignloop.judging.annotate import VerdictRow
+from alignloop.progress import QuietProgress
+from alignloop.records import CandidateRow, Message, PreferenceRow, Source
+from alignloop.stage import Place, run_stage
+from alignloop.stages import collect
+
+HUMAN = PreferenceRow(
+    id="h", messages=[Message(role="user", content="Hi")], chosen="Hello", rejected="No", source=Source(file="f")
+)
+
+
+def by_length(body: dict[str, Any], number: int) -> Any:
+    """A judge that likes the longer answer, calls equally long ones a tie and has no word for question 3."""
+    text = body["messages"][-1]["content"]
+    a, b = re.findall(r"\[answer [AB] #\w+\]\n(.*)", text)
+    verdict = "tie" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
+    said = "no idea" if "Question 3" in text else json.dumps({"reason": "", "verdict": verdict})
+    return 200, {"choices": [{"message": {"content": said}}]}, {}
+
+
+def candidate(prompt: int, k: int, completion: str) -> CandidateRow:
+    return CandidateRow(
+        id=f"q{prompt}/1/{k}",
+        prompt_id=f"q{prompt}",
+        messages=[Message(role="user", content=f"Question {prompt}?")],
+        completion=completion,
+        completion_ids=[7],
+        finish_reason="stop",
+        round=1,
+        policy="sha256:0",
+        reward=1.0 - k,
+        total_reward=1.0 - k,
+        meta={"topic": "trees"},
+    )
+
+
+CANDIDATES = [
+    *(candidate(1, 0, "An oak."), candidate(1, 1, "It is an elm.")),  # the longer one wins
+    *(candidate(2, 0, "An oak."), candidate(2, 1, "An elm.")),  # a tie
+    *(candidate(3, 0, "An oak."), candidate(3, 1, "It is an elm.")),  # unreadable
+    *(candidate(4, 0, "An oak."), candidate(4, 1, " ")),  # nothing to compare with
+    *(candidate(5, 0, "It is an oak."), candidate(5, 1, "An elm.")),
+]
+
+
+def config(url: str, *, num: int = 10, **judge: Any) -> CollectStageConfig:
+    values = {
+        "preferences": ("quickstart",),
+        "collect": {"annotator": "judge", "num_annotations": num},
+        "judge": {"model": "m", "endpoint": url, "max_retries": 1, **judge},
+    }
+    return Recipe.model_validate(values).collect_stage
+
+
+def ran(folder: Path, config: CollectStageConfig, *, candidates: list[CandidateRow] = CANDIDATES) -> Manifest:
+    folder.mkdir(exist_ok=True)
+    dump_jsonl(folder / "human.jsonl", [HUMAN])
+    dump_jsonl(folder / "scored.jsonl", candidates)
+    human, scored = Artifact.of(folder / "human.jsonl"), Artifact.of(folder / "scored.jsonl")
+    place = Place(folder / "round-02" / "01_collect", 2, 0)
+    inputs = collect.inputs(config, human, scored)
+    run_stage(collect.STAGE, config, inputs, place=place, engine=cast(Engine, None), progress=QuietProgress())
+    manifest = read_manifest(place.dir)
+    assert manifest is not None
+    return manifest
+
+
+@pytest.mark.parametrize(("both_orders", "strength"), [(True, "better"), (False, None)])
+def test_verdicts_become_preferences(peer: Any, tmp_path: Path, both_orders: bool, strength: str | None) -> None:
+    peer.reply = by_length
+    manifest = ran(tmp_path, config(peer.url, both_orders=both_orders))
+    assert manifest.counts == {
+        "preferences": 1,
+        "annotated": 2,
+        "judged": 4,
+        "ties": 1,
+        "unreadable": 1,
+        "empty": 1,
+    }
+    assert manifest.metrics == {"ties_share": 0.25, "unreadable_share": 0.25}
+    folder = tmp_path / "round-02" / "01_collect"
+    human, *rows = load_jsonl(folder / "preferences.jsonl", PreferenceRow)
+    assert human == HUMAN
+    assert {(row.chosen, row.rejected) for row in rows} == {("It is an elm.", "An oak."), ("It is an oak.", "An elm.")}
+    for row in rows:
+        assert (row.annotator, row.strength, row.meta, row.source.file) == (
+            "m",
+            strength,
+            {"topic": "trees"},
+            "round-01",
+        )
+    winners = sorted(row.winner for row in load_jsonl(folder / "verdicts.jsonl", VerdictRow))
+    assert winners in (["first", "first", "tie", "unreadable"], ["first", "second", "tie", "unreadable"]) or (
+        winners == ["second", "second", "tie", "unreadable"]
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".fingerprint",
+        "manifest.json",
+        "preferences.jsonl",
+        "verdicts.jsonl",
+    ]
+
+
+def test_at_most_so_many_pairs_are_asked(peer: Any, tmp_path: Path) -> None:
+    peer.reply = by_length
+    assert ran(tmp_path, config(peer.url, num=2, both_orders=False)).counts["judged"] <= 2
+
+
+def test_a_judge_that_says_nothing_readable_stops_the_run(peer: Any, tmp_path: Path) -> None:
+    peer.reply = lambda body, number: (200, {"choices": [{"message": {"content": "A"}}]}, {})
+    with pytest.raises(UserError, match=r"none of its 4 answers can be read\. The first: "):
+        ran(tmp_path, config(peer.url))
+
+
+def test_a_broken_run_goes_on_elsewhere_and_ends_with_the_same_bytes(
+    peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_asker, "FIRST_WAIT", 0.01)
+    peer.reply = by_length
+    unbroken = ran(tmp_path / "unbroken", config(peer.url))
+    peer.reply = lambda body, number: by_length(body, number) if number % 10 < 4 else (500, "gone", {})
+    with peer.lock:
+        peer.bodies.clear()
+    with pytest.raises(EngineError, match=r"[12] of 4 comparisons are finished and kept in"):
+        ran(tmp_path / "broken", config(peer.url, concurrency=1))
+    asked = len(peer.bodies)
+    peer.reply = by_length
+    elsewhere = peer.url.replace("127.0.0.1", "localhost")
+    resumed = ran(tmp_path / "broken", config(elsewhere, timeout_seconds=7, concurrency=2, api_key_variable="NO_KEY"))
+    assert resumed.outputs == unbroken.outputs
+    assert len(peer.bodies) - asked < 8 + 2  # two orders, and question 3 asked twice in each
+    bytes_of = {
+        name: (tmp_path / name / "round-02/01_collect/preferences.jsonl").read_bytes()
+        for name in ("unbroken", "broken")
+    }
+    assert bytes_of["unbroken"] == bytes_of["broken"]
+
+
+def test_a_prompt_that_changes_under_its_name_is_drift(peer: Any, tmp_path: Path) -> None:
+    peer.reply = by_length
+    bundled = Path(collect.__file__).parents[1] / "judging/prompts/pairwise.yaml"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(bundled.read_text(encoding="utf-8"), encoding="utf-8")
+    ran(tmp_path, config(peer.url, prompt=str(mine)))
+    mine.write_text(bundled.read_text(encoding="utf-8").replace("say which one", "tell which one"), encoding="utf-8")
+    with pytest.raises(DriftError, match="judge_prompt"):
+        ran(tmp_path, config(peer.url, prompt=str(mine)))

@@ -1,0 +1,109 @@
+"""What counts as an answer, and what is unreadable."""
+
+from __future__ import annotations
+
+import pytest
+
+from alignloop.judging.base import Answer
+from alignloop.judging.prompt_file import load_prompt
+from alignloop.judging.reading import AnswerReader, UnreadableAnswer
+from alignloop.judging.verdicts import points_of, verdict_of
+
+PAIRWISE = AnswerReader(load_prompt("pairwise"))
+GENERAL = AnswerReader(load_prompt("quality_general"))
+CODE = AnswerReader(load_prompt("quality_code"))
+A = '{"reason": "shorter", "verdict": "A"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (A, "first"),
+        ('  {"reason": "", "verdict": "B"}\n', "second"),
+        ('{"verdict": "tie", "reason": "equal"}', "tie"),
+        (f"```json\n{A}\n```", "first"),
+        (f"```\n{A}```", "first"),
+        (f"Let me see.\n\n{A}", "first"),
+        (f"Answer A says {{x}} and [y].\n{A}", "first"),
+        (f"I thought:\n```json\n{A}\n```\nSo it is.", "first"),  # the one fenced block, text after it
+        (f'<think>{A}</think>\n{{"reason": "after all", "verdict": "B"}}', "second"),  # the end counts
+        (f'```json\n{A}\n```\nNo:\n```json\n{{"reason": "", "verdict": "B"}}\n```', "second"),
+        ('{"reason": "it has a } and a { and \\"quotes\\"", "verdict": "A"}', "first"),
+    ],
+)
+def test_readable_answers(text: str, value: str) -> None:
+    assert PAIRWISE.read(text)[0] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("A", "no JSON object"),
+        ("The better answer is A.", "no JSON object"),
+        ('"A"', "no JSON object"),
+        ("[1]", "no JSON object"),
+        ('{"reason": "short", "verd', "no JSON object"),
+        (f"{A} I am sure.", "no JSON object"),  # text after an object that is not fenced
+        (f'{A} {{"oh": 1', "no JSON object"),
+        (f'```json\n{A}\n```\n```json\n{{"reason": "", "verdict": "B"}}\n```\nhm', "no JSON object"),  # which one?
+        ('{"reason": "", "verdict": "A", "verdict": "B"}', "no JSON object"),  # a key twice
+        ("{'reason': '', 'verdict': 'A'}", "no JSON object"),
+        ('{"reason": NaN, "verdict": "A"}', "no JSON object"),
+        ('{"reason": "", "verdict": "a"}', "'a' is not one of"),
+        ('{"reason": "", "verdict": "C"}', "'C' is not one of"),
+        ('{"verdict": "A"}', "'reason' is a required property"),
+        ('{"reason": "", "verdict": "A", "more": 1}', "Additional properties"),
+        ('{"reason": "", "verdict": ["A"]}', "not of type 'string'"),
+        ('{"a":' * 100_000, "no JSON object"),
+    ],
+)
+def test_unreadable_answers(text: str, why: str) -> None:
+    with pytest.raises(UnreadableAnswer, match=why):
+        PAIRWISE.read(text)
+
+
+def test_an_answer_cut_at_its_limit_says_so() -> None:
+    with pytest.raises(UnreadableAnswer, match=r"judge\.max_tokens"):
+        PAIRWISE.read('{"reason": "the first', cut=True)
+
+
+def test_points_are_whole_numbers_of_the_scale() -> None:
+    assert GENERAL.read('{"reason": "fine", "points": 3}') == (3, "fine")
+    assert CODE.read('{"reason": "", "points": 2}') == (2, "")
+    for reader, points in ((CODE, "3"), (GENERAL, "0"), (GENERAL, '"3"'), (GENERAL, "true"), (GENERAL, "2.5")):
+        with pytest.raises(UnreadableAnswer):
+            reader.read(f'{{"reason": "", "points": {points}}}')
+
+
+def answer(value: object, reason: str = "", *texts: str) -> Answer:
+    return Answer(value, reason, texts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "swapped", "winner"),
+    [
+        ("first", "second", "first"),  # the completion that stood first, then second: the same one
+        ("second", "first", "second"),
+        ("tie", "tie", "tie"),
+        ("first", "first", "tie"),  # it always likes the first place
+        ("second", "second", "tie"),
+        ("first", "tie", "tie"),
+        (None, "first", "unreadable"),
+        ("first", None, "unreadable"),
+        (None, None, "unreadable"),
+    ],
+)
+def test_both_orders(asked: str | None, swapped: str | None, winner: str) -> None:
+    assert verdict_of("p", [answer(asked, "", "one"), answer(swapped, "", "two")]).winner == winner
+
+
+def test_a_verdict_keeps_every_text_and_says_why() -> None:
+    both = verdict_of("p", [answer("first", "good", "x", "y"), answer("first", "bad", "z")])
+    assert both.answers == ("x", "y", "z")
+    assert both.reason == "the two orders disagree: first, then second"
+    assert verdict_of("p", [answer("first", "good", "x")]).reason == "good"
+    assert verdict_of("p", [answer("first"), answer(None, "no JSON", "q")]).reason == "no JSON"
+    assert points_of("p", [answer(2, "so")]).points == 2
+    assert points_of("p", [answer(None, "no JSON")]).points is None

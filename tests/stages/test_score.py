@@ -1,0 +1,223 @@
+"""The score stage on the bundled base with a drawn reward head: raw rewards, functions beside them, their sum."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.artifacts import Artifact
+from alignloop.bundled import resolve_base
+from alignloop.config.recipe import EngineConfig, RewardFunction, ScoreConfig, SelectConfig
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.engines.base import Engine
+from alignloop.engines.open import open_engine
+from alignloop.errors import DataError, ModelError, UserError
+from alignloop.progress import QuietProgress
+from alignloop.records import CandidateRow, Message, SelectedRow
+from alignloop.selection.reward_functions import load
+from alignloop.stage import StageContext
+from alignloop.stages import score, select
+
+TEXTS = {"p": ["A river.", "No.", "The river Alder runs there."], "q": ["Yes, it is.", "A river."]}
+FUNCTIONS = '''
+calls = []
+
+def length(completions, **columns):
+    calls.append(len(completions))
+    return [len(c[0]["content"].split()) for c in completions]
+
+def exact(prompts, completions, answer):
+    """Where the prompt has an answer."""
+    assert prompts[0][-1]["role"] == "user"
+    return [None if a is None else float(c[0]["content"] == a) for c, a in zip(completions, answer)]
+
+def tampers(completions, answer, **columns):
+    for completion, a in zip(completions, answer):
+        completion[0]["content"] = "spoilt"
+    columns["notes"][0].append("spoilt")
+    return [0.0] * len(completions)
+
+def broken(completions, **columns):
+    return [float("nan") if "No" in c[0]["content"] else 1.0 for c in completions]
+'''
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    from alignloop.training.checkpoints import save_checkpoint
+    from alignloop.training.models import load_reward_model
+
+    base = Path(resolve_base("quickstart"))
+    folder = tmp_path_factory.mktemp("models") / "reward"
+    return Artifact.of(save_checkpoint(load_reward_model(base, seed=3), folder, companions=base))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """Never started: scoring only sends it to sleep."""
+    with open_engine(EngineConfig(name="transformers"), log_file=tmp_path / "engine.log") as engine:
+        yield engine
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    name = "rewards_of_test_score"
+    (tmp_path / f"{name}.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    load.cache_clear()
+    yield name
+    sys.modules.pop(name, None)
+    load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[CandidateRow]:
+    from alignloop.chat.load import load_format
+
+    chat = load_format(Path(resolve_base("quickstart")))
+    made = []
+    for prompt_id, texts in TEXTS.items():
+        for k, text in enumerate(texts):
+            made.append(
+                CandidateRow(
+                    id=f"{prompt_id}/1/{k}",
+                    prompt_id=prompt_id,
+                    messages=[Message(role="user", content=f"What is {prompt_id}?")],
+                    completion=text,
+                    completion_ids=[*chat.completion(text).token_ids],
+                    finish_reason="stop",
+                    round=1,
+                    policy="sha256:x",
+                    meta={"notes": []} if prompt_id == "q" else {"answer": "No.", "notes": []},
+                )
+            )
+    return made
+
+
+def scored(
+    folder: Path, rows: Sequence[CandidateRow], reward_model: Artifact, engine: Engine, **config: Any
+) -> tuple[score.Outputs, list[CandidateRow]]:
+    folder.mkdir(exist_ok=True)
+    dump_jsonl(folder / "in.jsonl", rows)
+    ctx = StageContext(dir=folder, seed=0, round=1, engine=engine, progress=QuietProgress())
+    inputs = score.Inputs(Artifact.of(folder / "in.jsonl"), reward_model)
+    outputs = score.run(ScoreConfig(dtype="float32", **config), inputs, ctx)
+    return outputs, list(load_jsonl(outputs.candidates.path, CandidateRow))
+
+
+def test_raw_rewards_are_kept_and_functions_added(
+    rows: list[CandidateRow], reward_model: Artifact, engine: Engine, functions: str, tmp_path: Path
+) -> None:
+    plain, alone = scored(tmp_path / "plain", rows, reward_model, engine)
+    assert plain.metrics == {"mean_reward": pytest.approx(sum(row.reward or 0.0 for row in alone) / 5)}
+    assert all(row.total_reward == row.reward and row.extra_rewards == {} for row in alone)
+    assert len({row.reward for row in alone}) == 5
+    length, exact = f"{functions}:length", f"{functions}:exact"
+    both = (RewardFunction(function=length, weight=-0.5), RewardFunction(function=exact, weight=10.0))
+    outputs, found = scored(tmp_path / "both", rows, reward_model, engine, reward_functions=both)
+    assert [row.reward for row in found] == [row.reward for row in alone]
+    # Words: 2, 1, 5, 3, 2. Only p has an answer, "No.", which is its second candidate.
+    assert [row.extra_rewards for row in found] == [
+        {length: 2.0, exact: 0.0},
+        {length: 1.0, exact: 1.0},
+        {length: 5.0, exact: 0.0},
+        {length: 3.0},
+        {length: 2.0},
+    ]
+    added = [-1.0, -0.5 + 10.0, -2.5, -1.5, -1.0]
+    raw = [row.reward for row in alone if row.reward is not None]
+    assert [row.total_reward for row in found] == pytest.approx([r + a for r, a in zip(raw, added, strict=True)])
+    assert outputs.metrics[f"applies/{exact}"] == 0.6
+    assert outputs.metrics[f"mean/{exact}"] == pytest.approx(1 / 3)
+    assert outputs.metrics[f"mean/{length}"] == 13 / 5
+    # Selection goes by the total: p's second candidate wins by its 10.
+    ctx = StageContext(dir=tmp_path, seed=0, round=1, engine=engine, progress=QuietProgress())
+    picked = select.run(SelectConfig(), select.Inputs(outputs.candidates), ctx)
+    best = next(row for row in load_jsonl(picked.selected.path, SelectedRow) if row.prompt_id == "p")
+    assert (best.id, best.reward) == ("p/1/1", found[1].total_reward)
+    assert best.rewards == [row.total_reward for row in found[:3]]
+
+
+def test_rewards_find_their_rows_in_a_file_of_any_order(
+    rows: list[CandidateRow], reward_model: Artifact, engine: Engine, functions: str, tmp_path: Path
+) -> None:
+    name = f"{functions}:length"
+    one = (RewardFunction(function=name),)
+    _, usual = scored(tmp_path / "a", rows, reward_model, engine, reward_functions=one)
+    mixed = [rows[i] for i in (4, 0, 3, 2, 1)]
+    _, found = scored(tmp_path / "b", mixed, reward_model, engine, reward_functions=one)
+    assert [row.id for row in found] == [row.id for row in mixed]
+    of = {row.id: row for row in usual}
+    assert [row.reward for row in found] == pytest.approx([of[row.id].reward for row in found], abs=1e-5)
+    assert [row.extra_rewards for row in found] == [of[row.id].extra_rewards for row in found]
+
+
+def test_functions_are_called_on_batches_of_whole_prompts(
+    rows: list[CandidateRow], functions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "BATCH_CANDIDATES", 2)
+    prompts = score.grouped(rows, where="x")
+    assert score.function_values(f"{functions}:length", prompts) == {
+        "p/1/0": 2.0,
+        "p/1/1": 1.0,
+        "p/1/2": 5.0,
+        "q/1/0": 3.0,
+        "q/1/1": 2.0,
+    }
+    assert sys.modules[functions].calls == [3, 2]
+
+
+def test_a_function_cannot_spoil_the_rows(rows: list[CandidateRow], functions: str) -> None:
+    before = [row.model_copy(deep=True) for row in rows]
+    assert set(score.function_values(f"{functions}:tampers", score.grouped(rows, where="x")).values()) == {0.0}
+    assert rows == before
+
+
+def test_a_wrong_value_is_named_before_anything_is_scored(
+    rows: list[CandidateRow], reward_model: Artifact, engine: Engine, functions: str, tmp_path: Path
+) -> None:
+    name = f"{functions}:broken"
+    with pytest.raises(UserError, match=f"reward function {name} gives candidate p/1/1 the value nan"):
+        scored(tmp_path / "a", rows, reward_model, engine, reward_functions=(RewardFunction(function=name),))
+    twice = (RewardFunction(function=name), RewardFunction(function=name, weight=2.0))
+    with pytest.raises(UserError, match=f"{name} is named 2 times"):
+        scored(tmp_path / "b", rows, reward_model, engine, reward_functions=twice)
+
+
+def test_weights_that_leave_the_numbers_are_an_error(rows: list[CandidateRow]) -> None:
+    functions = [RewardFunction(function="m:f", weight=1e308)]
+    with pytest.raises(UserError, match="candidate p/1/0: the total reward is inf"):
+        score.scored_row(rows[0], 1.0, {"m:f": {"p/1/0": 100.0}}, functions)
+    with pytest.raises(ModelError, match="candidate p/1/0: the reward model gives nan"):
+        score.scored_row(rows[0], float("nan"), {}, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "two candidates have the id 'p/1/0'"),
+        ({"id": "p/1/9", "completion_ids": []}, "candidate p/1/9 has no completion_ids"),
+        ({"id": "p/1/9", "messages": [Message(role="user", content="Else?")]}, "p/1/0 and p/1/9 have the prompt_id"),
+    ],
+)
+def test_candidates_that_cannot_be_told_apart(rows: list[CandidateRow], change: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=f"in.jsonl: .*{said}"):
+        score.grouped([*rows, rows[0].model_copy(update=change)], where="in.jsonl")
+    with pytest.raises(DataError, match=r"in.jsonl: holds no candidate"):
+        score.grouped([], where="in.jsonl")
+
+
+def test_another_tokenizer_is_noticed(
+    rows: list[CandidateRow], reward_model: Artifact, engine: Engine, tmp_path: Path
+) -> None:
+    other = [row.model_copy(update={"completion_ids": [i + 7 for i in row.completion_ids]}) for row in rows]
+    with pytest.raises(ModelError, match="candidate p/1/0 was sampled with another tokenizer"):
+        scored(tmp_path / "a", other, reward_model, engine)
+    beyond = [rows[0].model_copy(update={"completion_ids": [10**7, 4]})]
+    with pytest.raises(ModelError, match="another tokenizer"):
+        scored(tmp_path / "b", beyond, reward_model, engine)

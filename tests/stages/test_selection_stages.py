@@ -1,0 +1,166 @@
+"""select and build_pairs where candidates are odd: total rewards, empty, cut off, alike."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.artifacts import Artifact, derive_seed
+from alignloop.config.recipe import PairsConfig, SelectConfig
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.errors import DataError
+from alignloop.progress import QuietProgress
+from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PreferenceRow, SelectedRow, Source
+from alignloop.stage import StageContext
+from alignloop.stages import build_pairs, select
+
+ASK = [Message(role="user", content="Name a colour.")]
+
+
+class Heard(QuietProgress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def context(folder: Path, progress: QuietProgress | None = None) -> StageContext:
+    engine: Any = None  # neither stage asks one
+    return StageContext(dir=folder, seed=7, round=1, engine=engine, progress=progress or QuietProgress())
+
+
+def candidate(prompt: str, k: int, text: str, reward: float, **values: Any) -> CandidateRow:
+    made = {"id": f"{prompt}/1/{k}", "prompt_id": prompt, "messages": ASK, "completion": text, "completion_ids": [1]}
+    return CandidateRow(
+        **{**made, "finish_reason": "stop", "round": 1, "policy": "sha256:x", "reward": reward, **values}
+    )
+
+
+def written(folder: Path, name: str, rows: Any) -> Artifact:
+    dump_jsonl(folder / name, rows)
+    return Artifact.of(folder / name)
+
+
+def selected(
+    folder: Path, rows: list[CandidateRow], progress: QuietProgress | None = None
+) -> tuple[select.Outputs, list[SelectedRow]]:
+    scored = written(folder, "scored.jsonl", rows)
+    outputs = select.run(SelectConfig(), select.Inputs(scored), context(folder, progress))
+    return outputs, list(load_jsonl(outputs.selected.path, SelectedRow))
+
+
+def test_the_total_reward_decides_and_the_raw_one_where_there_is_no_total(tmp_path: Path) -> None:
+    rows = [
+        candidate("p", 0, "red", 5.0, total_reward=1.0),
+        candidate("p", 1, "blue", 0.0, total_reward=3.0),
+        candidate("q", 0, "red", 5.0),
+        candidate("q", 1, "blue", 0.0),
+    ]
+    _, picked = selected(tmp_path, rows)
+    assert [(row.id, row.reward, row.rewards) for row in picked] == [
+        ("p/1/1", 3.0, [1.0, 3.0]),
+        ("q/1/0", 5.0, [5.0, 0.0]),
+    ]
+
+
+def test_empty_and_truncated_candidates_are_best_only_among_their_like(tmp_path: Path) -> None:
+    heard = Heard()
+    rows = [
+        candidate("p", 0, " ", 9.0),
+        candidate("p", 1, "red and", 8.0, finish_reason="length"),
+        candidate("p", 2, "blue", 1.0),
+        candidate("q", 0, "red and", 2.0, finish_reason="length"),
+        candidate("q", 1, "blue or", 3.0, finish_reason="length"),
+    ]
+    outputs, picked = selected(tmp_path, rows, heard)
+    assert [(row.id, row.finish_reason) for row in picked] == [("p/1/2", "stop"), ("q/1/1", "length")]
+    assert picked[0].random_reward == 1.0  # drawn from those the best is picked from: there is one
+    assert outputs.metrics["only_truncated"] == 0.5
+    (line,) = heard.lines
+    assert "1 of 2 prompts have no candidate that ends within sample.max_tokens" in line
+    outputs, _ = selected(tmp_path, rows[:3], heard)
+    assert outputs.metrics["only_truncated"] == 0.0
+    assert len(heard.lines) == 1
+
+
+def test_ties_and_copies_go_to_the_first(tmp_path: Path) -> None:
+    _, picked = selected(tmp_path, [candidate("p", k, "red", 2.0) for k in range(4)])
+    assert picked[0].id == "p/1/0"
+    assert picked[0].pass_rate == 1.0
+
+
+def test_nothing_to_select_from_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no candidate to select from"):
+        selected(tmp_path, [])
+    with pytest.raises(DataError, match="candidate p/1/0 has the reward nan"):
+        select.reward_of(candidate("p", 0, "red", 1.0).model_copy(update={"total_reward": float("nan")}))
+
+
+def paired(
+    folder: Path, rows: list[CandidateRow], preferences: list[PreferenceRow], **config: Any
+) -> tuple[build_pairs.Outputs, list[PairRow], dict[str, str]]:
+    folder.mkdir(exist_ok=True)
+    inputs = build_pairs.Inputs(
+        written(folder, "scored.jsonl", rows), (written(folder, "preferences.jsonl", preferences),)
+    )
+    outputs = build_pairs.run(PairsConfig(**{"min_gap_quantile": 0.0, **config}), inputs, context(folder))
+    assert outputs.counts["in"] == outputs.counts["kept"] + outputs.counts["dropped"]
+    drops = {row.id: f"{row.rule}: {row.reason}" for row in load_jsonl(outputs.dropped.path, DroppedRow)}
+    return outputs, list(load_jsonl(outputs.pairs.path, PairRow)), drops
+
+
+def preference(row_id: str, **values: Any) -> PreferenceRow:
+    made = {"id": row_id, "messages": ASK, "chosen": "Blue.", "rejected": "Seven.", "source": Source(file="f")}
+    return PreferenceRow(**{**made, **values})
+
+
+def test_pairs_go_by_the_total_reward_and_carry_what_training_sees(tmp_path: Path) -> None:
+    steered = [Message(role="system", content="Be kind."), *ASK]
+    rows = [
+        candidate("p", 0, "red", 5.0, total_reward=1.0, messages=steered),
+        candidate("p", 1, "blue", 0.0, total_reward=3.0, messages=steered),
+        candidate("q", 0, "red", 4.0, system_prompt="Be kind."),
+        candidate("q", 1, "blue", 0.0, system_prompt="Be kind."),
+    ]
+    outputs, pairs, drops = paired(tmp_path, rows, [])
+    assert [(p.id, p.chosen, p.rejected, p.reward_gap) for p in pairs] == [
+        ("p/1/1>0", "blue", "red", 2.0),
+        ("q/1/0>1", "red", "blue", 4.0),
+    ]
+    assert [p.messages for p in pairs] == [steered, ASK]
+    assert drops == {}
+    assert outputs.metrics == {"least_gap": 2.0, "mean_gap": 3.0}
+
+
+def test_the_random_other_is_drawn_with_the_prompts_seed_alone(tmp_path: Path) -> None:
+    def rows(prompt: str) -> list[CandidateRow]:
+        return [candidate(prompt, k, f"text {k}", float(-k)) for k in range(6)]
+
+    _, alone, _ = paired(tmp_path / "a", rows("p"), [], pairing="best_random")
+    _, more, _ = paired(tmp_path / "b", [*rows("x"), *rows("p"), *rows("y")], [], pairing="best_random")
+    assert next(pair for pair in more if pair.id.startswith("p/")).rejected == alone[0].rejected
+    drawn = random.Random(derive_seed(7, "p")).choice((1, 2, 3, 4, 5))
+    assert alone[0].rejected == f"text {drawn}"
+
+
+def test_every_pairing_and_least_gap_reaches_the_pairs(tmp_path: Path) -> None:
+    rows = [candidate("p", k, f"text {k}", reward) for k, reward in enumerate([10.0, 0.0, 6.0])]
+    rows += [candidate("q", k, f"text {k}", reward) for k, reward in enumerate([1.0, 0.0])]
+    # Widest gaps 10 and 1; their lower quantile 0 is 1, so p takes its 4 and q its 1.
+    _, pairs, _ = paired(tmp_path / "gap", rows, [], pairing="gap", target_gap_quantile=0.0)
+    assert [pair.reward_gap for pair in pairs] == [4.0, 1.0]
+    _, pairs, drops = paired(tmp_path / "least", rows, [], min_gap=2.0)
+    assert [pair.reward_gap for pair in pairs] == [10.0]
+    assert drops == {"q": "pairs: gap 1 is under the least gap 2"}
+
+
+def test_an_edit_that_says_what_was_rejected_is_no_pair(tmp_path: Path) -> None:
+    same = preference("same", edited=" Seven.\n", strength="better")
+    outputs, pairs, drops = paired(tmp_path, [], [same, preference("good", strength="better")], on_policy=False)
+    assert [pair.id for pair in pairs] == ["good"]
+    assert drops == {"same": "same_text: edited and rejected are the same text"}
+    assert outputs.counts["preference_pairs"] == 1
