@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,9 @@ def test_nothing_is_named_where_there_is_no_log_or_the_error_names_it(tmp_path: 
 )
 def test_a_temporary_log_stays_where_the_engine_failed(error: BaseException | None, stays: bool) -> None:
     folders = []
-    try:
-        with temporary_log() as log_file:
-            folders.append(log_file.parent)
-            write_and_raise(log_file, error)
-    except BaseException as caught:
-        assert caught is error
+    with nullcontext() if error is None else pytest.raises(type(error)), temporary_log() as log_file:
+        folders.append(log_file.parent)
+        write_and_raise(log_file, error)
     assert folders[0].exists() == stays
     if stays:
         (folders[0] / "engine.log").unlink()

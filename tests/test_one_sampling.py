@@ -130,7 +130,7 @@ def test_sample_then_score_then_compare(alignloop, tmp_path: Path, reward_model:
 
 
 def test_what_a_crash_left_is_taken_over(alignloop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command dies after its second shard of three; the next call samples one prompt, and ends with the same bytes."""
+    """It dies after its second shard of three; the next call samples one prompt and ends with the same bytes."""
     from alignloop.engines.process import EngineProcess
 
     prompts_file(tmp_path, "Tell me about Emma.", "Name a river.", "Name a town.")
@@ -202,7 +202,7 @@ def test_recipes_are_sampled_scored_and_compared(alignloop, tmp_path: Path, rewa
         (("quickstart", "prompts.jsonl", "--out", "hollow"), "--out hollow: this is a folder"),
         (("quickstart", "prompts.jsonl", "--out", "no/c.jsonl"), "does not exist; make it first"),
         (("quickstart", "prompts.jsonl", "--out", "prompts.jsonl"), "prompts.jsonl exists and is not what"),
-        (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "-k", "0"), "0 is not in the range x>=1"),
+        (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "-k", "0"), "Invalid value for '--num-candidates'"),
         (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--max-tokens", "5000"), "has room for 2048"),
         (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--set", "engine.max_model_len=4096"), "2048 tokens only"),
         (

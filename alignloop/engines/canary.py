@@ -19,7 +19,7 @@ from alignloop.errors import EngineError
 
 NUM_SEQUENCES = 4
 SEQUENCE_TOKENS = 24
-SWAP_TOKENS = 12
+SWAP_TOKENS = 8
 """Of the first sequence, after a swap: what can go wrong there is weights left behind, which any token sees. On a CPU
 these passes are most of a swap's time, and grow with every token."""
 

@@ -31,29 +31,57 @@ def plain_model(checkpoint: Path, *, dtype: str) -> Any:
         return model.float() if num_parameters(checkpoint) <= _LARGE_MODEL else model
     model = load_plain(checkpoint, dtype="float32")
     if dtype != "float32":
+        rounding = _Rounding(getattr(torch, dtype))
         for module in model.modules():
-            _round_in_use(module, getattr(torch, dtype))
+            rounding.attach(module)
     return model
 
 
-def _round_in_use(module: Any, dtype: Any) -> None:
-    """Have the module's own weights rounded to `dtype` while it runs."""
-    own = dict(module.named_parameters(recurse=False))
-    if not own:
-        return
-    stored: dict[str, Any] = {}
+class _Rounding:
+    """Rounds a module's own weights while it runs, in memory that the next module uses again.
 
-    def before(*_: object) -> None:
-        for name, parameter in own.items():
-            stored[name] = parameter.data
-            parameter.data = parameter.data.to(dtype).float()
+    Fresh memory for each would take longer than the arithmetic.
+    """
 
-    def after(*_: object) -> None:
-        for name, parameter in own.items():
-            parameter.data = stored.pop(name)
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
+        self._narrow: Any = None
+        self._wide: Any = None
 
-    module.register_forward_pre_hook(before)
-    module.register_forward_hook(after)
+    def attach(self, module: Any) -> None:
+        import torch
+
+        own = dict(module.named_parameters(recurse=False))
+        if type(module) is torch.nn.Embedding:  # rounding the rows that were looked up is the same
+            module.register_forward_hook(lambda _module, _inputs, rows: rows.to(self._dtype).float())
+        elif own:
+            stored: dict[str, Any] = {}
+            # Children of a module that runs would overwrite what is being used.
+            alone = len(own) == 1 and next(module.children(), None) is None
+
+            def before(*_: object) -> None:
+                for name, parameter in own.items():
+                    stored[name] = parameter.data
+                    parameter.data = self._rounded(parameter.data) if alone else self._rounded_anew(parameter.data)
+
+            def after(*_: object) -> None:
+                for name, parameter in own.items():
+                    parameter.data = stored.pop(name)
+
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(after)
+
+    def _rounded_anew(self, weights: Any) -> Any:
+        return weights.to(self._dtype).float()
+
+    def _rounded(self, weights: Any) -> Any:
+        import torch
+
+        size = weights.numel()
+        if self._wide is None or self._wide.numel() < size:
+            self._narrow, self._wide = torch.empty(size, dtype=self._dtype), torch.empty(size)
+        narrow, wide = self._narrow[:size].view(weights.shape), self._wide[:size].view(weights.shape)
+        return wide.copy_(narrow.copy_(weights))
 
 
 def _stored_dtypes(checkpoint: Path) -> set[str]:

@@ -10,11 +10,14 @@ restart, its memory ends with it, and nothing it prints reaches the terminal.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -27,7 +30,7 @@ from alignloop.engines.admission import check_generate, check_loglikelihood
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import check_servable, text_config
 from alignloop.engines.placement import Place, num_cores
-from alignloop.engines.worker import Call, Reply, Verb
+from alignloop.engines.worker import SCRATCH, Call, Reply, Verb
 from alignloop.errors import EngineError, UserError
 
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from alignloop.engines.worker import main; main()"
@@ -66,6 +69,7 @@ class EngineProcess:
         self._interrupted = False
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._remove_scratch: Callable[[], object] = lambda: None
         self._checkpoint: Path | None = None
         self._vocab_size: int | None = None
         self._num_starts = 0
@@ -126,6 +130,7 @@ class EngineProcess:
         if self._child is not None:
             _end(self._child, patience=_CLOSE_SECONDS)
             self._child = None
+        self._remove_scratch()
 
     def interrupt(self) -> None:
         """From another thread: make the call under way fail, by killing the child; `resume` allows calls again."""
@@ -221,6 +226,7 @@ class EngineProcess:
             self._pipe.close()
         self._pipe = self._child = None
         _end(child, patience=patience)
+        self._remove_scratch()
         code = child.returncode
         return f"killed by signal {-code} (9 is often the system out of memory)" if code < 0 else f"exit status {code}"
 
@@ -232,6 +238,8 @@ class EngineProcess:
         package_root = Path(__file__).resolve().parents[2]
         command = [sys.executable, "-P", "-c", _BOOT, str(package_root), str(childs.fileno()), str(os.getpid())]
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="alignloop-engine-"))
+        self._remove_scratch = weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)  # at exit, too
         with ours, childs, self._log_file.open("ab") as log:
             log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
             log.flush()
@@ -240,7 +248,7 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=child_environment(self._config, place=self._place),
+                env=child_environment(self._config, place=self._place, scratch=scratch),
                 pass_fds=(childs.fileno(),),
                 start_new_session=True,  # a group of its own: the terminal's Ctrl-C passes it by, and close takes all
             )
@@ -251,11 +259,14 @@ class EngineProcess:
         return f"The end of {self._log_file}:\n" + "\n".join(lines)
 
 
-def child_environment(config: EngineConfig, *, place: Place | None = None) -> dict[str, str]:
+def child_environment(
+    config: EngineConfig, *, place: Place | None = None, scratch: Path | None = None
+) -> dict[str, str]:
     """The child's environment: what must be set before torch and vLLM are imported.
 
     Args:
         place: its share of the machine; None is all of it.
+        scratch: its own temporary folder, which it removes when it ends; None leaves it the usual one.
     """
     place = place or Place(num_cores())
     defaults = {
@@ -277,6 +288,10 @@ def child_environment(config: EngineConfig, *, place: Place | None = None) -> di
     if config.enforce_eager:
         # vLLM compiles its logprob gathering even then, which wants a C++ compiler and a path without spaces.
         fixed["TORCHDYNAMO_DISABLE"] = "1"
+    else:  # a cache is not for the scratch folder
+        defaults["TORCHINDUCTOR_CACHE_DIR"] = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+    if scratch is not None:
+        fixed |= {"TMPDIR": str(scratch), SCRATCH: str(scratch)}
     ours = {**defaults, **os.environ, **fixed, **place.environment()}
     ours.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and it would go before `engine.kv_cache_gb`
     return ours

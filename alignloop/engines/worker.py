@@ -6,6 +6,7 @@ Started by `alignloop.engines.process`; never by hand.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -22,6 +23,8 @@ from alignloop.errors import AlignloopError, UserError
 
 Verb = Literal["load_weights", "generate", "loglikelihood", "sleep", "wake"]
 
+SCRATCH = "ALIGNLOOP_ENGINE_SCRATCH"
+"""Environment variable that names the process's own temporary folder, which goes when it ends: vLLM leaves files."""
 _PARENT_CHECK_SECONDS = 0.5
 
 
@@ -69,6 +72,7 @@ def main() -> None:
     serve(Connection(descriptor), _hosted(EngineConfig.model_validate_json(config_json)))
     sys.stdout.flush()
     sys.stderr.flush()
+    _remove_scratch()
     os._exit(0)  # torch's and vLLM's exit handlers have nothing to save and can hang
 
 
@@ -126,6 +130,13 @@ def _end_with_parent(parent: int) -> None:
     """
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_SECONDS)
+    _remove_scratch()
     if os.getpgrp() == os.getpid():  # the processes vLLM started for other accelerators are in this group
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
+
+
+def _remove_scratch() -> None:
+    """Where the parent is gone nobody else does."""
+    if folder := os.environ.get(SCRATCH):
+        shutil.rmtree(folder, ignore_errors=True)

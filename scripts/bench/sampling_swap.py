@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -18,49 +19,66 @@ from scripts.bench.stopwatch import resident_mb
 BUFFER_BYTES = 16 * 2**20
 
 
+@dataclass(frozen=True)
+class Swaps:
+    """Seconds, in the order they were measured.
+
+    Attributes:
+        whole: `load_weights` of the engine, canary included.
+        bare: vLLM's weights alone, by the engine's worker extension, without canary.
+        reads: all bytes of the same checkpoint's weight files into memory, after each whole swap.
+        cold_start: of the engine, once.
+    """
+
+    whole: list[float]
+    bare: list[float]
+    reads: list[float]
+    cold_start: float
+
+
 def swap_seconds_5m(room: Room) -> list[Result]:
     """Median seconds of `load_weights` between two checkpoints, canary included."""
-    swaps, bare, cold = _swaps(room, "5m", count=room.amount.num_swaps)
+    swaps = _swaps(room, "5m", count=room.amount.num_swaps)
+    whole, bare = median(swaps.whole), median(swaps.bare)
     return [
         Result(
             CASES["swap_seconds_5m"],
-            median(swaps),
-            tuple(swaps),
-            f"{median(swaps):.2f} s",
-            f"cold start {cold:.1f} s",
-            extra={"swap_seconds_5m_without_canary": median(bare), "cold_start_seconds_5m": cold},
-            remarks=(
-                f"{num_parameters(room.checkpoint('5m', 'a')):,} parameters; without the canary {median(bare):.2f} s",
-            ),
+            whole,
+            tuple(swaps.whole),
+            f"{whole:.2f} s",
+            f"cold start {swaps.cold_start:.1f} s",
+            extra={"swap_seconds_5m_without_canary": bare, "cold_start_seconds_5m": swaps.cold_start},
+            remarks=(f"{num_parameters(room.checkpoint('5m', 'a')):,} parameters; without the canary {bare:.2f} s",),
         )
     ]
 
 
 def swap_vs_read_300m(room: Room) -> list[Result]:
     """Median seconds of a swap over those of reading the checkpoint's weight files, both from the page cache."""
-    swaps, bare, cold = _swaps(room, "300m", count=room.amount.num_large_swaps)
+    swaps = _swaps(room, "300m", count=room.amount.num_large_swaps)
     checkpoint = room.checkpoint("300m", "b")
-    reads = [_read_seconds(checkpoint) for _ in swaps]
-    buffered = [_buffered_read_seconds(checkpoint) for _ in swaps]
-    ratios = tuple(swap / read for swap, read in zip(swaps, reads, strict=True))
+    buffered = median(_buffered_read_seconds(checkpoint) for _ in swaps.reads)
+    whole, bare, read = median(swaps.whole), median(swaps.bare), median(swaps.reads)
+    ratios = tuple(swap / after for swap, after in zip(swaps.whole, swaps.reads, strict=True))
     num_bytes = sum(file.stat().st_size for file in weight_files(checkpoint))
     return [
         Result(
             CASES["swap_vs_read_300m"],
-            median(swaps) / median(reads),
+            median(ratios),
             ratios,
-            f"{median(swaps):.2f} s",
-            f"read {median(reads):.2f} s; cold start {cold:.1f} s",
+            f"{whole:.2f} s",
+            f"read {read:.2f} s; cold start {swaps.cold_start:.1f} s",
             extra={
-                "swap_seconds_300m": median(swaps),
-                "swap_seconds_300m_without_canary": median(bare),
-                "read_seconds_300m": median(reads),
-                "cold_start_seconds_300m": cold,
+                "swap_seconds_300m": whole,
+                "swap_seconds_300m_without_canary": bare,
+                "read_seconds_300m": read,
+                "cold_start_seconds_300m": swaps.cold_start,
             },
             remarks=(
                 f"{num_parameters(checkpoint):,} parameters, {num_bytes / 1e9:.2f} GB, in the page cache on both sides",
-                f"without the canary {median(bare):.2f} s; reading through one buffer of {BUFFER_BYTES // 2**20} MiB, "
-                f"which keeps nothing, {median(buffered):.2f} s",
+                f"swaps of {min(swaps.whole):.2f} to {max(swaps.whole):.2f} s, without the canary {bare:.2f} s; reads "
+                f"of {min(swaps.reads):.2f} to {max(swaps.reads):.2f} s, {buffered:.2f} s through one buffer of "
+                f"{BUFFER_BYTES // 2**20} MiB, which keeps nothing",
             ),
         )
     ]
@@ -92,19 +110,21 @@ def swap_memory_growth_mb(room: Room) -> list[Result]:
     ]
 
 
-def _swaps(room: Room, size: Size, *, count: int) -> tuple[list[float], list[float], float]:
-    """Seconds of each swap by the engine, of each swap by vLLM alone, and of the engine's cold start."""
+def _swaps(room: Room, size: Size, *, count: int) -> Swaps:
+    """`count` swaps between two checkpoints, after one to each that settles the allocator and the page cache."""
     a, b = room.checkpoint(size, "a"), room.checkpoint(size, "b")
-    for checkpoint in (a, b):
-        _read_seconds(checkpoint)
     engine = room.engine("vllm", size)
-    cold = engine.cold_start
     turns = list(islice(cycle((b, a)), count + 2))
-    swaps = [_load_seconds(engine, checkpoint) for checkpoint in turns]
+    timed = [(_load_seconds(engine, checkpoint), _read_seconds(checkpoint)) for checkpoint in turns]
     raw = room.raw(size)
     bare = [float(raw.call("swap", checkpoint)) for checkpoint in turns]
     raw.call("swap", a)  # what the other cases find served
-    return swaps[2:], bare[2:], cold  # each checkpoint's first swap settles the allocator
+    return Swaps(
+        whole=[swap for swap, _ in timed[2:]],
+        bare=bare[2:],
+        reads=[read for _, read in timed[2:]],
+        cold_start=engine.cold_start,
+    )
 
 
 def _load_seconds(engine: Engine, checkpoint: Path) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from alignloop.config.recipe import EngineConfig
@@ -18,7 +19,7 @@ from alignloop.engines.checkpoint import (
     read_config,
     weight_files,
 )
-from alignloop.engines.plain import load_plain
+from alignloop.engines.plain import load_plain, plain_model
 from alignloop.engines.weight_swap import weights
 from alignloop.errors import ModelError, UserError
 
@@ -147,3 +148,16 @@ def copied(checkpoint: Path, folder: Path, **changed: object) -> Path:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
     return folder
+
+
+def test_plain_passes_see_rounded_weights_and_leave_the_stored_ones(checkpoints: SimpleNamespace) -> None:
+    ids = torch.tensor([[5, 9, 100, 7]])
+    for checkpoint in (checkpoints.a, checkpoints.untied):  # a tied head is rounded although its embedding is not
+        rounded = load_plain(checkpoint, dtype="bfloat16").float()
+        model = plain_model(checkpoint, dtype="bfloat16")
+        with torch.no_grad():
+            assert model(ids).logits.equal(rounded(ids).logits)
+            assert model(ids).logits.equal(rounded(ids).logits)  # the stored weights came back in between
+            exact = load_plain(checkpoint, dtype="float32")(ids).logits
+            assert plain_model(checkpoint, dtype="float32")(ids).logits.equal(exact)
+            assert not rounded(ids).logits.equal(exact)

@@ -102,7 +102,7 @@ def end(config: EngineConfig, how: str, *, checkpoint: Path, folder: Path) -> tu
     parent.wait(timeout=30)
     parent.stdout.close()
     assert gone_within(children, 5.0)
-    left = {path for path in temporary.rglob("*") if not path.is_dir()}
+    left = set(temporary.rglob("*"))
     return children, left | {file for file in shared if file.exists()}
 
 

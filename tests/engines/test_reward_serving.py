@@ -29,7 +29,7 @@ import json, sys
 from vllm import LLM, PoolingParams
 model, rows = sys.argv[1], json.load(open(sys.argv[2]))
 llm = LLM(
-    model=model, runner="pooling", dtype="float32", max_model_len=1024, enforce_eager=True, skip_tokenizer_init=True,
+    model=model, runner="pooling", dtype="float32", max_model_len=1024, enforce_eager=True,
     kv_cache_memory_bytes=2**26, enable_chunked_prefill=False, max_num_batched_tokens=8192,
 )
 outputs = llm.encode(
