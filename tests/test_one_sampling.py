@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -134,9 +135,21 @@ def test_what_a_crash_left_is_taken_over(alignloop, tmp_path: Path, monkeypatch:
     from alignloop.engines.process import EngineProcess
 
     prompts_file(tmp_path, "Tell me about Emma.", "Name a river.", "Name a town.")
-    command = ("sample", "quickstart", "prompts.jsonl", "-k", "2", *SHORT, "--set", "sample.shard_prompts=1")
+    command = (
+        "sample",
+        "quickstart",
+        "prompts.jsonl",
+        "-k",
+        "2",
+        *SHORT,
+        "--set",
+        "sample.shard_prompts=1",
+        "--system-prompt",
+        "Be brief: end soon.",
+    )
     whole = alignloop(*command, "--out", "whole.jsonl")
     assert whole.code == 0, whole.err
+    assert {row.system_prompt for row in load_jsonl(tmp_path / "whole.jsonl", CandidateRow)} == {"Be brief: end soon."}
     generate, asked = EngineProcess.generate, []
 
     def dies(self: EngineProcess, requests):
@@ -183,7 +196,8 @@ def test_recipes_are_sampled_scored_and_compared(alignloop, tmp_path: Path, rewa
     assert "sample.temperature: 1 -> 0.5" in compared.out
     assert "2 prompts in both" in compared.out
     found = json.loads((tmp_path / "compared" / "comparison.json").read_text())
-    assert found["a"]["reward_model"] == found["b"]["reward_model"] != None  # noqa: E711
+    assert found["a"]["reward_model"] == found["b"]["reward_model"]
+    assert found["a"]["reward_model"].startswith("sha256:")
     assert found["all"]["a"]["n"] == 4
     again = alignloop(*command)
     assert again.out.count("cached") == 4
@@ -197,6 +211,7 @@ def test_recipes_are_sampled_scored_and_compared(alignloop, tmp_path: Path, rewa
         (("prompts.jsonl", "prompts.jsonl", "--out", "c.jsonl"), "this is a file; give a Hugging Face model folder"),
         (("hollow", "prompts.jsonl", "--out", "c.jsonl"), "holds no config.json"),
         (("rm", "prompts.jsonl", "--out", "c.jsonl"), "which writes no text"),
+        (("bare", "prompts.jsonl", "--out", "c.jsonl"), "alignloop stage base --out prepared"),
         (("quickstart", "none.jsonl", "--out", "c.jsonl"), "none.jsonl: no such file"),
         (("quickstart", "empty.jsonl", "--out", "c.jsonl"), "empty.jsonl: the file is empty"),
         (("quickstart", "prompts.jsonl", "--out", "hollow"), "--out hollow: this is a folder"),
@@ -222,6 +237,7 @@ def test_sample_refuses_before_the_engine_starts(
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "hollow").mkdir()
     (tmp_path / "rm").symlink_to(reward_model)
+    shutil.copytree(BASE, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template.jinja"))
     before = names(tmp_path)
     outcome = alignloop("sample", *arguments)
     assert outcome.code == 2

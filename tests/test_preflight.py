@@ -387,3 +387,9 @@ def test_a_rank_above_a_layers_smaller_side_is_noted(good: Path) -> None:
     for rank, targets in ((width, ["k_proj"]), (16, "all-linear")):
         notes = look(good, sft={"max_length": 384, "lora": {"rank": rank, "target_modules": targets}}).notes
         assert not any("lora.rank" in note for note in notes)
+
+
+def test_engines_the_machine_has_no_room_for_are_a_problem(good: Path) -> None:
+    engine = {**SMALL["engine"], "tensor_parallel": 2}
+    with pytest.raises(PreflightError, match="engine.tensor_parallel: 2, but engine.name: transformers serves a model"):
+        look(good, engine=engine)

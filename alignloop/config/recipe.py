@@ -372,7 +372,7 @@ class EngineConfig(Section):
     """Longest prompt + completion, in tokens."""
     max_num_seqs: PositiveInt = 256
     kv_cache_gb: PositiveFloat = 1.0
-    """KV cache size on CPU, where it is set explicitly."""
+    """KV cache size on CPU, where it is set explicitly; each engine's, with `data_parallel`."""
     gpu_memory_utilization: Fraction = 0.85
     tensor_parallel: PositiveInt = 1
     pipeline_parallel: PositiveInt = 1

