@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -51,10 +53,10 @@ def score_groups(
         module = CompletionRewards(model).to(device)
     check_vocabulary(model, groups, checkpoint=reward_model)
     longest = max(group.longest for group in groups)
+    row_tokens = auto_row_tokens(longest)
     runner = RowRunner(
         mode=choose_layout(backbone_of(module.model), longest=longest, progress=progress),
-        # As much memory as rows of one candidate each would take: a prompt with its K candidates is a longer row.
-        row_tokens=auto_row_tokens(longest),
+        row_tokens=row_tokens,
         rows=rows_per_microbatch,
         pad_token_id=pad_token_id_of(model),
         device=device,
@@ -62,10 +64,35 @@ def score_groups(
         progress=progress,
     )
     try:
-        return _scores(module, groups, runner=runner)
+        # A prompt with all its candidates may be many times a row: it never takes more memory than the microbatch.
+        pieces = split_groups(groups, capacity=rows_per_microbatch * row_tokens)
+        scored = iter(_scores(module, [piece for own in pieces for piece in own], runner=runner))
+        return [[reward for _ in own for reward in next(scored)] for own in pieces]
     finally:
         del model, module
         free_memory()
+
+
+def split_groups(groups: Sequence[PromptGroup], *, capacity: int) -> list[list[PromptGroup]]:
+    """Each group in pieces of at most `capacity` tokens, or of one candidate: some of its candidates, in order.
+
+    Every piece has the prompt again, so a group that fits stays whole.
+    """
+    return [_pieces(group, capacity=capacity) for group in groups]
+
+
+def _pieces(group: PromptGroup, *, capacity: int) -> list[PromptGroup]:
+    starts, used = [0], 0
+    for number, completion in enumerate(group.completions):
+        size = len(completion.token_ids) + 1  # its own copy of the prompt's last token
+        if number > starts[-1] and len(group.prompt_ids) + used + size > capacity:
+            starts.append(number)
+            used = 0
+        used += size
+    return [
+        replace(group, completions=group.completions[begin:end], ranks=group.ranks[begin:end])
+        for begin, end in pairwise([*starts, len(group.completions)])
+    ]
 
 
 def _scores(module: CompletionRewards, groups: Sequence[PromptGroup], *, runner: RowRunner) -> list[list[float]]:

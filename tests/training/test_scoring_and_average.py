@@ -16,7 +16,7 @@ from alignloop.errors import ModelError
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
 from alignloop.training.average import average_checkpoints
-from alignloop.training.scoring import score_groups
+from alignloop.training.scoring import score_groups, split_groups
 from alignloop.training.trainer import train
 
 MakeGroups = Callable[..., list[PromptGroup]]
@@ -48,7 +48,8 @@ def candidates(num_candidates: int) -> PromptGroup:
 
 @pytest.mark.parametrize("rows_per_microbatch", [16, 1])
 def test_scores_are_transformers_own_in_candidate_order(rows_per_microbatch: int, reward_model: Path) -> None:
-    groups = [candidates(1), candidates(10), candidates(16)]
+    # 200 candidates are more than one row holds: they are scored in pieces.
+    groups = [candidates(1), candidates(200), candidates(16)]
     rewards = score_groups(
         groups,
         reward_model=reward_model,
@@ -63,6 +64,18 @@ def test_scores_are_transformers_own_in_candidate_order(rows_per_microbatch: int
                 float(model(input_ids=torch.tensor([group.prompt_ids + c.token_ids])).logits) for c in group.completions
             ]
         assert row == pytest.approx(expected, abs=1e-5)
+
+
+def test_groups_larger_than_a_microbatch_come_in_pieces() -> None:
+    """Prompt of 4; candidates of 3, 2 and 5 take 4, 3 and 6: 11 hold the prompt and the first two, not the third."""
+    completions = tuple(CompletionTokens((1,) * n, (False,) * n) for n in (3, 2, 5))
+    group = PromptGroup("a", (1, 2, 3, 4), completions, (0, 1, 2))
+    assert split_groups([group], capacity=17) == [[group]]
+    ((first, second),) = split_groups([group], capacity=11)
+    assert (first.completions, second.completions) == (completions[:2], completions[2:])
+    assert first.prompt_ids == second.prompt_ids == group.prompt_ids
+    ((*alone,),) = split_groups([group], capacity=1)
+    assert [piece.completions for piece in alone] == [(completion,) for completion in completions]
 
 
 def test_a_policy_is_not_taken_for_a_reward_model(policy: Path) -> None:
