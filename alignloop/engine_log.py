@@ -11,6 +11,8 @@ from pathlib import Path
 from alignloop.errors import AlignloopError, EngineError
 
 LOG_FILE = "engine.log"
+ANY_LOG = "engine*.log"
+"""Engines side by side number theirs."""
 
 
 @contextmanager
@@ -19,8 +21,9 @@ def log_named(log_file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_engines(error) and log_file.is_file() and str(log_file) not in str(error):
-            error.add_note(f"What the engine said: {log_file}")
+        logs = [] if not _is_engines(error) else sorted(log_file.parent.glob(f"{log_file.stem}*{log_file.suffix}"))
+        if logs and not any(str(log) in str(error) for log in logs):
+            error.add_note(f"What the engine said: {', '.join(map(str, logs))}")
         raise
 
 
@@ -39,7 +42,7 @@ def temporary_folder() -> Iterator[Path]:
     try:
         yield folder
     except Exception as error:
-        kept = _is_engines(error) and any(folder.rglob(LOG_FILE))
+        kept = _is_engines(error) and any(folder.rglob(ANY_LOG))
         raise
     finally:
         if not kept:

@@ -18,7 +18,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.readers import read_prompts
 from alignloop.dropped_file import Dropped, put_dropped, read_dropped, unreadable
 from alignloop.engine_log import LOG_FILE, log_named
-from alignloop.engines.checkpoint import text_config, weight_files
+from alignloop.engines.checkpoint import longest_sequence, text_config, weight_files
 from alignloop.engines.open import open_engine
 from alignloop.errors import ModelError, UserError
 from alignloop.house import House
@@ -27,7 +27,6 @@ from alignloop.preflight.weights import check_causal
 from alignloop.progress import Progress
 from alignloop.records import CandidateRow, DroppedRow, PromptRow
 from alignloop.stages import sample
-from alignloop.stages.steering import steer
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -160,7 +159,7 @@ def sampling_recipe(config: str | None, overrides: Sequence[str], *, checkpoint:
         RecipeError: what was given is wrong in itself.
         UserError: it asks for more tokens than the checkpoint has room for.
     """
-    positions = sample.longest_sequence(text_config(checkpoint))
+    positions = longest_sequence(text_config(checkpoint))
     limit = _room_given(config, overrides)
     asked = load_recipe(_source(config), overrides=_widened(overrides))
     if limit is not None and positions is not None and limit > positions:
@@ -193,8 +192,8 @@ def with_room(recipe: Recipe, prompts: Sequence[PromptRow], *, chat: ChatFormat,
     """
     if given:
         return recipe
-    asked = (steer(row, config=recipe.sample, round=ROUND, seed=0).messages for row in prompts)
-    longest = max(len(chat.prompt_ids(messages)) for messages in asked)
+    asked = (sample.ask(row, chat=chat, config=recipe.sample, round=ROUND, seed=0) for row in prompts)
+    longest = max(len(one.prompt_ids) for one in asked)
     wanted = -(-(longest + recipe.sample.max_tokens) // ROOM_STEP) * ROOM_STEP
     room = min(recipe.engine.max_model_len, wanted)
     return recipe.model_copy(update={"engine": _changed(recipe.engine, max_model_len=room)})

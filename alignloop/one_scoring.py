@@ -18,15 +18,15 @@ from alignloop.data.candidates import ReadCandidates, TextPrompt, read_candidate
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.dropped_file import Dropped, put_dropped, read_dropped, unreadable
 from alignloop.engines.base import Engine
-from alignloop.engines.checkpoint import tensor_shapes, text_config
+from alignloop.engines.checkpoint import longest_sequence, tensor_shapes, text_config
 from alignloop.engines.open import open_engine
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.house import House
 from alignloop.one_sampling import NO_RECIPE, ROUND, chat_of, model_folder
-from alignloop.out_file import check_out, is_made, put, work_dir
+from alignloop.out_file import check_out, is_made, manifest_of, put, work_dir
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import CandidateRow, DroppedRow
-from alignloop.stages import sample, score, select
+from alignloop.stages import score, select
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -83,14 +83,16 @@ def score_alone(
     """
     out = check_out(out)
     best = None if best is None else check_out(best, option="--best")
-    if best == out:
+    if best is not None and best.absolute() == out.absolute():
         raise UserError(f"--best {best}: is --out, too; give each file a name of its own")
+    if best is not None and manifest_of(best).absolute() == manifest_of(out).absolute():
+        raise UserError(f"--best {best}: has the name of --out but for its ending, and so has its manifest; rename it")
     folder = reward_model_folder(reward_model)
     recipe = scoring_recipe(config, overrides, functions=functions)
     score.unique(recipe.score.reward_functions)
     read = read_candidates(candidates.expanduser(), max_bad_fraction=recipe.data.max_bad_fraction)
     rows, dropped = fitting_rows(
-        read, chat=chat_of(folder), room=sample.longest_sequence(text_config(folder)), say=progress.say
+        read, chat=chat_of(folder), room=longest_sequence(text_config(folder)), say=progress.say
     )
     if not rows:
         raise DataError(f"{candidates}: none of its candidates can be scored, the first because: {dropped[0].reason}")

@@ -16,7 +16,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignloop.artifacts import MANIFEST, Manifest, derive_seed, disk_errors_named, fingerprint, write_text
+from alignloop.artifacts import (
+    MANIFEST,
+    Manifest,
+    derive_seed,
+    digest_of,
+    disk_errors_named,
+    fingerprint,
+    write_text,
+)
 from alignloop.errors import RunDirError, UserError
 from alignloop.run_dir import locked
 from alignloop.stage import describe, differences
@@ -47,6 +55,11 @@ def beside(out: Path, what: str) -> Path:
     return out.with_name(f"{out.stem}.{what}")
 
 
+def manifest_of(out: Path) -> Path:
+    """Where the manifest of `out` lies."""
+    return beside(out, MANIFEST)
+
+
 @contextmanager
 def work_dir(out: Path) -> Iterator[Path]:
     """The folder `out` is made in; what a crash left there is taken over.
@@ -73,13 +86,13 @@ def work_dir(out: Path) -> Iterator[Path]:
 
 
 def is_made(out: Path, stage: str, config: Any, inputs: Any, *, run_seed: int, folder: str) -> bool:
-    """Whether `out` is what the stage would make of `config` and `inputs`.
+    """Whether `out` is what the stage would make of `config` and `inputs`, and as it was made.
 
     Args:
         run_seed, folder: the seed and the name of the stage's folder, of which its own seed is made.
 
     Raises:
-        UserError: something else lies at `out`: it is not written over.
+        UserError: something else lies at `out`, or it was changed since: it is not written over.
     """
     if not out.exists():
         return False
@@ -87,17 +100,20 @@ def is_made(out: Path, stage: str, config: Any, inputs: Any, *, run_seed: int, f
     known = read_beside(out)
     advice = "name another file, or remove it"
     if known is None or known.stage != stage:
-        raise UserError(f"{out} exists and is not what `alignloop {stage}` wrote there: {advice}")
+        raise UserError(f"{out} exists and is not what this command made there: {advice}")
     if known.fingerprint != fingerprint(described):
         changes = "\n".join(f"  - {change}" for change in differences(known, described))
         raise UserError(f"{out} exists, made from something else:\n{changes}\nTo have the new one, {advice}")
+    records = [entry for entry in known.outputs.values() if not isinstance(entry, list)]
+    if digest_of(out) not in {record.digest for record in records}:
+        raise UserError(f"{out} exists, made from the same things, but was changed since: {advice}")
     return True
 
 
 def put(source: Path, out: Path) -> None:
     """Copy a published stage's file to `out`, whole or not at all, its manifest before it."""
     manifest = source.parent / MANIFEST
-    write_text(beside(out, MANIFEST), manifest.read_text(encoding="utf-8"))
+    write_text(manifest_of(out), manifest.read_text(encoding="utf-8"))
     aside = out.with_name(out.name + ".tmp")
     with disk_errors_named(out, needed_bytes=source.stat().st_size):
         shutil.copyfile(source, aside)
@@ -108,7 +124,7 @@ def put(source: Path, out: Path) -> None:
 
 def read_beside(file: Path) -> Manifest | None:
     """The manifest that tells what a file is made from: its own, or that of the stage in whose folder it lies."""
-    for path in (beside(file, MANIFEST), file.parent / MANIFEST):
+    for path in (manifest_of(file), file.parent / MANIFEST):
         if path.is_file():
             try:
                 return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))

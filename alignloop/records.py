@@ -2,7 +2,7 @@
 
 The flow of a round, in rows:
 
-    PreferenceRow --collect--> PreferenceRow (this round's batch)  +  PromptRow
+    PreferenceRow --collect--> PreferenceRow (this round's batch)  +  PromptRow  +  VerdictRow (a judge's)
     PromptRow --sample--> CandidateRow (K a prompt) --score--> CandidateRow with `reward`
     CandidateRow --select--> SelectedRow --prune--> SftRow | DroppedRow
     PreferenceRow + CandidateRow --build_pairs--> PairRow
@@ -151,6 +151,26 @@ class SelectedRow(Row):
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
+Winner = Literal["first", "second", "tie", "unreadable"]
+
+
+class VerdictRow(Row):
+    """What a judge made of two candidates of a prompt, and every text it wrote about them."""
+
+    id: str
+    first: str
+    """Candidate's id, as `second`."""
+    second: str
+    winner: Winner
+    """`tie` also where it contradicts itself; `unreadable` where no answer could be read: neither is a preference."""
+    reason: str
+    """The judge's own words, or why there is no winner."""
+    answers: list[str]
+    """In the order asked; a retry's after what it repeats."""
+    judge: str
+    """Its name, as in the preferences' `annotator`."""
+
+
 class SftRow(Row):
     """A dialog to fine-tune on; the last assistant message is the target."""
 
@@ -225,6 +245,7 @@ ROW_MODELS: dict[str, type[Row]] = {
     "rejected_row": RejectedRow,
     "candidate": CandidateRow,
     "selected": SelectedRow,
+    "verdict": VerdictRow,
     "sft": SftRow,
     "dropped": DroppedRow,
     "pair": PairRow,

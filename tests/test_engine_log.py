@@ -24,6 +24,18 @@ def test_a_log_that_there_is_is_named(tmp_path: Path) -> None:
     assert caught.value.__notes__ == [f"What the engine said: {log_file}"]
 
 
+def test_logs_of_engines_side_by_side_are_named_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "engine-1.log").write_text("words")
+    with pytest.raises(EngineError) as caught, log_named(tmp_path / "engine.log"):
+        write_and_raise(tmp_path / "engine-0.log", EngineError("died"))
+    assert caught.value.__notes__ == [f"What the engine said: {tmp_path}/engine-0.log, {tmp_path}/engine-1.log"]
+    with pytest.raises(EngineError) as caught, temporary_log() as log_file:
+        write_and_raise(log_file.with_name("engine-0.log"), EngineError("died"))
+    assert caught.value.__notes__ == [f"What the engine said: {log_file.with_name('engine-0.log')}"]
+    log_file.with_name("engine-0.log").unlink()
+    log_file.parent.rmdir()
+
+
 @pytest.mark.parametrize("error", [TrainingError("NaN"), UserError("no file")])
 def test_errors_that_are_not_the_engines_do_not_name_it(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as caught, log_named(tmp_path / "engine.log"):

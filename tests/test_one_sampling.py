@@ -96,6 +96,12 @@ def test_sample_then_score_then_compare(alignloop, tmp_path: Path, reward_model:
     assert "c.jsonl exists, made from something else" in other.err
     assert "seed: " in other.err
     assert list(load_jsonl(tmp_path / "c.jsonl", CandidateRow)) == rows
+    whole = (tmp_path / "c.jsonl").read_bytes()
+    (tmp_path / "c.jsonl").write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
+    cut = alignloop(*command)
+    assert cut.code == 2
+    assert "c.jsonl exists, made from the same things, but was changed since" in " ".join(cut.err.split())
+    (tmp_path / "c.jsonl").write_bytes(whole)
 
     (tmp_path / "rewards.py").write_text(
         "def short(completions, **columns):\n    return [-len(c[0]['content']) for c in completions]\n"
@@ -126,6 +132,8 @@ def test_sample_then_score_then_compare(alignloop, tmp_path: Path, reward_model:
 
     compared = alignloop("compare-sampling", "s.jsonl", "s.jsonl", "--out", "compared")
     assert compared.code == 0, compared.err
+    unused = alignloop("compare-sampling", "s.jsonl", "s.jsonl", "--seed", "1")
+    assert (unused.code, unused.err[:12]) == (2, "error: --see")
     assert "they sample the same" in " ".join(compared.out.split())
     assert names(tmp_path / "compared") == {"comparison.json", "comparison.html", "run.lock"}
 
@@ -227,6 +235,10 @@ def test_recipes_are_sampled_scored_and_compared(alignloop, tmp_path: Path, rewa
         (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--temperature", "1,0.5"), "begins above its end"),
         (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--top-p", "1.5"), "sample.top_p"),
         (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--system-prompt", " "), "--system-prompt: is empty"),
+        (
+            ("strict", "prompts.jsonl", "--out", "c.jsonl", "--system-prompt", "Be kind."),
+            "(prompts.jsonl, line 1), with a system prompt of sample.system_prompts: ",
+        ),
         (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--config", "none.yaml"), "none.yaml"),
     ],
 )
@@ -238,6 +250,9 @@ def test_sample_refuses_before_the_engine_starts(
     (tmp_path / "hollow").mkdir()
     (tmp_path / "rm").symlink_to(reward_model)
     shutil.copytree(BASE, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template.jinja"))
+    strict = shutil.copytree(BASE, tmp_path / "strict") / "chat_template.jinja"
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    strict.write_text(no_system + strict.read_text())
     before = names(tmp_path)
     outcome = alignloop("sample", *arguments)
     assert outcome.code == 2
@@ -255,6 +270,7 @@ def test_sample_refuses_before_the_engine_starts(
         (("rm", "prompts.jsonl", "--out", "s.jsonl"), "holds no candidates"),
         (("rm", "own.jsonl", "--out", "s.jsonl", "--best", "s.jsonl"), "is --out, too"),
         (("rm", "own.jsonl", "--out", "s.jsonl", "--best", "own.jsonl"), "--best own.jsonl: exists already"),
+        (("rm", "own.jsonl", "--out", "s.jsonl", "--best", "s.json"), "the name of --out but for its ending"),
         (("rm", "own.jsonl", "--out", "own.jsonl"), "own.jsonl exists and is not what"),
         (("rm", "own.jsonl", "--out", "s.jsonl", "--reward-function", "short"), "expected module:function"),
         (("rm", "own.jsonl", "--out", "s.jsonl", "--reward-function", "a:b=x"), "expected module:function"),

@@ -391,5 +391,5 @@ def test_a_rank_above_a_layers_smaller_side_is_noted(good: Path) -> None:
 
 def test_engines_the_machine_has_no_room_for_are_a_problem(good: Path) -> None:
     engine = {**SMALL["engine"], "tensor_parallel": 2}
-    with pytest.raises(PreflightError, match="engine.tensor_parallel: 2, but engine.name: transformers serves a model"):
+    with pytest.raises(PreflightError, match=r"engine.tensor_parallel: 2, but .* transformers serves a model"):
         look(good, engine=engine)

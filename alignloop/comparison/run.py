@@ -91,7 +91,7 @@ def compare_sampling(
         EngineError: the engine died too often.
     """
     asked = {"a": a, "b": b}
-    _check_options(asked, models)
+    _check_options(asked, models, seed=seed)
     if out is not None:
         out = _checked_folder(out)
     making, recipes = None, {}
@@ -116,7 +116,7 @@ def compare_sampling(
     return found
 
 
-def _check_options(asked: Mapping[str, Asked], models: Models) -> None:
+def _check_options(asked: Mapping[str, Asked], models: Models, *, seed: int | None) -> None:
     """Every option that is missing, and every one that nothing would be done with."""
     given = {"--policy": models.policy, "--reward-model": models.reward_model, "--prompts": models.prompts}
     recipes = [one.source for one in asked.values() if one.is_recipe]
@@ -126,9 +126,11 @@ def _check_options(asked: Mapping[str, Asked], models: Models) -> None:
             f"{' and '.join(dict.fromkeys(recipes))}: a recipe is sampled and scored here, which takes "
             f"{', '.join(missing)}; a file of scored candidates (.jsonl) takes none of them"
         )
-    if not recipes and len(missing) < len(given):
-        unused = ", ".join(option for option in given if option not in missing)
-        raise UserError(f"{unused}: A and B are files of scored candidates, nothing is sampled: leave it out")
+    unused = [option for option, value in {**given, "--seed": seed}.items() if value is not None]
+    if not recipes and unused:
+        raise UserError(
+            f"{', '.join(unused)}: A and B are files of scored candidates, nothing is sampled: leave it out"
+        )
     for letter, one in asked.items():
         if one.overrides and not one.is_recipe:
             raise UserError(f"--set-{letter}: {one.source} is a file of scored candidates: only a recipe has settings")

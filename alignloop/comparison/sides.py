@@ -40,7 +40,7 @@ class Side:
     Attributes:
         name: what the user called it.
         file: its scored candidates.
-        settings: of `engine`, `sample` and `score`, where they are known.
+        settings: of `engine` and `sample`, where they are known.
         reward_model: digest; None where the file does not tell.
         reward_functions: those added to it, with weights; None where the file does not tell.
         rows: candidates of each prompt by prompt id, in file order.

@@ -72,7 +72,8 @@ class Engine(Protocol):
         """Serve `checkpoint` (a Hugging Face directory) from now on.
 
         Swaps weights in place when the architecture is the one being served, drops the prefix cache, and
-        compares logprobs of fixed prompts with a plain forward pass. Loading what is served already is free.
+        compares logprobs of fixed prompts with a plain forward pass. Loading what is served already is free. An engine
+        that sleeps wakes with these weights; those it served before are not loaded for it.
 
         A checkpoint of another architecture is served by a new start, which is said.
 

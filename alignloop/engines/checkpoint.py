@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def check_servable(checkpoint: Path, config: EngineConfig) -> None:
     """
     model = text_config(checkpoint)
     shapes = tensor_shapes(checkpoint)
-    positions = _positions(model)
+    positions = longest_sequence(model)
     if positions is not None and config.max_model_len > positions:
         raise UserError(
             f"engine.max_model_len: {config.max_model_len} tokens, but {checkpoint} has {positions} positions: set it "
@@ -128,8 +129,11 @@ def check_servable(checkpoint: Path, config: EngineConfig) -> None:
     _check_vocabulary(checkpoint, model, shapes)
 
 
-def _positions(model: dict[str, Any]) -> int | None:
-    """Longest sequence of the model; None where its config does not say, or stretches its positions."""
+def longest_sequence(model: Mapping[str, Any]) -> int | None:
+    """Longest sequence of a model by its `text_config`, in tokens; None where that does not say.
+
+    Where positions are stretched (yarn, linear, ...) the number may be that before stretching, so it says nothing.
+    """
     rope = model.get("rope_parameters") or model.get("rope_scaling") or {}
     if isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
         return None  # the factor counts from one number or another by type: the engine knows

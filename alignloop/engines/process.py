@@ -86,8 +86,10 @@ class EngineProcess:
 
     def load_weights(self, checkpoint: Path) -> None:
         checkpoint = checkpoint.resolve()
-        check_servable(checkpoint, self._config)
-        vocab_size = text_config(checkpoint).get("vocab_size")
+        vocab_size = self._vocab_size
+        if checkpoint != self._checkpoint:  # a large tokenizer takes a second to read, and stages load every shard
+            check_servable(checkpoint, self._config)
+            vocab_size = text_config(checkpoint).get("vocab_size")
         self._checkpoint = None  # a failed load leaves nothing served
         self._repeat(Call("load_weights", (checkpoint,)))
         self._checkpoint, self._vocab_size = checkpoint, vocab_size

@@ -42,6 +42,7 @@ class TransformersEngine:
     def load_weights(self, checkpoint: Path) -> None:
         """Serve `checkpoint`. It is itself the plain forward pass, so there is no canary to ask."""
         if checkpoint == self._served:
+            self.wake()
             return
         import torch
         from transformers import GenerationConfig

@@ -6,23 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.errors import UserError
-from alignloop.judging.base import Comparison, Judge, Verdict, Winner
-from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Row, Source, Strength
+from alignloop.judging.base import Comparison, Judge, Verdict
+from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, Strength, VerdictRow
 
 Pair = tuple[PromptRow, CandidateRow, CandidateRow]
-
-
-class VerdictRow(Row):
-    """What a judge made of a pair, and every text it wrote about it."""
-
-    id: str
-    first: str
-    """Candidate's id, as `second`."""
-    second: str
-    winner: Winner
-    reason: str
-    answers: list[str]
-    judge: str
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from alignloop.records import Message
-
-Winner = Literal["first", "second", "tie", "unreadable"]
+from alignloop.records import Message, Winner
 
 
 @dataclass(frozen=True)

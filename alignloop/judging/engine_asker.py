@@ -63,7 +63,6 @@ class EngineAsker:
         chat = load_format(self._checkpoint)
         takes_system = can_take_system(chat)
         for shard in open_shards:
-            self._engine.wake()
             self._engine.load_weights(self._checkpoint)
             asked = [[self._asked(chat, q, takes_system) for q in unit.questions] for unit in shard]
             self._answer(chat, [question for questions in asked for question in questions])

@@ -71,7 +71,10 @@ class FinishedFile:
         self._answers |= {unit.key: answers for unit, answers in finished}
 
     def _take_over(self) -> int:
-        """Read the whole lines; the bytes they take. A line that a crash cut is not one."""
+        """Read the whole lines; the bytes they take. A line that a crash cut is not one.
+
+        Where no answer at all can be read, the judge, its prompt or its server was not right: all are asked anew.
+        """
         whole, newline, _ = self.path.read_bytes().rpartition(b"\n")
         for number, line in enumerate(whole.split(b"\n") if newline else (), start=1):
             try:
@@ -82,4 +85,7 @@ class FinishedFile:
                     "remove it and run again, and everything is judged anew"
                 ) from None
             self._answers[row.key] = tuple(Answer(a.value, a.reason, tuple(a.texts)) for a in row.answers)
+        if not any(answer.value is not None for answers in self._answers.values() for answer in answers):
+            self._answers = {}
+            return 0
         return len(whole) + len(newline)

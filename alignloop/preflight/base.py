@@ -14,7 +14,7 @@ from alignloop.bundled import resolve_base
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.templates import Template, give_template, load_template
 from alignloop.config import Recipe
-from alignloop.engines.checkpoint import tensor_shapes, text_config
+from alignloop.engines.checkpoint import longest_sequence, tensor_shapes, text_config
 from alignloop.errors import ModelError
 from alignloop.preflight.adapters import check_machine, check_targets, note_high_ranks
 from alignloop.preflight.findings import Findings
@@ -67,7 +67,7 @@ def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
     with findings.collecting():
         config = text_config(folder)
         check_causal(folder, config)
-        positions = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
+        positions = longest_sequence(config)
         parameters, num_rows = _look_at_weights(recipe, folder, config, adapter=adapter, findings=findings)
         usable = folder
     with findings.collecting():

@@ -7,7 +7,7 @@ from pathlib import Path
 from alignloop.artifacts import MANIFEST
 from alignloop.config import Recipe
 from alignloop.config.recipe import JudgeConfig
-from alignloop.engines.checkpoint import architecture, text_config, weight_files
+from alignloop.engines.checkpoint import architecture, longest_sequence, text_config, weight_files
 from alignloop.errors import ModelError, UserError
 from alignloop.judging.chat_completions import ChatCompletions, EndpointFault, EndpointUnusable, RequestRefused
 from alignloop.judging.prompt_file import PairwisePrompt, load_prompt
@@ -66,8 +66,7 @@ def _check_model(recipe: Recipe, config: JudgeConfig, *, base_folder: Path | Non
             f"({limit}): lower the first or raise the second"
         )
     _check_template(config, folder)
-    values = text_config(folder)
-    positions = next((values[key] for key in ("max_position_embeddings", "n_positions") if values.get(key)), None)
+    positions = longest_sequence(text_config(folder))
     if positions is not None and positions < limit:
         findings.problems.append(
             f"judge.model: {config.model} takes {positions} tokens, fewer than engine.max_model_len ({limit}), with "

@@ -12,12 +12,10 @@ from alignloop.errors import ModelError
 from alignloop.preflight.findings import Findings
 from alignloop.records import PromptRow
 from alignloop.selection.reward_functions import load_function, missing_columns
-from alignloop.stages.sample import check_ids
+from alignloop.stages.sample import MOST_CANDIDATES, check_ids
 from alignloop.stages.score import unique
 from alignloop.stages.steering import fitting, topics_of, with_system_prompt
 
-MOST_CANDIDATES = 16_384
-"""vLLM takes no larger K (its VLLM_MAX_N_SEQUENCES)."""
 NUM_MEASURED = 200
 """Prompts measured with their system prompts: enough to see that they do not fit, and done in well under a second."""
 

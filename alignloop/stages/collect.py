@@ -50,9 +50,9 @@ def run(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Output
     new = Annotations([], [], {"annotated": 0}, {})
     if config.annotator != "none" and config.num_annotations and inputs.scored is not None:
         candidates = list(load_jsonl(inputs.scored.path, CandidateRow))
-        pairs = pairs_to_annotate(candidates, seed=ctx.seed)
         with ctx.activity("annotating"):
-            new = _simulated(config, pairs, ctx) if config.annotator == "simulated" else _judged(config, pairs, ctx)
+            ask = _simulated if config.annotator == "simulated" else _judged
+            new = ask(config, candidates, ctx)
     dump_jsonl(ctx.dir / "preferences.jsonl", [*batch, *new.rows])
     verdicts: tuple[Artifact, ...] = ()
     if new.verdicts:
@@ -71,23 +71,24 @@ _KEPT = "judge"
 """Folder of what a judge has finished, until all of it stands in the stage's files."""
 
 
-def _simulated(
-    config: CollectStageConfig, pairs: list[tuple[PromptRow, CandidateRow, CandidateRow]], ctx: StageContext
-) -> Annotations:
+def _simulated(config: CollectStageConfig, candidates: list[CandidateRow], ctx: StageContext) -> Annotations:
     from alignloop.quickstart.annotator import annotate
 
-    rows = annotate(pairs, seed=ctx.seed)[: config.num_annotations]
+    rows = annotate(pairs_to_annotate(candidates, seed=ctx.seed), seed=ctx.seed)[: config.num_annotations]
     return Annotations(rows, [], {"annotated": len(rows)}, {})
 
 
-def _judged(
-    config: CollectStageConfig, pairs: list[tuple[PromptRow, CandidateRow, CandidateRow]], ctx: StageContext
-) -> Annotations:
-    """The first `num_annotations` pairs: each costs, whatever comes of it."""
+def _judged(config: CollectStageConfig, candidates: list[CandidateRow], ctx: StageContext) -> Annotations:
+    """The first `num_annotations` pairs: each costs, whatever comes of it.
+
+    Truncated candidates are not compared: chosen, one would teach to stop in mid-sentence; rejected, little but length.
+    """
     from alignloop.judging.annotate import annotate
     from alignloop.judging.judge import open_judge
 
     assert config.judge is not None, "the recipe checks that there is one"
+    finished = [row for row in candidates if row.finish_reason == "stop"]
+    pairs = pairs_to_annotate(finished, seed=ctx.seed)
     judge = open_judge(
         config.judge,
         ctx.engine,

@@ -32,7 +32,6 @@ class Outputs(StageOutputs):
 def run(config: EvaluateStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.evaluation.evaluate import evaluate
 
-    ctx.engine.wake()
     with ctx.activity("evaluating"):
         ctx.engine.load_weights(inputs.policy.path)
         report = evaluate(

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import SampleStageConfig
+from alignloop.config.recipe import SampleConfig, SampleStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Completion, Engine, GenerateRequest
-from alignloop.engines.checkpoint import text_config
+from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.records import CandidateRow, DroppedRow, PromptRow
 from alignloop.stage import Outputs as StageOutputs
@@ -28,6 +28,10 @@ from alignloop.stages.steering import Steering, steer
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
+
+
+MOST_CANDIDATES = 16_384
+"""vLLM takes no larger K (its VLLM_MAX_N_SEQUENCES)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Outputs(StageOutputs):
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A prompt ready to be sampled."""
 
     prompt: PromptRow
@@ -62,15 +66,7 @@ class _Sampler:
     round: int
     seed: int
 
-    def ask(self, prompt: PromptRow) -> _Asked:
-        steering = steer(prompt, config=self.config, round=self.round, seed=self.seed)
-        try:
-            return _Asked(prompt, steering, self.chat.prompt_ids(steering.messages))
-        except ModelError as error:
-            steered = "" if steering.system_prompt is None else ", with a system prompt of sample.system_prompts"
-            raise ModelError(f"prompt {prompt.id} ({_place(prompt)}){steered}: {error}") from error
-
-    def request(self, asked: _Asked) -> GenerateRequest:
+    def request(self, asked: Asked) -> GenerateRequest:
         return GenerateRequest(
             prompt_ids=asked.prompt_ids,
             max_tokens=self.config.max_tokens,
@@ -81,7 +77,7 @@ class _Sampler:
             stop_token_ids=self.chat.stop_token_ids,
         )
 
-    def rows(self, asked: _Asked, completions: Sequence[Completion]) -> Iterator[CandidateRow]:
+    def rows(self, asked: Asked, completions: Sequence[Completion]) -> Iterator[CandidateRow]:
         prompt, steering = asked.prompt, asked.steering
         seen = self.config.train_on_system_prompt
         for row_id, completion in zip(self.row_ids(prompt), completions, strict=True):
@@ -112,26 +108,23 @@ def run(config: SampleStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs
     prompts = list(load_jsonl(inputs.prompts.path, PromptRow))
     check_ids(prompts, where=str(inputs.prompts.path))
     drawn = draw(prompts, num_prompts=config.num_prompts, seed=ctx.seed)
-    asked, dropped = _that_fit([sampler.ask(prompt) for prompt in drawn], config)
+    everyone = [ask(prompt, chat=sampler.chat, config=config, round=ctx.round, seed=ctx.seed) for prompt in drawn]
+    asked, dropped = _that_fit(everyone, config)
     if not asked:
         first = f" (the first: {dropped[0].id}: {dropped[0].reason})" if dropped else ""
         raise DataError(
             f"{inputs.prompts.path}: none of {len(drawn)} prompts leaves room for a completion of {config.max_tokens} "
             f"tokens within {config.max_model_len}{first}: raise engine.max_model_len or lower sample.max_tokens"
         )
-    preempted = _num_preemptions(ctx.engine)
     candidates = ctx.dir / "candidates.jsonl"
     with ctx.activity("sampling"):
         rows = _sample(sampler, asked, inputs.policy.path, ctx, into=candidates)
     dump_jsonl(ctx.dir / "dropped.jsonl", dropped)
-    metrics = _metrics(rows)
-    if preempted is not None:
-        metrics["preemptions"] = float((_num_preemptions(ctx.engine) or 0) - preempted)
     return Outputs(
         candidates=Artifact.of(candidates),
         dropped=Artifact.of(ctx.dir / "dropped.jsonl"),
         counts={"in": len(drawn), "kept": len(asked), "dropped": len(dropped), "candidates": len(rows)},
-        metrics=metrics,
+        metrics=_metrics(rows),
     )
 
 
@@ -140,6 +133,20 @@ def draw(prompts: Sequence[PromptRow], *, num_prompts: int, seed: int) -> list[P
     if num_prompts < 0 or num_prompts >= len(prompts):
         return list(prompts)
     return random.Random(seed).sample(list(prompts), num_prompts)
+
+
+def ask(prompt: PromptRow, *, chat: ChatFormat, config: SampleConfig, round: int, seed: int) -> Asked:
+    """A prompt steered and in the policy's tokens; `seed` is the stage's.
+
+    Raises:
+        ModelError: the chat template refuses the dialog; names the prompt.
+    """
+    steering = steer(prompt, config=config, round=round, seed=seed)
+    try:
+        return Asked(prompt, steering, chat.prompt_ids(steering.messages))
+    except ModelError as error:
+        steered = "" if steering.system_prompt is None else ", with a system prompt of sample.system_prompts"
+        raise ModelError(f"prompt {prompt.id} ({_place(prompt)}){steered}: {error}") from error
 
 
 def check_ids(prompts: Sequence[PromptRow], *, where: str) -> None:
@@ -154,7 +161,12 @@ def check_ids(prompts: Sequence[PromptRow], *, where: str) -> None:
 
 
 def check_room(config: SampleStageConfig, *, policy: Path) -> None:
-    """Raises UserError where the lengths asked for are beyond the engine's or the model's; needs no engine."""
+    """Raises UserError where K or the lengths are beyond the engine's or the model's; needs no engine."""
+    if config.num_candidates > MOST_CANDIDATES and config.engine == "vllm":
+        raise UserError(
+            f"sample.num_candidates: vLLM samples at most {MOST_CANDIDATES} candidates a prompt, not "
+            f"{config.num_candidates}: lower it"
+        )
     if config.max_tokens >= config.max_model_len:
         raise UserError(
             f"sample.max_tokens ({config.max_tokens}) leaves no room for a prompt within engine.max_model_len "
@@ -168,16 +180,7 @@ def check_room(config: SampleStageConfig, *, policy: Path) -> None:
         )
 
 
-def longest_sequence(model_config: Mapping[str, Any]) -> int | None:
-    """Positions a model has by its config.json; None where that does not say."""
-    rope = model_config.get("rope_parameters") or model_config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
-        return None  # the number in the config is that before scaling
-    found = model_config.get("max_position_embeddings") or model_config.get("n_positions")
-    return None if found is None else int(found)
-
-
-def _that_fit(asked: Sequence[_Asked], config: SampleStageConfig) -> tuple[list[_Asked], list[DroppedRow]]:
+def _that_fit(asked: Sequence[Asked], config: SampleStageConfig) -> tuple[list[Asked], list[DroppedRow]]:
     """Those that leave room for the longest completion, and the others with their lengths."""
     room = config.max_model_len - config.max_tokens
     dropped = []
@@ -193,7 +196,7 @@ def _that_fit(asked: Sequence[_Asked], config: SampleStageConfig) -> tuple[list[
 
 
 def _sample(
-    sampler: _Sampler, asked: Sequence[_Asked], policy: Path, ctx: StageContext, *, into: Path
+    sampler: _Sampler, asked: Sequence[Asked], policy: Path, ctx: StageContext, *, into: Path
 ) -> list[CandidateRow]:
     """All candidates, in the order of the prompts; what a crash left finished is taken over."""
     rows = _finished(sampler, asked, into)
@@ -216,14 +219,13 @@ def _sample(
     return rows
 
 
-def _sample_shard(sampler: _Sampler, part: Sequence[_Asked], policy: Path, engine: Engine) -> list[CandidateRow]:
-    engine.wake()
+def _sample_shard(sampler: _Sampler, part: Sequence[Asked], policy: Path, engine: Engine) -> list[CandidateRow]:
     engine.load_weights(policy)
     generated = engine.generate([sampler.request(one) for one in part])
     return [row for one, completions in zip(part, generated, strict=True) for row in sampler.rows(one, completions)]
 
 
-def _finished(sampler: _Sampler, asked: Sequence[_Asked], file: Path) -> list[CandidateRow] | None:
+def _finished(sampler: _Sampler, asked: Sequence[Asked], file: Path) -> list[CandidateRow] | None:
     """The rows of a file that holds the candidates of these prompts, all of them and nothing else; else None.
 
     A power cut can leave a file without its bytes, and a hand a file of other prompts: both are sampled again.
@@ -263,12 +265,6 @@ def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:
         "unique_candidates": num_unique / len(distinct),
         "duplicate_rate": (len(rows) - num_unique) / len(rows),
     }
-
-
-def _num_preemptions(engine: Engine) -> int | None:
-    """How many requests the engine has preempted so far; None where it does not count them."""
-    counted = getattr(engine, "num_preemptions", None)
-    return counted if isinstance(counted, int) else None
 
 
 def _place(prompt: PromptRow) -> str:

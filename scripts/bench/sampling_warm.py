@@ -24,7 +24,7 @@ def warm_vs_cold(room: Room) -> list[Result]:
     ratio = cold["seconds"] / warm["seconds"]
     changed = f"with {', '.join(amount.overrides)}" if amount.overrides else "the recipe as it is"
     rounds = f"{amount.rounds} round{'s' if amount.rounds > 1 else ''}"
-    same = "the same" if warm["metrics"] == cold["metrics"] else "not the same to the last digit (other block sizes)"
+    same = "the same" if warm["metrics"] == cold["metrics"] else "not the same to the last digit"
     return [
         Result(
             CASES["warm_vs_cold"],

@@ -15,6 +15,7 @@ from alignloop.engines.checkpoint import (
     architecture,
     check_servable,
     eos_token_ids,
+    longest_sequence,
     num_parameters,
     read_config,
     weight_files,
@@ -104,6 +105,16 @@ def test_settings_the_model_has_no_room_for(checkpoints: SimpleNamespace, values
     check_servable(checkpoints.a, config())
     with pytest.raises(UserError, match=message):
         check_servable(checkpoints.a, config(**values))
+
+
+def test_the_longest_sequence_is_what_the_config_says_but_for_stretched_ones() -> None:
+    assert longest_sequence({"max_position_embeddings": 2048}) == 2048
+    assert longest_sequence({"n_positions": 1024}) == 1024
+    assert longest_sequence({}) is None
+    llama = {"max_position_embeddings": 131072, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}
+    assert longest_sequence(llama) == 131072  # the number there is that after stretching
+    yarn = {"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}
+    assert longest_sequence(yarn) is None
 
 
 def test_stretched_positions_are_the_engines_to_judge(checkpoints: SimpleNamespace, tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, EngineError, UserError
 from alignloop.judging import endpoint_asker
-from alignloop.judging.annotate import VerdictRow
 from alignloop.progress import QuietProgress
-from alignloop.records import CandidateRow, Message, PreferenceRow, Source
+from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
 from alignloop.stage import Place, run_stage
 from alignloop.stages import collect
 
@@ -127,6 +126,20 @@ def test_a_judge_that_says_nothing_readable_stops_the_run(peer: Any, tmp_path: P
     peer.reply = lambda body, number: (200, {"choices": [{"message": {"content": "A"}}]}, {})
     with pytest.raises(UserError, match=r"none of its 4 answers can be read\. The first: "):
         ran(tmp_path, config(peer.url))
+    # Its server put right, under the same name: what could not be read is asked anew.
+    peer.reply = by_length
+    assert ran(tmp_path, config(peer.url)).counts["unreadable"] == 1
+
+
+def test_truncated_candidates_are_not_compared(peer: Any, tmp_path: Path) -> None:
+    peer.reply = by_length
+    longest = candidate(5, 2, "It is an oak as tall as").model_copy(update={"finish_reason": "length", "reward": 9.0})
+    cut = longest.model_copy(update={"total_reward": 9.0})
+    alone = candidate(1, 1, "It is an elm.").model_copy(update={"finish_reason": "length"})
+    kept = [row for row in CANDIDATES if row.id != alone.id]
+    assert ran(tmp_path, config(peer.url), candidates=[*kept, alone, cut]).counts["judged"] == 3
+    _, row = load_jsonl(tmp_path / "round-02" / "01_collect" / "preferences.jsonl", PreferenceRow)
+    assert (row.chosen, row.rejected) == ("It is an oak.", "An elm.")
 
 
 def test_a_broken_run_goes_on_elsewhere_and_ends_with_the_same_bytes(

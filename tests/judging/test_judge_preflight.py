@@ -55,6 +55,16 @@ def test_models_that_cannot_judge(tmp_path: Path) -> None:
     assert "leaves no room" in problem(model=str(BASE), max_tokens=2048)
 
 
+def test_stretched_positions_are_no_problem(tmp_path: Path) -> None:
+    long = shutil.copytree(BASE, tmp_path / "long")
+    config = json.loads((long / "config.json").read_text())
+    stretched = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    (long / "config.json").write_text(
+        json.dumps({**config, "rope_parameters": {**config["rope_parameters"], **stretched}})
+    )
+    assert not look(model=str(long), engine_len=4096).problems
+
+
 def test_another_architecture_is_a_note(tmp_path: Path) -> None:
     other = shutil.copytree(BASE, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())

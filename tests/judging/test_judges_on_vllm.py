@@ -29,12 +29,11 @@ from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
 from alignloop.errors import EngineError
 from alignloop.judging import endpoint_asker
-from alignloop.judging.annotate import VerdictRow
 from alignloop.judging.base import Appraisal, Comparison, Judge
 from alignloop.judging.judge import open_judge
 from alignloop.judging.prompt_file import BUNDLED
 from alignloop.progress import QuietProgress
-from alignloop.records import CandidateRow, Message, PreferenceRow, Source
+from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
 from alignloop.stage import Place, run_stage
 from alignloop.stages import collect
 

@@ -45,7 +45,6 @@ class ScriptedEngine:
 
     def __init__(self, *, dies_at: int | None = None, stop: int = 4) -> None:
         self.requests: list[list[GenerateRequest]] = []
-        self.num_preemptions = 0
         self._dies_at = dies_at
         self._stop = stop
 
@@ -53,7 +52,6 @@ class ScriptedEngine:
         if len(self.requests) == self._dies_at:
             raise EngineError("the engine died 4 times in this run")
         self.requests.append(list(requests))
-        self.num_preemptions += 2
         return [self._completions(request) for request in requests]
 
     def _completions(self, request: GenerateRequest) -> list[Completion]:
@@ -182,7 +180,6 @@ def test_metrics_by_hand(policy: Artifact, tmp_path: Path) -> None:
         "empty_rate": 0.25,
         "unique_candidates": 3.0,
         "duplicate_rate": 0.25,
-        "preemptions": 2.0,
     }
 
 
@@ -261,16 +258,8 @@ def test_bad_input_is_named_before_the_engine_is_asked(policy: Artifact, tmp_pat
         sampled(tmp_path, policy, [prompt(0)], config(max_model_len=4096), engine)
     with pytest.raises(UserError, match=r"sample.max_tokens \(128\) leaves no room .*max_model_len \(128\)"):
         sampled(tmp_path, policy, [prompt(0)], config(max_tokens=128), engine)
-
-
-def test_longest_sequence_is_what_the_config_says_but_for_scaled_ones() -> None:
-    assert sample.longest_sequence({"max_position_embeddings": 2048}) == 2048
-    assert sample.longest_sequence({"n_positions": 1024}) == 1024
-    assert sample.longest_sequence({}) is None
-    llama = {"max_position_embeddings": 131072, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}
-    assert sample.longest_sequence(llama) == 131072  # the number there is that after scaling
-    yarn = {"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}
-    assert sample.longest_sequence(yarn) is None
+    with pytest.raises(UserError, match=r"vLLM samples at most 16384 candidates a prompt, not 16385"):
+        sampled(tmp_path, policy, [prompt(0)], config(num_candidates=16_385), engine)
 
 
 def context(folder: Path, engine: Engine) -> StageContext:
@@ -342,7 +331,7 @@ def test_a_crash_after_the_last_shard_costs_nothing(policy: Artifact, tmp_path: 
     again = ScriptedEngine(dies_at=0)
     outputs = sample.run(config(), inputs, context(tmp_path / "room", again))
     assert outputs.candidates.path.read_bytes() == unbroken
-    assert outputs.metrics == {**first.metrics, "preemptions": 0.0}
+    assert outputs.metrics == first.metrics
     assert {path.name for path in (tmp_path / "room").iterdir()} == {"candidates.jsonl", "dropped.jsonl"}
 
 
@@ -377,6 +366,22 @@ def test_what_a_prompt_is_sampled_depends_on_no_other_prompt(policy: Artifact, t
     outputs = sample.run(settings, inputs, context(tmp_path / "few" / "room", ScriptedEngine()))
     lines = set(unbroken.splitlines())
     assert [line in lines for line in outputs.candidates.path.read_bytes().splitlines()] == [True] * 6
+
+
+def test_a_sleeping_engine_wakes_with_the_policy_and_nothing_else(policy: Artifact, tmp_path: Path) -> None:
+    loaded = []
+
+    class Sleeping(ScriptedEngine):
+        """Asleep, as training left it, with another checkpoint."""
+
+        def load_weights(self, checkpoint: Path) -> None:
+            loaded.append(checkpoint)
+
+        def wake(self) -> None:
+            loaded.append(Path("served before"))
+
+    sampled(tmp_path, policy, [prompt(0)], config(), Sleeping())
+    assert loaded == [policy.path]
 
 
 class KillsOnce(QuietProgress):
