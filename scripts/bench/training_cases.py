@@ -92,9 +92,9 @@ _OURS_SFT = tuple(Setting(rows) for rows in (1, 2, 4))
 _REWARD = tuple(Setting(rows) for rows in (4, 2, 1))
 _DPO = (*(Setting(rows) for rows in (1, 2, 4)), Setting(2, precompute_ref=True))
 _SFT = tuple(Setting(rows, packing=how) for how, sizes in (("bfd", (1, 2)), ("wrapped", (1, 2))) for rows in sizes)
-_ROWS = tuple(Setting(rows) for rows in (8, 4, 2, 1))
-_ROWS_SHORT = tuple(Setting(rows) for rows in (4, 2, 1, 8))
-_OURS_ROWS = tuple(Setting(rows) for rows in (2, 1, 4))
+_ROWS = tuple(Setting(rows) for rows in (8, 4))
+_ROWS_SHORT = tuple(Setting(rows) for rows in (4, 8))
+_OURS_ROWS = tuple(Setting(rows) for rows in (4, 2, 8))
 _OURS_ROWS_SHORT = tuple(Setting(rows) for rows in (1, 2, 4))
 
 CASES = {
