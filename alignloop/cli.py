@@ -128,7 +128,7 @@ def eval_checkpoint(
     ] = "quickstart",
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, for a quick look.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report there.")] = None,
-    engine: Annotated[Literal["vllm", "transformers"], typer.Option(help="What generates.")] = "vllm",
+    engine: Annotated[Literal["vllm", "transformers"] | None, typer.Option(help="What generates.")] = None,
 ) -> None:
     """Run benchmarks on a checkpoint.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignloop.artifacts import PARTIAL, Manifest, existing_parent, read_manifest
-from alignloop.config.recipe import TrainingConfig
+from alignloop.config.training import TrainingConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import DiskFullError
 from alignloop.progress import Progress

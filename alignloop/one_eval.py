@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alignloop.config.recipe import EngineConfig, EvaluateConfig
-from alignloop.engines.checkpoint import text_config
+from alignloop.config.engine import EngineConfig
+from alignloop.config.evaluation import EvaluateConfig
+from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.engines.open import open_engine
 from alignloop.errors import ModelError
 from alignloop.preflight.weights import check_causal
@@ -27,7 +28,7 @@ def evaluate_alone(
     tasks: Sequence[str],
     include_path: str | None,
     limit: int | None,
-    engine_name: Literal["vllm", "transformers"],
+    engine_name: Literal["vllm", "transformers"] | None,
     log_file: Path,
     progress: Progress,
 ) -> EvalReport:
@@ -35,6 +36,7 @@ def evaluate_alone(
 
     Args:
         include_path: folder of lm-eval task files; `quickstart`: the bundled ones.
+        engine_name: None: vLLM where it is installed.
         log_file: gets what the engine prints.
 
     Raises:
@@ -46,8 +48,9 @@ def evaluate_alone(
         raise ModelError(f"{checkpoint}: no such folder; give a Hugging Face model folder, for example <run>/final")
     model = text_config(checkpoint)
     check_causal(checkpoint, model)
-    positions = model.get("max_position_embeddings") or LONGEST
-    config = EngineConfig(name=engine_name, dtype="float32", max_model_len=min(LONGEST, int(positions)))
+    max_model_len = min(LONGEST, longest_sequence(model) or LONGEST)
+    named = {} if engine_name is None else {"name": engine_name}
+    config = EngineConfig.model_validate({"dtype": "float32", "max_model_len": max_model_len, **named})
     with open_engine(config, log_file=log_file, say=progress.say) as engine:
         return evaluate(
             engine,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from alignloop.artifacts import Artifact
 from alignloop.bundled import resolve_base, resolve_file
 from alignloop.config import Recipe, load_recipe
-from alignloop.config.recipe import EngineConfig, SampleConfig, SystemPrompt
+from alignloop.config.engine import EngineConfig
+from alignloop.config.sampling import SampleConfig, SystemPrompt
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.readers import read_prompts
 from alignloop.dropped_file import Dropped, put_dropped, read_dropped, unreadable

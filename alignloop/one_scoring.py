@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from alignloop.artifacts import Artifact
 from alignloop.comparison.statistics import summary
 from alignloop.config import Recipe, load_recipe
-from alignloop.config.recipe import EngineConfig, RewardFunction
+from alignloop.config.engine import EngineConfig
+from alignloop.config.sampling import RewardFunction
 from alignloop.data.candidates import ReadCandidates, TextPrompt, read_candidates
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.dropped_file import Dropped, put_dropped, read_dropped, unreadable

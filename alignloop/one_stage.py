@@ -13,7 +13,7 @@ from typing import Any
 
 from alignloop.artifacts import Artifact, read_manifest
 from alignloop.config import Recipe
-from alignloop.config.recipe import AverageConfig, AveragingConfig
+from alignloop.config.training import AverageConfig, AveragingConfig
 from alignloop.engines.open import open_engine
 from alignloop.errors import UserError
 from alignloop.progress import Progress

@@ -19,8 +19,23 @@ from alignloop.errors import RunDirError
 RESOLVED = "resolved.json"
 BEFORE_A_RUN = {"run.lock", "rejected_rows.jsonl"}
 """What a directory may hold before its first run begins: preflight has said what is wrong with the data."""
-ANY_VALUE = {"rounds", "name", "engine.max_restarts", "training"}
-"""Fields that may change between two calls on one run directory."""
+ANY_VALUE = {
+    "rounds",
+    "name",
+    "training",
+    "engine.max_restarts",
+    "engine.max_num_seqs",
+    "engine.kv_cache_gb",
+    "engine.gpu_memory_utilization",
+    "engine.data_parallel",
+    "judge.endpoint",
+    "judge.api_key_variable",
+    "judge.max_retries",
+    "judge.timeout_seconds",
+    "judge.concurrency",
+}
+"""Fields that may change between two calls on one run directory: no result depends on them. (Whether a judge is behind
+an endpoint or on the engine does count, and its stage's fingerprint knows.)"""
 
 
 @contextmanager

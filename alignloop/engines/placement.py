@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.errors import UserError
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
-class Place:
+class EnginePlace:
     """One engine's share of the machine.
 
     Attributes:
@@ -28,7 +28,7 @@ class Place:
         return {} if self.devices is None else {_VISIBLE: ",".join(self.devices)}
 
 
-def places(config: EngineConfig) -> tuple[Place, ...]:
+def places(config: EngineConfig) -> tuple[EnginePlace, ...]:
     """A place for each of the `data_parallel` engines: cores in equal parts, GPUs in blocks, in order.
 
     Raises:
@@ -39,11 +39,11 @@ def places(config: EngineConfig) -> tuple[Place, ...]:
     _check_name(config)
     threads = max(1, num_cores() // num_engines)
     if num_engines * a_block == 1:
-        return (Place(threads),)
+        return (EnginePlace(threads),)
     devices = visible_devices()
     if not devices:
         _check_cpu(config)
-        return (Place(threads),) * num_engines
+        return (EnginePlace(threads),) * num_engines
     if len(devices) < num_engines * a_block:
         raise UserError(
             f"engine: data_parallel {num_engines} x tensor_parallel {config.tensor_parallel} x pipeline_parallel "
@@ -51,9 +51,9 @@ def places(config: EngineConfig) -> tuple[Place, ...]:
             f"({_VISIBLE}): lower one of them"
         )
     if num_engines == 1:
-        return (Place(threads),)
+        return (EnginePlace(threads),)
     blocks = [devices[i * a_block : (i + 1) * a_block] for i in range(num_engines)]
-    return tuple(Place(threads, block) for block in blocks)
+    return tuple(EnginePlace(threads, block) for block in blocks)
 
 
 def num_cores() -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
-from alignloop.engines.placement import Place
+from alignloop.engines.placement import EnginePlace
 from alignloop.engines.process import EngineProcess
 
 R = TypeVar("R")
@@ -40,7 +40,7 @@ class EnginePool:
         self,
         config: EngineConfig,
         *,
-        placed: Sequence[Place],
+        placed: Sequence[EnginePlace],
         log_file: Path,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:

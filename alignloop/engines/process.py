@@ -25,11 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.admission import check_generate, check_loglikelihood
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import check_servable, text_config
-from alignloop.engines.placement import Place, num_cores
+from alignloop.engines.placement import EnginePlace, num_cores
 from alignloop.engines.worker import SCRATCH, Call, Reply, Verb
 from alignloop.errors import EngineError, UserError
 
@@ -60,12 +60,12 @@ class EngineProcess:
         *,
         log_file: Path,
         say: Callable[[str], None] = lambda line: None,
-        place: Place | None = None,
+        place: EnginePlace | None = None,
     ) -> None:
         self._config = config
         self._log_file = log_file
         self._say = say
-        self._place = place or Place(num_cores())
+        self._place = place or EnginePlace(num_cores())
         self._interrupted = False
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
@@ -262,7 +262,7 @@ class EngineProcess:
 
 
 def child_environment(
-    config: EngineConfig, *, place: Place | None = None, scratch: Path | None = None
+    config: EngineConfig, *, place: EnginePlace | None = None, scratch: Path | None = None
 ) -> dict[str, str]:
     """The child's environment: what must be set before torch and vLLM are imported.
 
@@ -270,7 +270,7 @@ def child_environment(
         place: its share of the machine; None is all of it.
         scratch: its own temporary folder, which it removes when it ends; None leaves it the usual one.
     """
-    place = place or Place(num_cores())
+    place = place or EnginePlace(num_cores())
     defaults = {
         # vLLM keeps one core back and pins to physical cores by default; on a small machine that leaves one of two.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines import canary
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import architecture, eos_token_ids

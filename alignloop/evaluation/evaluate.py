@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignloop.engines.base import Engine
+from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import ModelError
 from alignloop.evaluation.ifeval import preserved_random, require_sentence_data
 from alignloop.evaluation.report import EvalReport, write_samples
@@ -148,7 +149,7 @@ def _engine_lm(
     from alignloop.chat.load import load_format
     from alignloop.evaluation.lm import EngineLM, GenerationLimits
 
-    lengths = [length for length in (max_model_len, _context_length(checkpoint)) if length is not None]
+    lengths = [length for length in (max_model_len, longest_sequence(text_config(checkpoint))) if length is not None]
     if not lengths:
         raise ModelError(f"{checkpoint}: config.json names no context length; set engine.max_model_len.")
     return EngineLM(
@@ -159,17 +160,6 @@ def _engine_lm(
         seed=seed,
         progress=progress,
     )
-
-
-def _context_length(checkpoint: Path) -> int | None:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(str(checkpoint))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{checkpoint}: no usable config.json: {error}") from error
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if length is None else int(length)
 
 
 @contextmanager

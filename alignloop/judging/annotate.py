@@ -49,7 +49,7 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
             "schema; elsewhere the model must write such JSON by itself.)"
         )
     strength: Strength | None = "better" if both_orders else None
-    rows = [_preference(pair, v, judge=judge.name, strength=strength) for pair, v in judged if _is_won(v)]
+    rows = [preference(*_ordered(pair, v), strength=strength, annotator=judge.name) for pair, v in judged if _is_won(v)]
     counts = {
         "annotated": len(rows),
         "judged": len(judged),
@@ -61,6 +61,22 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
     return Annotations(rows, [_verdict_row(pair, v, judge=judge.name) for pair, v in judged], counts, shares)
 
 
+def preference(
+    prompt: PromptRow, chosen: CandidateRow, rejected: CandidateRow, *, strength: Strength | None, annotator: str
+) -> PreferenceRow:
+    """What an annotator, of whatever kind, said of two of a round's candidates."""
+    return PreferenceRow(
+        id=f"annotated/{chosen.id}/{rejected.id}",
+        messages=prompt.messages,
+        chosen=chosen.completion,
+        rejected=rejected.completion,
+        strength=strength,
+        source=Source(file=f"round-{chosen.round:02d}"),
+        annotator=annotator,
+        meta=dict(prompt.meta),
+    )
+
+
 def _comparison(pair: Pair) -> Comparison:
     prompt, first, second = pair
     return Comparison(f"{first.id}/{second.id}", tuple(prompt.messages), first.completion, second.completion)
@@ -70,19 +86,9 @@ def _is_won(verdict: Verdict) -> bool:
     return verdict.winner in ("first", "second")
 
 
-def _preference(pair: Pair, verdict: Verdict, *, judge: str, strength: Strength | None) -> PreferenceRow:
+def _ordered(pair: Pair, verdict: Verdict) -> Pair:
     prompt, first, second = pair
-    chosen, rejected = (first, second) if verdict.winner == "first" else (second, first)
-    return PreferenceRow(
-        id=f"annotated/{chosen.id}/{rejected.id}",
-        messages=prompt.messages,
-        chosen=chosen.completion,
-        rejected=rejected.completion,
-        strength=strength,
-        source=Source(file=f"round-{first.round:02d}"),
-        annotator=judge,
-        meta=dict(prompt.meta),
-    )
+    return (prompt, first, second) if verdict.winner == "first" else (prompt, second, first)
 
 
 def _verdict_row(pair: Pair, verdict: Verdict, *, judge: str) -> VerdictRow:

@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
 from alignloop.artifacts import derive_seed
-from alignloop.config.recipe import JudgeConfig
+from alignloop.config.engine import JudgeConfig
 from alignloop.judging.base import RETRY_TEMPERATURE, Answer, AskerFailed, Keep, Question, Unit
 from alignloop.judging.chat_completions import (
     ChatCompletions,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import derive_seed
-from alignloop.config.recipe import JudgeConfig
+from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Completion, Engine, GenerateRequest
 from alignloop.errors import ModelError
 from alignloop.judging.base import RETRY_TEMPERATURE, Answer, Keep, Question, Unit

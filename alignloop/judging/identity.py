@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from alignloop.config.recipe import JudgeConfig
+from alignloop.config.engine import JudgeConfig
 from alignloop.judging.prompt_file import load_prompt
 
 _PIECE = 1 << 16

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignloop.artifacts import derive_seed, fingerprint
-from alignloop.config.recipe import JudgeConfig
+from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import EngineError, UserError
 from alignloop.judging.base import (

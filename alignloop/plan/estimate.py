@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.config import Recipe
-from alignloop.config.recipe import OptimizerConfig, Variant
+from alignloop.config.training import OptimizerConfig, Variant
 from alignloop.data.split import round_batch
 from alignloop.preflight import Checked
 from alignloop.preflight.check import sampled_prompts

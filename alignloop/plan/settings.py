@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from alignloop.config import Recipe
-from alignloop.config.recipe import AverageConfig, OptimizerConfig
+from alignloop.config.training import AverageConfig, OptimizerConfig
 from alignloop.plan.walk import Plan
 from alignloop.preflight.averaging import STAGE_NAMES, StageName, num_checkpoints
 from alignloop.training.variants import changed_fields, changed_in_words

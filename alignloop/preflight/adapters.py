@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from alignloop.config import Recipe
-from alignloop.config.recipe import LoraConfig
+from alignloop.config.training import LoraConfig
 from alignloop.errors import ModelError
 from alignloop.preflight.findings import Findings
 from alignloop.training.quantization import check_can_quantize

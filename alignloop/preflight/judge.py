@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alignloop.artifacts import MANIFEST
 from alignloop.config import Recipe
-from alignloop.config.recipe import JudgeConfig
+from alignloop.config.engine import JudgeConfig
 from alignloop.engines.checkpoint import architecture, longest_sequence, text_config, weight_files
 from alignloop.errors import ModelError, UserError
 from alignloop.judging.chat_completions import ChatCompletions, EndpointFault, EndpointUnusable, RequestRefused

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from alignloop.chat.format import ChatFormat
 from alignloop.config import Recipe
-from alignloop.config.recipe import OptimizerConfig
+from alignloop.config.training import OptimizerConfig
 from alignloop.errors import ModelError
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.rows import Rows

@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from alignloop.errors import DataError
-from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, Strength
+from alignloop.judging.annotate import preference
+from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Strength
 
 ANNOTATOR = "simulated"
 _MAX_WORDS = 80
@@ -145,16 +146,7 @@ def _compare(prompt: PromptRow, first: CandidateRow, second: CandidateRow, *, se
     chosen, rejected = (first, second) if better_first else (second, first)
     if not chosen.completion.strip() or not rejected.completion.strip():
         return None
-    return PreferenceRow(
-        id=f"annotated/{chosen.id}/{rejected.id}",
-        messages=prompt.messages,
-        chosen=chosen.completion,
-        rejected=rejected.completion,
-        strength=strength,
-        source=Source(file=f"round-{first.round:02d}"),
-        annotator=ANNOTATOR,
-        meta=dict(prompt.meta),
-    )
+    return preference(prompt, chosen, rejected, strength=strength, annotator=ANNOTATOR)
 
 
 def _score(met: Sequence[bool], flaws: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, write_text
-from alignloop.config.recipe import AverageConfig
+from alignloop.config.training import AverageConfig
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
 from alignloop.stages import training

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import DataConfig
+from alignloop.config.data import DataConfig
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.data.readers import read_preferences, read_prompts
 from alignloop.data.split import heldout_split, prompt_key

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import CleanConfig, PruneConfig, SemanticDedupConfig
+from alignloop.config.pruning import CleanConfig, PruneConfig, SemanticDedupConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
 from alignloop.records import DroppedRow, Message, PreferenceRow, SelectedRow, SftRow, Source

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import SampleConfig, SampleStageConfig
+from alignloop.config.recipe import SampleStageConfig
+from alignloop.config.sampling import SampleConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Completion, Engine, GenerateRequest
 from alignloop.engines.checkpoint import longest_sequence, text_config

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import RewardFunction, ScoreConfig
+from alignloop.config.sampling import RewardFunction, ScoreConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.records import CandidateRow, Message

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, derive_seed
-from alignloop.config.recipe import SelectConfig
+from alignloop.config.sampling import SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, SelectedRow

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import derive_seed
-from alignloop.config.recipe import SampleConfig, SystemPrompt
+from alignloop.config.sampling import SampleConfig, SystemPrompt
 from alignloop.records import Message, PromptRow
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import RewardConfig
+from alignloop.config.training import RewardConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import PreferenceRow, Strength
 from alignloop.stage import Stage, StageContext

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import SftConfig
+from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import SftRow
 from alignloop.stage import Stage, StageContext

@@ -10,7 +10,7 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import PARTIAL, Artifact, write_text
-from alignloop.config.recipe import SftConfig
+from alignloop.config.training import SftConfig
 from alignloop.records import SftRow
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import StageContext

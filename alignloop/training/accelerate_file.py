@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from alignloop.bundled import RECIPES
-from alignloop.config.recipe import OptimizerConfig, TrainingConfig
+from alignloop.config.training import OptimizerConfig, TrainingConfig
 from alignloop.errors import ModelError, UserError
 from alignloop.training.accelerate_values import LAYER_CLASSES, layer_classes, problem_of
 

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from alignloop.config.recipe import TrainingConfig
+from alignloop.config.training import TrainingConfig
 
 OLD_KEYS = ("fp16", "dynamo_backend")
 """Of earlier versions; accelerate still reads them."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignloop.config.recipe import LoraConfig
+from alignloop.config.training import LoraConfig
 from alignloop.errors import ModelError
 from alignloop.training.adapter_files import ADAPTER_CONFIG, PREFIX, check_fits
 from alignloop.training.models import load_policy, load_reward_model, quiet_transformers

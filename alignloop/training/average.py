@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from alignloop.config.recipe import AverageConfig
+from alignloop.config.training import AverageConfig
 from alignloop.errors import ModelError, UserError
 from alignloop.objectives.averaging import average_tensors, check_same_names, normalised_weights
 from alignloop.training.checkpoints import written_aside

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from alignloop import errors
-from alignloop.config.recipe import TrainingConfig
+from alignloop.config.training import TrainingConfig
 from alignloop.errors import AlignloopError, DiskFullError, TrainingError, UserError
 from alignloop.progress import Progress, QuietProgress
 from alignloop.training.accelerate_file import AccelerateFile, accelerate_file

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignloop.config.recipe import DpoConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.config.training import DpoConfig, RewardConfig, SftConfig, TrainingConfig
 from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup

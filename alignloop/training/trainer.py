@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from alignloop.config.recipe import RewardConfig, TrainingConfig
+from alignloop.config.training import RewardConfig, TrainingConfig
 from alignloop.errors import TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import packed_num_tokens

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignloop.artifacts import Artifact, derive_seed, write_text
-from alignloop.config.recipe import OptimizerConfig, TrainingConfig, Variant
+from alignloop.config.training import OptimizerConfig, TrainingConfig, Variant
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import Progress
 from alignloop.training.digests import groups_digest, key_of

@@ -68,12 +68,6 @@ class Measurer:
         assert isinstance(measured, Measurement)
         return measured
 
-    def versions(self) -> dict[str, str]:
-        """Of the libraries that are compared, from their installed metadata."""
-        from importlib.metadata import version
-
-        return {name: version(name) for name in ("torch", "transformers", "trl")}
-
     def _call(self, work: Callable[..., Any], *args: Any) -> Any:
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_in_child, args=(sender, str(self._log), work, args))

@@ -12,9 +12,7 @@ measured and how.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -22,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from alignloop.environment import prepare
 from alignloop.errors import AlignloopError
 from scripts.bench.measuring import BenchError
+from scripts.bench.page import add_flags, check_flags, heading, write
 from scripts.bench.sampling_cases import CASES, FULL, QUICK, Amount, Result
 from scripts.bench.sampling_generate import stage_vs_vllm, vllm_vs_transformers, vllm_vs_transformers_mixed
 from scripts.bench.sampling_room import Room
 from scripts.bench.sampling_swap import swap_memory_growth_mb, swap_seconds_5m, swap_vs_read_300m
 from scripts.bench.sampling_table import line, to_json, to_markdown
 from scripts.bench.sampling_warm import warm_vs_cold
-from scripts.bench.training import processor
 
 MEASURES: dict[str, Callable[[Room], list[Result]]] = {
     "stage_vs_vllm": stage_vs_vllm,
@@ -71,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (BenchError, AlignloopError) as error:
             print(f"broken: {error}", file=sys.stderr)
             return 1
-    _write(results, options)
+    top = heading(options, packages=PACKAGES, pairs=_amount(options).pairs)
+    write(to_markdown(results, heading=top), to_json(results), options)
     for problem in problems:
         print(f"broken: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -116,65 +114,25 @@ def _amount(options: argparse.Namespace) -> Amount:
     return replace(amount, **given)  # type: ignore[arg-type]  # all of these fields are whole numbers
 
 
-def _heading(options: argparse.Namespace) -> str:
-    threads = options.threads or len(os.sched_getaffinity(0))
-    amount = _amount(options)
-    date = f"{options.date}. " if options.date else ""
-    quick = " Quick: a check, not a result." if options.quick else ""
-    return (
-        f"{date}{processor()}, {threads} thread{'s' if threads > 1 else ''}; Python {platform.python_version()}, "
-        f"{', '.join(_versions())}; medians of {amount.pairs} pair{'s' if amount.pairs > 1 else ''}.{quick}"
-    )
-
-
-def _versions() -> list[str]:
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _write(results: Sequence[Result], options: argparse.Namespace) -> None:
-    table = to_markdown(results, heading=_heading(options))
-    print(f"\n{table}", end="", flush=True)
-    if options.markdown:
-        options.markdown.write_text(table)
-    if options.json:
-        options.json.write_text(json.dumps(to_json(results), indent=2) + "\n")
-
-
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parsed and checked; a flag that makes no sense ends the program with a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"of: {', '.join(CASES)}; default all")
-    parser.add_argument("--pairs", type=int, metavar="N", help="measurements of each side; default 3, with --quick 1")
     parser.add_argument(
         "--prompts", type=int, metavar="N", help="prompts a measurement, where a case has as many; default: all it has"
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="of the quickstart; default 6, with --quick 1")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: all cores given to this process")
-    parser.add_argument("--quick", action="store_true", help="little of everything, and no long cases: not a result")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the values, as one flat object")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table")
-    parser.add_argument("--date", default="", help="written above the table")
-    parser.add_argument("--work", type=Path, help="keep checkpoints, runs and logs here; default: a temporary folder")
+    add_flags(
+        parser,
+        quick="little of everything, and no long cases: not a result",
+        work="keep checkpoints, runs and logs here; default: a temporary folder",
+    )
     options = parser.parse_args(argv)
-    if unknown := [name for name in options.cases or () if name not in CASES]:
-        parser.error(f"--cases: there is no case {', '.join(unknown)}; choose from {', '.join(CASES)}")
-    for name in ("pairs", "prompts", "rounds", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name}: must be at least 1, not {value}")
+    check_flags(parser, options, known=CASES, counts=("pairs", "prompts", "rounds", "threads"))
     if options.rounds is not None and options.rounds > MOST_ROUNDS:
         parser.error(f"--rounds: a recipe has at most {MOST_ROUNDS}, not {options.rounds}")
     if options.prompts is not None and options.prompts > NUM_BUNDLED:
         parser.error(f"--prompts: there are {NUM_BUNDLED} bundled ones, not {options.prompts}")
-    for path in (options.json, options.markdown):
-        if path is not None and not path.resolve().parent.is_dir():
-            parser.error(f"{path}: there is no folder {path.resolve().parent} to write it to")
     if options.cases is None:
         options.cases = [name for name, case in CASES.items() if not (options.quick and case.is_long)]
         if left_out := [name for name in CASES if name not in options.cases]:

@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from alignloop import loop
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, Engine, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.progress import PlainProgress
 from scripts.bench.sampling_vllm import DefaultVllm, VllmProcess

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest
-from alignloop.engines.placement import Place, num_cores
+from alignloop.engines.placement import EnginePlace, num_cores
 from alignloop.engines.process import EngineProcess, child_environment
 from scripts.bench.sampling_cases import ENGINE, Amount, EngineName, Model, Size
 from scripts.bench.sampling_models import BASE, checkpoint
@@ -97,7 +97,7 @@ class Room:
                     RawVllm,
                     config,
                     self.checkpoint(size, "a"),
-                    environment=child_environment(config, place=Place(num_cores())),
+                    environment=child_environment(config, place=EnginePlace(num_cores())),
                     log=self.work / f"raw-{size}.log",
                 )
             )

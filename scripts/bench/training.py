@@ -12,10 +12,8 @@ ratios. docs/benchmarks.md says what is measured and how.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.bench.measuring import BenchError, Measurer
+from scripts.bench.page import add_flags, check_flags, heading, write
 from scripts.bench.training_cases import (
     CASES,
     SIDES,
@@ -43,6 +42,7 @@ from scripts.bench.training_data import SOURCES
 from scripts.bench.training_table import Result, to_json, to_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "transformers", "trl")
 TRIAL_STEPS = 1
 """Optimiser steps that each setting of a side is tried on."""
 
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BenchError as error:
             print(f"broken: {error}", file=sys.stderr)
             return 1
-    _write(results, options, heading=_heading(options, bench.measurer))
+    top = heading(options, packages=PACKAGES, pairs=options.pairs)
+    write(to_markdown(results, heading=top), to_json(results), options)
     for problem in bench.problems:
         print(f"broken: {problem}", file=sys.stderr)
     return 1 if bench.problems else 0
@@ -157,55 +158,21 @@ class _Bench:
         return replace(amount, num_groups=groups, batch_groups=min(amount.batch_groups, groups))
 
 
-def _heading(options: argparse.Namespace, measurer: Measurer) -> list[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in measurer.versions().items())
-    machine = f"{processor()}, {options.threads} thread{'s' if options.threads > 1 else ''}"
-    date = f"{options.date}. " if options.date else ""
-    return [f"{date}{machine}; Python {platform.python_version()}, {versions}; medians of {options.pairs} pairs."]
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return name or platform.processor() or platform.machine()
-
-
-def _write(results: Sequence[Result], options: argparse.Namespace, *, heading: Sequence[str]) -> None:
-    table = to_markdown(results, heading=heading)
-    print(f"\n{table}", end="", flush=True)
-    if options.markdown:
-        options.markdown.write_text(table)
-    if options.json:
-        options.json.write_text(json.dumps(to_json(results), indent=2) + "\n")
-
-
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parsed and checked; a flag that makes no sense ends the program with a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="CASE", default=list(CASES), help=f"of: {', '.join(CASES)}")
     parser.add_argument("--size", choices=(*SIZES, "both"), help="of the model; default both, with --quick 3m")
-    parser.add_argument("--pairs", type=int, metavar="N", help="measurements of each side; default 3, with --quick 1")
     parser.add_argument("--groups", type=int, metavar="N", help="prompt groups a measurement; default by case and size")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: all cores given to this process")
-    parser.add_argument("--quick", action="store_true", help="few groups, no trying out of settings: not a result")
     parser.add_argument("--tune", action=argparse.BooleanOptionalAction, help="try out each side's settings first")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the ratios, as one flat object")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table")
-    parser.add_argument("--date", default="", help="written above the table")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the real rows")
-    parser.add_argument("--work", type=Path, help="keep models and rows here; default: a temporary folder")
+    add_flags(
+        parser,
+        quick="few groups, no trying out of settings: not a result",
+        work="keep models and rows here; default: a temporary folder",
+    )
     options = parser.parse_args(argv)
-    if unknown := [name for name in options.cases if name not in CASES]:
-        parser.error(f"--cases: there is no case {', '.join(unknown)}; choose from {', '.join(CASES)}")
-    for name in ("pairs", "groups", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name}: must be at least 1, not {value}")
-    for path in (options.json, options.markdown):
-        if path is not None and not path.resolve().parent.is_dir():
-            parser.error(f"{path}: there is no folder {path.resolve().parent} to write it to")
+    check_flags(parser, options, known=CASES, counts=("pairs", "groups", "threads"))
     options.size = options.size or ("3m" if options.quick else "both")
     options.pairs = options.pairs or (1 if options.quick else 3)
     options.threads = options.threads or len(os.sched_getaffinity(0))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignloop.config.recipe import DpoConfig, RewardConfig, SftConfig
+from alignloop.config.training import DpoConfig, RewardConfig, SftConfig
 from alignloop.packing.groups import PromptGroup
 from alignloop.training import run
 from alignloop.training.trainer import train

@@ -119,9 +119,9 @@ def to_json(results: Sequence[Result]) -> dict[str, float]:
     return values
 
 
-def to_markdown(results: Sequence[Result], *, heading: Sequence[str]) -> str:
+def to_markdown(results: Sequence[Result], *, heading: str) -> str:
     """`heading`, then a table for training and one for scoring."""
-    parts = ["\n".join(heading)]
+    parts = [heading]
     for kinds, other in ((("reward", "dpo", "sft"), "TRL"), (("score",), "separate rows")):
         rows = [result.row() for result in results if result.case.kind in kinds]
         if rows:

@@ -34,7 +34,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     pytest.importorskip("vllm")
-    from alignloop.config.recipe import EngineConfig
+    from alignloop.config.engine import EngineConfig
     from alignloop.engines.open import open_engine
 
     config = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=64, kv_cache_gb=0.25, canary_tolerance=1e-3)

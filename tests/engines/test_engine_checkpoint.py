@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.canary import SEQUENCE_TOKENS, canary_sequences
 from alignloop.engines.checkpoint import (
     architecture,

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 
 TRANSFORMERS = EngineConfig(name="transformers", dtype="float32", max_model_len=256, max_num_seqs=8)
 VLLM = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.01)
 RUN = """
 import os, signal, sys
 from pathlib import Path
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest
 from alignloop.engines.open import open_engine
 

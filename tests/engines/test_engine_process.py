@@ -11,11 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.bundled import QUICKSTART
+from alignloop.config import load_recipe
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest
-from alignloop.engines.open import open_engine
+from alignloop.engines.open import FALLBACK, open_engine
 from alignloop.engines.process import EngineProcess, child_environment
 from alignloop.errors import EngineError, ModelError, UserError
+from alignloop.preflight.check import check
 
 CONFIG = EngineConfig(name="transformers", dtype="float32", max_model_len=256, max_num_seqs=8)
 GREEDY = GenerateRequest(prompt_ids=(5, 6, 7), max_tokens=6, temperature=0.0)
@@ -168,4 +171,24 @@ def test_environment_is_fixed_before_the_child_imports_anything(monkeypatch: pyt
 def test_vllm_asked_for_and_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("alignloop.engines.open.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"engine\.name: transformers"):
-        open_engine(EngineConfig(), log_file=tmp_path / "engine.log")
+        open_engine(EngineConfig(name="vllm"), log_file=tmp_path / "engine.log")
+
+
+def test_transformers_generates_where_vllm_is_not_installed_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module in ("alignloop.engines.open", "alignloop.config.engine"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    said: list[str] = []
+    with open_engine(
+        EngineConfig(dtype="float32", max_model_len=256), log_file=tmp_path / "engine.log", say=said.append
+    ) as engine:
+        engine.load_weights(QUICKSTART / "base")
+        assert engine.generate([GREEDY])[0][0].token_ids
+    assert FALLBACK in said
+
+    recipe = load_recipe("quickstart")
+    assert recipe.engine.name == "transformers"
+    assert FALLBACK in check(recipe).notes
+    named = load_recipe("quickstart", overrides=["engine.name=transformers"])
+    assert FALLBACK not in check(named).notes

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from alignloop.config.recipe import EngineConfig
-from alignloop.engines.placement import Place, num_cores, places, visible_devices
+from alignloop.config.engine import EngineConfig
+from alignloop.engines.placement import EnginePlace, num_cores, places, visible_devices
 from alignloop.errors import UserError
 
 
@@ -18,15 +18,15 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int, *, visible: str | None = N
 
 
 def test_one_engine_has_the_whole_machine() -> None:
-    assert places(EngineConfig()) == (Place(num_cores()),)
+    assert places(EngineConfig()) == (EnginePlace(num_cores()),)
     assert places(EngineConfig())[0].environment() == {}
 
 
 def test_engines_side_by_side_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(5)), raising=False)
-    assert places(EngineConfig(data_parallel=2)) == (Place(2), Place(2))
-    assert places(EngineConfig(data_parallel=8)) == (Place(1),) * 8
+    assert places(EngineConfig(data_parallel=2)) == (EnginePlace(2), EnginePlace(2))
+    assert places(EngineConfig(data_parallel=8)) == (EnginePlace(1),) * 8
 
 
 def test_gpus_are_given_in_blocks_under_the_names_they_have_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest
 from alignloop.engines.process import EngineProcess, child_environment
 from alignloop.errors import UserError
@@ -24,7 +24,7 @@ SCRIPT = """
 import json, random, sys
 from pathlib import Path
 from vllm.v1.core.sched.scheduler import Scheduler
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines import vllm_engine
 from alignloop.engines.base import GenerateRequest
 

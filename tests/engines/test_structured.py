@@ -12,7 +12,7 @@ from jsonschema import validate
 from transformers import PreTrainedTokenizerFast
 
 from alignloop.bundled import resolve_base
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest
 from alignloop.engines.process import EngineProcess
 from alignloop.errors import EngineError

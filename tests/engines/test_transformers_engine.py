@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest
 from alignloop.engines.transformers_engine import TransformersEngine
 from alignloop.errors import EngineError

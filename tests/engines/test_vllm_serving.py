@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines import canary
 from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest
 from alignloop.engines.process import EngineProcess

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import alignloop.chat.templates
-from alignloop.config.recipe import EngineConfig
+from alignloop.config.engine import EngineConfig
 from alignloop.engines.transformers_engine import TransformersEngine
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "../shared/data"

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from alignloop.config.recipe import JudgeConfig
+from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import EngineError, UserError
 from alignloop.judging import endpoint_asker

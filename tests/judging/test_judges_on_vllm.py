@@ -23,7 +23,8 @@ import yaml
 
 from alignloop.artifacts import Artifact, read_manifest
 from alignloop.bundled import QUICKSTART
-from alignloop.config.recipe import EngineConfig, JudgeConfig, Recipe
+from alignloop.config.engine import EngineConfig, JudgeConfig
+from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine

@@ -62,6 +62,15 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_where_a_judge_is_and_how_large_the_engine_may_change(tmp_path: Path) -> None:
+    judged = {**RECIPE, "collect": {"annotator": "judge"}, "judge": {"model": "m", "endpoint": "http://a:1/v1"}}
+    enter(tmp_path, load_recipe(judged), rebuild=False)
+    moved = ["judge.endpoint=http://b:2/v1", "judge.concurrency=2", "engine.kv_cache_gb=2", "engine.data_parallel=2"]
+    enter(tmp_path, load_recipe(judged, overrides=moved), rebuild=False)
+    with pytest.raises(RunDirError, match=r"judge\.model: m -> other"):
+        enter(tmp_path, load_recipe(judged, overrides=["judge.model=other"]), rebuild=False)
+
+
 def test_changed_fields_walks_sections_and_ignores_free_ones() -> None:
     before = {"a": {"b": 1, "c": 2}, "rounds": 6}
     after = {"a": {"b": 1, "c": 3}, "rounds": 8, "d": 4}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alignloop.artifacts import Artifact, Manifest, digest_of, read_manifest
-from alignloop.config.recipe import Section
+from alignloop.config.base import Section
 from alignloop.errors import DiskFullError, DriftError, RunDirError
 from alignloop.progress import QuietProgress
 from alignloop.stage import Outputs as StageOutputs

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import CleanConfig, PairsConfig, SelectConfig
+from alignloop.config.pruning import CleanConfig
+from alignloop.config.sampling import PairsConfig, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
 from alignloop.progress import QuietProgress

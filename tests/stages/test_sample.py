@@ -16,7 +16,9 @@ import pytest
 
 from alignloop.artifacts import Artifact, derive_seed
 from alignloop.bundled import resolve_base
-from alignloop.config.recipe import EngineConfig, SampleStageConfig, SystemPrompt
+from alignloop.config.engine import EngineConfig
+from alignloop.config.recipe import SampleStageConfig
+from alignloop.config.sampling import SystemPrompt
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Completion, Engine, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.open import open_engine

@@ -11,7 +11,8 @@ import pytest
 
 from alignloop.artifacts import Artifact
 from alignloop.bundled import resolve_base
-from alignloop.config.recipe import EngineConfig, RewardFunction, ScoreConfig, SelectConfig
+from alignloop.config.engine import EngineConfig
+from alignloop.config.sampling import RewardFunction, ScoreConfig, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignloop.artifacts import Artifact, derive_seed
-from alignloop.config.recipe import PairsConfig, SelectConfig
+from alignloop.config.sampling import PairsConfig, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
 from alignloop.progress import QuietProgress

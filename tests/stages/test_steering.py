@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alignloop.artifacts import derive_seed
-from alignloop.config.recipe import SampleConfig, SystemPrompt
+from alignloop.config.sampling import SampleConfig, SystemPrompt
 from alignloop.records import Message, PromptRow, Source
 from alignloop.stages.steering import fitting, steer
 

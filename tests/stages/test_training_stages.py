@@ -11,16 +11,9 @@ import pytest
 
 from alignloop.artifacts import Artifact
 from alignloop.bundled import resolve_base
-from alignloop.config.recipe import (
-    AverageConfig,
-    AveragingConfig,
-    DpoConfig,
-    EngineConfig,
-    Recipe,
-    RewardConfig,
-    SftConfig,
-    Variant,
-)
+from alignloop.config.engine import EngineConfig
+from alignloop.config.recipe import Recipe
+from alignloop.config.training import AverageConfig, AveragingConfig, DpoConfig, RewardConfig, SftConfig, Variant
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine

@@ -25,7 +25,8 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from alignloop.config.recipe import DpoConfig, LoraConfig, Recipe, RewardConfig, SftConfig
+from alignloop.config.recipe import Recipe
+from alignloop.config.training import DpoConfig, LoraConfig, RewardConfig, SftConfig
 from alignloop.errors import ModelError
 from alignloop.packing.batch import collate
 from alignloop.packing.check import choose_layout

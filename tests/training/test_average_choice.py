@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import AverageConfig
+from alignloop.config.training import AverageConfig
 from alignloop.errors import DataError, UserError
 from alignloop.training.average import average_checkpoints, best_checkpoints, shares_of
 from alignloop.training.summary import TrainedCheckpoint, TrainSummary, entries_of, read_summary

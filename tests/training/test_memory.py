@@ -11,7 +11,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
 
-from alignloop.config.recipe import LoraConfig, RewardConfig, SftConfig
+from alignloop.config.training import LoraConfig, RewardConfig, SftConfig
 from alignloop.engines.checkpoint import num_parameters
 from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.groups import PromptGroup

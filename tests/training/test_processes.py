@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignloop.config.recipe import DpoConfig, LoraConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.config.training import DpoConfig, LoraConfig, RewardConfig, SftConfig, TrainingConfig
 from alignloop.errors import DiskFullError, ModelError, TrainingError, UserError
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack

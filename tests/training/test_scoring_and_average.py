@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignloop.chat.tokens import CompletionTokens
-from alignloop.config.recipe import RewardConfig
+from alignloop.config.training import RewardConfig
 from alignloop.errors import ModelError
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress

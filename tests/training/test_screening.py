@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alignloop.chat.tokens import CompletionTokens
-from alignloop.config.recipe import DpoConfig, RewardConfig, SftConfig
+from alignloop.config.training import DpoConfig, RewardConfig, SftConfig
 from alignloop.errors import TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignloop.config.recipe import DpoConfig
+from alignloop.config.training import DpoConfig
 from alignloop.errors import UserError
 from alignloop.training.trackers import TRACKERS, check_trackers, open_trackers
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignloop.config.recipe import DpoConfig, LoraConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.config.training import DpoConfig, LoraConfig, RewardConfig, SftConfig, TrainingConfig
 from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress

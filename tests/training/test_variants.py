@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import DpoConfig, DpoVariant, SftConfig, TrainingConfig, Variant
+from alignloop.config.training import DpoConfig, DpoVariant, SftConfig, TrainingConfig, Variant
 from alignloop.errors import Interrupted
 from alignloop.packing.groups import PromptGroup
 from alignloop.training.variants import (

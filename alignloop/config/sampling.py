@@ -1,0 +1,110 @@
+"""Rejection sampling: candidates, their rewards, the best of them, and pairs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from alignloop.config.base import Fraction, NonEmptyText, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
+from alignloop.records import Strength
+
+
+class SystemPrompt(Section):
+    """A system prompt that steers what is sampled in some rounds and topics (4.2.2)."""
+
+    text: NonEmptyText
+    first_round: PositiveInt = 1
+    last_round: PositiveInt | None = None
+    """None: in all rounds from `first_round` on."""
+    topics: tuple[str, ...] = ()
+    """Values of the prompts' `topic` column it is for; empty: all prompts."""
+
+    @model_validator(mode="after")
+    def _rounds(self) -> SystemPrompt:
+        if self.last_round is not None and self.last_round < self.first_round:
+            raise ValueError(f"last_round ({self.last_round}) is before first_round ({self.first_round})")
+        return self
+
+
+class SampleConfig(Section):
+    """Rejection sampling (4.2.2)."""
+
+    num_candidates: PositiveInt = 10
+    """K: completions a prompt. The paper: 10 to 30."""
+    num_prompts: Annotated[int, Field(ge=-1)] = -1
+    """Prompts a round, drawn with the round's seed; -1: all."""
+    temperature: PositiveFloat | tuple[PositiveFloat, PositiveFloat] = 1.0
+    """Not given in the paper for English. [low, high]: each prompt draws its own, evenly, with its seed."""
+    top_p: Share | tuple[Share, Share] = 1.0
+    """[low, high]: each prompt draws its own, evenly, with its seed."""
+    system_prompts: tuple[SystemPrompt, ...] = ()
+    """The first that fits a prompt's round and topic is put before it, unless it has a system message of its own."""
+    train_on_system_prompt: bool = False
+    """Whether training sees the system prompt that steered a completion. By default it does not, and the policy
+    learns to answer so unasked."""
+    max_tokens: PositiveInt = 1024
+    """Longest completion."""
+    shard_prompts: PositiveInt = 64
+    """Prompts a shard: what a crash costs at most."""
+    policy: Literal["best", "previous"] = "best"
+    """`best`: the round's starting policy is the best so far by the recipe's `best_metric`."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> SampleConfig:
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name}: the range {list(value)} begins above its end - write [low, high]")
+        return self
+
+
+class RewardFunction(Section):
+    """A reward of your own beside the reward model's, added to it with a weight."""
+
+    function: Annotated[str, Field(pattern=r"^[\w.]+:[A-Za-z_]\w*$")]
+    """`module:function`, called as TRL's GRPO trainer calls one: `function(prompts, completions, **columns)` on
+    lists of message lists, returns a list of floats, None where it does not apply."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
+class ScoreConfig(Section):
+    """Reward of every candidate."""
+
+    rows_per_microbatch: PositiveInt = 16
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    reward_functions: tuple[RewardFunction, ...] = ()
+    """Each one's value is recorded; their weighted sum and the reward model's raw reward make the total that
+    selection and pairs go by."""
+
+
+class SelectConfig(Section):
+    """Best of K by reward."""
+
+    pass_quantile: Fraction = 0.5
+    """A candidate passes where its reward reaches this quantile of all the round's rewards; a prompt's pass
+    rate is the share of its K candidates that do."""
+
+
+class PairsConfig(Section):
+    """DPO's pairs: the latest human preferences and the best/worst of the scored candidates (4.1.4)."""
+
+    strengths: tuple[Strength, ...] = ("significantly_better", "better")
+    """Rows of these strengths train. Rows without a strength always do."""
+    data_window: PositiveInt = 1
+    """Human preference batches of the last this many rounds train (the paper: the latest)."""
+    max_preference_pairs: Annotated[int, Field(ge=-1)] = -1
+    """At most this many pairs from preferences, drawn with the round's seed; -1: all."""
+    on_policy: bool = True
+    """Whether pairs of the round's candidates join."""
+    pairing: Literal["best_worst", "best_random", "gap"] = "best_worst"
+    """The best candidate against the worst (the paper), a random other, or the one whose gap to the best comes
+    nearest the `target_gap_quantile` of the round's widest gaps."""
+    target_gap_quantile: Fraction = 0.5
+    """With `pairing: gap`."""
+    max_on_policy: Annotated[int, Field(ge=-1)] = -1
+    """At most this many, widest gap first; -1: all."""
+    min_gap_quantile: Fraction = 0.5
+    """Pairs whose reward gap is under this quantile of the round's gaps are dropped."""
+    min_gap: NonNegativeFloat = 0.0
+    """Pairs whose reward gap is under this are dropped, too."""

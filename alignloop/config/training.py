@@ -1,0 +1,151 @@
+"""The three training stages, averaging, and how training uses the machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from alignloop.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from alignloop.records import Strength
+
+StartFrom = Literal["previous", "base"]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (PEFT) instead of all weights: saved with each checkpoint, merged for the next stage."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The adapter's product is scaled by alpha / rank."""
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Names of the layers that get one, or all linear layers but the output head."""
+    quantize: Literal["none", "nf4"] = "none"
+    """`nf4`: the frozen weights in 4 bits (QLoRA; bitsandbytes, needs a GPU)."""
+
+
+class Variant(Section):
+    """One training of a stage with some fields changed: the paper averages models of several data mixes and
+    hyper-parameters (4.1.5). What is not given is the stage's own."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Mixed into the stage's seed: order of the rows, a new reward head, the rows drawn."""
+    data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the stage's rows, drawn with the variant's seed."""
+    learning_rate: PositiveFloat | None = None
+    epochs: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
+    batch_groups: PositiveInt | None = None
+    warmup_fraction: Fraction | None = None
+    weight_decay: NonNegativeFloat | None = None
+
+
+class DpoVariant(Variant):
+    """A variant of DPO."""
+
+    beta: PositiveFloat | None = None
+    nll_coefficient: NonNegativeFloat | None = None
+
+
+class AverageConfig(Section):
+    """Which checkpoints of a training stage are averaged, and how (4.1.5)."""
+
+    weights: tuple[NonNegativeFloat, ...] | None = None
+    """One a checkpoint that is averaged, oldest first, one variant after another; scaled to sum to one. None:
+    uniform. Not given in the paper."""
+    choose: PositiveInt | None = None
+    """Average only this many, the best on the held-out rows by `metric`; None: all."""
+    metric: Literal["loss", "accuracy"] = "loss"
+    """What `choose` goes by: the stage's loss on held-out rows (lowest), or how often the better completion wins
+    (highest; not for SFT)."""
+
+
+class AveragingConfig(Section):
+    """Model averaging after each of the three training stages (4.1.5)."""
+
+    reward: AverageConfig = AverageConfig()
+    sft: AverageConfig = AverageConfig()
+    dpo: AverageConfig = AverageConfig()
+
+
+class TrainingConfig(Section):
+    """How training uses the machine. What is trained does not depend on it, but for rounding."""
+
+    num_processes: PositiveInt = 1
+    """Processes a training stage runs on, one a GPU; `batch_groups` is over all of them."""
+    accelerate: Annotated[str, Field(min_length=1)] = "ddp"
+    """`ddp`, `fsdp2` (full shard), or an accelerate configuration file of yours."""
+    trackers: tuple[str, ...] = ()
+    """`tensorboard`, or any other tracker that transformers knows. Off by default."""
+
+
+class OptimizerConfig(Section):
+    """What the three training stages share."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate. The paper: 1e-5 for SFT and DPO (4.1.3, 4.1.4); not given for the reward model."""
+    epochs: PositiveInt = 1
+    """Passes over the stage's rows."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimiser steps even within an epoch."""
+    batch_groups: PositiveInt = 64
+    """Prompt groups per optimiser step, over all processes. Not given in the paper."""
+    warmup_fraction: Fraction = 0.05
+    """Share of steps with a rising learning rate; cosine to `final_lr_fraction` afterwards."""
+    final_lr_fraction: Fraction = 0.1
+    """Learning rate at the last step, as a share of the peak."""
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this global norm."""
+    row_tokens: PositiveInt | None = None
+    """Tokens a packed row holds; None: as many as the longest group needs (see `packing`)."""
+    rows_per_microbatch: PositiveInt = 8
+    """Packed rows per forward pass; gradients accumulate up to `batch_groups`."""
+    max_length: PositiveInt = 2048
+    """Longest prompt + completion in tokens; a longer group is dropped and counted, never cut."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the forward pass; weights and optimiser state stay float32 unless the model does not fit."""
+    gradient_checkpointing: bool = False
+    num_checkpoints: PositiveInt = 1
+    """Checkpoints kept from the last part of the stage, evenly spaced, the end included: `average` takes their mean
+    (4.1.5)."""
+    average_span: Fraction = 0.25
+    """The last part of the stage from which they are taken."""
+    save_every_steps: PositiveInt = 200
+    """Resume points inside the stage."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of all weights; `{}` takes the defaults. Wants a learning rate about ten times as high."""
+    variants: tuple[Variant, ...] = ()
+    """The stage is trained once for each of these, and all their checkpoints are averaged; empty: once, as it is."""
+
+
+class RewardConfig(OptimizerConfig):
+    """Reward modelling (4.1.2): no margin term; edited > chosen > rejected."""
+
+    start_from: StartFrom = "previous"
+    """`previous`: the last round's reward model; `base` is the paper's choice."""
+    strengths: tuple[Strength, ...] = ("significantly_better", "better")
+    """Rows of these strengths train (the paper's two). Rows without a strength always do."""
+    isolate: bool = True
+    """True: completions of a prompt do not see each other (exact). False: later ones see earlier ones, as in the
+    paper."""
+
+
+class SftConfig(OptimizerConfig):
+    """Supervised fine-tuning (4.1.3): cross-entropy on target tokens, prompt masked."""
+
+    start_from: StartFrom = "previous"
+    train_on: Literal["last_assistant", "all_assistant"] = "last_assistant"
+
+
+class DpoConfig(OptimizerConfig):
+    """Direct preference optimisation with masked formatting tokens and an NLL term (4.1.4)."""
+
+    beta: PositiveFloat = 0.1
+    nll_coefficient: NonNegativeFloat = 0.2
+    nll_reduction: Literal["token_mean", "sequence_mean", "sum"] = "token_mean"
+    """Not given in the paper."""
+    variants: tuple[DpoVariant, ...] = ()
+    """As for the other stages; beta and nll_coefficient may differ too."""
+    mask_formatting_tokens: bool = True
+    """Leave header and termination tokens out of the DPO sums, in both completions."""
