@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -15,8 +17,6 @@ from scripts.bench.sampling_cases import CASES, Result, Size
 from scripts.bench.sampling_models import copies
 from scripts.bench.sampling_room import Room
 from scripts.bench.stopwatch import resident_mb
-
-BUFFER_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Swaps:
     bare: list[float]
     reads: list[float]
     cold_start: float
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        return tuple(swap / read for swap, read in zip(self.whole, self.reads, strict=True))
 
 
 def swap_seconds_5m(room: Room) -> list[Result]:
@@ -54,31 +58,36 @@ def swap_seconds_5m(room: Room) -> list[Result]:
 
 
 def swap_vs_read_300m(room: Room) -> list[Result]:
-    """Median seconds of a swap over those of reading the checkpoint's weight files, both from the page cache."""
-    swaps = _swaps(room, "300m", count=room.amount.num_large_swaps)
+    """Median seconds of a swap over those of reading the checkpoint's weight files, both from the disk.
+
+    Beside it the same with the files in the page cache.
+    """
+    disk = _swaps(room, "300m", count=room.amount.num_large_swaps, cached=False)
+    cached = _swaps(room, "300m", count=room.amount.num_large_swaps)
     checkpoint = room.checkpoint("300m", "b")
-    buffered = median(_buffered_read_seconds(checkpoint) for _ in swaps.reads)
-    whole, bare, read = median(swaps.whole), median(swaps.bare), median(swaps.reads)
-    ratios = tuple(swap / after for swap, after in zip(swaps.whole, swaps.reads, strict=True))
+    ratios, cached_ratios = disk.ratios, cached.ratios
     num_bytes = sum(file.stat().st_size for file in weight_files(checkpoint))
     return [
         Result(
             CASES["swap_vs_read_300m"],
             median(ratios),
             ratios,
-            f"{whole:.2f} s",
-            f"read {read:.2f} s; cold start {swaps.cold_start:.1f} s",
+            f"{median(disk.whole):.2f} s",
+            f"read {median(disk.reads):.2f} s; cold start {disk.cold_start:.1f} s",
             extra={
-                "swap_seconds_300m": whole,
-                "swap_seconds_300m_without_canary": bare,
-                "read_seconds_300m": read,
-                "cold_start_seconds_300m": swaps.cold_start,
+                "swap_seconds_300m": median(disk.whole),
+                "read_seconds_300m": median(disk.reads),
+                "cold_start_seconds_300m": disk.cold_start,
+                "swap_vs_read_300m_cached": median(cached_ratios),
+                "swap_seconds_300m_cached": median(cached.whole),
+                "swap_seconds_300m_cached_without_canary": median(cached.bare),
+                "read_seconds_300m_cached": median(cached.reads),
             },
             remarks=(
-                f"{num_parameters(checkpoint):,} parameters, {num_bytes / 1e9:.2f} GB, in the page cache on both sides",
-                f"swaps of {min(swaps.whole):.2f} to {max(swaps.whole):.2f} s, without the canary {bare:.2f} s; reads "
-                f"of {min(swaps.reads):.2f} to {max(swaps.reads):.2f} s, {buffered:.2f} s through one buffer of "
-                f"{BUFFER_BYTES // 2**20} MiB, which keeps nothing",
+                f"{num_parameters(checkpoint):,} parameters, {num_bytes / 1e9:.2f} GB, from the disk on both sides",
+                f"with the files in the page cache on both sides: {median(cached_ratios):.2f}x "
+                f"({min(cached_ratios):.2f} to {max(cached_ratios):.2f}), {median(cached.whole):.2f} s against "
+                f"{median(cached.reads):.2f} s; the weights alone, without the canary, {median(cached.bare):.2f} s",
             ),
         )
     ]
@@ -110,12 +119,23 @@ def swap_memory_growth_mb(room: Room) -> list[Result]:
     ]
 
 
-def _swaps(room: Room, size: Size, *, count: int) -> Swaps:
-    """`count` swaps between two checkpoints, after one to each that settles the allocator and the page cache."""
+def _swaps(room: Room, size: Size, *, count: int, cached: bool = True) -> Swaps:
+    """`count` swaps between two checkpoints, after one to each that settles the allocator and the page cache.
+
+    Args:
+        cached: False: before each swap and each read the system is made to forget the files.
+    """
     a, b = room.checkpoint(size, "a"), room.checkpoint(size, "b")
     engine = room.engine("vllm", size)
     turns = list(islice(cycle((b, a)), count + 2))
-    timed = [(_load_seconds(engine, checkpoint), _read_seconds(checkpoint)) for checkpoint in turns]
+    timed = []
+    for checkpoint in turns:
+        seconds = []
+        for measure in (partial(_load_seconds, engine), _read_seconds):
+            if not cached:
+                _forget(checkpoint)
+            seconds.append(measure(checkpoint))
+        timed.append(tuple(seconds))
     raw = room.raw(size)
     bare = [float(raw.call("swap", checkpoint)) for checkpoint in turns]
     raw.call("swap", a)  # what the other cases find served
@@ -141,11 +161,9 @@ def _read_seconds(checkpoint: Path) -> float:
     return time.perf_counter() - started
 
 
-def _buffered_read_seconds(checkpoint: Path) -> float:
-    buffer = bytearray(BUFFER_BYTES)
-    started = time.perf_counter()
+def _forget(checkpoint: Path) -> None:
+    """Drop the weight files from the page cache; what is not on the disk yet goes there first."""
     for path in weight_files(checkpoint):
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-    return time.perf_counter() - started
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
