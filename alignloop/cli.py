@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from alignloop import __version__, cli_sampling, environment
+from alignloop import __version__, cli_data, cli_lineage, cli_sampling, environment
 from alignloop.cli_sampling import SetOption
-from alignloop.errors import AlignloopError, Interrupted, UserError
+from alignloop.errors import AlignloopError, Interrupted, PeopleNeeded, UserError
 
 if TYPE_CHECKING:
     from alignloop.loop import RunResult
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
 STOPPED = 130
+WAITS_FOR_PEOPLE = 3
 
 app = typer.Typer(
     name="alignloop",
-    help="Iterative post-training: reward model, rejection sampling, SFT and DPO, round over round.",
-    epilog="Begin with `alignloop run`: six rounds on the bundled tiny model, offline, on a CPU.",
+    help="Iterative post-training: reward model, best of K, SFT, DPO, again.",
+    epilog="Begin with `alignloop run`: the bundled tiny model, offline, on a CPU.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -224,9 +225,12 @@ def inspect(
     print_views(found, views_of(found.row, setting, objective=objective, train_on=train_on), setting=setting, ids=ids)
 
 
+app.add_typer(cli_data.app)
 app.command()(cli_sampling.sample)
 app.command()(cli_sampling.score)
 app.command(name="compare-sampling")(cli_sampling.compare_sampling)
+app.command()(cli_lineage.why)
+app.command()(cli_lineage.diff)
 
 
 @app.command()
@@ -272,7 +276,8 @@ def peak_gib() -> float:
 
 
 def main() -> None:
-    """The `alignloop` command: exit code 2 for what the user can put right, 1 for other failures, 130 for a stop."""
+    """The `alignloop` command: exit code 2 for what the user can put right, 3 where people are waited for, 1 for other
+    failures, 130 for a stop."""
     environment.prepare()
     environment.silence()
     signal.signal(signal.SIGTERM, _stop)
@@ -286,6 +291,9 @@ def _exit_code() -> int:
         return _say(_in_words(error), 2)
     except (KeyboardInterrupt, typer.Abort, Interrupted):
         code = STOPPED
+    except PeopleNeeded as wait:
+        again = shlex.join(["alignloop", *sys.argv[1:]])
+        return _say(f"\n{wait}\nThen go on with: {again}", WAITS_FOR_PEOPLE)
     except AlignloopError as error:
         return _say(_in_words(error), 1)
     except UsageError as error:

@@ -82,5 +82,26 @@ class DiskFullError(UserError):
         self.path = path
 
 
+class PeopleNeeded(AlignloopError):
+    """The run waits for people: nothing is wrong, and the same command goes on when they are done.
+
+    The command line says what to do and exits with 3.
+
+    Args:
+        questions: the pairs to compare, a line each.
+        num_asked, num_answered: pairs, and those of them that have an answer.
+        num_needed: answers without which it does not go on.
+    """
+
+    def __init__(
+        self, message: str, *, questions: Path, num_asked: int, num_answered: int = 0, num_needed: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.questions = questions
+        self.num_asked = num_asked
+        self.num_answered = num_answered
+        self.num_needed = num_asked if num_needed is None else num_needed
+
+
 class Interrupted(AlignloopError):
     """The user asked to stop (Ctrl-C). Everything published so far stays."""

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.artifacts import Artifact, write_text
-from alignloop.bundled import resolve_base, resolve_file
+from alignloop.bundled import resolve_base
 from alignloop.config import Recipe, load_recipe
+from alignloop.data.files import data_files
 from alignloop.engines.base import Engine
 from alignloop.environment import prepare as prepare_environment
-from alignloop.errors import UserError
+from alignloop.errors import PeopleNeeded, UserError
 from alignloop.final import publish_final
 from alignloop.house import House, RoundHouse, require_space
 from alignloop.preflight import check
@@ -27,8 +28,9 @@ from alignloop.progress import Progress, QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.round import RoundEnd, RoundStart, run_round
+from alignloop.round_inputs import answers_of, files_of_rounds, hand_out, round_file
 from alignloop.run_dir import enter, locked
-from alignloop.stages import average, base, bootstrap, evaluate, ingest
+from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def run(
 
     Raises:
         UserError: recipe, data, base or run directory are wrong; before any training.
+        PeopleNeeded: a round waits for people's answers (`collect.annotator: human`); the same call goes on with them.
     """
     prepare_environment()
     started = time.monotonic()
@@ -112,8 +115,11 @@ def _run_rounds(house: House, recipe: Recipe) -> list[RoundRow]:
         house.progress.say(f"round {number} of {recipe.rounds}")
         if number > 1:
             start = replace(start, policy=sampling_policy(recipe, rows, policies))
-        room = house.round(number)
-        end = run_round(room, recipe, start)
+        start = replace(start, outside=from_outside(recipe, house.run_dir, number))
+        try:
+            end = run_round(house.round(number), recipe, start)
+        except PeopleNeeded as wait:
+            raise hand_out(wait, run_dir=house.run_dir, number=number) from wait
         policies[number] = end.policy
         rows.append(round_row(house.run_dir, number, policy=end.policy, stderr=end.evaluation.stderr))
         _write_rounds(house.run_dir, rows)
@@ -132,7 +138,7 @@ class Prepared:
 
 def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Prepared:
     """Round 0: the user's data, the base made ready, its benchmarks."""
-    data = room.run(ingest.STAGE, recipe.data, ingest_inputs(recipe))
+    data = room.run(ingest.STAGE, recipe.data, ingest_inputs(recipe, run_dir=room.house.run_dir))
     ready = room.run(base.STAGE, None, base_inputs)
     evaluation = room.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(ready.checkpoint))
     policy = ready.checkpoint
@@ -159,6 +165,7 @@ def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd) -> RoundStart:
         start,
         sft_start=end.policy if recipe.sft.start_from == "previous" else start.sft_start,
         reward_start=end.reward_model if recipe.reward.start_from == "previous" else start.reward_start,
+        prompts=end.prompts,
         batches=(*start.batches, end.batch),
         scored=end.scored,
     )
@@ -184,11 +191,24 @@ def best_round(rows: Sequence[RoundRow], metric: str) -> RoundRow:
     return max(rows, key=lambda row: (row.metrics[metric], row.round))
 
 
-def ingest_inputs(recipe: Recipe) -> ingest.Inputs:
-    """The user's files with their digests."""
+def from_outside(recipe: Recipe, run_dir: Path, number: int) -> collect.FromOutside:
+    """A round's own file and people's answers, as they lie there when it begins."""
+    return collect.FromOutside(file=round_file(recipe, run_dir, number), answers=answers_of(recipe, run_dir, number))
+
+
+def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inputs:
+    """The user's files with their digests; where each is a round's own, the first round's alone.
+
+    Args:
+        run_dir: knows which file the first round took, where it has begun.
+    """
+    if recipe.data.batches == "files":
+        preferences = files_of_rounds(recipe, run_dir, number=1)
+    else:
+        preferences = data_files(recipe.preferences, kind="preferences")
     return ingest.Inputs(
-        preferences=tuple(Artifact.of(resolve_file(file, kind="preferences")) for file in recipe.preferences),
-        prompts=tuple(Artifact.of(resolve_file(file, kind="prompts")) for file in recipe.prompts),
+        preferences=tuple(Artifact.of(file) for file in preferences),
+        prompts=tuple(Artifact.of(file) for file in data_files(recipe.prompts, kind="prompts")),
     )
 
 

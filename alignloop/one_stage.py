@@ -30,7 +30,7 @@ CONFIGS: Mapping[str, Callable[[Recipe, Any], Any]] = {
     "sample": lambda recipe, inputs: recipe.sample_stage,
     "score": lambda recipe, inputs: recipe.score_stage,
     "select": lambda recipe, inputs: recipe.select,
-    "prune": lambda recipe, inputs: recipe.prune,
+    "prune": lambda recipe, inputs: recipe.prune_stage,
     "train_sft": lambda recipe, inputs: recipe.sft,
     "build_pairs": lambda recipe, inputs: recipe.pairs,
     "train_dpo": lambda recipe, inputs: recipe.dpo_stage,

@@ -13,9 +13,10 @@ Column names follow TRL where it has one (`prompt`, `chosen`, `rejected`, `compl
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Role = Literal["system", "user", "assistant"]
 Strength = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
@@ -95,6 +96,8 @@ class RejectedRow(Row):
     file: str
     line: int | None = None
     field: str | None = None
+    value: str | None = None
+    """The first 200 characters of what stands in `field`."""
     reason: str
     text: str = ""
     """The first 200 characters of the row as found."""
@@ -171,16 +174,84 @@ class VerdictRow(Row):
     """Its name, as in the preferences' `annotator`."""
 
 
+class ToAnnotateRow(Row):
+    """Two candidates of a prompt that people are asked to compare; which one the reward model likes is not told."""
+
+    id: str
+    """`<prompt id>/<round>/<k>-<k>`: the pair's, which its answer repeats."""
+    messages: list[Message] = Field(min_length=1)
+    """The dialog up to the completion."""
+    first: NonEmptyText
+    second: NonEmptyText
+
+
+Choice = Literal["first", "second", "tie"]
+
+
+class AnnotatedRow(Row):
+    """A person's answer to a `ToAnnotateRow`."""
+
+    id: str
+    choice: Choice | None = None
+    """None: not answered yet."""
+    strength: Strength | None = None
+    """How much better the chosen one is; a tie has none."""
+    edited: NonEmptyText | None = None
+    """An improvement of the chosen one, ranked above it; a tie has none."""
+    annotator: str = "human"
+    """Who said so, where several do."""
+    messages: list[Message] | None = None
+    """As asked, where an annotator's tool hands the question back: it must be the same. So `first` and `second`."""
+    first: str | None = None
+    second: str | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+    """Free columns (a comment, a time); carried along into the preference's `meta.annotation`."""
+
+
 class SftRow(Row):
     """A dialog to fine-tune on; the last assistant message is the target."""
 
     id: str
     messages: list[Message] = Field(min_length=2)
-    origin: Literal["best_of_k", "preference"]
+    origin: Literal["best_of_k", "preference", "given"]
+    """The best of K candidates; what people chose or edited; or a row of a file that was pruned by itself."""
     quality_score: float | None = None
+    """The reward; without one, the judge's points."""
     difficulty_score: float | None = None
+    """Higher is harder: 1 - pass rate, the judge's points, or the number of intentions."""
     source: Source
+    prompt_id: str | None = None
+    """Of the prompt it was sampled for."""
+    round: int | None = None
+    """The round it was sampled in; None where people wrote it."""
+    policy: str | None = None
+    """Digest of the checkpoint that sampled it."""
+    rewards: list[float] = Field(default_factory=list)
+    """Total rewards of all K candidates of its prompt, in candidate order."""
+    topic: str | None = None
+    fine_topic: str | None = None
+    judge: dict[str, int] = Field(default_factory=dict)
+    """Points by judging prompt."""
+    tags: list[str] = Field(default_factory=list)
+    """Intentions of its prompt, as a judge lists them."""
+    cluster: int | None = None
+    """Of semantic deduplication."""
     meta: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        """A table has a column for each prompt, empty where it was not asked."""
+        return {name: points for name, points in value.items() if points is not None} if type(value) is dict else value
+
+    @field_validator("meta", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """A table holds free columns as JSON text."""
+        try:
+            return json.loads(value) if type(value) is str else value
+        except (ValueError, RecursionError):
+            return value
 
     @model_validator(mode="after")
     def _ends_with_target(self) -> SftRow:
@@ -195,10 +266,13 @@ class DroppedRow(Row):
     id: str
     stage: str
     rule: str
-    """The step that dropped it: `clean`, `quality`, `difficulty`, `semantic_dedup`, `length`, ..."""
+    """The step that dropped it: `clean`, `quality`, `difficulty`, `near_duplicates`, `semantic_dedup`,
+    `decontaminate`, `mix`, `length`, ..."""
     reason: str
     twin: str | None = None
-    """The row it lost to, where there is one (near duplicates)."""
+    """The row it lost to, where there is one (near duplicates), or the benchmark's question it holds."""
+    cosine: float | None = None
+    """To the twin, where embeddings were compared."""
 
 
 class PairRow(Row):
@@ -246,6 +320,8 @@ ROW_MODELS: dict[str, type[Row]] = {
     "candidate": CandidateRow,
     "selected": SelectedRow,
     "verdict": VerdictRow,
+    "to_annotate": ToAnnotateRow,
+    "annotated": AnnotatedRow,
     "sft": SftRow,
     "dropped": DroppedRow,
     "pair": PairRow,

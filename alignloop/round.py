@@ -10,7 +10,7 @@ select --> prune --> train_sft --> average --> build_pairs --> train_dpo --> ave
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import Recipe
@@ -41,6 +41,7 @@ class RoundStart:
         preferences, heldout, prompts: the run's data, as ingested.
         batches: the preference batches of the rounds before, oldest first.
         scored: the last round's scored candidates; None in the first round.
+        outside: what the round is given beside: a file of preferences of its own, people's answers.
     """
 
     policy: Artifact
@@ -51,6 +52,7 @@ class RoundStart:
     prompts: Artifact
     batches: tuple[Artifact, ...]
     scored: Artifact | None
+    outside: collect.FromOutside = field(default_factory=collect.FromOutside)
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,38 @@ class RoundEnd:
     policy: Artifact
     reward_model: Artifact
     batch: Artifact
+    prompts: Artifact
     scored: Artifact
     evaluation: evaluate.Outputs
 
 
 def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
     """Thirteen stages, each published before the next begins."""
-    annotated = collect.inputs(recipe.collect_stage, start.preferences, start.scored)
-    collected = house.run(collect.STAGE, recipe.collect_stage, annotated)
+    given = collect.inputs(
+        recipe.collect_stage,
+        start.preferences,
+        start.scored,
+        outside=start.outside,
+        batches=start.batches,
+        heldout=start.heldout,
+        prompts=start.prompts,
+    )
+    collected = house.run(collect.STAGE, recipe.collect_stage, given)
     batches = (*start.batches, collected.preferences)
+    prompts = collect.prompts_to_sample(collected, start.prompts)
 
     reward = house.run(
         train_reward.STAGE, recipe.reward, train_reward.Inputs(start.reward_start, batches, start.heldout)
     )
     reward_model = house.run(average.STAGE, recipe.averaging.reward, average.of(reward)).checkpoint
 
-    sampled = house.run(sample.STAGE, recipe.sample_stage, sample.Inputs(start.policy, start.prompts))
+    sampled = house.run(sample.STAGE, recipe.sample_stage, sample.Inputs(start.policy, prompts))
     scored = house.run(score.STAGE, recipe.score_stage, score.Inputs(sampled.candidates, reward_model))
     selected = house.run(select.STAGE, recipe.select, select.Inputs(scored.candidates))
-    pruned = house.run(prune.STAGE, recipe.prune, prune.Inputs(selected.selected, collected.preferences, start.policy))
+    unpruned = prune.inputs(
+        recipe.prune_stage, selected=selected.selected, preferences=collected.preferences, policy=start.policy
+    )
+    pruned = house.run(prune.STAGE, recipe.prune_stage, unpruned)
 
     sft = house.run(train_sft.STAGE, recipe.sft, train_sft.Inputs(start.sft_start, pruned.rows, start.heldout))
     sft_model = house.run(average.STAGE, recipe.averaging.sft, average.of(sft)).checkpoint
@@ -93,4 +108,4 @@ def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
     policy = house.run(average.STAGE, recipe.averaging.dpo, average.of(dpo)).checkpoint
 
     evaluation = house.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(policy))
-    return RoundEnd(policy, reward_model, collected.preferences, scored.candidates, evaluation)
+    return RoundEnd(policy, reward_model, collected.preferences, prompts, scored.candidates, evaluation)

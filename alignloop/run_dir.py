@@ -23,6 +23,7 @@ ANY_VALUE = {
     "rounds",
     "name",
     "training",
+    "collect.min_annotated",
     "engine.max_restarts",
     "engine.max_num_seqs",
     "engine.kv_cache_gb",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignloop.artifacts import PARTIAL, read_manifest
 from alignloop.errors import RunDirError
@@ -12,17 +14,23 @@ from alignloop.house import stage_dirs, stage_line
 from alignloop.records import RoundRow
 from alignloop.report.rounds import read_rounds
 from alignloop.report.table import text_tables
+from alignloop.round_inputs import Waiting, waiting
 from alignloop.run_dir import RESOLVED, read_resolved
 
 
 @dataclass(frozen=True)
 class RoundStatus:
-    """A round's published stages as lines, and the folder of the one begun; None where none is."""
+    """A round's published stages as lines, and the folder of the one begun; None where none is.
+
+    Attributes:
+        waits: for people; None where it does not.
+    """
 
     number: int
     lines: tuple[str, ...]
     seconds: float
     begun: str | None
+    waits: Waiting | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def read_status(run_dir: Path) -> Status:
         recipe=str(resolved.get("name", "?")),
         running=_holder(run_dir / "run.lock"),
         asked=int(resolved.get("rounds", 0)),
-        rounds=tuple(_round(run_dir, number) for number in numbers),
+        rounds=tuple(_round(run_dir, number, resolved) for number in numbers),
         rows=tuple(read_rounds(run_dir)),
     )
 
@@ -72,21 +80,25 @@ def status_text(status: Status) -> str:
     lines = [f"{status.run_dir}: {status.recipe}, {done} of {status.asked} rounds done, {running}"]
     finished = {row.round for row in status.rows}
     for entry in status.rounds:
-        if entry.number in finished:
+        if entry.number in finished and entry.waits is None:
             lines.append(f"round {entry.number}: {len(entry.lines)} stages, {entry.seconds:.0f} s")
             continue
         lines.append(f"round {entry.number}:")
         lines += entry.lines
-        if entry.begun is not None:
+        if entry.waits is not None and not status.running:
+            lines.append(f"  {entry.begun or '01_collect'} {entry.waits.line}")
+            lines += [f"    read   {entry.waits.files.questions}", f"    write  {entry.waits.files.answers}"]
+        elif entry.begun is not None:
             lines.append(f"  {entry.begun} {'...' if status.running else 'was begun, and is gone on with'}")
     if status.rows:
         lines += ["", text_tables(status.rows)]
     if not status.running and done < status.asked:
-        lines += ["", "The same `alignloop run` goes on from here."]
+        when = " when people are done" if any(entry.waits for entry in status.rounds) else ""
+        lines += ["", f"The same `alignloop run` goes on from here{when}."]
     return "\n".join(lines)
 
 
-def _round(run_dir: Path, number: int) -> RoundStatus:
+def _round(run_dir: Path, number: int, resolved: Mapping[str, Any]) -> RoundStatus:
     folders = stage_dirs(run_dir, number)
     manifests = [(folder.name, manifest) for folder in folders if (manifest := read_manifest(folder)) is not None]
     partial = sorted(run_dir.glob(f"round-{number:02d}/*{PARTIAL}"))
@@ -95,6 +107,7 @@ def _round(run_dir: Path, number: int) -> RoundStatus:
         lines=tuple(stage_line(name, manifest, cached=False) for name, manifest in manifests),
         seconds=sum(sum(manifest.seconds.values()) for _, manifest in manifests),
         begun=partial[-1].name.removesuffix(PARTIAL) if partial else None,
+        waits=waiting(resolved, run_dir, number),
     )
 
 

@@ -252,7 +252,7 @@ def test_eval_refuses_before_it_starts(alignloop, tmp_path: Path) -> None:
     assert "no file can be written there" in refused.err
 
 
-VERBS = ["run", "plan", "status", "eval", "stage", "inspect", "sample", "score", "compare-sampling", "recipes"]
+VERBS = ("run plan status eval stage inspect sample score compare-sampling why diff recipes data").split()
 
 
 def test_every_verb_is_named_in_these_tests(alignloop) -> None:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from alignloop.config.base import Fraction, PositiveInt, Section
+
+FormName = Literal[
+    "sharegpt",
+    "ranked",
+    "ultrafeedback",
+    "trl_conversational",
+    "trl_implicit",
+    "hh_transcript",
+    "canonical",
+    "alpaca",
+    "text_pair",
+    "best_first",
+]
+"""The forms of preference files that `data/forms.py` reads; docs/data.md has a row of each."""
 
 
 class DataConfig(Section):
@@ -16,9 +30,31 @@ class DataConfig(Section):
     """At most this many held-out rows."""
     max_bad_fraction: Fraction = 0.01
     """The run stops where more than this share of input rows cannot be read."""
-    batches: Literal["split", "all"] = "split"
+    form: FormName | None = None
+    """How the preference files are written; None: as most of their first rows are. `alignloop data check` shows it."""
+    dialogs: Literal["last_turn", "every_turn"] = "last_turn"
+    """Of a dialog with several turns, in files of prompts and of dialogs to fine-tune on: its last turn, or one example
+    for each. A preference compares last turns: it is one example either way."""
+    max_characters: PositiveInt = 1_000_000
+    """Rows with more characters of text, prompt and completions together, cannot be read: more is a mistake."""
+    batches: Literal["split", "files", "all"] = "split"
     """`split`: each round gets its own share of the preferences, in order (the paper's weekly batches).
-    `all`: every round sees all of them."""
+    `files`: each file is one round's batch, the first round's the first; a file that appears later is taken by the
+    next round that begins. `all`: every round sees all of them."""
     split_rounds: PositiveInt = 6
     """With `split`: into how many batches; later rounds see the last batch again. A number of its own, so
     that going on with more rounds does not change the rounds already run."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How preference files are read, as `read_preferences` takes it."""
+        return {"form": self.form, **self.reading_prompts}
+
+    @property
+    def reading_prompts(self) -> dict[str, Any]:
+        """How files of prompts are read, as `read_prompts` takes it: their form is their own."""
+        return {
+            "max_bad_fraction": self.max_bad_fraction,
+            "dialogs": self.dialogs,
+            "max_characters": self.max_characters,
+        }

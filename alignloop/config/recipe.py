@@ -50,12 +50,36 @@ class CollectStageConfig(CollectConfig):
     judge: JudgeStageConfig | None
     judge_engine: EngineComputes | None = None
     """Where the judge runs on the run's engine."""
-    batches: Literal["split", "all"]
+    min_annotated: PositiveInt | None = Field(None, exclude=True)
+    batches: Literal["split", "files", "all"]
     split_rounds: PositiveInt
+    reading: DataConfig | None = None
+    """How a round's own file is read, with `batches: files`."""
+    prompts_grow: bool = False
+    """Whether a round's own file brings prompts to sample for, too: where the recipe names no file of prompts."""
 
 
 class SampleStageConfig(SampleConfig, EngineComputes):
     """What `sample` is fingerprinted by."""
+
+
+class PruneStageConfig(PruneConfig):
+    """What `prune` is fingerprinted by."""
+
+    judge: JudgeStageConfig | None = None
+    """None where no step asks one."""
+    judge_engine: EngineComputes | None = None
+    """Where the judge runs on the run's engine."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks whose questions no row may hold; empty where `decontaminate` is off."""
+    include_path: str | None = None
+
+    @property
+    def embedder_model(self) -> str | None:
+        """The model that embeds rows, where that is not the policy and anything is embedded."""
+        by_embedding = self.decontaminate.enabled and self.decontaminate.embedding_threshold is not None
+        used = self.semantic_dedup.enabled or by_embedding
+        return self.semantic_dedup.embedder if used and self.semantic_dedup.embedder != "policy" else None
 
 
 class ScoreStageConfig(ScoreConfig):
@@ -87,7 +111,8 @@ class Recipe(Section):
     chat_template: str | None = None
     """`llama3`, `chatml` or a Jinja file: given to a base that has no chat template of its own."""
     preferences: tuple[str, ...] = ()
-    """Preference files, in order; one or a list. `quickstart`: the bundled ones."""
+    """Preference files, in order; one or a list, `*` and `?` allowed (`preferences/round-*.jsonl`). `quickstart`:
+    the bundled ones."""
     prompts: tuple[str, ...] = ()
     """Files of prompts to sample for, one or a list; empty: the prompts of the preferences. `quickstart`: the
     bundled ones."""
@@ -113,7 +138,7 @@ class Recipe(Section):
     training: TrainingConfig = TrainingConfig()
     engine: EngineConfig = EngineConfig()
     judge: JudgeConfig | None = None
-    """Needed where `collect.annotator` is `judge`."""
+    """Needed where `collect.annotator` is `judge`, and where a step of `prune` asks one; its `prompt` is collect's."""
 
     @property
     def collect_stage(self) -> CollectStageConfig:
@@ -126,6 +151,24 @@ class Recipe(Section):
             judge_engine=EngineComputes(engine=self.engine.name, **_computing(self.engine)) if on_engine else None,
             batches=self.data.batches,
             split_rounds=self.data.split_rounds,
+            reading=self.data if self.data.batches == "files" else None,
+            prompts_grow=self.data.batches == "files" and not self.prompts,
+        )
+
+    @property
+    def prune_stage(self) -> PruneStageConfig:
+        """`prune` depends on the judge that it asks, and on the benchmarks that it keeps out."""
+        judge = self.judge if self.prune.judging_prompts else None
+        if judge is not None:  # its steps have prompts of their own, and give points in one order
+            judge = judge.model_copy(update={"prompt": JudgeConfig(model="-").prompt, "both_orders": True})
+        on_engine = judge is not None and judge.endpoint is None
+        compared = self.prune.decontaminate.enabled
+        return PruneStageConfig(
+            **dict(self.prune),
+            judge=None if judge is None else JudgeStageConfig(**dict(judge)),
+            judge_engine=EngineComputes(engine=self.engine.name, **_computing(self.engine)) if on_engine else None,
+            tasks=self.evaluate.tasks if compared else (),
+            include_path=self.evaluate.include_path if compared else None,
         )
 
     @property
@@ -164,6 +207,11 @@ class Recipe(Section):
             )
         if self.collect.annotator == "judge" and self.judge is None:
             raise ValueError("collect.annotator is judge, but there is no `judge` section: name its model there")
+        if self.prune.judging_prompts and self.judge is None:
+            raise ValueError(
+                "prune asks a judge (topic.by, quality.by or difficulty.by), but there is no `judge` section: name its "
+                "model there"
+            )
         if self.averaging.sft.metric == "accuracy":
             raise ValueError("averaging.sft.metric: SFT compares nothing, so it has no accuracy - use loss")
         if not self.preferences:

@@ -1,40 +1,58 @@
 """The forms preference files come in: a table. A new form is one more entry in `FORMS`.
 
-raw object --Form.dialog--> messages up to the completion      (preference and prompt files)
-raw object --Form.completions--> chosen, rejected, edited      (preference files)
+raw object --Form.dialog--> messages up to the completion                        (prompt files)
+raw object --Form.compare--> the same, and what is compared                      (preference files)
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from alignloop.data.built import message
 from alignloop.data.problems import BadRow, check_text, shown
-from alignloop.records import Message, Role
+from alignloop.data.ranked import LISTS, NUMBER_LISTS, best_against_each, is_ranked
+from alignloop.data.turns import (
+    Place,
+    common_dialog,
+    common_text,
+    history_turns,
+    is_open_transcript,
+    is_transcript,
+    is_turns,
+    place_at,
+    place_in,
+    read_completion,
+    read_transcript,
+    read_turns,
+    system_turn,
+)
+from alignloop.records import Message
 
 RawObject = Mapping[str, Any]
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-}
-_TURN_KEYS = (("from", "value"), ("role", "content"))
 
 
-@dataclass(frozen=True)
-class Completions:
-    """The compared completions of a row; `edited` is None where the row has none."""
+class Pair(NamedTuple):
+    """What is compared; `edited` is None where there is none, `meta` what is known of this pair alone."""
 
     chosen: str
     rejected: str
-    edited: str | None
+    edited: str | None = None
+    meta: Mapping[str, Any] | None = None
+
+
+class Comparison(NamedTuple):
+    """A row taken apart.
+
+    Attributes:
+        dialog: the messages up to the completion, as they stand in the row.
+        pairs: one, but for ranked lists.
+    """
+
+    dialog: list[Message]
+    pairs: Sequence[Pair]
 
 
 @dataclass(frozen=True)
@@ -42,114 +60,332 @@ class Form:
     """One way to write a row.
 
     Attributes:
-        name: shown to the user.
+        name: shown to the user, and what `data.form` takes.
         wants: the columns, shown where no form fits.
-        matches: whether a row looks like this form (its columns only; values may still be wrong).
-        dialog: the messages up to the completion.
-        completions: what is compared.
+        matches: whether a row looks like this form (its columns and their kinds; values may still be wrong).
+        compare: dialog and completions.
+        dialog: the dialog alone.
+        place: of a row's message, the field it stands in.
         columns: columns the form reads; all others go to `meta`.
+        weak: its columns are some of another form's, so a row that has only these may be one of those with a gap.
     """
 
     name: str
     wants: str
     matches: Callable[[RawObject], bool]
+    compare: Callable[[RawObject], Comparison]
     dialog: Callable[[RawObject], list[Message]]
-    completions: Callable[[RawObject], Completions]
+    place: Callable[[RawObject], Place]
     columns: frozenset[str]
+    weak: bool = False
 
 
-def detect(rows: Iterable[RawObject]) -> Form | None:
+def form_of(row: RawObject, forms: Sequence[Form]) -> Form | None:
+    """The first of `forms` that the row looks like."""
+    return next((form for form in forms if form.matches(row)), None)
+
+
+def detect(rows: Iterable[RawObject], forms: Sequence[Form]) -> Form | None:
     """The form most of `rows` have; the first in the table among equals; None where no row has any."""
-    votes = Counter(form.name for row in rows for form in FORMS if form.matches(row))
-    return max(FORMS, key=lambda form: votes[form.name]) if votes else None
+    found = [form for row in rows if (form := form_of(row, forms)) is not None]
+    votes = Counter(form.name for form in found)
+    return max(forms, key=lambda form: votes[form.name]) if votes else None
 
 
-def read_turn(turn: object, field: str) -> Message:
-    """One turn, as `{from, value}` or `{role, content}`; roles are mapped to ours."""
-    if not isinstance(turn, Mapping):
-        raise BadRow(field, f"must be an object with from and value (or role and content), found {shown(turn)}")
-    for role_key, text_key in _TURN_KEYS:
-        if role_key in turn:
-            role = check_text(turn[role_key], f"{field}.{role_key}")
-            if role.strip().lower() not in ROLES:
-                raise BadRow(f"{field}.{role_key}", f"unknown role {role!r}; allowed: {', '.join(ROLES)}")
-            content = check_text(turn.get(text_key), f"{field}.{text_key}")
-            return Message(role=ROLES[role.strip().lower()], content=content)
-    raise BadRow(field, f"has neither from nor role; its keys are {', '.join(map(str, turn)) or 'none'}")
-
-
-def read_turns(turns: object, field: str) -> list[Message]:
-    """A list of turns."""
-    if not isinstance(turns, list):
-        raise BadRow(field, f"must be a list of turns, found {shown(turns)}" if turns is not None else "is missing")
-    if not turns:
-        raise BadRow(field, "is empty: at least one user turn is needed")
-    return [read_turn(turn, f"{field}[{index}]") for index, turn in enumerate(turns)]
-
-
-def read_completion(value: object, field: str) -> str:
-    """A completion: a text, or one assistant turn. Empty ones are refused."""
-    if value is None:
-        raise BadRow(field, f"is missing: every preference row needs {field}")
-    text_field = field
-    if isinstance(value, Mapping):
-        turn = read_turn(value, field)
-        if turn.role != "assistant":
-            raise BadRow(field, f"must be the assistant's turn, not the {turn.role}'s")
-        text = turn.content
-    else:
-        text = check_text(value, text_field)
-    if not text.strip():
-        raise BadRow(field, "is empty")
-    return text
-
-
-def _completions(row: RawObject) -> Completions:
+def _edited(row: RawObject) -> str | None:
     edited = row.get("edited")
-    blank = edited is None or (isinstance(edited, str) and not edited.strip())
-    return Completions(
-        chosen=read_completion(row.get("chosen"), "chosen"),
-        rejected=read_completion(row.get("rejected"), "rejected"),
-        edited=None if blank else read_completion(edited, "edited"),
+    if edited is None or (type(edited) is str and (not edited or edited.isspace())):
+        return None
+    return read_completion(edited, "edited")
+
+
+def _pair(row: RawObject) -> Pair:
+    return Pair(
+        read_completion(row.get("chosen"), "chosen"),
+        read_completion(row.get("rejected"), "rejected"),
+        _edited(row),
     )
 
 
+def _one_pair(dialog: Callable[[RawObject], list[Message]]) -> Callable[[RawObject], Comparison]:
+    return lambda row: Comparison(dialog(row), (_pair(row),))
+
+
+def _user(text: str) -> Message:
+    return message("user", text)
+
+
 def _canonical_dialog(row: RawObject) -> list[Message]:
-    if "messages" in row and row["messages"] is not None:
-        if row.get("prompt") is not None:
+    messages, prompt = row.get("messages"), row.get("prompt")
+    if messages is not None:
+        if prompt is not None:
             raise BadRow("prompt", "stands beside messages: give one of the two")
-        return read_turns(row["messages"], "messages")
-    if row.get("prompt") is None:
+        return [*system_turn(row), *read_turns(messages, "messages")]
+    if prompt is None:
         raise BadRow("prompt", "is missing: every row needs prompt (a text) or messages (a list of turns)")
-    if isinstance(row["prompt"], list):
-        raise BadRow("prompt", "is a list of turns: name the column messages")
-    return [Message(role="user", content=check_text(row["prompt"], "prompt"))]
+    if isinstance(prompt, list):
+        raise BadRow("prompt", "is a list that holds no turns: give a text, or turns with role and content")
+    return [*system_turn(row), _user(check_text(prompt, "prompt"))]
+
+
+def _canonical_place(row: RawObject) -> Place:
+    skip = len(system_turn(row))
+    if row.get("messages") is not None:
+        return place_in("messages", skip=skip)
+    return lambda index: "prompt" if index >= skip else "system"
+
+
+def _is_canonical(row: RawObject) -> bool:
+    if "prompt" not in row and "messages" not in row:
+        return False
+    prompt = row.get("prompt")
+    return not (is_turns(prompt) or is_turns(row.get("chosen")) or is_open_transcript(prompt))
 
 
 def _sharegpt_dialog(row: RawObject) -> list[Message]:
-    dialog = read_turns(row.get("conversations"), "conversations")
-    system = row.get("system")
-    if system is None or system == "":
-        return dialog
-    return [Message(role="system", content=check_text(system, "system")), *dialog]
+    return [*system_turn(row), *read_turns(row.get("conversations"), "conversations")]
+
+
+def _trl_column(row: RawObject) -> str:
+    return "prompt" if row.get("prompt") is not None else "messages"
+
+
+def _trl_dialog(row: RawObject) -> list[Message]:
+    return read_turns(row.get(_trl_column(row)), _trl_column(row))
+
+
+def _trl_compare(row: RawObject) -> Comparison:
+    dialog = _trl_dialog(row)
+    chosen, rejected = (_after(dialog, row.get(name), name) for name in ("chosen", "rejected"))
+    more, best, worst = common_dialog(chosen, rejected)
+    return Comparison([*dialog, *more], (Pair(best, worst, _edited(row)),))
+
+
+def _trl_prompt(row: RawObject) -> list[Message]:
+    compared = row.get("chosen") is not None and row.get("rejected") is not None
+    return _trl_compare(row).dialog if compared else _trl_dialog(row)
+
+
+def _after(dialog: list[Message], value: object, name: str) -> list[Message]:
+    """A completion's turns, without the dialog where they repeat it."""
+    turns = _completion_turns(value, name)
+    return turns[len(dialog) :] if len(turns) > len(dialog) and turns[: len(dialog)] == dialog else turns
+
+
+def _completion_turns(value: object, name: str) -> list[Message]:
+    if value is None:
+        raise BadRow(name, f"is missing: every preference row needs {name}")
+    if isinstance(value, list):
+        return read_turns(value, name)
+    return [Message(role="assistant", content=read_completion(value, name))]
+
+
+def _implicit_compare(row: RawObject) -> Comparison:
+    chosen, rejected = (_completion_turns(row.get(name), name) for name in ("chosen", "rejected"))
+    dialog, best, worst = common_dialog(chosen, rejected)
+    return Comparison(dialog, (Pair(best, worst, _edited(row)),))
+
+
+def _implicit_dialog(row: RawObject) -> list[Message]:
+    return _implicit_compare(row).dialog
+
+
+def _ultrafeedback_compare(row: RawObject) -> Comparison:
+    prompt = check_text(row.get("prompt"), "prompt")
+    chosen, rejected = (_completion_turns(row.get(name), name) for name in ("chosen", "rejected"))
+    dialog, best, worst = common_dialog(chosen, rejected)
+    pair = Pair(best, worst, _edited(row))
+    if not dialog:
+        return Comparison([_user(prompt)], (pair,))
+    said = {" ".join(message.content.split()) for message in dialog if message.role == "user"}
+    if " ".join(prompt.split()) not in said:
+        raise BadRow("prompt", "is none of the user turns with which chosen and rejected begin")
+    return Comparison(dialog, (pair,))
+
+
+def _ultrafeedback_dialog(row: RawObject) -> list[Message]:
+    if row.get("chosen") is None or row.get("rejected") is None:
+        return [_user(check_text(row.get("prompt"), "prompt"))]
+    return _ultrafeedback_compare(row).dialog
+
+
+def _is_hh(row: RawObject) -> bool:
+    if "prompt" in row:
+        return is_open_transcript(row["prompt"])
+    return is_transcript(row.get("chosen")) and type(row.get("rejected")) is str
+
+
+def _hh_compare(row: RawObject) -> Comparison:
+    if row.get("prompt") is not None:
+        return Comparison(_hh_prompt(row), (_pair(row),))
+    chosen, rejected = (read_transcript(row.get(name), name) for name in ("chosen", "rejected"))
+    dialog, best, worst = common_dialog(chosen, rejected)
+    return Comparison(dialog, (Pair(best, worst, _edited(row)),))
+
+
+def _hh_prompt(row: RawObject) -> list[Message]:
+    turns = read_transcript(row["prompt"], "prompt")
+    last = turns[-1]
+    return turns[:-1] if last.role == "assistant" and not last.content else turns
+
+
+def _hh_dialog(row: RawObject) -> list[Message]:
+    return _hh_prompt(row) if row.get("prompt") is not None else _hh_compare(row).dialog
+
+
+def _text_compare(row: RawObject) -> Comparison:
+    chosen, rejected = (check_text(row.get(name), name) for name in ("chosen", "rejected"))
+    prompt, best, worst = common_text(chosen, rejected)
+    if not prompt.strip():
+        raise BadRow("chosen", "begins with no words that rejected begins with, too: there is no prompt; add a column")
+    row = {**row, "chosen": best, "rejected": worst}
+    return Comparison([_user(prompt.rstrip())], (_pair(row),))
+
+
+def _alpaca_dialog(row: RawObject) -> list[Message]:
+    text = check_text(row.get("instruction"), "instruction")
+    given = row.get("input")
+    if given is not None and given != "":
+        text = f"{text}\n{check_text(given, 'input')}" if text else check_text(given, "input")
+    return [*system_turn(row), *history_turns(row.get("history"), "history"), _user(text)]
+
+
+def _alpaca_place(row: RawObject) -> Place:
+    skip, num_history = len(system_turn(row)), 2 * len(row.get("history") or ())
+
+    def place(index: int) -> str:
+        if index < skip:
+            return "system"
+        turn = index - skip
+        return f"history[{turn // 2}][{turn % 2}]" if turn < num_history else "instruction"
+
+    return place
+
+
+def _alpaca_compare(row: RawObject) -> Comparison:
+    output = row.get("output")
+    if row.get("chosen") is None and row.get("rejected") is None and output is not None:
+        if not isinstance(output, list) or len(output) != 2:
+            raise BadRow("output", f"must be two texts, the better one first, found {shown(output)}")
+        pair = Pair(read_completion(output[0], "output[0]"), read_completion(output[1], "output[1]"), _edited(row))
+        return Comparison(_alpaca_dialog(row), (pair,))
+    return Comparison(_alpaca_dialog(row), (_pair(row),))
+
+
+def _ranked_dialog(row: RawObject) -> list[Message]:
+    if row.get("instruction") is not None and row.get("prompt") is None and row.get("messages") is None:
+        return _alpaca_dialog(row)
+    return _trl_dialog(row) if is_turns(row.get("prompt")) else _canonical_dialog(row)
+
+
+def _ranked_place(row: RawObject) -> Place:
+    if row.get("instruction") is not None and row.get("prompt") is None and row.get("messages") is None:
+        return _alpaca_place(row)
+    return place_in("prompt") if is_turns(row.get("prompt")) else _canonical_place(row)
+
+
+def _ranked_compare(row: RawObject) -> Comparison:
+    ranked = best_against_each(row)
+    pairs = [Pair(best.text, worse.text, meta=meta) for best, worse, meta in ranked]
+    return Comparison(_ranked_dialog(row), pairs)
 
 
 _SHARED = frozenset({"chosen", "rejected", "edited", "strength", "id", "annotator", "meta"})
+_ALPACA = frozenset({"instruction", "input", "output", "history", "system"})
 FORMS: tuple[Form, ...] = (
     Form(
         name="sharegpt",
         wants="conversations (turns with from, value), chosen, rejected",
         matches=lambda row: "conversations" in row,
+        compare=_one_pair(_sharegpt_dialog),
         dialog=_sharegpt_dialog,
-        completions=_completions,
+        place=lambda row: place_in("conversations", skip=len(system_turn(row))),
         columns=_SHARED | {"conversations", "system"},
+    ),
+    Form(
+        name="ranked",
+        wants="prompt, ranking (best first), or completions or responses with rank, score or rating",
+        matches=is_ranked,
+        compare=_ranked_compare,
+        dialog=_ranked_dialog,
+        place=_ranked_place,
+        columns=_SHARED | _ALPACA | {"prompt", "messages", *LISTS, *NUMBER_LISTS},
+    ),
+    Form(
+        name="ultrafeedback",
+        wants="prompt (a text), chosen, rejected (turns that repeat it)",
+        matches=lambda row: type(row.get("prompt")) is str and is_turns(row.get("chosen")),
+        compare=_ultrafeedback_compare,
+        dialog=_ultrafeedback_dialog,
+        place=lambda row: place_in("chosen"),
+        columns=_SHARED | {"prompt", "messages"},
+    ),
+    Form(
+        name="trl_conversational",
+        wants="prompt, chosen, rejected (turns with role, content)",
+        matches=lambda row: (
+            is_turns(row.get("prompt")) or (is_turns(row.get("messages")) and is_turns(row.get("chosen")))
+        ),
+        compare=_trl_compare,
+        dialog=_trl_prompt,
+        place=lambda row: place_in(_trl_column(row)),
+        columns=_SHARED | {"prompt", "messages"},
+    ),
+    Form(
+        name="trl_implicit",
+        wants="chosen, rejected (whole conversations, turns with role, content)",
+        matches=lambda row: (
+            is_turns(row.get("chosen")) and row.keys().isdisjoint({"prompt", "messages", "instruction"})
+        ),
+        compare=_implicit_compare,
+        dialog=_implicit_dialog,
+        place=lambda row: place_in("chosen"),
+        columns=_SHARED,
+    ),
+    Form(
+        name="hh_transcript",
+        wants="chosen, rejected (texts of `Human:` and `Assistant:` turns)",
+        matches=_is_hh,
+        compare=_hh_compare,
+        dialog=_hh_dialog,
+        place=lambda row: place_at("prompt" if row.get("prompt") is not None else "chosen"),
+        columns=_SHARED | {"prompt"},
     ),
     Form(
         name="canonical",
         wants="prompt (or messages), chosen, rejected",
-        matches=lambda row: "prompt" in row or "messages" in row,
+        matches=_is_canonical,
+        compare=_one_pair(_canonical_dialog),
         dialog=_canonical_dialog,
-        completions=_completions,
-        columns=_SHARED | {"prompt", "messages"},
+        place=_canonical_place,
+        columns=_SHARED | {"prompt", "messages", "system"},
+    ),
+    Form(
+        name="alpaca",
+        wants="instruction, input, output (two texts, or chosen and rejected)",
+        matches=lambda row: "instruction" in row,
+        compare=_alpaca_compare,
+        dialog=_alpaca_dialog,
+        place=_alpaca_place,
+        columns=_SHARED | _ALPACA,
+    ),
+    Form(
+        name="text_pair",
+        wants="chosen, rejected (texts that begin alike)",
+        matches=lambda row: type(row.get("chosen")) is str and type(row.get("rejected")) is str,
+        compare=_text_compare,
+        dialog=lambda row: _text_compare(row).dialog,
+        place=lambda row: place_at("chosen"),
+        columns=_SHARED,
+        weak=True,
+    ),
+    Form(
+        name="best_first",
+        wants="prompt, completions (or responses), best first; never guessed, only by name",
+        matches=lambda row: False,
+        compare=_ranked_compare,
+        dialog=_ranked_dialog,
+        place=_ranked_place,
+        columns=_SHARED | _ALPACA | {"prompt", "messages", *LISTS, *NUMBER_LISTS},
     ),
 )

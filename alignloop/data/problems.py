@@ -6,11 +6,17 @@ pydantic.ValidationError --plain_problems--> (field, sentence), ...
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
+EXCERPT = 200
+"""Characters of a row or value that are shown."""
 _MISSING = "missing"
+_STEP = re.compile(r"\[(\d+)\]|\.?([^.\[]+)")
 _KINDS = {
     "string_type": "a text",
     "int_type": "a whole number",
@@ -47,12 +53,59 @@ def shown(value: object) -> str:
     return f"the {names.get(type(value), type(value).__name__)} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
+def excerpt(value: object) -> str:
+    """The start of a value as JSON, for a person who looks for it; a text stands as it is."""
+    if isinstance(value, str):
+        return value[:EXCERPT].encode("utf-8", "backslashreplace").decode("utf-8")
+    try:
+        return json.dumps(value, ensure_ascii=True, default=repr)[:EXCERPT]
+    except (RecursionError, ValueError, TypeError):
+        return ""
+
+
+def value_at(row: object, field: str | None) -> str | None:
+    """The start of what stands at `field` (`conversations[2].value`) of a row; None where nothing does."""
+    if field is None:
+        return None
+    if isinstance(row, Mapping):
+        for name in (field, field.removeprefix("meta.")):
+            if name in row:
+                return excerpt(row[name])
+    found = row
+    for match in _STEP.finditer(field):
+        index, name = match[1], match[2]
+        if index is not None:
+            if not isinstance(found, list) or int(index) >= len(found):
+                return None
+            found = found[int(index)]
+        else:
+            if not isinstance(found, Mapping) or name not in found:
+                return None
+            found = found[name]
+    return excerpt(found)
+
+
+def is_clean(text: str) -> bool:
+    """Whether `check_text` finds nothing in it."""
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_text(value: object, field: str) -> str:
     """`value` as text that every later step can carry.
 
     Raises:
         BadRow: not a string, a lone surrogate (cannot be written as UTF-8), or a NUL (cut or refused by tokenizers).
     """
+    if type(value) is str and is_clean(value):
+        return value
     if value is None:
         raise BadRow(field, "is missing or null; a text is needed")
     if not isinstance(value, str):

@@ -1,170 +1,227 @@
-"""A user's file as raw JSON values with their places: JSON lines or one JSON array, told apart by content.
+"""A user's file as raw JSON values with their places, one at a time. What kind of file it is, its content tells.
 
-bytes --decode (UTF-8, byte order mark dropped)--> text --parse--> RawRow (value, or what is wrong with the line)
+file --opened--> JSON lines | JSON array | objects over several lines | Parquet | a data set on a hub
+     --parsing--> RawRow (value, or what is wrong with it), in flat memory
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
-from alignloop.data.problems import BadRow
+from alignloop.data.elements import LONGEST, TOO_LONG, Splitter
+from alignloop.data.opened import DAMAGED, kind_of, open_bytes
+from alignloop.data.parsing import BOM, parse_row
+from alignloop.data.problems import EXCERPT, BadRow, excerpt
+from alignloop.data.tables import HUB, hub_rows, parquet_rows
 from alignloop.errors import DataError
 
-_BOM = b"\xef\xbb\xbf"
-_OTHER_KINDS = {
-    b"PAR1": "a Parquet file",
-    b"\x1f\x8b": "gzip-compressed",
-    b"PK\x03\x04": "a zip archive",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-}
+Unit = Literal["line", "element", "row"]
 
 
-@dataclass(frozen=True)
-class RawRow:
+class RawRow(NamedTuple):
     """One row as found.
 
     Attributes:
-        line: 1-based line (JSON lines) or element (JSON array).
+        line: 1-based line (JSON lines), element (JSON array) or row (Parquet, hub).
         value: the parsed JSON value; None where `problem` is set.
-        text: the first 200 characters as found; empty for elements of an array.
-        problem: why the line is not JSON.
+        raw: its bytes; empty for rows of tables.
+        problem: why it is not JSON.
+        ends: nothing can be read after it, though the file should go on.
     """
 
     line: int
     value: Any
-    text: str = ""
+    raw: bytes = b""
     problem: BadRow | None = None
+    ends: bool = False
 
     def excerpt(self) -> str:
         """The first 200 characters, for a person who looks for the row."""
-        try:
-            return self.text or json.dumps(self.value, ensure_ascii=True)[:200]
-        except RecursionError:
-            return ""
+        return self.raw[: 4 * EXCERPT].decode("utf-8", "replace")[:EXCERPT] if self.raw else excerpt(self.value)
+
+
+@dataclass(frozen=True)
+class RawRows(Iterable[RawRow]):
+    """Rows that are read anew each time they are gone through."""
+
+    open: Callable[[], Iterator[RawRow]]
+
+    def __iter__(self) -> Iterator[RawRow]:
+        return self.open()
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """All rows of a file; `unit` is what `RawRow.line` counts."""
+    """A file's rows, not yet read; `unit` is what `RawRow.line` counts."""
 
     name: str
-    unit: Literal["line", "element"]
+    unit: Unit
+    rows: RawRows
+
+
+@dataclass(frozen=True)
+class WholeFile:
+    """A file's rows, all in memory."""
+
+    name: str
+    unit: Unit
     rows: tuple[RawRow, ...]
 
 
-def read_raw(file: Path | str) -> RawFile:
-    """Read a JSON-lines file or a JSON array.
+def open_rows(file: Path | str) -> RawFile:
+    """Find out what a file is; its rows are read as they are asked for.
 
-    A line that is not JSON becomes a row with a `problem`; NaN, which JSON lacks and Python writes, becomes null.
+    A line that is not JSON becomes a row with a `problem`, as does what is left of an array that is cut short.
 
     Raises:
-        DataError: the file is missing, a directory, empty, unreadable, of another kind, or a broken JSON array.
+        DataError: the file is missing, a directory, empty, unreadable or of another kind; a damaged Parquet file or a
+            hub's data set raises it while its rows are read.
     """
     name = str(file)
-    data = _bytes_of(Path(file).expanduser(), name).removeprefix(_BOM)
-    for magic, kind in _OTHER_KINDS.items():
-        if data.startswith(magic):
-            raise DataError(f"{name}: this is {kind}; JSON lines or a JSON array in UTF-8 is read. Convert it first")
-    start = data.lstrip()[:1]
-    if not start:
-        raise DataError(f"{name}: the file is empty; one JSON object a line (or one JSON array of objects) is needed")
-    if start == b"[":
-        return RawFile(name, "element", tuple(_elements(_parse_whole(data, name))))
-    rows = tuple(_lines(data))
-    if start == b"{" and rows[0].problem is not None and (whole := _single_object(data)) is not None:
-        return RawFile(name, "element", tuple(_elements([whole])))
-    return RawFile(name, "line", rows)
+    if name.startswith(HUB):
+        return RawFile(name, "row", RawRows(lambda: _numbered(hub_rows(name))))
+    path = Path(file).expanduser()
+    if kind_of(path, name) == "parquet":
+        return RawFile(name, "row", RawRows(lambda: _numbered(parquet_rows(path, name))))
+    in_lines = _is_in_lines(path, name)
+    read = _lines if in_lines else _elements
+    return RawFile(name, "line" if in_lines else "element", RawRows(lambda: _read(read, path, name)))
 
 
-def _bytes_of(path: Path, name: str) -> bytes:
-    if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in (".jsonl", ".json"))[:5]
-        hint = (
-            f"name the file itself, for example {', '.join(inside)}" if inside else "it holds no .jsonl or .json file"
-        )
-        raise DataError(f"{name}: this is a directory; {hint}")
+def part_of(file: Path | str, span: tuple[int, int]) -> RawFile:
+    """The lines that begin in bytes [start, end) of a JSON-lines file; they are counted from 1 again."""
+    name = str(file)
+    path = Path(file).expanduser()
+    return RawFile(name, "line", RawRows(lambda: _read(partial(_lines, span=span), path, name)))
+
+
+def read_raw(file: Path | str) -> WholeFile:
+    """All rows of a file at once, where it is known to be small.
+
+    Raises:
+        DataError: as `open_rows`, or it holds no row.
+    """
+    raw = open_rows(file)
+    rows = tuple(raw.rows)
+    if not rows:
+        raise no_rows(raw)
+    return WholeFile(raw.name, raw.unit, rows)
+
+
+def no_rows(raw: RawFile) -> DataError:
+    """What to say of a file without a single row."""
+    what = {"line": "the file is empty", "element": "the JSON array is empty", "row": "the table has no rows"}[raw.unit]
+    return DataError(f"{raw.name}: {what}; it must hold rows: one JSON object a line, or one JSON array of objects")
+
+
+def _is_in_lines(path: Path, name: str) -> bool:
+    """Whether rows stand in lines of their own; an array's elements and objects over several lines do not.
+
+    Raises:
+        DataError: there is nothing in the file.
+    """
+    with open_bytes(path, name) as stream:
+        first = _first_line(stream)
+        if not first:
+            raise DataError(
+                f"{name}: the file is empty; one JSON object a line (or one JSON array of objects) is needed"
+            )
+        if first.startswith(b"["):
+            return False
+        if not first.startswith(b"{") or _is_json(first):
+            return True
+    with open_bytes(path, name) as stream:
+        element = next(iter(_split(stream)), None)
+    return element is None or element.problem is not None or not _is_json(element.data)
+
+
+def _first_line(stream: IO[bytes]) -> bytes:
+    """The first line that is not blank, at most 64 MiB of it."""
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such file. {_near(path)}") from None
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}. Check its permissions") from error
+        while line := stream.readline(LONGEST):
+            if line := line.removeprefix(BOM).strip():
+                return line
+    except DAMAGED:
+        pass  # said of the row at which it happens
+    return b""
 
 
-def _near(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"The folder {path.parent} does not exist either: check the path (it counts from {Path.cwd()})"
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)
-    found = f"did you mean {' or '.join(near)}?" if near else "no file there has a name like it; check the path"
-    return f"In {path.parent}: {found}"
-
-
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)
-
-
-def _parse_whole(data: bytes, name: str) -> list[Any]:
+def _is_json(data: bytes) -> bool:
     try:
-        value = _parse(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{name}, line {line}: {_not_utf8(error, error.start)}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{name}, line {error.lineno}, column {error.colno}: invalid JSON: {error.msg}. The file begins with `[`, "
-            "so it is read as one JSON array: mend it there"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: the JSON array cannot be parsed: {error}") from None
-    assert isinstance(value, list)
-    if not value:
-        raise DataError(f"{name}: the JSON array is empty; it must hold rows")
-    return value
+        parse_row(data, line=None, offset=0)
+    except BadRow as bad:
+        return bad.field is not None  # whole, though with a key twice
+    return True
 
 
-def _elements(values: list[Any]) -> Iterator[RawRow]:
+def _split(stream: IO[bytes]) -> Splitter:
+    start = stream.read(len(BOM))
+    pending = [start.removeprefix(BOM)]
+
+    def read(size: int) -> bytes:
+        return (pending.pop() if pending else b"") + stream.read(size)
+
+    return Splitter(read, offset=len(BOM) if start == BOM else 0)
+
+
+def _numbered(values: Iterator[Any]) -> Iterator[RawRow]:
     for number, value in enumerate(values, start=1):
         yield RawRow(number, value)
 
 
-def _single_object(data: bytes) -> dict[str, Any] | None:
-    """The file as one object written over several lines, or None."""
-    try:
-        value = _parse(data.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def _read(read: Callable[[IO[bytes]], Iterator[RawRow]], path: Path, name: str) -> Iterator[RawRow]:
+    number = 0
+    with open_bytes(path, name) as stream:
+        try:
+            for row in read(stream):
+                number = row.line
+                yield row
+        except DAMAGED as error:
+            problem = BadRow(
+                None, f"the file cannot be read any further: {str(error) or type(error).__name__}. Is it whole?"
+            )
+            yield RawRow(number + 1, None, b"", problem, ends=True)
 
 
-def _lines(data: bytes) -> Iterator[RawRow]:
-    offset = 0
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            yield _line(line.removeprefix(_BOM).strip(), number, offset)
-        offset += len(line) + 1
+def _lines(stream: IO[bytes], *, span: tuple[int, int] | None = None) -> Iterator[RawRow]:
+    offset, end = span or (0, None)
+    if offset:
+        stream.seek(offset)
+    for number, line in enumerate(iter(partial(stream.readline, LONGEST + 1), b""), start=1):
+        if len(line) > LONGEST:
+            yield RawRow(number, None, line[: 4 * EXCERPT], BadRow(None, TOO_LONG))
+            offset += len(line) + _skip_line(stream, line)
+            continue
+        if not line.isspace():
+            try:
+                yield RawRow(number, parse_row(line, line=None, offset=offset), line)
+            except BadRow as problem:
+                if line.removeprefix(BOM).strip():
+                    yield RawRow(number, None, line.removeprefix(BOM).strip(), problem)
+        offset += len(line)
+        if end is not None and offset >= end:
+            return
 
 
-def _line(line: bytes, number: int, offset: int) -> RawRow:
-    shown = line[:800].decode("utf-8", errors="replace")[:200]
-    try:
-        return RawRow(number, _parse(line.decode("utf-8")), shown)
-    except UnicodeDecodeError as error:
-        problem = BadRow(None, _not_utf8(error, offset + error.start))
-    except json.JSONDecodeError as error:
-        problem = BadRow(None, f"invalid JSON at column {error.colno}: {error.msg}")
-    except (ValueError, RecursionError) as error:
-        problem = BadRow(None, f"invalid JSON: {error}")
-    return RawRow(number, None, shown, problem)
+def _skip_line(stream: IO[bytes], line: bytes) -> int:
+    num_bytes = 0
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(LONGEST)
+        num_bytes += len(line)
+    return num_bytes
 
 
-def _not_utf8(error: UnicodeDecodeError, offset: int) -> str:
-    return (
-        f"not UTF-8: byte 0x{error.object[error.start]:02x} at byte offset {offset}. Save the file as UTF-8 "
-        "(for example `iconv -f latin1 -t utf-8`)"
-    )
+def _elements(stream: IO[bytes]) -> Iterator[RawRow]:
+    for number, element in enumerate(_split(stream), start=1):
+        try:
+            if element.problem is not None:
+                raise BadRow(None, f"{element.problem} (line {element.line} of the file)")
+            value = parse_row(element.data, line=element.line, offset=element.offset)
+        except BadRow as problem:
+            yield RawRow(number, None, element.data[: 4 * EXCERPT], problem, ends=element.ends)
+        else:
+            yield RawRow(number, value, element.data[: 4 * EXCERPT])

@@ -1,28 +1,39 @@
 """Users' files -> our rows. A bad row is kept aside with its place and reason, never skipped in silence.
 
-files --read_raw--> raw rows --detect--> Form --_preference / _prompt--> rows + rejected
+file --open_rows--> raw rows --detect--> Form --rows.py--> rows, or RejectedRow     one at a time: `iter_*`, `Reading`
+                                                                                    whole files:   `read_*`
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import ValidationError
 
-from alignloop.data.forms import FORMS, Form, RawObject, detect
-from alignloop.data.problems import BadRow, check_text, plain_problems, shown
-from alignloop.data.rawfile import RawFile, RawRow, read_raw
+from alignloop.data.built import source
+from alignloop.data.forms import FORMS, Form, detect, form_of
+from alignloop.data.problems import BadRow, plain_problems, shown, value_at
+from alignloop.data.rawfile import RawFile, RawRow, no_rows, open_rows, part_of
+from alignloop.data.rows import Dialogs, Maker, Options, preference_rows, prompt_rows, sft_rows
+from alignloop.data.sft_forms import SFT_FORMS
 from alignloop.errors import DataError
-from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, RejectedRow, Row, Source
+from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
 
-T = TypeVar("T", PreferenceRow, PromptRow)
-_DETECT_ROWS = 64
-_MAX_DEPTH = 64
+T = TypeVar("T", PreferenceRow, PromptRow, SftRow)
+Kind = Literal["preferences", "prompts", "sft"]
+DETECT_ROWS = 64
+"""Objects looked at to tell the form."""
+_MOST_REJECTED = 100_000
+"""Rows named, at most, of a file in which none can be read."""
+_KINDS: dict[Kind, tuple[tuple[Form, ...], Maker]] = {
+    "preferences": (FORMS, preference_rows),
+    "prompts": (FORMS, prompt_rows),
+    "sft": (SFT_FORMS, sft_rows),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class ReadResult(Generic[T]):
 
     Attributes:
         rows: readable rows, files in the order given, rows in file order; ids are unique.
-        rejected: unreadable ones with file, line, field and reason.
+        rejected: unreadable ones with file, line, field, value and reason.
         forms: file as given -> name of the form its rows have.
     """
 
@@ -40,20 +51,174 @@ class ReadResult(Generic[T]):
     forms: dict[str, str]
 
 
-def read_preferences(files: Sequence[Path | str], *, max_bad_fraction: float) -> ReadResult[PreferenceRow]:
-    """Read preference files (canonical or ShareGPT rows, as JSON lines or one JSON array).
+@dataclass
+class Seen:
+    """Rows of a form in a file: how many, and the line of the first."""
+
+    count: int
+    first: int
+
+
+class Reading(Generic[T]):
+    """A file being read: go through it once; the counts are those of what was gone through.
+
+    Args:
+        form: a form's name; None: the form most of its first rows have.
+        span: bytes [start, end) of a JSON-lines file, at line ends: a part of it. Then `found` names the form of the
+            whole file.
+
+    Attributes:
+        num_read: rows of the file, `num_kept + num_rejected`.
+        num_kept: those that were read. A ranked list, or a dialog with `every_turn`, is one of them however many
+            rows come of it.
+        seen: form -> its rows. The file's own form is among them, with the rows that look like it.
+        cut_short: the row at which the file breaks off, though it should go on.
+
+    Raises:
+        DataError: no such file or form, or of no known form.
+    """
+
+    def __init__(
+        self,
+        file: Path | str,
+        kind: Kind,
+        *,
+        form: str | None = None,
+        options: Options | None = None,
+        span: tuple[int, int] | None = None,
+        found: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self._forms, self._make = _KINDS[kind]
+        self._options = options or Options()
+        self._raw = open_rows(file) if span is None else part_of(file, span)
+        self.name, self.unit = self._raw.name, self._raw.unit
+        self._named = form is not None
+        name = form or found
+        self.form = _form_of(self._raw, self._forms) if name is None else _named(name, self._forms)
+        self.num_read = self.num_kept = self.num_rejected = 0
+        self._own = Seen(0, 0)
+        self.seen: dict[str, Seen] = {self.form.name: self._own}
+        self.cut_short: RejectedRow | None = None
+
+    def __iter__(self) -> Iterator[T | RejectedRow]:
+        name = self.name
+        for raw in self._raw.rows:
+            self.num_read += 1
+            try:
+                made = self._rows(raw, name)
+            except BadRow as bad:
+                self.num_rejected += 1
+                rejected = _rejected(raw, name, bad)
+                if raw.ends:
+                    self.cut_short = rejected
+                yield rejected
+            else:
+                self.num_kept += 1
+                yield from cast("Sequence[T]", made)
+        if not self.num_read:
+            raise no_rows(self._raw)
+
+    def mixture(self) -> str | None:
+        """What to say of a file whose rows have several forms."""
+        return mixture_text(self.name, self.unit, self.seen)
+
+    def _rows(self, raw: RawRow, name: str) -> Sequence[PreferenceRow | PromptRow | SftRow]:
+        if raw.problem is not None:
+            raise raw.problem
+        value = raw.value
+        if type(value) is not dict:
+            raise BadRow(None, f"must be a JSON object, found {shown(value)}")
+        if self.form.matches(value):
+            self._own.count += 1
+            if self._own.count == 1:
+                self._own.first = raw.line
+        elif not self._named:
+            self._check_form(value, raw.line)
+        try:
+            return self._make(value, self.form, source(name, raw.line), self._options)
+        except ValidationError as error:
+            field, sentence = plain_problems(error)[0]
+            raise BadRow(field, sentence) from None
+
+    def _check_form(self, row: Mapping[str, Any], line: int) -> None:
+        other = form_of(row, self._forms)
+        if other is None or other is self.form or other.weak:
+            return
+        self.seen.setdefault(other.name, Seen(0, line)).count += 1
+        raise BadRow(
+            None,
+            f"has the form {other.name}, while the file's rows have {self.form.name}: a file holds one form. Split it, "
+            "or name the form (data.form, --form)",
+        )
+
+
+def iter_preferences(
+    file: Path | str, *, form: str | None = None, dialogs: Dialogs = "last_turn", max_characters: int | None = None
+) -> Iterator[PreferenceRow | RejectedRow]:
+    """The rows of a preference file, one at a time, in flat memory; ids are as in the file, so they may repeat.
+
+    Raises:
+        DataError: the file is missing, empty, of no known form, or (a Parquet file, a hub) breaks off.
+    """
+    reading: Reading[PreferenceRow] = Reading(file, "preferences", form=form, options=Options(dialogs, max_characters))
+    return iter(reading)
+
+
+def iter_prompts(
+    file: Path | str, *, form: str | None = None, dialogs: Dialogs = "last_turn", max_characters: int | None = None
+) -> Iterator[PromptRow | RejectedRow]:
+    """The prompts of a file, as `iter_preferences`; with `every_turn` one for each user turn.
+
+    Raises:
+        DataError: as `iter_preferences`.
+    """
+    reading: Reading[PromptRow] = Reading(file, "prompts", form=form, options=Options(dialogs, max_characters))
+    return iter(reading)
+
+
+def iter_sft(
+    file: Path | str, *, form: str | None = None, dialogs: Dialogs = "last_turn", max_characters: int | None = None
+) -> Iterator[SftRow | RejectedRow]:
+    """Dialogs to fine-tune on, as `iter_preferences`; with `every_turn` one for each assistant turn.
+
+    Of preference files the best completion is the target; rows that alignloop wrote keep all their columns.
+
+    Raises:
+        DataError: as `iter_preferences`.
+    """
+    reading: Reading[SftRow] = Reading(file, "sft", form=form, options=Options(dialogs, max_characters))
+    return iter(reading)
+
+
+def read_preferences(
+    files: Sequence[Path | str],
+    *,
+    max_bad_fraction: float,
+    form: str | None = None,
+    dialogs: Dialogs = "last_turn",
+    max_characters: int | None = None,
+) -> ReadResult[PreferenceRow]:
+    """Read preference files of any form in `FORMS`, all rows into memory.
 
     A given `id` is kept; a row without one gets a hash of its content and its line. An id that was seen before,
     in this file or an earlier one, gets `~2`, `~3`, ...: files numbered from 0 can be read together.
 
     Raises:
-        DataError: a file is missing, empty, of no known form or without a readable row, or more than
+        DataError: a file is missing, empty, cut short, of no known form or without a readable row, or more than
             `max_bad_fraction` of all rows are bad.
     """
-    return _read(files, _preference, max_bad_fraction)
+    return _read(files, "preferences", max_bad_fraction, form, Options(dialogs, max_characters))
 
 
-def read_prompts(files: Sequence[Path | str], *, max_bad_fraction: float) -> ReadResult[PromptRow]:
+def read_prompts(
+    files: Sequence[Path | str],
+    *,
+    max_bad_fraction: float,
+    form: str | None = None,
+    dialogs: Dialogs = "last_turn",
+    max_characters: int | None = None,
+) -> ReadResult[PromptRow]:
     """Read files of prompts: the same forms, of which only the dialog up to the completion is read.
 
     Columns of completions (`chosen`, `rejected`, `edited`, `strength`) are left out of `meta`.
@@ -61,45 +226,101 @@ def read_prompts(files: Sequence[Path | str], *, max_bad_fraction: float) -> Rea
     Raises:
         DataError: as `read_preferences`.
     """
-    return _read(files, _prompt, max_bad_fraction)
+    return _read(files, "prompts", max_bad_fraction, form, Options(dialogs, max_characters))
+
+
+def read_sft(
+    files: Sequence[Path | str],
+    *,
+    max_bad_fraction: float,
+    form: str | None = None,
+    dialogs: Dialogs = "last_turn",
+    max_characters: int | None = None,
+) -> ReadResult[SftRow]:
+    """Read files of dialogs to fine-tune on, as `iter_sft`, all rows into memory.
+
+    Raises:
+        DataError: as `read_preferences`.
+    """
+    return _read(files, "sft", max_bad_fraction, form, Options(dialogs, max_characters))
 
 
 def _read(
-    files: Sequence[Path | str], make: Callable[[RawObject, Form, Source], T], max_bad_fraction: float
+    files: Sequence[Path | str], kind: Kind, max_bad_fraction: float, form: str | None, options: Options
 ) -> ReadResult[T]:
     rows: list[T] = []
     rejected: list[RejectedRow] = []
-    forms: dict[str, str] = {}
-    units: dict[str, str] = {}
-    for raw in map(read_raw, files):
-        form = _form_of(raw)
-        forms[raw.name], units[raw.name] = form.name, raw.unit
-        good, bad = _read_file(raw, form, make)
-        if not good:
-            what = "its one row cannot be read" if len(bad) == 1 else f"none of its {len(bad)} rows can be read"
-            raise DataError(
-                f"{raw.name}: {what}\n{_reasons(bad, units)}\nMend the rows, or name another file", rejected=bad
-            )
+    readings: list[Reading[T]] = []
+    for file in files:
+        reading: Reading[T] = Reading(file, kind, form=form, options=options)
+        good, bad = _sorted(reading)
+        readings.append(reading)
+        _check_readable(reading, bad)
         rows += good
         rejected += bad
-    num_rows = len(rows) + len(rejected)
+    num_rows = sum(reading.num_read for reading in readings)
     if rejected and len(rejected) / num_rows > max_bad_fraction:
+        names = ", ".join(reading.name for reading in readings)
+        mixtures = "".join(f"\n{mixture}" for reading in readings if (mixture := reading.mixture()) is not None)
         raise DataError(
-            f"{', '.join(forms)}: {len(rejected)} of {num_rows} rows ({len(rejected) / num_rows:.1%}) cannot be read; "
-            f"the limit is {max_bad_fraction:.1%} (data.max_bad_fraction)\n{_reasons(rejected, units)}\n"
+            f"{names}: {len(rejected)} of {num_rows} rows ({len(rejected) / num_rows:.1%}) cannot be read; "
+            f"the limit is {max_bad_fraction:.1%} (data.max_bad_fraction)\n{_reasons(rejected, readings)}{mixtures}\n"
             "Mend the rows, or raise data.max_bad_fraction to go on without them",
             rejected=rejected,
         )
-    return ReadResult(_with_unique_ids(rows), rejected, forms)
+    return ReadResult(with_unique_ids(rows), rejected, {reading.name: reading.form.name for reading in readings})
 
 
-def _form_of(raw: RawFile) -> Form:
-    objects = [row.value for row in raw.rows if isinstance(row.value, dict)]
-    form = detect(objects[:_DETECT_ROWS])
+def _sorted(reading: Reading[T]) -> tuple[list[T], list[RejectedRow]]:
+    good: list[T] = []
+    bad: list[RejectedRow] = []
+    for row in reading:
+        if type(row) is RejectedRow:
+            bad.append(row)
+        else:
+            good.append(cast("T", row))
+    return good, bad
+
+
+def _check_readable(reading: Reading[T], bad: Sequence[RejectedRow]) -> None:
+    if reading.cut_short is not None:
+        row = reading.cut_short
+        raise DataError(
+            f"{reading.name}, {reading.unit} {row.line}: {row.reason}. What is after it is lost: mend the file",
+            rejected=bad,
+        )
+    if not reading.num_kept:
+        what = "its one row cannot be read" if len(bad) == 1 else f"none of its {len(bad)} rows can be read"
+        raise DataError(
+            f"{reading.name}: {what}\n{_reasons(bad, [reading])}\nMend the rows, or name another file", rejected=bad
+        )
+
+
+def mixture_text(name: str, unit: str, seen: Mapping[str, Seen]) -> str | None:
+    """What to say of a file whose rows have several forms; None where they have one."""
+    found = {form: rows for form, rows in seen.items() if rows.count}
+    if len(found) < 2:
+        return None
+    parts = [f"{rows.count:,} rows {form} (the first: {unit} {rows.first})" for form, rows in found.items()]
+    return f"{name}: a mixture of forms: {', '.join(parts)}. Split it into a file for each form"
+
+
+def _named(name: str, forms: Sequence[Form]) -> Form:
+    found = next((form for form in forms if form.name == name), None)
+    if found is None:
+        raise DataError(f"form {name!r}: there is no such form; there are {', '.join(form.name for form in forms)}")
+    return found
+
+
+def _form_of(raw: RawFile, forms: Sequence[Form]) -> Form:
+    objects = [row.value for row in islice((r for r in raw.rows if type(r.value) is dict), DETECT_ROWS)]
+    form = detect(objects, forms)
     if form is not None:
         return form
-    known = "".join(f"\n  - {form.name}: {form.wants}" for form in FORMS)
-    first = raw.rows[0]
+    known = "".join(f"\n  - {form.name}: {form.wants}" for form in forms)
+    first = next(iter(raw.rows), None)
+    if first is None:
+        raise no_rows(raw)
     if objects:
         found = f"their columns are {', '.join(objects[0])}" if objects[0] else "the first has no columns at all"
         what, why = f"{raw.name}: rows of no known form: {found}", "is of no known form"
@@ -109,142 +330,35 @@ def _form_of(raw: RawFile) -> Form:
     raise DataError(f"{what}. Known forms and their columns:{known}", rejected=_all_rejected(raw, why))
 
 
-def _reason(row: RawRow, why: str) -> str:
-    if row.problem is not None:
-        return row.problem.reason
-    return why if isinstance(row.value, dict) else _no_object(row.value)
-
-
 def _no_object(value: object) -> str:
     return f"{shown(value)} is not a JSON object"
 
 
 def _all_rejected(raw: RawFile, why: str) -> list[RejectedRow]:
     """Every row of a file that has no form: with its own problem where it has one, else with `why`."""
-    return [
-        RejectedRow(
-            file=raw.name,
-            line=row.line,
-            field=row.problem.field if row.problem else None,
-            reason=_reason(row, why),
-            text=row.excerpt(),
-        )
-        for row in raw.rows
-    ]
+    found = []
+    for row in islice(raw.rows, _MOST_REJECTED):
+        reason = why if isinstance(row.value, dict) else _no_object(row.value)
+        found.append(_rejected(row, raw.name, row.problem or BadRow(None, reason)))
+    return found
 
 
-def _read_file(
-    raw: RawFile, form: Form, make: Callable[[RawObject, Form, Source], T]
-) -> tuple[list[T], list[RejectedRow]]:
-    good: list[T] = []
-    bad: list[RejectedRow] = []
-    for row in raw.rows:
-        try:
-            good.append(_row(row, raw.name, form, make))
-        except BadRow as verdict:
-            bad.append(
-                RejectedRow(
-                    file=raw.name, line=row.line, field=verdict.field, reason=verdict.reason, text=row.excerpt()
-                )
-            )
-    return good, bad
-
-
-def _row(row: RawRow, file: str, form: Form, make: Callable[[RawObject, Form, Source], T]) -> T:
-    if row.problem is not None:
-        raise row.problem
-    if not isinstance(row.value, dict):
-        raise BadRow(None, f"must be a JSON object, found {shown(row.value)}")
-    try:
-        return make(row.value, form, Source(file=file, line=row.line))
-    except ValidationError as error:
-        field, sentence = plain_problems(error)[0]
-        raise BadRow(field, sentence) from None
-
-
-def _preference(row: RawObject, form: Form, source: Source) -> PreferenceRow:
-    completions = form.completions(row)
-    messages = _checked_dialog(form.dialog(row))
-    edited = completions.edited
-    if edited is not None and edited.strip() == completions.rejected.strip():
-        raise BadRow("edited", "is the same text as rejected: the order edited > chosen > rejected contradicts itself")
-    if edited is not None and edited.strip() == completions.chosen.strip():
-        edited = None  # an annotator who changed nothing edited nothing
-    dialog = [[message.role, message.content] for message in messages]
-    return PreferenceRow(
-        id=_id(row, [dialog, completions.chosen, completions.rejected, edited], source),
-        messages=messages,
-        chosen=completions.chosen,
-        rejected=completions.rejected,
-        edited=edited,
-        strength=_strength(row.get("strength")),
-        source=source,
-        annotator=check_text(row["annotator"], "annotator") if row.get("annotator") is not None else "human",
-        meta=_meta(row, form),
+def _rejected(raw: RawRow, name: str, bad: BadRow) -> RejectedRow:
+    return RejectedRow(
+        file=name,
+        line=raw.line,
+        field=bad.field,
+        value=value_at(raw.value, bad.field),
+        reason=bad.reason,
+        text=raw.excerpt(),
     )
 
 
-def _prompt(row: RawObject, form: Form, source: Source) -> PromptRow:
-    messages = _checked_dialog(form.dialog(row))
-    dialog = [[message.role, message.content] for message in messages]
-    return PromptRow(id=_id(row, dialog, source), messages=messages, source=source, meta=_meta(row, form))
-
-
-def _checked_dialog(messages: list[Message]) -> list[Message]:
-    last = messages[-1]
-    if last.role != "user":
-        raise BadRow(f"messages[{len(messages) - 1}]", f"the last turn must be the user's, not the {last.role}'s")
-    if not last.content.strip():
-        raise BadRow("prompt", "is empty: the last user turn has no text")
-    return messages
-
-
-def _strength(value: object) -> Any:
-    """The strength in our spelling (`Significantly better` is the paper's)."""
-    if value is None or value == "":
-        return None
-    name = check_text(value, "strength").strip().lower().replace(" ", "_").replace("-", "_")
-    if name not in STRENGTHS:
-        raise BadRow("strength", f"unknown strength {value!r}; allowed: {', '.join(STRENGTHS)} (or leave it out)")
-    return name
-
-
-def _id(row: RawObject, content: object, source: Source) -> str:
-    given = row.get("id")
-    if isinstance(given, int) and not isinstance(given, bool):
-        return str(given)
-    if given is not None and given != "":
-        return check_text(given, "id")
-    digest = hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:12]
-    return f"{digest}-{source.line}"
-
-
-def _meta(row: RawObject, form: Form) -> dict[str, Any]:
-    given = row.get("meta")
-    if given is not None and not isinstance(given, Mapping):
-        raise BadRow("meta", f"must be an object, found {shown(given)}")
-    meta = {name: value for name, value in row.items() if name not in form.columns} | dict(given or {})
-    _check_nested(meta, "meta")
-    return meta
-
-
-def _check_nested(value: object, field: str, *, depth: int = 0) -> None:
-    """Free columns are carried along and written again: every value in them must be writable."""
-    if depth > _MAX_DEPTH:
-        raise BadRow(None, f"is nested more than {_MAX_DEPTH} levels deep")
-    if isinstance(value, str):
-        check_text(value, field)
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            check_text(name, field)
-            _check_nested(item, f"{field}.{name}", depth=depth + 1)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_nested(item, f"{field}[{index}]", depth=depth + 1)
-
-
-def _with_unique_ids(rows: list[T]) -> list[T]:
+def with_unique_ids(rows: list[T]) -> list[T]:
+    """The rows, an id that stood before with `~2`, `~3`, ... behind it."""
     given = {row.id for row in rows}
+    if len(given) == len(rows):
+        return rows
     last: dict[str, int] = {}
     unique: list[T] = []
     for row in rows:
@@ -254,16 +368,12 @@ def _with_unique_ids(rows: list[T]) -> list[T]:
                 number += 1
             name = f"{row.id}~{number}"
         last[row.id] = number
-        unique.append(row if name == row.id else _renamed(row, name))
+        unique.append(row if name == row.id else row.model_copy(update={"id": name}))
     return unique
 
 
-def _renamed(row: T, name: str) -> T:
-    assert isinstance(row, Row)
-    return row.model_copy(update={"id": name})
-
-
-def _reasons(rejected: Sequence[RejectedRow], units: Mapping[str, str]) -> str:
+def _reasons(rejected: Sequence[RejectedRow], readings: Sequence[Reading[T]]) -> str:
+    units = {reading.name: reading.unit for reading in readings}
     lines = []
     for row in rejected[:3]:
         field = f", field {row.field}" if row.field else ""

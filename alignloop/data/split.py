@@ -55,15 +55,52 @@ def prompt_key(messages: Sequence[Message], *, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\x1d{text}".encode()).digest()[:8], "big")
 
 
-def round_batch(rows: Sequence[T], *, round: int, batches: Literal["split", "all"], split_rounds: int) -> list[T]:
+def heldout_of_files(
+    rows: Sequence[PreferenceRow], *, fraction: float, max_heldout: int, seed: int
+) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
+    """(training rows, held-out rows) where each file is a round's batch: only the first file's rows are held out.
+
+    Rounds stay comparable where what they are measured on stays the same, whatever files come later. Later rows of a
+    held-out prompt are in neither list.
+
+    Raises:
+        DataError: as `heldout_split`.
+    """
+    first = [row for row in rows if row.source.file == rows[0].source.file]
+    train, heldout = heldout_split(first, fraction=fraction, max_heldout=max_heldout, seed=seed)
+    later, _ = without_prompts(rows[len(first) :], heldout)
+    return train + later, heldout
+
+
+def without_prompts(
+    rows: Sequence[PreferenceRow], heldout: Sequence[PreferenceRow]
+) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
+    """(rows whose prompt no held-out row has, the others), each in input order."""
+    held = {prompt_key(row.messages, seed=0) for row in heldout}
+    kept: list[PreferenceRow] = []
+    others: list[PreferenceRow] = []
+    for row in rows:
+        (others if prompt_key(row.messages, seed=0) in held else kept).append(row)
+    return kept, others
+
+
+def round_batch(
+    rows: Sequence[T], *, round: int, batches: Literal["split", "files", "all"], split_rounds: int
+) -> list[T]:
     """The rows that are new in `round` (counted from 1).
 
     `split`: consecutive shares in file order, as even as can be; rounds past `split_rounds` see the last share
-    again, and where there are fewer rows than shares each has one row. `all`: every row in every round.
+    again, and where there are fewer rows than shares each has one row. `files`: the rows of the file of the same
+    place, preferences all; rounds past the last file see it again. `all`: every row in every round.
     """
     assert min(round, split_rounds) >= 1, "rounds are counted from 1"
     if batches == "all" or not rows:
         return list(rows)
+    if batches == "files":
+        sources = [row.source.file for row in rows]  # type: ignore[attr-defined]
+        names = list(dict.fromkeys(sources))
+        wanted = names[min(round, len(names)) - 1]
+        return [row for row, name in zip(rows, sources, strict=True) if name == wanted]
     num_shares = min(split_rounds, len(rows))
     share = min(round, num_shares)
     return list(rows[(share - 1) * len(rows) // num_shares : share * len(rows) // num_shares])

@@ -1,12 +1,17 @@
-"""Dialog embeddings for semantic deduplication: mean-pooled last hidden states of the policy."""
+"""Embeddings for semantic deduplication and decontamination: what an embedder is, and the policy's own.
+
+Two kinds: mean-pooled last hidden states of the policy (here, no download), and a sentence-transformers model
+(`sentence_embedder.py`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from alignloop.progress import Progress
+from alignloop.records import Message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +19,38 @@ if TYPE_CHECKING:
 
 _PAD = 0
 """Any id will do: padded positions are masked out of the mean, and a causal model does not see them."""
+
+
+class Embedder(Protocol):
+    """Turns dialogs into vectors."""
+
+    def embed(self, dialogs: Sequence[Sequence[Message]]) -> NDArray[np.float32]:
+        """Float32 [N, D], rows of unit length, in the order given; same dialogs, same bytes on a CPU."""
+
+
+class PolicyEmbedder:
+    """Mean-pooled last hidden states of a checkpoint, of dialogs in its own chat format.
+
+    Args:
+        checkpoint: Hugging Face directory.
+        batch_tokens: padded tokens a batch.
+    """
+
+    def __init__(self, checkpoint: Path, *, batch_tokens: int = 16_384, progress: Progress) -> None:
+        self._checkpoint = checkpoint
+        self._batch_tokens = batch_tokens
+        self._progress = progress
+
+    def embed(self, dialogs: Sequence[Sequence[Message]]) -> NDArray[np.float32]:
+        from alignloop.chat.load import load_format
+
+        chat = load_format(self._checkpoint)
+        return embed_dialogs(
+            [chat.dialog(dialog).token_ids for dialog in dialogs],
+            checkpoint=self._checkpoint,
+            batch_tokens=self._batch_tokens,
+            progress=self._progress,
+        )
 
 
 def embed_dialogs(

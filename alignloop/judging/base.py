@@ -1,6 +1,6 @@
 """What a judge takes and gives. Torch-free.
 
-    Comparison --compare--> Verdict           Appraisal --rate--> Points
+    Comparison --compare--> Verdict           Appraisal --rate--> Points, --describe--> Texts
         |                      ^                  |                 ^
         +--> Unit of Questions +-- Answers <------+-----------------+
                   |                 ^
@@ -62,6 +62,16 @@ class Points:
     answers: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What a judge wrote in the fields of its answer, in order; `texts` is None where no answer could be read."""
+
+    id: str
+    texts: tuple[str, ...] | None
+    reason: str
+    answers: tuple[str, ...]
+
+
 class Judge(Protocol):
     """Asks a model by a judging prompt. What is finished is kept on disk and not asked again."""
 
@@ -80,6 +90,9 @@ class Judge(Protocol):
     def rate(self, items: Sequence[Appraisal]) -> list[Points]:
         """Points per item, in order; errors as for `compare`."""
 
+    def describe(self, items: Sequence[Appraisal]) -> list[Texts]:
+        """Texts per item, in order: a topic, a list of intentions; errors as for `compare`."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -94,12 +107,12 @@ class Answer:
     """What came of a question.
 
     Attributes:
-        value: what was read: a completion's place, `tie`, or points; None where nothing could be.
+        value: what was read: a completion's place, `tie`, points, or texts; None where nothing could be.
         reason: the model's own, or why nothing could be read.
         texts: what the model wrote, one for each time it was asked.
     """
 
-    value: Literal["first", "second", "tie"] | int | None
+    value: Literal["first", "second", "tie"] | int | tuple[str, ...] | None
     reason: str
     texts: tuple[str, ...]
 

@@ -20,7 +20,7 @@ FILE = "finished.jsonl"
 class AnswerRow(Row):
     """An `Answer` on disk."""
 
-    value: Literal["first", "second", "tie"] | int | None
+    value: Literal["first", "second", "tie"] | int | tuple[str, ...] | None
     reason: str
     texts: list[str]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
+from alignloop.artifacts import fingerprint
 from alignloop.config.engine import JudgeConfig
 from alignloop.judging.prompt_file import load_prompt
 
@@ -26,9 +28,18 @@ def model_mark(config: JudgeConfig) -> str | None:
     Weights change everywhere when they change, and reading all of a large judge each round takes minutes. None
     behind an endpoint, whose model nobody here can look at.
     """
-    if config.endpoint is not None:
+    return None if config.endpoint is not None else folder_mark(Path(config.model).expanduser())
+
+
+def prompts_mark(prompts: Sequence[str]) -> str:
+    """Hash of several judging prompts' contents; errors as for `prompt_mark`."""
+    return fingerprint([load_prompt(prompt).digest for prompt in prompts])
+
+
+def folder_mark(folder: Path) -> str | None:
+    """Hash of a model folder's files, as `model_mark`; None where there is no such folder (a hub's id)."""
+    if not folder.is_dir():
         return None
-    folder = Path(config.model).expanduser()
     total = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         size = file.stat().st_size

@@ -19,15 +19,16 @@ from alignloop.judging.base import (
     Judge,
     Points,
     Question,
+    Texts,
     Unit,
     Verdict,
 )
 from alignloop.judging.endpoint_asker import EndpointAsker
 from alignloop.judging.engine_asker import EngineAsker
 from alignloop.judging.finished import FinishedFile
-from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, PointsPrompt, load_prompt
+from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, PointsPrompt, TextsPrompt, load_prompt
 from alignloop.judging.rendering import compare_messages, rate_messages
-from alignloop.judging.verdicts import points_of, verdict_of
+from alignloop.judging.verdicts import points_of, texts_of, verdict_of
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import Message
 
@@ -40,6 +41,7 @@ def open_judge(
     seed: int,
     max_model_len: int | None = None,
     progress: Progress | None = None,
+    labels: Sequence[str] = (),
 ) -> Judge:
     """The judge a recipe names. Nothing is loaded or called before it is asked.
 
@@ -47,12 +49,15 @@ def open_judge(
         engine: where `config.endpoint` is None, the judge's model is loaded into it.
         dir: finished verdicts are kept in its `finished.jsonl`, and taken over from there.
         max_model_len: of the engine, in tokens; without one, what is too long is the engine's to refuse.
+        labels: what a texts prompt with `one_of` chooses among.
 
     Raises:
         UserError: the judging prompt cannot be used.
     """
     progress = progress or QuietProgress()
     prompt = load_prompt(config.prompt)
+    if isinstance(prompt, TextsPrompt):
+        prompt = prompt.with_labels(labels)
     asker: Asker
     if config.endpoint is None:
         model = Path(config.model).expanduser()
@@ -65,6 +70,9 @@ def open_judge(
 def judge_name(config: JudgeConfig) -> str:
     """What rows name as their annotator: the model's name, without the path to it."""
     return config.model if config.endpoint is not None else Path(config.model).expanduser().resolve().name
+
+
+_DOES = {"pairwise": "compares two", "points": "gives points", "texts": "asks for texts"}
 
 
 class PromptedJudge:
@@ -87,7 +95,9 @@ class PromptedJudge:
     def compare(self, items: Sequence[Comparison]) -> list[Verdict]:
         prompt = self._prompt
         if not isinstance(prompt, PairwisePrompt):
-            raise UserError(f"judge.prompt: {self._config.prompt} gives points; comparing wants a pairwise prompt")
+            raise UserError(
+                f"judge.prompt: {self._config.prompt} {_DOES[prompt.kind]}; comparing wants a pairwise prompt"
+            )
         orders = (False, True) if self._config.both_orders else (False,)
         units = [
             self._unit(item.id, [compare_messages(prompt, item, swapped=swapped) for swapped in orders])
@@ -99,13 +109,24 @@ class PromptedJudge:
     def rate(self, items: Sequence[Appraisal]) -> list[Points]:
         prompt = self._prompt
         if not isinstance(prompt, PointsPrompt):
-            raise UserError(f"judge.prompt: {self._config.prompt} compares two; rating wants a points prompt")
+            raise UserError(f"judge.prompt: {self._config.prompt} {_DOES[prompt.kind]}; rating wants a points prompt")
+        answers = self._ask_about(prompt, items)
+        return [points_of(item.id, given) for item, given in zip(items, answers, strict=True)]
+
+    def describe(self, items: Sequence[Appraisal]) -> list[Texts]:
+        prompt = self._prompt
+        if not isinstance(prompt, TextsPrompt):
+            raise UserError(
+                f"judge.prompt: {self._config.prompt} {_DOES[prompt.kind]}; describing wants a texts prompt"
+            )
+        answers = self._ask_about(prompt, items)
+        return [texts_of(item.id, given) for item, given in zip(items, answers, strict=True)]
+
+    def _ask_about(self, prompt: PointsPrompt | TextsPrompt, items: Sequence[Appraisal]) -> list[tuple[Answer, ...]]:
         without = next((item.id for item in items if item.completion is None), None)
         if prompt.wants_completion and without is not None:
             raise UserError(f"judge.prompt: {self._config.prompt} grades a completion, and {without} has none")
-        units = [self._unit(item.id, [rate_messages(prompt, item)]) for item in items]
-        answers = self._ask(units, what="items")
-        return [points_of(item.id, given) for item, given in zip(items, answers, strict=True)]
+        return self._ask([self._unit(item.id, [rate_messages(prompt, item)]) for item in items], what="items")
 
     def _unit(self, item_id: str, asked: Sequence[tuple[Message, ...]]) -> Unit:
         questions = tuple(

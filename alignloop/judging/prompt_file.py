@@ -1,12 +1,13 @@
 """Judging prompts as files: what the model is told, the answer it must give, and where its verdict stands in that.
 
-A file is YAML. `{conversation}`, `{prompt}`, `{first}`, `{second}`, `{completion}` and `{mark}` are filled in;
-`{{word}}` is the text `{word}`. See alignloop/judging/prompts for the bundled ones.
+A file is YAML. `{conversation}`, `{prompt}`, `{first}`, `{second}`, `{completion}`, `{labels}` and `{mark}` are
+filled in; `{{word}}` is the text `{word}`. See alignloop/judging/prompts for the bundled ones.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,7 +126,62 @@ class PointsPrompt(_JudgingPrompt):
         return any(name == "completion" for _, name in PLACEHOLDER.findall(self.system + self.user))
 
 
-JudgingPrompt = PairwisePrompt | PointsPrompt
+class TextsVerdict(_Strict):
+    """The answer's fields hold a text each, or a list of texts."""
+
+    fields: Annotated[tuple[str, ...], Field(min_length=1)]
+    one_of: str | None = None
+    """The field whose text is one of the labels that the asker gives."""
+
+
+class TextsPrompt(_JudgingPrompt):
+    """Asks for texts about a dialog: its topic, a list of its intentions."""
+
+    kind: Literal["texts"]
+    verdict: TextsVerdict
+
+    @model_validator(mode="after")
+    def _usable(self) -> TextsPrompt:
+        used = self._check_templates(known=(*_ALWAYS, "completion", "labels"))
+        if not used & {*_DIALOG, "completion"}:
+            raise ValueError("user: a texts prompt must hold {conversation}, {prompt} or {completion}")
+        if self.verdict.one_of is not None and self.verdict.one_of not in self.verdict.fields:
+            raise ValueError(f"verdict: one_of ({self.verdict.one_of}) is none of its fields")
+        if ("labels" in used) != (self.verdict.one_of is not None):
+            raise ValueError("verdict: one_of and the placeholder {labels} want each other: give both or neither")
+        for field in self.verdict.fields:
+            self._check_answer(field, ())
+        return self
+
+    @property
+    def wants_completion(self) -> bool:
+        """Whether an item needs a completion."""
+        return any(name == "completion" for _, name in PLACEHOLDER.findall(self.system + self.user))
+
+    def with_labels(self, labels: Sequence[str]) -> TextsPrompt:
+        """The prompt with `labels` written out, and answers held to one of them.
+
+        Raises:
+            UserError: it has no place for labels, or none are given to one that has.
+        """
+        if (self.verdict.one_of is None) != (not labels):
+            what = "wants labels to choose among" if not labels else "has no `verdict.one_of`, so it takes no labels"
+            raise UserError(f"the judging prompt {what}")
+        if self.verdict.one_of is None:
+            return self
+        listed = "\n".join(f"- {label}" for label in labels).replace("{", "(").replace("}", ")")
+        properties = dict(self.answer_schema["properties"])
+        properties[self.verdict.one_of] = {"type": "string", "enum": list(labels)}
+        return self.model_copy(
+            update={
+                "system": self.system.replace("{labels}", listed),
+                "user": self.user.replace("{labels}", listed),
+                "answer_schema": {**self.answer_schema, "properties": properties},
+            }
+        )
+
+
+JudgingPrompt = PairwisePrompt | PointsPrompt | TextsPrompt
 _ADAPTER: TypeAdapter[JudgingPrompt] = TypeAdapter(Annotated[JudgingPrompt, Field(discriminator="kind")])
 
 
@@ -159,8 +215,8 @@ def load_prompt(source: str) -> JudgingPrompt:
         raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a judging prompt is a mapping with kind, system, user, verdict and schema")
-    if values.get("kind") not in ("pairwise", "points"):
-        raise UserError(f"{path}: kind: {values.get('kind')!r} - write pairwise or points")
+    if values.get("kind") not in ("pairwise", "points", "texts"):
+        raise UserError(f"{path}: kind: {values.get('kind')!r} - write pairwise, points or texts")
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
@@ -173,4 +229,4 @@ def load_prompt(source: str) -> JudgingPrompt:
 
 def _field(where: str | None) -> str:
     """Without the kind, which pydantic puts first."""
-    return re.sub(r"^(pairwise|points)\.?", "", where or "")
+    return re.sub(r"^(pairwise|points|texts)\.?", "", where or "")

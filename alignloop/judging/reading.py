@@ -7,7 +7,7 @@ import re
 from functools import partial
 from typing import Any, Literal
 
-from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt
+from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, TextsPrompt
 
 _FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)```", re.DOTALL)
 _MAX_STARTS = 256
@@ -27,7 +27,9 @@ class AnswerReader:
         self._prompt = prompt
         self._validator = Draft202012Validator(prompt.answer_schema)
 
-    def read(self, text: str, *, cut: bool = False) -> tuple[Literal["first", "second", "tie"] | int, str]:
+    def read(
+        self, text: str, *, cut: bool = False
+    ) -> tuple[Literal["first", "second", "tie"] | int | tuple[str, ...], str]:
         """What the answer says, and its reason.
 
         Args:
@@ -50,7 +52,9 @@ class AnswerReader:
             raise UnreadableAnswer(f"the answer is not of the prompt's schema: {_short(message)}")
         return self._verdict(value), self._reason(value)
 
-    def _verdict(self, value: dict[str, Any]) -> Literal["first", "second", "tie"] | int:
+    def _verdict(self, value: dict[str, Any]) -> Literal["first", "second", "tie"] | int | tuple[str, ...]:
+        if isinstance(self._prompt, TextsPrompt):
+            return tuple(text for field in self._prompt.verdict.fields for text in _texts(value[field], field))
         found = value[self._prompt.verdict.field]
         if isinstance(self._prompt, PairwisePrompt):
             names = self._prompt.verdict
@@ -64,6 +68,17 @@ class AnswerReader:
     def _reason(self, value: dict[str, Any]) -> str:
         found = value[self._prompt.reason] if self._prompt.reason else ""
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+
+
+def _texts(found: Any, field: str) -> list[str]:
+    """A field's text, or its list of texts; blank ones say nothing."""
+    if isinstance(found, str):
+        if found.strip():
+            return [found.strip()]
+        raise UnreadableAnswer(f"{field} is blank")
+    if isinstance(found, list) and all(isinstance(text, str) for text in found):
+        return [text.strip() for text in found if text.strip()]
+    raise UnreadableAnswer(f"{field} holds {_short(repr(found))}, which is neither a text nor a list of texts")
 
 
 def object_in(text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from alignloop.judging.base import Appraisal, Comparison
-from alignloop.judging.prompt_file import PLACEHOLDER, PairwisePrompt, PointsPrompt
+from alignloop.judging.prompt_file import PLACEHOLDER, PairwisePrompt, PointsPrompt, TextsPrompt
 from alignloop.records import Message
 
 
@@ -23,8 +23,8 @@ def compare_messages(prompt: PairwisePrompt, item: Comparison, *, swapped: bool)
     return _filled(prompt, {**_dialog(item.messages, mark), "first": first, "second": second})
 
 
-def rate_messages(prompt: PointsPrompt, item: Appraisal) -> tuple[Message, ...]:
-    """The question how many points an item gets."""
+def rate_messages(prompt: PointsPrompt | TextsPrompt, item: Appraisal) -> tuple[Message, ...]:
+    """The question how many points an item gets, or what is to be said of it."""
     completion = item.completion or ""
     mark = mark_for(*(message.content for message in item.messages), completion)
     return _filled(prompt, {**_dialog(item.messages, mark), "completion": completion})
@@ -47,7 +47,7 @@ def mark_for(*texts: str) -> str:
     return mark[:8]
 
 
-def _filled(prompt: PairwisePrompt | PointsPrompt, values: Mapping[str, str]) -> tuple[Message, ...]:
+def _filled(prompt: PairwisePrompt | PointsPrompt | TextsPrompt, values: Mapping[str, str]) -> tuple[Message, ...]:
     user = Message(role="user", content=fill(prompt.user, values))
     if not prompt.system.strip():
         return (user,)

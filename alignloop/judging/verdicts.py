@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from alignloop.judging.base import Answer, Points, Verdict
+from alignloop.judging.base import Answer, Points, Texts, Verdict
 
 _SWAPPED: dict[str, Literal["first", "second", "tie"]] = {"first": "second", "second": "first", "tie": "tie"}
 
@@ -32,3 +32,9 @@ def points_of(item_id: str, answers: Sequence[Answer]) -> Points:
     """The points of the one answer."""
     (answer,) = answers
     return Points(item_id, answer.value if isinstance(answer.value, int) else None, answer.reason, answer.texts)
+
+
+def texts_of(item_id: str, answers: Sequence[Answer]) -> Texts:
+    """The texts of the one answer."""
+    (answer,) = answers
+    return Texts(item_id, answer.value if isinstance(answer.value, tuple) else None, answer.reason, answer.texts)

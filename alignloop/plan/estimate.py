@@ -92,10 +92,13 @@ class Estimator:
     def _preferences_to_date(self, number: int) -> int:
         data = self._recipe.data
         share = self._share(self._recipe.reward.strengths)
+        num_batches = data.split_rounds
+        if data.batches == "files":
+            num_batches = len({row.source.file for row in self._checked.rows.train})
         if data.batches == "all":
             seen = self._checked.num_preferences
         else:
-            seen = sum(self._batch(n) for n in range(1, min(number, data.split_rounds) + 1))
+            seen = sum(self._batch(n) for n in range(1, min(number, num_batches) + 1))
         return round_half(share * seen) + sum(self._annotated(n) for n in range(1, number + 1))
 
     def _human(self, new: int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import groupby
 
 from alignloop.config import Recipe
 from alignloop.config.training import AverageConfig, OptimizerConfig
 from alignloop.plan.walk import Plan
 from alignloop.preflight.averaging import STAGE_NAMES, StageName, num_checkpoints
+from alignloop.round_inputs import files_of_rounds
 from alignloop.training.variants import changed_fields, changed_in_words
 
 NAME_WIDTH = 20
@@ -27,6 +29,7 @@ def setting_lines(plan: Plan) -> list[str]:
         _line("dpo start", "the SFT model of its round, which is its reference too"),
         *_known_reference(plan),
         _line("pairs.data_window", f"{recipe.pairs.data_window}: {_window(recipe)}"),
+        *_batch_lines(plan),
     ]
     for name in STAGE_NAMES:
         stage: OptimizerConfig = getattr(recipe, name)
@@ -87,6 +90,32 @@ def _window(recipe: Recipe) -> str:
     if recipe.data.batches == "all":
         rounds = "all preferences (data.batches: all)"
     return rounds + (", and best/worst of its candidates" if recipe.pairs.on_policy else "")
+
+
+def _batch_lines(plan: Plan) -> list[str]:
+    """Which file is which round's, and where the run will stop for people."""
+    recipe, lines = plan.recipe, []
+    for index, (numbers, file) in enumerate(_rounds_by_file(plan)):
+        lines.append(_line("data.batches" if index == 0 else "", f"{numbers}: {file}"))
+    if recipe.collect.annotator == "human" and recipe.rounds > 1:
+        needed = recipe.collect.min_annotated
+        enough = "" if needed is None else f", {needed} answers are enough"
+        text = "human: each round from 2 on stops until people have compared its pairs (at most "
+        lines.append(_line("collect.annotator", f"{text}{recipe.collect.num_annotations}{enough})"))
+    return lines
+
+
+def _rounds_by_file(plan: Plan) -> list[tuple[str, str]]:
+    """(rounds, file), where each file is one round's."""
+    if plan.recipe.data.batches != "files":
+        return []
+    files = files_of_rounds(plan.recipe, plan.run_dir, number=plan.recipe.rounds)
+    told = []
+    for file, members in groupby(enumerate(files, start=1), key=lambda entry: entry[1]):
+        numbers = [number for number, _ in members]
+        rounds = f"round {numbers[0]}" if len(numbers) == 1 else f"rounds {numbers[0]} to {numbers[-1]}"
+        told.append((rounds, file.name))
+    return told
 
 
 def _averaging(recipe: Recipe, name: StageName) -> str:

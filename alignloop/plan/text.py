@@ -25,7 +25,7 @@ def _rounds(plan: Plan) -> list[str]:
     for number, members in groupby(plan.stages, key=lambda stage: stage.round):
         stages = list(members)
         published = all(stage.state == "published" for stage in stages)
-        known = any(stage.state in ("drift", "begun", "published") for stage in stages)
+        known = any(stage.state in ("drift", "begun", "published", "waits") for stage in stages)
         # Round 0 and the first round still to do are shown stage by stage; the rest is alike.
         if published or (number > 0 and True in in_full and not known):
             lines.append(_in_one_line(number, stages, published=published))

@@ -15,7 +15,7 @@ from alignloop.config import Recipe
 from alignloop.engines.base import Engine
 from alignloop.errors import RunDirError
 from alignloop.house import House, RoundHouse, round_dir
-from alignloop.loop import base_inputs, next_start, prepare, sampling_policy
+from alignloop.loop import base_inputs, from_outside, next_start, prepare, sampling_policy
 from alignloop.plan.estimate import NOTHING, Estimator, Expected
 from alignloop.preflight import Checked, check
 from alignloop.preflight.findings import Findings
@@ -23,11 +23,12 @@ from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.round import run_round
+from alignloop.round_inputs import waiting
 from alignloop.run_dir import changed_fields, read_resolved
 from alignloop.stage import ConfigT, InputsT, OutputsT, Stage, describe, differences, outputs_of
 from alignloop.stages import base
 
-State = Literal["published", "to do", "begun", "drift"]
+State = Literal["published", "to do", "begun", "drift", "waits"]
 NOT_MADE = "not made yet"
 """Digest of what a stage has still to make."""
 
@@ -38,8 +39,10 @@ class PlannedStage:
 
     Attributes:
         name: its folder's name.
-        state: `published`: taken over; `begun`: goes on where it stopped; `drift`: published from something else.
-        changes: what differs, where the state is `drift`; empty where only an earlier stage's result will.
+        state: `published`: taken over; `begun`: goes on where it stopped; `drift`: published from something else;
+            `waits`: for people, see `changes`.
+        changes: what differs, where the state is `drift`; empty where only an earlier stage's result will. What is
+            asked and where, where it is `waits`.
         seconds: what it took, where it is published.
         reference: digest of DPO's reference model, where that is made already.
     """
@@ -116,7 +119,9 @@ def _walk(recipe: Recipe, run_dir: Path, checked: Checked) -> list[PlannedStage]
     for number in range(1, recipe.rounds + 1):
         if number > 1:
             start = replace(start, policy=_policy(recipe, rows, policies, run_dir))
-        room = PlannedRound(house, number, round_dir(run_dir, number), estimator=estimator)
+        waits = _waiting_lines(recipe, run_dir, number)
+        room = PlannedRound(house, number, round_dir(run_dir, number), estimator=estimator, waits=waits)
+        start = replace(start, outside=from_outside(recipe, run_dir, number))
         end = run_round(room, recipe, start)
         policies[number] = end.policy
         rows.append(round_row(run_dir, number, policy=end.policy, stderr={}))
@@ -132,6 +137,11 @@ def _base_inputs(recipe: Recipe, folder: Path) -> base.Inputs:
     return base.Inputs(Artifact(Path(resolve_base(recipe.base)).expanduser(), NOT_MADE), recipe.chat_template)
 
 
+def _waiting_lines(recipe: Recipe, run_dir: Path, number: int) -> tuple[str, ...]:
+    wait = waiting(recipe.model_dump(mode="json"), run_dir, number)
+    return () if wait is None else (wait.line, f"read   {wait.files.questions}", f"write  {wait.files.answers}")
+
+
 def _policy(recipe: Recipe, rows: list[RoundRow], policies: Mapping[int, Artifact], run_dir: Path) -> Artifact:
     if all(recipe.best_metric in row.metrics for row in rows):
         return sampling_policy(recipe, rows, policies)
@@ -145,6 +155,7 @@ class PlannedRound(RoundHouse):
     estimator: Estimator | None = None
     base_metrics: dict[str, float] = field(default_factory=dict)
     planned: list[PlannedStage] = field(default_factory=list)
+    waits: tuple[str, ...] = ()
 
     def run(self, stage: Stage[ConfigT, InputsT, OutputsT], config: ConfigT, inputs: InputsT) -> OutputsT:
         folder = self.dir / f"{len(self.planned) + 1:02d}_{stage.name}"
@@ -164,7 +175,11 @@ class PlannedRound(RoundHouse):
             self._note(folder.name, "drift", expected, changes=tuple(changes), reference=reference)
         else:
             begun = folder.with_name(folder.name + PARTIAL).is_dir()
-            self._note(folder.name, "begun" if begun else "to do", expected, reference=reference)
+            state: State = "begun" if begun else "to do"
+            if self.waits and stage.name == "collect":
+                state = "waits"
+            changes = list(self.waits) if state == "waits" else []
+            self._note(folder.name, state, expected, changes=tuple(changes), reference=reference)
         return _stand_in(stage, folder, metrics=self.base_metrics if stage.name == "base" else {})
 
     def _note(self, name: str, state: State, expected: Expected, **more: Any) -> None:

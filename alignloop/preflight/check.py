@@ -18,10 +18,12 @@ from alignloop.engines.open import FALLBACK, is_fallback
 from alignloop.engines.placement import places
 from alignloop.preflight.averaging import check_averaging
 from alignloop.preflight.base import BaseFacts, look_at_base
+from alignloop.preflight.batches import of_rounds, with_files
 from alignloop.preflight.disk import run_bytes, used_bytes
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.judge import check_judge
 from alignloop.preflight.lengths import Lengths, measure
+from alignloop.preflight.pruning import check_pruning
 from alignloop.preflight.rows import Rows, read_rows
 from alignloop.preflight.sampling import check_sampling
 from alignloop.preflight.tasks import check_tasks
@@ -80,7 +82,8 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
         UserError: with every problem found.
     """
     findings = Findings()
-    rows = read_rows(recipe, findings=findings)
+    recipe = with_files(recipe, findings=findings)
+    rows = of_rounds(read_rows(recipe, findings=findings), recipe, findings=findings)
     if run_dir is not None:
         _write_rejected(rows.rejected, run_dir=run_dir, findings=findings)
     base = look_at_base(recipe, findings=findings)
@@ -94,6 +97,14 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
     with findings.collecting():
         check_trackers(recipe.training.trackers)
     check_judge(recipe, run_dir=run_dir, base_folder=base.folder, findings=findings)
+    check_pruning(
+        recipe,
+        prompts=rows.prompts,
+        preferences=rows.train,
+        run_dir=run_dir,
+        base_folder=base.folder,
+        findings=findings,
+    )
     _check_processes(recipe, base=base, findings=findings)
     with findings.collecting():
         places(recipe.engine)

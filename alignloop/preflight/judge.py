@@ -34,17 +34,22 @@ def check_judge(recipe: Recipe, *, run_dir: Path | None, base_folder: Path | Non
         return
     with findings.collecting():
         if not isinstance(load_prompt(config.prompt), PairwisePrompt):
-            raise UserError(f"judge.prompt: {config.prompt} gives points; annotating wants a pairwise prompt")
+            raise UserError(f"judge.prompt: {config.prompt} compares no two; annotating wants a pairwise prompt")
     if recipe.rounds < _FIRST_ROUND:
         findings.notes.append(
             "judge: the first round has no candidates to annotate yet, so a run of one round never asks it"
         )
     elif not _all_published(recipe, run_dir):
-        with findings.collecting():
-            if config.endpoint is None:
-                _check_model(recipe, config, base_folder=base_folder, findings=findings)
-            else:
-                _check_endpoint(config)
+        check_judge_answers(recipe, config, base_folder=base_folder, findings=findings)
+
+
+def check_judge_answers(recipe: Recipe, config: JudgeConfig, *, base_folder: Path | None, findings: Findings) -> None:
+    """The judge's model can be loaded, or its endpoint answers."""
+    with findings.collecting():
+        if config.endpoint is None:
+            _check_model(recipe, config, base_folder=base_folder, findings=findings)
+        else:
+            _check_endpoint(config)
 
 
 def _all_published(recipe: Recipe, run_dir: Path | None) -> bool:
@@ -105,6 +110,6 @@ def _check_endpoint(config: JudgeConfig) -> None:
         except (EndpointFault, EndpointUnusable, RequestRefused) as error:
             known = f". It lists the models: {', '.join(listed[:8])}" if listed else ""
             raise UserError(
-                f"judge.endpoint: {client.url} (model {config.model}): {error}{known}. Start it or put judge right: "
-                f"it is asked from round {_FIRST_ROUND} on"
+                f"judge.endpoint: {client.url} (model {config.model}): {error}{known}. Start it or put judge right "
+                "before the run asks it"
             ) from error

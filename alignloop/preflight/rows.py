@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from alignloop.artifacts import derive_seed
 from alignloop.bundled import resolve_file
@@ -46,7 +46,7 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
     rejected: list[RejectedRow] = []
     forms: dict[str, str] = {}
     files = [resolve_file(file, kind="preferences") for file in recipe.preferences]
-    everyone = _read(read_preferences, files, recipe, findings, rejected, forms)
+    everyone = _read(read_preferences, files, recipe.data.reading, findings, rejected, forms)
     train, heldout = everyone, list[PreferenceRow]()
     with findings.collecting():
         train, heldout = heldout_split(
@@ -58,7 +58,7 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
     prompts = prompts_of(train)
     if recipe.prompts:
         files = [resolve_file(file, kind="prompts") for file in recipe.prompts]
-        prompts = _read(read_prompts, files, recipe, findings, rejected, forms)
+        prompts = _read(read_prompts, files, recipe.data.reading_prompts, findings, rejected, forms)
     num_read = len(prompts)
     _check_twice(recipe, findings)
     _check_leaves_rows(recipe, findings)
@@ -84,7 +84,7 @@ def place(row: RejectedRow) -> str:
 def _read(
     read: Callable[..., ReadResult[T]],
     files: Sequence[Path],
-    recipe: Recipe,
+    options: Mapping[str, Any],
     findings: Findings,
     rejected: list[RejectedRow],
     forms: dict[str, str],
@@ -96,7 +96,7 @@ def _read(
     for file in files:
         with findings.collecting():
             try:
-                result = read([file], max_bad_fraction=1.0)
+                result = read([file], **{**options, "max_bad_fraction": 1.0})
             except DataError as error:
                 rejected += error.rejected
                 raise
@@ -104,10 +104,9 @@ def _read(
             bad += result.rejected
             forms.update(result.forms)
             readable.append(file)
-    limit = recipe.data.max_bad_fraction
-    if len(bad) > limit * (len(rows) + len(bad)):
+    if len(bad) > options["max_bad_fraction"] * (len(rows) + len(bad)):
         with findings.collecting():
-            read(readable, max_bad_fraction=limit)
+            read(readable, **options)
     rejected += bad
     return rows
 

@@ -1,7 +1,8 @@
 """Rule-based cleaning (The Llama 3 Herd of Models, 4.2.3, data cleaning): patterns that spoil a fine-tuning mix.
 
-Per row, the first rule that fires names the drop: empty, truncated, exclamations, emojis, repeated n-grams. Then,
-over the rows that are left, apologetic openings are balanced to a share.
+Per row, the first rule that fires names the drop: empty, truncated, exclamations, emojis, repeated n-grams, language.
+Then, over the rows that are left, over-used patterns are balanced to a share one after another: apologetic openings,
+and what else is asked for.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from alignloop.selection.language import language_mismatch
 from alignloop.selection.verdicts import Drop, Pruned, pruned
 
 _NGRAM = 4
@@ -19,11 +22,12 @@ _NGRAM = 4
 _MIN_MARKS = 3
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
 _PICTURE = "[\U0001f300-\U0001faff\u2600-\u26ff\u2728\u2764\u2b50\u2b55\u231a\u231b\u23e9-\u23f3\u2705\u274c]"
 _EMOJI = re.compile(
     rf"[\U0001f1e6-\U0001f1ff]{{2}}|{_PICTURE}[\ufe0f\U0001f3fb-\U0001f3ff]*(?:\u200d{_PICTURE}[\ufe0f\U0001f3fb-\U0001f3ff]*)*"
 )
-_EXCLAMATION = re.compile("[!\uff01]")
+_EXCLAMATIONS = ("!", "\uff01")
 _APOLOGY = re.compile(
     r"\W*(?:oh,?\s+|ah,?\s+|but\s+|well,?\s+)?(?:"
     r"(?:i['\u2019]?m|i\s+am|we['\u2019]?re|we\s+are)\s+(?:(?:so|very|really|truly|deeply|terribly|extremely)\s+)*(?:sorry|afraid)\b"
@@ -36,12 +40,26 @@ _APOLOGY = re.compile(
 
 @dataclass(frozen=True)
 class CleanRow:
-    """What cleaning looks at; `reward` is None for people's rows."""
+    """What cleaning looks at; `reward` is None for people's rows, `prompt` is what its language is compared with."""
 
     id: str
     completion: str
     truncated: bool
     reward: float | None
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """An over-used pattern: what completions may match it no more often than in `max_share` of the rows left.
+
+    `says`: the reason's words after the share, for example `open with an apology`.
+    """
+
+    name: str
+    matches: Callable[[str], object]
+    max_share: float
+    says: str
 
 
 def clean(
@@ -52,8 +70,10 @@ def clean(
     max_emojis_per_100_words: float,
     max_repeated_ngram_share: float,
     drop_truncated: bool = True,
+    language: Literal["off", "script", "detect"] = "off",
+    balance: Sequence[Balance] = (),
 ) -> Pruned:
-    """Drop rows that break a rule; the excess of apologetic openings goes lowest reward first, people's rows last.
+    """Drop rows that break a rule; the excess of a pattern goes lowest reward first, people's rows last.
 
     Args:
         rows: N rows.
@@ -62,6 +82,8 @@ def clean(
         max_emojis_per_100_words: the same for emojis.
         max_repeated_ngram_share: see `repeated_ngram_share`; more drops a row.
         drop_truncated: drop completions that hit their token limit.
+        language: see `language_mismatch`; `off` compares none.
+        balance: further patterns, in order.
     """
     reasons: dict[int, str] = {}
     for index, row in enumerate(rows):
@@ -72,12 +94,21 @@ def clean(
             max_repeated=max_repeated_ngram_share,
             drop_truncated=drop_truncated,
         )
+        if reason is None and language != "off":
+            mismatch = language_mismatch(row.prompt, row.completion, detect=language == "detect")
+            reason = None if mismatch is None else f"language: {mismatch}"
         if reason is not None:
             reasons[index] = reason
-    reasons |= _excess_apologies(rows, reasons, max_share=max_apology_share)
+    for pattern in (Balance("apology", opens_with_apology, max_apology_share, "open with an apology"), *balance):
+        reasons |= _excess(rows, reasons, pattern)
     drops = {index: Drop(rows[index].id, "clean", reason) for index, reason in reasons.items()}
     counts = Counter(reason.partition(":")[0].replace(" ", "_") for reason in reasons.values())
     return pruned([row.id for row in rows], drops, metrics={f"num_{name}": float(n) for name, n in counts.items()})
+
+
+def matching(name: str, regex: str, max_share: float) -> Balance:
+    """A balanced pattern by a regular expression, searched anywhere in the completion."""
+    return Balance(name, re.compile(regex).search, max_share, f"match {name}")
 
 
 def _row_rule(
@@ -88,10 +119,13 @@ def _row_rule(
         return "empty: the completion has no text"
     if row.truncated and drop_truncated:
         return "truncated: the completion hit its token limit"
-    for name, pattern, limit in (("exclamations", _EXCLAMATION, max_exclamations), ("emojis", _EMOJI, max_emojis)):
-        num_marks = len(pattern.findall(text))
-        rate = 100 * num_marks / max(num_words(text), 1)
-        if num_marks >= _MIN_MARKS and rate > limit:
+    num_emojis = 0 if text.isascii() else len(_EMOJI.findall(text))
+    num_exclamations = sum(map(text.count, _EXCLAMATIONS))
+    for name, num_marks, limit in (
+        ("exclamations", num_exclamations, max_exclamations),
+        ("emojis", num_emojis, max_emojis),
+    ):
+        if num_marks >= _MIN_MARKS and (rate := 100 * num_marks / max(num_words(text), 1)) > limit:
             return f"{name}: {rate:.3g} per 100 words, the limit is {limit:.3g}"
     share = repeated_ngram_share(text)
     if share > max_repeated:
@@ -99,22 +133,22 @@ def _row_rule(
     return None
 
 
-def _excess_apologies(rows: Sequence[CleanRow], gone: dict[int, str], *, max_share: float) -> dict[int, str]:
-    left = [index for index in range(len(rows)) if index not in gone]
-    sorry = [index for index in left if opens_with_apology(rows[index].completion)]
-    if max_share >= 1.0 or not sorry:
+def _excess(rows: Sequence[CleanRow], gone: dict[int, str], pattern: Balance) -> dict[int, str]:
+    if pattern.max_share >= 1.0:
         return {}
+    left = [index for index in range(len(rows)) if index not in gone]
+    found = [index for index in left if pattern.matches(rows[index].completion)]
     # a of the others' m may stay where a / (a + m) <= share.
-    num_others = len(left) - len(sorry)
-    allowed = math.floor(round(max_share * num_others / (1.0 - max_share), 9))
+    num_others = len(left) - len(found)
+    allowed = math.floor(round(pattern.max_share * num_others / (1.0 - pattern.max_share), 9))
 
     def value(index: int) -> tuple[float, int]:
         reward = rows[index].reward
         return (math.inf if reward is None else reward, -index)
 
-    excess = sorted(sorry, key=value)[: max(len(sorry) - allowed, 0)]
-    share = len(sorry) / len(left)
-    reason = f"apology: {share:.1%} of the rows open with an apology, the limit is {max_share:.1%}"
+    excess = sorted(found, key=value)[: max(len(found) - allowed, 0)]
+    share = len(found) / max(len(left), 1)
+    reason = f"{pattern.name}: {share:.1%} of the rows {pattern.says}, the limit is {pattern.max_share:.1%}"
     return dict.fromkeys(excess, reason)
 
 
@@ -125,11 +159,18 @@ def opens_with_apology(text: str) -> bool:
 
 def num_words(text: str) -> int:
     """Words; in scripts written without spaces, characters."""
-    return len(_WORD.findall(text))
+    return len(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
 
 
 def repeated_ngram_share(text: str) -> float:
     """Share of the text's 4-word sequences that occurred before in it: 0 without repeats, towards 1 in a loop."""
-    words = [word.casefold() for word in _WORD.findall(text)]
-    ngrams = [tuple(words[start : start + _NGRAM]) for start in range(len(words) - _NGRAM + 1)]
-    return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+    words = _words(text.casefold())
+    num_ngrams = len(words) - _NGRAM + 1
+    if num_ngrams <= 0:
+        return 0.0
+    distinct = set(zip(*(words[start : start + num_ngrams] for start in range(_NGRAM)), strict=True))
+    return 1.0 - len(distinct) / num_ngrams

@@ -1,8 +1,13 @@
-"""Difficulty by pass rate: prompts all K candidates solve teach little, those none solves may be noise."""
+"""Difficulty (4.2.3): by the pass rate of the K candidates, a judge's points, or the number of intentions (InsTag).
+
+What all candidates solve teaches little, what none solves may be noise: rows outside a window are dropped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 from alignloop.selection.verdicts import Drop, Pruned, check_finite, pruned
 
@@ -19,16 +24,64 @@ def pass_rate_window(
     Raises:
         ValueError: a rate that is not finite, or an empty window.
     """
-    if min_pass_rate > max_pass_rate:
-        raise ValueError(f"min_pass_rate {min_pass_rate} is above max_pass_rate {max_pass_rate}: nothing would be kept")
-    known = [rate for rate in pass_rates if rate is not None]
-    check_finite(known, name="pass_rates")
+    return _window(ids, pass_rates, low=min_pass_rate, high=max_pass_rate, name="pass_rate", easy_is_high=True)
+
+
+def points_window(ids: Sequence[str], *, points: Sequence[int | None], min_points: int, max_points: int) -> Pruned:
+    """Keep rows whose points for difficulty lie in [min, max]; rows without any are kept.
+
+    Raises:
+        ValueError: an empty window.
+    """
+    return _window(ids, points, low=min_points, high=max_points, name="points", easy_is_high=False)
+
+
+def intentions_window(
+    ids: Sequence[str], *, counts: Sequence[int | None], min_intentions: int, max_intentions: int | None
+) -> Pruned:
+    """Keep rows with a number of intentions in [min, max]; rows for which none is known are kept.
+
+    Args:
+        counts: N numbers of distinct intentions.
+        max_intentions: None: no limit.
+
+    Raises:
+        ValueError: an empty window.
+    """
+    high = float("inf") if max_intentions is None else max_intentions
+    return _window(ids, counts, low=min_intentions, high=high, name="intentions", easy_is_high=False)
+
+
+def distinct_intentions(intentions: Iterable[str]) -> list[str]:
+    """The intentions that are not the same but for case, spaces and punctuation, as first written."""
+    found: dict[str, str] = {}
+    for text in intentions:
+        key = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+        if key:
+            found.setdefault(key, text.strip())
+    return list(found.values())
+
+
+def _window(
+    ids: Sequence[str],
+    values: Sequence[float | None],
+    *,
+    low: float,
+    high: float,
+    name: str,
+    easy_is_high: bool,
+) -> Pruned:
+    words = name.replace("_", " ")
+    if low > high:
+        raise ValueError(f"min_{name} {low} is above max_{name} {high}: nothing would be kept")
+    known = [value for value in values if value is not None]
+    check_finite(known, name=name if name.endswith("s") else f"{name}s")
     drops: dict[int, Drop] = {}
-    for index, (row_id, rate) in enumerate(zip(ids, pass_rates, strict=True)):
-        if rate is None or min_pass_rate <= rate <= max_pass_rate:
+    for index, (row_id, value) in enumerate(zip(ids, values, strict=True)):
+        if value is None or low <= value <= high:
             continue
-        why = (
-            f"under {min_pass_rate:.3g} (too hard)" if rate < min_pass_rate else f"over {max_pass_rate:.3g} (too easy)"
-        )
-        drops[index] = Drop(row_id, "difficulty", f"pass rate {rate:.3g} is {why}")
-    return pruned(ids, drops, metrics={"mean_pass_rate": sum(known) / len(known)} if known else None)
+        under = value < low
+        why = "too easy" if under != easy_is_high else "too hard"
+        limit = f"under {low:.3g}" if under else f"over {high:.3g}"
+        drops[index] = Drop(row_id, "difficulty", f"{words} {value:.3g} is {limit} ({why})")
+    return pruned(ids, drops, metrics={f"mean_{name}": sum(known) / len(known)} if known else None)

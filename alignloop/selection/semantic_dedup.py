@@ -1,25 +1,37 @@
 """Semantic deduplication (The Llama 3 Herd of Models, 4.2.3; SemDeDup, Abbas et al. 2023).
 
 embeddings --unit length, k-means--> clusters --by quality x difficulty, best first--> greedy cosine threshold
+
+The answer depends on the rows alone: not on block sizes, threads or the order in which clusters are worked on.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.selection.verdicts import Drop, Pruned, check_finite, pruned
+from alignloop.selection.clusters import Labels, nearest_clusters
+from alignloop.selection.vectors import (
+    BLOCK,
+    Floats,
+    Indexes,
+    UnitRows,
+    blocks,
+    cores,
+    in_threads,
+    one_blas_thread,
+    reach,
+)
+from alignloop.selection.verdicts import Drop, Pruned, pruned
 
-Floats = NDArray[np.float32]
-Indexes = NDArray[np.intp]
+CompareTo = Literal["seen", "kept"]
 _BLOCK = 1024
-# float32 dot products of equal unit vectors fall short of 1 by about this much.
-_ROUNDING = 1e-6
+# float32 unit vectors of equal direction have a dot product that falls short of 1 by about this much.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -33,17 +45,26 @@ class Twin:
 
 @dataclass(frozen=True)
 class DedupResult:
-    """Indexes kept (input order), twins (by dropped index), numbers for the manifest."""
+    """Indexes kept (input order), twins (by dropped index), numbers for the manifest.
+
+    Attributes:
+        clusters: [N] the row's cluster, -1 for a zero vector.
+    """
 
     kept: tuple[int, ...]
     twins: tuple[Twin, ...]
     metrics: dict[str, float]
+    clusters: Labels = field(compare=False)
 
     def verdicts(self, ids: Sequence[str]) -> Pruned:
         """The same with the rows' ids, as the other pruning steps answer."""
         drops = {
             twin.dropped: Drop(
-                ids[twin.dropped], "semantic_dedup", f"cosine {twin.cosine:.4f} to {ids[twin.twin]}", ids[twin.twin]
+                ids[twin.dropped],
+                "semantic_dedup",
+                f"cosine {twin.cosine:.4f} to {ids[twin.twin]}",
+                ids[twin.twin],
+                twin.cosine,
             )
             for twin in self.twins
         }
@@ -53,89 +74,160 @@ class DedupResult:
 def semantic_dedup(
     embeddings: NDArray[np.floating],
     *,
-    priorities: Sequence[float],
+    priorities: Sequence[float] | NDArray[np.floating],
     threshold: float,
     rows_per_cluster: int,
-    compare_to: Literal["seen", "kept"] = "seen",
+    compare_to: CompareTo = "seen",
     seed: int = 0,
+    num_nearest: int = 1,
+    num_threads: int | None = None,
 ) -> DedupResult:
-    """Drop rows too near to a better one of their cluster. Same input and seed, same answer.
+    """Drop rows too near to a better one of their cluster. Same input and seed, same answer, whatever the threads.
+
+    A row is dropped where a row before it in its cluster, by priority, has a cosine to it that reaches the threshold;
+    the best of those is its twin. Memory beside `embeddings` is a few blocks and some 50 bytes a row.
 
     Args:
         embeddings: [N, D], any lengths; a zero vector is near to nothing.
         priorities: N numbers, higher first (quality x difficulty); ties go to the first row.
-        threshold: a cosine that reaches it drops the later row.
-        rows_per_cluster: N / this many clusters, rounded up. Rows of different clusters are never compared.
+        threshold: a cosine that reaches it (to 1e-6) drops the later row.
+        rows_per_cluster: N / this many clusters, rounded up.
         compare_to: `seen` compares with all earlier rows of the cluster (the paper), `kept` with those kept.
+        num_nearest: two rows are compared where they share one of their this many nearest clusters. 1: rows of
+            different clusters are never compared (the paper), and near-duplicates on two sides of a border are both
+            kept. Only with `seen`; time within clusters grows with its square.
+        num_threads: default all cores given to the process.
 
     Raises:
-        ValueError: a value that is not finite, or shapes that do not fit.
+        ValueError: a value that is not finite, shapes that do not fit, a number out of its range.
     """
+    ranked = np.asarray(priorities, dtype=np.float64)
+    _check(embeddings, ranked, threshold, rows_per_cluster, compare_to, num_nearest, num_threads)
+    num_threads = num_threads or cores()
+    with one_blas_thread():
+        units = UnitRows(embeddings, num_threads=num_threads)
+        labels = nearest_clusters(
+            units, rows_per_cluster=rows_per_cluster, num_nearest=num_nearest, seed=seed, num_threads=num_threads
+        )
+        order = np.argsort(-ranked, kind="stable")
+        clusters = members(labels, order)
+
+        def search(rows: Indexes) -> tuple[Indexes, Indexes]:
+            dropped, twins = find_twins(units.take(rows), threshold=threshold, compare_to=compare_to)
+            return rows[dropped], rows[twins]
+
+        found = in_threads(search, clusters, num_threads=num_threads)
+        dropped, twins = _best_twins(found, order)
+        cosines = np.clip(units.cosines(dropped, twins), -1.0, 1.0)
+    is_kept = np.ones(len(units), dtype=bool)
+    is_kept[dropped] = False
+    sizes = np.bincount(labels[labels[:, 0] >= 0, 0])
+    metrics = {
+        "num_clusters": float(np.count_nonzero(sizes)),
+        "largest_cluster": float(sizes.max(initial=0)),
+        "num_zero_vectors": float(np.count_nonzero(labels[:, 0] < 0)),
+    }
+    triples = zip(dropped.tolist(), twins.tolist(), cosines.tolist(), strict=True)
+    answer = tuple(Twin(*triple) for triple in triples)
+    return DedupResult(tuple(np.flatnonzero(is_kept).tolist()), answer, metrics, np.ascontiguousarray(labels[:, 0]))
+
+
+def members(labels: Labels, order: Indexes) -> list[Indexes]:
+    """Rows of every non-empty cluster, best first, the largest cluster first.
+
+    Args:
+        labels: [N, m] clusters of each row, -1 for none.
+        order: the N rows, best first.
+    """
+    place = np.argsort(labels[order].ravel(), kind="stable")  # stable: the best stay first
+    names = labels[order].ravel()[place]
+    rows = np.repeat(order, labels.shape[1])[place]
+    starts = np.flatnonzero(np.diff(names, prepend=-1))
+    clusters = np.split(rows, starts)[1:] if len(starts) else []
+    return sorted(clusters, key=len, reverse=True)
+
+
+def find_twins(rows: Floats, *, threshold: float, compare_to: CompareTo) -> tuple[Indexes, Indexes]:
+    """Dropped rows of one cluster and their twins.
+
+    Block after block: rows that are still there are held against a block's rows, and the first that is near enough
+    is the twin. A dropped row is not looked at again, so that a cluster full of copies costs little.
+
+    Args:
+        rows: unit [n, D], best first.
+    """
+    bound = threshold - ROUNDING
+    twin = np.full(len(rows), -1, dtype=np.intp)
+    for part in blocks(len(rows), _BLOCK):
+        block = np.arange(part.start, part.stop)
+        alive = block[twin[block] < 0]
+        sources = block if compare_to == "seen" else alive
+        hits = reach(rows[alive], rows[sources], bound) & (sources[None, :] < alive[:, None])
+        if compare_to == "seen":
+            _note(twin, alive, sources, hits)
+        else:
+            _one_by_one(twin, alive, hits)
+            sources = alive[twin[alive] < 0]
+        later = part.stop + np.flatnonzero(twin[part.stop :] < 0)
+        for some in blocks(len(later), BLOCK // 4):
+            _note(twin, later[some], sources, reach(rows[later[some]], rows[sources], bound))
+    dropped = np.flatnonzero(twin >= 0)
+    return dropped, twin[dropped]
+
+
+def _note(twin: Indexes, rows: Indexes, sources: Indexes, hits: NDArray[np.bool_]) -> None:
+    near = np.flatnonzero(hits.any(axis=1))
+    if len(near):
+        twin[rows[near]] = sources[hits[near].argmax(axis=1)]
+
+
+def _one_by_one(twin: Indexes, rows: Indexes, hits: NDArray[np.bool_]) -> None:
+    """Within a block what was kept so far decides: row after row, those that are near to nothing passed over."""
+    is_kept = np.ones(len(rows), dtype=bool)
+    for place in np.flatnonzero(hits.any(axis=1)):
+        near = hits[place] & is_kept
+        if near.any():
+            twin[rows[place]] = rows[near.argmax()]
+            is_kept[place] = False
+
+
+def _best_twins(found: Sequence[tuple[Indexes, Indexes]], order: Indexes) -> tuple[Indexes, Indexes]:
+    """Dropped rows, ascending, each once; of the twins found in several clusters the best row."""
+    if not found:
+        return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp)
+    dropped, twins = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    rank = np.empty(len(order), dtype=np.intp)
+    rank[order] = np.arange(len(order))
+    place = np.lexsort((rank[twins], dropped))
+    first = place[np.diff(dropped[place], prepend=-1) > 0]
+    return dropped[first], twins[first]
+
+
+def _check(
+    embeddings: NDArray[np.floating],
+    priorities: NDArray[np.float64],
+    threshold: float,
+    rows_per_cluster: int,
+    compare_to: str,
+    num_nearest: int,
+    num_threads: int | None,
+) -> None:
     if embeddings.ndim != 2 or len(embeddings) != len(priorities):
         raise ValueError(f"embeddings of shape {embeddings.shape} do not fit {len(priorities)} priorities")
-    check_finite(priorities, name="priorities")
-    units = _unit_rows(embeddings)
-    twins: list[Twin] = []
-    clusters = _clusters(units, rows_per_cluster=rows_per_cluster, seed=seed)
-    for members in clusters:
-        order = np.array(sorted(members, key=lambda index: (-priorities[index], index)), dtype=np.intp)
-        search = _against_seen if compare_to == "seen" else _against_kept
-        for row, twin, cosine in search(units[order], threshold - _ROUNDING):
-            twins.append(Twin(int(order[row]), int(order[twin]), min(max(cosine, -1.0), 1.0)))
-    dropped = {twin.dropped for twin in twins}
-    kept = tuple(index for index in range(len(units)) if index not in dropped)
-    metrics = {"num_clusters": float(len(clusters)), "largest_cluster": float(max(map(len, clusters), default=0))}
-    return DedupResult(kept, tuple(sorted(twins, key=lambda twin: twin.dropped)), metrics)
-
-
-def _unit_rows(embeddings: NDArray[np.floating]) -> Floats:
-    # Squares of large finite float32 values overflow: norms are taken in float64.
-    rows = embeddings.astype(np.float64)
-    if not np.isfinite(rows).all():
-        bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-        raise ValueError(f"embeddings[{bad}] holds NaN or infinite values")
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    units: Floats = (rows / np.where(norms > 0, norms, 1.0)).astype(np.float32)
-    return units
-
-
-def _clusters(units: Floats, *, rows_per_cluster: int, seed: int) -> list[Indexes]:
-    """Non-empty clusters of row indexes, by label."""
-    num_clusters = math.ceil(len(units) / rows_per_cluster)
-    if num_clusters <= 1:
-        return [np.arange(len(units))] if len(units) else []
-    from sklearn.cluster import MiniBatchKMeans
-    from threadpoolctl import threadpool_limits
-
-    # With several threads the order of sums, and so the clusters, would change from run to run.
-    with threadpool_limits(limits=1):
-        model = MiniBatchKMeans(num_clusters, random_state=seed, batch_size=4096, n_init=3)
-        labels = model.fit_predict(units)
-    return [members for label in range(num_clusters) if len(members := np.flatnonzero(labels == label))]
-
-
-def _against_seen(rows: Floats, threshold: float) -> Iterator[tuple[int, int, float]]:
-    """(row, most similar earlier row, cosine) for every row that has one at the threshold; memory block x N."""
-    for start in range(0, len(rows), _BLOCK):
-        stop = min(start + _BLOCK, len(rows))
-        cosines = rows[start:stop] @ rows[:stop].T
-        cosines[:, start:][np.triu_indices(stop - start)] = -np.inf  # a row is not earlier than itself
-        nearest = cosines.argmax(axis=1)
-        best = cosines[np.arange(stop - start), nearest]
-        for offset in np.flatnonzero(best >= threshold):
-            yield start + int(offset), int(nearest[offset]), float(best[offset])
-
-
-def _against_kept(rows: Floats, threshold: float) -> Iterator[tuple[int, int, float]]:
-    """As `_against_seen`, but earlier rows count only where they were kept."""
-    kept: list[int] = []
-    for start in range(0, len(rows), _BLOCK):
-        stop = min(start + _BLOCK, len(rows))
-        cosines = rows[start:stop] @ rows[:stop].T
-        for row in range(start, stop):
-            near = cosines[row - start, kept]
-            place = int(near.argmax()) if kept else 0
-            if kept and near[place] >= threshold:
-                yield row, kept[place], float(near[place])
-            else:
-                kept.append(row)
+    if not np.isfinite(priorities).all():
+        bad = int(np.flatnonzero(~np.isfinite(priorities))[0])
+        raise ValueError(f"priorities[{bad}] is {priorities[bad]}: scores must be finite numbers")
+    if not np.isfinite(threshold):
+        raise ValueError(f"threshold is {threshold}: a cosine is wanted")
+    for name, value in (("rows_per_cluster", rows_per_cluster), ("num_nearest", num_nearest)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}: it must be at least 1")
+    if compare_to not in ("seen", "kept"):
+        raise ValueError(f"compare_to is {compare_to!r}: `seen` or `kept`")
+    if num_nearest > 1 and compare_to == "kept":
+        raise ValueError(
+            f"num_nearest is {num_nearest} with compare_to `kept`: what is kept in one cluster would depend on the "
+            "others; take `seen`, or one cluster a row"
+        )

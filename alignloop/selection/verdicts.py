@@ -11,13 +11,14 @@ from dataclasses import dataclass
 class Drop:
     """Why a row was dropped; the columns of `DroppedRow` but for the stage.
 
-    `twin`: the row it lost to, where there is one.
+    `twin`: the row it lost to, where there is one; `cosine`: to the twin, where embeddings were compared.
     """
 
     id: str
     rule: str
     reason: str
     twin: str | None = None
+    cosine: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,28 @@
-"""A round's preferences: its batch of the user's file, and new annotations of the last policy's candidates."""
+"""A round's preferences: its batch of the user's files, and new annotations of the last policy's candidates.
+
+preferences as ingested --round's share--\\
+round's own file --read, held-out prompts out--+--> preferences.jsonl
+last round's candidates --pairs--> annotator --/    (simulated, a judge, or people, for whom the round stops)
+"""
 
 from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import CollectStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.split import round_batch
-from alignloop.judging.annotate import Annotations
-from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source
+from alignloop.errors import PeopleNeeded
+from alignloop.judging.annotate import Annotations, Pair
+from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Row, Source
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
+from alignloop.stages.batch_file import Batch, read_batch
 from alignloop.stages.select import by_prompt, reward_of
 
 
@@ -26,49 +35,135 @@ class Inputs:
     """Hash of the judging prompt, and of the judge's model: the recipe names both, and either may change under its
     name."""
     judge_model: str | None = None
+    file: Artifact | None = None
+    """The round's own file of preferences, with `batches: files`; None: its share of `preferences`."""
+    earlier: tuple[Artifact, ...] = ()
+    """The batches before, with `batches: files`: a file may use an id that one of them used for another row."""
+    heldout: Artifact | None = None
+    """With `batches: files`: rows of these prompts are left out."""
+    prompts: Artifact | None = None
+    """With `batches: files` and no file of prompts: what was sampled for so far, which the round's file adds to."""
+    answers: Artifact | None = None
+    """People's answers; None: they are asked, and the round stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs(StageOutputs):
     preferences: Artifact
     verdicts: tuple[Artifact, ...] = ()
-    """Every verdict of a judge with its answers, ties and unreadable ones included; empty where no judge was asked."""
+    """Every verdict of a judge or a person, ties and unreadable ones included; empty where none was asked."""
+    prompts: tuple[Artifact, ...] = ()
+    """What to sample for from now on, where the round's own file may bring prompts."""
+    dropped: tuple[Artifact, ...] = ()
+    """Rows of the round's own file that are left out, with reasons."""
+    rejected_rows: tuple[Artifact, ...] = ()
+    """Rows of the round's own file that cannot be read."""
 
 
-def inputs(config: CollectStageConfig, preferences: Artifact, scored: Artifact | None) -> Inputs:
-    """The stage's inputs, the judge's hashes among them where it will be asked."""
-    if config.annotator != "judge" or config.judge is None or scored is None:
-        return Inputs(preferences, scored)
-    from alignloop.judging.identity import model_mark, prompt_mark
+@dataclass(frozen=True, kw_only=True)
+class FromOutside:
+    """What a round is given beside what the run has made; see `Inputs`."""
 
-    return Inputs(preferences, scored, prompt_mark(config.judge), model_mark(config.judge))
+    file: Artifact | None = None
+    answers: Artifact | None = None
+
+
+def inputs(
+    config: CollectStageConfig,
+    preferences: Artifact,
+    scored: Artifact | None,
+    *,
+    outside: FromOutside = FromOutside(),
+    batches: tuple[Artifact, ...] = (),
+    heldout: Artifact | None = None,
+    prompts: Artifact | None = None,
+) -> Inputs:
+    """The stage's inputs: of what is there, that which the round's preferences come to depend on."""
+    marks: dict[str, Any] = {}
+    if config.annotator == "judge" and config.judge is not None and scored is not None:
+        from alignloop.judging.identity import model_mark, prompt_mark
+
+        marks = {"judge_prompt": prompt_mark(config.judge), "judge_model": model_mark(config.judge)}
+    if config.annotator == "human" and scored is not None:
+        marks = {"answers": outside.answers}
+    if outside.file is not None:
+        grown = prompts if config.prompts_grow else None
+        marks |= {"file": outside.file, "earlier": batches, "heldout": heldout, "prompts": grown}
+    return Inputs(preferences, scored, **marks)
+
+
+def prompts_to_sample(collected: Outputs, known: Artifact) -> Artifact:
+    """What the round samples for: what was known before, or that with what its own file brought."""
+    return collected.prompts[0] if collected.prompts else known
 
 
 def run(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
-    everyone = list(load_jsonl(inputs.preferences.path, PreferenceRow))
-    batch = round_batch(everyone, round=ctx.round, batches=config.batches, split_rounds=config.split_rounds)
+    batch = _batch(config, inputs, ctx)
     new = Annotations([], [], {"annotated": 0}, {})
     if config.annotator != "none" and config.num_annotations and inputs.scored is not None:
         candidates = list(load_jsonl(inputs.scored.path, CandidateRow))
         with ctx.activity("annotating"):
-            ask = _simulated if config.annotator == "simulated" else _judged
-            new = ask(config, candidates, ctx)
-    dump_jsonl(ctx.dir / "preferences.jsonl", [*batch, *new.rows])
-    verdicts: tuple[Artifact, ...] = ()
-    if new.verdicts:
-        dump_jsonl(ctx.dir / "verdicts.jsonl", new.verdicts)
-        verdicts = (Artifact.of(ctx.dir / "verdicts.jsonl"),)
-    shutil.rmtree(ctx.dir / _KEPT, ignore_errors=True)
-    return Outputs(
-        preferences=Artifact.of(ctx.dir / "preferences.jsonl"),
-        verdicts=verdicts,
-        counts={"preferences": len(batch), **new.counts},
+            new = _annotated(config, candidates, inputs.answers, ctx)
+    written = _Written(ctx)
+    outputs = Outputs(
+        preferences=written.always("preferences.jsonl", [*batch.rows, *new.rows]),
+        verdicts=written.where_any("verdicts.jsonl", new.verdicts),
+        prompts=written.where_any("prompts.jsonl", batch.prompts),
+        dropped=written.where_any("dropped.jsonl", batch.dropped),
+        rejected_rows=written.where_any("rejected_rows.jsonl", batch.rejected),
+        counts={**batch.counts, "preferences": len(batch.rows), **new.counts},
         metrics=new.metrics,
     )
+    shutil.rmtree(ctx.dir / _KEPT, ignore_errors=True)
+    return outputs
 
 
 _KEPT = "judge"
 """Folder of what a judge has finished, until all of it stands in the stage's files."""
+QUESTIONS = "to_annotate.jsonl"
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Rows written into the stage's folder, as artifacts."""
+
+    ctx: StageContext
+
+    def always(self, name: str, rows: Sequence[Row]) -> Artifact:
+        dump_jsonl(self.ctx.dir / name, rows)
+        return Artifact.of(self.ctx.dir / name)
+
+    def where_any(self, name: str, rows: Sequence[Row]) -> tuple[Artifact, ...]:
+        return (self.always(name, rows),) if rows else ()
+
+
+def _batch(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Batch:
+    if inputs.file is None:
+        everyone = list(load_jsonl(inputs.preferences.path, PreferenceRow))
+        assert config.batches != "files", "the round's file is among the inputs"
+        return Batch(round_batch(everyone, round=ctx.round, batches=config.batches, split_rounds=config.split_rounds))
+    assert config.reading is not None, "the recipe says how files are read"
+    with ctx.activity("reading"):
+        return read_batch(
+            inputs.file.path,
+            config=config.reading,
+            earlier=[row for batch in inputs.earlier for row in load_jsonl(batch.path, PreferenceRow)],
+            heldout=[] if inputs.heldout is None else list(load_jsonl(inputs.heldout.path, PreferenceRow)),
+            prompts=None if inputs.prompts is None else list(load_jsonl(inputs.prompts.path, PromptRow)),
+        )
+
+
+def _annotated(
+    config: CollectStageConfig, candidates: list[CandidateRow], answers: Artifact | None, ctx: StageContext
+) -> Annotations:
+    if config.annotator == "simulated":
+        return _simulated(config, candidates, ctx)
+    # Truncated candidates are not compared: chosen, one would teach to stop in mid-sentence; rejected, little but
+    # length.
+    finished = [row for row in candidates if row.finish_reason == "stop"]
+    if config.annotator == "human":
+        return _by_people(config, finished, answers, ctx)
+    return _judged(config, finished, ctx)
 
 
 def _simulated(config: CollectStageConfig, candidates: list[CandidateRow], ctx: StageContext) -> Annotations:
@@ -78,16 +173,12 @@ def _simulated(config: CollectStageConfig, candidates: list[CandidateRow], ctx: 
     return Annotations(rows, [], {"annotated": len(rows)}, {})
 
 
-def _judged(config: CollectStageConfig, candidates: list[CandidateRow], ctx: StageContext) -> Annotations:
-    """The first `num_annotations` pairs: each costs, whatever comes of it.
-
-    Truncated candidates are not compared: chosen, one would teach to stop in mid-sentence; rejected, little but length.
-    """
+def _judged(config: CollectStageConfig, finished: list[CandidateRow], ctx: StageContext) -> Annotations:
+    """The first `num_annotations` pairs: each costs, whatever comes of it."""
     from alignloop.judging.annotate import annotate
     from alignloop.judging.judge import open_judge
 
     assert config.judge is not None, "the recipe checks that there is one"
-    finished = [row for row in candidates if row.finish_reason == "stop"]
     pairs = pairs_to_annotate(finished, seed=ctx.seed)
     judge = open_judge(
         config.judge,
@@ -100,9 +191,39 @@ def _judged(config: CollectStageConfig, candidates: list[CandidateRow], ctx: Sta
     return annotate(pairs[: config.num_annotations], judge=judge, both_orders=config.judge.both_orders)
 
 
-def pairs_to_annotate(
-    candidates: list[CandidateRow], *, seed: int
-) -> list[tuple[PromptRow, CandidateRow, CandidateRow]]:
+def _by_people(
+    config: CollectStageConfig, finished: list[CandidateRow], answers: Artifact | None, ctx: StageContext
+) -> Annotations:
+    """What people said of the first `num_annotations` pairs.
+
+    Raises:
+        PeopleNeeded: too few of them are answered; the questions lie in the stage's folder.
+        DataError: the answers' file has lines that are no answers.
+    """
+    from alignloop.judging.people import annotations_of, questions, read_answers
+
+    filled = [row for row in finished if row.completion.strip()]
+    pairs = pairs_to_annotate(filled, seed=ctx.seed)[: config.num_annotations]
+    if not pairs:
+        ctx.progress.say("  nobody is asked: no prompt has two finished candidates that differ")
+        return annotations_of([], {})
+    asked = questions(pairs)
+    said = {} if answers is None else read_answers(answers.path, asked=asked)
+    needed = len(pairs) if config.min_annotated is None else min(config.min_annotated, len(pairs))
+    if len(said) < needed:
+        dump_jsonl(ctx.dir / QUESTIONS, asked)
+        raise PeopleNeeded(
+            f"{len(pairs) - len(said):,} of {len(pairs):,} pairs of completions have no answer yet: answer those in "
+            f"{ctx.dir / QUESTIONS} in a file of their own, and give it as the input `answers`",
+            questions=ctx.dir / QUESTIONS,
+            num_asked=len(pairs),
+            num_answered=len(said),
+            num_needed=needed,
+        )
+    return annotations_of(pairs, said)
+
+
+def pairs_to_annotate(candidates: list[CandidateRow], *, seed: int) -> list[Pair]:
     """Two candidates a prompt: the reward model's best and a random other, in random order.
 
     An annotator who judges the reward model's own pick against another candidate corrects it where it errs.

@@ -106,7 +106,7 @@ def test_ids_are_unique_and_do_not_change(tmp_path: Path) -> None:
         (GOOD | {"chosen": 5}, "chosen", "must be a text, found the number 5"),
         (GOOD | {"chosen": " \n"}, "chosen", "is empty"),
         (GOOD | {"prompt": " "}, "prompt", "is empty"),
-        (GOOD | {"prompt": ["Hi"]}, "prompt", "name the column messages"),
+        (GOOD | {"prompt": ["Hi"]}, "prompt", "is a list that holds no turns"),
         (GOOD | {"prompt": 3}, "prompt", "must be a text"),
         (
             GOOD | {"strength": "much_better"},
@@ -155,7 +155,7 @@ def test_bytes_that_are_not_utf8_are_found(tmp_path: Path) -> None:
     assert f"not UTF-8: byte 0xe9 at byte offset {offset}" in result.rejected[0].reason
     path.write_bytes(b"[\n" + latin + b"]")
     with pytest.raises(
-        DataError, match=rf"latin.jsonl, line 2: not UTF-8: byte 0xe9 at byte offset {2 + latin.index(0xE9)}"
+        DataError, match=rf"(?s)latin.jsonl, element 1: not UTF-8: byte 0xe9 at byte offset {2 + latin.index(0xE9)}"
     ):
         read_preferences([path], max_bad_fraction=0.5)
 
@@ -196,12 +196,16 @@ def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
         ("empty.jsonl", b"", "the file is empty"),
         ("blank.jsonl", b"\xef\xbb\xbf \n\n", "the file is empty"),
         ("list.json", b"[]", "the JSON array is empty"),
-        ("broken.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', "broken.json, line 2, column 12: invalid JSON"),
+        (
+            "broken.json",
+            b'[{"prompt": "a"},\n {"prompt" "b"}]',
+            "none of its 2 rows.*element 2: invalid JSON at line 2, byte offset 29 of the file: Expecting",
+        ),
         ("table.csv", b"a,b\n1,2\n", "table.csv, line 1: invalid JSON at column 1.*Known forms.*sharegpt"),
         ("numbers.jsonl", b"1\n2\n", "line 1: the number 1 is not a JSON object"),
         ("other.jsonl", b'{"question": "a", "answer": "b"}', "columns are question, answer.*canonical: prompt"),
         ("none.jsonl", b'{"prompt": "a", "chosen": "b"}', "its one row cannot be read\n.*field rejected"),
-        ("x.parquet", b"PAR1....", "this is a Parquet file"),
+        ("x.parquet", b"PAR1....", "Parquet file cannot be read.*Is it whole"),
         ("wide.jsonl", '{"prompt": "a"}'.encode("utf-16"), "UTF-16 text"),
     ],
 )

@@ -5,7 +5,7 @@ import operator
 
 import pytest
 
-from alignloop.data.split import heldout_split, round_batch
+from alignloop.data.split import heldout_of_files, heldout_split, round_batch, without_prompts
 from alignloop.errors import DataError
 from alignloop.records import Message, PreferenceRow, Source
 
@@ -59,3 +59,25 @@ def test_round_batches() -> None:
     assert round_batch(rows, round=5, batches="all", split_rounds=3) == rows
     assert [round_batch([1, 2], round=n, batches="split", split_rounds=6) for n in (1, 2, 6)] == [[1], [2], [2]]
     assert round_batch([], round=1, batches="split", split_rounds=6) == []
+
+
+def of_file(name: str, file: str, prompt: str) -> PreferenceRow:
+    return row(name, prompt).model_copy(update={"source": Source(file=file, line=1)})
+
+
+def test_each_file_is_one_rounds_batch() -> None:
+    rows = [of_file("a", "1", "A"), of_file("b", "2", "B"), of_file("c", "2", "C")]
+    batches = [round_batch(rows, round=n, batches="files", split_rounds=6) for n in (1, 2, 3)]
+    assert [[r.id for r in batch] for batch in batches] == [["a"], ["b", "c"], ["b", "c"]]
+    assert round_batch(rows, round=3, batches="all", split_rounds=6) == rows
+
+
+def test_only_the_first_files_rows_are_held_out() -> None:
+    first = [of_file(str(n), "1", f"Question {n}") for n in range(20)]
+    _, alone = heldout_split(first, fraction=0.2, max_heldout=512, seed=0)
+    later = [of_file("same", "2", alone[0].messages[0].content.upper()), of_file("new", "2", "Another")]
+    train, heldout = heldout_of_files([*first, *later], fraction=0.2, max_heldout=512, seed=0)
+    assert heldout == alone  # whatever comes later
+    assert [r.id for r in train if r.source.file == "2"] == ["new"]
+    kept, others = without_prompts(later, heldout)
+    assert ([r.id for r in kept], [r.id for r in others]) == (["new"], ["same"])

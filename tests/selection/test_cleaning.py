@@ -5,14 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from alignloop.selection.cleaning import CleanRow, clean, num_words, opens_with_apology, repeated_ngram_share
+from alignloop.selection.cleaning import (
+    CleanRow,
+    clean,
+    matching,
+    num_words,
+    opens_with_apology,
+    repeated_ngram_share,
+)
 from alignloop.selection.verdicts import Pruned
 
 CANDIDATES = Path(__file__).resolve().parents[2] / "../shared/data/candidates/alpacaeval_120x20.jsonl"
 
 
-def run(rows: list[CleanRow], **limits: float | bool) -> Pruned:
-    usual = {
+def run(rows: list[CleanRow], **limits: object) -> Pruned:
+    usual: dict[str, object] = {
         "max_apology_share": 1.0,
         "max_exclamations_per_100_words": 10.0,
         "max_emojis_per_100_words": 10.0,
@@ -96,3 +103,38 @@ def test_most_real_completions_are_kept() -> None:
     result = run([row(str(n), text) for n, text in enumerate(texts)], max_apology_share=0.05)
     assert len(result.kept) + len(result.dropped) == len(texts) == 2400
     assert 0.85 < len(result.kept) / len(texts) < 1.0
+
+
+def test_any_pattern_can_be_balanced_and_one_after_another() -> None:
+    rows = [row(f"r{n}", f"Answer number {n} is here.") for n in range(8)]
+    sure = [row(f"c{n}", "Certainly! Here it is.", reward=float(n)) for n in range(4)]
+    result = run([*rows, *sure], balance=[matching("certainly", r"(?i)^certainly\b", 0.2)])  # 2 of 10 are a fifth
+    assert [(drop.id, drop.reason) for drop in result.dropped] == [
+        ("c0", "certainly: 33.3% of the rows match certainly, the limit is 20.0%"),
+        ("c1", "certainly: 33.3% of the rows match certainly, the limit is 20.0%"),
+    ]
+    assert result.metrics["num_certainly"] == 2
+    none = run([*rows, *sure], balance=[matching("certainly", "^Certainly", 0.0)])
+    assert none.metrics["num_kept"] == 8
+    assert run([], balance=[matching("x", "x", 0.0)]).kept == ()
+
+
+def test_chinese_loops_and_marks_are_counted_by_character() -> None:
+    result = run(
+        [
+            row("loud", "好\uff01好\uff01好\uff01"),  # 3 in 3 words
+            row("loop", "我们都是好人" * 10),  # 57 sequences of 4 signs, 6 distinct
+            row("fine", "自行车之所以能够保持平衡\uff0c是因为车轮转动时骑车的人不断地调整方向。"),
+        ]
+    )
+    assert result.kept == (2,)
+    assert "repeated n-grams: 0.89" in result.dropped[1].reason
+
+
+def test_a_foreign_completion_is_dropped_where_it_is_asked_for() -> None:
+    foreign = CleanRow(
+        "f", "自行车之所以能够保持平衡\uff0c是因为车轮转动。", False, 1.0, "How does a bicycle stay upright at all?"
+    )
+    assert run([foreign]).kept == (0,)
+    (drop,) = run([foreign], language="script").dropped  # type: ignore[arg-type]
+    assert drop.reason == "language: the prompt is in Latin script, 100% of the completion in Han"

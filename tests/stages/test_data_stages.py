@@ -1,14 +1,12 @@
-"""collect, select, prune, build_pairs on rows small enough to follow by hand."""
+"""collect, select, build_pairs on rows small enough to follow by hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from alignloop.artifacts import Artifact
-from alignloop.config.pruning import CleanConfig
 from alignloop.config.sampling import PairsConfig, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
@@ -16,9 +14,7 @@ from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PreferenceRow, SelectedRow, Source
 from alignloop.stage import StageContext
 from alignloop.stages import build_pairs, select
-from alignloop.stages.bootstrap import preferred
 from alignloop.stages.collect import pairs_to_annotate
-from alignloop.stages.prune import Item, best_quality, centred, clean_items, priorities
 from alignloop.stages.train_reward import of_strengths
 
 ASK = [Message(role="user", content="Name a colour.")]
@@ -130,31 +126,3 @@ def test_build_pairs_with_nothing_left_names_the_counts(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="1 preferences and 1 prompts gave none"):
         build_pairs.run(PairsConfig(), inputs, context(tmp_path))
-
-
-def item(row_id: str, reward: float | None, pass_rate: float | None = None, *, truncated: bool = False) -> Item:
-    return Item(preferred(preference(row_id, None)), truncated=truncated, reward=reward, pass_rate=pass_rate)
-
-
-def test_quality_keeps_the_top_half_and_rows_without_a_reward() -> None:
-    items = [item("a", 1.0), item("human", None), item("b", 4.0), item("c", 2.0), item("d", 3.0)]
-    kept, drops = best_quality(items, 0.5)
-    assert [i.reward for i in kept] == [None, 4.0, 3.0]
-    assert [drop.rule for drop in drops] == ["quality", "quality"]
-
-
-def test_cleaning_drops_truncated_rows() -> None:
-    kept, drops = clean_items([item("a", 1.0), item("b", 2.0, truncated=True)], CleanConfig())
-    assert len(kept) == 1
-    assert len(drops) == 1
-
-
-def test_priorities_are_quality_times_difficulty_and_people_first() -> None:
-    items = [item("a", -5.0, 0.0), item("b", 10.0, 0.5), item("human", None)]
-    # Quality is the place among rewards: 1/2 and 2/2; difficulty 1 - pass rate: 1 and 0.5.
-    assert priorities(items) == [0.5, 0.5, 2.0]
-
-
-def test_centred_removes_the_shared_direction() -> None:
-    embeddings = np.array([[10.0, 1.0], [10.0, -1.0]], dtype=np.float32)
-    assert centred(embeddings).tolist() == [[0.0, 1.0], [0.0, -1.0]]

@@ -1,0 +1,51 @@
+"""The verbs that tell where rows come from and what became of them: `why`, `diff`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
+
+
+def why(
+    row_id: Annotated[str, typer.Argument(metavar="ROW-ID", help="An id, the beginning of one, or FILE:LINE.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")] = Path("runs/quickstart"),
+    as_json: JsonOption = False,
+) -> None:
+    """Tell a row's life.
+
+    Where it comes from, kept or dropped why, trained where.
+
+    ROW-ID is that of a prompt, candidate, preference or pair.
+
+    \b
+    alignloop why adab44c88dff-491 runs/mine
+    alignloop why adab44c88dff-491/2/4 runs/mine
+    alignloop why preferences.jsonl:17 runs/mine
+    """
+    from alignloop.lineage import lives_json, lives_of, lives_text
+
+    lives = lives_of(row_id, run_dir)
+    typer.echo(lives_json(lives) if as_json else lives_text(lives))
+
+
+def diff(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    before: Annotated[int, typer.Argument(metavar="ROUND", min=0)],
+    after: Annotated[int, typer.Argument(metavar="ROUND", min=0)],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what changed between two rounds' data.
+
+    The largest changes first.
+
+    \b
+    alignloop diff runs/mine 2 3
+    """
+    from alignloop.lineage import diff_json, diff_of, diff_text
+
+    found = diff_of(run_dir, before=before, after=after)
+    typer.echo(diff_json(found) if as_json else diff_text(found))

@@ -1,0 +1,230 @@
+"""A raw object of a known form -> our rows. What is wrong with it is raised as a BadRow.
+
+object --Form.compare--> dialog and pairs --checks--> PreferenceRow (one a pair), PromptRow or SftRow (one a turn)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from alignloop.data.built import preference
+from alignloop.data.forms import Form, Pair, RawObject
+from alignloop.data.problems import BadRow, check_text, is_clean, shown
+from alignloop.data.turns import BadTurn, check_dialog, without_empty_system
+from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, SftRow, Source, Strength
+
+Dialogs = Literal["last_turn", "every_turn"]
+_MAX_DEPTH = 64
+_OWN_SFT = frozenset({"id", "messages", "origin", "source"})
+_SPELLINGS: dict[str, Strength] = {name: name for name in STRENGTHS}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How rows are made.
+
+    Attributes:
+        dialogs: of a dialog with several turns, one row (the last turn) or one a turn.
+        max_characters: texts of a row together, at most; None: no limit.
+    """
+
+    dialogs: Dialogs = "last_turn"
+    max_characters: int | None = None
+
+
+def preference_rows(row: RawObject, form: Form, source: Source, options: Options) -> list[PreferenceRow]:
+    """One row; of a ranked list one for each completion that is worse than the best.
+
+    Only the last turn was compared, so `every_turn` makes no more of it.
+    """
+    found = form.compare(row)
+    messages = _checked(without_empty_system(found.dialog), row, form, ends_with="user")
+    strength = row.get("strength")
+    strength = strength if strength is None or strength in STRENGTHS else _strength(strength)
+    annotator = row.get("annotator")
+    annotator = "human" if annotator is None else check_text(annotator, "annotator")
+    meta = _meta(row, form)
+    many = len(found.pairs) > 1
+    dialog = [part for turn in messages for part in (turn.role, turn.content)]
+    rows = []
+    for number, pair in enumerate(found.pairs, start=1):
+        edited = _checked_pair(pair, messages, options)
+        row_id = _id(row, (*dialog, pair.chosen, pair.rejected, edited or ""), source)
+        rows.append(
+            preference(
+                id=f"{row_id}/{number}" if many else row_id,
+                messages=messages,
+                chosen=pair.chosen,
+                rejected=pair.rejected,
+                edited=edited,
+                strength=strength,
+                source=source,
+                annotator=annotator,
+                meta=meta | dict(pair.meta) if pair.meta else meta,
+            )
+        )
+    return rows
+
+
+def prompt_rows(row: RawObject, form: Form, source: Source, options: Options) -> list[PromptRow]:
+    """The dialog up to the completion; with `every_turn` one row for each of its user turns."""
+    messages = _checked(without_empty_system(form.dialog(row)), row, form, ends_with="user")
+    _check_length(messages, (), options)
+    meta = _meta(row, form)
+    row_id = _id(row, [part for turn in messages for part in (turn.role, turn.content)], source)
+    return [
+        PromptRow(id=part_id, messages=part, source=source, meta=meta)
+        for part_id, part in _parts(row_id, messages, "user", options)
+    ]
+
+
+def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> list[SftRow]:
+    """The dialog with its target; with `every_turn` one row for each of its assistant turns."""
+    if row.keys() >= _OWN_SFT:
+        free = {name: _meta_text(row[name]) for name in ("meta", "judge") if type(row.get(name)) is str}
+        own = SftRow.model_validate({**row, **free})
+        _checked(own.messages, row, form, ends_with="assistant")
+        _check_length(own.messages, (), options)
+        return [own]
+    found = form.compare(row)
+    messages = without_empty_system(found.dialog)
+    if found.pairs:
+        pair = found.pairs[0]
+        best = pair.chosen if pair.edited is None else pair.edited
+        messages = [*messages, Message(role="assistant", content=best)]
+    _checked(messages, row, form, ends_with="assistant")
+    _check_length(messages, (), options)
+    meta = _meta(row, form)
+    row_id = _id(row, [part for turn in messages for part in (turn.role, turn.content)], source)
+    return [
+        SftRow(id=part_id, messages=part, origin="preference" if found.pairs else "given", source=source, meta=meta)
+        for part_id, part in _parts(row_id, messages, "assistant", options)
+    ]
+
+
+Maker = Callable[[RawObject, Form, Source, Options], Sequence[PreferenceRow | PromptRow | SftRow]]
+
+
+def _parts(row_id: str, messages: list[Message], role: str, options: Options) -> list[tuple[str, list[Message]]]:
+    """(id, dialog up to a turn of `role`): the last alone, or each."""
+    ends = [index for index, message in enumerate(messages) if message.role == role]
+    if options.dialogs == "last_turn" or len(ends) == 1:
+        return [(row_id, messages)]
+    return [(f"{row_id}/turn-{number}", messages[: end + 1]) for number, end in enumerate(ends, start=1)]
+
+
+def _checked(
+    messages: list[Message], row: RawObject, form: Form, *, ends_with: Literal["user", "assistant"]
+) -> list[Message]:
+    try:
+        check_dialog(messages, ends_with=ends_with)
+    except BadTurn as bad:
+        raise BadRow(form.place(row)(bad.index), bad.reason) from None
+    return messages
+
+
+def _checked_pair(pair: Pair, messages: Sequence[Message], options: Options) -> str | None:
+    """The edited completion; None where there is none, or where the annotator changed nothing."""
+    edited, rejected, chosen = pair.edited, pair.rejected.strip(), pair.chosen.strip()
+    if chosen == rejected:
+        raise BadRow(None, "chosen and rejected are the same text: nothing to learn from the row")
+    if edited is not None:
+        if edited.strip() == rejected:
+            raise BadRow(
+                "edited", "is the same text as rejected: the order edited > chosen > rejected contradicts itself"
+            )
+        if edited.strip() == chosen:
+            edited = None
+    _check_length(messages, (pair.chosen, pair.rejected, edited or ""), options)
+    return edited
+
+
+def _check_length(messages: Sequence[Message], texts: Sequence[str], options: Options) -> None:
+    if options.max_characters is None:
+        return
+    num = sum(len(message.content) for message in messages) + sum(map(len, texts))
+    if num > options.max_characters:
+        raise BadRow(
+            None, f"holds {num:,} characters of text; the limit is {options.max_characters:,} (data.max_characters)"
+        )
+
+
+def _strength(value: object) -> Strength | None:
+    """The strength in our spelling (`Significantly better` is the paper's)."""
+    if value == "":
+        return None
+    given = check_text(value, "strength")
+    known = _SPELLINGS.get(given) or _SPELLINGS.get(given.strip().lower().replace(" ", "_").replace("-", "_"))
+    if known is None:
+        raise BadRow("strength", f"unknown strength {given[:60]!r}; allowed: {', '.join(STRENGTHS)} (or leave it out)")
+    return known
+
+
+def _id(row: RawObject, content: Sequence[str], source: Source) -> str:
+    """The id given, or one made of the row's texts and its line."""
+    given = row.get("id")
+    if given is None:
+        return f"{_digest(content)}-{source.line}"
+    if isinstance(given, int) and not isinstance(given, bool):
+        try:
+            return str(given)
+        except ValueError:
+            raise BadRow("id", "is a number of more than 4,300 digits: write it as a text") from None
+    if given != "":
+        return check_text(given, "id")
+    return f"{_digest(content)}-{source.line}"
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:12]
+
+
+def _meta(row: RawObject, form: Form) -> dict[str, Any]:
+    """Its free columns; of a converted file's row also `source`, where it stood before."""
+    given = row.get("meta")
+    if type(given) is str and given:
+        given = _meta_text(given)
+    if given is not None and not isinstance(given, Mapping):
+        raise BadRow("meta", f"must be an object, found {shown(given)}")
+    columns = form.columns
+    meta = {name: value for name, value in row.items() if name not in columns}
+    if given:
+        meta |= given
+    for name, value in meta.items():
+        kind = type(value)
+        if kind is int or value is None or (kind is str and is_clean(value) and is_clean(name)):
+            continue
+        _check_nested(meta, "meta")
+        break
+    return meta
+
+
+def _meta_text(text: str) -> object:
+    """A free object as a Parquet file of ours holds it: written as JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _check_nested(value: object, field: str, *, depth: int = 0) -> None:
+    """Free columns are carried along and written again: every value in them must be writable."""
+    if depth > _MAX_DEPTH:
+        raise BadRow(None, f"is nested more than {_MAX_DEPTH} levels deep")
+    if isinstance(value, str):
+        check_text(value, field)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            check_text(name, field)
+            if type(item) is not str or not is_clean(item):
+                _check_nested(item, f"{field}.{name}", depth=depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_nested(item, f"{field}[{index}]", depth=depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(field, "is a number too large to be written again")

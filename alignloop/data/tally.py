@@ -1,0 +1,151 @@
+"""What a file's rows are like, counted in one pass; tallies of a file's parts add up to the whole's.
+
+Rows are not kept: a few numbers each (lengths, hashes), a sample, the first few, and the first rows that are bad.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignloop.data.readers import Reading, Seen
+from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
+
+AnyRow = PreferenceRow | PromptRow | SftRow
+NUM_SAMPLED = 1000
+NUM_FIRST = 20
+MOST_BAD = 1000
+_SPREAD = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+
+
+@dataclass
+class Tally:
+    """Counts over rows.
+
+    Attributes:
+        num_read, num_kept, num_rejected: rows of the file.
+        num_rows: rows made of them: a ranked list makes several.
+        prompt_characters, completion_characters: of each row; of a preference its longer completion, of a prompt none.
+        prompts, rows: a hash of each row's dialog, and of the whole row.
+        turns: number of user turns -> rows; systems: rows with a system turn.
+        sample: (order, row): a fixed tenth, hundredth, ... of the rows, spread over the file.
+        reasons: (field, reason without its particulars) -> rejected rows.
+        bad: the first rejected rows.
+    """
+
+    num_read: int = 0
+    num_kept: int = 0
+    num_rejected: int = 0
+    num_rows: int = 0
+    prompt_characters: array[int] = field(default_factory=lambda: array("Q"))
+    completion_characters: array[int] = field(default_factory=lambda: array("Q"))
+    prompts: array[int] = field(default_factory=lambda: array("q"))
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    strengths: Counter[str] = field(default_factory=Counter)
+    annotators: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+    systems: int = 0
+    edited: int = 0
+    first: list[AnyRow] = field(default_factory=list)
+    sample: list[tuple[int, AnyRow]] = field(default_factory=list)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    bad: list[RejectedRow] = field(default_factory=list)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    cut_short: RejectedRow | None = None
+    _limit: int = _MASK
+
+    def count(self, reading: Reading[Any]) -> None:
+        """Go through a file, or a part of one."""
+        for row in reading:
+            if isinstance(row, RejectedRow):
+                self._reject(row)
+            else:
+                self._keep(row)
+        self.num_read += reading.num_read
+        self.num_kept += reading.num_kept
+        self.num_rejected += reading.num_rejected
+        self.seen = dict(reading.seen)
+        self.cut_short = reading.cut_short
+
+    def add(self, later: Tally, *, lines: int) -> None:
+        """Add what was counted of the part of the file that begins after `lines` lines.
+
+        Rows that cannot be read have their true lines then; the sources of rows that can are those of the part.
+        """
+        for name in ("num_read", "num_kept", "num_rejected", "num_rows", "systems", "edited"):
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        for name in ("prompt_characters", "completion_characters", "prompts", "rows"):
+            getattr(self, name).extend(getattr(later, name))
+        for name in ("strengths", "annotators", "turns", "reasons"):
+            getattr(self, name).update(getattr(later, name))
+        self.first = (self.first + later.first)[:NUM_FIRST]
+        self.sample += later.sample
+        self._limit = min(self._limit, later._limit)
+        self._thin()
+        moved = [row.model_copy(update={"line": row.line + lines}) for row in later.bad if row.line is not None]
+        self.bad = (self.bad + moved)[:MOST_BAD]
+        for name, seen in later.seen.items():
+            mine = self.seen.setdefault(name, Seen(0, 0))
+            mine.first = mine.first if mine.count else seen.first + lines
+            mine.count += seen.count
+        self.cut_short = later.cut_short
+
+    def _reject(self, row: RejectedRow) -> None:
+        self.reasons[(row.field or "", kind_of_reason(row.reason))] += 1
+        if len(self.bad) < MOST_BAD:
+            self.bad.append(row)
+
+    def _keep(self, row: AnyRow) -> None:
+        messages = row.messages
+        if type(row) is SftRow:
+            texts: tuple[str, ...] = (messages[-1].content,)
+            messages = messages[:-1]
+        elif type(row) is PreferenceRow:
+            texts = (row.chosen, row.rejected, row.edited or "")
+            self.strengths[row.strength or "none given"] += 1
+            self.annotators[row.annotator] += 1
+            self.edited += row.edited is not None
+        else:
+            texts = ()
+        contents = tuple([message.content for message in messages])
+        prompt = hash(contents)
+        self.num_rows += 1
+        self.prompts.append(prompt)
+        self.rows.append(hash((prompt, texts)))
+        self.prompt_characters.append(sum(map(len, contents)))
+        self.completion_characters.append(max(map(len, texts), default=0))
+        system = messages[0].role == "system"
+        self.systems += system
+        self.turns[(len(contents) - system + 1) // 2] += 1
+        if len(self.first) < NUM_FIRST:
+            self.first.append(row)
+        order = (self.num_rows * _SPREAD) & _MASK
+        if order <= self._limit:
+            self.sample.append((order, row))
+            if len(self.sample) > 2 * NUM_SAMPLED:
+                self._thin()
+
+    def _thin(self) -> None:
+        """Keep the rows of lowest order: the same share of every stretch of the file."""
+        if len(self.sample) > NUM_SAMPLED:
+            self.sample.sort(key=lambda item: item[0])
+            del self.sample[NUM_SAMPLED:]
+            self._limit = self.sample[-1][0]
+
+
+def kind_of_reason(reason: str) -> str:
+    """A reason without what differs from row to row: up to its first number, quote or colon."""
+    end = min((at for mark in (":", "'", " at ", ", found", ";", " (") if (at := reason.find(mark)) > 0), default=60)
+    return reason[: min(end, 60)]
+
+
+def num_repeated(hashes: Iterable[int]) -> int:
+    """How many of the values stood before among them."""
+    import numpy as np
+
+    values = np.asarray(hashes)
+    return int(len(values) - len(np.unique(values)))

@@ -1,0 +1,182 @@
+"""Embeddings by any sentence-transformers model, from a folder or by its hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignloop.errors import ModelError, UserError
+from alignloop.progress import Progress
+from alignloop.records import Message
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MODULES = "modules.json"
+"""What makes a folder a sentence-transformers model: the list of its parts."""
+_OWNER = "sentence-transformers"
+_SHARD = 64
+"""Batches between two steps of the progress bar."""
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model as an `Embedder`: a dialog is the texts of its turns, one after another.
+
+    Args:
+        model, batch_size, device: as for `embed_texts`.
+    """
+
+    def __init__(
+        self, model: str | Path, *, batch_size: int = 32, progress: Progress, device: str | None = None
+    ) -> None:
+        self._model, self._batch_size = model, batch_size
+        self._progress, self._device = progress, device
+
+    def embed(self, dialogs: Sequence[Sequence[Message]]) -> NDArray[np.float32]:
+        return self.embed_texts(["\n\n".join(message.content for message in dialog) for dialog in dialogs])
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return embed_texts(
+            texts, model=self._model, batch_size=self._batch_size, progress=self._progress, device=self._device
+        )
+
+
+def embed_texts(
+    texts: Sequence[str],
+    *,
+    model: str | Path,
+    batch_size: int = 32,
+    progress: Progress,
+    device: str | None = None,
+) -> NDArray[np.float32]:
+    """One unit vector a text; same texts, same bytes on a CPU.
+
+    A model sees the first tokens of a text, as many as its window has (256 for all-MiniLM-L6-v2): how many texts are
+    longer is said.
+
+    Args:
+        texts: N texts.
+        model: folder that sentence-transformers wrote, or a hub id (`all-MiniLM-L6-v2` is short for
+            `sentence-transformers/all-MiniLM-L6-v2`), downloaded where it is not on this machine.
+        batch_size: texts a forward pass.
+        device: as torch names it; None: an accelerator where there is one, otherwise the CPU.
+
+    Returns:
+        Float32 [N, D] in the order given.
+
+    Raises:
+        ModelError: no such folder or id, the hub cannot be reached, or what is there is no sentence-transformers model.
+        UserError: sentence-transformers is not installed.
+        ValueError: batch_size below 1.
+    """
+    import numpy as np
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    encoder = _load(locate(model, progress=progress), model, device)
+    found = np.zeros((len(texts), int(encoder.get_embedding_dimension())), dtype=np.float32)
+    # Longest first: texts of a batch are of like length, and memory that suffices for the first suffices for all.
+    order = sorted(range(len(texts)), key=lambda place: (-len(texts[place]), place))
+    num_cut = 0
+    with progress.task("embed", total=len(texts), unit="texts") as advance:
+        for start in range(0, len(order), batch_size * _SHARD):
+            places = order[start : start + batch_size * _SHARD]
+            shard = [texts[place] for place in places]
+            num_cut += _num_cut(encoder, shard)
+            found[places] = encoder.encode(
+                shard, batch_size=batch_size, convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False
+            )
+            advance(len(places))
+    if num_cut:
+        progress.say(
+            f"{num_cut:,} of {len(texts):,} texts are longer than the {encoder.max_seq_length} tokens that {model} "
+            "sees: their vectors are those of their beginnings"
+        )
+    return found
+
+
+def locate(model: str | Path, *, progress: Progress) -> Path:
+    """Folder of a sentence-transformers model; the hub is asked only where the id is not on this machine.
+
+    Raises:
+        ModelError: as for `embed_texts`.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _checked(path, name=str(model))
+    name = str(model)
+    if isinstance(model, Path) or path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"{name}: no such folder. An embedder is a folder that sentence-transformers wrote, or a hub id "
+            "(owner/name)"
+        )
+    return _from_hub(name if "/" in name else f"{_OWNER}/{name}", progress=progress)
+
+
+def _from_hub(name: str, *, progress: Progress) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return _checked(Path(snapshot_download(name, local_files_only=True)), name=name)
+    except LocalEntryNotFoundError:
+        progress.say(f"{name} is not on this machine: asking the hub for it")
+    except ValueError as error:
+        raise ModelError(f"{name}: neither a folder nor a hub id ({_first_line(error)})") from error
+    try:
+        return _checked(Path(snapshot_download(name)), name=name)
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{name}: the hub has no model of that id, or it is private. Check the spelling, or give a folder"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{name}: not on this machine, and the hub cannot be reached ({type(error).__name__}). Where there is a "
+            f"connection run `hf download {name}`, or copy the model here and give its folder"
+        ) from error
+
+
+def _checked(folder: Path, *, name: str) -> Path:
+    if (folder / MODULES).is_file():
+        return folder
+    what = "a language model's folder" if (folder / "config.json").is_file() else "a folder"
+    raise ModelError(
+        f"{name}: {what} without {MODULES}, so it is no sentence-transformers model. Give one (for example "
+        "all-MiniLM-L6-v2), or take the policy's own states: embedder `policy`"
+    )
+
+
+def _load(folder: Path, model: str | Path, device: str | None) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise UserError(
+            f"{model}: to embed with it sentence-transformers is needed: pip install sentence-transformers ({error})"
+        ) from error
+    try:
+        encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
+    except Exception as error:  # whatever a broken file makes the library raise
+        raise ModelError(
+            f"{model}: sentence-transformers cannot load {folder} ({type(error).__name__}: {_first_line(error)}); "
+            "download it again"
+        ) from error
+    return encoder.float().eval()
+
+
+def _num_cut(encoder: Any, texts: Sequence[str]) -> int:
+    """How many texts have more tokens than the model sees."""
+    window, tokenizer = encoder.max_seq_length, getattr(encoder, "tokenizer", None)
+    if window is None or tokenizer is None:
+        return 0
+    # No token is shorter than a character, but for the two that frame a text.
+    long = [text for text in texts if len(text) + 8 > window]
+    if not long:
+        return 0
+    tokens = tokenizer(long, add_special_tokens=True, truncation=False, padding=False, verbose=False)["input_ids"]
+    return sum(len(ids) > window for ids in tokens)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

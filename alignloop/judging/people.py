@@ -1,0 +1,237 @@
+"""People as annotators: pairs of candidates out as questions, answers in, checked line by line.
+
+pairs --questions--> ToAnnotateRow, a file --a person--> AnnotatedRow, a file --annotations_of--> preferences, verdicts
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from alignloop.data.problems import BadRow, check_text, plain_problems, shown
+from alignloop.errors import DataError
+from alignloop.judging.annotate import Annotations, Pair, preference
+from alignloop.records import STRENGTHS, AnnotatedRow, PreferenceRow, Strength, ToAnnotateRow, VerdictRow
+
+ANSWER_COLUMNS = {
+    "id": "the pair's",
+    "choice": "first, second or tie",
+    "strength": f"may be left out: {', '.join(STRENGTHS[:2])},",
+    "": ", ".join(STRENGTHS[2:]),
+    "edited": "may be left out: an improved text of the chosen one",
+}
+"""Column -> what people write in it; an empty name goes on with the line before."""
+CHOICES = ("first", "second", "tie")
+_OWN = tuple(AnnotatedRow.model_fields)
+_SHOWN_PROBLEMS = 8
+
+
+def question_id(pair: Pair) -> str:
+    """`<prompt id>/<round>/<k>-<k>`, in the order the two are shown."""
+    _, first, second = pair
+    return f"{first.id}-{second.id.rpartition('/')[2]}"
+
+
+def questions(pairs: Sequence[Pair]) -> list[ToAnnotateRow]:
+    """What people are asked; nothing in it tells the two candidates apart but their texts."""
+    return [
+        ToAnnotateRow(
+            id=question_id(pair), messages=pair[0].messages, first=pair[1].completion, second=pair[2].completion
+        )
+        for pair in pairs
+    ]
+
+
+def read_answers(path: Path, *, asked: Sequence[ToAnnotateRow], where: str | None = None) -> dict[str, AnnotatedRow]:
+    """Pair id -> its answer; rows without a choice are pairs not answered yet.
+
+    Args:
+        asked: the questions the file answers.
+        where: the file's name in messages; default: its path.
+
+    Raises:
+        DataError: lines that are no answers, with line, column, value and what to do; all in one go.
+    """
+    name = where or str(path)
+    known = {row.id: row for row in asked}
+    answers: dict[str, AnnotatedRow] = {}
+    lines: dict[str, int] = {}
+    problems: list[str] = []
+    for number, text in _numbered_lines(path, name):
+        try:
+            row = _checked(_answer(text), known)
+            if row.id in lines and answers.get(row.id) != row:
+                raise BadRow("id", f"{row.id} has another answer in line {lines[row.id]}: keep one of the two")
+        except BadRow as bad:
+            problems.append(f"line {number}" + (f", field {bad.field}: " if bad.field else ": ") + bad.reason)
+            continue
+        lines.setdefault(row.id, number)
+        answers[row.id] = row
+    if problems:
+        more = [f"and {len(problems) - _SHOWN_PROBLEMS:,} more"] if len(problems) > _SHOWN_PROBLEMS else []
+        told = "\n".join(f"  - {problem}" for problem in [*problems[:_SHOWN_PROBLEMS], *more])
+        what = "1 line is no answer" if len(problems) == 1 else f"{len(problems):,} lines are no answers"
+        raise DataError(f"{name}: {what}:\n{told}\nMend the file and run the same command again")
+    return {row_id: row for row_id, row in answers.items() if row.choice is not None}
+
+
+def answered_ids(path: Path) -> set[str]:
+    """Ids that have a choice, of a file that may still be in the making: what cannot be read counts for nothing."""
+    found = set()
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("choice") not in (None, ""):
+            found.add(str(row.get("id")))
+    return found
+
+
+def annotations_of(pairs: Sequence[Pair], answers: Mapping[str, AnnotatedRow]) -> Annotations:
+    """Preferences and verdicts of what people said; pairs without an answer are counted.
+
+    `asked` == `annotated` + `ties` + `unanswered`.
+    """
+    rows: list[PreferenceRow] = []
+    verdicts: list[VerdictRow] = []
+    for pair in pairs:
+        answer = answers.get(question_id(pair))
+        if answer is None or answer.choice is None:
+            continue
+        if answer.choice != "tie":
+            rows.append(_preference(pair, answer))
+        verdicts.append(_verdict(pair, answer))
+    counts = {
+        "asked": len(pairs),
+        "annotated": len(rows),
+        "ties": len(verdicts) - len(rows),
+        "unanswered": len(pairs) - len(verdicts),
+    }
+    return Annotations(rows, verdicts, counts, {"ties_share": counts["ties"] / len(verdicts)} if verdicts else {})
+
+
+def _preference(pair: Pair, answer: AnnotatedRow) -> PreferenceRow:
+    prompt, first, second = pair
+    chosen, rejected = (first, second) if answer.choice == "first" else (second, first)
+    row = preference(prompt, chosen, rejected, strength=answer.strength, annotator=answer.annotator)
+    edited = answer.edited
+    if edited is not None and edited.strip() == row.chosen.strip():
+        edited = None  # who changed nothing edited nothing
+    more = {"annotation": dict(answer.meta)} if answer.meta else {}
+    return row.model_copy(update={"edited": edited, "meta": {**row.meta, **more}})
+
+
+def _verdict(pair: Pair, answer: AnnotatedRow) -> VerdictRow:
+    assert answer.choice is not None, "only pairs with an answer have a verdict"
+    return VerdictRow(
+        id=question_id(pair),
+        first=pair[1].id,
+        second=pair[2].id,
+        winner=answer.choice,
+        reason="",
+        answers=[],
+        judge=answer.annotator,
+    )
+
+
+def _numbered_lines(path: Path, name: str) -> list[tuple[int, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: is no text in UTF-8 ({error.reason}, byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from error
+    # Not `splitlines`: it also breaks at U+2028 and its like, which JSON allows inside a text.
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _answer(text: str) -> AnnotatedRow:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise BadRow(None, f"is not JSON ({error}): write one object a line") from None
+    except RecursionError:
+        raise BadRow(None, "is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise BadRow(None, f"must be a JSON object, found {shown(value)}")
+    values = {key: item for key, item in value.items() if key in _OWN and key != "meta" and item not in (None, "")}
+    if "id" not in values:
+        raise BadRow("id", "is missing: repeat the id of the pair")
+    values["id"] = check_text(values["id"], "id")
+    for key, allowed in (("choice", CHOICES), ("strength", STRENGTHS)):
+        if key in values:
+            values[key] = _one_of(values[key], allowed, key)
+    for key in ("edited", "annotator", "first", "second"):
+        if key in values:
+            values[key] = check_text(values[key], key)
+    if not str(values.get("edited", "x")).strip():
+        raise BadRow("edited", "holds only spaces: write the improved text, or leave it out")
+    values["meta"] = _free_columns(value)
+    try:
+        return AnnotatedRow.model_validate(values)
+    except ValidationError as error:
+        raise BadRow(*plain_problems(error)[0]) from None
+
+
+def _one_of(value: object, allowed: Sequence[str], field: str) -> str:
+    text = check_text(value, field).strip().lower().replace(" ", "_").replace("-", "_")
+    if text not in allowed:
+        raise BadRow(field, f"{value!r} is unknown; allowed: {', '.join(allowed)}")
+    return text
+
+
+def _free_columns(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns that are not ours; one that is nearly ours is taken for a slip, not for free."""
+    given = value.get("meta")
+    if given is not None and not isinstance(given, dict):
+        raise BadRow("meta", f"must be an object, found {shown(given)}")
+    free = {key: item for key, item in value.items() if key not in _OWN}
+    for key in free:
+        near = difflib.get_close_matches(
+            key.lower(), ("id", "choice", "strength", "edited", "annotator"), n=1, cutoff=0.8
+        )
+        if near:
+            raise BadRow(key, f"unknown column: did you mean {near[0]!r}?")
+    free |= given or {}
+    for key, item in free.items():
+        check_text(key, "meta")
+        if isinstance(item, str):
+            check_text(item, key)
+    return free
+
+
+def _checked(row: AnnotatedRow, asked: Mapping[str, ToAnnotateRow]) -> AnnotatedRow:
+    """The answer held against its question."""
+    if row.id not in asked:
+        near = difflib.get_close_matches(row.id, asked, n=1, cutoff=0.8)
+        hint = f"; did you mean {near[0]}?" if near else f", such as {next(iter(asked), '(none was asked)')}"
+        raise BadRow("id", f"{row.id!r} is not a pair of this round{hint}")
+    question = asked[row.id]
+    for field, said, was in (
+        ("messages", row.messages, question.messages),
+        ("first", row.first, question.first),
+        ("second", row.second, question.second),
+    ):
+        if said is not None and said != was:
+            raise BadRow(field, f"is not what was asked under {row.id}: is this the answer to an older file?")
+    if row.choice is None and (row.strength or row.edited):
+        raise BadRow("choice", f"is missing, but there is {'a strength' if row.strength else 'an edited text'}")
+    _check_tie(row)
+    rejected = question.second if row.choice == "first" else question.first
+    if row.edited is not None and row.edited.strip() == rejected.strip():
+        raise BadRow("edited", "is the same text as the rejected one: choose that one, or edit the chosen one")
+    return row
+
+
+def _check_tie(row: AnnotatedRow) -> None:
+    strength: Strength | None = row.strength
+    if row.choice == "tie" and strength is not None:
+        raise BadRow("strength", f"{strength!r} says that one is better, but choice is tie: leave one of the two out")
+    if row.choice == "tie" and row.edited is not None:
+        raise BadRow("edited", "improves the chosen one, but choice is tie: choose the one that was edited")

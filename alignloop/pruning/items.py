@@ -1,0 +1,176 @@
+"""A row on its way through the steps, whatever kind it is of, and what comes out of it.
+
+SelectedRow | PreferenceRow | SftRow --item_of_*--> Item --steps add what they find--> as_sft, as_preference
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from alignloop.records import Message, PreferenceRow, SelectedRow, SftRow, Source
+
+LEAST_DIFFICULTY = 1e-3
+"""In priorities: what every candidate solves would otherwise be worth nothing at all."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A dialog with its completion, and what is known of it.
+
+    Attributes:
+        row: what it was made of; what comes out is made of it, too.
+        messages: up to the completion.
+        from_people: chosen or edited by people, in a round whose other rows the policy sampled: such a row carries no
+            reward and passes the steps that go by one.
+        judge: points by judging prompt.
+        tags: intentions; None where no judge was asked or its answer cannot be read.
+        difficulty_score: higher is harder, on the scale of the step that set it.
+        priority_difficulty: the same in (0, 1]; None where nothing is known.
+    """
+
+    id: str
+    row: SftRow | PreferenceRow | SelectedRow
+    messages: tuple[Message, ...]
+    completion: str
+    truncated: bool = False
+    reward: float | None = None
+    pass_rate: float | None = None
+    from_people: bool = False
+    topic: str | None = None
+    fine_topic: str | None = None
+    judge: dict[str, int] = field(default_factory=dict)
+    best_rating: float | None = None
+    """Points of the quality judge over the most it gives."""
+    tags: tuple[str, ...] | None = None
+    difficulty_score: float | None = None
+    priority_difficulty: float | None = None
+    cluster: int | None = None
+
+    @cached_property
+    def prompt(self) -> str:
+        """What the user says, all turns: near-duplicates and decontamination go by it."""
+        return "\n\n".join(message.content for message in self.messages if message.role == "user")
+
+    @property
+    def text(self) -> str:
+        """All that tells it from other rows: prompt, completion, and of a preference what was rejected."""
+        rejected = (self.row.rejected,) if isinstance(self.row, PreferenceRow) else ()
+        return "\n\n".join((self.prompt, self.completion, *rejected))
+
+    @property
+    def asked(self) -> str:
+        """The last thing the user said."""
+        return next((message.content for message in reversed(self.messages) if message.role == "user"), "")
+
+    @property
+    def dialog(self) -> list[Message]:
+        """With the completion."""
+        return [*self.messages, Message(role="assistant", content=self.completion)]
+
+    @property
+    def source(self) -> Source:
+        """Where it comes from."""
+        if isinstance(self.row, SelectedRow):
+            return Source(file=f"round-{self.row.round:02d}")
+        return self.row.source
+
+    @property
+    def quality_score(self) -> float | None:
+        """The reward; without one, what an earlier score or the judge says."""
+        if self.reward is not None:
+            return self.reward
+        return self.best_rating
+
+    def column(self, name: str) -> Any:
+        """A free column of the source, or None."""
+        return self.row.meta.get(name)
+
+    def with_(self, **changes: Any) -> Item:
+        """The item with what a step found."""
+        return replace(self, **changes)
+
+
+def item_of_selected(row: SelectedRow) -> Item:
+    """The best of K of a prompt; an empty completion is cleaning's to drop, with a reason."""
+    return Item(
+        id=row.id,
+        row=row,
+        messages=tuple(row.messages),
+        completion=row.completion,
+        truncated=row.finish_reason == "length",
+        reward=row.reward,
+        pass_rate=row.pass_rate,
+        difficulty_score=1.0 - row.pass_rate,
+        priority_difficulty=max(1.0 - row.pass_rate, LEAST_DIFFICULTY),
+    )
+
+
+def item_of_preference(row: PreferenceRow, *, from_people: bool = False) -> Item:
+    """A preference by what people liked best of it: edited, else chosen."""
+    return Item(id=row.id, row=row, messages=tuple(row.messages), completion=row.best, from_people=from_people)
+
+
+def item_of_sft(row: SftRow, *, reward: float | None = None, pass_rate: float | None = None) -> Item:
+    """A dialog with its target; what an earlier pruning wrote down is taken up."""
+    return Item(
+        id=row.id,
+        row=row,
+        messages=tuple(row.messages[:-1]),
+        completion=row.messages[-1].content,
+        reward=reward,
+        pass_rate=pass_rate,
+        topic=row.topic,
+        fine_topic=row.fine_topic,
+        judge=dict(row.judge),
+        tags=tuple(row.tags) or None,
+        difficulty_score=row.difficulty_score,
+    )
+
+
+def as_sft(item: Item) -> SftRow:
+    """The row to train on, with its lineage."""
+    row = item.row
+    found = {
+        "quality_score": item.quality_score,
+        "difficulty_score": item.difficulty_score,
+        "topic": item.topic,
+        "fine_topic": item.fine_topic,
+        "judge": item.judge,
+        "tags": list(item.tags or ()),
+        "cluster": item.cluster,
+    }
+    if isinstance(row, SftRow):
+        return row.model_copy(update={**found, "id": item.id})
+    lineage: dict[str, Any] = {"origin": "preference"}
+    if isinstance(row, SelectedRow):
+        lineage = {
+            "origin": "best_of_k",
+            "prompt_id": row.prompt_id,
+            "round": row.round,
+            "policy": row.policy,
+            "rewards": row.rewards,
+        }
+    return SftRow(id=item.id, messages=item.dialog, source=item.source, meta=row.meta, **lineage, **found)
+
+
+PRUNING = "pruning"
+"""Column of a preference row's `meta` that holds what the steps found."""
+
+
+def as_preference(item: Item) -> PreferenceRow:
+    """The preference row; what the steps found stands in its `meta`, for preferences have no columns for it."""
+    assert isinstance(item.row, PreferenceRow), "only preferences become preferences"
+    found = {
+        "topic": item.topic,
+        "fine_topic": item.fine_topic,
+        "quality_score": item.quality_score,
+        "difficulty_score": item.difficulty_score,
+        "judge": item.judge,
+        "tags": list(item.tags or ()),
+        "cluster": item.cluster,
+    }
+    known = {name: value for name, value in found.items() if value not in (None, {}, [])}
+    meta = {**item.row.meta, PRUNING: known} if known else item.row.meta
+    return item.row.model_copy(update={"id": item.id, "meta": meta})

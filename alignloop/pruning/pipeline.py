@@ -1,0 +1,118 @@
+"""Pruning, step by step (The Llama 3 Herd of Models, 4.2.3). Every drop has a reason; no step is left out in silence.
+
+items --clean--> --topic (labels)--> --quality--> --difficulty--> --near_duplicates--> --semantic_dedup-->
+      --decontaminate--> --mix--> kept
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from alignloop.pruning.clean import clean_step
+from alignloop.pruning.contamination import decontaminate_step
+from alignloop.pruning.difficulty import difficulty_step
+from alignloop.pruning.duplicates import near_duplicates_step, semantic_dedup_step
+from alignloop.pruning.items import Item
+from alignloop.pruning.mixing import mix_step
+from alignloop.pruning.quality import quality_step
+from alignloop.pruning.steps import StepResult, Tools
+from alignloop.pruning.topic import topic_step
+from alignloop.records import DroppedRow
+
+STEPS: Mapping[str, Callable[[Sequence[Item], Tools], StepResult]] = {
+    "clean": clean_step,
+    "topic": topic_step,
+    "quality": quality_step,
+    "difficulty": difficulty_step,
+    "near_duplicates": near_duplicates_step,
+    "semantic_dedup": semantic_dedup_step,
+    "decontaminate": decontaminate_step,
+    "mix": mix_step,
+}
+
+
+@dataclass(frozen=True)
+class FunnelLine:
+    """What a step left of the rows; `skipped`: why it did nothing."""
+
+    step: str
+    num_in: int
+    num_kept: int
+    num_dropped: int
+    seconds: float
+    skipped: str | None = None
+    repeated: int = 0
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What is left of the rows, what was dropped why, and how many each step took.
+
+    Attributes:
+        kept: in input order; a row that the mix repeats stands behind itself with an id of its own.
+        num_kept: without repeats, so that `in == num_kept + dropped`.
+    """
+
+    kept: list[Item]
+    num_kept: int
+    dropped: list[DroppedRow]
+    funnel: tuple[FunnelLine, ...]
+    metrics: dict[str, float]
+    notes: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For a manifest: `in`, `kept`, `dropped`, by rule, and repeats where there are any."""
+        by_rule = {f"dropped_by_{line.step}": line.num_dropped for line in self.funnel if line.skipped is None}
+        repeated = len(self.kept) - self.num_kept
+        total = {"in": self.num_kept + len(self.dropped), "kept": self.num_kept, "dropped": len(self.dropped)}
+        return {**total, **by_rule, **({"repeated": repeated} if repeated else {})}
+
+
+def prune(items: Sequence[Item], tools: Tools) -> Pruning:
+    """Put items through all steps.
+
+    Raises:
+        DataError: a step lacks what it needs and `tools.lenient` is false, or its data is wrong.
+        UserError: a judge's answers cannot be read, a model cannot be loaded.
+    """
+    left = list(items)
+    dropped: list[DroppedRow] = []
+    funnel: list[FunnelLine] = []
+    metrics: dict[str, float] = {}
+    notes: list[str] = []
+    for name, step in STEPS.items():
+        started = time.monotonic()
+        num_in = len(left)
+        result = step(left, tools) if left else StepResult(left, skipped="no row is left")
+        left = result.items
+        assert num_in == len(left) - result.repeated + len(result.dropped), f"{name}: rows vanished"
+        dropped += [
+            DroppedRow(id=drop.id, stage="prune", rule=name, reason=drop.reason, twin=drop.twin, cosine=drop.cosine)
+            for drop in result.dropped
+        ]
+        metrics |= {f"{name}_{key}": value for key, value in result.metrics.items() if key not in _COUNTED}
+        notes += result.notes
+        num_kept = num_in - len(result.dropped)
+        seconds = time.monotonic() - started
+        line = FunnelLine(name, num_in, num_kept, len(result.dropped), seconds, result.skipped, result.repeated)
+        funnel.append(line)
+    num_kept = len(left) - sum(line.repeated for line in funnel)
+    return Pruning(left, num_kept, dropped, tuple(funnel), metrics, tuple(notes))
+
+
+_COUNTED = ("num_in", "num_kept", "num_dropped")
+
+
+def funnel_lines(funnel: Sequence[FunnelLine], *, num_in: int) -> list[str]:
+    """The funnel as a person reads it."""
+    lines = [f"{'':<17}{'kept':>11}{'dropped':>11}", f"{'in':<17}{num_in:>11,}"]
+    for line in funnel:
+        if line.skipped is not None:
+            lines.append(f"{line.step:<17}{'-':>11}{'-':>11}  skipped: {line.skipped}")
+            continue
+        more = f"  {line.repeated:,} repeats added" if line.repeated else ""
+        lines.append(f"{line.step:<17}{line.num_kept:>11,}{line.num_dropped:>11,}{more}")
+    return lines

@@ -1,0 +1,174 @@
+"""Exact and near duplicates of texts, for prompts above all: normalised equality, then MinHash (Broder 1997).
+
+texts --units, n-grams--> sets --MinHash--> signatures --bands--> pairs worth a look --> estimated Jaccard
+
+A signature is one integer multiplication a permutation over all n-grams of all texts at once; text by text, as
+libraries do it, it takes several times as long.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignloop.selection.text_units import Hashes, Texts, UnitHasher, mixed, normalised, units
+from alignloop.selection.verdicts import Drop, Pruned, check_finite, pruned
+
+RULE = "near_duplicates"
+_SEED = 0x616C69676E
+_CHUNK = 4_096
+"""Texts whose n-grams are in memory at a time."""
+_MOST_MISSED = 0.01
+
+
+def near_duplicates(
+    ids: Sequence[str],
+    *,
+    texts: Sequence[str],
+    jaccard: float | None = 0.8,
+    num_perm: int = 128,
+    ngram: int = 5,
+    priorities: Sequence[float] | None = None,
+) -> Pruned:
+    """Drop texts that say the same as a better one, and those that nearly do. Deterministic.
+
+    Two texts are the same where they differ in case, spaces or compatibility forms alone. Two are near where the
+    share of common n-grams among all theirs, estimated from `num_perm` MinHash values (standard error
+    sqrt(J (1 - J) / num_perm), 0.035 at 0.8 and 128), reaches `jaccard`. Punctuation is in no n-gram. A text with
+    fewer units than `ngram` has one n-gram: all it has. A row is compared with those kept before it.
+
+    Args:
+        ids: N row ids.
+        texts: N texts.
+        jaccard: least estimated Jaccard similarity that drops, in (0, 1]; None: only the same texts are dropped.
+        num_perm: MinHash values a text; a pair at `jaccard` is missed one time in a hundred or less.
+        ngram: units (words; characters in scripts without spaces) a sequence.
+        priorities: N numbers, higher first; the first row in this order is kept. None: the input's order.
+
+    Raises:
+        ValueError: shapes that do not fit, or a number out of its range.
+    """
+    _check(ids, texts, jaccard, num_perm, ngram, priorities)
+    order = range(len(ids))
+    ranked = order if priorities is None else sorted(order, key=lambda row: (-priorities[row], row))
+    plain = [normalised(text) for text in texts]
+    drops: dict[int, Drop] = {}
+    first: dict[str, int] = {}
+    for row in ranked:
+        twin = first.setdefault(plain[row], row)
+        if twin != row:
+            drops[row] = Drop(ids[row], RULE, f"same text as {ids[twin]}, but for case and spaces", ids[twin])
+    num_exact = len(drops)
+    if jaccard is not None:
+        left = [row for row in ranked if row not in drops]
+        for place, twin, estimate in _near([plain[row] for row in left], jaccard, num_perm, ngram):
+            row, other = left[place], ids[left[twin]]
+            drops[row] = Drop(ids[row], RULE, f"estimated Jaccard {estimate:.2f} to {other}", other)
+    counts = {"num_exact": float(num_exact), "num_near": float(len(drops) - num_exact)}
+    return pruned(ids, drops, metrics=counts)
+
+
+def signatures(texts: Sequence[str], *, num_perm: int, ngram: int) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+    """[N, num_perm] MinHash values of normalised texts, and which texts have any unit at all."""
+    # Multiply-shift hashing (Dietzfelbinger et al. 1997): the upper half of an odd multiple, plus a shift.
+    random = np.random.Generator(np.random.PCG64(_SEED))
+    odd = random.integers(0, 2**63, size=num_perm, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    shift = random.integers(0, 2**63, size=num_perm, dtype=np.uint64)
+    hasher = UnitHasher()
+    found = np.zeros((len(texts), num_perm), dtype=np.uint32)
+    has_units = np.zeros(len(texts), dtype=bool)
+    for start in range(0, len(texts), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        grams = shingles(hasher.texts(units(text) for text in texts[part]), ngram)
+        rows = np.flatnonzero(grams.lengths)
+        has_units[start + rows] = True
+        if not len(rows):
+            continue
+        with np.errstate(over="ignore"):
+            for number in range(num_perm):
+                values = ((grams.hashes * odd[number] + shift[number]) >> np.uint64(32)).astype(np.uint32)
+                found[start + rows, number] = np.minimum.reduceat(values, grams.starts[:-1][rows])
+    return found, has_units
+
+
+def shingles(texts: Texts, ngram: int) -> Texts:
+    """n-grams of each text; one of all its units where it has fewer."""
+    grams = texts.ngrams(ngram)
+    short = np.flatnonzero((texts.lengths > 0) & (texts.lengths < ngram))
+    if not len(short):
+        return grams
+    # A text of m < n units is one m-gram. Its hash may equal no longer text's: the length goes into it.
+    whole = np.zeros(len(short), dtype=np.uint64)
+    for length in np.unique(texts.lengths[short]):
+        place = np.flatnonzero(texts.lengths[short] == length)
+        same = texts.ngrams(int(length))
+        whole[place] = mixed(same.hashes[same.starts[short[place]]] ^ np.uint64(length))
+    # These texts have no n-grams, so that each hash goes in where its text's n-grams would begin.
+    hashes = np.insert(grams.hashes, grams.starts[short], whole)
+    counts = grams.lengths.copy()
+    counts[short] = 1
+    return Texts(hashes, np.concatenate([[0], np.cumsum(counts)]))
+
+
+def rows_per_band(jaccard: float, num_perm: int) -> int:
+    """The longest bands (fewest pairs to look at) with which a pair at `jaccard` is missed 1 time in 100 or less."""
+    for rows in range(num_perm, 1, -1):
+        if (1 - jaccard**rows) ** (num_perm // rows) <= _MOST_MISSED:
+            return rows
+    return 1
+
+
+def _near(texts: Sequence[str], jaccard: float, num_perm: int, ngram: int) -> Iterator[tuple[int, int, float]]:
+    """(row, the most similar row kept before it, estimated Jaccard) for each that reaches `jaccard`."""
+    found, has_units = signatures(texts, num_perm=num_perm, ngram=ngram)
+    buckets = _shared_buckets(found, rows_per_band(jaccard, num_perm))
+    kept: defaultdict[int, list[int]] = defaultdict(list)
+    for row in np.flatnonzero((buckets >= 0).any(axis=1) & has_units):
+        mine = buckets[row][buckets[row] >= 0].tolist()
+        others = sorted({other for bucket in mine for other in kept[bucket]})
+        if others:
+            estimates = (found[others] == found[row]).mean(axis=1)
+            best = int(estimates.argmax())
+            if estimates[best] >= jaccard:
+                yield int(row), others[best], float(estimates[best])
+                continue
+        for bucket in mine:
+            kept[bucket].append(int(row))
+
+
+def _shared_buckets(found: NDArray[np.uint32], rows: int) -> NDArray[np.int64]:
+    """[N, num_bands] bucket numbers, -1 where a text is alone in its bucket."""
+    num_bands = found.shape[1] // rows
+    buckets = np.full((len(found), num_bands), -1, dtype=np.int64)
+    next_number = 0
+    for band in range(num_bands):
+        keys: Hashes = np.zeros(len(found), dtype=np.uint64)
+        for column in range(band * rows, (band + 1) * rows):
+            keys = mixed(keys ^ found[:, column])
+        _, number, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        buckets[:, band] = np.where(counts[number] > 1, number + next_number, -1)
+        next_number += len(counts)
+    return buckets
+
+
+def _check(
+    ids: Sequence[str],
+    texts: Sequence[str],
+    jaccard: float | None,
+    num_perm: int,
+    ngram: int,
+    priorities: Sequence[float] | None,
+) -> None:
+    if len(ids) != len(texts) or (priorities is not None and len(priorities) != len(ids)):
+        num = "" if priorities is None else f" and {len(priorities)} priorities"
+        raise ValueError(f"{len(texts)} texts{num} for {len(ids)} ids")
+    if jaccard is not None and not 0.0 < jaccard <= 1.0:
+        raise ValueError(f"jaccard is {jaccard}: above 0 and at most 1, or None for exact duplicates alone")
+    for name, value in (("num_perm", num_perm), ("ngram", ngram)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
+    if priorities is not None:
+        check_finite(priorities, name="priorities")

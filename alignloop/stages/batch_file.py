@@ -1,0 +1,102 @@
+"""A round's own file of preferences -> its batch, every row accounted for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alignloop.config.data import DataConfig
+from alignloop.data.readers import read_preferences
+from alignloop.data.split import prompt_key, without_prompts
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
+from alignloop.stages.ingest import prompts_of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A round's rows.
+
+    Attributes:
+        prompts: to sample for from now on; empty where the batch adds none.
+        dropped, rejected: rows of the file that are left out, or cannot be read.
+        counts: `in` == `kept` + `dropped`, of the file; empty where the batch is a share of what was ingested.
+    """
+
+    rows: list[PreferenceRow]
+    prompts: list[PromptRow] = field(default_factory=list)
+    dropped: list[DroppedRow] = field(default_factory=list)
+    rejected: list[RejectedRow] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def read_batch(
+    file: Path,
+    *,
+    config: DataConfig,
+    earlier: Sequence[PreferenceRow],
+    heldout: Sequence[PreferenceRow],
+    prompts: Sequence[PromptRow] | None,
+) -> Batch:
+    """Read a round's file.
+
+    Args:
+        earlier: rows of the rounds before: another row's id is not used again, the same row keeps its own and so
+            trains once.
+        heldout: rows of these prompts are dropped.
+        prompts: those to sample for so far; None: the file's prompts are not sampled for.
+
+    Raises:
+        DataError: as `read_preferences`.
+    """
+    read = read_preferences([file], **config.reading)
+    rows, of_heldout = without_prompts(_with_own_ids(read.rows, earlier), heldout)
+    dropped = [
+        DroppedRow(id=row.id, stage="collect", rule="heldout_prompt", reason=HELDOUT_REASON, twin=None)
+        for row in of_heldout
+    ]
+    num_dropped = len(dropped) + len(read.rejected)
+    return Batch(
+        rows,
+        prompts=[] if prompts is None else _more_prompts(prompts, rows),
+        dropped=dropped,
+        rejected=list(read.rejected),
+        counts={"in": len(rows) + num_dropped, "kept": len(rows), "dropped": num_dropped},
+    )
+
+
+HELDOUT_REASON = "its prompt is that of a held-out preference, which nothing trains on"
+
+
+def _with_own_ids(rows: Sequence[PreferenceRow], earlier: Sequence[PreferenceRow]) -> list[PreferenceRow]:
+    """Files numbered from 0, one by one: an id that stands for another row already gets `~2`, `~3`, ..."""
+    known = {row.id: row for row in earlier}
+    taken = known.keys() | {row.id for row in rows}
+    unique = []
+    for row in rows:
+        name = _own_id(row, known, taken)
+        taken.add(name)
+        unique.append(row if name == row.id else row.model_copy(update={"id": name}))
+    return unique
+
+
+def _own_id(row: PreferenceRow, known: Mapping[str, PreferenceRow], taken: Container[str]) -> str:
+    if row.id not in known or _is_same(known[row.id], row):
+        return row.id
+    for number in itertools.count(2):
+        name = f"{row.id}~{number}"
+        if name not in taken or (name in known and _is_same(known[name], row)):
+            return name
+    raise AssertionError("numbers do not end")
+
+
+def _is_same(one: PreferenceRow, other: PreferenceRow) -> bool:
+    """Whether two rows say the same, wherever they stand."""
+    columns = {"messages", "chosen", "rejected", "edited", "strength"}
+    return one.model_dump(include=columns) == other.model_dump(include=columns)
+
+
+def _more_prompts(prompts: Sequence[PromptRow], rows: Sequence[PreferenceRow]) -> list[PromptRow]:
+    known = {prompt_key(row.messages, seed=0) for row in prompts}
+    return [*prompts, *(row for row in prompts_of(list(rows)) if prompt_key(row.messages, seed=0) not in known)]

@@ -1,0 +1,318 @@
+"""A row of every form, by hand: what dialog and completions come of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from alignloop.config.data import FormName
+from alignloop.data.forms import FORMS
+from alignloop.data.readers import Reading, iter_preferences, iter_prompts, iter_sft, read_preferences
+from alignloop.errors import DataError
+from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
+
+Q, A, Q2 = (
+    {"role": "user", "content": "Hi?"},
+    {"role": "assistant", "content": "Hello."},
+    {
+        "role": "user",
+        "content": "Bye?",
+    },
+)
+GOOD, BAD = {"role": "assistant", "content": "Bye!"}, {"role": "assistant", "content": "No."}
+DIALOG = [("user", "Hi?"), ("assistant", "Hello."), ("user", "Bye?")]
+HH = "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Bye?\n\nAssistant:"
+SHORT = [("user", "Bye?")]
+ROWS: list[tuple[str, dict[str, Any], list[tuple[str, str]], dict[str, Any]]] = [
+    ("canonical", {"prompt": "Bye?", "chosen": "Bye!", "rejected": "No."}, SHORT, {}),
+    ("canonical", {"messages": [Q, A, Q2], "chosen": [GOOD], "rejected": BAD} | {"chosen": GOOD}, DIALOG, {}),
+    (
+        "canonical",
+        {"system": "Be brief.", "prompt": "Bye?", "chosen": "Bye!", "rejected": "No."},
+        [("system", "Be brief."), *SHORT],
+        {},
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi?"},
+                {"from": "gpt", "value": "Hello."},
+                {"from": "human", "value": "Bye?"},
+            ],
+            "chosen": {"from": "gpt", "value": "Bye!"},
+            "rejected": {"from": "gpt", "value": "No."},
+        },
+        DIALOG,
+        {},
+    ),
+    ("trl_conversational", {"prompt": [Q, A, Q2], "chosen": [GOOD], "rejected": [BAD]}, DIALOG, {}),
+    ("trl_conversational", {"prompt": [Q], "chosen": [A, Q2, GOOD], "rejected": [A, Q2, BAD]}, DIALOG, {}),
+    ("trl_conversational", {"messages": [Q, A, Q2], "chosen": [GOOD], "rejected": [BAD]}, DIALOG, {}),
+    ("trl_implicit", {"chosen": [Q, A, Q2, GOOD], "rejected": [Q, A, Q2, BAD], "n": 1}, DIALOG, {"n": 1}),
+    ("hh_transcript", {"chosen": f"{HH} Bye!", "rejected": f"{HH} No.\n"}, DIALOG, {}),
+    ("hh_transcript", {"prompt": HH, "chosen": "Bye!", "rejected": "No."}, DIALOG, {}),
+    ("alpaca", {"instruction": "Bye", "input": "?", "output": ["Bye!", "No."]}, [("user", "Bye\n?")], {}),
+    (
+        "alpaca",
+        {"instruction": "Bye?", "history": [["Hi?", "Hello."]], "chosen": "Bye!", "rejected": "No."},
+        DIALOG,
+        {},
+    ),
+    (
+        "ultrafeedback",
+        {
+            "prompt": "Bye?",
+            "chosen": [Q2, GOOD],
+            "rejected": [Q2, BAD],
+            "messages": [Q2, GOOD],
+            "score_chosen": 8.5,
+            "score_rejected": 3.0,
+        },
+        SHORT,
+        {"score_chosen": 8.5, "score_rejected": 3.0},
+    ),
+    ("ultrafeedback", {"prompt": "Bye?", "chosen": [GOOD], "rejected": [BAD]}, SHORT, {}),
+    ("text_pair", {"chosen": "Bye? Bye!", "rejected": "Bye? No."}, SHORT, {}),
+    ("ranked", {"prompt": "Bye?", "ranking": ["Bye!", "No."]}, SHORT, {}),
+]
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("form", "row", "dialog", "meta"), ROWS)
+def test_a_row_of_every_form(
+    tmp_path: Path, form: str, row: dict[str, Any], dialog: list[tuple[str, str]], meta: dict[str, Any]
+) -> None:
+    file = write(tmp_path / "f.jsonl", row)
+    result = read_preferences([file], max_bad_fraction=0)
+    assert result.forms == {str(file): form}
+    (read,) = result.rows
+    assert [(m.role, m.content) for m in read.messages] == dialog
+    assert (read.chosen, read.rejected, read.meta) == ("Bye!", "No.", meta)
+    # The fast way to make a row makes what pydantic's checks make.
+    assert read == PreferenceRow.model_validate(read.model_dump())
+    assert read.model_dump_json() == PreferenceRow.model_validate(read.model_dump()).model_dump_json()
+    (prompt,) = iter_prompts(file)
+    assert isinstance(prompt, PromptRow)
+    assert [(m.role, m.content) for m in prompt.messages] == dialog
+    (sft,) = iter_sft(file)
+    assert isinstance(sft, SftRow)
+    assert [(m.role, m.content) for m in sft.messages] == [*dialog, ("assistant", "Bye!")]
+    assert sft.origin == "preference"
+
+
+def test_every_form_has_a_row_here_and_a_name_in_the_recipe() -> None:
+    assert {form for form, *_ in ROWS} | {"best_first"} == {form.name for form in FORMS} == set(get_args(FormName))
+
+
+def scored(name: str, **values: float) -> list[dict[str, Any]]:
+    """Completions with a number each."""
+    return [{"text": text, name: value} for text, value in values.items()]
+
+
+RANKED: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
+    ({"ranking": ["a", "b", "c"]}, [("a", "b"), ("a", "c")]),
+    ({"completions": scored("score", c=1, a=3, b=2)}, [("a", "c"), ("a", "b")]),
+    ({"responses": ["b", "a", "c"], "ranks": [2, 1, 2]}, [("a", "b"), ("a", "c")]),
+    # Equal to the best: not compared with it.
+    ({"completions": scored("rating", a=5, b=5, c=1)}, [("a", "c")]),
+]
+
+
+@pytest.mark.parametrize(("columns", "pairs"), RANKED)
+def test_ranked_lists_set_the_best_against_each(
+    tmp_path: Path, columns: dict[str, Any], pairs: list[tuple[str, str]]
+) -> None:
+    file = write(tmp_path / "r.jsonl", {"id": "x", "prompt": "Q"} | columns)
+    reading: Reading[PreferenceRow] = Reading(file, "preferences")
+    rows = [row for row in reading if isinstance(row, PreferenceRow)]
+    assert [(row.chosen, row.rejected) for row in rows] == pairs
+    assert [row.id for row in rows] == (["x"] if len(pairs) == 1 else [f"x/{n}" for n in range(1, len(pairs) + 1)])
+    assert (reading.num_read, reading.num_kept, reading.num_rejected) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "field", "reason"),
+    [
+        ({"ranking": ["a"]}, "ranking", "holds 1 completions"),
+        ({"ranking": ["a", ""]}, "ranking[1]", "is empty"),
+        ({"ranking": ["a", "a"]}, None, "same text"),
+        ({"completions": ["a", "b"], "scores": [1, 1]}, "completions", "equal: none is better"),
+        ({"completions": ["a", "b"], "scores": [1]}, "scores", "must be a list of 2 numbers"),
+        ({"completions": ["a", "b"], "scores": [1, "x"]}, "scores[1]", "must be a number"),
+        ({"completions": [{"text": "a", "rank": 1}, {"text": "b"}]}, "completions[1].rank", "must be a number"),
+        ({"completions": [{"rank": 1}, {"text": "b", "rank": 2}]}, "completions[0]", "holds no text"),
+    ],
+)
+def test_bad_ranked_rows(tmp_path: Path, columns: dict[str, Any], field: str | None, reason: str) -> None:
+    (row,) = iter_preferences(write(tmp_path / "r.jsonl", {"prompt": "Q"} | columns))
+    assert isinstance(row, RejectedRow)
+    assert row.field == field
+    assert reason in row.reason
+
+
+def test_a_list_without_numbers_is_ranked_only_where_it_is_said_to_be(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.jsonl", {"prompt": "Q", "completions": ["a", "b"]})
+    (row,) = iter_preferences(file)
+    assert isinstance(row, RejectedRow)
+    assert (row.field, row.reason) == ("chosen", "is missing: every preference row needs chosen")
+    (row,) = iter_preferences(file, form="best_first")
+    assert isinstance(row, PreferenceRow)
+    assert (row.chosen, row.rejected) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("turns", "place", "reason"),
+    [
+        (["user", "user"], 1, "two user turns follow each other"),
+        (["user", "assistant", "assistant", "user"], 2, "two assistant turns follow each other"),
+        (["assistant", "user"], 0, "begins with the assistant's turn"),
+        (["system", "assistant", "user"], 1, "begins with the assistant's turn"),
+        (["user", "system", "user"], 1, "a system turn must be the first"),
+        (["system", "system", "user"], 1, "a system turn must be the first"),
+        (["user", "assistant"], 1, "the last turn must be the user's"),
+    ],
+)
+def test_roles_out_of_order(tmp_path: Path, turns: list[str], place: int, reason: str) -> None:
+    conversations = [{"from": role, "value": f"text {n}"} for n, role in enumerate(turns)]
+    (row,) = iter_preferences(
+        write(tmp_path / "f.jsonl", {"conversations": conversations, "chosen": "a", "rejected": "b"})
+    )
+    assert isinstance(row, RejectedRow)
+    assert row.field == f"conversations[{place}]"
+    assert reason in row.reason
+    assert row.value == json.dumps(conversations[place])
+
+
+def test_empty_turns_are_named_and_an_empty_system_turn_says_nothing(tmp_path: Path) -> None:
+    def read(*texts: str) -> PreferenceRow | RejectedRow:
+        roles = ("system", "user", "assistant", "user")
+        turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+        (row,) = iter_preferences(
+            write(tmp_path / "f.jsonl", {"messages": turns, "chosen": "a", "rejected": "b", "system": None})
+        )
+        return row
+
+    bad = read("S", "Q", " \n", "Q")
+    assert isinstance(bad, RejectedRow)
+    assert (bad.field, bad.reason) == ("messages[2]", "is empty: the assistant turn has no text")
+    good = read(" ", "Q", "A", "Q")
+    assert isinstance(good, PreferenceRow)
+    assert good.messages[0].role == "user"
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "reason"),
+    [
+        ({"chosen": [Q, A], "rejected": [Q, A, Q2, BAD]}, "rejected", "holds 3 turns after the 1"),
+        ({"chosen": [Q, A], "rejected": [Q]}, "chosen", "holds 2 turns after the 0"),
+        ({"chosen": [Q, Q2], "rejected": [Q, BAD]}, "chosen[1]", "must end with the assistant's turn"),
+        ({"chosen": f"{HH} ", "rejected": f"{HH} x"}, "chosen[3]", "is empty"),
+        ({"prompt": "Other?", "chosen": [Q, GOOD], "rejected": [Q, BAD]}, "prompt", "is none of the user turns"),
+        ({"instruction": "a", "output": ["x"]}, "output", "must be two texts"),
+        ({"instruction": "a", "history": ["x"], "output": ["x", "y"]}, "history[0]", "must be [question, answer]"),
+        ({"instruction": "", "output": ["x", "y"]}, "instruction", "is empty"),
+        ({"chosen": "yes", "rejected": "no"}, "chosen", "begins with no words"),
+    ],
+)  # fmt: skip
+def test_bad_rows_of_other_forms(tmp_path: Path, row: dict[str, Any], field: str, reason: str) -> None:
+    (read,) = iter_preferences(write(tmp_path / "f.jsonl", row))
+    assert isinstance(read, RejectedRow)
+    assert read.field == field
+    assert reason in read.reason
+
+
+def test_a_mixture_of_forms_is_named(tmp_path: Path) -> None:
+    canonical = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    implicit = {"chosen": [Q, GOOD], "rejected": [Q, BAD]}
+    file = write(tmp_path / "m.jsonl", canonical, canonical, implicit, canonical, implicit)
+    reading: Reading[PreferenceRow] = Reading(file, "preferences")
+    bad = [row for row in reading if isinstance(row, RejectedRow)]
+    assert [row.line for row in bad] == [3, 5]
+    assert "has the form trl_implicit, while the file's rows have canonical" in bad[0].reason
+    mixture = "a mixture of forms: 3 rows canonical (the first: line 1), 2 rows trl_implicit (the first: line 3)"
+    assert mixture in (reading.mixture() or "")
+    with pytest.raises(DataError) as error:
+        read_preferences([file], max_bad_fraction=0.1)
+    assert mixture in str(error.value)
+    # A row with a gap is no row of a form that has fewer columns.
+    (_, row) = iter_preferences(write(tmp_path / "g.jsonl", canonical, {"chosen": "a", "rejected": "b"}))
+    assert isinstance(row, RejectedRow)
+    assert row.field == "prompt"
+
+
+def test_a_form_can_be_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "f.jsonl", {"prompt": "Bye?", "chosen": [Q2, GOOD], "rejected": [Q2, BAD]})
+    (row,) = iter_preferences(file, form="trl_implicit")
+    assert isinstance(row, PreferenceRow)
+    assert row.meta == {"prompt": "Bye?"}
+    with pytest.raises(DataError, match="form 'sharegtp': there is no such form; there are sharegpt, ranked"):
+        iter_preferences(file, form="sharegtp")
+
+
+def test_every_turn(tmp_path: Path) -> None:
+    file = write(tmp_path / "f.jsonl", {"id": "x", "messages": [Q, A, Q2], "chosen": GOOD, "rejected": BAD})
+    prompts = [row for row in iter_prompts(file, dialogs="every_turn") if isinstance(row, PromptRow)]
+    assert [(row.id, len(row.messages)) for row in prompts] == [("x/turn-1", 1), ("x/turn-2", 3)]
+    targets = [row for row in iter_sft(file, dialogs="every_turn") if isinstance(row, SftRow)]
+    assert [(row.id, row.messages[-1].content) for row in targets] == [("x/turn-1", "Hello."), ("x/turn-2", "Bye!")]
+    # Only the last turn was compared.
+    assert len(list(iter_preferences(file, dialogs="every_turn"))) == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [Q, A, Q2, GOOD]},
+        {"conversations": [{"from": "human", "value": "Bye?"}, {"from": "gpt", "value": "Bye!"}]},
+        {"prompt": "Bye?", "completion": "Bye!"},
+        {"prompt": [Q2], "completion": [GOOD]},
+        {"instruction": "Bye?", "input": "", "output": "Bye!"},
+    ],
+)
+def test_files_to_fine_tune_on(tmp_path: Path, row: dict[str, Any]) -> None:
+    (read,) = iter_sft(write(tmp_path / "f.jsonl", row | {"topic": "greeting"}))
+    assert isinstance(read, SftRow)
+    assert (read.messages[-2].content, read.messages[-1].content) == ("Bye?", "Bye!")
+    assert (read.origin, read.meta) == ("given", {"topic": "greeting"})
+
+
+def test_own_sft_rows_keep_their_columns(tmp_path: Path) -> None:
+    (row,) = iter_sft(write(tmp_path / "f.jsonl", {"prompt": "Q", "completion": "A"}))
+    assert isinstance(row, SftRow)
+    scored = row.model_copy(update={"quality_score": 1.5, "difficulty_score": 2.0})
+    file = tmp_path / "own.jsonl"
+    file.write_text(scored.model_dump_json() + "\n", encoding="utf-8")
+    assert list(iter_sft(file)) == [scored]
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "reason"),
+    [
+        ({"messages": [Q]}, "messages[0]", "the last turn must be the assistant's"),
+        ({"prompt": "Q", "completion": " "}, "completion", "is empty"),
+        ({"prompt": 3, "completion": "A"}, "prompt", "must be a text"),
+        ({"instruction": "Q", "output": 3}, "output", "must be a text, found the number 3"),
+    ],
+)
+def test_bad_sft_rows(tmp_path: Path, row: dict[str, Any], field: str, reason: str) -> None:
+    (read,) = iter_sft(write(tmp_path / "f.jsonl", row))
+    assert isinstance(read, RejectedRow)
+    assert read.field == field
+    assert reason in read.reason
+
+
+def test_over_long_rows(tmp_path: Path) -> None:
+    file = write(tmp_path / "f.jsonl", {"prompt": "x" * 90, "chosen": "abcde", "rejected": "abcdefg"})
+    (row,) = iter_preferences(file, max_characters=101)
+    assert isinstance(row, RejectedRow)
+    assert "holds 102 characters of text; the limit is 101 (data.max_characters)" in row.reason
+    (row,) = iter_preferences(file, max_characters=102)
+    assert isinstance(row, PreferenceRow)

@@ -1,0 +1,109 @@
+"""People's answers: what becomes of each, and what is said of a line that is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.errors import DataError
+from alignloop.judging.people import annotations_of, question_id, questions, read_answers
+from alignloop.records import CandidateRow, Message, PromptRow, Source
+
+ASK = [Message(role="user", content="Name a tree.")]
+
+
+def candidate(prompt: str, k: int, text: str, reward: float) -> CandidateRow:
+    return CandidateRow(
+        id=f"{prompt}/1/{k}", prompt_id=prompt, messages=ASK, completion=text, completion_ids=[1],
+        finish_reason="stop", round=1, policy="sha256:0", reward=reward,
+    )  # fmt: skip
+
+
+def pair(prompt: str) -> tuple[PromptRow, CandidateRow, CandidateRow]:
+    row = PromptRow(id=prompt, messages=ASK, source=Source(file="round-01"), meta={"topic": "trees"})
+    return row, candidate(prompt, 4, "An oak.", 2.5), candidate(prompt, 1, "An elm.", -1.5)
+
+
+PAIRS = [pair("p"), pair("q"), pair("r")]
+ASKED = questions(PAIRS)
+
+
+def answers(folder: Path, *rows: dict[str, Any] | str) -> Path:
+    path = folder / "annotated.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_questions_do_not_show_rewards() -> None:
+    assert question_id(PAIRS[0]) == "p/1/4-1"
+    assert ASKED[0].model_dump() == {
+        "id": "p/1/4-1",
+        "messages": [{"role": "user", "content": "Name a tree."}],
+        "first": "An oak.",
+        "second": "An elm.",
+    }
+
+
+def test_answers_become_preferences_and_are_counted(tmp_path: Path) -> None:
+    file = answers(
+        tmp_path,
+        {"id": "p/1/4-1", "choice": "Second", "strength": "Significantly better", "edited": "An elm, \u2028say.",
+         "annotator": "ada", "comment": "short"},
+        "",
+        {"id": "q/1/4-1", "choice": "tie"},
+        {"id": "r/1/4-1", "choice": None},
+    )  # fmt: skip
+    said = read_answers(file, asked=ASKED)
+    made = annotations_of(PAIRS, said)
+    assert made.counts == {"asked": 3, "annotated": 1, "ties": 1, "unanswered": 1}
+    (row,) = made.rows
+    assert (row.chosen, row.rejected, row.edited) == ("An elm.", "An oak.", "An elm, \u2028say.")
+    assert (row.strength, row.annotator) == ("significantly_better", "ada")
+    assert row.meta == {"topic": "trees", "annotation": {"comment": "short"}}
+    assert row.id == "annotated/p/1/1/p/1/4"
+    assert [(verdict.id, verdict.winner) for verdict in made.verdicts] == [("p/1/4-1", "second"), ("q/1/4-1", "tie")]
+
+
+def test_a_question_handed_back_with_its_answer_is_read(tmp_path: Path) -> None:
+    file = answers(tmp_path, ASKED[0].model_dump() | {"choice": "first", "edited": " An oak. ", "strength": ""})
+    (row,) = annotations_of(PAIRS, read_answers(file, asked=ASKED)).rows
+    assert (row.chosen, row.edited, row.strength) == ("An oak.", None, None)  # who changed nothing edited nothing
+
+
+GOOD = {"id": "q/1/4-1", "choice": "first"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "q/1/4-2", "choice": "first"}, r"line 2, field id: 'q/1/4-2' is not a pair .*did you mean q/1/4-1"),
+        ({"choice": "first"}, "line 2, field id: is missing"),
+        ({"id": "p/1/4-1", "choice": "left"}, "line 2, field choice: 'left' is unknown; allowed: first, second, tie"),
+        ({"id": "p/1/4-1", "choice": 1}, "line 2, field choice: must be a text, found the number 1"),
+        (
+            {"id": "p/1/4-1", "choice": "first", "strength": "much"},
+            "field strength: 'much' is unknown; allowed: signif",
+        ),
+        ({"id": "p/1/4-1", "choice": "first", "edited": "An elm."}, "field edited: is the same text as the rejected"),
+        ({"id": "p/1/4-1", "choice": "tie", "edited": "x"}, "field edited: improves the chosen one, but choice is tie"),
+        ({"id": "p/1/4-1", "choice": "tie", "strength": "better"}, "field strength: 'better' says that one is better"),
+        ({"id": "p/1/4-1", "edited": "x"}, "field choice: is missing, but there is an edited text"),
+        ({"id": "p/1/4-1", "choice": "first", "strenght": "better"}, "unknown column: did you mean 'strength'"),
+        ({"id": "p/1/4-1", "choice": "first", "first": "A fir."}, "field first: is not what was asked"),
+        ({"id": "q/1/4-1", "choice": "second"}, "field id: q/1/4-1 has another answer in line 1"),
+        ('{"id": "p/1/4-1", ', "line 2: is not JSON"),
+        ("[1]", "line 2: must be a JSON object"),
+        ({"id": "p/1/4-1", "choice": "first", "edited": "a\0b"}, "field edited: "),
+    ],
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_answers(answers(tmp_path, GOOD, row), asked=ASKED)
+
+
+def test_all_wrong_lines_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)12 lines are no answers.*line 1, .*line 8, .*and 4 more"):
+        read_answers(answers(tmp_path, *[{"id": "x"}] * 12), asked=ASKED)

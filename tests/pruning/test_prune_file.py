@@ -1,0 +1,187 @@
+"""`alignloop data prune` on files: of any form, of real rows, and of wrong ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from alignloop import cli_prune
+from alignloop.artifacts import read_manifest
+from alignloop.data.jsonl import load_jsonl
+from alignloop.data.readers import read_preferences, read_sft
+from alignloop.errors import DataError, UserError
+from alignloop.one_pruning import PrunedFile, prune_file, pruned_text
+from alignloop.out_file import manifest_of
+from alignloop.records import PreferenceRow, SftRow
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def dialog(prompt: str, answer: str, **columns: Any) -> dict[str, Any]:
+    return {
+        "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
+        **columns,
+    }
+
+
+def skips(result: PrunedFile) -> dict[str, str]:
+    return {line["step"]: line["skipped"] for line in result.funnel["steps"] if line["skipped"] is not None}
+
+
+ROWS = [
+    dialog("Name a river of the north.", "The Lena.", id="a", reward=3.0, topic="maps"),
+    dialog("Name a river of the  NORTH.", "The Yukon.", id="b", reward=1.0, topic="maps"),
+    dialog("What is a loop?", "Certainly!!! Yes!!!", id="c", reward=2.0, topic="code"),
+    dialog("What does the fox eat?", "Berries and mice.", id="d", reward=0.0, topic="animals"),
+    dialog("Where does the owl sleep?", "In a hollow tree.", id="e", reward=4.0, topic="animals"),
+]
+
+
+def test_dialogs_are_pruned_and_every_row_is_accounted_for(tmp_path: Path) -> None:
+    file = written(tmp_path / "rows.jsonl", ROWS)
+    result = prune_file(file, out=tmp_path / "kept.jsonl", overrides=["prune.quality.top_fraction=0.75"])
+    # clean: the shouting row; quality: 3 of the 4 left; near duplicates: b, worse than a, is gone by then or now.
+    assert [row.id for row in load_jsonl(tmp_path / "kept.jsonl", SftRow)] == ["a", "e"]
+    assert {row.id: row.rule for row in result.dropped.rows} == {"c": "clean", "d": "quality", "b": "near_duplicates"}
+    assert (result.funnel["in"], result.funnel["kept"], result.funnel["dropped"]) == (5, 2, 3)
+    assert set(skips(result)) == {"topic", "difficulty", "semantic_dedup", "decontaminate", "mix"}
+    text = pruned_text(result)
+    assert "2 of 5 rows kept (sft, messages)" in text
+    assert "skipped: nothing embeds the rows" in text
+    manifest = json.loads(manifest_of(tmp_path / "kept.jsonl").read_text())
+    assert manifest["counts"]["in"] == 5 == manifest["counts"]["kept"] + manifest["counts"]["dropped"]
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".work", ".tmp")]
+    assert read_manifest(tmp_path) is None
+    row = next(load_jsonl(tmp_path / "kept.jsonl", SftRow))
+    assert (row.source.file, row.source.line, row.quality_score) == (str(file), 1, 3.0)
+
+
+def test_the_same_again_is_known_and_anything_else_is_not_written_over(tmp_path: Path) -> None:
+    file, out = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "kept.jsonl"
+    assert not prune_file(file, out=out).was_there
+    assert prune_file(file, out=out).was_there
+    with pytest.raises(UserError, match=r"config.quality.top_fraction: 0.25 -> 0.5"):
+        prune_file(file, out=out, overrides=["prune.quality.top_fraction=0.5"])
+
+
+def test_parquet_holds_the_same_rows_and_is_read_again(tmp_path: Path) -> None:
+    file = written(tmp_path / "rows.jsonl", ROWS)
+    overrides = ["prune.quality.enabled=false", "prune.topic.by=column"]
+    prune_file(file, out=tmp_path / "kept.jsonl", overrides=overrides)
+    prune_file(file, out=tmp_path / "kept2.parquet", overrides=overrides)
+    rows = list(load_jsonl(tmp_path / "kept.jsonl", SftRow))
+    read = read_sft([tmp_path / "kept2.parquet"], max_bad_fraction=0.0).rows
+    assert [(row.id, row.messages, row.topic, row.meta) for row in read] == [
+        (row.id, row.messages, row.topic, row.meta) for row in rows
+    ]
+    assert [row.topic for row in rows] == ["maps", "animals", "animals"]
+    # Rows of ours go through again as they are.
+    again = prune_file(tmp_path / "kept2.parquet", out=tmp_path / "again.jsonl", overrides=overrides[:1])
+    assert again.funnel["kept"] == 3
+    assert next(iter(load_jsonl(tmp_path / "again.jsonl", SftRow))).topic == "maps"
+
+
+def test_given_vectors_stand_for_rows_in_file_order(tmp_path: Path) -> None:
+    rows = [dialog(f"Question number {n}?", f"Answer {n}.", id=str(n)) for n in range(4)]
+    rows.insert(1, {"messages": []})  # cannot be read, and has a vector all the same
+    file = written(tmp_path / "rows.jsonl", rows)
+    vectors = np.eye(5, 8, dtype=np.float32)
+    vectors[4] = vectors[2]  # the last row means the same as number 1
+    np.save(tmp_path / "v.npy", vectors)
+    overrides = ["data.max_bad_fraction=0.5", "prune.near_duplicates.enabled=false"]
+    result = prune_file(file, out=tmp_path / "kept.jsonl", embeddings=tmp_path / "v.npy", overrides=overrides)
+    assert [row.id for row in load_jsonl(tmp_path / "kept.jsonl", SftRow)] == ["0", "1", "2"]
+    unread, near = result.dropped.rows
+    assert (unread.rule, unread.id) == ("unreadable", "rows.jsonl:2")
+    assert (near.id, near.twin) == ("3", "1")
+    assert near.cosine == pytest.approx(1.0)
+    assert result.funnel["steps"][0] | {"seconds": 0} == {
+        "step": "read",
+        "num_in": 5,
+        "num_kept": 4,
+        "num_dropped": 1,
+        "seconds": 0,
+        "skipped": None,
+        "repeated": 0,
+    }
+    np.save(tmp_path / "short.npy", vectors[:3])
+    with pytest.raises(DataError, match="3 vectors for 4 rows and 1 that cannot be read"):
+        prune_file(file, out=tmp_path / "x.jsonl", embeddings=tmp_path / "short.npy", overrides=overrides)
+    with pytest.raises(UserError, match="give one of the two"):
+        prune_file(file, out=tmp_path / "x.jsonl", embeddings=tmp_path / "v.npy", embedder="policy")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_wrong_calls_write_nothing(tmp_path: Path) -> None:
+    file = written(tmp_path / "rows.jsonl", ROWS)
+    for out, said in (("kept.csv", ".jsonl or .parquet"), ("no/kept.jsonl", "does not exist")):
+        with pytest.raises(UserError, match=said):
+            prune_file(file, out=tmp_path / out)
+    with pytest.raises(UserError, match="no such file"):
+        prune_file(tmp_path / "none.jsonl", out=tmp_path / "kept.jsonl")
+    bad = written(tmp_path / "bad.jsonl", [dialog("a", "b", id="x", reward="high")])
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 1, field reward: 'high': a finite number"):
+        prune_file(bad, out=tmp_path / "kept.jsonl")
+    with pytest.raises(UserError, match="there is no `judge` section"):
+        prune_file(file, out=tmp_path / "kept.jsonl", overrides=["prune.quality.by=judge"])
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [".jsonl", ".jsonl"]
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(cli_prune.prune)
+    file, out = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "kept.jsonl"
+    result = CliRunner().invoke(app, [str(file), "--out", str(out), "--set", "prune.clean.enabled=false"])
+    assert result.exit_code == 0, result.output
+    assert "prune.clean.enabled is false" in result.output
+    assert out.is_file()
+
+
+def test_real_preferences_come_out_as_preferences(tmp_path: Path) -> None:
+    files = [
+        SHARED / "preferences" / name for name in ("sharegpt_en.jsonl", "sharegpt_zh.json", "alpacaeval_graded.jsonl")
+    ]
+    if not files[0].exists():
+        pytest.skip(f"{files[0]} is not there")
+    for file in files:
+        out = tmp_path / f"{file.stem}.parquet"
+        result = prune_file(file, out=out, overrides=["data.max_bad_fraction=0.02"])
+        read = read_preferences([out], max_bad_fraction=0.0).rows
+        assert len(read) == result.funnel["kept"] >= 0.95 * result.funnel["in"]  # one prompt's many pairs all stay
+        assert result.funnel["kind"] == "preferences"
+        before = {row.id: row for row in read_preferences([file], max_bad_fraction=0.02).rows}
+        assert all((row.chosen, row.rejected) == (before[row.id].chosen, before[row.id].rejected) for row in read)
+        assert isinstance(read[0], PreferenceRow)
+
+
+def test_real_candidates_by_the_quickstarts_own_states(tmp_path: Path) -> None:
+    file = SHARED / "candidates/alpacaeval_120x20.jsonl"
+    if not file.exists():
+        pytest.skip(f"{file} is not there")
+    rows: list[dict[str, Any]] = []
+    for line in file.read_text(encoding="utf-8").splitlines()[:12]:
+        row = json.loads(line)
+        for number, candidate in enumerate(row["candidates"][:8]):
+            text = candidate["completion"][:600]
+            rows.append({"prompt": row["prompt"][:600], "completion": text, "id": f"{len(rows)}-{number}"})
+    rows += [{**row, "id": f"copy-{row['id']}", "completion": row["completion"] + " "} for row in rows[:10]]
+    made = written(tmp_path / "rows.jsonl", [row for row in rows if row["completion"].strip()])
+    overrides = ["prune.near_duplicates.enabled=false", "prune.semantic_dedup.threshold=0.999"]
+    result = prune_file(made, out=tmp_path / "kept.jsonl", embedder="policy", overrides=overrides)
+    near = {row.id for row in result.dropped.rows if row.rule == "semantic_dedup"}
+    gone = {row.id for row in result.dropped.rows}
+    twins = [(row["id"], f"copy-{row['id']}") for row in rows[:10] if row["completion"].strip()]
+    assert all(first in gone or copy in gone for first, copy in twins)
+    assert len(near) <= len(twins) + 5
+    assert all(row.twin is not None for row in result.dropped.rows if row.id in near)

@@ -1,0 +1,185 @@
+"""The stage on a run's artifacts: inputs by digest, rows and drops written, benchmarks of the recipe kept out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alignloop.artifacts import Artifact, fingerprint
+from alignloop.bundled import QUICKSTART
+from alignloop.config import load_recipe
+from alignloop.config.recipe import Recipe
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.errors import RecipeError
+from alignloop.preflight.findings import Findings
+from alignloop.preflight.pruning import check_pruning
+from alignloop.progress import QuietProgress
+from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SelectedRow, SftRow, Source
+from alignloop.stage import StageContext, describe
+from alignloop.stages import prune
+
+BENCHMARK = (
+    "Write a short note about the swan. Answer with exactly 5 bullet points such as: * point Do not use the keyword "
+    "miller in your answer."
+)
+
+
+def selected(number: int, prompt: str, completion: str) -> SelectedRow:
+    return SelectedRow(
+        id=f"p{number}/1/0",
+        prompt_id=f"p{number}",
+        messages=[Message(role="user", content=prompt)],
+        completion=completion,
+        finish_reason="stop",
+        reward=float(number),
+        random_reward=0.0,
+        rewards=[float(number), 0.0],
+        pass_rate=0.5,
+        round=1,
+        policy="sha256:x",
+    )
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> dict[str, Artifact]:
+    rows = [
+        selected(0, "Tell me about the heron.", "The heron is a grey bird that eats fish."),
+        selected(1, BENCHMARK, "The swan is a white bird."),
+        selected(2, "Where does Iris live?", "Iris lives in Northam, a town by the river."),
+        selected(3, "Where does Iris live now?", "Iris lives in Northam, a town by the river."),
+    ]
+    people = [
+        PreferenceRow(
+            id=f"h{number}",
+            messages=[Message(role="user", content=f"What is {number} and {number}?")],
+            chosen=f"It is {2 * number}.",
+            rejected="Seven.",
+            source=Source(file="given.jsonl", line=number + 1),
+        )
+        for number in range(3)
+    ]
+    dump_jsonl(tmp_path / "selected.jsonl", rows)
+    dump_jsonl(tmp_path / "preferences.jsonl", people)
+    return {
+        "selected": Artifact.of(tmp_path / "selected.jsonl"),
+        "preferences": Artifact.of(tmp_path / "preferences.jsonl"),
+        "policy": Artifact.of(QUICKSTART / "base"),
+    }
+
+
+def context(folder: Path) -> StageContext:
+    folder.mkdir()
+    engine: Any = SimpleNamespace(sleep=lambda: None)  # it is only told that memory is wanted
+    return StageContext(dir=folder, seed=7, round=1, engine=engine, progress=QuietProgress())
+
+
+def test_a_rounds_rows_are_pruned_by_the_quickstarts_recipe(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
+    recipe = load_recipe("quickstart", overrides=["prune.human_rows=2", "prune.quality.top_fraction=1"])
+    given = prune.inputs(recipe.prune_stage, **artifacts)
+    assert len(given.benchmarks) == 2  # the bundled ifeval and mmlu, by digest
+    outputs = prune.run(recipe.prune_stage, given, context(tmp_path / "out"))
+    rows = {row.id: row for row in load_jsonl(outputs.rows.path, SftRow)}
+    drops = {row.id: row for row in load_jsonl(outputs.dropped.path, DroppedRow)}
+    assert drops["p1/1/0"].rule == "decontaminate"
+    assert drops["p1/1/0"].twin == "ifeval 0"
+    assert len(rows) + len(drops) == 6 == outputs.counts["in"]
+    assert outputs.counts["in"] == outputs.counts["kept"] + outputs.counts["dropped"]
+    assert rows["p0/1/0"].policy == "sha256:x"
+    assert sum(row.origin == "preference" for row in rows.values()) == 2
+    assert outputs.classifier == outputs.answers == ()
+
+
+def test_what_the_recipe_names_is_part_of_the_fingerprint(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text('{"topic": "a", "prompt": "x"}\n' * 2 + '{"topic": "b", "prompt": "y"}\n' * 2)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "kind: points\nuser: '{prompt}'\nverdict: {field: p, maximum: 3}\nschema: {type: object, "
+        "properties: {p: {type: integer}}, required: [p]}\n"
+    )
+    overrides = [
+        "prune.topic.by=classifier",
+        f"prune.topic.model={QUICKSTART / 'base'}",
+        f"prune.topic.labelled={labelled}",
+        "prune.difficulty.by=judge",
+        f"prune.difficulty.prompt={mine}",
+        "judge.model=j",
+        "judge.endpoint=http://localhost:1/v1",
+    ]
+    recipe = load_recipe("quickstart", overrides=overrides)
+
+    def mark(of: Recipe) -> str:
+        return fingerprint(describe(of.prune_stage, prune.inputs(of.prune_stage, **artifacts), seed=1))
+
+    first = mark(recipe)
+    assert first == mark(load_recipe("quickstart", overrides=[*overrides, "judge.timeout_seconds=5", "judge.prompt=x"]))
+    labelled.write_text(labelled.read_text().replace("y", "z"))
+    second = mark(recipe)
+    mine.write_text(mine.read_text().replace("{prompt}", "{prompt}!"))
+    third = mark(recipe)
+    assert len({first, second, third, mark(load_recipe("quickstart", overrides=[*overrides, "judge.model=k"]))}) == 4
+
+
+def test_benchmarks_count_only_where_rows_are_compared_with_them() -> None:
+    off = load_recipe("quickstart", overrides=["prune.decontaminate.enabled=false"]).prune_stage
+    assert (off.tasks, off.include_path) == ((), None)
+    assert load_recipe("quickstart").prune_stage.judge is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["prune.quality.by=either"], "no `judge` section"),
+        (["prune.topic.by=classifier"], "names none: give a small model"),
+        (["prune.mix.shares={code: 0.7, chat: 0.7}", "prune.topic.by=column"], "shares add up to 1.4"),
+        (["prune.mix.epochs={code: 2}"], "topic.by is off"),
+        (["prune.clean.balance=[{name: a, regex: '(', max_share: 0.1}]"], "not a regular expression"),
+        (["prune.difficulty.min_points=3", "prune.difficulty.max_points=2"], "min_points"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("quickstart", overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["prune.topic.by=classifier", "prune.topic.model=/none"], "prune.topic.model: /none: no such folder"),
+        (
+            ["prune.topic.by=classifier", "prune.topic.model={base}", "prune.topic.labelled=/none.jsonl"],
+            "/none.jsonl: labelled rows cannot be read",
+        ),
+        (["prune.topic.by=classifier", "prune.topic.model={base}"], "is no classifier with labels"),
+        (["prune.semantic_dedup.embedder=/no/model"], "prune.semantic_dedup.embedder: /no/model: no such folder"),
+        (["prune.topic.by=column", "prune.mix.epochs={coed: 2}"], "of topic 'coed' - known: code"),
+        (["prune.topic.by=judge", "prune.mix.epochs={coed: 2}", "{judge}"], "of topic 'coed' - known: code"),
+        (["prune.topic.by=judge", "prune.topic.prompt=difficulty", "{judge}"], "is of kind points"),
+        (["prune.quality.by=judge", "prune.quality.code_prompt=pairwise", "{judge}"], "is of kind pairwise"),
+        (["prune.difficulty.by=judge", "prune.difficulty.max_points=4", "{judge}"], "is above what difficulty gives"),
+        (["prune.difficulty.by=judge", "prune.difficulty.prompt=mine.yaml", "{judge}"], "no such file"),
+        (["prune.difficulty.by=judge", "{judge}"], "judge.model: /no/judge: no such folder"),
+    ],
+)
+def test_what_a_step_needs_is_looked_for_before_anything_runs(overrides: list[str], said: str) -> None:
+    filled = [
+        text.replace("{base}", str(QUICKSTART / "base")).replace("{judge}", "judge.model=/no/judge")
+        for text in overrides
+    ]
+    recipe = load_recipe("quickstart", overrides=filled)
+    findings = Findings()
+    ask = [Message(role="user", content="x")]
+    prompts = [PromptRow(id="a", messages=ask, source=Source(file="f"), meta={"topic": "code"})]
+    check_pruning(recipe, prompts=prompts, preferences=[], run_dir=None, base_folder=None, findings=findings)
+    assert said in "\n".join(findings.problems)
+
+
+def test_the_quickstart_has_nothing_to_say() -> None:
+    findings = Findings()
+    check_pruning(
+        load_recipe("quickstart"), prompts=[], preferences=[], run_dir=None, base_folder=None, findings=findings
+    )
+    assert (findings.problems, findings.notes) == ([], [])

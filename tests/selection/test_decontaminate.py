@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+import alignloop.selection.decontaminate as module
+from alignloop.selection.decontaminate import BenchmarkText, decontaminate, longest_run
+from alignloop.selection.text_units import normalised, units
+
+QUESTION = BenchmarkText("mmlu_astronomy", "17", "Why does the Moon always show the same face to the Earth below it?")
+SHORT = BenchmarkText("trivia", "3", "Who wrote Hamlet?")
+MIDDLE = BenchmarkText("trivia", "4", "What is the capital of France?")
+CHINESE = BenchmarkText("cmmlu", "9", "下列关于光合作用的说法中哪一项是正确的?")
+
+
+def check(*texts: str, benchmarks: Sequence[BenchmarkText] = (QUESTION, SHORT, MIDDLE, CHINESE), **more: object):
+    ids = [f"r{row}" for row in range(len(texts))]
+    return decontaminate(ids, texts=list(texts), benchmarks=benchmarks, **({"min_share": 0.5} | more))  # type: ignore[arg-type]
+
+
+def test_a_question_in_a_row_is_found_whatever_case_and_punctuation() -> None:
+    # 14 units. The second row has ten of them in a row, "the moon always show the same face to the earth": 71 %.
+    answer = check(
+        "Q: why does the MOON always show the same face - to the earth, below it\nA: It turns once a month.",
+        "The moon always show the same face to the Earth.",
+        "The Moon shows one face to us.",
+    )
+    assert answer.kept == (2,)
+    assert [drop.reason for drop in answer.dropped] == [
+        "holds 100% of mmlu_astronomy 17, the longest piece 'why does the moon always show the same face to the earth "
+        "below it'",
+        "holds 71% of mmlu_astronomy 17, the longest piece 'the moon always show the same face to the earth'",
+    ]
+    assert [drop.twin for drop in answer.dropped] == ["mmlu_astronomy 17"] * 2
+    assert answer.metrics == {
+        "num_in": 3.0,
+        "num_kept": 1.0,
+        "num_dropped": 2.0,
+        "num_by_text": 2.0,
+        "num_by_embedding": 0.0,
+    }
+    half = "The moon always show the same face to the Earth."
+    assert check(half, min_share=10 / 14).kept == ()
+    assert check(half, min_share=0.72).kept == (0,)
+    assert check(half, ngram=11).kept == (0,)
+
+
+def test_two_pieces_of_a_question_count_together_and_once() -> None:
+    # The first 8 and the last 10 of 14 units, in two places: all are covered, though four lie in both.
+    answer = check(
+        "does the Moon x why does the moon always show the same ... y always show the same face to the earth below it"
+    )
+    assert answer.dropped[0].reason.startswith(
+        "holds 100% of mmlu_astronomy 17, the longest piece 'always show the same"
+    )
+
+
+def test_short_questions() -> None:
+    # Six units, fewer than eight: they count in one piece. Three units count only as the whole row.
+    answer = check(
+        "Tell me: what is the capital of France?",
+        "What is the capital, of all the places of France?",
+        "who wrote hamlet",
+        "Who wrote Hamlet? Shakespeare did.",
+    )
+    assert answer.kept == (1, 3)
+    assert [drop.twin for drop in answer.dropped] == ["trivia 4", "trivia 3"]
+
+
+def test_chinese_and_mixed() -> None:
+    # 18 characters; full-width forms fold to ASCII.
+    answer = check("请回答:下列关于光合作用的说法中,哪一项是正确的?A 甲 B 乙", "光合作用是植物的能量来源。")
+    assert answer.kept == (1,)
+    assert (
+        answer.dropped[0].reason == "holds 100% of cmmlu 9, the longest piece '下列关于光合作用的说法中哪一项是正确的'"
+    )
+    mixed = BenchmarkText("code", "1", "用 Python 写一个函数 fib(n) 返回第n个数")
+    assert check("请用Python写一个函数 FIB ( n ),返回第 n 个数。", benchmarks=[mixed]).kept == ()
+
+
+def test_the_first_of_equal_questions_is_named_and_the_greatest_share_wins() -> None:
+    again = BenchmarkText("copy", "1", QUESTION.text)
+    longer = BenchmarkText("long", "1", QUESTION.text + " Explain it with a drawing.")
+    assert check(QUESTION.text, benchmarks=[longer, again, QUESTION]).dropped[0].twin == "copy 1"
+
+
+def test_pieces_of_the_index_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    words = [f"w{n}" for n in range(12)]
+    texts = [" ".join(random.choice(words, size=30)) for _ in range(60)]
+    benchmarks = [
+        BenchmarkText("t", str(n), " ".join([*text.split()[5:17], "tail"])) for n, text in enumerate(texts[:20])
+    ]
+    whole = check(*texts, benchmarks=benchmarks, ngram=4, min_share=0.4)
+    assert len(whole.dropped) >= 20
+    monkeypatch.setattr(module, "_MOST_MATCHES", 3)
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    assert check(*texts, benchmarks=benchmarks, ngram=4, min_share=0.4) == whole
+
+    def plain(row: str, question: str) -> float:
+        """Share of a question's units in 4-grams of the row, position by position."""
+        ours, theirs = units(normalised(row)), units(normalised(question))
+        grams = {tuple(ours[at : at + 4]) for at in range(len(ours) - 3)}
+        covered = {
+            at + step for at in range(len(theirs) - 3) if tuple(theirs[at : at + 4]) in grams for step in range(4)
+        }
+        return len(covered) / len(theirs)
+
+    wanted = [n for n, row in enumerate(texts) if max(plain(row, b.text) for b in benchmarks) < 0.4]
+    assert list(whole.kept) == wanted
+
+
+def test_embeddings() -> None:
+    angles = np.radians([0.0, 10.0, 40.0])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    rows = np.concatenate([rows, np.zeros((1, 2))])
+    asked = np.array([[0.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
+    benchmarks = [BenchmarkText("t", str(n), f"question number {n}") for n in range(3)]
+    answer = decontaminate(
+        ["a", "b", "c", "d"],
+        texts=["one", "two", "three", "four"],
+        benchmarks=benchmarks,
+        embeddings=rows,
+        benchmark_embeddings=asked,
+        threshold=0.9,
+    )
+    assert answer.kept == (2, 3)
+    assert [drop.reason for drop in answer.dropped] == ["cosine 1.0000 to t 1", "cosine 0.9848 to t 1"]
+    assert answer.dropped[1].cosine == pytest.approx(math.cos(math.radians(10)))
+
+
+def test_a_hundred_thousand_rows_take_seconds() -> None:
+    random = np.random.default_rng(1)
+    words = np.array([f"word{n}" for n in range(3000)])
+    texts = [" ".join(words[random.integers(3000, size=40)]) for _ in range(20_000)]
+    benchmarks = [BenchmarkText("t", str(n), text) for n, text in enumerate(texts[::200])]
+    started = time.perf_counter()
+    answer = check(*texts, benchmarks=benchmarks)
+    assert time.perf_counter() - started < 10  # a fifth of the rows; half a second on one core
+    assert [int(drop.id[1:]) for drop in answer.dropped] == list(range(0, 20_000, 200))
+
+
+def test_nothing_to_do_and_bad_input() -> None:
+    assert check().kept == ()
+    assert check("a b c d e", "", "?!").kept == (0, 1, 2)
+    assert check("a b c d e", benchmarks=[]).kept == (0,)
+    assert check("a b c d e", "", benchmarks=[BenchmarkText("t", "1", "")]).kept == (0, 1)
+    for more, message in (
+        ({"ngram": 0}, "ngram is 0"),
+        ({"min_share": 0.0}, "min_share is 0.0"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"embeddings": np.zeros((1, 2))}, "both or none"),
+        ({"embeddings": np.zeros((2, 2)), "benchmark_embeddings": np.zeros((4, 2))}, r"embeddings of shape \(2, 2\)"),
+        ({"embeddings": np.zeros((1, 2)), "benchmark_embeddings": np.zeros((4, 3))}, "one embedder for both"),
+        (
+            {"embeddings": np.full((1, 2), np.nan), "benchmark_embeddings": np.zeros((4, 2))},
+            r"embeddings\[0\] holds NaN",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check("text", **more)
+    with pytest.raises(ValueError, match="1 texts for 2 ids"):
+        decontaminate(["a", "b"], texts=["x"], benchmarks=[])
+
+
+def test_longest_run() -> None:
+    assert longest_run("a b c d e".split(), "x c d e a b".split()) == ("c", "d", "e")
+    assert longest_run(["a", "a"], ["b"]) == ()
