@@ -11,7 +11,9 @@ from alignloop.cli_sampling import ConfigOption, SetOption
 
 
 def prune(
-    file: Annotated[str, typer.Argument(help="Dialogs to fine-tune on, or preferences, in any form that is read.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Dialogs to fine-tune on, or preferences, in any form that is read.")
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The rows that are kept: .jsonl or .parquet.")],
     embedder: Annotated[
         str | None,
@@ -28,12 +30,14 @@ def prune(
     config: ConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Prune a file: clean, topic, quality, difficulty, duplicates, benchmarks, mix.
+    """Prune a file of rows.
+
+    Steps: clean, topic, quality, difficulty, duplicates, benchmarks, mix.
 
     Steps that lack what they need (rewards, a judge, an embedder) are skipped by name. What is dropped goes to
     <out>.dropped.jsonl with its reason, the funnel to <out>.funnel.json.
 
-    \\b
+    \b
     alignloop data prune rows.jsonl --out kept.jsonl --embedder my-minilm
     alignloop data prune pairs.parquet --out kept.parquet --benchmarks ifeval=ifeval.jsonl
     alignloop data prune rows.jsonl --out kept.jsonl --set prune.semantic_dedup.threshold=0.9

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from alignloop.pruning.clean import clean_step
 from alignloop.pruning.contamination import decontaminate_step
@@ -106,12 +107,16 @@ def prune(items: Sequence[Item], tools: Tools) -> Pruning:
 _COUNTED = ("num_in", "num_kept", "num_dropped")
 
 
+WIDTH = 80
+
+
 def funnel_lines(funnel: Sequence[FunnelLine], *, num_in: int) -> list[str]:
     """The funnel as a person reads it."""
     lines = [f"{'':<17}{'kept':>11}{'dropped':>11}", f"{'in':<17}{num_in:>11,}"]
     for line in funnel:
         if line.skipped is not None:
-            lines.append(f"{line.step:<17}{'-':>11}{'-':>11}  skipped: {line.skipped}")
+            head = f"{line.step:<17}{'-':>11}{'-':>11}  "
+            lines.append(fill(f"{head}skipped: {line.skipped}", WIDTH, subsequent_indent=" " * len(head)))
             continue
         more = f"  {line.repeated:,} repeats added" if line.repeated else ""
         lines.append(f"{line.step:<17}{line.num_kept:>11,}{line.num_dropped:>11,}{more}")
