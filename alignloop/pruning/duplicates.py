@@ -54,6 +54,7 @@ def semantic_dedup_step(items: Sequence[Item], tools: Tools) -> StepResult:
         threshold=config.threshold,
         rows_per_cluster=config.rows_per_cluster,
         compare_to=config.compare_to,
+        num_nearest=config.nearest_clusters,
         seed=tools.seed,
     )
     clustered = [item.with_(cluster=int(label)) for item, label in zip(items, found.clusters.tolist(), strict=True)]
