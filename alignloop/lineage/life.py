@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from alignloop.lineage.find import Found, Kind, find
 from alignloop.lineage.run_files import RunFiles
-from alignloop.records import Message
+from alignloop.records import DroppedRow, Message
 
 Verdict = Literal[
     "read", "rejected", "held out", "dropped", "sampled", "scored", "best", "not best", "kept", "not drawn", "in batch",
-    "compared", "pair", "no pair", "trained", "given", "not trained",
+    "compared", "pair", "no pair", "trained", "not trained",
 ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ class Life:
         return tuple(
             f"round {step.round} {step.stage}{' as ' + step.facts['role'] if 'role' in step.facts else ''}"
             for step in self.steps
-            if step.verdict in ("trained", "given")
+            if step.verdict == "trained"
         )
 
 
@@ -141,22 +141,19 @@ def place(file: str, line: int | None) -> str:
     return file if line is None else f"{file}, line {line}"
 
 
-def trained_step(run: RunFiles, number: int, stage: str, *, role: str, row: str = "") -> list[Step]:
+def trained_step(run: RunFiles, number: int, stage: str, *, row_id: str, role: str, row: str = "") -> list[Step]:
     """The step of a row that a training stage was given; none where the stage is not published.
 
     Args:
+        row_id: what it is called in the stage's rows.
         row: the id it trained under, where that is another row's.
     """
     found = run.stage(number, stage)
     if found is None:
         return []
-    counts = found.manifest.counts
-    others = [name for name in ("dropped_by_length", "dropped_by_draw") if counts.get(name)]
     facts: dict[str, Any] = {"role": role, **({"row": row} if row else {})}
-    of = f" (row {row})" if row else ""
-    if not others:
-        return [Step(number, found.name, "trained", f"as {role}{of}", facts)]
-    left_out = sum(counts[name] for name in others)
-    why = " or ".join({"dropped_by_length": "too long", "dropped_by_draw": "not drawn"}[name] for name in others)
-    text = f"as {role}{of}, unless it is one of {left_out:,} of {counts['in']:,} rows that were {why}"
-    return [Step(number, found.name, "given", text, {**facts, "left_out": left_out})]
+    wanted = row or row_id
+    for drop in run.rows(number, stage, "dropped", DroppedRow, marks=(wanted,)):
+        if drop.id == wanted:
+            return [Step(number, found.name, "not trained", drop.reason, {**facts, "rule": drop.rule})]
+    return [Step(number, found.name, "trained", f"as {role}{f' (row {row})' if row else ''}", facts)]

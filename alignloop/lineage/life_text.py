@@ -60,7 +60,7 @@ def _end(life: Life) -> list[str]:
         return ["Nothing trained on it."]
     rounds: dict[str, list[int]] = {}
     for step in life.steps:
-        if step.verdict in ("trained", "given"):
+        if step.verdict == "trained":
             role = f" as {step.facts['role']}" if step.facts.get("role") else ""
             rounds.setdefault(step.stage + role, []).append(step.round)
     told = [f"{what}, round{'s' if len(of) > 1 else ''} {_ranges(of)}" for what, of in rounds.items()]

@@ -52,7 +52,7 @@ def _read(row_id: str, run: RunFiles) -> tuple[PreferenceRow | None, list[Step]]
                 assert stage is not None, "its rows were just read"
                 if output == "heldout":
                     return row, [Step(0, stage.name, "held out", HELDOUT_TEXT)]
-                return row, [Step(0, stage.name, "read", "to train on"), *_bootstrapped(run)]
+                return row, [Step(0, stage.name, "read", "to train on"), *_bootstrapped(run, row_id)]
     for number in run.rounds:
         for row in run.rows(number, "collect", "preferences", PreferenceRow, marks=(row_id,)):
             if row.id == row_id:
@@ -60,8 +60,8 @@ def _read(row_id: str, run: RunFiles) -> tuple[PreferenceRow | None, list[Step]]
     return None, []
 
 
-def _bootstrapped(run: RunFiles) -> list[Step]:
-    return trained_step(run, 0, "bootstrap", role="SFT target")
+def _bootstrapped(run: RunFiles, row_id: str) -> list[Step]:
+    return trained_step(run, 0, "bootstrap", row_id=row_id, role="SFT target")
 
 
 def _in_batch(run: RunFiles, number: int, row_id: str) -> bool:
@@ -102,11 +102,7 @@ def reward_steps(run: RunFiles, number: int, row: PreferenceRow, batches: list[i
     stage = run.stage(number, "train_reward")
     if stage is None or not any(batch <= number for batch in batches):
         return []
-    named = stage.manifest.config.get("strengths") or []
-    if row.strength is not None and row.strength not in named:
-        text = f"{row.strength} is not among reward.strengths ({', '.join(named)})"
-        return [Step(number, stage.name, "not trained", text, {"rule": "strength"})]
-    return trained_step(run, number, "train_reward", role="a ranking")
+    return trained_step(run, number, "train_reward", row_id=row.id, role="a ranking")
 
 
 def _not_drawn(run: RunFiles, number: int) -> list[Step]:

@@ -22,7 +22,7 @@ def prune_steps(run: RunFiles, number: int, row_id: str) -> list[Step]:
             facts = _known(row)
             told = ", ".join(f"{name} {_short(value)}" for name, value in facts.items())
             kept = Step(number, found.name, "kept", f"for SFT{': ' + told if told else ''}", facts)
-            return [kept, *trained_step(run, number, "train_sft", role="SFT target")]
+            return [kept, *trained_step(run, number, "train_sft", row_id=row_id, role="SFT target")]
     for drop in run.rows(number, "prune", "dropped", DroppedRow, marks=(row_id,)):
         if drop.id == row_id:
             return [_dropped(number, found.name, drop)]
@@ -64,7 +64,10 @@ def pair_steps(run: RunFiles, number: int, row_id: str, *, role: str, pair_id: s
     wanted = pair_id or row_id
     for row in run.rows(number, "build_pairs", "pairs", PairRow, marks=(wanted,)):
         if row.id == row_id or (pair_id and row.id.startswith(pair_id)):
-            return [_paired(number, found.name, row, role), *trained_step(run, number, "train_dpo", role=role)]
+            return [
+                _paired(number, found.name, row, role),
+                *trained_step(run, number, "train_dpo", row_id=row.id, role=role),
+            ]
     for drop in run.rows(number, "build_pairs", "dropped", DroppedRow, marks=(row_id,)):
         if drop.id == row_id:
             facts = {"rule": drop.rule, "reason": drop.reason}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from alignloop.artifacts import Artifact
 from alignloop.config.training import RewardConfig
 from alignloop.data.jsonl import load_jsonl
-from alignloop.records import PreferenceRow, Strength
+from alignloop.records import DroppedRow, PreferenceRow, Strength
 from alignloop.stage import Stage, StageContext
 from alignloop.stages.training import Outputs, train_stage
 
@@ -38,13 +38,27 @@ def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         eval_groups=preference_groups(heldout, chat),
         start=inputs.start,
         ctx=ctx,
-        left_out={"dropped_by_strength": len(rows) - len(kept)},
+        left_out=_weak(list(rows.values()), config.strengths),
     )
 
 
 def of_strengths(rows: Sequence[PreferenceRow], strengths: Sequence[Strength]) -> list[PreferenceRow]:
     """Rows of the named strengths; a row whose source says nothing of strength counts as one of them."""
     return [row for row in rows if row.strength is None or row.strength in strengths]
+
+
+def _weak(rows: Sequence[PreferenceRow], strengths: Sequence[Strength]) -> list[DroppedRow]:
+    named = ", ".join(strengths)
+    return [
+        DroppedRow(
+            id=row.id,
+            stage="train_reward",
+            rule="strength",
+            reason=f"{row.strength} is not among reward.strengths ({named})",
+        )
+        for row in rows
+        if row.strength is not None and row.strength not in strengths
+    ]
 
 
 STAGE = Stage("train_reward", Inputs, Outputs, run)

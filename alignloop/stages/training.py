@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import PARTIAL, Artifact, write_text
 from alignloop.config.training import SftConfig
-from alignloop.records import SftRow
+from alignloop.data.jsonl import dump_jsonl
+from alignloop.records import DroppedRow, SftRow
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import StageContext
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "train_summary.json"
 LOG = "train_log.jsonl"
+DROPPED = "dropped.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class Outputs(StageOutputs):
     """A line a step; one a variant."""
     summary: Artifact
     """`TrainSummary`: what each checkpoint is and how it does on held-out rows."""
+    dropped: tuple[Artifact, ...] = ()
+    """Rows that did not train, with reasons; empty where all did."""
 
 
 def train_stage(
@@ -44,12 +49,12 @@ def train_stage(
     start: Artifact,
     ctx: StageContext,
     reference: Artifact | None = None,
-    left_out: Mapping[str, int] | None = None,
+    left_out: Sequence[DroppedRow] = (),
 ) -> Outputs:
     """Train, once or once a variant; metrics are means over the variants.
 
     Args:
-        left_out: rows that did not become groups, by the reason's name in `counts`.
+        left_out: rows that did not become groups.
     """
     from alignloop.training.variants import train_variants
 
@@ -66,14 +71,16 @@ def train_stage(
             seed=ctx.seed,
             progress=ctx.progress,
             training=ctx.training,
-            run_name=f"round-{ctx.round:02d}/{ctx.dir.name.removesuffix(PARTIAL)}",
+            run_name=f"round-{ctx.round:02d}/{_folder_name(ctx)}",
         )
+    dropped = [*left_out, *_dropped(trained, [group.id for group in groups], stage=_stage_name(ctx))]
     checkpoints = tuple(Artifact.of(path) for variant in trained for path in variant.result.checkpoints)
     return Outputs(
         checkpoints=checkpoints,
         logs=tuple(Artifact.of(variant.dir / LOG) for variant in trained),
         summary=_summary(objective, trained, checkpoints, ctx),
-        counts=_counts(trained, num_groups=len(groups), left_out=left_out or {}),
+        dropped=_written(ctx.dir / DROPPED, dropped),
+        counts=_counts(dropped, num_rows=len(groups) + len(left_out)),
         metrics=_means([variant.result.metrics for variant in trained]),
     )
 
@@ -120,15 +127,46 @@ def _summary(
     return Artifact.of(ctx.dir / SUMMARY)
 
 
-def _counts(trained: Sequence[TrainedVariant], *, num_groups: int, left_out: Mapping[str, int]) -> dict[str, int]:
-    """A row is kept where at least one variant trains on it."""
-    by_draw = num_groups - len({row for variant in trained for row in variant.rows})
-    too_long = [Counter(row_id for row_id, _ in variant.result.dropped) for variant in trained]
-    reasons = {**left_out, **({"dropped_by_draw": by_draw} if by_draw else {})}
+def _dropped(trained: Sequence[TrainedVariant], ids: Sequence[str], *, stage: str) -> list[DroppedRow]:
+    """Rows that no variant trained on: no variant drew them, or they are too long."""
+    drawn = {row for variant in trained for row in variant.rows}
+    rows = [
+        DroppedRow(id=row_id, stage=stage, rule="draw", reason="no variant drew it (data_fraction)")
+        for place, row_id in enumerate(ids)
+        if place not in drawn
+    ]
     # `|` of counters is the larger count of each row: what several variants drop is dropped once.
-    reasons["dropped_by_length"] = reduce(operator.or_, too_long).total()
-    num_rows, dropped = num_groups + sum(left_out.values()), sum(reasons.values())
-    return {"in": num_rows, "kept": num_rows - dropped, "dropped": dropped, **reasons}
+    too_long = reduce(operator.or_, [Counter(variant.result.dropped) for variant in trained])
+    rows += [DroppedRow(id=row_id, stage=stage, rule="length", reason=reason) for row_id, reason in too_long.elements()]
+    return rows
+
+
+def _written(path: Path, dropped: Sequence[DroppedRow]) -> tuple[Artifact, ...]:
+    if not dropped:
+        return ()
+    dump_jsonl(path, dropped)
+    return (Artifact.of(path),)
+
+
+def _counts(dropped: Sequence[DroppedRow], *, num_rows: int) -> dict[str, int]:
+    """A row is kept where at least one variant trains on it."""
+    rules = Counter(row.rule for row in dropped)
+    reasons = {f"dropped_by_{rule}": rules[rule] for rule in ("strength", "draw") if rules[rule]}
+    return {
+        "in": num_rows,
+        "kept": num_rows - len(dropped),
+        "dropped": len(dropped),
+        **reasons,
+        "dropped_by_length": rules["length"],
+    }
+
+
+def _folder_name(ctx: StageContext) -> str:
+    return ctx.dir.name.removesuffix(PARTIAL)
+
+
+def _stage_name(ctx: StageContext) -> str:
+    return _folder_name(ctx).partition("_")[2] or _folder_name(ctx)
 
 
 def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -100,8 +100,15 @@ def write_round(run: Path, number: int, prompts: dict[str, list[float]], *, whol
     stage(run, number, "01_collect", {"preferences": batch}, counts={"preferences": len(batch)})
     batches = [{"path": f"round-{n:02d}/01_collect/preferences.jsonl"} for n in range(1, number + 1)]
     named = {"strengths": ["better"]}
+    weak = [DroppedRow(id="slight-2", stage="train_reward", rule="strength", reason="slightly_better")]
     stage(
-        run, number, "02_train_reward", {}, config=named, inputs={"preferences": batches}, counts={"in": 2, "kept": 2}
+        run,
+        number,
+        "02_train_reward",
+        {"dropped": weak},
+        config=named,
+        inputs={"preferences": batches},
+        counts={"in": 2, "kept": 2},
     )
     rows = [row for prompt, rewards in prompts.items() for row in candidates(prompt, number, rewards)]
     policy = {"policy": {"path": "round-00/02_base/checkpoint", "digest": POLICY}}
@@ -121,7 +128,8 @@ def write_round(run: Path, number: int, prompts: dict[str, list[float]], *, whol
     kept = [sft(best[0].id, best[0].completion), sft("better-1", "Yes.", "preference")][: 3 - number]
     counts = {"in": len(best), "kept": 1, "dropped": len(lost)}
     stage(run, number, "07_prune", {"rows": kept, "dropped": lost}, config={"human_rows": 1}, counts=counts)
-    stage(run, number, "08_train_sft", {}, counts={"in": 9, "kept": 8, "dropped": 1, "dropped_by_length": 1})
+    long = [DroppedRow(id="better-1", stage="train_sft", rule="length", reason="80 tokens, max_length is 64")]
+    stage(run, number, "08_train_sft", {"dropped": long}, counts={"in": 2, "kept": 1, "dropped": 1})
     chosen = prompts[first].index(max(prompts[first]))
     rejected = prompts[first].index(min(prompts[first]))
     gap = max(prompts[first]) - min(prompts[first])
@@ -170,7 +178,7 @@ def test_a_preferences_life(run: Path) -> None:
         (1, "collect", "in batch"),
         (1, "train_reward", "trained"),
         (1, "prune", "kept"),
-        (1, "train_sft", "given"),  # one of the stage's rows was too long, and which is not on disk
+        (1, "train_sft", "not trained"),  # too long
         (2, "train_reward", "trained"),
         (3, "train_reward", "trained"),
     ]

@@ -14,13 +14,13 @@ from alignloop.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import AverageConfig, AveragingConfig, DpoConfig, RewardConfig, SftConfig, Variant
-from alignloop.data.jsonl import dump_jsonl
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
 from alignloop.errors import DriftError, UserError
 from alignloop.one_stage import averaging_of, parse_inputs
 from alignloop.progress import QuietProgress
-from alignloop.records import Message, PairRow, PreferenceRow, SftRow, Source
+from alignloop.records import DroppedRow, Message, PairRow, PreferenceRow, SftRow, Source
 from alignloop.stage import Place, run_stage
 from alignloop.stages import average, train_dpo, train_reward, train_sft
 from alignloop.stages.training import Outputs
@@ -89,6 +89,10 @@ def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, engine: 
         "dropped_by_strength": 1,
         "dropped_by_length": 1,
     }
+    (dropped,) = outputs.dropped
+    rules = {row.id: row.rule for row in load_jsonl(dropped.path, DroppedRow)}
+    assert sorted(rules.values()) == ["length", "strength"]
+    assert rules[rows[-1].id] == "length"
     assert [log.path.parent.name for log in outputs.logs] == ["variant-01", "variant-02"]
     assert [log.rows for log in outputs.logs] == [2, 2]
     entries = summary_of(outputs)["checkpoints"]
@@ -146,6 +150,7 @@ def test_rows_that_no_variant_has_drawn_are_counted(base: Artifact, engine: Engi
     # Both draw with the stage's seed, and so the same half.
     assert outputs.counts["in"] == 4
     assert outputs.counts["dropped_by_draw"] == outputs.counts["dropped"] == 2
+    assert [row.rule for row in load_jsonl(outputs.dropped[0].path, DroppedRow)] == ["draw", "draw"]
     assert [log.rows for log in outputs.logs] == [1, 2]
     assert not any(name.startswith("eval_") for name in outputs.metrics)
     assert [entry["metrics"] for entry in summary_of(outputs)["checkpoints"]] == [{}, {}]
