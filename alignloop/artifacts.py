@@ -109,6 +109,8 @@ class Manifest(BaseModel):
     counts: dict[str, int]
     """`in`, `kept`, `dropped` (in == kept + dropped) and drops by rule."""
     metrics: dict[str, float]
+    facts: dict[str, Any] = {}
+    """How the result came about, where that must be known: an evaluation's protocol."""
     seed: int
     versions: dict[str, str]
     started: str

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from alignloop import __version__, cli_data, cli_lineage, cli_sampling, environment
+from alignloop import __version__, cli_data, cli_lineage, cli_report, cli_sampling, environment
 from alignloop.cli_sampling import SetOption
 from alignloop.errors import AlignloopError, Interrupted, PeopleNeeded, UserError
 
@@ -120,45 +120,56 @@ def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")] = Path("r
 
 @app.command(name="eval")
 def eval_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face model folder.")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="A Hugging Face model folder.")] = None,
     tasks: Annotated[
-        str, typer.Option(help="Task names with commas; ifeval=FILE and mmlu=FOLDER read local data.")
-    ] = "ifeval,mmlu",
+        str | None,
+        typer.Option(metavar="NAMES", help="With commas; default: its run's, else ifeval,mmlu."),
+    ] = None,
     include_path: Annotated[
-        str, typer.Option(metavar="quickstart|DIR", help="Where task files are looked for first; empty: lm-eval's own.")
-    ] = "quickstart",
+        str | None,
+        typer.Option(metavar="quickstart|DIR", help="Looked through first; empty: lm-eval's tasks."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, for a quick look.")] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="RECIPE|RUN_DIR", help="Whose protocol holds; default: its run's.")
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="For a model that brings none.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report there.")] = None,
+    samples: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all answers and verdicts there.")] = None,
     engine: Annotated[Literal["vllm", "transformers"] | None, typer.Option(help="What generates.")] = None,
+    responses: Annotated[Path | None, typer.Option(metavar="FILE", help="Score these, without a model.")] = None,
+    benchmark: Annotated[str | None, typer.Option(metavar="ifeval=DATA", help="The prompts that they answer.")] = None,
 ) -> None:
-    """Run benchmarks on a checkpoint.
+    """Run benchmarks on a checkpoint, or score responses that exist already.
 
     \b
     alignloop eval runs/quickstart/final
-    alignloop eval my-model --include-path '' --tasks ifeval,gsm8k
     alignloop eval my-model --tasks ifeval=input_data.jsonl,mmlu=mmlu/
+    alignloop eval --responses mine.jsonl --benchmark ifeval=input_data.jsonl
     """
-    from alignloop.artifacts import write_text
-    from alignloop.engine_log import temporary_log
-    from alignloop.one_eval import eval_text, evaluate_alone
-    from alignloop.progress import for_terminal
+    from alignloop import cli_eval
 
-    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise UserError(f"--json {json_file}: no file can be written there; name one in a folder that exists")
-    names = [name for name in tasks.split(",") if name]
-    with temporary_log() as log_file:
-        report = evaluate_alone(
-            checkpoint,
-            tasks=names,
-            include_path=include_path or None,
-            limit=limit,
-            engine_name=engine,
-            log_file=log_file,
-            progress=for_terminal(),
-        )
-    typer.echo(eval_text(report))
-    if json_file is not None:
-        write_text(json_file, report.model_dump_json(indent=1) + "\n")
+    for option, path in (("--json", json_file), ("--samples", samples)):
+        cli_eval.check_file(option, path)
+    if responses is not None or benchmark is not None:
+        model_options = {"CHECKPOINT": checkpoint, "--tasks": tasks, "--config": config, "--samples": samples}
+        cli_eval.score(responses, benchmark=benchmark, json_file=json_file, model_options=model_options)
+        return
+    if checkpoint is None:
+        raise UserError("eval: name a CHECKPOINT to measure, or --responses FILE --benchmark ifeval=DATA to score")
+    cli_eval.measure(
+        checkpoint,
+        tasks=tasks,
+        include_path=include_path,
+        limit=limit,
+        config=config,
+        chat_template=chat_template,
+        engine=engine,
+        json_file=json_file,
+        samples=samples,
+    )
 
 
 @app.command()
@@ -226,6 +237,7 @@ def inspect(
 
 
 app.add_typer(cli_data.app)
+app.command()(cli_report.report)
 app.command()(cli_sampling.sample)
 app.command()(cli_sampling.score)
 app.command(name="compare-sampling")(cli_sampling.compare_sampling)

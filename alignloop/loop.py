@@ -1,6 +1,6 @@
 """Rounds 1..N: resume, the best policy so far, and what each round hands to the next.
 
-round 0: ingest -> base -> [bootstrap -> average] -> evaluate
+round 0: ingest -> base -> evaluate -> [bootstrap -> average] -> measure
 round r: run_round(start resolved from rounds 0..r-1) -> a line of rounds.jsonl
 """
 
@@ -18,8 +18,18 @@ from alignloop.config import Recipe, load_recipe
 from alignloop.data.files import data_files
 from alignloop.engines.base import Engine
 from alignloop.environment import prepare as prepare_environment
-from alignloop.errors import PeopleNeeded, UserError
+from alignloop.errors import PeopleNeeded
+from alignloop.evaluation.comparing import (
+    Measured,
+    ProtocolMismatch,
+    read_differences,
+    read_measured,
+    require_same_protocol,
+    write_differences,
+)
+from alignloop.evaluation.measures.over_optimisation import flagged
 from alignloop.final import publish_final
+from alignloop.gate import gated, require_metric
 from alignloop.house import House, RoundHouse, require_space
 from alignloop.preflight import check
 from alignloop.preflight.disk import disk_needs_named
@@ -30,7 +40,7 @@ from alignloop.report.rounds import round_row
 from alignloop.round import RoundEnd, RoundStart, run_round
 from alignloop.round_inputs import answers_of, files_of_rounds, hand_out, round_file
 from alignloop.run_dir import enter, locked
-from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest
+from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest, measure
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,10 @@ def _run_rounds(house: House, recipe: Recipe) -> list[RoundRow]:
     start = prepared.start
     rows = [round_row(house.run_dir, 0, policy=prepared.base, stderr=prepared.evaluation.stderr)]
     best_round(rows, recipe.best_metric)  # a metric that nothing reports is better known now than after round 1
-    _write_rounds(house.run_dir, rows)
+    for metric in recipe.gate.metrics:
+        require_metric(metric, rows)
+    _round_ended(house, recipe, rows)
+    measured = [_measured(prepared.evaluation, number=0)]
     policies = {0: start.policy}
     for number in range(1, recipe.rounds + 1):
         house.progress.say(f"round {number} of {recipe.rounds}")
@@ -121,9 +134,18 @@ def _run_rounds(house: House, recipe: Recipe) -> list[RoundRow]:
         except PeopleNeeded as wait:
             raise hand_out(wait, run_dir=house.run_dir, number=number) from wait
         policies[number] = end.policy
-        rows.append(round_row(house.run_dir, number, policy=end.policy, stderr=end.evaluation.stderr))
-        _write_rounds(house.run_dir, rows)
-        start = next_start(recipe, start, end)
+        row = round_row(house.run_dir, number, policy=end.policy, stderr=end.evaluation.stderr)
+        measured.append(_measured(end.evaluation, number=number))
+        write_differences(house.run_dir, measured)
+        _require_one_protocol(measured, house.run_dir)
+        row = gated(row, rows, recipe)
+        rows.append(flagged(row, rows, differences=read_differences(house.run_dir)))
+        _round_ended(house, recipe, rows)
+        for flag in rows[-1].flags:
+            house.progress.say(f"  round {number}: {flag}")
+        if reason := rows[-1].gated:
+            house.progress.say(f"  round {number} does not pass the gate: {reason}; earlier checkpoints stay in use")
+        start = next_start(recipe, start, end, passed=rows[-1].gated is None)
     return rows
 
 
@@ -146,6 +168,7 @@ def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Pr
         room.house.progress.say("  the base has no chat behaviour: it is fine-tuned on chosen/edited completions first")
         tuned = room.run(bootstrap.STAGE, recipe.sft, bootstrap.Inputs(policy, data.preferences, data.heldout))
         policy = room.run(average.STAGE, recipe.averaging.sft, average.of(tuned)).checkpoint
+    answered = room.run(measure.STAGE, recipe.measure_stage, measure.Inputs(ready.checkpoint, data.heldout))
     start = RoundStart(
         policy=policy,
         sft_start=policy,
@@ -155,40 +178,47 @@ def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Pr
         prompts=data.prompts,
         batches=(),
         scored=None,
+        before=measure.of_base(ready.checkpoint, answered),
     )
     return Prepared(start, ready.checkpoint, evaluation)
 
 
-def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd) -> RoundStart:
-    """`start_from: previous` goes on from this round's checkpoint, `base` from where the first round began."""
+def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool = True) -> RoundStart:
+    """`start_from: previous` goes on from this round's checkpoint, `base` from where the first round began.
+
+    Args:
+        passed: whether the round's policy passed the gate; one that did not hands on its data and its reward model.
+    """
     return replace(
         start,
-        sft_start=end.policy if recipe.sft.start_from == "previous" else start.sft_start,
+        sft_start=end.policy if passed and recipe.sft.start_from == "previous" else start.sft_start,
         reward_start=end.reward_model if recipe.reward.start_from == "previous" else start.reward_start,
         prompts=end.prompts,
         batches=(*start.batches, end.batch),
         scored=end.scored,
+        before=measure.after(start.before, reward_model=end.reward_model, measured=end.measured),
     )
 
 
 def sampling_policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[int, Artifact]) -> Artifact:
-    """The checkpoint a later round samples from: the last, or the best so far."""
+    """The checkpoint a later round samples from: the last that passed the gate, or the best so far."""
+    passed = [row for row in rows[1:] if row.gated is None]
+    if not passed:
+        return policies[0]
     if recipe.sample.policy == "previous":
-        return policies[rows[-1].round]
+        return policies[passed[-1].round]
     # The bare base never samples again: round 1's policy at least has chat behaviour.
-    return policies[best_round(rows[1:], recipe.best_metric).round]
+    return policies[best_round(passed, recipe.best_metric).round]
 
 
 def best_round(rows: Sequence[RoundRow], metric: str) -> RoundRow:
-    """The round with the highest `metric`; the later one of equals.
+    """The round with the highest `metric` among those that passed the gate; the later one of equals.
 
     Raises:
         UserError: the benchmarks report no such metric.
     """
-    if any(metric not in row.metrics for row in rows):
-        known = ", ".join(sorted(rows[-1].metrics))
-        raise UserError(f"best_metric: {metric!r} is not reported by this run's tasks - reported: {known}")
-    return max(rows, key=lambda row: (row.metrics[metric], row.round))
+    require_metric(metric, rows, field="best_metric")
+    return max((row for row in rows if row.gated is None), key=lambda row: (row.metrics[metric], row.round))
 
 
 def from_outside(recipe: Recipe, run_dir: Path, number: int) -> collect.FromOutside:
@@ -231,6 +261,32 @@ def _open_engine(recipe: Recipe, run_dir: Path, progress: Progress) -> Engine:
     from alignloop.engines.open import open_engine
 
     return open_engine(recipe.engine, log_file=run_dir / "engine.log", say=lambda line: progress.say(f"  {line}"))
+
+
+def _measured(evaluation: evaluate.Outputs, *, number: int) -> Measured:
+    return read_measured(evaluation.report.path, evaluation.samples.path, name=f"round {number}")
+
+
+def _require_one_protocol(measured: Sequence[Measured], run_dir: Path) -> None:
+    """The best round, and the gate, compare all rounds: the last one must have been measured as the first was."""
+    try:
+        require_same_protocol(measured[0], measured[-1])
+    except ProtocolMismatch as error:
+        stages = f"{run_dir}/round-*/*_evaluate"
+        raise ProtocolMismatch(
+            f"{error}\nRemove the evaluations that were made otherwise ({stages}) and run the same command again: they "
+            "are measured anew, and nothing is trained again."
+        ) from error
+
+
+def _round_ended(house: House, recipe: Recipe, rows: Sequence[RoundRow]) -> None:
+    """What a person looks at while the run goes on."""
+    from alignloop.report.html.write import write_report_or_say
+    from alignloop.training.run_trackers import track_round
+
+    _write_rounds(house.run_dir, rows)
+    track_round(house.run_dir, rows[-1], names=recipe.training.trackers, say=house.progress.say)
+    write_report_or_say(house.run_dir, say=house.progress.say)
 
 
 def _write_rounds(run_dir: Path, rows: Sequence[RoundRow]) -> None:

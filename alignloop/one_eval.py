@@ -1,18 +1,24 @@
-"""Benchmarks of one checkpoint, outside any run."""
+"""Benchmarks of one checkpoint, outside any run: by a run's protocol, a recipe's, or the default one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from alignloop.config import Recipe, load_recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.config.evaluation import EvaluateConfig
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.engines.open import open_engine
-from alignloop.errors import ModelError
+from alignloop.errors import ModelError, UserError
+from alignloop.inspection.setting import recipe_of
 from alignloop.preflight.weights import check_causal
 from alignloop.progress import Progress
+from alignloop.run_dir import RESOLVED
 
 if TYPE_CHECKING:
     from alignloop.evaluation.report import EvalReport
@@ -22,45 +28,116 @@ LONGEST = 4096
 NOT_SHOWN = ("type/",)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How a checkpoint is measured.
+
+    Attributes:
+        evaluate: tasks, where they are looked for, lengths.
+        engine: what it computes in, and its context.
+        origin: where this comes from, for the terminal; None: the defaults.
+    """
+
+    evaluate: EvaluateConfig
+    engine: EngineConfig
+    origin: str | None = None
+
+
+def find_setting(
+    checkpoint: Path,
+    *,
+    tasks: Sequence[str] | None,
+    include_path: str | None,
+    limit: int | None,
+    config: str | None,
+    engine_name: Literal["vllm", "transformers"] | None,
+) -> Setting:
+    """A recipe's setting where one is named; a run's where the checkpoint lies in its directory and the tasks are its
+    own, so that the figures compare with the run's rounds; else the defaults: float32, up to 4,096 tokens.
+
+    Args:
+        tasks, include_path, limit: None: the setting's own.
+        config: a recipe, as `alignloop run` takes it, or a run directory.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    recipe, origin = _recipe_for(checkpoint, tasks=tasks, include_path=include_path, config=config)
+    if recipe is None:
+        room = min(LONGEST, longest_sequence(text_config(checkpoint)) or LONGEST)
+        evaluate = EvaluateConfig(
+            include_path="quickstart" if include_path is None else include_path or None,
+            max_gen_tokens=max(1, min(EvaluateConfig().max_gen_tokens, room // 2)),
+        )
+        setting = Setting(evaluate, EngineConfig(dtype="float32", max_model_len=room))
+    else:
+        setting = Setting(recipe.evaluate, recipe.engine, origin)
+    asked: dict[str, object] = {} if tasks is None else {"tasks": tuple(tasks)}
+    if include_path is not None:
+        asked["include_path"] = include_path or None
+    if limit is not None:
+        asked["limit"] = limit
+    engine = {} if engine_name is None else {"name": engine_name}
+    return replace(
+        setting,
+        evaluate=setting.evaluate.model_copy(update=asked),
+        engine=setting.engine.model_copy(update=engine),
+    )
+
+
 def evaluate_alone(
     checkpoint: Path,
     *,
-    tasks: Sequence[str],
-    include_path: str | None,
-    limit: int | None,
-    engine_name: Literal["vllm", "transformers"] | None,
+    tasks: Sequence[str] | None,
+    include_path: str | None = None,
+    limit: int | None = None,
+    engine_name: Literal["vllm", "transformers"] | None = None,
+    config: str | None = None,
+    chat_template: str | None = None,
+    samples_file: Path | None = None,
     log_file: Path,
     progress: Progress,
 ) -> EvalReport:
-    """Run `tasks` on `checkpoint`, in float32 on whatever device the engine finds.
+    """Run `tasks` on `checkpoint`, on whatever device the engine finds.
 
     Args:
-        include_path: folder of lm-eval task files; `quickstart`: the bundled ones.
+        tasks: None: the setting's own (see `find_setting`).
+        include_path: folder of lm-eval task files; `quickstart`: the bundled ones; empty: lm-eval's own alone.
         engine_name: None: vLLM where it is installed.
+        config: recipe or run directory whose protocol holds.
+        chat_template: given to a checkpoint that has none: `llama3`, `chatml` or a Jinja file.
+        samples_file: where one JSON line a question is written.
         log_file: gets what the engine prints.
 
     Raises:
-        UserError: the checkpoint holds no model, or a task is unknown.
+        UserError: the checkpoint holds no model, or no template; a task is unknown, or its questions do not fit.
     """
     from alignloop.evaluation.evaluate import evaluate
 
     if not checkpoint.is_dir():
         raise ModelError(f"{checkpoint}: no such folder; give a Hugging Face model folder, for example <run>/final")
-    model = text_config(checkpoint)
-    check_causal(checkpoint, model)
-    max_model_len = min(LONGEST, longest_sequence(model) or LONGEST)
-    named = {} if engine_name is None else {"name": engine_name}
-    config = EngineConfig.model_validate({"dtype": "float32", "max_model_len": max_model_len, **named})
-    with open_engine(config, log_file=log_file, say=progress.say) as engine:
+    check_causal(checkpoint, text_config(checkpoint))
+    setting = find_setting(
+        checkpoint, tasks=tasks, include_path=include_path, limit=limit, config=config, engine_name=engine_name
+    )
+    if setting.origin is not None:
+        progress.say(f"measured as {setting.origin}")
+    with (
+        _with_template(checkpoint, chat_template) as served,
+        open_engine(setting.engine, log_file=log_file, say=progress.say) as engine,
+    ):
         return evaluate(
             engine,
-            checkpoint=checkpoint,
-            tasks=list(tasks),
-            include_path=include_path,
-            limit=limit,
-            max_gen_tokens=min(EvaluateConfig().max_gen_tokens, config.max_model_len // 2),
+            checkpoint=served,
+            tasks=list(setting.evaluate.tasks),
+            include_path=setting.evaluate.include_path,
+            limit=setting.evaluate.limit,
+            max_gen_tokens=setting.evaluate.max_gen_tokens,
             seed=0,
-            max_model_len=config.max_model_len,
+            max_model_len=setting.engine.max_model_len,
+            dtype=setting.engine.dtype,
+            quantization=setting.engine.quantization,
+            samples_file=samples_file,
             progress=progress,
         )
 
@@ -75,3 +152,37 @@ def eval_text(report: EvalReport) -> str:
         error = f" +- {report.stderr[key]:.4f}" if key in report.stderr else ""
         lines.append(f"{key:<{width}}  {report.metrics[key]:>9.4f}{error:<11}  n={report.counts.get(key, 0)}")
     return "\n".join(lines)
+
+
+def _recipe_for(
+    checkpoint: Path, *, tasks: Sequence[str] | None, include_path: str | None, config: str | None
+) -> tuple[Recipe | None, str | None]:
+    if config is not None:
+        if (Path(config) / RESOLVED).is_file():
+            return recipe_of(Path(config)), f"the run {config} does"
+        return load_recipe(config), f"the recipe {config} says"
+    run_dir = next((folder for folder in checkpoint.resolve().parents if (folder / RESOLVED).is_file()), None)
+    if run_dir is None:
+        return None, None
+    recipe = recipe_of(run_dir)
+    is_own = tasks is None or set(tasks) <= set(recipe.evaluate.tasks)
+    is_there = include_path is None or (include_path or None) == recipe.evaluate.include_path
+    return (recipe, f"its run {run_dir} does") if is_own and is_there else (None, None)
+
+
+@contextmanager
+def _with_template(checkpoint: Path, chat_template: str | None) -> Iterator[Path]:
+    """The checkpoint, or a copy of it that has the template it lacks."""
+    if chat_template is None:
+        yield checkpoint
+        return
+    from alignloop.training.start import prepare_base
+
+    with tempfile.TemporaryDirectory(prefix="alignloop-eval-") as folder:
+        prepared = prepare_base(str(checkpoint), chat_template=chat_template, out_dir=Path(folder) / "checkpoint")
+        if prepared.had_template:
+            raise UserError(
+                f"--chat-template {chat_template}: {checkpoint} brings a template of its own, and is measured with "
+                "that; leave the option out"
+            )
+        yield Path(folder) / "checkpoint"

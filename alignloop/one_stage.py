@@ -35,6 +35,7 @@ CONFIGS: Mapping[str, Callable[[Recipe, Any], Any]] = {
     "build_pairs": lambda recipe, inputs: recipe.pairs,
     "train_dpo": lambda recipe, inputs: recipe.dpo_stage,
     "evaluate": lambda recipe, inputs: recipe.evaluate_stage,
+    "measure": lambda recipe, inputs: recipe.measure_stage,
 }
 """Stage -> the part of a recipe it is configured by; `average` has three, and its inputs tell which."""
 

@@ -295,6 +295,28 @@ class PairRow(Row):
         return self
 
 
+class MeasuredRow(Row):
+    """A held-out prompt as a round's model answers it, greedily: the same prompts in every round."""
+
+    id: str
+    """The held-out preference's, the same in every round."""
+    messages: list[Message] = Field(min_length=1)
+    completion: str
+    """Text without the end-of-turn token."""
+    completion_ids: list[int]
+    """Token ids as generated, the stop token included where there was one."""
+    finish_reason: FinishReason
+    chosen: NonEmptyText
+    """What the preference has as the better completion, to read beside it; nothing learns from it."""
+    round: int
+    policy: str
+    """Digest of the checkpoint that answers."""
+    reward: float | None = None
+    """By the round's reward model: comparable within the round; None of the base, which has none."""
+    first_reward: float | None = None
+    """By the first round's reward model: comparable with other rounds'."""
+
+
 class RoundRow(Row):
     """One line of `rounds.jsonl`: a round's outcome; round 0 is the base."""
 
@@ -311,6 +333,12 @@ class RoundRow(Row):
     """Rows kept and dropped by stage."""
     seconds: dict[str, float]
     """Wall seconds by activity."""
+    measures: dict[str, float] = Field(default_factory=dict)
+    """What the benchmarks do not show, as `measure` publishes it; a standard error is `<figure>_stderr`."""
+    flags: list[str] = Field(default_factory=list)
+    """What is to be looked at, in sentences: over-optimisation."""
+    gated: str | None = None
+    """Why the round's policy is not used, where it fell past the recipe's gate."""
 
 
 ROW_MODELS: dict[str, type[Row]] = {
@@ -325,6 +353,7 @@ ROW_MODELS: dict[str, type[Row]] = {
     "sft": SftRow,
     "dropped": DroppedRow,
     "pair": PairRow,
+    "measured": MeasuredRow,
     "round": RoundRow,
 }
 """Schema name -> model: what `scripts/export_schemas.py` writes."""

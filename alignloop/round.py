@@ -5,7 +5,7 @@ prompts --> sample (K candidates, previous policy) --> score <----------------+
                                                          |
               +------------------------------------------+
               v                                          v
-select --> prune --> train_sft --> average --> build_pairs --> train_dpo --> average --> evaluate
+select --> prune --> train_sft --> average --> build_pairs --> train_dpo --> average --> evaluate --> measure
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from alignloop.stages import (
     build_pairs,
     collect,
     evaluate,
+    measure,
     prune,
     sample,
     score,
@@ -41,6 +42,7 @@ class RoundStart:
         preferences, heldout, prompts: the run's data, as ingested.
         batches: the preference batches of the rounds before, oldest first.
         scored: the last round's scored candidates; None in the first round.
+        before: what its model is measured against: the base, the last round's model, the first reward model.
         outside: what the round is given beside: a file of preferences of its own, people's answers.
     """
 
@@ -52,6 +54,7 @@ class RoundStart:
     prompts: Artifact
     batches: tuple[Artifact, ...]
     scored: Artifact | None
+    before: measure.Before
     outside: collect.FromOutside = field(default_factory=collect.FromOutside)
 
 
@@ -65,10 +68,11 @@ class RoundEnd:
     prompts: Artifact
     scored: Artifact
     evaluation: evaluate.Outputs
+    measured: measure.Outputs
 
 
 def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
-    """Thirteen stages, each published before the next begins."""
+    """Fourteen stages, each published before the next begins."""
     given = collect.inputs(
         recipe.collect_stage,
         start.preferences,
@@ -108,4 +112,8 @@ def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
     policy = house.run(average.STAGE, recipe.averaging.dpo, average.of(dpo)).checkpoint
 
     evaluation = house.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(policy))
-    return RoundEnd(policy, reward_model, collected.preferences, prompts, scored.candidates, evaluation)
+    unmeasured = measure.inputs(
+        recipe.measure_stage, start.before, policy=policy, reward_model=reward_model, heldout=start.heldout
+    )
+    measured = house.run(measure.STAGE, recipe.measure_stage, unmeasured)
+    return RoundEnd(policy, reward_model, collected.preferences, prompts, scored.candidates, evaluation, measured)

@@ -51,10 +51,12 @@ class Outputs:
     Attributes:
         counts: rows `in`, `kept`, `dropped` and drops by rule; `in == kept + dropped` where all three stand.
         metrics: numbers for the report.
+        facts: what a reader of the manifest must know of how the result came about, JSON-able.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def outputs_of(stage: Stage[ConfigT, InputsT, OutputsT], folder: Path, manifest:
     values: dict[str, Any] = {}
     for name, record in manifest.outputs.items():
         values[name] = tuple(artifact(r) for r in record) if isinstance(record, list) else artifact(record)
-    return stage.outputs(**values, counts=manifest.counts, metrics=manifest.metrics)
+    return stage.outputs(**values, counts=manifest.counts, metrics=manifest.metrics, facts=manifest.facts)
 
 
 def remove_from(folder: Path) -> None:
@@ -244,7 +246,7 @@ def _manifest(
         assert counts["in"] == counts["kept"] + counts["dropped"], f"{name}: rows vanished: {counts}"
     records: dict[str, Any] = {}
     for output in dataclasses.fields(outputs):
-        if output.name in ("counts", "metrics"):
+        if output.name in ("counts", "metrics", "facts"):
             continue
         value = getattr(outputs, output.name)
         many = isinstance(value, tuple)
@@ -269,6 +271,7 @@ def _manifest(
         outputs=records,
         counts=counts,
         metrics=outputs.metrics,
+        facts=outputs.facts,
         seed=described["seed"],
         versions=package_versions(),
         started="",

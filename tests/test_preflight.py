@@ -393,3 +393,27 @@ def test_engines_the_machine_has_no_room_for_are_a_problem(good: Path) -> None:
     engine = {**SMALL["engine"], "tensor_parallel": 2}
     with pytest.raises(PreflightError, match=r"engine.tensor_parallel: 2, but .* transformers serves a model"):
         look(good, engine=engine)
+
+
+def test_what_cannot_be_measured_is_noted(good: Path) -> None:
+    assert not [note for note in look(good).notes if note.startswith("measure")]
+    (note,) = [n for n in look(good, data={"heldout_fraction": 0.0}).notes if n.startswith("measure")]
+    assert "win rates" in note
+    off = look(good, data={"heldout_fraction": 0.0}, measure={"enabled": False})
+    assert not [note for note in off.notes if note.startswith("measure")]
+    # 370 of 384 tokens for an answer leave 14: the prompts here have more.
+    (note,) = [n for n in look(good, measure={"max_tokens": 370}).notes if n.startswith("measure")]
+    assert "none of" in note
+    assert "held-out rows fits engine.max_model_len (384)" in note
+    with pytest.raises(UserError, match=r"measure\.max_tokens \(384\) leaves no room"):
+        look(good, measure={"max_tokens": 384})
+
+
+def test_a_judge_that_measure_asks_must_compare(good: Path) -> None:
+    judge = {"model": str(QUICKSTART / "base"), "max_tokens": 64}
+    assert look(good, judge=judge)
+    (found,) = problems(good, judge={**judge, "prompt": "difficulty"})
+    assert "measure.judge asks the judge to" in found
+    (found,) = problems(good, judge={**judge, "model": "nowhere"})
+    assert "judge.model: nowhere: no such folder" in found
+    assert look(good, judge={**judge, "prompt": "difficulty"}, measure={"judge": False})

@@ -27,13 +27,14 @@ ENGINE_ONLY = {"vllm", "ray"}
 
 ORDER = [
     {"bundled", "environment", "errors", "progress", "records"},
-    {"artifacts", "chat", "config", "engine_log", "objectives", "packing", "selection"},
+    {"artifacts", "chat", "config", "engine_log", "objectives", "packing", "plots", "selection"},
     {"data", "engines", "evaluation", "judging", "quickstart", "run_dir", "training"},
     {"pruning", "stage"},
     {"dropped_file", "house", "out_file", "stages"},
     {
         "comparison",
         "final",
+        "gate",
         "inspection",
         "lineage",
         "one_data_check",
@@ -51,7 +52,7 @@ ORDER = [
     },
     {"loop"},
     {"plan"},
-    {"__init__", "__main__", "cli", "cli_data", "cli_lineage", "cli_prune", "cli_sampling"},
+    {"__init__", "__main__", "cli", "cli_data", "cli_eval", "cli_lineage", "cli_prune", "cli_report", "cli_sampling"},
 ]
 """A module imports only from its own line and from the lines above it."""
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

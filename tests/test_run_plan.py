@@ -103,8 +103,9 @@ def test_disk_holds_the_checkpoints_of_all_variants(tmp_path: Path) -> None:
 
 def test_a_plan_of_nothing_done_yet(tmp_path: Path) -> None:
     plan = make_plan(recipe_of(tmp_path), run_dir=tmp_path / "run")
-    assert [stage.name for stage in plan.stages if stage.round == 0] == ["01_ingest", "02_base", "03_evaluate"]
-    assert [len([s for s in plan.stages if s.round == number]) for number in (1, 2, 3)] == [13, 13, 13]
+    before = [stage.name for stage in plan.stages if stage.round == 0]
+    assert before == ["01_ingest", "02_base", "03_evaluate", "04_measure"]
+    assert [len([s for s in plan.stages if s.round == number]) for number in (1, 2, 3)] == [14, 14, 14]
     assert {stage.state for stage in plan.stages} == {"to do"}
     assert not (tmp_path / "run").exists()
     assert all(len(line) <= 90 for line in plan_text(plan).splitlines() if str(tmp_path) not in line)
@@ -112,7 +113,7 @@ def test_a_plan_of_nothing_done_yet(tmp_path: Path) -> None:
 
 def test_a_base_without_a_template_is_planned_with_bootstrap(tmp_path: Path) -> None:
     plan = make_plan(recipe_of(tmp_path, bootstrap="always"), run_dir=tmp_path / "run")
-    assert [stage.name for stage in plan.stages if stage.round == 0][3:] == ["04_bootstrap", "05_average"]
+    assert [stage.name for stage in plan.stages if stage.round == 0][3:] == ["04_bootstrap", "05_average", "06_measure"]
 
 
 def publish_ingest(recipe: Recipe, run_dir: Path) -> None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from alignloop.config.base import PositiveInt, Section
+from alignloop.config.base import NonNegativeFloat, PositiveInt, Section
 
 
 class EvaluateConfig(Section):
     """Benchmarks round over round."""
 
     tasks: tuple[str, ...] = ("ifeval", "mmlu")
-    """lm-eval task names. With `include_path` set, its task files come first."""
+    """lm-eval task names; `ifeval=FILE.jsonl`, `mmlu=FOLDER` and `mmlu_generative=FOLDER` read local data in its
+    published form. With `include_path` set, its task files come first."""
     include_path: str | None = None
     """A folder of lm-eval task YAML files; `quickstart` is the bundled one."""
     limit: PositiveInt | None = None
     """Questions a task, for a quick look; None: all."""
     max_gen_tokens: PositiveInt = 1280
     """Longest generated answer (lm-eval's own limit for IFEval)."""
+
+
+class GateConfig(Section):
+    """What a round's policy must hold to be used: sampled from, built on by the next round, published at the end."""
+
+    metrics: tuple[str, ...] = ()
+    """`task/metric` names, of which more is better; empty: the recipe's `best_metric`."""
+    max_regression: NonNegativeFloat | None = None
+    """How far below the best round so far (the base included) a metric may lie, as it is reported: 0.02 is two points
+    of an accuracy. None: every round passes."""

@@ -248,7 +248,8 @@ def _nearest(location: Sequence[int | str]) -> str:
     for section in sections:
         model = _section(model, section) if model else None
     names = {name: ".".join([*sections, name]) for name in (model.model_fields if model else ())}
-    everywhere = {path.rsplit(".", 1)[-1]: path for path in _all_keys(Recipe)}
+    # Where several sections have it, the one a round comes to first.
+    everywhere = {path.rsplit(".", 1)[-1]: path for path in reversed(list(_all_keys(Recipe)))}
     alias = ALIASES.get(last.lower(), "")
     if alias in names or alias in _all_keys(Recipe):
         return f" - did you mean {names.get(alias, alias)!r}?"

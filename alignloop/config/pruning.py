@@ -183,8 +183,8 @@ class SemanticDedupConfig(Section):
     def _borders(self) -> SemanticDedupConfig:
         if self.nearest_clusters > 1 and self.compare_to == "kept":
             raise ValueError(
-                f"nearest_clusters is {self.nearest_clusters} with compare_to `kept`: what is kept in one cluster would "
-                "depend on the others - set compare_to: seen, or nearest_clusters: 1"
+                f"nearest_clusters is {self.nearest_clusters} with compare_to `kept`: what is kept in one cluster "
+                "would depend on the others - set compare_to: seen, or nearest_clusters: 1"
             )
         return self
 

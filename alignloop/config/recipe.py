@@ -14,7 +14,8 @@ from alignloop.config.base import PositiveFloat, PositiveInt, Section
 from alignloop.config.collect import CollectConfig
 from alignloop.config.data import DataConfig
 from alignloop.config.engine import EngineComputes, EngineConfig, JudgeConfig
-from alignloop.config.evaluation import EvaluateConfig
+from alignloop.config.evaluation import EvaluateConfig, GateConfig
+from alignloop.config.measure import MeasureConfig
 from alignloop.config.pruning import PruneConfig
 from alignloop.config.sampling import PairsConfig, SampleConfig, ScoreConfig, SelectConfig
 from alignloop.config.training import AveragingConfig, DpoConfig, RewardConfig, SftConfig, TrainingConfig
@@ -93,6 +94,21 @@ class EvaluateStageConfig(EvaluateConfig, EngineComputes):
     """What `evaluate` is fingerprinted by."""
 
 
+class MeasureStageConfig(MeasureConfig, EngineComputes):
+    """What `measure` is fingerprinted by."""
+
+    max_tokens: PositiveInt
+    strengths: tuple[Strength, ...]
+    """Held-out preferences of these strengths tell the reward model's accuracy: those that it trains on."""
+    dtype: Literal["float32", "bfloat16"]
+    """In which rewards and logprobs are computed."""
+    rows_per_microbatch: PositiveInt = Field(16, exclude=True)
+    judged_by: JudgeStageConfig | None = None
+    """None where no judge is asked."""
+    judge_engine: EngineComputes | None = None
+    """Where the judge runs on the run's engine."""
+
+
 def _computing(engine: EngineConfig) -> dict[str, Any]:
     return {
         "max_model_len": engine.max_model_len,
@@ -134,6 +150,8 @@ class Recipe(Section):
     pairs: PairsConfig = PairsConfig()
     dpo: DpoConfig = DpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+    measure: MeasureConfig = MeasureConfig()
     averaging: AveragingConfig = AveragingConfig()
     training: TrainingConfig = TrainingConfig()
     engine: EngineConfig = EngineConfig()
@@ -198,11 +216,34 @@ class Recipe(Section):
         """`evaluate` depends on what the engine can hold and how it computes."""
         return EvaluateStageConfig(**dict(self.evaluate), engine=self.engine.name, **_computing(self.engine))
 
+    @property
+    def measure_stage(self) -> MeasureStageConfig:
+        """`measure` depends on how answers are sampled, scored and judged."""
+        given = {name: value for name, value in self.measure if name != "max_tokens"}
+        judge = self.judge if self.measure.enabled and self.measure.judge else None
+        on_engine = judge is not None and judge.endpoint is None
+        return MeasureStageConfig(
+            **given,
+            max_tokens=self.measure.max_tokens or self.sample.max_tokens,
+            strengths=self.reward.strengths,
+            dtype=self.score.dtype,
+            rows_per_microbatch=self.score.rows_per_microbatch,
+            judged_by=None if judge is None else JudgeStageConfig(**dict(judge)),
+            judge_engine=EngineComputes(engine=self.engine.name, **_computing(self.engine)) if on_engine else None,
+            engine=self.engine.name,
+            **_computing(self.engine),
+        )
+
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         if self.sample.max_tokens >= self.engine.max_model_len:
             raise ValueError(
                 f"sample.max_tokens ({self.sample.max_tokens}) leaves no room for a prompt within "
+                f"engine.max_model_len ({self.engine.max_model_len}): lower the first or raise the second"
+            )
+        if self.measure.max_tokens is not None and self.measure.max_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"measure.max_tokens ({self.measure.max_tokens}) leaves no room for a prompt within "
                 f"engine.max_model_len ({self.engine.max_model_len}): lower the first or raise the second"
             )
         if self.collect.annotator == "judge" and self.judge is None:

@@ -76,7 +76,8 @@ class TrainingConfig(Section):
     accelerate: Annotated[str, Field(min_length=1)] = "ddp"
     """`ddp`, `fsdp2` (full shard), or an accelerate configuration file of yours."""
     trackers: tuple[str, ...] = ()
-    """`tensorboard`, or any other tracker that transformers knows. Off by default."""
+    """Beside TensorBoard, which every run writes where it is installed: `wandb`, `mlflow`, `trackio` (one run with all
+    rounds), or any other tracker that transformers knows (one run a stage)."""
 
 
 class OptimizerConfig(Section):

@@ -21,11 +21,13 @@ from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import ModelError
 from alignloop.evaluation.ifeval import preserved_random, require_sentence_data
 from alignloop.evaluation.report import EvalReport, write_samples
-from alignloop.evaluation.results import build_report, eval_samples
+from alignloop.evaluation.results import Asked, build_report, eval_samples
+from alignloop.evaluation.room import AS_CHAT, require_room
 from alignloop.evaluation.tasks import LoadedTasks, load_tasks
 from alignloop.progress import Progress
 
 if TYPE_CHECKING:
+    from alignloop.chat.format import ChatFormat
     from alignloop.evaluation.lm import EngineLM
 
 
@@ -41,6 +43,8 @@ def evaluate(
     progress: Progress,
     max_model_len: int | None = None,
     samples_file: Path | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
 ) -> EvalReport:
     """Measure `checkpoint` on `tasks`, through its chat template.
 
@@ -55,9 +59,10 @@ def evaluate(
         progress: told about the engine calls.
         max_model_len: longest prompt + completion the engine serves, in tokens; None: the model's own.
         samples_file: where one JSON line a question (`EvalSample`) is written; None: nowhere.
+        dtype, quantization: how the engine computes, for the protocol; None: not known.
 
     Raises:
-        DataError: an unknown task, wrong or missing data, or prompts that do not fit.
+        DataError: an unknown task, wrong or missing data, or prompts that do not fit: found before the engine starts.
         ModelError: the checkpoint has no usable tokenizer, template or configuration.
     """
     with _quiet_lm_eval():
@@ -72,6 +77,8 @@ def evaluate(
         progress=progress,
         max_model_len=max_model_len,
         samples_file=samples_file,
+        dtype=dtype,
+        quantization=quantization,
     )
 
 
@@ -86,6 +93,8 @@ def evaluate_loaded(
     progress: Progress,
     max_model_len: int | None = None,
     samples_file: Path | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
 ) -> EvalReport:
     """`evaluate` on tasks that are loaded already. lm-eval's task objects serve one evaluation each."""
     _require_sentence_data(loaded, limit=limit)
@@ -97,25 +106,28 @@ def evaluate_loaded(
         seed=seed,
         progress=progress,
     )
-    engine.load_weights(checkpoint)
+    with _quiet_lm_eval(), preserved_random(seed):
+        _set_up(loaded, seed=seed)
+        require_room(loaded, lm=lm, limit=limit)
     results = _run(lm, loaded=loaded, limit=limit, seed=seed)
+    samples = list(eval_samples(results, generations=lm.generations))
     if samples_file is not None:
-        write_samples(samples_file, samples=eval_samples(results, generations=lm.generations))
-    return build_report(results, lm=lm, seed=seed)
+        write_samples(samples_file, samples=samples)
+    asked = Asked(seed=seed, dtype=dtype, quantization=quantization)
+    return build_report(results, samples=samples, lm=lm, asked=asked)
 
 
 def _run(lm: EngineLM, *, loaded: LoadedTasks, limit: int | None, seed: int) -> dict[str, Any]:
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
     with _quiet_lm_eval(), preserved_random(seed):
-        _set_up(loaded, seed=seed)
+        _set_up(loaded, seed=seed)  # again: building the requests has drawn from the tasks' generators
         results: dict[str, Any] = lm_eval_evaluate(
             lm=lm,
             task_dict={"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}},
             limit=limit,
             bootstrap_iters=0,  # standard errors are closed form, see evaluation.standard_error
-            apply_chat_template=True,
-            fewshot_as_multiturn=True,
+            **AS_CHAT,
         )
     return results
 
@@ -146,7 +158,6 @@ def _engine_lm(
 ) -> EngineLM:
     from transformers import AutoTokenizer
 
-    from alignloop.chat.load import load_format
     from alignloop.evaluation.lm import EngineLM, GenerationLimits
 
     lengths = [length for length in (max_model_len, longest_sequence(text_config(checkpoint))) if length is not None]
@@ -154,12 +165,28 @@ def _engine_lm(
         raise ModelError(f"{checkpoint}: config.json names no context length; set engine.max_model_len.")
     return EngineLM(
         engine,
-        chat=load_format(checkpoint),
+        checkpoint=checkpoint,
+        chat=_chat_format(checkpoint),
         tokenizer=AutoTokenizer.from_pretrained(str(checkpoint)),
         limits=GenerationLimits(max_model_len=min(lengths), max_gen_tokens=max_gen_tokens),
         seed=seed,
         progress=progress,
     )
+
+
+def _chat_format(checkpoint: Path) -> ChatFormat:
+    from alignloop.chat.load import load_format
+
+    try:
+        return load_format(checkpoint)
+    except ModelError as error:
+        if "no chat template" not in str(error):
+            raise
+        raise ModelError(
+            f"{checkpoint}: the tokenizer has no chat template, and benchmarks are asked through one. Put the template "
+            "the model was trained with into the folder as chat_template.jinja (alignloop brings llama3 and chatml: "
+            "`alignloop eval --chat-template llama3`, and in a recipe `chat_template: llama3`)."
+        ) from error
 
 
 @contextmanager

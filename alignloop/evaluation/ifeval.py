@@ -29,6 +29,8 @@ ACCURACIES = (
     "inst_level_loose_acc",
 )
 """The four accuracies whose mean the paper reports."""
+FIELDS = ("key", "prompt", "instruction_id_list", "kwargs")
+"""Of a row as published."""
 SENTENCE_TYPES = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
 """The instruction types whose checkers split text with nltk's `punkt_tab`."""
 
@@ -79,17 +81,30 @@ def read_ifeval(path: Path) -> list[IfevalRow]:
     Raises:
         DataError: no such file, no rows, or a row whose fields, instruction ids or kwargs are wrong (file and line).
     """
+    rows = read_form(path)
+    with preserved_random(0):
+        for number, row in rows:
+            for instruction_id, kwargs in zip(row.instruction_id_list, row.arguments, strict=True):
+                _check_instruction(instruction_id, kwargs, where=f"{path}, line {number}")
+    return [row for _, row in rows]
+
+
+def read_form(path: Path) -> list[tuple[int, IfevalRow]]:
+    """The rows with their line numbers, as far as they can be checked without lm-eval, whose import takes seconds.
+
+    Raises:
+        DataError: no such file, no rows, or a row in another form (file, line and field).
+    """
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file. IFEval data are JSON lines of key, prompt, instruction_id_list, kwargs."
-        )
+        what = "a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}. IFEval data are JSON lines of {', '.join(FIELDS)}.")
     rows = []
-    with path.open(encoding="utf-8") as file, preserved_random(0):
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                rows.append(_read_row(line.rstrip("\r\n"), where=f"{path}, line {number}"))
+                rows.append((number, _read_row(line.rstrip(b"\r\n"), where=f"{path}, line {number}")))
     if not rows:
-        raise DataError(f"{path}: the file has no rows.")
+        raise DataError(f"{path}: the file has no rows. IFEval data are JSON lines of {', '.join(FIELDS)}.")
     return rows
 
 
@@ -169,20 +184,20 @@ def preserved_random(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _read_row(line: str, *, where: str) -> IfevalRow:
+def _read_row(line: bytes, *, where: str) -> IfevalRow:
+    form = f"IFEval data are JSON lines of {', '.join(FIELDS)}"
     try:
-        row = IfevalRow.model_validate(json.loads(line))
+        return IfevalRow.model_validate(json.loads(line))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 (byte {error.start}).") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
+        raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}). {form}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(
-            f"{where}: {field + ': ' if field else ''}{first['msg']} - the row is not an IFEval row."
+            f"{where}: {field + ': ' if field else ''}{first['msg']} - the row is not an IFEval row: {form}."
         ) from error
-    for instruction_id, kwargs in zip(row.instruction_id_list, row.arguments, strict=True):
-        _check_instruction(instruction_id, kwargs, where=where)
-    return row
 
 
 def _check_instruction(instruction_id: str, kwargs: Mapping[str, Any], *, where: str) -> None:

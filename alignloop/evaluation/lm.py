@@ -14,6 +14,8 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lm_eval.api.instance import Instance
@@ -64,7 +66,8 @@ class EngineLM(TemplateLM):
     """An lm-eval model that is a live engine.
 
     Args:
-        engine: serves the checkpoint already.
+        engine: is made to serve `checkpoint` when the first request comes.
+        checkpoint: a Hugging Face directory.
         tokenizer: the checkpoint's Hugging Face tokenizer; plain (not chat) contexts are encoded with it.
         chat: its chat format.
         limits: lengths.
@@ -80,6 +83,7 @@ class EngineLM(TemplateLM):
         self,
         engine: Engine,
         *,
+        checkpoint: Path,
         tokenizer: Any,
         chat: ChatFormat,
         limits: GenerationLimits,
@@ -90,7 +94,10 @@ class EngineLM(TemplateLM):
         self.tokenizer = tokenizer
         self.generations: dict[tuple[str, int], Completion] = {}
         self._engine = engine
+        self._checkpoint = checkpoint
         self._chat = chat
+        # A question's options and its answer share one context, asked for one after another.
+        self._context_ids = lru_cache(maxsize=4)(self._encode_context)
         self.limits = limits
         self._seed = seed
         self._progress = progress
@@ -98,6 +105,11 @@ class EngineLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         return self._chat.stop_token_ids[0]
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """What ends an answer."""
+        return self._chat.stop_token_ids
 
     @property
     def prefix_token_id(self) -> int:
@@ -138,6 +150,16 @@ class EngineLM(TemplateLM):
             self.generations[(str(request.task_name), int(request.doc_id or 0))] = completion
             texts.append(_cut(self._chat.decode(completion.token_ids), stop_strings=sent.stop_strings))
         return texts
+
+    def num_tokens(self, request: Instance) -> int:
+        """Tokens of the context that a request takes up in the engine: prompt, continuation, one to be written."""
+        if request.request_type == "loglikelihood":
+            context, continuation = request.args
+            pair = self._encode_pair(context, continuation) if context else ((), self.tok_encode(continuation))
+            return len(pair[0]) + len(pair[1]) + 1
+        if request.request_type == "generate_until":
+            return len(self._context_ids(request.args[0])) + 1
+        return 0  # a whole text is read in windows
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(sum of logprobs in nats, whether greedy decoding would write it) per (context, continuation)."""
@@ -214,7 +236,7 @@ class EngineLM(TemplateLM):
             stop_strings=tuple(held["until"]),
         )
 
-    def _context_ids(self, context: str) -> tuple[int, ...]:
+    def _encode_context(self, context: str) -> tuple[int, ...]:
         messages = unpack_messages(context)
         if messages is None:
             return tuple(self.tok_encode(context)) or (self.prefix_token_id,)
@@ -232,6 +254,7 @@ class EngineLM(TemplateLM):
     ) -> list[Answer]:
         if not asked:
             return []
+        self._engine.load_weights(self._checkpoint)
         with self._progress.task(f"evaluate: {label}", total=len(asked), unit="prompts") as advance:
             answers = call(asked)
             advance(len(asked))

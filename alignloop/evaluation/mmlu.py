@@ -7,25 +7,33 @@ four options and the letter of the right one, without a header.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from alignloop.errors import DataError
+from alignloop.records import Message
 
 LETTERS = "ABCD"
-AnswerForm = Literal["letter", "option_text"]
+AnswerForm = Literal["letter", "generated", "option_text"]
 """What is scored after the question.
 
 `letter`: the options are shown with letters and the letter is scored: MMLU as published, and lm-eval's `mmlu`.
+`generated`: the same question, without shots; the model writes its answer, and lm-eval's filter takes it from the first
+line: lm-eval's `mmlu_generative`.
 `option_text`: the question alone is shown and each option's text is scored, as lm-eval's `mmlu_continuation` does: for
 models too small to know letters. `acc` compares sums of logprobs, which favours the shorter of options of unequal
 length; `acc_norm` divides by the number of characters, which favours the longer one where its end follows from its
 beginning. Both are reported. `acc` is lm-eval's headline and unbiased where a question's options are of like length.
 """
-METRICS: dict[AnswerForm, tuple[str, ...]] = {"letter": ("acc",), "option_text": ("acc", "acc_norm")}
+METRICS: dict[AnswerForm, tuple[str, ...]] = {
+    "letter": ("acc",),
+    "generated": ("exact_match",),
+    "option_text": ("acc", "acc_norm"),
+}
 """Letters are of equal length: there is nothing to normalise."""
+GROUPS: dict[AnswerForm, str] = {"letter": "mmlu", "generated": "mmlu_generative", "option_text": "mmlu"}
 
 
 @dataclass(frozen=True)
@@ -51,14 +59,51 @@ def read_mmlu(folder: Path) -> list[Subject]:
     """
     files = sorted((folder / "test").glob("*_test.csv"))
     if not files:
-        raise DataError(f"{folder}: no test/<subject>_test.csv in it. MMLU data are test/*.csv and dev/*.csv.")
+        what = "a file" if folder.is_file() else "a folder" if folder.is_dir() else "no such folder"
+        raise DataError(
+            f"{folder}: {what}, and no test/<subject>_test.csv in it. MMLU's published form is a folder of "
+            "test/<subject>_test.csv (and dev/<subject>_dev.csv for the shots): question, A, B, C, D, the answer's "
+            "letter, without a header."
+        )
     return [_read_subject(file, folder=folder) for file in files]
 
 
-def task_config(subject: Subject, *, form: AnswerForm, num_fewshot: int, version: str) -> dict[str, Any]:
-    """lm-eval's configuration of one subject."""
+def task_name(subject: str, *, form: AnswerForm) -> str:
+    """As lm-eval has it."""
+    return f"mmlu_{subject}_generative" if form == "generated" else f"mmlu_{subject}"
+
+
+def prompt_messages(subject: Subject, row: Mapping[str, Any], *, form: AnswerForm, num_fewshot: int) -> list[Message]:
+    """What lm-eval makes of a question: its lengths are known without lm-eval, whose import takes seconds."""
+    shots = [
+        message
+        for shot in subject.dev[:num_fewshot]
+        for message in (_asked(shot, form=form), Message(role="assistant", content=_answer(shot, form=form)))
+    ]
+    system = [] if form == "option_text" else [Message(role="system", content=_description(subject.name))]
+    return [*system, *shots, _asked(row, form=form)]
+
+
+def task_config(
+    subject: Subject, *, form: AnswerForm, num_fewshot: int, version: str, template: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """lm-eval's configuration of one subject.
+
+    Args:
+        template: lm-eval's own of `mmlu_generative`, for the form `generated`.
+    """
+    if form == "generated":
+        return {
+            **(template or {}),
+            "dataset_path": None,
+            "task": task_name(subject.name, form=form),
+            "custom_dataset": _dataset_of(subject),
+            "fewshot_split": None,
+            "num_fewshot": 0,
+            "description": _description(subject.name),
+        }
     return {
-        "task": f"mmlu_{subject.name}",
+        "task": task_name(subject.name, form=form),
         "custom_dataset": _dataset_of(subject),
         "test_split": "test",
         "fewshot_split": "dev" if subject.dev else None,
@@ -78,12 +123,27 @@ def _form_config(subject: str, *, form: AnswerForm) -> dict[str, Any]:
     if form == "option_text":
         return {"doc_to_text": "{{question.strip()}}", "doc_to_choice": "choices"}
     options = "\n".join(f"{letter}. {{{{choices[{index}]}}}}" for index, letter in enumerate(LETTERS))
-    about = subject.replace("_", " ")
     return {
-        "description": f"The following are multiple choice questions (with answers) about {about}.\n\n",
+        "description": _description(subject),
         "doc_to_text": f"{{{{question.strip()}}}}\n{options}\nAnswer:",
         "doc_to_choice": list(LETTERS),
     }
+
+
+def _description(subject: str) -> str:
+    return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+
+
+def _asked(row: Mapping[str, Any], *, form: AnswerForm) -> Message:
+    question = row["question"].strip()
+    if form == "option_text":
+        return Message(role="user", content=question)
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True))
+    return Message(role="user", content=f"{question}\n{options}\nAnswer:")
+
+
+def _answer(row: Mapping[str, Any], *, form: AnswerForm) -> str:
+    return str(row["choices"][row["answer"]]) if form == "option_text" else LETTERS[row["answer"]]
 
 
 def _dataset_of(subject: Subject) -> Callable[..., dict[str, Any]]:
@@ -107,7 +167,10 @@ def _read_subject(file: Path, *, folder: Path) -> Subject:
 def _read_rows(path: Path) -> tuple[dict[str, Any], ...]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
-        rows = tuple(_question(row, where=f"{path}, line {reader.line_num}") for row in reader if row)
+        try:
+            rows = tuple(_question(row, where=f"{path}, line {reader.line_num}") for row in reader if row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, line {reader.line_num}: no CSV in UTF-8: {error}.") from error
     if not rows:
         raise DataError(f"{path}: the file has no rows.")
     return rows

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from alignloop.errors import DataError
 from alignloop.records import Message
 
 
@@ -33,7 +34,8 @@ class TaskProtocol(_Model):
     num_available: int
     """Questions the benchmark has."""
     generation: dict[str, Any] = Field(default_factory=dict)
-    """lm-eval's generation arguments with the token limit that held (`max_gen_toks`); empty for log-likelihood."""
+    """lm-eval's generation arguments with the token limit that held (`max_gen_toks`) and the stop strings (`until`);
+    empty for log-likelihood."""
     chat_template_digest: str
     data_digest: str
     """SHA-256 over the questions asked, in order, with their answers or constraints."""
@@ -49,6 +51,13 @@ class Protocol(_Model):
     max_model_len: int
     """Longest prompt + completion, in tokens."""
     tasks: dict[str, TaskProtocol]
+    groups: dict[str, list[str]] = Field(default_factory=dict)
+    """Name -> the tasks its figures are means of."""
+    engine_dtype: str | None = None
+    """What the engine computed in; None: not recorded."""
+    quantization: str | None = None
+    stop_token_ids: list[int] | None = None
+    """What ends an answer, beside a task's stop strings; None: not recorded."""
 
     @property
     def digest(self) -> str:
@@ -61,8 +70,9 @@ class EvalReport(_Model):
 
     Keys are `task/metric` with lm-eval's names (`ifeval/prompt_level_strict_acc`, `mmlu/acc`, `mmlu_anatomy/acc`;
     `task/metric,filter` where a task has named filters). Beside them `ifeval/mean` is the mean of the four
-    accuracies, `ifeval/type/<instruction id>` the strict accuracy of one instruction type, and every task that
-    generates has `stop_rate` (answers that ended by themselves) and `mean_tokens`.
+    accuracies, `ifeval/type/<instruction id>` the strict accuracy of one instruction type, every task that generates
+    has `stop_rate` (answers that ended by themselves) and `mean_tokens`, and a group's metric is followed by its mean
+    over tasks: `mmlu/acc` is over questions, `mmlu/acc_macro` over subjects.
     """
 
     metrics: dict[str, float]
@@ -113,3 +123,32 @@ def write_samples(path: Path, *, samples: Iterable[EvalSample]) -> int:
             file.write(sample.model_dump_json() + "\n")
             num_written += 1
     return num_written
+
+
+def read_report(path: Path) -> EvalReport:
+    """A published `report.json`.
+
+    Raises:
+        DataError: it is not one.
+    """
+    try:
+        return EvalReport.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{path}: not an evaluation's report: {error}") from error
+
+
+def read_samples(path: Path) -> Iterator[EvalSample]:
+    """The samples of a `samples.jsonl`, one by one.
+
+    Raises:
+        DataError: a line is not one (with its number).
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield EvalSample.model_validate_json(line)
+                except ValidationError as error:
+                    raise DataError(f"{path}, line {number}: not an evaluation's sample: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error

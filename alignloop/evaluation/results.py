@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from alignloop.engines.base import Completion
-from alignloop.evaluation import ifeval
+from alignloop.evaluation.figures import estimate_of, estimates_of, macro_key, metric_key
 from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, TaskProtocol, sha256_of
-from alignloop.evaluation.standard_error import Estimate, mean
+from alignloop.evaluation.standard_error import Estimate
 
 if TYPE_CHECKING:
     from alignloop.evaluation.lm import EngineLM
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 Results = Mapping[str, Any]
 """What `lm_eval.evaluate` returns."""
 Generations = Mapping[tuple[str, int], Completion]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Attributes:
+    seed: of few-shot draws, and of tasks that sample.
+    dtype: what the engine computes in; None where it is not known.
+    quantization: as the engine was given it.
+    """
+
+    seed: int
+    dtype: str | None = None
+    quantization: str | None = None
 
 
 class _Figures:
@@ -35,20 +48,34 @@ class _Figures:
             self.stderr[key] = stderr
 
 
-def build_report(results: Results, *, lm: EngineLM, seed: int) -> EvalReport:
-    """The report of one evaluation."""
+def build_report(results: Results, *, samples: Sequence[EvalSample], lm: EngineLM, asked: Asked) -> EvalReport:
+    """The report of one evaluation.
+
+    Args:
+        results: lm-eval's.
+        samples: the questions, as `eval_samples` gives them.
+        asked: how, as far as neither of them knows.
+    """
+    groups = {name: _leaves(name, results=results) for name in results["group_subtasks"] if name in results["results"]}
+    groups = {name: leaves for name, leaves in groups.items() if leaves != [name]}
+    estimates, counts = estimates_of(samples, groups=groups)
     figures = _Figures()
     for name in results["results"]:
-        _add_metrics(figures, name, results=results)
-    for name, samples in results["samples"].items():
-        if _is_ifeval(samples):
-            _add_ifeval(figures, name, samples=_of_first_filter(samples))
-        _add_generation(figures, name, samples=_of_first_filter(samples), generations=lm.generations)
+        _add_metrics(figures, name, results=results, estimates=estimates)
+    # What lm-eval does not report: IFEval's mean and types, how answers ended, and macro averages of what it does.
+    macros = {macro_key(key) for key in figures.metrics}
+    for key, estimate in estimates.items():
+        if key not in figures.metrics and (key.partition("/")[0] not in groups or key in macros):
+            figures.add(key, value=estimate.value, stderr=estimate.stderr, count=counts[key])
     protocol = Protocol(
         lm_eval_version=version("lm_eval"),
-        seed=seed,
+        seed=asked.seed,
         max_model_len=lm.limits.max_model_len,
         tasks={name: _protocol(name, results=results, lm=lm) for name in results["samples"]},
+        groups=groups,
+        engine_dtype=asked.dtype,
+        quantization=asked.quantization,
+        stop_token_ids=list(lm.stop_token_ids),
     )
     return EvalReport(metrics=figures.metrics, stderr=figures.stderr, counts=figures.counts, protocol=protocol)
 
@@ -60,58 +87,26 @@ def eval_samples(results: Results, *, generations: Generations) -> Iterator[Eval
             yield _eval_sample(name, sample, completion=generations.get((name, sample["doc_id"])))
 
 
-def _add_metrics(figures: _Figures, name: str, *, results: Results) -> None:
+def _add_metrics(figures: _Figures, name: str, *, results: Results, estimates: Mapping[str, Estimate]) -> None:
     """lm-eval's own figures of a task or group; the errors are ours."""
-    leaves = _leaves(name, results=results)
+    count = sum(results["n-samples"][leaf]["effective"] for leaf in _leaves(name, results=results))
     for key, value in results["results"][name].items():
         metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        per_task = [_scalars(results["samples"][leaf], metric=metric, filter_name=filter_name) for leaf in leaves]
+        own = metric_key(name, metric, filter_name=filter_name)
+        estimate = estimate_of(own, value, estimates)
+        is_instructions = estimate is not None and metric.startswith("inst_level")
         figures.add(
-            f"{name}/{metric}" if filter_name == "none" else f"{name}/{key}",
+            own,
             value=value,
-            stderr=_stderr_of_mean(value, per_task=per_task),
-            count=sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
+            stderr=None if estimate is None else estimate.stderr,
+            count=_num_instructions(results["samples"][name]) if is_instructions else count,
         )
 
 
-def _stderr_of_mean(value: float, *, per_task: Sequence[Sequence[float]]) -> float | None:
-    """Of a mean over questions, or of an unweighted mean over tasks; None where `value` is neither."""
-    if not per_task or not all(per_task):
-        return None
-    over_questions = mean([number for numbers in per_task for number in numbers])
-    if math.isclose(over_questions.value, value, abs_tol=1e-9):
-        return over_questions.stderr
-    tasks: list[Estimate] = [mean(numbers) for numbers in per_task]
-    errors = [task.stderr for task in tasks if task.stderr is not None]
-    over_tasks = math.fsum(task.value for task in tasks) / len(tasks)
-    if len(errors) == len(tasks) and math.isclose(over_tasks, value, abs_tol=1e-9):
-        return math.sqrt(math.fsum(error * error for error in errors)) / len(tasks)
-    return None
-
-
-def _add_ifeval(figures: _Figures, name: str, *, samples: Sequence[Mapping[str, Any]]) -> None:
-    instruction_ids = [sample["doc"]["instruction_id_list"] for sample in samples]
-    num_instructions = sum(map(len, instruction_ids))
-    types = ifeval.by_type(samples, instruction_ids=instruction_ids)
-    for metric, estimate in ifeval.estimates(samples, instruction_ids=instruction_ids).items():
-        count = num_instructions if metric.startswith("inst_level") else len(samples)
-        if metric.startswith("type/"):
-            count = sum(map(len, types[metric.removeprefix("type/")]))
-        figures.add(f"{name}/{metric}", value=estimate.value, stderr=estimate.stderr, count=count)
-
-
-def _add_generation(
-    figures: _Figures, name: str, *, samples: Sequence[Mapping[str, Any]], generations: Generations
-) -> None:
-    completions = [generations[key] for sample in samples if (key := (name, sample["doc_id"])) in generations]
-    if not completions:
-        return
-    stopped = mean([float(completion.finish_reason == "stop") for completion in completions])
-    lengths = mean([float(len(completion.token_ids)) for completion in completions])
-    for metric, estimate in (("stop_rate", stopped), ("mean_tokens", lengths)):
-        figures.add(f"{name}/{metric}", value=estimate.value, stderr=estimate.stderr, count=len(completions))
+def _num_instructions(samples: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(sample["doc"].get("instruction_id_list", ())) for sample in samples)
 
 
 def _protocol(name: str, *, results: Results, lm: EngineLM) -> TaskProtocol:
@@ -163,19 +158,8 @@ def _verdict(value: Any) -> float | list[bool] | None:
     return float(value) if isinstance(value, (bool, int, float)) else None
 
 
-def _is_ifeval(samples: Sequence[Mapping[str, Any]]) -> bool:
-    return set(ifeval.ACCURACIES) <= set(samples[0]["metrics"])
-
-
 def _of_first_filter(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-
-
-def _scalars(samples: Sequence[Mapping[str, Any]], *, metric: str, filter_name: str) -> list[float]:
-    """The metric's value of each question; empty where it is not one number a question."""
-    values = [sample.get(metric) for sample in samples if sample["filter"] == filter_name]
-    numbers = [float(value) for value in values if isinstance(value, (bool, int, float))]
-    return numbers if len(numbers) == len(values) else []
 
 
 def _leaves(name: str, *, results: Results) -> list[str]:

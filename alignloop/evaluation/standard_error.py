@@ -1,4 +1,4 @@
-"""Standard errors of benchmark figures, clustered by prompt.
+"""Standard errors of benchmark figures, clustered by prompt, and intervals of differences between two of them.
 
 lm-eval bootstraps some figures in a pool of processes and gives none for IFEval's instruction-level accuracies.
 Every figure here is a ratio of sums over prompts (or a mean of such ratios), so its standard error is closed
@@ -6,6 +6,9 @@ form: with hits h_i out of m_i at prompt i and p = sum(h) / sum(m), the influenc
 u_i = (h_i - p * m_i) / sum(m), and the variance of p is n / (n - 1) * sum(u_i^2). Instructions of one prompt share
 one completion, so the prompt, not the instruction, is the unit that was sampled. With m_i = 1 this is the usual
 standard error of a mean, sd / sqrt(n), and equals lm-eval's.
+
+Two figures measured on the same prompts are compared prompt by prompt: the influence of prompt i on their difference
+is the difference of its influences. What is hard for both models cancels out.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+NORMAL_95 = 1.959963984540054
+"""Standard errors on either side of a figure that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +28,31 @@ class Estimate:
     Attributes:
         value: the figure.
         influence: n numbers that sum to 0, one a prompt.
+        strata: sizes of the parts of `influence` that were sampled apart, such as a benchmark's subjects; empty: one.
     """
 
     value: float
     influence: tuple[float, ...]
+    strata: tuple[int, ...] = ()
 
     @property
     def stderr(self) -> float | None:
-        """Standard error; None where a single prompt leaves it unknown."""
-        n = len(self.influence)
-        return None if n < 2 else math.sqrt(n / (n - 1) * math.fsum(u * u for u in self.influence))
+        """Standard error; None where a part's single prompt leaves it unknown."""
+        sizes = self.strata or (len(self.influence),)
+        if min(sizes) < 2:
+            return None
+        variance, start = 0.0, 0
+        for size in sizes:
+            part = self.influence[start : start + size]
+            variance += size / (size - 1) * math.fsum(u * u for u in part)
+            start += size
+        return math.sqrt(variance)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval, by the normal approximation; None where the error is unknown."""
+        error = self.stderr
+        return None if error is None else (self.value - NORMAL_95 * error, self.value + NORMAL_95 * error)
 
 
 def ratio(hits: Sequence[float], totals: Sequence[float]) -> Estimate:
@@ -54,3 +75,20 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(
         share * math.fsum(estimate.value for estimate in estimates), tuple(share * math.fsum(us) for us in influences)
     )
+
+
+def mean_over(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of figures measured on *other* prompts each, every one of equal weight: a macro average."""
+    share = 1.0 / len(estimates)
+    return Estimate(
+        share * math.fsum(estimate.value for estimate in estimates),
+        tuple(share * u for estimate in estimates for u in estimate.influence),
+        tuple(len(estimate.influence) for estimate in estimates),
+    )
+
+
+def difference(before: Estimate, after: Estimate) -> Estimate:
+    """`after` - `before`, measured on the same prompts in the same order."""
+    assert before.strata == after.strata, "figures over other parts do not compare"
+    changes = zip(before.influence, after.influence, strict=True)
+    return Estimate(after.value - before.value, tuple(new - old for old, new in changes), after.strata)

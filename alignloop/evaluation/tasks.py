@@ -2,7 +2,8 @@
 
 A name is one of
     ifeval=FILE.jsonl   local data in IFEval's published form, measured as lm-eval's `ifeval`
-    mmlu=FOLDER         local data in MMLU's published form (letters, up to 5 shots)
+    mmlu=FOLDER         local data in MMLU's published form (letters by log-likelihood, up to 5 shots)
+    mmlu_generative=FOLDER    the same data, answers written by the model, no shots
     ifeval, mmlu        with include_path `quickstart`: the bundled ones
     anything else       an lm-eval task, group or tag: of include_path first, then lm-eval's own
 """
@@ -10,18 +11,22 @@ A name is one of
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import load_checkers, read_ifeval
-from alignloop.evaluation.mmlu import METRICS, AnswerForm, read_mmlu, task_config
+from alignloop.evaluation.mmlu import GROUPS, METRICS, AnswerForm, read_mmlu, task_config
 
 QUICKSTART = "quickstart"
 MMLU_SHOTS = 5
 """The paper's number (section 5.1)."""
+LOCAL = {"ifeval": "ifeval=FILE.jsonl", "mmlu": "mmlu=FOLDER", "mmlu_generative": "mmlu_generative=FOLDER"}
+"""Kinds that read local data, and how each is written."""
 
 
 @dataclass(frozen=True)
@@ -82,26 +87,29 @@ def local_ifeval(path: Path) -> LoadedTasks:
 
 
 def local_mmlu(folder: Path, *, form: AnswerForm = "letter", num_fewshot: int = MMLU_SHOTS) -> LoadedTasks:
-    """A group `mmlu` (mean over questions) with a task `mmlu_<subject>` a subject, over a local folder.
+    """A group `mmlu` or `mmlu_generative` (mean over questions) with a task a subject, over a local folder.
 
     Args:
         folder: in MMLU's published form.
         form: what is scored (see `AnswerForm`).
-        num_fewshot: examples from `dev/`, as many as there are.
+        num_fewshot: examples from `dev/`, as many as there are; none for the form `generated`.
     """
     from lm_eval.api.group import Group
     from lm_eval.api.task import ConfigurableTask
 
-    version = f"{form}-1"
-    metrics = [{"metric": metric, "weight_by_size": True} for metric in METRICS[form]]
-    group = Group.from_config({"group": "mmlu", "aggregate_metric_list": metrics, "metadata": {"version": version}})
+    template = _generative_template() if form == "generated" else {}
+    version = str(template["metadata"]["version"]) if form == "generated" else f"{form}-1"
+    filters = [entry["name"] for entry in template.get("filter_list", [{"name": "none"}])]
+    metrics = [{"metric": metric, "weight_by_size": True, "filter_list": filters} for metric in METRICS[form]]
+    name = GROUPS[form]
+    group = Group.from_config({"group": name, "aggregate_metric_list": metrics, "metadata": {"version": version}})
     tasks = {}
     for subject in read_mmlu(folder):
-        config = task_config(subject, form=form, num_fewshot=num_fewshot, version=version)
+        config = task_config(subject, form=form, num_fewshot=num_fewshot, version=version, template=template)
         task = ConfigurableTask(config=config)
         tasks[config["task"]] = task
         group.add(task)
-    return LoadedTasks(tasks, {"mmlu": group})
+    return LoadedTasks(tasks, {name: group})
 
 
 def quickstart_task(name: str) -> LoadedTasks:
@@ -128,7 +136,26 @@ def _local(kind: str, *, path: Path) -> LoadedTasks:
         return local_ifeval(path)
     if kind == "mmlu":
         return local_mmlu(path)
-    raise DataError(f"evaluate.tasks: {kind}={path}: only ifeval=FILE and mmlu=FOLDER read local data.")
+    if kind == "mmlu_generative":
+        return local_mmlu(path, form="generated")
+    raise DataError(not_local(kind, path=path))
+
+
+def not_local(kind: str, *, path: Path) -> str:
+    """What is wrong with `kind=path`, and which kinds there are, near ones first."""
+    near = difflib.get_close_matches(kind, LOCAL, n=1, cutoff=0.5)
+    hint = f" - did you mean {LOCAL[near[0]]}?" if near else ""
+    return f"evaluate.tasks: {kind}={path}: only {', '.join(LOCAL.values())} read local data{hint}"
+
+
+def _generative_template() -> dict[str, Any]:
+    """What lm-eval's `mmlu_generative` tasks have in common: question, stop rules, filter and metric."""
+    import lm_eval.tasks
+    import yaml
+
+    path = Path(lm_eval.tasks.__file__).parent / "mmlu" / "generative" / "_default_template_yaml"
+    template: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return template
 
 
 def _registered(names: Sequence[str], *, include_path: str | Path | None) -> LoadedTasks:
@@ -141,11 +168,34 @@ def _registered(names: Sequence[str], *, include_path: str | Path | None) -> Loa
     if manager is None or not set(names) <= set(manager.all_tasks):
         manager = TaskManager(include_path=None if include_path is None else str(include_path))
     check_names(names, known=manager.all_tasks)
-    try:
+    with _load_errors_named(names):
         loaded = manager.load(list(names))
-    except (OSError, ConnectionError) as error:
-        raise DataError(
-            f"evaluate.tasks: the data of {', '.join(names)} cannot be had: {error}. Without a hub, name local data: "
-            "ifeval=FILE.jsonl, mmlu=FOLDER, or a folder of task files (evaluate.include_path)."
-        ) from error
     return LoadedTasks(dict(loaded["tasks"]), dict(loaded.get("groups", {})))
+
+
+@contextmanager
+def _load_errors_named(names: Sequence[str]) -> Iterator[None]:
+    """What a task wants and this machine lacks, with the remedy."""
+    what = ", ".join(names)
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        remedy = f"`pip install {package}`" if package else "install it (`pip install 'lm_eval[...]'` names the extras)"
+        raise DataError(f"evaluate.tasks: {what} needs a package that is not installed: {error} - {remedy}.") from error
+    except LookupError as error:
+        # nltk's data are the one thing that tasks look up rather than open; its own text is a screen long.
+        text = " ".join(str(error).split())
+        found = re.search(r"nltk\.download\('([\w-]+)'\)", text)
+        if found is None:
+            raise
+        raise DataError(
+            f"evaluate.tasks: {what} needs nltk's {found[1]}. With a network: python -m nltk.downloader {found[1]}. "
+            "Without: copy it from another machine and set NLTK_DATA to the folder it lies in."
+        ) from error
+    except (OSError, ValueError) as error:  # no connection, no such data set, none in the cache
+        raise DataError(
+            f"evaluate.tasks: the data of {what} cannot be had: {error}. Without a hub, name local data "
+            f"({', '.join(LOCAL.values())}), a folder of task files (evaluate.include_path), or copy the data set's "
+            "cache from a machine that has run the task (HF_HOME) and set HF_HUB_OFFLINE=1."
+        ) from error

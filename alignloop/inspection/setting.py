@@ -47,7 +47,7 @@ def find_setting(file: Path, *, base: str | None, chat_template: str | None, con
     if config is not None:
         recipe = load_recipe(config)
     elif run_dir is not None and base is None:
-        recipe = _recipe_of(run_dir)
+        recipe = recipe_of(run_dir)
     else:
         recipe = load_recipe("quickstart") if base is None else Recipe(base=base, preferences=(str(file),))
     if base is None and config is None and run_dir is not None:
@@ -62,7 +62,12 @@ def find_setting(file: Path, *, base: str | None, chat_template: str | None, con
     return Setting(recipe, str(wanted["base"]), facts.chat, tuple(notes))
 
 
-def _recipe_of(run_dir: Path) -> Recipe:
+def recipe_of(run_dir: Path) -> Recipe:
+    """The recipe a run directory was made from.
+
+    Raises:
+        RunDirError: this alignloop cannot read it.
+    """
     try:
         return Recipe.model_validate(read_resolved(run_dir))
     except ValidationError as error:

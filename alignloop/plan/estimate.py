@@ -59,6 +59,7 @@ class Estimator:
             "select": prompts * recipe.sample.num_candidates,
             "prune": prompts + self._human(new),
             "build_pairs": new + prompts,
+            "measure": self._checked.num_heldout,
         }
         return Expected(rows.get(stage))
 

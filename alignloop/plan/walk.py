@@ -14,6 +14,7 @@ from alignloop.bundled import resolve_base
 from alignloop.config import Recipe
 from alignloop.engines.base import Engine
 from alignloop.errors import RunDirError
+from alignloop.gate import gated
 from alignloop.house import House, RoundHouse, round_dir
 from alignloop.loop import base_inputs, from_outside, next_start, prepare, sampling_policy
 from alignloop.plan.estimate import NOTHING, Estimator, Expected
@@ -124,9 +125,9 @@ def _walk(recipe: Recipe, run_dir: Path, checked: Checked) -> list[PlannedStage]
         start = replace(start, outside=from_outside(recipe, run_dir, number))
         end = run_round(room, recipe, start)
         policies[number] = end.policy
-        rows.append(round_row(run_dir, number, policy=end.policy, stderr={}))
+        rows.append(_gated(round_row(run_dir, number, policy=end.policy, stderr={}), rows, recipe))
         stages += room.planned
-        start = next_start(recipe, start, end)
+        start = next_start(recipe, start, end, passed=rows[-1].gated is None)
     return stages
 
 
@@ -146,6 +147,12 @@ def _policy(recipe: Recipe, rows: list[RoundRow], policies: Mapping[int, Artifac
     if all(recipe.best_metric in row.metrics for row in rows):
         return sampling_policy(recipe, rows, policies)
     return Artifact(run_dir / "best", NOT_MADE)
+
+
+def _gated(row: RoundRow, earlier: list[RoundRow], recipe: Recipe) -> RoundRow:
+    """As the run has it, as far as its benchmarks are published."""
+    measured = all(row.metrics for row in (row, *earlier))
+    return gated(row, earlier, recipe) if measured else row
 
 
 @dataclass
@@ -194,7 +201,7 @@ def _stand_in(stage: Stage[Any, Any, OutputsT], folder: Path, *, metrics: dict[s
     """Outputs whose artifacts are not made yet."""
     values: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(stage.outputs).items():
-        if name in ("counts", "metrics"):
+        if name in ("counts", "metrics", "facts"):
             continue
         artifact = Artifact(folder.resolve() / name, NOT_MADE)
         values[name] = (artifact,) if typing.get_origin(kind) is tuple else artifact

@@ -23,6 +23,7 @@ from alignloop.preflight.disk import run_bytes, used_bytes
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.judge import check_judge
 from alignloop.preflight.lengths import Lengths, measure
+from alignloop.preflight.measures import check_measures
 from alignloop.preflight.pruning import check_pruning
 from alignloop.preflight.rows import Rows, read_rows
 from alignloop.preflight.sampling import check_sampling
@@ -91,12 +92,20 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
     if base.chat is not None:
         lengths = measure(rows, chat=base.chat, recipe=recipe, positions=base.max_positions, findings=findings)
     check_sampling(recipe, prompts=rows.prompts, chat=base.chat, findings=findings)
-    check_tasks(recipe, findings=findings)
+    check_tasks(recipe, chat=base.chat, findings=findings)
     with findings.collecting():
         check_averaging(recipe, heldout=rows.heldout)
     with findings.collecting():
         check_trackers(recipe.training.trackers)
     check_judge(recipe, run_dir=run_dir, base_folder=base.folder, findings=findings)
+    check_measures(
+        recipe,
+        heldout=rows.heldout,
+        chat=base.chat,
+        run_dir=run_dir,
+        base_folder=base.folder,
+        findings=findings,
+    )
     check_pruning(
         recipe,
         prompts=rows.prompts,

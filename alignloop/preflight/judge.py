@@ -30,14 +30,14 @@ def check_judge(recipe: Recipe, *, run_dir: Path | None, base_folder: Path | Non
     if config is None or recipe.collect.annotator != "judge":
         return
     if not recipe.collect.num_annotations:
-        findings.notes.append("collect.annotator is judge, but collect.num_annotations is 0: the judge is never asked")
+        findings.notes.append("collect.annotator is judge, but collect.num_annotations is 0: it is never asked to")
         return
     with findings.collecting():
         if not isinstance(load_prompt(config.prompt), PairwisePrompt):
             raise UserError(f"judge.prompt: {config.prompt} compares no two; annotating wants a pairwise prompt")
     if recipe.rounds < _FIRST_ROUND:
         findings.notes.append(
-            "judge: the first round has no candidates to annotate yet, so a run of one round never asks it"
+            "judge: the first round has no candidates to annotate yet, so in a run of one round collect never asks it"
         )
     elif not _all_published(recipe, run_dir):
         check_judge_answers(recipe, config, base_folder=base_folder, findings=findings)

@@ -1,22 +1,33 @@
-"""Benchmarks named in the recipe, as far as they can be known without lm-eval, whose import takes seconds."""
+"""Benchmarks named in the recipe, as far as they can be known without lm-eval, whose import takes seconds.
+
+Local data and the bundled ones are read, and their questions measured in tokens, shots included.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from alignloop.chat.format import ChatFormat
 from alignloop.config import Recipe
+from alignloop.errors import UserError
+from alignloop.evaluation.room import TooLong, refuse
+from alignloop.evaluation.tasks import LOCAL, not_local
+from alignloop.preflight.benchmarks import local_prompts, too_long
 from alignloop.preflight.findings import Findings
 
 BUNDLED = ("ifeval", "mmlu")
-LOCAL = ("ifeval", "mmlu")
-"""Kinds that read local data, as `kind=PATH`."""
 _TASK_NAME = re.compile(r"^(?:task|group|tag): *[\"']?([\w.-]+)", re.MULTILINE)
 
 
-def check_tasks(recipe: Recipe, *, findings: Findings) -> None:
-    """Local data lies where it should, names are not misspelt, and `best_metric` is of a task that runs."""
+def check_tasks(recipe: Recipe, *, chat: ChatFormat | None, findings: Findings) -> None:
+    """Local data is in its form and fits the context, names are not misspelt, and metrics are of tasks that run.
+
+    Args:
+        chat: the base's; None where its tokenizer is not on this machine.
+    """
     config = recipe.evaluate
     known: tuple[str, ...] = ()
     if config.include_path == "quickstart":
@@ -28,24 +39,51 @@ def check_tasks(recipe: Recipe, *, findings: Findings) -> None:
         known = _task_names(folder)
     if not config.tasks:
         findings.problems.append("evaluate.tasks: no task is named")
+    found: list[TooLong] = []
     for name in config.tasks:
         _check_task(name, known, findings)
+        found += _too_long(name, recipe, chat=chat, findings=findings)
+    with findings.collecting():
+        refuse(found, max_model_len=recipe.engine.max_model_len)
     names = [name.partition("=")[0] for name in config.tasks]
-    task = recipe.best_metric.partition("/")[0]
-    if names and not any(task == name or task.startswith(f"{name}_") for name in names):
+    if names:
+        _check_metric("best_metric", recipe.best_metric, names, findings)
+        for metric in recipe.gate.metrics:
+            _check_metric("gate.metrics", metric, names, findings)
+    if recipe.gate.metrics and recipe.gate.max_regression is None:
+        findings.notes.append("gate.metrics are named, but gate.max_regression is not set: every round passes")
+
+
+def _check_metric(field: str, metric: str, names: Sequence[str], findings: Findings) -> None:
+    task = metric.partition("/")[0]
+    if not any(task == name or task.startswith(f"{name.removesuffix('_generative')}_") for name in names):
         findings.problems.append(
-            f"best_metric: {recipe.best_metric!r} is of none of the tasks ({', '.join(names)}) - name a metric as "
-            "task/metric"
+            f"{field}: {metric!r} is of none of the tasks ({', '.join(names)}) - name a metric as task/metric"
         )
+
+
+def _too_long(name: str, recipe: Recipe, *, chat: ChatFormat | None, findings: Findings) -> list[TooLong]:
+    """What does not fit of a local or bundled benchmark; wrong data goes to `findings`."""
+    try:
+        tasks = local_prompts(name, bundled=recipe.evaluate.include_path == "quickstart")
+        if chat is None:
+            return []
+        limit = recipe.evaluate.limit
+        return [
+            long
+            for task in tasks
+            if (long := too_long(task, chat=chat, limit=limit, max_model_len=recipe.engine.max_model_len))
+        ]
+    except UserError as error:
+        findings.problems.append(f"evaluate.tasks: {error}")
+        return []
 
 
 def _check_task(name: str, known: tuple[str, ...], findings: Findings) -> None:
     kind, has_path, path = name.partition("=")
     if has_path:
         if kind not in LOCAL:
-            findings.problems.append(f"evaluate.tasks: {name}: only ifeval=FILE and mmlu=FOLDER read local data")
-        elif not Path(path).expanduser().exists():
-            findings.problems.append(f"evaluate.tasks: {name}: no such file or folder")
+            findings.problems.append(not_local(kind, path=Path(path)))
         return
     near = [] if name in known else difflib.get_close_matches(name, known, n=2, cutoff=0.75)
     if near:

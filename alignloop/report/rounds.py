@@ -9,7 +9,7 @@ from alignloop.artifacts import Artifact, Manifest, read_manifest
 from alignloop.house import stage_dirs
 from alignloop.records import RoundRow
 
-UNCOUNTED = ("average", "base", "evaluate")
+UNCOUNTED = ("average", "base", "evaluate", "measure")
 """Stages whose counts are not of rows."""
 
 
@@ -29,6 +29,7 @@ def round_row(run_dir: Path, number: int, *, policy: Artifact, stderr: dict[str,
         reward_model=_reward_model(manifests),
         rows=_rows(manifests),
         seconds=_seconds(manifests),
+        measures=_metrics(manifests, "measure"),
     )
 
 

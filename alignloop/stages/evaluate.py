@@ -33,7 +33,6 @@ def run(config: EvaluateStageConfig, inputs: Inputs, ctx: StageContext) -> Outpu
     from alignloop.evaluation.evaluate import evaluate
 
     with ctx.activity("evaluating"):
-        ctx.engine.load_weights(inputs.policy.path)
         report = evaluate(
             ctx.engine,
             checkpoint=inputs.policy.path,
@@ -44,6 +43,8 @@ def run(config: EvaluateStageConfig, inputs: Inputs, ctx: StageContext) -> Outpu
             seed=0,  # greedy decoding: nothing is drawn, and rounds share one protocol
             max_model_len=config.max_model_len,
             samples_file=ctx.dir / "samples.jsonl",
+            dtype=config.engine_dtype,
+            quantization=config.quantization,
             progress=ctx.progress,
         )
     (ctx.dir / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -51,6 +52,7 @@ def run(config: EvaluateStageConfig, inputs: Inputs, ctx: StageContext) -> Outpu
         report=Artifact.of(ctx.dir / "report.json"),
         samples=Artifact.of(ctx.dir / "samples.jsonl"),
         metrics=report.metrics,
+        facts={"protocol": report.protocol.model_dump(mode="json"), "protocol_digest": report.protocol.digest},
     )
 
 

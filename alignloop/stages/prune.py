@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import PruneStageConfig
@@ -126,7 +127,7 @@ JUDGE = "judge"
 CLASSIFIER = "topic_classifier"
 
 
-def kept_beside(folder: Path) -> dict[str, tuple[Artifact, ...]]:
+def kept_beside(folder: Path) -> dict[str, Any]:
     """What the steps left in a stage's folder beside the rows."""
     classifier = folder / CLASSIFIER
     answers = sorted((folder / JUDGE).glob("*/finished.jsonl"))

@@ -34,12 +34,14 @@ class StepResult:
     Attributes:
         metrics: the objective's.
         grad_norm: before clipping.
+        num_tokens: of the step's rows, as packed; held-out rows are not among them.
     """
 
     loss: float
     metrics: dict[str, float]
     grad_norm: float
     tokens_per_second: float
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Trainee:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(packed_num_tokens(group) for group in groups)
-        return StepResult(loss, metrics, grad_norm, num_tokens / (time.monotonic() - started))
+        return StepResult(loss, metrics, grad_norm, num_tokens / (time.monotonic() - started), num_tokens)
 
     def _gradients(
         self, numbers: Sequence[int], groups: Sequence[PromptGroup], place: str

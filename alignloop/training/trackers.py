@@ -1,6 +1,7 @@
-"""Experiment trackers: whatever transformers can report to, fed a step at a time, without its trainer.
+"""Experiment trackers of one training, fed a step at a time.
 
-    train_log row ─► Trackers.log ─► transformers' own callback of each tracker ─► TensorBoard, wandb, MLflow, ...
+    train_log row ─► Trackers.log ─┬► run_trackers: TensorBoard, wandb, MLflow, trackio: one run with all rounds
+                                   └► transformers' own callback of any other: one run a stage
 
 The callbacks are handed a stand-in for `TrainingArguments`: making a real one resets the state of accelerate, which
 the training at work stands on. `train_log.jsonl` is the record; a tracker that fails is dropped, and training goes on.
@@ -17,13 +18,23 @@ from dataclasses import dataclass, make_dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from alignloop.errors import RecipeError, UserError
+from alignloop.training.run_trackers import (
+    PROJECT,
+    RUN_TRACKERS,
+    TENSORBOARD,
+    Curve,
+    RunTracker,
+    curve_of,
+    names_with_tensorboard,
+    open_run_tracker,
+    run_of,
+)
 
-TENSORBOARD = "tensorboard"
-PROJECT = "alignloop"
-LAST_STEP = "last_step"
+LAST_STEP = ".told"
+"""In a training's folder: the last step its trackers were told."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,6 @@ _LEFT_OPEN: dict[str, Callable[[Any], object]] = {
     "comet_ml": lambda callback: callback._experiment and callback._experiment.end(),
     "dagshub": lambda callback: import_module("mlflow").end_run(),
     "swanlab": lambda callback: import_module("swanlab").finish(),
-    "wandb": lambda callback: import_module("wandb").finish(),
 }
 
 
@@ -98,30 +108,35 @@ def _installed(module: str) -> bool:
     return spec is not None and (spec.origin is not None or find_spec(f"{module}.core") is not None)
 
 
+class StepTracker(Protocol):
+    """One tracker of one training."""
+
+    @property
+    def name(self) -> str: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
 class Trackers:
     """The open trackers of one training."""
 
-    def __init__(self, trackers: Sequence[_Tracker], *, marks: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, trackers: Sequence[StepTracker], *, folder: Path, say: Callable[[str], None]) -> None:
         self._trackers, self._say = list(trackers), say
-        self._mark = marks / LAST_STEP
+        self._mark = folder / LAST_STEP
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report the metrics of an optimiser step, counted from 1; steps come in order.
 
-        After a resume some steps are trained a second time: TensorBoard forgets what it had from there on, the others
-        are not told twice.
+        After a resume some steps are trained a second time, and are not told twice.
         """
-        if not self._trackers:
+        if not self._trackers or step <= self._last_step():
             return
-        told = step <= self._last_step()
         for tracker in list(self._trackers):
-            if not told or tracker.name == TENSORBOARD:
-                self._guarded(tracker, lambda tracker=tracker: tracker.log(step, metrics))  # type: ignore[misc]
-        if not told and any(tracker.name != TENSORBOARD for tracker in self._trackers):
-            self._mark.write_text(f"{step}\n", encoding="utf-8")
+            self._guarded(tracker, lambda tracker=tracker: tracker.log(step, metrics))  # type: ignore[misc]
+        self._mark.write_text(f"{step}\n", encoding="utf-8")
 
     def close(self) -> None:
-        """Write out what is not yet written, and end every tracker's run."""
+        """Write out what is not yet written, and end every tracker's part."""
         for tracker in list(self._trackers):
             self._guarded(tracker, tracker.close)
         self._trackers = []
@@ -130,7 +145,7 @@ class Trackers:
         text = self._mark.read_text(encoding="utf-8").strip() if self._mark.is_file() else ""
         return int(text) if text.isdigit() else 0
 
-    def _guarded(self, tracker: _Tracker, call: Callable[[], None]) -> None:
+    def _guarded(self, tracker: StepTracker, call: Callable[[], None]) -> None:
         try:
             call()
         except Exception as error:  # whatever a tracker's library raises, hours of training are worth more
@@ -149,11 +164,11 @@ def open_trackers(
 ) -> Trackers:
     """Start the named trackers; to be called in one process alone, with an `Accelerator` at work or without.
 
-    TensorBoard writes into `out_dir/tensorboard`, so that `tensorboard --logdir` on a run directory shows one run a
-    stage. What else writes files does so in its own usual place, or in `out_dir/trackers`.
+    In a run, TensorBoard is told always where it is installed. It, Weights & Biases, MLflow and trackio have one run
+    for all rounds; any other has one a stage. A training outside a run is a run of its own.
 
     Args:
-        names: as in `training.trackers`; none: nothing is imported, and the result does nothing.
+        names: as in `training.trackers`; none, outside a run: nothing is imported, and the result does nothing.
         run_name: of the stage, for example `round-01/02_train_reward`.
         config: the stage's config, as JSON-able values: what the trackers show as parameters.
         say: gets the line that says a tracker failed on the way; None: the standard error stream.
@@ -162,55 +177,70 @@ def open_trackers(
         UserError: an unknown name, a missing package, or a tracker that cannot start (not logged in, no network).
     """
     check_trackers(names)
-    marks = out_dir / "trackers"
-    if set(names) - {TENSORBOARD}:
-        marks.mkdir(parents=True, exist_ok=True)
-    arguments = _arguments(config, output_dir=marks, run_name=run_name) if names else None
-    opened: list[_Tracker] = []
-    for name in dict.fromkeys(names):
-        tracker = _Tracker(name, arguments=arguments, out_dir=out_dir)
+    say = say or (lambda line: print(line, file=sys.stderr))
+    wanted = names_with_tensorboard(names) if run_of(out_dir, run_name) is not None else list(dict.fromkeys(names))
+    opened: list[StepTracker] = []
+    for name in wanted:
         try:
-            if name != TENSORBOARD:
-                with _default_names(run_name):
-                    tracker.start()
+            opened.append(_opened(name, out_dir=out_dir, run_name=run_name, config=config))
         except Exception as error:  # libraries raise what they like where nobody is logged in
+            if name not in names:
+                say(f"  tracker {name}: {_first_line(error)}; train_log.jsonl has it all")
+                continue
             for other in opened:
                 other.close()
             raise UserError(
                 f"training.trackers: {name} cannot start: {_first_line(error)}. Set it up, or leave it out"
             ) from error
-        opened.append(tracker)
-    return Trackers(opened, marks=marks, say=say or (lambda line: print(line, file=sys.stderr)))
+    return Trackers(opened, folder=out_dir, say=say)
+
+
+def _opened(name: str, *, out_dir: Path, run_name: str, config: Mapping[str, Any]) -> StepTracker:
+    if name in RUN_TRACKERS:
+        curve = curve_of(out_dir, run_name)
+        return _RunSteps(name, open_run_tracker(name, curve.folder), curve, config=config)
+    own = out_dir / "trackers"
+    own.mkdir(parents=True, exist_ok=True)
+    tracker = _Tracker(name, arguments=_arguments(config, output_dir=own, run_name=run_name))
+    with _default_names(run_name):
+        tracker.start()
+    return tracker
+
+
+class _RunSteps:
+    """A training's steps as part of the whole run's curve."""
+
+    def __init__(self, name: str, tracker: RunTracker, curve: Curve, *, config: Mapping[str, Any]) -> None:
+        self.name, self._tracker, self._curve = name, tracker, curve
+        tracker.describe(curve.group, config)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        group = self._curve.group
+        self._tracker.log(self._curve.offset + step, metrics, group=group, axis=f"{group}/step")
+
+    def close(self) -> None:
+        self._tracker.close()
 
 
 class _Tracker:
     """One of transformers' callbacks, and what it is called with."""
 
-    def __init__(self, name: str, *, arguments: Any, out_dir: Path) -> None:
+    def __init__(self, name: str, *, arguments: Any) -> None:
         from transformers.trainer_callback import TrainerControl, TrainerState
 
-        self.name, self._arguments, self._out_dir = name, arguments, out_dir
+        self.name, self._arguments = name, arguments
         self._state, self._control = TrainerState(), TrainerControl()
         self._callback: Any = None
 
-    def start(self, *, first_step: int = 1) -> None:
+    def start(self) -> None:
         from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
         (callback,) = get_reporting_integration_callbacks([self.name])
-        if self.name == TENSORBOARD:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Steps from `first_step` on that an earlier, killed process wrote are void.
-            writer = SummaryWriter(log_dir=str(self._out_dir / TENSORBOARD), purge_step=first_step)
-            self._callback = callback(tb_writer=writer)
-        else:
-            self._callback = callback()
+        self._callback = callback()
         self._call("on_init_end")
         self._call("on_train_begin")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._callback is None:
-            self.start(first_step=step)
         logs = {name: float(value) for name, value in metrics.items()}
         self._state.global_step = step
         self._state.log_history.append({**logs, "step": step})
@@ -278,7 +308,6 @@ def _json(values: Mapping[str, Any]) -> str:
 def _default_names(run_name: str) -> Iterator[None]:
     """Where the user has not named project and task, ours instead of `huggingface` and `Trainer`."""
     wanted = {
-        "WANDB_PROJECT": PROJECT,
         "COMET_PROJECT_NAME": PROJECT,
         "CLEARML_PROJECT": PROJECT,
         "CLEARML_TASK": run_name or PROJECT,

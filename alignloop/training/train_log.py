@@ -44,7 +44,7 @@ class TrainLog:
     def last_means(self) -> dict[str, float]:
         """Means over the last steps of the loss and of the objective's metrics."""
         rows = self.rows()[-LAST_STEPS:]
-        skipped = {"step", "learning_rate", "grad_norm", "tokens_per_second"}
+        skipped = {"step", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens"}
         names = [name for name in rows[-1] if name not in skipped and not name.startswith(HELD_OUT)] if rows else []
         return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
@@ -95,6 +95,7 @@ class StepTeller:
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
             "tokens_per_second": round(result.tokens_per_second, 1),
+            "num_tokens": result.num_tokens,
             **result.metrics,
             **{f"{HELD_OUT}{name}": value for name, value in held_out.items()},
         }
@@ -103,9 +104,7 @@ class StepTeller:
             self._trackers.log(step, values)
 
 
-def _open_trackers(job: TrainJob) -> Trackers | None:
-    if not job.training.trackers:
-        return None
+def _open_trackers(job: TrainJob) -> Trackers:
     from alignloop.training.trackers import open_trackers
 
     return open_trackers(

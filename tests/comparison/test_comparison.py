@@ -17,6 +17,7 @@ from alignloop.comparison.text import comparison_text
 from alignloop.comparison.verdict import Finding, verdict
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.errors import DataError, UserError
+from alignloop.plots.theme import DARK, SERIES
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, FinishReason, Message
 
@@ -197,8 +198,13 @@ def test_page_stands_alone(comparison: Comparison) -> None:
     assert "<b>one</b>" not in page
     assert "&lt;b&gt;one&lt;/b&gt;" in page
     assert "prefers-color-scheme: dark" in page
-    assert "share of completions" in page
-    assert page.count('<path class="a"') == page.count('<path class="b"') == 2
+    assert page.count("% of completions</text>") == 2
+    charts = page[page.index("<body>") :]
+    for colour in SERIES[:2]:  # A and B: an outline, a mean and a key in each of two charts
+        assert charts.count(f'stroke="{colour}"') == 6
+        assert f'.chart [stroke="{colour}"] {{ stroke: {DARK[colour]} }}' in page
+    # A: (2.875 - 3 + 2 + 0.25) / 2, B: (2.875 - 2 + 0.975 + 0.5) / 2.
+    assert "mean of A 1.0625, of B 1.1750" in page
 
 
 def write_scored(file: Path, rewards: dict[str, float | None], *, reward_model: str | None = None) -> Path:

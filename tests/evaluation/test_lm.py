@@ -18,6 +18,7 @@ def _lm(engine: TransformersEngine, checkpoint: Path, *, max_model_len: int = 40
     engine.load_weights(checkpoint)
     return EngineLM(
         engine,
+        checkpoint=checkpoint,
         tokenizer=AutoTokenizer.from_pretrained(checkpoint),
         chat=load_format(checkpoint),
         limits=GenerationLimits(max_model_len=max_model_len, max_gen_tokens=20),

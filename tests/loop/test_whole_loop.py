@@ -31,11 +31,14 @@ SMALL = (
     "data.heldout_fraction=0.01",
     "evaluate.limit=4",
     "evaluate.max_gen_tokens=24",
+    "measure.num_prompts=4",
+    "measure.num_candidates=2",
     "reward.epochs=1",
     "sft.epochs=1",
 )
 STAGES = (
-    "collect train_reward average sample score select prune train_sft average build_pairs train_dpo average evaluate"
+    "collect train_reward average sample score select prune train_sft average build_pairs train_dpo average evaluate "
+    "measure"
 ).split()
 
 
@@ -57,13 +60,16 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_two_rounds_of_thirteen_stages(unbroken: Path) -> None:
-    assert stages_of(unbroken, 0) == ["ingest", "base", "evaluate"]
+def test_two_rounds_of_fourteen_stages(unbroken: Path) -> None:
+    assert stages_of(unbroken, 0) == ["ingest", "base", "evaluate", "measure"]
     assert stages_of(unbroken, 1) == STAGES
     assert stages_of(unbroken, 2) == STAGES
     rows = [RoundRow.model_validate_json(line) for line in (unbroken / "rounds.jsonl").read_text().splitlines()]
     assert [row.round for row in rows] == [0, 1, 2]
+    assert "win_rate/base" not in rows[0].measures
+    assert {"kl_to_base", "win_rate/base", "win_rate/previous", "heldout/accuracy"} <= rows[2].measures.keys()
     for row in rows:
+        assert "stop_rate" in row.measures
         assert {"ifeval/mean", "ifeval/prompt_level_strict_acc", "mmlu/acc"} <= row.metrics.keys()
         assert (unbroken / row.policy / "model.safetensors").is_file()
 
@@ -147,7 +153,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], *, seconds: float = 240
 
 def test_killed_in_stage_after_stage_ends_as_the_unbroken_run(unbroken: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    for place in ("round-01/04_sample", "round-01/11_train_dpo", "round-02/13_evaluate"):
+    for place in ("round-01/04_sample", "round-01/11_train_dpo", "round-01/14_measure", "round-02/13_evaluate"):
         process = subprocess.Popen(
             command(run_dir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
@@ -198,7 +204,7 @@ def test_own_base_and_sharegpt_rows(tmp_path: Path) -> None:
         rounds=1,
         run_dir=tmp_path / "run",
     )
-    assert stages_of(result.run_dir, 0) == ["ingest", "base", "evaluate", "bootstrap", "average"]
+    assert stages_of(result.run_dir, 0) == ["ingest", "base", "evaluate", "bootstrap", "average", "measure"]
     assert stages_of(result.run_dir, 1) == STAGES
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Trackers through transformers' own callbacks; TensorBoard's event files are read back with its own reader."""
+"""The trackers of one training; TensorBoard's event files are read back with its own reader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from alignloop.config.training import DpoConfig
 from alignloop.errors import UserError
-from alignloop.training.trackers import TRACKERS, check_trackers, open_trackers
+from alignloop.training.trackers import TRACKERS, Trackers, check_trackers, open_trackers
 
 RUN = "round-01/02_train_reward"
 CONFIG = DpoConfig(learning_rate=3e-4, warmup_fraction=0.25).model_dump(mode="json")
@@ -100,9 +100,9 @@ def test_tensorboard_holds_what_was_logged(tmp_path: Path) -> None:
     assert scalars(tmp_path / "tensorboard") == {
         "train/loss": [(1, 0.75), (2, 0.5)],
         "train/grad_norm": [(1, 2.0), (2, 1.0)],
-        "eval/accuracy": [(2, 0.625)],
+        "train/eval_accuracy": [(2, 0.625)],
     }
-    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".told", "tensorboard"]
 
 
 def test_tensorboard_shows_the_stages_own_config(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_tensorboard_shows_the_stages_own_config(tmp_path: Path) -> None:
     trackers.close()
     accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
     accumulator.Reload()
-    (event,) = accumulator.Tensors("args/text_summary")
+    (event,) = accumulator.Tensors("train/config/text_summary")
     text = event.tensor_proto.string_val[0].decode()
     assert '"learning_rate": 0.0003' in text  # not TrainingArguments' 5e-5
     assert '"warmup_fraction": 0.25' in text
@@ -121,29 +121,15 @@ def test_tensorboard_shows_the_stages_own_config(tmp_path: Path) -> None:
 
 
 def test_a_resumed_stage_goes_on_without_duplicates(tmp_path: Path) -> None:
-    """Killed after step 3 with a resume point at step 1: steps 2 and 3 are trained and logged again."""
+    """Killed after step 3 with a resume point at step 1: steps 2 and 3 are trained again, and not told again."""
     killed = open_trackers(["tensorboard"], out_dir=tmp_path, run_name=RUN, config=CONFIG)
     for step, loss in ((1, 4.0), (2, 3.0), (3, 2.0)):
         killed.log(step, {"loss": loss})  # and never closed
     resumed = open_trackers(["tensorboard"], out_dir=tmp_path, run_name=RUN, config=CONFIG)
-    for step, loss in ((2, 3.5), (3, 2.5), (4, 1.0)):
+    for step, loss in ((2, 3.0), (3, 2.0), (4, 1.0)):
         resumed.log(step, {"loss": loss})
     resumed.close()
-    assert scalars(tmp_path / "tensorboard")["train/loss"] == [(1, 4.0), (2, 3.5), (3, 2.5), (4, 1.0)]
-
-
-def test_one_run_a_stage_under_the_run_directory(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
-
-    for stage, loss in (("02_train_reward", 0.5), ("11_train_dpo", 0.25)):
-        trackers = open_trackers(
-            ["tensorboard"], out_dir=tmp_path / "round-01" / stage, run_name=f"round-01/{stage}", config={}
-        )
-        trackers.log(1, {"loss": loss})
-        trackers.close()
-    shown = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
-    shown.Reload()
-    assert set(shown.Runs()) == {"round-01/02_train_reward/tensorboard", "round-01/11_train_dpo/tensorboard"}
+    assert scalars(tmp_path / "tensorboard")["train/loss"] == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0)]
 
 
 def test_the_accelerator_at_work_is_left_alone(tmp_path: Path) -> None:
@@ -160,13 +146,25 @@ def test_the_accelerator_at_work_is_left_alone(tmp_path: Path) -> None:
     assert accelerator.num_processes == 1
 
 
-def test_a_tracker_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_tracker_that_cannot_start_is_an_error_where_it_was_asked_for(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("not a folder")
-    trackers = open_trackers(["tensorboard"], out_dir=tmp_path, run_name=RUN, config={}, say=said.append)
-    trackers.log(1, {"loss": 1.0})
-    trackers.log(2, {"loss": 1.0})
+    with pytest.raises(UserError, match=r"training\.trackers: tensorboard cannot start: .*Set it up, or leave it out"):
+        open_trackers(["tensorboard"], out_dir=tmp_path, run_name=RUN, config={})
+
+
+def test_a_tracker_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
+    class Failing:
+        name = "paper"
+
+        def log(self, step: int, metrics: object) -> None:
+            raise OSError("out of ink")
+
+        def close(self) -> None:
+            raise AssertionError("it is left out")
+
+    said: list[str] = []
+    trackers = Trackers([Failing()], folder=tmp_path, say=said.append)
+    for step in (1, 2):
+        trackers.log(step, {"loss": 1.0})
     trackers.close()
-    assert len(said) == 1
-    assert "tracker tensorboard: " in said[0]
-    assert "train_log.jsonl has it all" in said[0]
+    assert said == ["  tracker paper: OSError: out of ink; left out from here on, train_log.jsonl has it all"]

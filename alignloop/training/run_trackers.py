@@ -1,0 +1,292 @@
+"""Trackers that show a whole run as one: every training's curves over all rounds, and every round's figures.
+
+    train_log row ─► training (a step) ─┐
+    RoundRow ─► track_round (a round) ──┴► TensorBoard, Weights & Biases, MLflow, trackio: one run, whatever process
+
+A run's identity at each tracker lies in `<run>/trackers/`, so a resumed run goes on in it. Nobody holds a tracker open
+between two trainings: each opens the run, adds to it and closes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from alignloop.artifacts import fingerprint, write_text
+from alignloop.records import RoundRow
+from alignloop.run_dir import RESOLVED
+
+TENSORBOARD = "tensorboard"
+PROJECT = "alignloop"
+FOLDER = "trackers"
+TOLD_ROUNDS = "rounds.json"
+_STAGE = re.compile(r"round-(\d+)/\d+_([^/]+)(?:/(.+))?")
+LOG = "train_log.jsonl"
+
+
+class RunTracker(Protocol):
+    """One run at one tracker, open."""
+
+    def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
+        """Add `group/name` of each metric at `step` of the axis, and see that it is stored."""
+
+    def describe(self, name: str, values: Mapping[str, Any]) -> None:
+        """Show what something was made with."""
+
+    def close(self) -> None:
+        """End the process's part in the run."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Where a training's steps go.
+
+    Attributes:
+        folder: of the run; of the training itself, where it is part of none.
+        group: what the metrics stand under: `train_dpo`, `train_dpo/variant-01`.
+        offset: steps of this stage in earlier rounds.
+    """
+
+    folder: Path
+    group: str
+    offset: int = 0
+
+
+def run_of(out_dir: Path, run_name: str) -> Path | None:
+    """The run directory that a training in `out_dir` belongs to; None where it runs alone.
+
+    Args:
+        run_name: `round-01/02_train_reward`, `round-01/02_train_reward/variant-01`, or empty.
+    """
+    depth = len(Path(run_name).parts)
+    folders = out_dir.absolute().parents
+    if not _STAGE.fullmatch(run_name) or depth > len(folders):
+        return None
+    folder = folders[depth - 1]
+    return folder if (folder / RESOLVED).is_file() else None
+
+
+def curve_of(out_dir: Path, run_name: str) -> Curve:
+    """The curve a training's steps continue: that of the same stage in the rounds before."""
+    found = _STAGE.fullmatch(run_name)
+    run_dir = run_of(out_dir, run_name)
+    if found is None or run_dir is None:
+        return Curve(out_dir, "train")
+    number, stage, rest = int(found[1]), found[2], found[3] or "."
+    logs = (
+        log
+        for log in run_dir.glob(f"round-*/*_{stage}/{rest}/{LOG}")
+        if int(log.relative_to(run_dir).parts[0].removeprefix("round-")) < number
+    )
+    group = stage if found[3] is None else f"{stage}/{rest}"
+    return Curve(run_dir, group, sum(_num_lines(log) for log in logs))
+
+
+def names_with_tensorboard(names: Sequence[str]) -> list[str]:
+    """TensorBoard is told always where it is installed; the recipe names the others."""
+    installed = [TENSORBOARD] if TENSORBOARD not in names and find_spec(TENSORBOARD) is not None else []
+    return [*installed, *dict.fromkeys(names)]
+
+
+def open_run_tracker(name: str, folder: Path) -> RunTracker:
+    """The run of `folder` at a tracker: a new one, or the one that was begun.
+
+    Args:
+        name: one of `RUN_TRACKERS`.
+    """
+    return RUN_TRACKERS[name](folder)
+
+
+def track_round(run_dir: Path, row: RoundRow, *, names: Sequence[str], say: Callable[[str], None]) -> None:
+    """Tell a finished round's figures to every tracker that has not been told: benchmarks, reward model, measures,
+    rows, seconds. A tracker that fails is said and left out.
+
+    Args:
+        names: as in `training.trackers`; TensorBoard need not be named, and those that know no runs are passed over.
+    """
+    told_file = run_dir / FOLDER / TOLD_ROUNDS
+    told: dict[str, dict[str, str]] = json.loads(told_file.read_text(encoding="utf-8")) if told_file.is_file() else {}
+    mark, number = fingerprint(row.model_dump(mode="json")), str(row.round)
+    for name in names_with_tensorboard(names):
+        if name not in RUN_TRACKERS or told.get(name, {}).get(number) == mark:
+            continue
+        try:
+            tracker = open_run_tracker(name, run_dir)
+            try:
+                for group, values in round_figures(row).items():
+                    tracker.log(row.round, values, group=group, axis="round")
+            finally:
+                tracker.close()
+        except Exception as error:  # whatever a tracker's library raises, the run is worth more
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            say(f"  tracker {name}: {type(error).__name__}: {first}; round {row.round} stands in rounds.jsonl")
+            continue
+        told.setdefault(name, {})[number] = mark
+        told_file.parent.mkdir(exist_ok=True)
+        write_text(told_file, json.dumps(told, indent=1) + "\n")
+
+
+def round_figures(row: RoundRow) -> dict[str, dict[str, float]]:
+    """A round's figures by group; empty groups are left out."""
+    groups = {
+        "benchmarks": row.metrics,
+        "benchmarks_stderr": row.stderr,
+        "reward_model": row.reward_model,
+        "measures": row.measures,
+        "rows": {name: float(count) for name, count in row.rows.items()},
+        "seconds": row.seconds,
+    }
+    return {name: dict(values) for name, values in groups.items() if values}
+
+
+class _Tensorboard:
+    """Events under `<run>/tensorboard`, all in one folder: TensorBoard shows them as one run."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(log_dir=str(folder / TENSORBOARD))
+
+    def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
+        for name, value in _finite(metrics).items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+        self._writer.flush()
+
+    def describe(self, name: str, values: Mapping[str, Any]) -> None:
+        text = json.dumps(values, indent=1, default=str)
+        self._writer.add_text(f"{name}/config", f"```json\n{text}\n```")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """A Weights & Biases run; each group has its own axis, since rounds and steps count differently."""
+
+    def __init__(self, folder: Path) -> None:
+        wandb: Any = import_module("wandb")
+
+        own = folder / FOLDER
+        own.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=_identity(folder, "wandb"),
+            name=folder.resolve().name,
+            resume="allow",
+            dir=str(own),
+            settings=wandb.Settings(silent=True),
+        )
+        self._defined: set[str] = set()
+
+    def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
+        if group not in self._defined:
+            self._run.define_metric(axis)
+            self._run.define_metric(f"{group}/*", step_metric=axis)
+            self._defined.add(group)
+        self._run.log({axis: step, **{f"{group}/{name}": value for name, value in _finite(metrics).items()}})
+
+    def describe(self, name: str, values: Mapping[str, Any]) -> None:
+        self._run.config.update({name: dict(values)}, allow_val_change=True)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Mlflow:
+    """An MLflow run."""
+
+    def __init__(self, folder: Path) -> None:
+        mlflow: Any = import_module("mlflow")
+
+        self._mlflow = mlflow
+        if "MLFLOW_EXPERIMENT_NAME" not in os.environ and "MLFLOW_EXPERIMENT_ID" not in os.environ:
+            mlflow.set_experiment(PROJECT)
+        known = _known_identity(folder, "mlflow")
+        # A run that another process of ours left open in this one is ended: MLflow keeps one a process.
+        mlflow.end_run()
+        run = mlflow.start_run(run_id=known, run_name=None if known else folder.resolve().name)
+        if known is None:
+            _remember(folder, "mlflow", str(run.info.run_id))
+
+    def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
+        values = {_mlflow_name(f"{group}/{name}"): value for name, value in _finite(metrics).items()}
+        self._mlflow.log_metrics(values, step=step, synchronous=True)
+
+    def describe(self, name: str, values: Mapping[str, Any]) -> None:
+        self._mlflow.log_dict(dict(values), f"config/{_mlflow_name(name).replace('/', '-')}.json")
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+class _Trackio:
+    """A trackio run; it is told by its name, which holds the run's own identity."""
+
+    def __init__(self, folder: Path) -> None:
+        trackio: Any = import_module("trackio")
+
+        name = f"{folder.resolve().name}-{_identity(folder, 'trackio')}"
+        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        self._trackio = trackio
+        trackio.init(project=project, name=name, resume="allow", embed=False)
+
+    def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
+        self._trackio.log({axis: step, **{f"{group}/{name}": value for name, value in _finite(metrics).items()}})
+
+    def describe(self, name: str, values: Mapping[str, Any]) -> None:
+        """Its config is fixed when a run begins: the manifests have the stages'."""
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+RUN_TRACKERS: dict[str, Callable[[Path], RunTracker]] = {
+    TENSORBOARD: _Tensorboard,
+    "wandb": _Wandb,
+    "mlflow": _Mlflow,
+    "trackio": _Trackio,
+}
+"""Those that show a run as one; any other that transformers knows shows one a stage."""
+
+
+def _identity(folder: Path, name: str) -> str:
+    """The run's identity at a tracker that lets us choose it; made at first."""
+    known = _known_identity(folder, name)
+    if known is None:
+        known = secrets.token_hex(4)
+        _remember(folder, name, known)
+    return known
+
+
+def _known_identity(folder: Path, name: str) -> str | None:
+    path = folder / FOLDER / f"{name}.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["id"]) if path.is_file() else None
+
+
+def _remember(folder: Path, name: str, identity: str) -> None:
+    path = folder / FOLDER / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"id": identity}) + "\n")
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _mlflow_name(name: str) -> str:
+    """MLflow takes letters, digits, `_-. :/` alone."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _num_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)

@@ -1,0 +1,402 @@
+"""What stands on the page of a run: its numbers, nothing that acts, and what there is of a run that has just begun."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_run import (
+    EVIL,
+    base_round,
+    begin,
+    difference,
+    evaluate,
+    finish,
+    lines,
+    make_run,
+    measures_of,
+    metrics_of,
+    put,
+    put_round,
+    row_of,
+    samples_of,
+)
+
+from alignloop.errors import RunDirError, UserError
+from alignloop.report.html import completions
+from alignloop.report.html.facts import read_run
+from alignloop.report.html.page import MOST_BYTES, run_page
+from alignloop.report.html.series import measure
+from alignloop.report.html.text import cut, html, visible
+from alignloop.report.html.write import write_report, write_report_or_say, write_reports
+
+
+class Page(HTMLParser):
+    """Tables by name: rows of (text, whole value); every tag, address and id; the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[tuple[str, float | None]]]] = {}
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self._table: list[list[tuple[str, float | None]]] | None = None
+        self._value: float | None = None
+        self._cell: list[str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.addresses += [values[name] or "" for name in ("src", "href", "action") if name in values]
+        self.handlers += [name for name in values if name.startswith("on")]
+        self.ids += [values["id"] or ""] if "id" in values else []
+        if tag == "table":
+            self._table = self.tables.setdefault(values.get("data-table") or "", [])
+        elif tag == "tr" and self._table is not None:
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+            self._value = float(values["data-value"] or "") if "data-value" in values else None
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self._cell is not None:
+            self._cell.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None and self._table:
+            self._table[-1].append(("".join(self._cell), self._value))
+            self._cell = None
+        elif tag == "table":
+            self._table = None
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def source(run_dir: Path) -> str:
+    return run_page(read_run(run_dir))
+
+
+@pytest.fixture(scope="module")
+def page(source: str) -> Page:
+    return Page(source)
+
+
+def test_benchmarks_are_the_run_s_own(page: Page) -> None:
+    table = page.tables["climb-ifeval/mean"]
+    assert [cell for cell, _ in table[0]] == ["round", "mean"]
+    assert [row[0][0] for row in table[1:]] == ["base", "1", "2", "3"]
+    assert [row[1][1] for row in table[1:]] == [metrics_of(n)["ifeval/mean"] for n in range(4)]
+    assert table[2][1][0] == "31.5 ± 3.0"
+    four = page.tables["climb-ifeval-four"]
+    assert [cell for cell, _ in four[0]] == ["round", "prompt strict", "prompt loose", "instr. strict", "instr. loose"]
+    assert [cell for cell, _ in four[4]] == ["3", "50.0", "51.0", "52.0", "53.0"]
+    assert [row[1][0] for row in page.tables["climb-mmlu/acc"][1:]] == [
+        "50.0 ± 2.0",
+        "51.0 ± 2.0",
+        "52.0 ± 2.0",
+        "53.0 ± 2.0",
+    ]
+    assert [cell for cell, _ in page.tables["ifeval-types"][1]] == [
+        "change_case:english_capital",
+        "0.0",
+        "12.5",
+        "25.0",
+        "37.5",
+    ]
+
+
+def test_measures_are_the_published_ones(page: Page) -> None:
+    accuracy = page.tables["measure-heldout/accuracy"]
+    assert [cell for cell, _ in accuracy[2]] == ["1", "72.0 ± 3.0"]
+    rewards = page.tables["measure-reward/best_of_k+reward/random+reward/policy_heldout"]
+    assert [value for _, value in rewards[4][1:]] == [2.5, 1.0, 4.25]
+    assert [cell for cell, _ in page.tables["measure-own/measure"][3]] == ["2", "2.000"]  # one that nobody foresaw
+    everything = {row[0][0]: [value for _, value in row[1:]] for row in page.tables["measures"][1:]}
+    assert everything["kl_to_base"] == [None, 0.05, 0.1, measures_of(3)["kl_to_base"]]
+    assert [[cell for cell, _ in row] for row in page.tables["reliability"][1:]] == [
+        ["52.0", "55.0", "8"],
+        ["77.0", "80.0", "8"],
+    ]
+
+
+def test_funnel_names_rows_and_reasons(page: Page) -> None:
+    assert [cell for cell, _ in page.tables["funnel-prune"][0]] == ["round", "kept", "dropped: quality"]
+    assert [value for _, value in page.tables["funnel-prune"][1][1:]] == [3.0, 1.0]
+    # What the manifest does not count by rule is counted in dropped.jsonl.
+    pairs = page.tables["funnel-build_pairs"]
+    assert [cell for cell, _ in pairs[0][1:]] == [
+        "kept: preference pairs",
+        "kept: on policy pairs",
+        "dropped: strength",
+    ]
+    assert [value for _, value in pairs[1][1:]] == [6.0, 4.0, 2.0]
+    stages = {row[0][0]: row for row in page.tables["stages-1"][1:]}
+    assert stages["10_build_pairs"][4][0] == "2 strength (marginal)"
+    assert [value for _, value in stages["02_train_reward"][1:4]] == [55.0, 50.0, 5.0]
+    assert [cell for cell, _ in page.tables["flow"][2]] == ["2", "55", "40", "3", "10"]
+
+
+def test_time_and_tokens_are_summed(page: Page) -> None:
+    seconds = page.tables["seconds"]
+    heads = [cell for cell, _ in seconds[0]]
+    first = dict(zip(heads, [value for _, value in seconds[2]], strict=True))
+    assert first["training"] == 11.0
+    assert first["evaluating"] == 4.0
+    assert first["all"] == 0.25 + 11.0 + 3.0 + 4.0 + 2.0
+    tokens = page.tables["tokens"]
+    # 40 candidates of 10 tokens, two steps of 100, 3 answers of 21.
+    assert dict(zip([cell for cell, _ in tokens[0]], [value for _, value in tokens[2]], strict=True)) == {
+        "round": None, "sampling": 400.0, "training": 200.0, "evaluating": 63.0, "all": 663.0,
+    }  # fmt: skip
+
+
+def test_histograms_hold_every_pick(page: Page) -> None:
+    table = page.tables["rewards-1"]
+    assert table[0][1][0] == "best of K, % (mean 2.50)"
+    assert table[0][2][0] == "random, % (mean 0.50)"
+    assert sum(row[1][1] or 0.0 for row in table[1:]) == pytest.approx(1.0)
+
+
+def test_differences_say_what_is_noise(page: Page) -> None:
+    table = page.tables["differences ifeval/mean: against the round before"]
+    assert [cell for cell, _ in table[2]] == ["1 to 2", "+10.0", "+5.0", "+15.0", "3", "better"]
+    assert page.tables["differences ifeval/mean: against the base"][2][0][0] == "base to 3"
+
+
+def test_flags_gate_and_best_are_said(page: Page) -> None:
+    assert "Round 2: over-optimisation: since round 1 the reward rose by 1" in page.text
+    assert "Round 3 is held back by the gate: ifeval/mean fell by 0.2" in page.text
+    # Round 3 has the highest mean, and is held back.
+    assert "Best round by ifeval/mean: 2, with 41.5 %, +20.0 (+15.0 to +25.0) points against the base." in page.text
+    assert "The annotator is simulated" in page.text
+
+
+def test_recipe_and_protocol_are_shown(page: Page) -> None:
+    assert "best_metric: ifeval/mean" in page.text
+    rows = {row[0][0]: [cell for cell, _ in row[1:]] for row in page.tables["protocol"]}
+    assert rows["lm_eval_version"] == ["0.4.13", "0.4.13"]
+    assert rows["output_type"] == ["generate_until", "multiple_choice"]
+
+
+def test_nothing_in_a_model_s_text_acts(source: str, page: Page) -> None:
+    assert "measured 1" in page.text
+    assert "round 2 says" in page.text
+    assert page.tags.count("script") == 1
+    assert "img" not in page.tags
+    assert page.handlers == []
+    assert {address for address in page.addresses if not address.startswith("#")} == {"data:,"}
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", source)
+    assert "⟦U+202E⟧" in source
+    assert "⟦U+001B⟧" in source
+    assert "url(" not in source
+    assert "default-src 'none'" in source
+
+
+def test_every_chart_says_its_numbers(source: str) -> None:
+    charts = re.findall(r'<svg viewBox="[^"]+" role="img" aria-label="([^"]*)"', source)
+    assert len(charts) == source.count("<svg")
+    assert any("IFEval, mean of the four accuracies. round base: mean 21.5 ± 3.0" in alt for alt in charts)
+
+
+def test_text_that_hides() -> None:
+    assert visible("a\tb\nc") == "a\tb\nc"
+    assert visible("\u200ba\ud800\ufeff") == "⟦U+200B⟧a⟦U+D800⟧⟦U+FEFF⟧"
+    assert visible("\u200d") == "\u200d"
+    assert html('<b a="\'">&') == "&lt;b a=&quot;&#x27;&quot;&gt;&amp;"
+    assert cut("abcdef", num_characters=4) == "abcd… [2 more characters]"
+    assert cut("abcd", num_characters=4) == "abcd"
+    assert html(EVIL).isprintable()
+
+
+def test_no_directory_of_a_run(tmp_path: Path) -> None:
+    make_run(tmp_path / "one", rounds=1)
+    with pytest.raises(RunDirError, match=r"no run lies here; runs there: .*one"):
+        write_report(tmp_path)
+    with pytest.raises(RunDirError, match="no run lies here"):
+        write_report(tmp_path / "nowhere")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_has_not_finished_a_round_shows_what_there_is(tmp_path: Path) -> None:
+    nothing = begin(tmp_path / "nothing")
+    assert (
+        "No round is finished; no stage is published yet. This page shows what there is."
+        in Page(run_page(read_run(nothing))).text
+    )
+    begun = begin(tmp_path / "begun")
+    put(begun, 0, "01_ingest", counts={"in": 9, "kept": 8, "dropped": 1}, seconds={"other": 1.0})
+    page = Page(run_page(read_run(begun)))
+    assert "No round is finished; the last published stage is round-00/01_ingest." in page.text
+    assert [cell for cell, _ in page.tables["stages-0"][1]][:4] == ["01_ingest", "9", "8", "1"]
+    base_round(base := begin(tmp_path / "base"))
+    finish(base, rounds=0)
+    put(base, 1, "01_collect", counts={"preferences": 50, "annotated": 5})
+    page = Page(run_page(read_run(base)))
+    assert "Only the base is measured: no round is finished yet." in page.text
+    assert [cell for cell, _ in page.tables["climb-ifeval/mean"][1]] == ["base", "21.5 ± 3.0"]
+
+
+def test_older_runs_have_less(tmp_path: Path) -> None:
+    run_dir = begin(tmp_path / "old", rounds=1)
+    put(run_dir, 1, "13_evaluate", seconds={"evaluating": 4.0})  # no report.json
+    values = row_of(1).model_dump(exclude={"measures", "flags", "gated"})
+    (run_dir / "rounds.jsonl").write_text(json.dumps({**values, "round": 0}) + "\n" + json.dumps(values) + "\n")
+    (run_dir / "differences.json").write_text("{")
+    page = Page(run_page(read_run(run_dir)))
+    assert "report.json" in page.text
+    assert "differences.json: not a run's differences" in page.text
+    assert len(page.tables["climb-ifeval/mean"]) == 3
+
+
+def test_rounds_of_another_protocol_are_not_drawn(tmp_path: Path) -> None:
+    run_dir = begin(tmp_path / "run", rounds=2)
+    base_round(run_dir)
+    put_round(run_dir, 1, num_samples=2)
+    put_round(run_dir, 2)
+    finish(run_dir, rounds=2)
+    page = Page(run_page(read_run(run_dir)))
+    assert [row[0][0] for row in page.tables["climb-ifeval/mean"][1:]] == ["base", "2"]
+    assert (
+        "round 1: ifeval was asked by another protocol (tasks.ifeval.num_samples: 3 -> 2) and is not compared"
+        in page.text
+    )
+
+
+def test_a_huge_run_stays_small(tmp_path: Path) -> None:
+    run_dir = begin(tmp_path / "run", rounds=1)
+    base_round(run_dir)
+    many = samples_of(1, num=1_000, response="\u202e" * 20_000)  # each shown by 8 characters
+    evaluate(run_dir, 1, "13_evaluate", samples=many)
+    finish(run_dir, rounds=1)
+    source = run_page(read_run(run_dir))
+    assert len(source.encode()) < MOST_BYTES
+    page = Page(source)
+    assert "18,000 more characters" not in page.text  # 20,014 characters, 2,000 shown
+    assert "[18,013 more characters]" in page.text
+    assert re.search(r"Benchmark prompts \d+ prompts\. To keep the page small, more are left out", page.text)
+
+
+def test_many_rounds_are_thinned_and_said(tmp_path: Path) -> None:
+    run_dir = begin(tmp_path / "run", rounds=1)
+    base_round(run_dir)
+    rows = [row_of(0).model_copy(update={"round": n, "gated": None, "flags": []}) for n in range(60)]
+    (run_dir / "rounds.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    page = Page(run_page(read_run(run_dir)))
+    assert len(page.tables["climb-ifeval/mean"]) == 61
+    assert len(page.tables["ifeval-types"][0]) == 13
+    assert page.tables["ifeval-types"][0][-1][0] == "59"
+    assert "Left out here: 48 rounds between." in page.text
+
+
+def test_budget_is_kept_to_the_byte(run_dir: Path) -> None:
+    columns = [(entry.label, entry) for entry in read_run(run_dir).finished]
+    found = completions.benchmark(columns)
+    assert found is not None
+    articles, num_bytes = completions._articles(found.dialogs, budget_bytes=1_000_000)
+    assert num_bytes == sum(len(text.encode()) for text in articles)
+    assert len(articles) == 3
+    fewer, _ = completions._articles(found.dialogs, budget_bytes=num_bytes - 1)
+    assert len(fewer) == 2
+
+
+def test_a_prompt_is_followed_through_the_rounds(run_dir: Path) -> None:
+    columns = [(entry.label, entry) for entry in read_run(run_dir).finished]
+    found = completions.benchmark(columns)
+    assert found is not None
+    assert [[answer.passed for answer in dialog.answers] for dialog in found.dialogs] == [
+        [False, True, True, True],
+        [False, False, True, True],
+        [False, False, False, True],
+    ]
+    held = completions.heldout(columns)
+    assert held is not None
+    assert [answer.reward for answer in held.dialogs[0].answers] == [0.25, 0.5, 0.75]
+    assert held.dialogs[0].chosen == "people like this"
+
+
+def test_measures_fall_back_to_the_reward_model_s_own(run_dir: Path) -> None:
+    entry = read_run(run_dir).finished[1]
+    found = measure("heldout_accuracy")(entry)
+    assert found is not None
+    assert (found.value, found.stderr) == (0.75, None)
+
+
+def test_six_rounds_build_in_under_five_seconds(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", rounds=6)
+    started = time.process_time()  # of this process: others may hold the cores
+    path = write_report(run_dir)
+    assert time.process_time() - started < 5.0
+    assert path == run_dir / "report.html"
+    assert path.stat().st_size < MOST_BYTES
+
+
+def test_a_report_that_fails_does_not_stop_a_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    write_report_or_say(tmp_path / "none", say=said.append)
+    assert len(said) == 1
+    assert "report.html: RunDirError: " in said[0]
+    assert f"`alignloop report {tmp_path / 'none'}` makes it again" in said[0]
+
+
+def test_runs_are_compared(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "a" / "run", rounds=1)
+    two = make_run(tmp_path / "b" / "run", rounds=2, overrides=["dpo.beta=0.25"])
+    out = write_reports([one, two], out=tmp_path / "both.html")
+    page = Page(out.read_text(encoding="utf-8"))
+    assert [row[0][0] for row in page.tables["runs"][1:]] == ["a/run", "b/run"]
+    assert [[cell for cell, _ in row] for row in page.tables["several-ifeval/mean"]] == [
+        ["round", "a/run", "b/run"],
+        ["base", "21.5 ± 3.0", "21.5 ± 3.0"],
+        ["1", "31.5 ± 3.0", "31.5 ± 3.0"],
+        ["2", "-", "41.5 ± 3.0"],
+    ]
+    assert [[cell for cell, _ in row] for row in page.tables["settings"][1:]] == [
+        ["rounds", "1", "2"],
+        ["dpo.beta", "0.1", "0.25"],
+    ]
+    assert "b/run, round 2, passed" in page.text
+
+
+def test_runs_of_two_protocols_are_marked_and_not_drawn_together(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", rounds=1)
+    two = begin(tmp_path / "two", rounds=1)
+    evaluate(two, 0, "03_evaluate", num_samples=2)
+    put_round(two, 1, num_samples=2)
+    finish(two, rounds=1)
+    page = Page(write_reports([one, two], out=tmp_path / "both.html").read_text(encoding="utf-8"))
+    assert "two, round 1: ifeval was asked by another protocol (tasks.ifeval.num_samples: 3 -> 2)" in page.text
+    assert [cell for cell, _ in page.tables["several-ifeval/mean"][2]] == ["1", "31.5 ± 3.0", "-"]
+
+
+def test_wrong_ways_to_ask(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "one", rounds=1), make_run(tmp_path / "two", rounds=1)
+    with pytest.raises(UserError, match="name its file, for example --out"):
+        write_reports([one, two], out=None)
+    with pytest.raises(UserError, match="one: named twice"):
+        write_reports([one, one], out=tmp_path / "x.html")
+    with pytest.raises(UserError, match="no file can be written there"):
+        write_reports([one], out=tmp_path / "none" / "x.html")
+    with pytest.raises(RunDirError, match="no run lies here"):
+        write_reports([one, tmp_path / "three"], out=tmp_path / "x.html")
+
+
+def test_made_runs_are_as_the_loop_writes_them(run_dir: Path) -> None:
+    assert difference(1, 0).differences[0].is_clear
+    assert lines([{"a": 1}]) == '{"a": 1}\n'
+    assert [entry.number for entry in read_run(run_dir).finished] == [0, 1, 2, 3]
