@@ -31,7 +31,12 @@ def test_tiny_measurements(tmp_path: Path) -> None:
     done = run(*flags, "--cases", "dedup_exact_20k", "read", "--json", str(json_file))
     assert done.returncode == 0, done.stdout + done.stderr
     values = json.loads(json_file.read_text())
-    assert set(values) == {"dedup_exact_20k", "read_rows_per_second", "read_memory_growth_mib"}
+    assert set(values) == {
+        "dedup_exact_20k",
+        "read_rows_per_second",
+        "read_memory_growth_mib",
+        "read_alone_rows_per_second",
+    }
     assert values["dedup_exact_20k"] == 1
     assert "100 dropped, equal" in done.stdout
     assert "at least 1, not held to it: 2,000 rows in place of 20,000" in table.read_text()
