@@ -31,6 +31,9 @@ from alignloop.records import Message
 MARK = "\x00alignloop/messages\x00"
 DEFAULT_MAX_GEN_TOKS = 256
 """lm-eval's own limit for tasks that name none."""
+SCORED_AT_ONCE = 512
+"""Options to a call of the engine: vLLM holds a record of every token of every prompt until a call ends, gigabytes for all
+of MMLU."""
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
@@ -202,7 +205,9 @@ class EngineLM(TemplateLM):
             for _, context, continuation in requests
             if continuation
         ]
-        scored = iter(self._with_progress(self._engine.loglikelihood, asked, label="score options"))
+        scored = iter(
+            self._with_progress(self._engine.loglikelihood, asked, label="score options", at_once=SCORED_AT_ONCE)
+        )
         results = []
         for _, _, continuation in requests:
             if continuation:
@@ -250,14 +255,23 @@ class EngineLM(TemplateLM):
         return tuple(token_id for token_id, formatting in pairs if not formatting)
 
     def _with_progress(
-        self, call: Callable[[Sequence[Request]], list[Answer]], asked: Sequence[Request], *, label: str
+        self,
+        call: Callable[[Sequence[Request]], list[Answer]],
+        asked: Sequence[Request],
+        *,
+        label: str,
+        at_once: int | None = None,
     ) -> list[Answer]:
         if not asked:
             return []
         self._engine.load_weights(self._checkpoint)
         with self._progress.task(f"evaluate: {label}", total=len(asked), unit="prompts") as advance:
-            answers = call(asked)
-            advance(len(asked))
+            answers: list[Answer] = []
+            size = at_once or len(asked)
+            for start in range(0, len(asked), size):
+                part = call(asked[start : start + size])
+                answers += part
+                advance(len(part))
         return answers
 
     def _check_room(self, lengths: Sequence[int], *, requests: Sequence[Instance] = ()) -> None:
