@@ -32,8 +32,8 @@ MARK = "\x00alignloop/messages\x00"
 DEFAULT_MAX_GEN_TOKS = 256
 """lm-eval's own limit for tasks that name none."""
 SCORED_AT_ONCE = 512
-"""Options to a call of the engine: vLLM holds a record of every token of every prompt until a call ends, gigabytes for all
-of MMLU."""
+"""Options to a call of the engine: vLLM keeps a record of every token of every prompt until a call ends, gigabytes of
+them for all of MMLU."""
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
