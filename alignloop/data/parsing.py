@@ -48,10 +48,8 @@ def parse_row(data: bytes, *, line: int | None, offset: int) -> Any:
 
 def _num_keys(value: Any) -> int:
     """Keys of all objects in `value`; -1 where a number may have lost digits."""
-    if type(value) is not dict and type(value) is not list:
-        return 0
     num_keys = 0
-    stack = [value]
+    stack = [value if type(value) is dict or type(value) is list else [value]]
     while stack:
         item = stack.pop()
         inside: Iterable[Any] = item

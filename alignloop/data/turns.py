@@ -78,6 +78,8 @@ def _plain_turn(turn: object) -> Message | None:
 
 def read_completion(value: object, field: str) -> str:
     """A completion: a text, one assistant turn, or a list of one. Empty ones are refused."""
+    if type(value) is str and value and is_clean(value) and not value.isspace():
+        return value
     if value is None:
         raise BadRow(field, f"is missing: every preference row needs {field}")
     if is_turns(value):

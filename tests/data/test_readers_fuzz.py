@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from alignloop.data.check_files import check_file
@@ -124,6 +124,7 @@ def test_mutated_real_rows(data: st.DataObject) -> None:
 
 
 @fuzz
+@example(found=[-(2**63) - 1, 2**64])  # a row that is one number, of which orjson makes a float
 @given(st.lists(VALUES, max_size=4))
 def test_the_fast_parser_reads_what_pythons_reads(found: list[Any]) -> None:
     """Where the fast parser gives a value it is the careful one's; where not, the careful one has the say."""
