@@ -52,8 +52,8 @@ class Tally:
     num_kept: int = 0
     num_rejected: int = 0
     num_rows: int = 0
-    prompt_characters: array[int] = field(default_factory=lambda: array("Q"))
-    completion_characters: array[int] = field(default_factory=lambda: array("Q"))
+    prompt_characters: array[int] = field(default_factory=lambda: array("I"))
+    completion_characters: array[int] = field(default_factory=lambda: array("I"))
     prompts: array[int] = field(default_factory=lambda: array("q"))
     rows: array[int] = field(default_factory=lambda: array("q"))
     shapes: Counter[Shape] = field(default_factory=Counter)
