@@ -142,7 +142,7 @@ def eval_checkpoint(
     responses: Annotated[Path | None, typer.Option(metavar="FILE", help="Score these, without a model.")] = None,
     benchmark: Annotated[str | None, typer.Option(metavar="ifeval=DATA", help="The prompts that they answer.")] = None,
 ) -> None:
-    """Run benchmarks on a checkpoint, or score responses that exist already.
+    """Run benchmarks on a checkpoint, or on responses.
 
     \b
     alignloop eval runs/quickstart/final

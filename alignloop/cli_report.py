@@ -12,9 +12,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are compared.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default, of one run: RUN/report.html.")] = None,
 ) -> None:
-    """Make the report of a run, or of several to compare: one HTML file.
+    """Make the report of a run, or of several to compare.
 
-    It opens offline. Of a run that has not finished a round it shows what there is.
+    One HTML file that opens offline. Of a run that has not finished a round it shows what there is.
 
     \b
     alignloop report runs/quickstart
