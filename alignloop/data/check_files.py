@@ -66,7 +66,7 @@ def check_file(
     options: Options | None = None,
     workers: int | None = None,
 ) -> FileCheck:
-    """Read a whole file in flat memory and count what is in it.
+    """Read a whole file and count what is in it; 24 bytes of memory a row, of its hashes and lengths.
 
     Args:
         kind: what to read the rows as; None: what most of the first rows are.
