@@ -50,7 +50,7 @@ class RunResult:
     Attributes:
         rounds: one row a round; the first is the base.
         final_model: complete Hugging Face directory of the best policy.
-        final_round: the round it comes from.
+        final_round: the round it comes from, the best by `best_metric` among those that passed the gate.
         num_engine_starts: 1 unless an engine died; 0 where everything was cached.
         seconds: wall time of this call.
     """
@@ -59,8 +59,16 @@ class RunResult:
     rounds: tuple[RoundRow, ...]
     final_model: Path
     final_round: int
+    best_metric: str
     num_engine_starts: int
     seconds: float
+
+    @property
+    def report(self) -> Path:
+        """The run's report, one HTML file; not there where it could not be made, which the run says."""
+        from alignloop.report.html.write import REPORT
+
+        return self.run_dir / REPORT
 
 
 def run(
@@ -110,7 +118,7 @@ def run(
             starts = engine.num_starts
         best = best_round(rows, config.best_metric)
         final = publish_final(folder, rows=rows, best=best, recipe=config)
-    return RunResult(folder, tuple(rows), final, best.round, starts, time.monotonic() - started)
+    return RunResult(folder, tuple(rows), final, best.round, config.best_metric, starts, time.monotonic() - started)
 
 
 def _run_rounds(house: House, recipe: Recipe) -> list[RoundRow]:

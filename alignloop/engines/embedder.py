@@ -6,10 +6,11 @@ Two kinds: mean-pooled last hidden states of the policy (here, no download), and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from alignloop.engines.length_batches import length_batches
 from alignloop.progress import Progress
 from alignloop.records import Message
 
@@ -82,7 +83,7 @@ def embed_dialogs(
     model = AutoModel.from_pretrained(checkpoint, dtype=dtype, local_files_only=True).to(device).eval()
     embeddings = np.zeros((len(token_ids), int(model.config.get_text_config().hidden_size)), dtype=np.float32)
     with progress.task("embed", total=len(token_ids), unit="dialogs") as advance, torch.inference_mode():
-        for indices in _batches([len(ids) for ids in token_ids], batch_tokens=batch_tokens):
+        for indices in length_batches([len(ids) for ids in token_ids], batch_tokens=batch_tokens):
             embeddings[indices] = _embed(model, [token_ids[index] for index in indices])
             advance(len(indices))
     return embeddings
@@ -99,15 +100,3 @@ def _embed(model: Any, rows: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
     mean = (hidden.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     unit: NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
     return unit
-
-
-def _batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first, of at most `batch_tokens` padded tokens."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import eos_token_ids
+from alignloop.engines.length_batches import length_batches
 from alignloop.engines.plain import load_plain
 from alignloop.errors import EngineError, UserError
 
@@ -71,7 +72,7 @@ class TransformersEngine:
         model = self._ready()
         lengths = [len(request.context_ids) + len(request.continuation_ids) for request in requests]
         results: dict[int, Loglikelihood] = {}
-        for indices in _length_batches(lengths, batch_tokens=_SCORE_BATCH_TOKENS):
+        for indices in length_batches(lengths, batch_tokens=_SCORE_BATCH_TOKENS):
             batch = [requests[index] for index in indices]
             results.update(zip(indices, _score_batch(model, batch), strict=True))
         return [results[index] for index in range(len(requests))]
@@ -191,18 +192,6 @@ def _generation_batches(requests: Sequence[GenerateRequest], *, max_rows: int) -
         indices.sort(key=lambda index: len(requests[index].prompt_ids))
         size = max(1, max_rows // requests[indices[0]].num_candidates)
         yield from (indices[i : i + size] for i in range(0, len(indices), size))
-
-
-def _length_batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length that hold at most `batch_tokens` padded tokens, longest first."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _left_padded(rows: Sequence[Sequence[int]], *, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

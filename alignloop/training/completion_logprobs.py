@@ -9,17 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
-from alignloop.packing.layout import auto_row_tokens
 from alignloop.progress import Progress
-from alignloop.training.forward import TokenLogprobs, backbone_of, check_head
-from alignloop.training.memory import loading_memory
-from alignloop.training.models import Dtype, check_vocabulary, free_memory, load_policy, pad_token_id_of
-from alignloop.training.precision import uses_bfloat16
+from alignloop.training.forward import TokenLogprobs, check_head
+from alignloop.training.frozen_pass import frozen_pass
+from alignloop.training.models import Dtype, load_policy
 from alignloop.training.row_runner import RowRunner
-from alignloop.training.scoring import split_groups
 
 
 def completion_logprobs(
@@ -43,40 +40,25 @@ def completion_logprobs(
         ModelError: no model at the path, no memory for it, or token ids outside its vocabulary.
         TrainingError: no memory for a single row.
     """
-    if not groups:
-        return []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bfloat16 = uses_bfloat16(dtype, device=device, progress=progress)
-    weights = torch.bfloat16 if bfloat16 and device.type != "cpu" else torch.float32
-    with loading_memory(checkpoint, dtype=weights, device=device, remedy=""):
-        model = load_policy(checkpoint, dtype=weights)
-        module = TokenLogprobs(model).to(device)
-    check_vocabulary(model, groups, checkpoint=checkpoint)
-    check_head(module)
-    longest = max(group.longest for group in groups)
-    row_tokens = auto_row_tokens(longest)
-    runner = RowRunner(
-        mode=choose_layout(backbone_of(module.model), longest=longest, progress=progress),
-        row_tokens=row_tokens,
-        rows=rows_per_microbatch,
-        pad_token_id=pad_token_id_of(model),
-        device=device,
-        bfloat16=bfloat16,
+    return frozen_pass(
+        groups,
+        checkpoint=checkpoint,
+        load=lambda weights: load_policy(checkpoint, dtype=weights),
+        wrap=_token_logprobs,
+        read=_logprobs,
+        rows_per_microbatch=rows_per_microbatch,
+        dtype=dtype,
         progress=progress,
     )
-    try:
-        # A prompt with all its completions may be many times a row: it never takes more memory than the microbatch.
-        pieces = split_groups(groups, capacity=rows_per_microbatch * row_tokens)
-        found = iter(_logprobs(module, [piece for own in pieces for piece in own], runner=runner))
-        return [[logprobs for _ in own for logprobs in next(found)] for own in pieces]
-    finally:
-        del model, module
-        if device.type != "cpu":
-            # On a CPU the weights go with their last name; a whole collection takes longer than a small model's pass.
-            free_memory()
 
 
-def _logprobs(module: TokenLogprobs, groups: Sequence[PromptGroup], *, runner: RowRunner) -> list[list[list[float]]]:
+def _token_logprobs(model: PreTrainedModel) -> TokenLogprobs:
+    module = TokenLogprobs(model)
+    check_head(module)
+    return module
+
+
+def _logprobs(module: TokenLogprobs, groups: Sequence[PromptGroup], runner: RowRunner) -> list[list[list[float]]]:
     found: list[list[list[float]]] = [[[] for _ in group.completions] for group in groups]
     with runner.progress.task("logprobs", total=sum(len(g.completions) for g in groups), unit="completions") as advance:
         for batch, output, numbers in runner.outputs(module, groups):

@@ -16,7 +16,8 @@ from alignloop.errors import ModelError
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
 from alignloop.training.average import average_checkpoints
-from alignloop.training.scoring import score_groups, split_groups
+from alignloop.training.frozen_pass import split_groups
+from alignloop.training.scoring import score_groups
 from alignloop.training.trainer import train
 
 MakeGroups = Callable[..., list[PromptGroup]]
