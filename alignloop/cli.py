@@ -153,8 +153,19 @@ def eval_checkpoint(
 
     for option, path in (("--json", json_file), ("--samples", samples)):
         cli_eval.check_file(option, path)
+    if samples is not None and json_file is not None and samples.resolve() == json_file.resolve():
+        raise UserError(f"--json and --samples {samples}: the report would replace the answers; name two files")
     if responses is not None or benchmark is not None:
-        model_options = {"CHECKPOINT": checkpoint, "--tasks": tasks, "--config": config, "--samples": samples}
+        model_options = {
+            "CHECKPOINT": checkpoint,
+            "--tasks": tasks,
+            "--include-path": include_path,
+            "--limit": limit,
+            "--config": config,
+            "--chat-template": chat_template,
+            "--engine": engine,
+            "--samples": samples,
+        }
         cli_eval.score(responses, benchmark=benchmark, json_file=json_file, model_options=model_options)
         return
     if checkpoint is None:

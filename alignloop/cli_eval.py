@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,9 +14,16 @@ from alignloop.errors import UserError
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """Raise a UserError where no file can be written at `path`."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    """Raise a UserError where no file can be written at `path`: known before hours of work, not after them."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{option} {path}: no file can be written there; name one in a folder that exists")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {path}: no file can be written there ({error.strerror}); name another") from error
 
 
 def measure(

@@ -16,6 +16,7 @@ from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.engines.open import open_engine
 from alignloop.errors import ModelError, UserError
 from alignloop.inspection.setting import recipe_of
+from alignloop.preflight.tasks import BUNDLED
 from alignloop.preflight.weights import check_causal
 from alignloop.progress import Progress
 from alignloop.run_dir import RESOLVED
@@ -122,6 +123,11 @@ def evaluate_alone(
     )
     if setting.origin is not None:
         progress.say(f"measured as {setting.origin}")
+    elif include_path is None and (toys := [name for name in setting.evaluate.tasks if name in BUNDLED]):
+        progress.say(
+            f"{', '.join(toys)}: the bundled questions about the quickstart's world; lm-eval's own of that name with "
+            "--include-path '', local data with ifeval=FILE.jsonl, mmlu=FOLDER"
+        )
     with (
         _with_template(checkpoint, chat_template) as served,
         open_engine(setting.engine, log_file=log_file, say=progress.say) as engine,

@@ -247,9 +247,21 @@ def test_eval_refuses_before_it_starts(alignloop, tmp_path: Path) -> None:
     refused = alignloop("eval", "rm", "--engine", "transformers")
     assert refused.code == 2
     assert "writes no text" in refused.err
-    refused = alignloop("eval", "rm", "--json", "nowhere/report.json")
+    for place in ("nowhere/report.json", "/proc/report.json"):
+        refused = alignloop("eval", "rm", "--json", place)
+        assert refused.code == 2
+        assert "no file can be written there" in refused.err
+    refused = alignloop("eval", "rm", "--json", "one.json", "--samples", "./one.json")
     assert refused.code == 2
-    assert "no file can be written there" in refused.err
+    assert "name two files" in refused.err
+
+
+def test_eval_says_which_ifeval_it_is(alignloop) -> None:
+    outcome = alignloop("eval", QUICKSTART / "base", "--tasks", "ifeval,ifeval", "--engine", "transformers")
+    assert outcome.code == 2
+    said = " ".join((outcome.out + outcome.err).split())
+    assert "ifeval, ifeval: the bundled questions about the quickstart's world" in said
+    assert "is named twice" in said
 
 
 VERBS = ("run plan status eval stage inspect report sample score compare-sampling why diff recipes data").split()

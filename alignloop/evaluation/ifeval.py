@@ -187,11 +187,15 @@ def preserved_random(seed: int) -> Iterator[None]:
 def _read_row(line: bytes, *, where: str) -> IfevalRow:
     form = f"IFEval data are JSON lines of {', '.join(FIELDS)}"
     try:
-        return IfevalRow.model_validate(json.loads(line))
+        row = json.loads(line)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 (byte {error.start}).") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}). {form}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise DataError(f"{where}: cannot be read as JSON ({error}). {form}.") from error
+    try:
+        return IfevalRow.model_validate(row)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

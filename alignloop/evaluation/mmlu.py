@@ -7,6 +7,7 @@ four options and the letter of the right one, without a header.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,12 +166,19 @@ def _read_subject(file: Path, *, folder: Path) -> Subject:
 
 
 def _read_rows(path: Path) -> tuple[dict[str, Any], ...]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        try:
-            rows = tuple(_question(row, where=f"{path}, line {reader.line_num}") for row in reader if row)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}, line {reader.line_num}: no CSV in UTF-8: {error}.") from error
+    if not path.is_file():
+        raise DataError(f"{path}: a folder, not a file.")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 (byte {error.start} of the file).") from error
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        rows = tuple(_question(row, where=f"{path}, line {reader.line_num}") for row in reader if row)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: no CSV: {error}.") from error
     if not rows:
         raise DataError(f"{path}: the file has no rows.")
     return rows

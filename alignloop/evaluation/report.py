@@ -133,7 +133,7 @@ def read_report(path: Path) -> EvalReport:
     """
     try:
         return EvalReport.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise DataError(f"{path}: not an evaluation's report: {error}") from error
 
 
@@ -150,5 +150,5 @@ def read_samples(path: Path) -> Iterator[EvalSample]:
                     yield EvalSample.model_validate_json(line)
                 except ValidationError as error:
                     raise DataError(f"{path}, line {number}: not an evaluation's sample: {error}") from error
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error

@@ -87,7 +87,8 @@ def read_responses(path: Path, *, prompts: Sequence[str], data: Path) -> dict[st
         DataError: with every kind of mistake that the file has, and the first lines of each.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Responses are {FORM}.")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}. Responses are {FORM}.")
     known = set(prompts)
     stripped = {prompt.strip(): prompt for prompt in known}
     found: dict[str, str] = {}
@@ -145,6 +146,8 @@ def _parsed(raw: bytes, *, where: str) -> tuple[str, str]:
         raise DataError(f"{where}: not UTF-8 (byte {error.start}).") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}); the file must be {FORM}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise DataError(f"{where}: cannot be read as JSON ({error}); the file must be {FORM}.") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object; the file must be {FORM}.")
     for field in ("prompt", "response"):

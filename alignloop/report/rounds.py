@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from alignloop.artifacts import Artifact, Manifest, read_manifest
+from alignloop.errors import RunDirError
 from alignloop.house import stage_dirs
 from alignloop.records import RoundRow
 
@@ -34,11 +37,30 @@ def round_row(run_dir: Path, number: int, *, policy: Artifact, stderr: dict[str,
 
 
 def read_rounds(run_dir: Path) -> list[RoundRow]:
-    """The lines of `rounds.jsonl`; none where the run has not come that far."""
+    """The lines of `rounds.jsonl`; none where the run has not come that far.
+
+    Raises:
+        RunDirError: a line is not one (with its number).
+    """
     path = run_dir / "rounds.jsonl"
     if not path.is_file():
         return []
-    return [RoundRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [
+        _row(line, where=f"{path}, line {number}")
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1)
+        if line.strip()
+    ]
+
+
+def _row(line: bytes, *, where: str) -> RoundRow:
+    try:
+        return RoundRow.model_validate_json(line)
+    except ValidationError as error:
+        what = error.errors()[0]["msg"]
+        raise RunDirError(
+            f"{where}: not a round's line ({what}); remove rounds.jsonl and run again: it is written anew from the "
+            "published stages"
+        ) from error
 
 
 def _rows(manifests: Sequence[Manifest]) -> dict[str, int]:

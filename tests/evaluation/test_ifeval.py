@@ -121,6 +121,8 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         read_ifeval(_write(tmp_path / "empty.jsonl", ""))
     with pytest.raises(DataError, match=r"line 1: not JSON .* column 10"):
         read_ifeval(_write(tmp_path / "broken.jsonl", '{"key": 1'))
+    with pytest.raises(DataError, match="line 1: cannot be read as JSON"):
+        read_ifeval(_write(tmp_path / "deep.jsonl", "[" * 100_000))
 
 
 def test_missing_sentence_data_are_an_error_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,21 @@ def test_a_wrong_row_names_file_and_line(tmp_path: Path, row: str, message: str)
 def test_a_folder_of_another_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"_test\.csv"):
         read_mmlu(tmp_path)
+    (tmp_path / "test" / "old_places_test.csv").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"old_places_test\.csv: a folder, not a file"):
+        read_mmlu(tmp_path)
+
+
+def test_files_of_other_encodings(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, ROW, ROW)
+    plain = read_mmlu(folder)
+    file = folder / "test" / "old_places_test.csv"
+    rows = file.read_bytes()
+    file.write_bytes(b"\xef\xbb\xbf" + rows)  # as spreadsheets save UTF-8
+    assert read_mmlu(folder) == plain
+    file.write_bytes(rows + b"Caf\xe9,a,b,c,d,A\n")
+    with pytest.raises(DataError, match=r"_test\.csv, line 3: not UTF-8"):
+        read_mmlu(folder)
 
 
 def test_letter_form_shows_the_options_as_lm_eval_does(tmp_path: Path) -> None:

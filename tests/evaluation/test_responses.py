@@ -134,6 +134,8 @@ def test_many_wrong_lines_are_counted(tmp_path: Path) -> None:
         (b'{"prompt": "No commas.", "response": null}', "line 1: `response` is null, not a text"),
         (b'{"prompt": "No commas.", "response": ["x"]}', r'line 1: `response` is \["x"\], not a text'),
         (b'{"prompt": "\xff", "response": "x"}', "line 1: not UTF-8"),
+        (b"[" * 100_000, "line 1: cannot be read as JSON"),
+        (b'{"prompt": 1' + b"0" * 5000 + b"}", "line 1: cannot be read as JSON"),
     ],
 )
 def test_a_file_in_another_form_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -153,6 +155,8 @@ def test_wrong_flags_and_missing_data_say_what_to_do(
         "--responses FILE is missing": ("--benchmark", f"ifeval={data}"),
         "name a CHECKPOINT to measure, or --responses": (),
         "scored without a model": ("model", "--responses", file, "--benchmark", f"ifeval={data}"),
+        "eval: --limit and --responses": ("--responses", file, "--benchmark", f"ifeval={data}", "--limit", 1),
+        "a folder. Responses are": ("--responses", tmp_path, "--benchmark", f"ifeval={data}"),
         "other benchmarks need a model": ("--responses", file, "--benchmark", "mmlu=folder"),
         "no such file. Responses are": ("--responses", tmp_path / "none", "--benchmark", f"ifeval={data}"),
         "no such file. IFEval data are": ("--responses", file, "--benchmark", "ifeval=none.jsonl"),

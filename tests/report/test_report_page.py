@@ -371,6 +371,8 @@ def test_runs_are_compared(tmp_path: Path) -> None:
         ["dpo.beta", "0.1", "0.25"],
     ]
     assert "b/run, round 2, passed" in page.text
+    assert "each run's own first reward model: their scales differ between runs" in page.text
+    assert "one scale for all its rounds" not in page.text
 
 
 def test_runs_of_two_protocols_are_marked_and_not_drawn_together(tmp_path: Path) -> None:
@@ -384,6 +386,27 @@ def test_runs_of_two_protocols_are_marked_and_not_drawn_together(tmp_path: Path)
     assert [cell for cell, _ in page.tables["several-ifeval/mean"][2]] == ["1", "31.5 ± 3.0", "-"]
 
 
+def test_answers_to_other_prompts_stand_apart(tmp_path: Path) -> None:
+    """Two runs may have asked other data under one name: an answer stands under the prompt that it answers."""
+    one = make_run(tmp_path / "one", rounds=1)
+    two = make_run(tmp_path / "two", rounds=1, samples=samples_of(1).replace("Question ", "Other question "))
+    columns = [(run.name, run.finished[-1]) for run in (read_run(one), read_run(two))]
+    found = completions.benchmark(columns)
+    assert found is not None
+    assert [[answer.label for answer in dialog.answers] for dialog in found.dialogs] == [["one"]] * 3 + [["two"]] * 3
+
+
+def test_rows_of_another_form_do_not_stop_the_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", rounds=2)
+    (run / "round-01" / "14_measure" / "completions.jsonl").write_bytes(
+        b'\x00\xff\n3\n[]\n{}\n{"id": 5, "messages": 3, "completion": null}\n{"id": "a", "messages": [3]}\n'
+    )
+    (run / "round-02" / "13_evaluate" / "samples.jsonl").write_bytes(b'{"task": 5, "index": "x", "response": 3}\n')
+    (run / "round-02" / "13_evaluate" / "report.json").write_bytes(b"\xff\xfe")
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "report.json: not an evaluation's report" in page.text
+
+
 def test_wrong_ways_to_ask(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "one", rounds=1), make_run(tmp_path / "two", rounds=1)
     with pytest.raises(UserError, match="name its file, for example --out"):
@@ -392,6 +415,8 @@ def test_wrong_ways_to_ask(tmp_path: Path) -> None:
         write_reports([one, one], out=tmp_path / "x.html")
     with pytest.raises(UserError, match="no file can be written there"):
         write_reports([one], out=tmp_path / "none" / "x.html")
+    with pytest.raises(UserError, match=r"cannot be written .*; name another file with --out"):
+        write_reports([one], out=Path("/proc/x.html"))
     with pytest.raises(RunDirError, match="no run lies here"):
         write_reports([one, tmp_path / "three"], out=tmp_path / "x.html")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from alignloop.artifacts import PARTIAL, Artifact, ArtifactRecord, Manifest, digest_of, publish
 from alignloop.config import load_recipe
+from alignloop.errors import RunDirError
 from alignloop.final import publish_final
 from alignloop.report.rounds import read_rounds, round_row
 
@@ -102,6 +104,10 @@ def test_rounds_are_read_back(tmp_path: Path) -> None:
     assert read_rounds(tmp_path) == []
     (tmp_path / "rounds.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
     assert read_rounds(tmp_path) == rows
+    for broken in (b'{"round": 1, "policy": "ro', b"\xff\xfe\x00"):
+        (tmp_path / "rounds.jsonl").write_bytes(rows[0].model_dump_json().encode() + b"\n" + broken)
+        with pytest.raises(RunDirError, match=r"rounds\.jsonl, line 2: not a round's line .*; remove rounds\.jsonl"):
+            read_rounds(tmp_path)
 
 
 def test_final_is_a_whole_model_with_a_card(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 1_000, 2_000
 BUDGET_BYTES = 2_500_000
 SUMMARY_CHARACTERS = 150
 ROUNDS = "The same prompts, round by round"
+ONE_SCALE = "Rewards are by the run's first reward model: one scale for all its rounds."
+OWN_SCALES = "Rewards are by each run's own first reward model: their scales differ between runs."
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,19 @@ def completions(run: RunFacts, *, budget_bytes: int = BUDGET_BYTES) -> str:
 
 
 def side_by_side(
-    columns: Sequence[tuple[str, RoundFacts]], *, budget_bytes: int, note: str = "", title: str = ROUNDS
+    columns: Sequence[tuple[str, RoundFacts]],
+    *,
+    budget_bytes: int,
+    note: str = "",
+    title: str = ROUNDS,
+    scale: str = ONE_SCALE,
 ) -> str:
-    """Answers of given rounds, each under its label."""
-    found = [source for source in (heldout(columns), benchmark(columns)) if source is not None]
+    """Answers of given rounds, each under its label.
+
+    Args:
+        scale: what the rewards of held-out answers are by.
+    """
+    found = [source for source in (heldout(columns, scale=scale), benchmark(columns)) if source is not None]
     if not found:
         return ""
     parts = [elements.paragraph(note, kind="note") if note else "", SEARCH]
@@ -104,7 +115,7 @@ SEARCH = (
 """Hidden until the script that serves it runs; without it the whole list is there."""
 
 
-def heldout(columns: Sequence[tuple[str, RoundFacts]]) -> Found | None:
+def heldout(columns: Sequence[tuple[str, RoundFacts]], *, scale: str = ONE_SCALE) -> Found | None:
     """Greedy answers to held-out prompts, from the stage `measure`; None where no round has them."""
     dialogs: dict[str, Dialog] = {}
     stages = [(label, entry.stage("measure")) for label, entry in columns]
@@ -133,25 +144,26 @@ def heldout(columns: Sequence[tuple[str, RoundFacts]]) -> Found | None:
         "measure/completions.jsonl of each round",
         tuple(dialogs.values()),
         is_cut,
-        note="Greedy answers. Rewards are by the run's first reward model: one scale for all its rounds.",
+        note=f"Greedy answers. {scale}",
     )
 
 
 def benchmark(columns: Sequence[tuple[str, RoundFacts]]) -> Found | None:
     """Answers to a benchmark's questions, from the stage `evaluate`; None where none was generated."""
-    dialogs: dict[tuple[str, int], Dialog] = {}
+    dialogs: dict[tuple[str, str, str], Dialog] = {}
     is_cut = False
     for label, entry in columns:
-        seen: set[tuple[str, int]] = set()
+        seen: set[tuple[str, str, str]] = set()
         for row in _rows(entry.stage("evaluate"), "samples.jsonl"):
-            key = str(row.get("task", "")), int(row.get("index", 0))
+            # With its prompt: runs may have asked other data under the same name.
+            key = str(row.get("task", "")), str(row.get("index", 0)), str(row.get("prompt", ""))
             if row.get("response") is None or key in seen:  # a second filter of the same answer
                 continue
             if key not in dialogs:
                 if len(dialogs) == MOST_PROMPTS:
                     is_cut = True
                     break
-                dialogs[key] = Dialog(f"{key[0]} {key[1]}", str(row.get("prompt", "")), _asks(row))
+                dialogs[key] = Dialog(f"{key[0]} {key[1]}", key[2], _asks(row))
             seen.add(key)
             dialogs[key].answers.append(
                 Answer(label, str(row["response"]), _passed(row), truncated=row.get("finish_reason") == "length")
@@ -168,8 +180,8 @@ def _rows(stage: StageFacts | None, name: str) -> Iterable[dict[str, Any]]:
 def _prompt(row: dict[str, Any]) -> str:
     if isinstance(row.get("prompt"), str):
         return str(row["prompt"])
-    messages = row.get("prompt") or row.get("messages") or []
-    turns = [m for m in messages if isinstance(m, dict)]
+    messages = row.get("prompt") or row.get("messages")
+    turns = [m for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
     if len(turns) == 1:
         return str(turns[0].get("content", ""))
     return "\n\n".join(f"{turn.get('role', '?')}: {turn.get('content', '')}" for turn in turns)

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from alignloop.plots import charts
 from alignloop.report.html import elements
 from alignloop.report.html.climb import BARS, headline_keys
-from alignloop.report.html.completions import BUDGET_BYTES, side_by_side
+from alignloop.report.html.completions import BUDGET_BYTES, OWN_SCALES, side_by_side
 from alignloop.report.html.elements import MISSING, Cell, Table, count, number, percent, with_error
 from alignloop.report.html.facts import RoundFacts, RunFacts
 from alignloop.report.html.measures import GROUPS
@@ -30,7 +30,10 @@ def several_page(runs: Sequence[RunFacts]) -> str:
     ends = [(name, end) for name, run in zip(names, runs, strict=True) if (end := _end(run)) is not None]
     labels = [(f"{name}, round {end.label}", end) for name, end in ends]
     answers = side_by_side(
-        labels, budget_bytes=max(0, min(BUDGET_BYTES, MOST_BYTES - taken)), title="The same prompts, run by run"
+        labels,
+        budget_bytes=max(0, min(BUDGET_BYTES, MOST_BYTES - taken)),
+        title="The same prompts, run by run",
+        scale=OWN_SCALES,
     )
     return document(f"{', '.join(names)}: alignloop report", top, [*sections, answers], kind="several")
 

@@ -24,7 +24,8 @@ def write_report(run_dir: Path, *, out: Path | None = None) -> Path:
         RunDirError: there is no run.
     """
     path = out if out is not None else run_dir / REPORT
-    write_text(path, run_page(read_run(run_dir)))
+    page = run_page(read_run(run_dir))
+    _write(path, page)
     return path
 
 
@@ -57,5 +58,12 @@ def write_reports(run_dirs: Sequence[Path], *, out: Path | None) -> Path:
     twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: named twice; a run is compared with others")
-    write_text(out, several_page([read_run(folder) for folder in run_dirs]))
+    _write(out, several_page([read_run(folder) for folder in run_dirs]))
     return out
+
+
+def _write(path: Path, page: str) -> None:
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with --out") from error
