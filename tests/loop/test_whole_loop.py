@@ -153,7 +153,8 @@ def wait_for(path: Path, process: subprocess.Popen[str], *, seconds: float = 240
 
 def test_killed_in_stage_after_stage_ends_as_the_unbroken_run(unbroken: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    for place in ("round-01/04_sample", "round-01/11_train_dpo", "round-01/14_measure", "round-02/13_evaluate"):
+    # In training, and where the engine has to serve what it served before. Each stage's own tests kill it, too.
+    for place in ("round-01/11_train_dpo", "round-02/13_evaluate"):
         process = subprocess.Popen(
             command(run_dir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
