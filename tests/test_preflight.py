@@ -192,6 +192,23 @@ def test_best_metric_of_no_task(good: Path, metric: str) -> None:
     assert "ifeval, mmlu" in problem
 
 
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("ifeval/maen", "'ifeval/maen': ifeval reports prompt_level_strict_acc"),
+        ("mmlu/acc_norm", "did you mean mmlu/acc"),
+    ],
+)
+def test_a_metric_that_no_benchmark_reports_is_known_before_the_base_is_measured(
+    good: Path, metric: str, said: str
+) -> None:
+    (problem,) = problems(good, best_metric=metric)
+    assert problem.startswith(f"best_metric: {metric!r}")
+    assert said in problem
+    (problem,) = problems(good, gate={"max_regression": 0.1, "metrics": ["mmlu/acc_macro", "ifeval/type/x", metric]})
+    assert problem.startswith("gate.metrics: ")
+
+
 def test_local_task_files(good: Path, tmp_path: Path) -> None:
     tasks = tmp_path / "tasks"
     tasks.mkdir()

@@ -13,12 +13,22 @@ from pathlib import Path
 from alignloop.chat.format import ChatFormat
 from alignloop.config import Recipe
 from alignloop.errors import UserError
+from alignloop.evaluation.ifeval import ACCURACIES
 from alignloop.evaluation.room import TooLong, refuse
 from alignloop.evaluation.tasks import LOCAL, not_local
 from alignloop.preflight.benchmarks import local_prompts, too_long
 from alignloop.preflight.findings import Findings
 
 BUNDLED = ("ifeval", "mmlu")
+_METRICS = {
+    "ifeval": (*ACCURACIES, "mean", "stop_rate", "mean_tokens"),
+    "mmlu": ("acc", "acc_macro"),
+    "mmlu_generative": (
+        "exact_match,get_response",
+        "exact_match_macro,get_response",
+    ),
+}
+"""What each local benchmark reports, but for IFEval's `type/...`; a task of another name has lm-eval's metrics."""
 _TASK_NAME = re.compile(r"^(?:task|group|tag): *[\"']?([\w.-]+)", re.MULTILINE)
 
 
@@ -47,9 +57,11 @@ def check_tasks(recipe: Recipe, *, chat: ChatFormat | None, findings: Findings) 
         refuse(found, max_model_len=recipe.engine.max_model_len)
     names = [name.partition("=")[0] for name in config.tasks]
     if names:
-        _check_metric("best_metric", recipe.best_metric, names, findings)
-        for metric in recipe.gate.metrics:
-            _check_metric("gate.metrics", metric, names, findings)
+        metrics = [("best_metric", recipe.best_metric), *(("gate.metrics", metric) for metric in recipe.gate.metrics)]
+        for field, metric in metrics:
+            _check_metric(field, metric, names, findings)
+            if wrong := _misspelt(metric, config.tasks, bundled=config.include_path == "quickstart"):
+                findings.problems.append(f"{field}: {wrong}")
     if recipe.gate.metrics and recipe.gate.max_regression is None:
         findings.notes.append("gate.metrics are named, but gate.max_regression is not set: every round passes")
 
@@ -60,6 +72,22 @@ def _check_metric(field: str, metric: str, names: Sequence[str], findings: Findi
         findings.problems.append(
             f"{field}: {metric!r} is of none of the tasks ({', '.join(names)}) - name a metric as task/metric"
         )
+
+
+def _misspelt(metric: str, configured: Sequence[str], *, bundled: bool) -> str | None:
+    """What to say of a metric that a local or bundled benchmark does not report."""
+    task, _, name = metric.partition("/")
+    ours = {part for part in configured if "=" in part or bundled}
+    for kind, metrics in _METRICS.items():
+        if task != kind or not any(part.partition("=")[0] == kind for part in ours):
+            continue
+        if name in metrics or (kind == "ifeval" and name.startswith("type/")):
+            return None
+        near = difflib.get_close_matches(name, metrics, n=1, cutoff=0.5)
+        return f"{metric!r}: {kind} reports {', '.join(metrics)}" + (
+            f" - did you mean {kind}/{near[0]}?" if near else ""
+        )
+    return None
 
 
 def _too_long(name: str, recipe: Recipe, *, chat: ChatFormat | None, findings: Findings) -> list[TooLong]:

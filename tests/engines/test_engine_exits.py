@@ -113,7 +113,7 @@ def test_no_process_and_no_file_is_left(how: str, checkpoints: SimpleNamespace, 
 
 
 def test_nor_by_vllm(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
-    """Which threads, sockets and shared memory there are is vLLM's; how its process ends is the same for both engines."""
+    """Threads, sockets and shared memory are vLLM's own; how its process ends is the same for both engines."""
     pytest.importorskip("vllm")
     _, left = end(VLLM, "killed at work", checkpoint=checkpoints.a, folder=tmp_path)
     assert left == set()

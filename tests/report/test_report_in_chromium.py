@@ -109,12 +109,15 @@ def test_what_models_wrote_stays_text(report: Path, reader: Browser) -> None:
 
 def test_it_prints(report: Path, reader: Browser, tmp_path: Path) -> None:
     reader.open(report, dark=True)
+    answer = "document.querySelector('.dialog .answer').checkVisibility()"
+    assert reader.value(answer) is False
     reader.print(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     # Print is light, whatever the screen is.
     reader.call("Emulation.setEmulatedMedia", media="print")
     assert reader.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert reader.value("getComputedStyle(document.querySelector('.search')).display") == "none"
+    assert reader.value(answer) is True  # paper cannot be clicked open
     reader.call("Emulation.setEmulatedMedia", media="")
 
 

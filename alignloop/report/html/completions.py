@@ -17,6 +17,8 @@ MOST_ROUNDS = 12
 PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 1_000, 2_000
 BUDGET_BYTES = 2_500_000
 SUMMARY_CHARACTERS = 150
+PRINTED = 10
+"""Prompts a source on paper, as report.css has it."""
 ROUNDS = "The same prompts, round by round"
 ONE_SCALE = "Rewards are by the run's first reward model: one scale for all its rounds."
 OWN_SCALES = "Rewards are by each run's own first reward model: their scales differ between runs."
@@ -207,10 +209,12 @@ def _source(source: Found, articles: Sequence[str]) -> str:
         more = "more are" if source.is_cut else f"{left:,} more {'is' if left == 1 else 'are'}"
         said.append(f"To keep the page small, {more} left out: {source.where}.")
     said.append(source.note)
+    paper = f"On paper the first {PRINTED}; the page has all {len(articles):,}." if len(articles) > PRINTED else ""
     return "\n".join(
         [
             f"<h3>{html(source.title)}</h3>",
             elements.paragraph(" ".join(part for part in said if part), kind="note"),
+            *([elements.paragraph(paper, kind="note printed")] if paper else []),
             '<div class="dialogs">',
             *articles,
             "</div>",

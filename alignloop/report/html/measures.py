@@ -112,7 +112,7 @@ GROUPS = (
         "Distance from the base (KL)",
         {"k1": ("kl_to_base",), "k3": ("kl_to_base_k3",)},
         "nats a token",
-        note="On the policy's own completions. Two estimates of one distance: where they differ, trust neither.",
+        note="On the policy's own completions. Two estimates of one distance: where they are far apart, trust k1.",
     ),
     Group(
         "How completions end",
