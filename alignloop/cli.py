@@ -151,10 +151,7 @@ def eval_checkpoint(
     """
     from alignloop import cli_eval
 
-    for option, path in (("--json", json_file), ("--samples", samples)):
-        cli_eval.check_file(option, path)
-    if samples is not None and json_file is not None and samples.resolve() == json_file.resolve():
-        raise UserError(f"--json and --samples {samples}: the report would replace the answers; name two files")
+    cli_eval.check_files(json_file=json_file, samples=samples)
     if responses is not None or benchmark is not None:
         model_options = {
             "CHECKPOINT": checkpoint,

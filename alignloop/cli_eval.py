@@ -13,10 +13,16 @@ import typer
 from alignloop.errors import UserError
 
 
-def check_file(option: str, path: Path | None) -> None:
-    """Raise a UserError where no file can be written at `path`: known before hours of work, not after them."""
-    if path is None:
-        return
+def check_files(*, json_file: Path | None, samples: Path | None) -> None:
+    """Raise a UserError where one of them cannot be written: known before hours of work, not after them."""
+    for option, path in (("--json", json_file), ("--samples", samples)):
+        if path is not None:
+            _check_file(option, path)
+    if samples is not None and json_file is not None and samples.resolve() == json_file.resolve():
+        raise UserError(f"--json and --samples {samples}: the report would replace the answers; name two files")
+
+
+def _check_file(option: str, path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{option} {path}: no file can be written there; name one in a folder that exists")
     try:

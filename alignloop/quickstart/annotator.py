@@ -7,8 +7,6 @@ instructions from `meta` of the *training* prompts; benchmark prompts never come
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import random
 import re
@@ -19,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from alignloop.errors import DataError
+from alignloop.evaluation.ifeval import load_checkers
 from alignloop.judging.annotate import preference
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Strength
 
@@ -29,23 +28,9 @@ _NOISE = 0.05
 
 @cache
 def ifeval_checkers() -> ModuleType:
-    """lm-eval's `tasks.ifeval.utils`, imported without the download its import tries, and deterministic.
-
-    The download of nltk's `punkt_tab` serves instruction types the quickstart does not use; offline it can
-    hang. Language detection is random unless seeded.
-    """
-    import langdetect
-    import nltk
-
-    langdetect.DetectorFactory.seed = 0
+    """lm-eval's `tasks.ifeval.utils`, silent about nltk's sentence data, which nothing here needs."""
     logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
-    download, nltk.download = nltk.download, lambda *args, **kwargs: False
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            from lm_eval.tasks.ifeval import utils
-    finally:
-        nltk.download = download
-    return utils
+    return load_checkers()
 
 
 def check(meta: Mapping[str, Any], response: str, *, prompt: str = "") -> list[bool]:

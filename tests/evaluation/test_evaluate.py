@@ -247,6 +247,7 @@ def test_missing_sentence_data_are_found_before_anything_is_generated(
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    monkeypatch.setattr("alignloop.evaluation.ifeval.SENTENCE_PACKAGE", ("no_such_package", ""))
     row = {
         **IFEVAL[0],
         "instruction_id_list": ["length_constraints:number_sentences"],

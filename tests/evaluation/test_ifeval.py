@@ -129,6 +129,7 @@ def test_missing_sentence_data_are_an_error_with_the_remedy(tmp_path: Path, monk
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    monkeypatch.setattr("alignloop.evaluation.ifeval.SENTENCE_PACKAGE", ("no_such_package", ""))
     sentences = {
         "instruction_id_list": ["length_constraints:number_sentences"],
         "kwargs": [{"relation": "at least", "num_sentences": 2}],
@@ -137,6 +138,22 @@ def test_missing_sentence_data_are_an_error_with_the_remedy(tmp_path: Path, monk
     with pytest.raises(DataError, match="NLTK_DATA") as caught:
         score_response(row, "One. Two.")
     assert "length_constraints:number_sentences" in str(caught.value)
+
+
+def test_sentence_data_are_found_in_the_package_that_carries_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    for text, verdict in (("Mr. Smith came. He left.", True), ("He came at 5 p.m. and stayed.", False)):
+        sentences = {
+            "instruction_id_list": ["length_constraints:number_sentences"],
+            "kwargs": [{"relation": "at least", "num_sentences": 2}],
+        }
+        (row,) = read_ifeval(_write(tmp_path / "data.jsonl", json.dumps({**ROW, **sentences})))
+        assert score_response(row, text)["prompt_level_strict_acc"] is verdict
+    assert nltk.data.path[0] == str(tmp_path)  # a user's own folder comes first
 
 
 def test_reading_leaves_the_global_random_stream_alone(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_wrong_flags_and_missing_data_say_what_to_do(
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [os.fspath(tmp_path)])
+    monkeypatch.setattr("alignloop.evaluation.ifeval.SENTENCE_PACKAGE", ("no_such_package", ""))
     sentences = {
         **ROWS[0],
         "instruction_id_list": ["length_constraints:number_sentences"],
