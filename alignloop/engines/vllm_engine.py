@@ -14,6 +14,7 @@ from alignloop.engines import canary
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import architecture, eos_token_ids
 from alignloop.engines.structured import BACKEND, ServedTokenizer, forget_grammars
+from alignloop.engines.vllm_scoring import loglikelihoods
 from alignloop.errors import EngineError, UserError
 
 if TYPE_CHECKING:
@@ -89,15 +90,9 @@ class VllmEngine:
         return [_completions(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
-        from vllm import SamplingParams
-
         llm = self._ready()
         self._reset_prefix_cache()
-        # prompt_logprobs=0: of the prompt's own tokens, with their ranks, and no runners-up.
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, ignore_eos=True)
-        prompts = [{"prompt_token_ids": [*r.context_ids, *r.continuation_ids]} for r in requests]
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        return [_loglikelihood(request, output) for request, output in zip(requests, outputs, strict=True)]
+        return loglikelihoods(llm, requests)
 
     def sleep(self) -> None:
         """On an accelerator: weights and KV cache leave its memory. On CPU vLLM has no sleep and nothing happens."""
@@ -277,12 +272,3 @@ def _completion(candidate: Any) -> Completion:
     if reason not in ("stop", "length"):
         raise EngineError(f"vLLM ended a completion with finish reason {reason!r}; only stop and length are expected")
     return Completion(token_ids=tuple(candidate.token_ids), finish_reason=reason)
-
-
-def _loglikelihood(request: LoglikelihoodRequest, output: Any) -> Loglikelihood:
-    scored = output.prompt_logprobs[len(request.context_ids) :]
-    tokens = [entry[token_id] for entry, token_id in zip(scored, request.continuation_ids, strict=True)]
-    return Loglikelihood(
-        logprobs=tuple(float(token.logprob) for token in tokens),
-        is_greedy=all(token.rank == 1 for token in tokens),
-    )

@@ -95,6 +95,25 @@ def test_loglikelihood_equals_a_plain_forward_pass(
     assert [result.is_greedy for result in scored[:2]] == [False, True]
 
 
+def test_one_token_continuations_share_a_pass_and_equal_a_plain_forward_pass(
+    vllm_engine: EngineProcess, checkpoints: SimpleNamespace, plain_forward: SimpleNamespace
+) -> None:
+    """More of them than one pass reads, twice the same, two contexts with a long beginning in common, one longer."""
+    vllm_engine.load_weights(checkpoints.b)
+    shots = prompt(3) * 4
+    contexts = [shots + prompt(4), shots + prompt(5), prompt(6)]
+    greedy = plain_forward.greedy(checkpoints.b, contexts[0], max_tokens=1)
+    requests = [LoglikelihoodRequest(contexts[0], (token,)) for token in (*range(5, 30), 7, *greedy)]
+    requests += [LoglikelihoodRequest(contexts[1], (9,)), LoglikelihoodRequest(contexts[2], (9, 10))]
+    requests = requests[::2] + requests[1::2]
+    scored = vllm_engine.loglikelihood(requests)
+    for request, result in zip(requests, scored, strict=True):
+        expected = plain_forward.logprobs(checkpoints.b, request.context_ids, request.continuation_ids)
+        assert result.logprobs == pytest.approx(expected, abs=1e-3)
+        if request.context_ids == contexts[0]:
+            assert result.is_greedy is (request.continuation_ids == tuple(greedy))
+
+
 def test_swap_moves_the_tied_head_and_comes_back(
     vllm_engine: EngineProcess, checkpoints: SimpleNamespace, plain_forward: SimpleNamespace
 ) -> None:
