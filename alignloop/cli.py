@@ -123,7 +123,7 @@ def eval_checkpoint(
     checkpoint: Annotated[Path | None, typer.Argument(help="A Hugging Face model folder.")] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="With commas; default: its run's, else ifeval,mmlu."),
+        typer.Option(metavar="NAMES", help="With commas; default: its run's, else the bundled."),
     ] = None,
     include_path: Annotated[
         str | None,

@@ -54,7 +54,8 @@ def find_setting(
     engine_name: Literal["vllm", "transformers"] | None,
 ) -> Setting:
     """A recipe's setting where one is named; a run's where the checkpoint lies in its directory and the tasks are its
-    own, so that the figures compare with the run's rounds; else the defaults: float32, up to 4,096 tokens.
+    own, so that the figures compare with the run's rounds; else the defaults: float32, up to 4,096 tokens, lm-eval's
+    own tasks, or where none is named the bundled ones.
 
     Args:
         tasks, include_path, limit: None: the setting's own.
@@ -67,7 +68,8 @@ def find_setting(
     if recipe is None:
         room = min(LONGEST, longest_sequence(text_config(checkpoint)) or LONGEST)
         evaluate = EvaluateConfig(
-            include_path="quickstart" if include_path is None else include_path or None,
+            # Named tasks mean lm-eval's, as in a recipe; with nothing named there are questions on every machine.
+            include_path="quickstart" if tasks is None and include_path is None else include_path or None,
             max_gen_tokens=max(1, min(EvaluateConfig().max_gen_tokens, room // 2)),
         )
         setting = Setting(evaluate, EngineConfig(dtype="float32", max_model_len=room))
@@ -123,10 +125,12 @@ def evaluate_alone(
     )
     if setting.origin is not None:
         progress.say(f"measured as {setting.origin}")
-    elif include_path is None and (toys := [name for name in setting.evaluate.tasks if name in BUNDLED]):
+    elif setting.evaluate.include_path == "quickstart" and (
+        toys := [name for name in setting.evaluate.tasks if name in BUNDLED]
+    ):
         progress.say(
-            f"{', '.join(toys)}: the bundled questions about the quickstart's world; lm-eval's own of that name with "
-            "--include-path '', local data with ifeval=FILE.jsonl, mmlu=FOLDER"
+            f"{', '.join(toys)}: the bundled questions about the quickstart's world; lm-eval's own with --tasks "
+            f"{','.join(toys)}, local data with --tasks ifeval=FILE.jsonl,mmlu=FOLDER"
         )
     with (
         _with_template(checkpoint, chat_template) as served,

@@ -257,11 +257,13 @@ def test_eval_refuses_before_it_starts(alignloop, tmp_path: Path) -> None:
 
 
 def test_eval_says_which_ifeval_it_is(alignloop) -> None:
-    outcome = alignloop("eval", QUICKSTART / "base", "--tasks", "ifeval,ifeval", "--engine", "transformers")
-    assert outcome.code == 2
-    said = " ".join((outcome.out + outcome.err).split())
-    assert "ifeval, ifeval: the bundled questions about the quickstart's world" in said
-    assert "is named twice" in said
+    base, bundled = QUICKSTART / "base", "ifeval, ifeval: the bundled questions about the quickstart's world"
+    for include_path, is_bundled in ((("--include-path", "quickstart"), True), ((), False)):
+        outcome = alignloop("eval", base, "--tasks", "ifeval,ifeval", "--engine", "transformers", *include_path)
+        assert outcome.code == 2
+        said = " ".join((outcome.out + outcome.err).split())
+        assert (bundled in said) is is_bundled
+        assert "is named twice" in said
 
 
 VERBS = ("run plan status eval stage inspect report sample score compare-sampling why diff recipes data").split()

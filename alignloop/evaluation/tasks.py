@@ -40,7 +40,7 @@ class LoadedTasks:
         """Both. Raises DataError where a name is in both: its figures could not be told apart."""
         for name in [*other.tasks, *other.groups]:
             if name in self.tasks or name in self.groups:
-                raise DataError(f"evaluate.tasks: {name} is named twice (a group contains its tasks); name it once.")
+                raise _named_twice(name)
         return LoadedTasks({**self.tasks, **other.tasks}, {**self.groups, **other.groups})
 
 
@@ -52,6 +52,9 @@ def load_tasks(names: Sequence[str], *, include_path: str | Path | None) -> Load
     """
     if not names:
         raise DataError("evaluate.tasks: no task is named.")
+    plain = [name.partition("=")[0] for name in names]
+    if twice := next((name for name in plain if plain.count(name) > 1), None):
+        raise _named_twice(twice)  # before anything is downloaded
     load_checkers()
     bundled = str(include_path) == QUICKSTART
     loaded = LoadedTasks()
@@ -67,6 +70,10 @@ def load_tasks(names: Sequence[str], *, include_path: str | Path | None) -> Load
     if registered:
         loaded = loaded.joined(_registered(registered, include_path=None if bundled else include_path))
     return loaded
+
+
+def _named_twice(name: str) -> DataError:
+    return DataError(f"evaluate.tasks: {name} is named twice (a group contains its tasks); name it once.")
 
 
 def local_ifeval(path: Path) -> LoadedTasks:
@@ -196,6 +203,7 @@ def _load_errors_named(names: Sequence[str]) -> Iterator[None]:
     except (OSError, ValueError) as error:  # no connection, no such data set, none in the cache
         raise DataError(
             f"evaluate.tasks: the data of {what} cannot be had: {error}. Without a hub, name local data "
-            f"({', '.join(LOCAL.values())}), a folder of task files (evaluate.include_path), or copy the data set's "
-            "cache from a machine that has run the task (HF_HOME) and set HF_HUB_OFFLINE=1."
+            f"({', '.join(LOCAL.values())}), a folder of task files (evaluate.include_path; `quickstart`: the bundled "
+            "ones), or copy the data set's cache from a machine that has run the task (HF_HOME) and set "
+            "HF_HUB_OFFLINE=1."
         ) from error
