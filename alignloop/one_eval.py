@@ -123,15 +123,7 @@ def evaluate_alone(
     setting = find_setting(
         checkpoint, tasks=tasks, include_path=include_path, limit=limit, config=config, engine_name=engine_name
     )
-    if setting.origin is not None:
-        progress.say(f"measured as {setting.origin}")
-    elif setting.evaluate.include_path == "quickstart" and (
-        toys := [name for name in setting.evaluate.tasks if name in BUNDLED]
-    ):
-        progress.say(
-            f"{', '.join(toys)}: the bundled questions about the quickstart's world; lm-eval's own with --tasks "
-            f"{','.join(toys)}, local data with --tasks ifeval=FILE.jsonl,mmlu=FOLDER"
-        )
+    _say_how(setting, progress)
     with (
         _with_template(checkpoint, chat_template) as served,
         open_engine(setting.engine, log_file=log_file, say=progress.say) as engine,
@@ -149,6 +141,18 @@ def evaluate_alone(
             quantization=setting.engine.quantization,
             samples_file=samples_file,
             progress=progress,
+        )
+
+
+def _say_how(setting: Setting, progress: Progress) -> None:
+    if setting.origin is not None:
+        progress.say(f"measured as {setting.origin}")
+    elif setting.evaluate.include_path == "quickstart" and (
+        toys := [name for name in setting.evaluate.tasks if name in BUNDLED]
+    ):
+        progress.say(
+            f"{', '.join(toys)}: the bundled questions about the quickstart's world; lm-eval's own with --tasks "
+            f"{','.join(toys)}, local data with --tasks ifeval=FILE.jsonl,mmlu=FOLDER"
         )
 
 

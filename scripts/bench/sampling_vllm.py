@@ -23,6 +23,7 @@ from alignloop.config.engine import EngineConfig
 from alignloop.engines import vllm_engine
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import eos_token_ids
+from alignloop.engines.vllm_scoring import loglikelihoods
 from scripts.bench.measuring import BenchError
 
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from scripts.bench.sampling_vllm import main; main()"
@@ -93,12 +94,7 @@ class DefaultVllm:
         return [vllm_engine._completions(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
-        from vllm import SamplingParams
-
-        prompts = [{"prompt_token_ids": [*r.context_ids, *r.continuation_ids]} for r in requests]
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        return [vllm_engine._loglikelihood(request, output) for request, output in zip(requests, outputs, strict=True)]
+        return loglikelihoods(self._llm, requests)
 
     def end(self) -> None:
         """End vLLM's engine process."""
