@@ -18,6 +18,7 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *flags], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_tiny_comparison_measures_both_sides_on_the_same_work(tmp_path: Path) -> None:
     json_file, table = tmp_path / "ratios.json", tmp_path / "table.md"
     # The real rows are not there: their case is left out with its reason, the other one is measured.

@@ -16,6 +16,7 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *flags], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_both_sides_answer_the_same_prompts_and_missing_data_is_said(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     json_file, table = tmp_path / "values.json", tmp_path / "table.md"

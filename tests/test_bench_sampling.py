@@ -17,6 +17,7 @@ def run(script: str, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(BENCH / script), *flags], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_tiny_measurement_has_stage_and_vllm_do_the_same_work(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     json_file, table = tmp_path / "values.json", tmp_path / "table.md"

@@ -312,6 +312,7 @@ def test_eval_of_no_model(alignloop, tmp_path: Path) -> None:
     assert "no such folder" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_stop_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
     """Terminated while the engine starts for the first benchmark; for Ctrl-C see tests/loop/test_whole_loop.py."""
     arguments = ["run", "--rounds", "1", "--run-dir", str(tmp_path / "run"), "--set", ENGINE]

@@ -115,6 +115,7 @@ def test_sample_then_score_then_compare(alignloop, tmp_path: Path, reward_model:
     assert names(tmp_path / "compared") == {"comparison.json", "comparison.html", "run.lock"}
 
 
+@pytest.mark.slow
 def test_what_a_crash_left_is_taken_over(alignloop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It dies after its second shard of three; the next call samples one prompt and ends with the same bytes."""
     from alignloop.engines.process import EngineProcess
@@ -169,6 +170,7 @@ def test_candidates_of_the_users_own(alignloop, tmp_path: Path, reward_model: Pa
     assert best[1].completion == "The Elbe. \U0001f30a"
 
 
+@pytest.mark.slow
 def test_recipes_are_sampled_scored_and_compared(alignloop, tmp_path: Path, reward_model: Path) -> None:
     prompts_file(tmp_path, "Tell me about Emma.", "Name a river.")
     (tmp_path / "r.yaml").write_text(

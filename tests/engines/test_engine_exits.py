@@ -106,6 +106,7 @@ def end(config: EngineConfig, how: str, *, checkpoint: Path, folder: Path) -> tu
     return children, left | {file for file in shared if file.exists()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ENDS)
 def test_no_process_and_no_file_is_left(how: str, checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     _, left = end(TRANSFORMERS, how, checkpoint=checkpoints.a, folder=tmp_path)
@@ -119,6 +120,7 @@ def test_nor_by_vllm(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     assert left == set()
 
 
+@pytest.mark.slow
 def test_nor_by_engines_side_by_side(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     config = TRANSFORMERS.model_copy(update={"data_parallel": 2})
     children, left = end(config, "killed at work", checkpoint=checkpoints.a, folder=tmp_path)

@@ -93,6 +93,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_the_engine_lives_on(
     assert engine.num_starts == 1
 
 
+@pytest.mark.slow
 def test_interrupted_call_does_not_answer_the_next_one(engine: EngineProcess, checkpoints: SimpleNamespace) -> None:
     engine.load_weights(checkpoints.a)
     expected = engine.generate([GREEDY])
@@ -115,6 +116,7 @@ def test_interrupted_call_does_not_answer_the_next_one(engine: EngineProcess, ch
     assert engine.num_starts == 2
 
 
+@pytest.mark.slow
 def test_dead_between_calls_it_is_started_again(
     engine: EngineProcess, checkpoints: SimpleNamespace, starts: list[str]
 ) -> None:
@@ -137,6 +139,7 @@ def test_close_leaves_no_process_and_may_be_repeated(engine: EngineProcess, chec
     assert engine.pid is None
 
 
+@pytest.mark.slow
 def test_broken_weights_and_a_death_too_many(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -74,6 +74,7 @@ def test_a_refused_request_is_named_by_its_place_among_all(pool: EnginePool, che
     assert pool.num_starts == 2
 
 
+@pytest.mark.slow
 def test_one_that_dies_is_started_again_alone(pool: EnginePool, checkpoints: SimpleNamespace) -> None:
     pool.load_weights(checkpoints.b)
     long = [replace(request, max_tokens=200, seed=i) for i, request in enumerate(REQUESTS * 4)]
@@ -88,6 +89,7 @@ def test_one_that_dies_is_started_again_alone(pool: EnginePool, checkpoints: Sim
     assert pids(pool)[1] != second
 
 
+@pytest.mark.slow
 def test_interrupted_it_ends_both_at_once_and_goes_on_when_asked(
     pool: EnginePool, checkpoints: SimpleNamespace
 ) -> None:
@@ -112,6 +114,7 @@ def test_interrupted_it_ends_both_at_once_and_goes_on_when_asked(
     assert pool.generate(REQUESTS) == expected
 
 
+@pytest.mark.slow
 def test_a_death_too_many_is_an_error_and_close_ends_all(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"max_restarts": 0})
     with open_engine(config, log_file=tmp_path / "engine.log") as pool:
@@ -126,6 +129,7 @@ def test_a_death_too_many_is_an_error_and_close_ends_all(checkpoints: SimpleName
     pool.close()
 
 
+@pytest.mark.slow
 def test_vllm_gives_the_same_tokens_however_many_engines(
     vllm_engine: object, checkpoints: SimpleNamespace, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def served(kind: str, checkpoint: Path) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_nothing_is_preempted_where_vllm_alone_preempts(checkpoints: SimpleNamespace) -> None:
     ours, plain = served("reserved", checkpoints.a), served("plain", checkpoints.a)
     assert plain["preemptions"] > 0
@@ -84,6 +85,7 @@ def test_nothing_is_preempted_where_vllm_alone_preempts(checkpoints: SimpleNames
     assert 4 < ours["peak"] < plain["peak"]
 
 
+@pytest.mark.slow
 def test_a_cache_for_one_longest_sequence_is_the_least(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     """256 tokens are 8 blocks, and one block more is vLLM's own: 9 will do, 8 are refused."""
     requests = [GenerateRequest((5, 6, 7 + i), max_tokens=253, num_candidates=2, seed=i) for i in range(3)]

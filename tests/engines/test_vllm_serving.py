@@ -160,6 +160,7 @@ def test_too_long_is_refused_and_the_engine_lives_on(vllm_engine: EngineProcess,
     assert len(vllm_engine.loglikelihood([LoglikelihoodRequest(prompt(0, 200), prompt(1, 55))])[0].logprobs) == 55
 
 
+@pytest.mark.slow
 def test_killed_in_mid_run_it_is_started_again_with_the_same_result(
     vllm_engine: EngineProcess, checkpoints: SimpleNamespace
 ) -> None:
@@ -208,6 +209,7 @@ def test_swap_drops_the_blocks_of_a_shared_prompt(
         assert vllm_engine.generate([request])[0][0].token_ids == expected
 
 
+@pytest.mark.slow
 def test_untied_heads_are_swapped_after_a_start_of_their_own(
     vllm_engine: EngineProcess, checkpoints: SimpleNamespace, plain_forward: SimpleNamespace
 ) -> None:
@@ -221,6 +223,7 @@ def test_untied_heads_are_swapped_after_a_start_of_their_own(
     assert vllm_engine.num_starts == num_starts + 1  # another architecture than the tied one's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [

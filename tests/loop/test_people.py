@@ -97,6 +97,7 @@ def test_each_round_trains_on_its_file_and_on_what_people_said(waited: Path) -> 
     assert [entry["digest"] for entry in pairs.inputs["preferences"]] == [batches[1].digest]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_waiting_leaves_no_trace_in_the_result(waited: Path, tmp_path: Path) -> None:
     """The same answers, there before the round begins: the same bytes."""
     for number in (1, 2):

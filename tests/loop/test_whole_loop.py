@@ -151,6 +151,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], *, seconds: float = 240
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_in_stage_after_stage_ends_as_the_unbroken_run(unbroken: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     # In training, and where the engine has to serve what it served before. Each stage's own tests kill it, too.
@@ -187,6 +188,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert left.stdout == ""
 
 
+@pytest.mark.slow
 def test_own_base_and_sharegpt_rows(tmp_path: Path) -> None:
     """A random Qwen2 without a chat template, on ShareGPT rows: template, bootstrap, one round."""
     base = random_qwen2(tmp_path / "base")

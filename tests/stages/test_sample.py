@@ -403,6 +403,7 @@ class KillsOnce(QuietProgress):
         yield advance
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_killed_is_started_again_and_samples_the_same(policy: Artifact, tmp_path: Path) -> None:
     inputs = sample.Inputs(policy, written(tmp_path, PROMPTS[:4]))
     settings = config(engine="transformers")

@@ -140,6 +140,7 @@ def test_two_processes_train_as_one(tmp_path: Path, job: MakeJob) -> None:
         assert not (each.out_dir / "launch").exists()
 
 
+@pytest.mark.slow
 def test_sharded_over_two_processes_with_faults_and_resumed(
     tmp_path: Path, job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +232,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_parent_leaves_no_process(tmp_path: Path, job: MakeJob, folder: Path) -> None:
     endless = job("sft", tmp_path / "endless", epochs=100_000)
     arguments = {"training": TrainingConfig(num_processes=2), "progress": QuietProgress()}
