@@ -106,7 +106,6 @@ def end(config: EngineConfig, how: str, *, checkpoint: Path, folder: Path) -> tu
     return children, left | {file for file in shared if file.exists()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ENDS)
 def test_no_process_and_no_file_is_left(how: str, checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     _, left = end(TRANSFORMERS, how, checkpoint=checkpoints.a, folder=tmp_path)
