@@ -151,6 +151,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], *, seconds: float = 240
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_in_stage_after_stage_ends_as_the_unbroken_run(unbroken: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     # In training, and where the engine has to serve what it served before. Each stage's own tests kill it, too.
