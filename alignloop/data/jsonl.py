@@ -7,16 +7,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from alignloop.data.problems import plain_problems
 from alignloop.errors import DataError, DiskFullError
-from alignloop.records import Row
 
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=BaseModel)
 
 
-def dump_jsonl(path: Path, rows: Iterable[Row]) -> int:
+def dump_jsonl(path: Path, rows: Iterable[BaseModel]) -> int:
     """Write `rows` to `path`, one a line, UTF-8; returns how many.
 
     Not atomic: stages publish whole directories, and what they did not publish is never read.

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from alignloop.data.problems import BadRow
+from alignloop.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 _EXACT = 2.0**63
@@ -44,6 +45,22 @@ def parse_row(data: bytes, *, line: int | None, offset: int) -> Any:
     if b" :" in data and _SPACED_COLON.search(data):
         return _parse_carefully(data, line=line, offset=offset)
     return value
+
+
+def parse_line(data: bytes, *, offset: int, where: str, form: str) -> Any:
+    """`parse_row` of a file that is refused whole for one bad line.
+
+    Args:
+        offset: of its first byte in the file.
+        where: file and line; form: what the file must be. Both for the message.
+
+    Raises:
+        DataError: as `parse_row`.
+    """
+    try:
+        return parse_row(data, line=None, offset=offset)
+    except BadRow as bad:
+        raise DataError(f"{where}: {bad.reason}. {form}.") from None
 
 
 def _num_keys(value: Any) -> int:

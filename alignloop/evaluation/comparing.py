@@ -18,9 +18,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignloop.artifacts import write_text
+from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import RunDirError, UserError
 from alignloop.evaluation.figures import estimate_of, estimates_of
-from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, read_report, read_samples, sha256_of
+from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, read_report, sha256_of
 from alignloop.evaluation.standard_error import Estimate, difference
 
 DIFFERENCES = "differences.json"
@@ -111,7 +112,7 @@ def read_measured(report_file: Path, samples_file: Path, *, name: str) -> Measur
     Raises:
         DataError: one of them is not what an evaluation writes.
     """
-    return measured(read_report(report_file), read_samples(samples_file), name=name)
+    return measured(read_report(report_file), load_jsonl(samples_file, EvalSample), name=name)
 
 
 def compare(before: Measured, after: Measured) -> list[Difference]:

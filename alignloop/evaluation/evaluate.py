@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignloop.data.jsonl import dump_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import ModelError
 from alignloop.evaluation.ifeval import preserved_random, require_sentence_data
-from alignloop.evaluation.report import EvalReport, write_samples
+from alignloop.evaluation.report import EvalReport
 from alignloop.evaluation.results import Asked, build_report, eval_samples
 from alignloop.evaluation.room import AS_CHAT, require_room
 from alignloop.evaluation.tasks import LoadedTasks, load_tasks
@@ -112,7 +113,7 @@ def evaluate_loaded(
     results = _run(lm, loaded=loaded, limit=limit, seed=seed)
     samples = list(eval_samples(results, generations=lm.generations))
     if samples_file is not None:
-        write_samples(samples_file, samples=samples)
+        dump_jsonl(samples_file, samples)
     asked = Asked(seed=seed, dtype=dtype, quantization=quantization)
     return build_report(results, samples=samples, lm=lm, asked=asked)
 

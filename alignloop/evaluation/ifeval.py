@@ -7,7 +7,6 @@ Verdicts are lm-eval's (`lm_eval.tasks.ifeval`); nothing of it is copied here.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import random
 from collections import defaultdict
@@ -20,6 +19,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from alignloop.data.parsing import parse_line
 from alignloop.errors import DataError
 from alignloop.evaluation.standard_error import Estimate, mean, mean_of, ratio
 
@@ -103,11 +103,12 @@ def read_form(path: Path) -> list[tuple[int, IfevalRow]]:
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
         raise DataError(f"{path}: {what}. IFEval data are JSON lines of {', '.join(FIELDS)}.")
-    rows = []
+    rows, offset = [], 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                rows.append((number, _read_row(line.rstrip(b"\r\n"), where=f"{path}, line {number}")))
+                rows.append((number, _read_row(line, offset=offset, where=f"{path}, line {number}")))
+            offset += len(line)
     if not rows:
         raise DataError(f"{path}: the file has no rows. IFEval data are JSON lines of {', '.join(FIELDS)}.")
     return rows
@@ -203,16 +204,9 @@ def preserved_random(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _read_row(line: bytes, *, where: str) -> IfevalRow:
+def _read_row(line: bytes, *, offset: int, where: str) -> IfevalRow:
     form = f"IFEval data are JSON lines of {', '.join(FIELDS)}"
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (byte {error.start}).") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}). {form}.") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        raise DataError(f"{where}: cannot be read as JSON ({error}). {form}.") from error
+    row = parse_line(line, offset=offset, where=where, form=form)
     try:
         return IfevalRow.model_validate(row)
     except ValidationError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,16 +114,6 @@ def sha256_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def write_samples(path: Path, *, samples: Iterable[EvalSample]) -> int:
-    """Write one JSON line a sample; returns how many."""
-    num_written = 0
-    with path.open("w", encoding="utf-8") as file:
-        for sample in samples:
-            file.write(sample.model_dump_json() + "\n")
-            num_written += 1
-    return num_written
-
-
 def read_report(path: Path) -> EvalReport:
     """A published `report.json`.
 
@@ -135,20 +124,3 @@ def read_report(path: Path) -> EvalReport:
         return EvalReport.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise DataError(f"{path}: not an evaluation's report: {error}") from error
-
-
-def read_samples(path: Path) -> Iterator[EvalSample]:
-    """The samples of a `samples.jsonl`, one by one.
-
-    Raises:
-        DataError: a line is not one (with its number).
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield EvalSample.model_validate_json(line)
-                except ValidationError as error:
-                    raise DataError(f"{path}, line {number}: not an evaluation's sample: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error

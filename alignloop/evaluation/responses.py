@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.bundled import QUICKSTART
+from alignloop.data.parsing import parse_line
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import (
     IfevalRow,
@@ -95,10 +96,12 @@ def read_responses(path: Path, *, prompts: Sequence[str], data: Path) -> dict[st
     lines: dict[str, int] = {}
     problems: list[str] = []
     with path.open("rb") as file:
+        offset = 0
         for number, raw in enumerate(file, start=1):
+            start, offset = offset, offset + len(raw)
             if not raw.strip():
                 continue
-            prompt, response = _parsed(raw, where=f"{path}, line {number}")
+            prompt, response = _parsed(raw, offset=start, where=f"{path}, line {number}")
             if prompt not in known:
                 near = "; it is there with other white space around it" if prompt.strip() in stripped else ""
                 problems.append(f"line {number}: the prompt {_short(prompt)} is not one of {data}{near}")
@@ -141,15 +144,8 @@ def _data_of(benchmark: str) -> Path:
     return Path(path).expanduser() if has_path else QUICKSTART / "data" / "ifeval.jsonl"
 
 
-def _parsed(raw: bytes, *, where: str) -> tuple[str, str]:
-    try:
-        row = json.loads(raw)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (byte {error.start}).") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}); the file must be {FORM}.") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        raise DataError(f"{where}: cannot be read as JSON ({error}); the file must be {FORM}.") from error
+def _parsed(raw: bytes, *, offset: int, where: str) -> tuple[str, str]:
+    row = parse_line(raw, offset=offset, where=where, form=f"The file must be {FORM}")
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object; the file must be {FORM}.")
     for field in ("prompt", "response"):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from alignloop.artifacts import Artifact, Manifest, read_manifest
-from alignloop.errors import RunDirError
+from alignloop.data.jsonl import load_jsonl
+from alignloop.errors import DataError, RunDirError
 from alignloop.house import stage_dirs
 from alignloop.records import RoundRow
 
@@ -45,21 +44,11 @@ def read_rounds(run_dir: Path) -> list[RoundRow]:
     path = run_dir / "rounds.jsonl"
     if not path.is_file():
         return []
-    return [
-        _row(line, where=f"{path}, line {number}")
-        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1)
-        if line.strip()
-    ]
-
-
-def _row(line: bytes, *, where: str) -> RoundRow:
     try:
-        return RoundRow.model_validate_json(line)
-    except ValidationError as error:
-        what = error.errors()[0]["msg"]
+        return list(load_jsonl(path, RoundRow))
+    except DataError as error:
         raise RunDirError(
-            f"{where}: not a round's line ({what}); remove rounds.jsonl and run again: it is written anew from the "
-            "published stages"
+            f"{error}; remove rounds.jsonl and run again: it is written anew from the published stages"
         ) from error
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Evaluation through alignloop's warm engine against lm-eval's own `hf` model class: speed, and the same verdicts.
 
-    scripts/bench/evaluation.py                          everything: about half an hour on two cores
+    scripts/bench/evaluation.py                          everything: a quarter of an hour on two cores
     scripts/bench/evaluation.py --quick --json out.json  a check of about two minutes, not a result
     scripts/bench/evaluation.py --cases eval_vs_hf --pairs 5 --markdown table.md
 
@@ -212,8 +212,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when torch is imported, here and in the engine.
     os.environ["OMP_NUM_THREADS"] = str(options.threads or len(os.sched_getaffinity(0)))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if (options.data / "nltk_data").is_dir():
-        os.environ.setdefault("NLTK_DATA", str((options.data / "nltk_data").resolve()))
     amount = _amount(options)
     results: list[Result] = []
     problems: list[str] = []

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from alignloop.bundled import QUICKSTART
+from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.transformers_engine import TransformersEngine
 from alignloop.evaluation.evaluate import evaluate
-from alignloop.evaluation.report import EvalSample, read_samples
+from alignloop.evaluation.report import EvalSample
 from alignloop.evaluation.tasks import local_mmlu
 from alignloop.progress import QuietProgress
 
@@ -82,7 +83,7 @@ def _by_engine(engine: TransformersEngine, checkpoint: Path, folder: Path) -> di
         progress=QuietProgress(),
         samples_file=folder / "samples.jsonl",
     )
-    return {(row.task, row.index): row for row in read_samples(folder / "samples.jsonl")}
+    return {(row.task, row.index): row for row in load_jsonl(folder / "samples.jsonl", EvalSample)}
 
 
 @pytest.mark.parametrize("which", ["quickstart", "qwen2"])

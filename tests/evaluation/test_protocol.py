@@ -11,10 +11,11 @@ import pytest
 
 from alignloop.bundled import QUICKSTART
 from alignloop.chat.load import load_format
+from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.transformers_engine import TransformersEngine
 from alignloop.errors import DataError, ModelError
 from alignloop.evaluation.evaluate import evaluate, evaluate_loaded
-from alignloop.evaluation.report import EvalReport, EvalSample, read_samples
+from alignloop.evaluation.report import EvalReport, EvalSample
 from alignloop.evaluation.tasks import load_tasks, local_mmlu
 from alignloop.one_eval import find_setting
 from alignloop.preflight.benchmarks import local_prompts, too_long
@@ -42,7 +43,7 @@ def _evaluate(engine: Any, checkpoint: Path, tasks: list[str], **options: Any) -
 
 
 def _samples(path: Path) -> list[EvalSample]:
-    return list(read_samples(path))
+    return list(load_jsonl(path, EvalSample))
 
 
 class NoEngine:

@@ -127,15 +127,15 @@ def test_many_wrong_lines_are_counted(tmp_path: Path) -> None:
     [
         (b"", r"the file has no responses; it must have JSON lines of `prompt` and `response`"),
         (b"\n\n", "the file has no responses"),
-        (b'{"prompt": "a"', r"line 1: not JSON .* at column 15"),
+        (b'{"prompt": "a"', r"line 1: invalid JSON at column 15: .* it is cut short"),
         (b'{"prompt": "No commas.", "response": "x"}\n["No commas."]\n', "line 2: a list, not an object"),
         (b'{"prompt": "No commas."}', r"line 1: `response` is missing \(it has prompt\)"),
         (b'{"instruction": "a", "output": "b"}', r"line 1: `prompt` is missing \(it has instruction, output\)"),
         (b'{"prompt": "No commas.", "response": null}', "line 1: `response` is null, not a text"),
         (b'{"prompt": "No commas.", "response": ["x"]}', r'line 1: `response` is \["x"\], not a text'),
         (b'{"prompt": "\xff", "response": "x"}', "line 1: not UTF-8"),
-        (b"[" * 100_000, "line 1: cannot be read as JSON"),
-        (b'{"prompt": 1' + b"0" * 5000 + b"}", "line 1: cannot be read as JSON"),
+        (b"[" * 100_000, "line 1: invalid JSON: "),
+        (b'{"prompt": 1' + b"0" * 5000 + b"}", "line 1: invalid JSON: "),
     ],
 )
 def test_a_file_in_another_form_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

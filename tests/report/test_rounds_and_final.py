@@ -106,7 +106,7 @@ def test_rounds_are_read_back(tmp_path: Path) -> None:
     assert read_rounds(tmp_path) == rows
     for broken in (b'{"round": 1, "policy": "ro', b"\xff\xfe\x00"):
         (tmp_path / "rounds.jsonl").write_bytes(rows[0].model_dump_json().encode() + b"\n" + broken)
-        with pytest.raises(RunDirError, match=r"rounds\.jsonl, line 2: not a round's line .*; remove rounds\.jsonl"):
+        with pytest.raises(RunDirError, match=r"rounds\.jsonl, line 2.*RoundRow lines.*; remove rounds\.jsonl"):
             read_rounds(tmp_path)
 
 
