@@ -90,7 +90,8 @@ class OptimizerConfig(Section):
     max_steps: PositiveInt | None = None
     """Stop after this many optimiser steps even within an epoch."""
     batch_groups: PositiveInt = 64
-    """Prompt groups per optimiser step, over all processes. Not given in the paper."""
+    """Prompt groups per optimiser step at most, over all processes: the steps of an epoch share its groups out evenly,
+    so that none is left with a few. Not given in the paper."""
     warmup_fraction: Fraction = 0.05
     """Share of steps with a rising learning rate; cosine to `final_lr_fraction` afterwards."""
     final_lr_fraction: Fraction = 0.1

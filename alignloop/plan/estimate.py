@@ -12,6 +12,7 @@ from alignloop.preflight import Checked
 from alignloop.preflight.check import sampled_prompts
 from alignloop.records import Strength
 from alignloop.stages.train_reward import of_strengths
+from alignloop.training.data_order import step_sizes
 from alignloop.training.variants import num_drawn, trainings
 
 
@@ -125,8 +126,8 @@ class Estimator:
 
 def _rows_seen(rows: int, config: OptimizerConfig, variant: Variant) -> int:
     """Rows through one training, epochs counted."""
-    seen = num_drawn(rows, fraction=variant.data_fraction) * config.epochs
-    return seen if config.max_steps is None else min(seen, config.max_steps * config.batch_groups)
+    drawn = num_drawn(rows, fraction=variant.data_fraction)
+    return sum(step_sizes(drawn, batch_groups=config.batch_groups, epochs=config.epochs, max_steps=config.max_steps))
 
 
 def round_half(value: float) -> int:

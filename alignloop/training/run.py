@@ -37,7 +37,7 @@ from alignloop.training.wrapping import model_state, optimizer_state, restore, u
 
 LN_2 = 0.6931471805599453
 STEP_0_TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 """Raise when the same arguments give other weights: older resume points are then not used."""
 MODEL_PREFIX = "model."
 """Of the model's weights in the module that is trained."""

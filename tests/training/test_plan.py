@@ -18,12 +18,29 @@ from alignloop.training.step_losses import count_step
 
 def test_every_epoch_sees_every_group_once_in_an_order_of_its_own() -> None:
     batches = step_batches(10, batch_groups=4, epochs=2, max_steps=None, seed=3)
-    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    assert [len(batch) for batch in batches] == [4, 3, 3, 4, 3, 3]
     first, second = list(chain(*batches[:3])), list(chain(*batches[3:]))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
     assert step_batches(10, batch_groups=4, epochs=2, max_steps=5, seed=3) == batches[:5]
     assert step_batches(10, batch_groups=4, epochs=2, max_steps=None, seed=4) != batches
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "batch_groups", "expected"),
+    [(65, 64, [33, 32]), (129, 64, [43, 43, 43]), (64, 64, [64]), (3, 64, [3]), (5, 2, [2, 2, 1]), (0, 4, [])],
+)
+def test_no_step_of_an_epoch_is_left_with_a_rest(num_groups: int, batch_groups: int, expected: list[int]) -> None:
+    """65 groups in batches of 64 were 64 and one, which moved the weights as far as the 64 did."""
+    batches = step_batches(num_groups, batch_groups=batch_groups, epochs=1, max_steps=None, seed=0)
+    assert [len(batch) for batch in batches] == expected
+    assert sorted(chain(*batches)) == list(range(num_groups))
+
+
+def test_a_limit_of_steps_leaves_later_batches_out_and_changes_none() -> None:
+    batches = step_batches(65, batch_groups=64, epochs=3, max_steps=3, seed=0)
+    assert [len(batch) for batch in batches] == [33, 32, 33]
+    assert batches == step_batches(65, batch_groups=64, epochs=3, max_steps=None, seed=0)[:3]
 
 
 def test_learning_rate_by_hand() -> None:
