@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -17,6 +18,7 @@ import typer
 from alignloop import __version__, cli_data, cli_lineage, cli_report, cli_sampling, environment
 from alignloop.cli_sampling import SetOption
 from alignloop.errors import AlignloopError, Interrupted, PeopleNeeded, UserError
+from alignloop.terminal import say
 
 if TYPE_CHECKING:
     from alignloop.loop import RunResult
@@ -47,7 +49,7 @@ RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Do stages again 
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -78,7 +80,7 @@ def run(
     folder = run_dir if run_dir is not None else Path("runs") / config.name
     with log_named(folder / LOG_FILE):
         result = run_loop(config, run_dir=folder, rebuild=rebuild, progress=for_terminal())
-    typer.echo("\n" + result_text(result))
+    say("\n" + result_text(result))
 
 
 @app.command()
@@ -102,7 +104,7 @@ def plan(
     config = recipe_or_problems(recipe, overrides=overrides or (), rounds=rounds)
     folder = run_dir if run_dir is not None else Path("runs") / config.name
     planned = make_plan(config, run_dir=folder, rebuild=rebuild)
-    typer.echo(plan_text(planned))
+    say(plan_text(planned))
     if planned.drifted:
         raise UserError("published stages no longer match (see `drift`): put it back, or pass --rebuild")
 
@@ -115,7 +117,7 @@ def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")] = Path("r
     """
     from alignloop.status import read_status, status_text
 
-    typer.echo(status_text(read_status(run_dir)))
+    say(status_text(read_status(run_dir)))
 
 
 @app.command(name="eval")
@@ -211,8 +213,8 @@ def stage(
             name, recipe=recipe, inputs=inputs or (), out=out, number=number, rebuild=rebuild, progress=for_terminal()
         )
     for key, value in {**outputs.counts, **outputs.metrics}.items():
-        typer.echo(f"{key}  {value:g}")
-    typer.echo(f"published in {out}")
+        say(f"{key}  {value:g}")
+    say(f"published in {out}")
 
 
 @app.command()
@@ -260,7 +262,7 @@ def recipes() -> None:
 
     for path in sorted(RECIPES.glob("*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-        typer.echo(_wrapped(f"{path.stem:<16} {first}", width=80, indent=17))
+        say(_wrapped(f"{path.stem:<16} {first}", width=80, indent=17))
 
 
 def result_text(result: RunResult) -> str:
@@ -319,8 +321,9 @@ def _exit_code() -> int:
     except AlignloopError as error:
         return _say(_in_words(error), 1)
     except UsageError as error:
-        error.show()  # type: ignore[attr-defined]
-        return 2
+        words = io.StringIO()
+        error.show(words)  # type: ignore[attr-defined]
+        return _say(words.getvalue().rstrip(), 2)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nobody is left to tell, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -339,7 +342,7 @@ def _say(text: str, code: int) -> int:
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
         text = "\n".join(_wrapped(line, width=width) for line in text.split("\n"))
-    typer.echo(text, err=True)
+    say(text, err=True)
     return code
 
 

@@ -10,6 +10,7 @@ import typer
 
 from alignloop import cli_prune
 from alignloop.errors import UserError
+from alignloop.terminal import say
 
 app = typer.Typer(
     name="data",
@@ -75,7 +76,7 @@ def check(
         chat_template=chat_template,
         workers=workers,
     )
-    typer.echo("\n\n".join(check_text(one, num_rows=rows, num_bad=bad) for one in found))
+    say("\n\n".join(check_text(one, num_rows=rows, num_bad=bad) for one in found))
     if json_file is not None:
         write_text(json_file, json.dumps([as_json(one) for one in found], indent=1, ensure_ascii=False) + "\n")
     if not all(one.is_good for one in found):
@@ -113,7 +114,7 @@ def convert(
         options=Options(dialogs, max_characters),
         overwrite=overwrite,
     )
-    typer.echo(converted_text(done))
+    say(converted_text(done))
 
 
 app.command()(cli_prune.prune)

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import typer
-
 from alignloop.errors import UserError
+from alignloop.terminal import say
 
 
 def check_files(*, json_file: Path | None, samples: Path | None) -> None:
@@ -63,7 +62,7 @@ def measure(
             log_file=log_file,
             progress=for_terminal(),
         )
-    typer.echo(eval_text(report))
+    say(eval_text(report))
     if json_file is not None:
         write_text(json_file, report.model_dump_json(indent=1) + "\n")
 
@@ -85,6 +84,6 @@ def score(
     if given := [name for name, value in model_options.items() if value is not None]:
         raise UserError(f"eval: {', '.join(given)} and --responses: existing responses are scored without a model")
     scored = score_file(responses, benchmark=benchmark)
-    typer.echo(responses_text(scored))
+    say(responses_text(scored))
     if json_file is not None:
         write_text(json_file, json.dumps(scored.as_json(), indent=1, ensure_ascii=False) + "\n")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from alignloop.terminal import say, say_json
+
 JsonOption = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
 
 
@@ -29,7 +31,7 @@ def why(
     from alignloop.lineage import lives_json, lives_of, lives_text
 
     lives = lives_of(row_id, run_dir)
-    typer.echo(lives_json(lives) if as_json else lives_text(lives))
+    say_json(lives_json(lives)) if as_json else say(lives_text(lives))
 
 
 def diff(
@@ -48,4 +50,4 @@ def diff(
     from alignloop.lineage import diff_json, diff_of, diff_text
 
     found = diff_of(run_dir, before=before, after=after)
-    typer.echo(diff_json(found) if as_json else diff_text(found))
+    say_json(diff_json(found)) if as_json else say(diff_text(found))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from alignloop.cli_sampling import ConfigOption, SetOption
+from alignloop.terminal import say
 
 
 def prune(
@@ -56,4 +57,4 @@ def prune(
         overrides=overrides or (),
         progress=for_terminal(),
     )
-    typer.echo(pruned_text(result))
+    say(pruned_text(result))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from alignloop.terminal import say
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are compared.")],
@@ -22,4 +24,4 @@ def report(
     """
     from alignloop.report.html.write import write_reports
 
-    typer.echo(f"report  {write_reports(runs, out=out)}")
+    say(f"report  {write_reports(runs, out=out)}")

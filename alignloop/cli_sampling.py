@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from alignloop.errors import UserError
+from alignloop.terminal import say
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Overrides a field of the recipe; repeatable.")
@@ -56,7 +57,7 @@ def sample(
         system_prompt=system_prompt,
         progress=for_terminal(),
     )
-    typer.echo(sampled_text(result))
+    say(sampled_text(result))
 
 
 def score(
@@ -91,7 +92,7 @@ def score(
         functions=functions or (),
         progress=for_terminal(),
     )
-    typer.echo(scored_text(result))
+    say(scored_text(result))
 
 
 def compare_sampling(
@@ -125,9 +126,9 @@ def compare_sampling(
         seed=seed,
         progress=for_terminal(),
     )
-    typer.echo(comparison_text(found))
+    say(comparison_text(found))
     if out is not None:
-        typer.echo(f"the page  {out / PAGE_FILE}")
+        say(f"the page  {out / PAGE_FILE}")
 
 
 def _range(option: str, text: str | None) -> str | None:

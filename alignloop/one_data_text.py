@@ -13,6 +13,7 @@ from alignloop.data.statistics import QUANTILE_NAMES, counted, quantiles
 from alignloop.data.tally import AnyRow, Tally, num_repeated
 from alignloop.one_data_check import CheckedFile
 from alignloop.records import PreferenceRow, RejectedRow
+from alignloop.terminal import printable
 
 WIDTH = 80
 LABEL = 12
@@ -183,5 +184,5 @@ def _short(text: str, room: int) -> str:
     from rich.cells import cell_len, set_cell_size
 
     text = text[: 4 * room].replace("\r", "").replace("\n", "↵").replace("\t", " ")
-    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    text = printable(text, keep="")
     return text if cell_len(text) <= room else set_cell_size(text, room - 1) + "…"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from alignloop.terminal import printable
+
 Advance = Callable[[int], None]
 
 
@@ -61,7 +63,7 @@ class PlainProgress:
         yield advance
 
     def say(self, line: str) -> None:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(printable(line) + "\n")
         sys.stdout.flush()
 
 
@@ -78,7 +80,7 @@ class TerminalProgress:
         from rich import progress as bars
 
         columns = (
-            bars.TextColumn("  {task.description}"),
+            bars.TextColumn("  {task.description}", markup=False),
             bars.BarColumn(bar_width=24),
             bars.MofNCompleteColumn(),
             bars.TextColumn(unit),
@@ -88,7 +90,7 @@ class TerminalProgress:
         started = time.monotonic()
         done = 0
         with bars.Progress(*columns, console=self._console, transient=True) as bar:
-            bar_id = bar.add_task(label, total=total, rate="")
+            bar_id = bar.add_task(printable(label), total=total, rate="")
 
             def advance(num_done: int) -> None:
                 nonlocal done
@@ -99,7 +101,7 @@ class TerminalProgress:
             yield advance
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        self._console.print(printable(line), markup=False)
 
 
 def for_terminal() -> Progress:

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alignloop.artifacts import MANIFEST_VERSION, disk_errors_named, write_text
 from alignloop.config import Recipe
 from alignloop.errors import RunDirError
+from alignloop.yaml_values import dump_yaml
 
 RESOLVED = "resolved.json"
 BEFORE_A_RUN = {"run.lock", "rejected_rows.jsonl"}
@@ -89,7 +88,7 @@ def enter(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
             )
     write_text(resolved, json.dumps({"run_version": MANIFEST_VERSION, "recipe": wanted}, indent=1) + "\n")
     sparse = recipe.model_dump(mode="json", exclude_defaults=True)
-    write_text(run_dir / "recipe.yaml", yaml.safe_dump(sparse, sort_keys=False, allow_unicode=True))
+    write_text(run_dir / "recipe.yaml", dump_yaml(sparse))
 
 
 def read_resolved(run_dir: Path) -> dict[str, Any] | None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from alignloop.bundled import RECIPES
 from alignloop.config.recipe import Recipe
 from alignloop.errors import RecipeError
+from alignloop.terminal import printable
+from alignloop.yaml_values import MAX_DEPTH, YamlProblem, YamlRefused, parse_yaml, read_yaml
 
 LISTS = ("preferences", "prompts")
 """Fields that take one value or a list."""
@@ -38,33 +38,13 @@ _TYPES = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_too_short": "a text that is not empty",
-    "string_pattern_mismatch": "a plain folder name (no slash, no dot at its start)",
+    "string_pattern_mismatch": "a plain folder name (no slash, no line break, no dot at its start)",
     "bool_type": "true or false",
     "tuple_type": "a list",
     "model_type": "a section (`key: value` lines)",
     "dict_type": "a section (`key: value` lines)",
     "model_attributes_type": "a section (`key: value` lines)",
 }
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader in which `5e-7` is a number (YAML 1.1 wants `5.0e-7`) and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here a second time", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
 
 
 def find_recipe(source: str | Path) -> Path:
@@ -159,16 +139,18 @@ def _values(source: str | Path | Mapping[str, Any] | Recipe) -> dict[str, Any]:
     if isinstance(source, Recipe):
         return source.model_dump(mode="json")
     if isinstance(source, Mapping):
-        return json.loads(json.dumps(source, default=str))  # a deep copy that keeps the caller's mapping as it is
+        try:
+            return json.loads(json.dumps(source, default=str))  # a deep copy that keeps the caller's mapping as it is
+        except (ValueError, TypeError, RecursionError) as error:  # it holds itself, or keys that are no texts
+            raise RecipeError([f"no recipe: {error}"], where="recipe") from error
     path = find_recipe(source)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError([_yaml_sentence(error, path)], where=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError([f"is no text in UTF-8 ({error.reason}, byte {error.start})"], where=str(path)) from error
-    except OSError as error:
-        raise RecipeError([f"cannot be read: {error.strerror}"], where=str(path)) from error
+        values = read_yaml(path)
+    except YamlProblem as error:
+        # Rows given in place of a recipe are known by their name.
+        rows = "these are rows, not a recipe - write a recipe (YAML) that names the file under `preferences`"
+        what = rows if path.suffix in (".jsonl", ".parquet", ".csv") else str(error)
+        raise RecipeError([what], where=str(path)) from error
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise RecipeError([f"expected `key: value` lines, found {found}"], where=str(path))
@@ -180,10 +162,14 @@ def _apply_override(values: dict[str, Any], override: str) -> list[str]:
     if not equals or not key.strip():
         return [f"--set {override}: expected a.b=value"]
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except YamlRefused as error:
+        return [f"--set {override[:60]}: {error}"]
+    except YamlProblem:
         value = text
     *sections, last = key.strip().split(".")
+    if len(sections) > MAX_DEPTH:
+        return [f"--set {override[:60]}...: {len(sections)} sections within each other; a recipe has three at most"]
     target = values
     for section in sections:
         inner = target.setdefault(section, {})
@@ -194,20 +180,9 @@ def _apply_override(values: dict[str, Any], override: str) -> list[str]:
     return []
 
 
-def _yaml_sentence(error: yaml.YAMLError, path: Path) -> str:
-    """Line, column and what is wrong there; rows given in place of a recipe are known by their name."""
-    if path.suffix in (".jsonl", ".parquet", ".csv"):
-        return "these are rows, not a recipe - write a recipe (YAML) that names the file under `preferences`"
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if mark is None:
-        return f"not valid YAML: {' '.join(str(error).split())}"
-    what = " ".join(str(part) for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
-    return f"line {mark.line + 1}, column {mark.column + 1}: not valid YAML: {what}"
-
-
 def _sentence(detail: Any) -> str:
     """One line of plain English for one pydantic error."""
-    where = ".".join(str(part) for part in detail["loc"])
+    where = printable(".".join(str(part) for part in detail["loc"]), keep="")
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown key{_nearest(detail['loc'])}"
     if detail["type"] == "value_error":

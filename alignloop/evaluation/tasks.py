@@ -21,6 +21,7 @@ from typing import Any
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import load_checkers, read_ifeval
 from alignloop.evaluation.mmlu import GROUPS, METRICS, AnswerForm, read_mmlu, task_config
+from alignloop.yaml_values import YamlProblem, read_yaml
 
 QUICKSTART = "quickstart"
 MMLU_SHOTS = 5
@@ -155,13 +156,25 @@ def not_local(kind: str, *, path: Path) -> str:
     return f"evaluate.tasks: {kind}={path}: only {', '.join(LOCAL.values())} read local data{hint}"
 
 
+def check_task_files(folder: Path) -> None:
+    """lm-eval reads every task file of a folder whatever is in it: without bounds, and YAML 1.1's numbers.
+
+    Raises:
+        DataError: one of them is no YAML, is too large, or holds a value that can be read in two ways.
+    """
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            read_yaml(path, tags=("!function",))
+        except YamlProblem as error:
+            raise DataError(f"evaluate.include_path: {path}: {error}") from error
+
+
 def _generative_template() -> dict[str, Any]:
     """What lm-eval's `mmlu_generative` tasks have in common: question, stop rules, filter and metric."""
     import lm_eval.tasks
-    import yaml
 
     path = Path(lm_eval.tasks.__file__).parent / "mmlu" / "generative" / "_default_template_yaml"
-    template: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    template: dict[str, Any] = read_yaml(path)
     return template
 
 
@@ -170,6 +183,8 @@ def _registered(names: Sequence[str], *, include_path: str | Path | None) -> Loa
 
     if include_path is not None and not Path(include_path).is_dir():
         raise DataError(f"evaluate.include_path: {include_path} is no folder of lm-eval task files.")
+    if include_path is not None:
+        check_task_files(Path(include_path))
     # lm-eval's own index takes seconds to build: only where the folder does not have all the names.
     manager = None if include_path is None else TaskManager(include_defaults=False, include_path=str(include_path))
     if manager is None or not set(names) <= set(manager.all_tasks):

@@ -12,6 +12,7 @@ from rich.text import Text
 from alignloop.inspection.rows import FoundRow
 from alignloop.inspection.setting import Setting
 from alignloop.inspection.views import Token, Use, View
+from alignloop.terminal import printable
 
 WIDTH = 80
 INDENT = "  "
@@ -171,4 +172,4 @@ def _write(console: Console, lines: Sequence[Sequence[_Span]], *, colour: bool) 
 def _visible(text: str) -> str:
     """Newlines as `↵`, tabs as `⇥`, what would steer the terminal as its escape."""
     text = text.replace("\r\n", f"\\r{NEWLINE}").replace("\n", NEWLINE).replace("\t", "⇥")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return printable(text, keep="")

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from alignloop.artifacts import fingerprint
 from alignloop.data.problems import plain_problems
 from alignloop.errors import UserError
+from alignloop.yaml_values import YamlProblem, read_yaml
 
 BUNDLED = Path(__file__).resolve().parent / "prompts"
 PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
@@ -210,9 +210,9 @@ def load_prompt(source: str) -> JudgingPrompt:
     """
     path = find_prompt(source)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        values = read_yaml(path)
+    except YamlProblem as error:
+        raise UserError(f"{path}: not a YAML file that can be used: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a judging prompt is a mapping with kind, system, user, verdict and schema")
     if values.get("kind") not in ("pairwise", "points", "texts"):

@@ -7,13 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alignloop.artifacts import Manifest, read_manifest
 from alignloop.config import Recipe
 from alignloop.house import stage_dirs
 from alignloop.records import RoundRow
 from alignloop.report.table import markdown_table
+from alignloop.yaml_values import dump_yaml
 
 TITLE = "# {name}, round {round}"
 
@@ -72,7 +71,7 @@ def _front_matter(recipe: Recipe) -> str:
     # The hub takes ids only: a path of the machine that trained the model tells nobody anything.
     if recipe.base.count("/") == 1 and not recipe.base.startswith((".", "/", "~")) and not Path(recipe.base).exists():
         values["base_model"] = recipe.base
-    return "---\n" + yaml.safe_dump(values, sort_keys=True) + "---"
+    return "---\n" + dump_yaml(values, sort_keys=True) + "---"
 
 
 def _what(rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe) -> str:
@@ -115,7 +114,7 @@ def _recipe_section(recipe: Recipe) -> str:
     for name in ("base", "preferences", "prompts"):
         if name in values:
             values[name] = _names(values[name])
-    sparse = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()
+    sparse = dump_yaml(values).strip()
     return "## Recipe\n\n" + "\n".join(lines) + f"\n\n```yaml\n{sparse}\n```"
 
 

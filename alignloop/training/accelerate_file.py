@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alignloop.bundled import RECIPES
 from alignloop.config.training import OptimizerConfig, TrainingConfig
 from alignloop.errors import ModelError, UserError
 from alignloop.training.accelerate_values import LAYER_CLASSES, layer_classes, problem_of
+from alignloop.yaml_values import YamlProblem, read_yaml
 
 BUNDLED = ("ddp", "fsdp2")
 
@@ -126,8 +125,8 @@ def _path(name: str) -> Path:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(path)
+    except YamlProblem as error:
         raise UserError(f"{path}: not a readable YAML file: {error}") from error
     if not isinstance(values, dict) or "distributed_type" not in values:
         raise UserError(f"{path}: no accelerate configuration: it has no `distributed_type` - run `accelerate config`")

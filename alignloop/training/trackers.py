@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alignloop.errors import RecipeError, UserError
+from alignloop.terminal import printable
 from alignloop.training.run_trackers import (
     PROJECT,
     RUN_TRACKERS,
@@ -177,7 +178,7 @@ def open_trackers(
         UserError: an unknown name, a missing package, or a tracker that cannot start (not logged in, no network).
     """
     check_trackers(names)
-    say = say or (lambda line: print(line, file=sys.stderr))
+    say = say or (lambda line: print(printable(line), file=sys.stderr))
     wanted = names_with_tensorboard(names) if run_of(out_dir, run_name) is not None else list(dict.fromkeys(names))
     opened: list[StepTracker] = []
     for name in wanted:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from alignloop.evaluation.report import EvalReport
 from alignloop.report.html import elements
 from alignloop.report.html.elements import Cell, Table
 from alignloop.report.html.facts import RunFacts
 from alignloop.report.html.text import cut, html
+from alignloop.yaml_values import dump_yaml
 
 MOST_CHARACTERS = 100_000
 
 
 def recipe(run: RunFacts) -> str:
     """The recipe as it was resolved, the protocol, versions and digests; each opens."""
-    text = yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True)
+    text = dump_yaml(run.recipe)
     parts = [
         elements.details("The recipe, resolved", f"<pre>{html(cut(text, num_characters=MOST_CHARACTERS))}</pre>"),
         *protocol(run),
