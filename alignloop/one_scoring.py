@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import Artifact
+from alignloop.chat.sampled import ids_read_as, without_termination
 from alignloop.comparison.statistics import summary
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.engine import EngineConfig
@@ -173,7 +174,7 @@ def fitting_rows(
         room: longest sequence of the reward model, in tokens; None: not known.
     """
     rows = list(read.own)
-    if any(_of_another_tokenizer(row, chat) for row in rows):
+    if not all(ids_read_as(row.completion_ids, row.completion, chat) for row in rows):
         say("  candidates are of another tokenizer than the reward model: tokenised anew from their texts")
         rows = [row.model_copy(update={"completion_ids": _ids(row, chat)}) for row in rows]
     rows += [row for prompt in read.texts for row in _text_rows(prompt, chat)]
@@ -239,7 +240,7 @@ def _text_rows(prompt: TextPrompt, chat: ChatFormat) -> Iterator[CandidateRow]:
             messages=list(prompt.messages),
             completion=candidate.text,
             completion_ids=[],
-            finish_reason="stop",
+            finish_reason="length" if candidate.meta.get("finish_reason") == "length" else "stop",
             round=0,
             policy="",
             meta={**prompt.meta, **candidate.meta},
@@ -247,19 +248,9 @@ def _text_rows(prompt: TextPrompt, chat: ChatFormat) -> Iterator[CandidateRow]:
         yield row.model_copy(update={"completion_ids": _ids(row, chat)})
 
 
-def _of_another_tokenizer(row: CandidateRow, chat: ChatFormat) -> bool:
-    """Whether ids do not read as their text; a text need not come back from its ids letter for letter."""
-    try:
-        text = chat.decode(row.completion_ids)
-    except (IndexError, OverflowError, TypeError, ValueError):
-        return True
-    return text not in (row.completion, chat.decode(chat.completion(row.completion).token_ids))
-
-
 def _ids(row: CandidateRow, chat: ChatFormat) -> list[int]:
     """A completion's ids as if sampled: its content, and the stop token where it was not cut."""
-    tokens = chat.completion(row.completion)
-    content = [i for i, formatting in zip(tokens.token_ids, tokens.formatting_mask, strict=True) if not formatting]
+    content = list(without_termination(chat.completion(row.completion)).token_ids)
     return content if row.finish_reason == "length" else [*content, chat.stop_token_ids[0]]
 
 

@@ -14,6 +14,7 @@ Column names follow TRL where it has one (`prompt`, `chosen`, `rejected`, `compl
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -23,6 +24,24 @@ Strength = Literal["significantly_better", "better", "slightly_better", "margina
 STRENGTHS: tuple[Strength, ...] = ("significantly_better", "better", "slightly_better", "marginally_better")
 
 NonEmptyText = Annotated[str, Field(min_length=1)]
+TokenIds = Annotated[list[int], Field(min_length=1)]
+FinishReason = Literal["stop", "length"]
+ComparedBy = Literal["people", "judge", "simulated"]
+
+
+@dataclass(frozen=True)
+class CompletionText:
+    """A completion that trains.
+
+    Attributes:
+        token_ids: as sampled, by the tokenizer of the run, the stop token included where there was one; None where the
+            text is tokenised: somebody wrote it, or it comes from a file of the user's.
+        finish_reason: `length`: it was cut at its token limit, so that nothing may learn to stop there; None: unknown.
+    """
+
+    text: str
+    token_ids: list[int] | None = None
+    finish_reason: FinishReason | None = None
 
 
 class Row(BaseModel):
@@ -61,7 +80,18 @@ class PreferenceRow(Row):
     """How much better `chosen` is than `rejected`; None where the source does not say."""
     source: Source
     annotator: str = "human"
-    """Who compared the two: `human`, `simulated`, a judge's name."""
+    """Who compared the two: `human` or a person's name, `simulated`, a judge's name."""
+    compared_by: ComparedBy = "people"
+    """What the annotator is: what a judge or the simulated annotator picked is not people's choice."""
+    chosen_ids: TokenIds | None = None
+    """Token ids of `chosen` as sampled, where it is a candidate of the run; None: the text is tokenised. Never taken
+    from a user's file, whose ids may be another tokenizer's."""
+    chosen_finish_reason: FinishReason | None = None
+    """`length`: `chosen` was cut at its token limit, and teaches no end of turn."""
+    rejected_ids: TokenIds | None = None
+    rejected_finish_reason: FinishReason | None = None
+    chosen_reward: float | None = None
+    """Total reward of `chosen` where it is a candidate of the run, by the reward model of the round that sampled it."""
     meta: dict[str, Any] = Field(default_factory=dict)
     """Free columns of the source (topic, constraints, ...); carried along, never read by training."""
 
@@ -79,6 +109,12 @@ class PreferenceRow(Row):
     def best(self) -> str:
         """The completion people like best: `edited` if there is one, else `chosen`."""
         return self.edited if self.edited is not None else self.chosen
+
+    @property
+    def ranked(self) -> list[CompletionText]:
+        """Two or three completions, best first."""
+        edited = [] if self.edited is None else [CompletionText(self.edited)]
+        return [*edited, *_compared_texts(self)]
 
 
 class PromptRow(Row):
@@ -101,9 +137,6 @@ class RejectedRow(Row):
     reason: str
     text: str = ""
     """The first 200 characters of the row as found."""
-
-
-FinishReason = Literal["stop", "length"]
 
 
 class CandidateRow(Row):
@@ -141,6 +174,8 @@ class SelectedRow(Row):
     prompt_id: str
     messages: list[Message] = Field(min_length=1)
     completion: str
+    completion_ids: TokenIds | None = None
+    """The candidate's; None where nothing was sampled."""
     finish_reason: FinishReason
     reward: float
     random_reward: float
@@ -152,6 +187,11 @@ class SelectedRow(Row):
     round: int
     policy: str
     meta: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def picked(self) -> CompletionText:
+        """The completion."""
+        return CompletionText(self.completion, self.completion_ids, self.finish_reason)
 
 
 Winner = Literal["first", "second", "tie", "unreadable"]
@@ -166,6 +206,8 @@ class VerdictRow(Row):
     second: str
     winner: Winner
     """`tie` also where it contradicts itself; `unreadable` where no answer could be read: neither is a preference."""
+    strength: Strength | None = None
+    """How much better the winner is; None where there is none, or nobody said."""
     reason: str
     """The judge's own words, or why there is no winner."""
     answers: list[str]
@@ -220,6 +262,10 @@ class SftRow(Row):
     difficulty_score: float | None = None
     """Higher is harder: 1 - pass rate, the judge's points, or the number of intentions."""
     source: Source
+    completion_ids: TokenIds | None = None
+    """Token ids of the target as sampled, where it is a candidate of the run; None: the text is tokenised."""
+    finish_reason: FinishReason | None = None
+    """`length`: the target was cut at its token limit, and teaches no end of turn."""
     prompt_id: str | None = None
     """Of the prompt it was sampled for."""
     round: int | None = None
@@ -259,6 +305,11 @@ class SftRow(Row):
             raise ValueError("the last message must be a non-empty assistant message: it is the target")
         return self
 
+    @property
+    def target(self) -> CompletionText:
+        """The last message."""
+        return CompletionText(self.messages[-1].content, self.completion_ids, self.finish_reason)
+
 
 class DroppedRow(Row):
     """A row that a selection step dropped, and why."""
@@ -286,6 +337,11 @@ class PairRow(Row):
     origin: Literal["on_policy", "preference"]
     reward_gap: float | None = None
     source: Source
+    chosen_ids: TokenIds | None = None
+    """As in a preference row; so the three that follow."""
+    chosen_finish_reason: FinishReason | None = None
+    rejected_ids: TokenIds | None = None
+    rejected_finish_reason: FinishReason | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -293,6 +349,18 @@ class PairRow(Row):
         if self.chosen == self.rejected:
             raise ValueError("chosen and rejected are the same text")
         return self
+
+    @property
+    def ranked(self) -> list[CompletionText]:
+        """Chosen, then rejected."""
+        return _compared_texts(self)
+
+
+def _compared_texts(row: PreferenceRow | PairRow) -> list[CompletionText]:
+    return [
+        CompletionText(row.chosen, row.chosen_ids, row.chosen_finish_reason),
+        CompletionText(row.rejected, row.rejected_ids, row.rejected_finish_reason),
+    ]
 
 
 class MeasuredRow(Row):

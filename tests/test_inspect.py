@@ -15,11 +15,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from alignloop import cli
+from alignloop.bundled import QUICKSTART
 from alignloop.config import load_recipe
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.inspection import find_row, find_setting, print_views, views_of
 from alignloop.packing.batch import collate
-from alignloop.packing.build import pair_groups, sft_groups
+from alignloop.packing.build import ranked_groups, sft_groups
 from alignloop.packing.layout import pack
 from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PromptRow, SelectedRow, SftRow, Source
 from alignloop.run_dir import enter, locked
@@ -95,6 +96,25 @@ def test_a_preference_under_all_objectives(inspect: Call, tmp_path: Path) -> Non
     assert reward[-1] == "  A· hill·.·«<|eot_id|>»"
 
 
+def test_a_sampled_row_is_shown_as_it_trains(inspect: Call, tmp_path: Path) -> None:
+    """A cut one without an end of turn, and in the ids that were sampled, not in those of its text."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(QUICKSTART / "base")
+    ids = [index for letter in "A hill and" for index in tokenizer.encode(letter, add_special_tokens=False)]
+    row = SelectedRow(
+        id="p/1/0", prompt_id="p", messages=DIALOG, completion="A hill and", completion_ids=ids, finish_reason="length",
+        reward=1.0, random_reward=0.0, rewards=[1.0], pass_rate=1.0, round=1, policy="sha256:x",
+    )  # fmt: skip
+    dump_jsonl(tmp_path / "selected.jsonl", [row])
+    code, out, err = inspect("selected.jsonl:1")
+    assert (code, err) == (0, "")
+    assert section(out, "sft").splitlines()[-2:] == [
+        "  target     10 tokens, 10 trained, 0 of them formatting",
+        "  [A· ·h·i·l·l· ·a·n·d]",
+    ]
+
+
 @pytest.mark.parametrize("train_on", ["last_assistant", "all_assistant"])
 def test_what_is_shown_trained_is_what_a_training_batch_holds(tmp_path: Path, train_on: Any) -> None:
     """Against the tensors the trainer makes: the trained targets, in order, with their formatting flags."""
@@ -106,7 +126,7 @@ def test_what_is_shown_trained_is_what_a_training_batch_holds(tmp_path: Path, tr
         source=Source(file="x"),
     )
     for row, objective, groups in (
-        (PAIR, "dpo", pair_groups([PAIR], setting.chat)),
+        (PAIR, "dpo", ranked_groups([PAIR], setting.chat)),
         (sft, "sft", sft_groups([sft], setting.chat, train_on=train_on)),
     ):
         batch = collate(pack(groups, row_tokens=8), pad_token_id=0, mode="packed")

@@ -29,7 +29,7 @@ from alignloop.data.turns import (
     read_turns,
     system_turn,
 )
-from alignloop.records import Message
+from alignloop.records import Message, PreferenceRow
 
 RawObject = Mapping[str, Any]
 
@@ -290,7 +290,8 @@ def _ranked_compare(row: RawObject) -> Comparison:
     return Comparison(_ranked_dialog(row), pairs)
 
 
-_SHARED = frozenset({"chosen", "rejected", "edited", "strength", "id", "annotator", "meta"})
+# What `PreferenceRow` has beside texts: read by `rows.preference_rows`, whatever the form.
+_SHARED = frozenset(PreferenceRow.model_fields) - {"messages", "source"}
 _ALPACA = frozenset({"instruction", "input", "output", "history", "system"})
 FORMS: tuple[Form, ...] = (
     Form(

@@ -16,7 +16,17 @@ from alignloop.data.built import preference
 from alignloop.data.forms import Form, Pair, RawObject
 from alignloop.data.problems import BadRow, check_text, is_clean, shown
 from alignloop.data.turns import BadTurn, check_dialog, without_empty_system
-from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, SftRow, Source, Strength
+from alignloop.records import (
+    STRENGTHS,
+    ComparedBy,
+    FinishReason,
+    Message,
+    PreferenceRow,
+    PromptRow,
+    SftRow,
+    Source,
+    Strength,
+)
 
 Dialogs = Literal["last_turn", "every_turn"]
 _MAX_DEPTH = 64
@@ -48,6 +58,7 @@ def preference_rows(row: RawObject, form: Form, source: Source, options: Options
     strength = strength if strength is None or strength in STRENGTHS else _strength(strength)
     annotator = row.get("annotator")
     annotator = "human" if annotator is None else check_text(annotator, "annotator")
+    columns = {name: read(row.get(name), name) for name, read in _COLUMNS.items()}
     meta = _meta(row, form)
     many = len(found.pairs) > 1
     dialog = [part for turn in messages for part in (turn.role, turn.content)]
@@ -65,6 +76,7 @@ def preference_rows(row: RawObject, form: Form, source: Source, options: Options
                 strength=strength,
                 source=source,
                 annotator=annotator,
+                **columns,
                 meta=meta | dict(pair.meta) if pair.meta else meta,
             )
         )
@@ -93,16 +105,26 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
         return [own]
     found = form.compare(row)
     messages = without_empty_system(found.dialog)
+    edited = found.pairs[0].edited if found.pairs else None
     if found.pairs:
-        pair = found.pairs[0]
-        best = pair.chosen if pair.edited is None else pair.edited
+        best = found.pairs[0].chosen if edited is None else edited
         messages = [*messages, Message(role="assistant", content=best)]
     _checked(messages, row, form, ends_with="assistant")
     _check_length(messages, (), options)
     meta = _meta(row, form)
     row_id = _id(row, [part for turn in messages for part in (turn.role, turn.content)], source)
+    origin: Literal["preference", "given"] = "preference" if found.pairs else "given"
+    cut = (row.get("finish_reason"), row.get("chosen_finish_reason") if found.pairs and edited is None else None)
     return [
-        SftRow(id=part_id, messages=part, origin="preference" if found.pairs else "given", source=source, meta=meta)
+        SftRow(
+            id=part_id,
+            messages=part,
+            origin=origin,
+            source=source,
+            # Of the last turn: those before it were answered.
+            finish_reason="length" if "length" in cut and len(part) == len(messages) else None,
+            meta=meta,
+        )
         for part_id, part in _parts(row_id, messages, "assistant", options)
     ]
 
@@ -152,6 +174,45 @@ def _check_length(messages: Sequence[Message], texts: Sequence[str], options: Op
         raise BadRow(
             None, f"holds {num:,} characters of text; the limit is {options.max_characters:,} (data.max_characters)"
         )
+
+
+def _finish_reason(value: object, field: str) -> FinishReason | None:
+    if value is None or value == "":
+        return None
+    if value == "stop" or value == "length":
+        return value
+    raise BadRow(field, f"must be stop or length (or left out), found {shown(value)}")
+
+
+def _compared_by(value: object, field: str) -> ComparedBy:
+    if value is None or value == "":
+        return "people"
+    if value == "people" or value == "judge" or value == "simulated":
+        return value
+    raise BadRow(field, f"must be people, judge or simulated (or left out), found {shown(value)}")
+
+
+def _number(value: object, field: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow(field, f"must be a finite number (or left out), found {shown(value)}")
+    return float(value)
+
+
+def _no_ids(value: object, field: str) -> None:
+    """A file does not say whose tokenizer its ids are of: the text is tokenised by the run's own."""
+
+
+_COLUMNS: dict[str, Callable[[object, str], Any]] = {
+    "compared_by": _compared_by,
+    "chosen_ids": _no_ids,
+    "chosen_finish_reason": _finish_reason,
+    "rejected_ids": _no_ids,
+    "rejected_finish_reason": _finish_reason,
+    "chosen_reward": _number,
+}
+"""Columns of a preference that say more of its completions, in the order of the model's."""
 
 
 def _strength(value: object) -> Strength | None:

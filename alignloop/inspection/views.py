@@ -19,8 +19,7 @@ from alignloop.inspection.setting import Setting
 from alignloop.packing.build import (
     TrainOn,
     candidate_groups,
-    pair_groups,
-    preference_groups,
+    ranked_groups,
     sft_groups,
 )
 from alignloop.packing.groups import PromptGroup
@@ -137,10 +136,10 @@ def _group(
         return sft_groups([_sft_row(row)], chat, train_on=recipe.sft.train_on)[0], ["target"]
     if objective == "dpo":
         pair = row if isinstance(row, PairRow) else preference_pair(_preference(row))
-        return pair_groups([pair], chat)[0], ["chosen", "rejected"]
+        return ranked_groups([pair], chat)[0], ["chosen", "rejected"]
     preference = _preference(row)
     names = ["chosen", "rejected"] if preference.edited is None else ["edited", "chosen", "rejected"]
-    return preference_groups([preference], chat)[0], names
+    return ranked_groups([preference], chat)[0], names
 
 
 def _preference(row: InspectedRow) -> PreferenceRow:
@@ -155,6 +154,8 @@ def _sft_row(row: InspectedRow) -> SftRow:
             messages=[*row.messages, Message(role="assistant", content=row.completion)],
             origin="best_of_k",
             source=Source(file=f"round-{row.round:02d}"),
+            completion_ids=row.completion_ids,
+            finish_reason=row.finish_reason,
         )
     return row if isinstance(row, SftRow) else preferred(_preference(row))
 

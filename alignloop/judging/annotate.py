@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alignloop.errors import UserError
 from alignloop.judging.base import Comparison, Judge, Verdict
-from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, Strength, VerdictRow
+from alignloop.records import CandidateRow, ComparedBy, PreferenceRow, PromptRow, Source, Strength, VerdictRow
 
 Pair = tuple[PromptRow, CandidateRow, CandidateRow]
 
@@ -49,7 +49,11 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
             "schema; elsewhere the model must write such JSON by itself.)"
         )
     strength: Strength | None = "better" if both_orders else None
-    rows = [preference(*_ordered(pair, v), strength=strength, annotator=judge.name) for pair, v in judged if _is_won(v)]
+    rows = [
+        preference(*_ordered(pair, v), strength=strength, annotator=judge.name, compared_by="judge")
+        for pair, v in judged
+        if _is_won(v)
+    ]
     counts = {
         "annotated": len(rows),
         "judged": len(judged),
@@ -62,7 +66,13 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
 
 
 def preference(
-    prompt: PromptRow, chosen: CandidateRow, rejected: CandidateRow, *, strength: Strength | None, annotator: str
+    prompt: PromptRow,
+    chosen: CandidateRow,
+    rejected: CandidateRow,
+    *,
+    strength: Strength | None,
+    annotator: str,
+    compared_by: ComparedBy,
 ) -> PreferenceRow:
     """What an annotator, of whatever kind, said of two of a round's candidates."""
     return PreferenceRow(
@@ -73,6 +83,12 @@ def preference(
         strength=strength,
         source=Source(file=f"round-{chosen.round:02d}"),
         annotator=annotator,
+        compared_by=compared_by,
+        chosen_ids=chosen.completion_ids or None,
+        chosen_finish_reason=chosen.finish_reason,
+        rejected_ids=rejected.completion_ids or None,
+        rejected_finish_reason=rejected.finish_reason,
+        chosen_reward=chosen.reward if chosen.total_reward is None else chosen.total_reward,
         meta=dict(prompt.meta),
     )
 

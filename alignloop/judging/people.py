@@ -119,7 +119,9 @@ def annotations_of(pairs: Sequence[Pair], answers: Mapping[str, AnnotatedRow]) -
 def _preference(pair: Pair, answer: AnnotatedRow) -> PreferenceRow:
     prompt, first, second = pair
     chosen, rejected = (first, second) if answer.choice == "first" else (second, first)
-    row = preference(prompt, chosen, rejected, strength=answer.strength, annotator=answer.annotator)
+    row = preference(
+        prompt, chosen, rejected, strength=answer.strength, annotator=answer.annotator, compared_by="people"
+    )
     edited = answer.edited
     if edited is not None and edited.strip() == row.chosen.strip():
         edited = None  # who changed nothing edited nothing

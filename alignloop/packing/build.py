@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from alignloop.chat.format import ChatFormat
+from alignloop.chat.sampled import completion_tokens, sampled_tokens
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.groups import PromptGroup
 from alignloop.records import CandidateRow, PairRow, PreferenceRow, SftRow
@@ -13,34 +14,34 @@ from alignloop.records import CandidateRow, PairRow, PreferenceRow, SftRow
 TrainOn = Literal["last_assistant", "all_assistant"]
 
 
-def preference_groups(rows: Iterable[PreferenceRow], chat: ChatFormat) -> list[PromptGroup]:
-    """Two or three ranked completions a group: edited > chosen > rejected (section 4.1.2)."""
+def ranked_groups(rows: Iterable[PreferenceRow | PairRow], chat: ChatFormat) -> list[PromptGroup]:
+    """The completions of each row, best first: edited > chosen > rejected (section 4.1.2), or chosen and rejected.
+
+    Raises:
+        DataError: a row's ids are not those of its text.
+    """
     groups = []
     for row in rows:
-        ranked = [text for text in (row.edited, row.chosen, row.rejected) if text is not None]
-        groups.append(_group(row.id, chat.prompt_ids(row.messages), [chat.completion(text) for text in ranked]))
+        ranked = [completion_tokens(completion, chat, row=row.id) for completion in row.ranked]
+        groups.append(_group(row.id, chat.prompt_ids(row.messages), ranked))
     return groups
 
 
-def pair_groups(rows: Iterable[PairRow], chat: ChatFormat) -> list[PromptGroup]:
-    """Chosen, then rejected."""
-    return [
-        _group(row.id, chat.prompt_ids(row.messages), [chat.completion(row.chosen), chat.completion(row.rejected)])
-        for row in rows
-    ]
-
-
 def sft_groups(rows: Iterable[SftRow], chat: ChatFormat, *, train_on: TrainOn) -> list[PromptGroup]:
-    """One completion a group; earlier assistant turns carry loss only with `all_assistant`."""
+    """One completion a group; earlier assistant turns carry loss only with `all_assistant`.
+
+    Raises:
+        DataError: as `ranked_groups`.
+    """
     groups = []
     for row in rows:
-        prompt, target = row.messages[:-1], row.messages[-1]
-        prompt_ids = chat.prompt_ids(prompt)
+        prompt_ids = chat.prompt_ids(row.messages[:-1])
         mask = None
         if train_on == "all_assistant":
             spans = [span for span in chat.dialog(row.messages).assistant_spans if span[1] <= len(prompt_ids)]
             mask = tuple(any(start <= i < end for start, end in spans) for i in range(len(prompt_ids)))
-        groups.append(PromptGroup(row.id, prompt_ids, (chat.completion(target.content),), (0,), mask))
+        target = completion_tokens(row.target, chat, row=row.id)
+        groups.append(PromptGroup(row.id, prompt_ids, (target,), (0,), mask))
     return groups
 
 
@@ -53,7 +54,7 @@ def candidate_groups(rows: Sequence[CandidateRow], chat: ChatFormat) -> list[Pro
         _group(
             prompt_id,
             chat.prompt_ids(candidates[0].messages),
-            [chat.sampled_completion(row.completion_ids) for row in candidates],
+            [sampled_tokens(row.completion_ids, row.finish_reason, chat) for row in candidates],
         )
         for prompt_id, candidates in by_prompt.items()
     ]

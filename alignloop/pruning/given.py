@@ -104,11 +104,7 @@ def _preference_item(row: PreferenceRow) -> Item:
 def _sft_item(row: SftRow) -> Item:
     item = item_of_sft(row)
     reward = row.quality_score if row.quality_score is not None else _number(item, REWARDS)
-    return item.with_(
-        reward=reward,
-        pass_rate=_number(item, ("pass_rate",)),
-        truncated=item.column("finish_reason") == "length",
-    )
+    return item.with_(reward=reward, pass_rate=_number(item, ("pass_rate",)))
 
 
 def _topics(item: Item) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from alignloop.records import Message, PreferenceRow, SelectedRow, SftRow, Source
+from alignloop.records import CompletionText, Message, PreferenceRow, SelectedRow, SftRow, Source
 
 LEAST_DIFFICULTY = 1e-3
 """In priorities: what every candidate solves would otherwise be worth nothing at all."""
@@ -109,7 +109,15 @@ def item_of_selected(row: SelectedRow) -> Item:
 
 def item_of_preference(row: PreferenceRow, *, from_people: bool = False) -> Item:
     """A preference by what people liked best of it: edited, else chosen."""
-    return Item(id=row.id, row=row, messages=tuple(row.messages), completion=row.best, from_people=from_people)
+    best = row.ranked[0]
+    return Item(
+        id=row.id,
+        row=row,
+        messages=tuple(row.messages),
+        completion=best.text,
+        truncated=best.finish_reason == "length",
+        from_people=from_people,
+    )
 
 
 def item_of_sft(row: SftRow, *, reward: float | None = None, pass_rate: float | None = None) -> Item:
@@ -119,6 +127,7 @@ def item_of_sft(row: SftRow, *, reward: float | None = None, pass_rate: float | 
         row=row,
         messages=tuple(row.messages[:-1]),
         completion=row.messages[-1].content,
+        truncated=row.finish_reason == "length",
         reward=reward,
         pass_rate=pass_rate,
         topic=row.topic,
@@ -152,7 +161,15 @@ def as_sft(item: Item) -> SftRow:
             "policy": row.policy,
             "rewards": row.rewards,
         }
+    lineage |= _as_sampled(item.completion, row.picked if isinstance(row, SelectedRow) else row.ranked[0])
     return SftRow(id=item.id, messages=item.dialog, source=item.source, meta=row.meta, **lineage, **found)
+
+
+def _as_sampled(text: str, known: CompletionText) -> dict[str, Any]:
+    """How a completion was sampled; nothing of it holds where a step has changed the text."""
+    if text != known.text:
+        return {}
+    return {"completion_ids": known.token_ids, "finish_reason": known.finish_reason}
 
 
 PRUNING = "pruning"

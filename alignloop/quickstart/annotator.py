@@ -131,7 +131,7 @@ def _compare(prompt: PromptRow, first: CandidateRow, second: CandidateRow, *, se
     chosen, rejected = (first, second) if better_first else (second, first)
     if not chosen.completion.strip() or not rejected.completion.strip():
         return None
-    return preference(prompt, chosen, rejected, strength=strength, annotator=ANNOTATOR)
+    return preference(prompt, chosen, rejected, strength=strength, annotator=ANNOTATOR, compared_by="simulated")
 
 
 def _score(met: Sequence[bool], flaws: int) -> float:

@@ -27,11 +27,14 @@ def run(config: SftConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 def preferred(row: PreferenceRow) -> SftRow:
     """The dialog with the completion people liked best: edited, else chosen."""
+    best = row.ranked[0]
     return SftRow(
         id=row.id,
-        messages=[*row.messages, Message(role="assistant", content=row.best)],
+        messages=[*row.messages, Message(role="assistant", content=best.text)],
         origin="preference",
         source=row.source,
+        completion_ids=best.token_ids,
+        finish_reason=best.finish_reason,
         meta=row.meta,
     )
 

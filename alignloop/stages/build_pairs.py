@@ -72,14 +72,19 @@ def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 def preference_pair(row: PreferenceRow) -> PairRow:
     """The completion people liked best against the rejected one."""
+    best = row.ranked[0]
     return PairRow(
         id=row.id,
         messages=row.messages,
-        chosen=row.best,
+        chosen=best.text,
         rejected=row.rejected,
         strength=row.strength,
         origin="preference",
         source=row.source,
+        chosen_ids=best.token_ids,
+        chosen_finish_reason=best.finish_reason,
+        rejected_ids=row.rejected_ids,
+        rejected_finish_reason=row.rejected_finish_reason,
         meta=row.meta,
     )
 
@@ -116,6 +121,10 @@ def _pair_row(pair: OnPolicyPair, rows: list[CandidateRow]) -> PairRow:
         origin="on_policy",
         reward_gap=pair.gap,
         source=Source(file=f"round-{chosen.round:02d}"),
+        chosen_ids=chosen.completion_ids or None,
+        chosen_finish_reason=chosen.finish_reason,
+        rejected_ids=rejected.completion_ids or None,
+        rejected_finish_reason=rejected.finish_reason,
         meta=chosen.meta,
     )
 

@@ -102,16 +102,13 @@ def grouped(rows: Sequence[CandidateRow], *, where: str) -> list[list[CandidateR
 
 def check_tokenizer(rows: Sequence[CandidateRow], chat: ChatFormat, *, where: str, reward_model: str) -> None:
     """Raises ModelError where the reward model's tokenizer is not the one the candidates were sampled with."""
+    from alignloop.chat.sampled import ids_read_as
+
     for row in rows[:_NUM_DECODED]:
-        try:
-            text = chat.decode(row.completion_ids)
-        except (IndexError, OverflowError, TypeError, ValueError) as error:
-            text = f"({type(error).__name__}: {error})"
-        # A text need not come back from its ids letter for letter: templates trim, tokenizers normalise.
-        if text != row.completion and text != chat.decode(chat.completion(row.completion).token_ids):
+        if not ids_read_as(row.completion_ids, row.completion, chat):
             raise ModelError(
                 f"{where}: candidate {row.id} was sampled with another tokenizer than that of the reward model "
-                f"{reward_model}: its ids read {text[:60]!r} there, its text is {row.completion[:60]!r}. Score with a "
+                f"{reward_model}: its ids do not read as its text {row.completion[:60]!r} there. Score with a "
                 "reward model trained from the same base"
             )
 

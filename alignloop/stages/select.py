@@ -68,6 +68,7 @@ def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> S
         prompt_id=best.prompt_id,
         messages=best.messages,
         completion=best.completion,
+        completion_ids=best.completion_ids or None,
         finish_reason=best.finish_reason,
         reward=reward_of(best),
         random_reward=rewards[pick_random(truncated=truncated, empty=empty, seed=seed)],

@@ -26,7 +26,7 @@ class Inputs:
 
 def run(config: DpoStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
-    from alignloop.packing.build import pair_groups
+    from alignloop.packing.build import ranked_groups
 
     chat = load_format(inputs.start.path)
     heldout = [] if inputs.heldout is None else list(load_jsonl(inputs.heldout.path, PreferenceRow))
@@ -34,8 +34,8 @@ def run(config: DpoStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     return train_stage(
         "dpo",
         config=config,
-        groups=pair_groups(load_jsonl(inputs.pairs.path, PairRow), chat),
-        eval_groups=pair_groups(measured, chat),
+        groups=ranked_groups(load_jsonl(inputs.pairs.path, PairRow), chat),
+        eval_groups=ranked_groups(measured, chat),
         start=inputs.start,
         reference=inputs.reference,
         ctx=ctx,

@@ -24,7 +24,7 @@ class Inputs:
 
 def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
-    from alignloop.packing.build import preference_groups
+    from alignloop.packing.build import ranked_groups
 
     # A row may stand in several batches (`batches: all`): it trains once.
     rows = {row.id: row for batch in inputs.preferences for row in load_jsonl(batch.path, PreferenceRow)}
@@ -34,8 +34,8 @@ def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     return train_stage(
         "reward",
         config=config,
-        groups=preference_groups(kept, chat),
-        eval_groups=preference_groups(heldout, chat),
+        groups=ranked_groups(kept, chat),
+        eval_groups=ranked_groups(heldout, chat),
         start=inputs.start,
         ctx=ctx,
         left_out=_weak(list(rows.values()), config.strengths),

@@ -13,7 +13,7 @@ from alignloop.chat import templates
 from alignloop.chat.format import ChatFormat
 from alignloop.data.convert import convert
 from alignloop.data.readers import read_preferences
-from alignloop.packing.build import pair_groups, preference_groups, sft_groups
+from alignloop.packing.build import ranked_groups, sft_groups
 from alignloop.packing.layout import layout_group
 from alignloop.records import PreferenceRow
 from alignloop.stages.bootstrap import preferred
@@ -70,7 +70,7 @@ def test_no_control_token_and_no_mask_comes_of_a_files_text(tmp_path: Path, name
         assert chat.decode(tokens.token_ids) == text  # not a letter is lost
 
     groups = [
-        (preference_groups([row], chat)[0], pair_groups([preference_pair(row)], chat)[0],
+        (ranked_groups([row], chat)[0], ranked_groups([preference_pair(row)], chat)[0],
          sft_groups([preferred(row)], chat, train_on="all_assistant")[0])
         for row in (plain, marked)
     ]  # fmt: skip

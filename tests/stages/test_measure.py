@@ -161,7 +161,7 @@ def test_a_policy_that_has_moved(
 ) -> None:
     """Divergence and drift against plain forward passes, rewards against the reward model alone."""
     from alignloop.chat.load import load_format
-    from alignloop.packing.build import preference_groups
+    from alignloop.packing.build import ranked_groups
     from alignloop.packing.groups import PromptGroup
     from alignloop.training.completion_logprobs import completion_logprobs
     from alignloop.training.scoring import score_groups
@@ -177,7 +177,7 @@ def test_a_policy_that_has_moved(
     margins = [
         chosen - rejected
         for chosen, rejected in score_groups(
-            preference_groups(kept, chat),
+            ranked_groups(kept, chat),
             reward_model=models["reward"].path,
             progress=QuietProgress(),
             dtype="float32",

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.load import load_format
 from alignloop.data.readers import read_preferences
-from alignloop.packing.build import preference_groups
+from alignloop.packing.build import ranked_groups
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
@@ -171,7 +171,7 @@ def trained_tokenizer(rows: Sequence[PreferenceRow]) -> Any:
 
 
 def _short(rows: Sequence[PreferenceRow], chat: ChatFormat) -> list[PreferenceRow]:
-    short = [row for row in rows if preference_groups([row], chat)[0].longest <= MAX_TOKENS]
+    short = [row for row in rows if ranked_groups([row], chat)[0].longest <= MAX_TOKENS]
     assert len(short) >= BATCHES * PAIRS, f"only {len(short)} rows of up to {MAX_TOKENS} tokens"
     return short[: BATCHES * PAIRS]
 
@@ -277,7 +277,7 @@ def dpo_runs(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Both
     out_dir = tmp_path_factory.mktemp("dpo") / "trl"
     job = {"trainer": "dpo", "model": str(setting.policy), "reference": str(setting.reference)}
     theirs = trl_run({**job, "rows": [conversational(row.messages, row.chosen, row.rejected) for row in rows]}, out_dir)
-    groups = preference_groups(rows, setting.chat)
+    groups = ranked_groups(rows, setting.chat)
     for group, ids in zip(groups, theirs["ids"], strict=True):
         assert list(group.prompt_ids) == ids["prompt_ids"]
         assert [list(c.token_ids) for c in group.completions] == [ids["chosen_ids"], ids["rejected_ids"]]
@@ -311,7 +311,7 @@ def reward_runs(request: pytest.FixtureRequest, setting: Setting, tmp_path_facto
     ]
     out_dir = tmp_path_factory.mktemp("reward") / "trl"
     theirs = trl_run({"trainer": "reward", "model": str(setting.reward), "rows": pairs}, out_dir)
-    groups = preference_groups(rows, setting.chat)
+    groups = ranked_groups(rows, setting.chat)
     expected = [
         [list(group.prompt_ids + group.completions[number].token_ids) for number in (better, worse)]
         for group in groups
