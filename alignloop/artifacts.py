@@ -79,6 +79,16 @@ def derive_seed(run_seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
+def stage_seed(run_seed: int, *, round: int, stage: str, occurrence: int = 1) -> int:
+    """A stage's own seed: wherever it is published, and whatever runs before it.
+
+    Args:
+        stage: its name.
+        occurrence: 1 for the first stage of this name in its round.
+    """
+    return derive_seed(run_seed, round, stage, occurrence)
+
+
 class ArtifactRecord(BaseModel):
     """An artifact as a manifest names it."""
 

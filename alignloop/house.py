@@ -6,11 +6,14 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alignloop.artifacts import PARTIAL, Manifest, existing_parent, read_manifest
+from alignloop.artifacts import Manifest, existing_parent, read_manifest
 from alignloop.config.training import TrainingConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import DiskFullError
+from alignloop.evaluation.comparing import forget_differences
 from alignloop.progress import Progress
+from alignloop.rounds_file import forget_rounds
+from alignloop.run_dir import round_dir
 from alignloop.stage import ConfigT, InputsT, OutputsT, Place, Stage, run_stage
 
 LINE_WIDTH = 80
@@ -46,10 +49,16 @@ class RoundHouse:
     dir: Path
     _stages: list[str] = field(default_factory=list)
 
+    def next_place(self, stage: str) -> Place:
+        """Where the round's next stage is published, by its name."""
+        folder = self.dir / f"{len(self._stages) + 1:02d}_{stage}"
+        self._stages.append(stage)
+        house = self.house
+        return Place(folder, self.number, house.seed, occurrence=self._stages.count(stage), run_dir=house.run_dir)
+
     def run(self, stage: Stage[ConfigT, InputsT, OutputsT], config: ConfigT, inputs: InputsT) -> OutputsT:
         """Run `stage` as the round's next, or take over what it has published."""
-        place = Place(self.dir / f"{len(self._stages) + 1:02d}_{stage.name}", self.number, self.house.seed)
-        self._stages.append(place.dir.name)
+        place = self.next_place(stage.name)
         before = read_manifest(place.dir)
         if before is None:
             self.house.progress.say(f"  {place.dir.name} ...")
@@ -62,24 +71,17 @@ class RoundHouse:
             progress=self.house.progress,
             training=self.house.training,
             rebuild=self.house.rebuild,
+            before_run=self._forget,
         )
         after = read_manifest(place.dir)
         assert after is not None, f"{place.dir} is not published"
         self.house.progress.say(stage_line(place.dir.name, after, cached=before == after))
         return outputs
 
-
-def round_dir(run_dir: Path, number: int) -> Path:
-    """`<run>/round-NN`."""
-    return run_dir / f"round-{number:02d}"
-
-
-def stage_dirs(run_dir: Path, number: int) -> list[Path]:
-    """Published stages of a round, in order."""
-    folder = round_dir(run_dir, number)
-    if not folder.is_dir():
-        return []
-    return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.endswith(PARTIAL) and read_manifest(d))
+    def _forget(self) -> None:
+        """A stage that runs takes what is said of its round, and of all later ones, with it."""
+        forget_rounds(self.house.run_dir, self.number)
+        forget_differences(self.house.run_dir, self.number)
 
 
 def stage_line(name: str, manifest: Manifest, *, cached: bool) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignloop.artifacts import Artifact, write_text
+from alignloop.artifacts import Artifact
 from alignloop.bundled import resolve_base
 from alignloop.config import Recipe, load_recipe
 from alignloop.data.files import data_files
@@ -39,6 +39,7 @@ from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.round import RoundEnd, RoundStart, run_round
 from alignloop.round_inputs import answers_of, files_of_rounds, hand_out, round_file
+from alignloop.rounds_file import write_rounds
 from alignloop.run_dir import enter, locked
 from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest, measure
 
@@ -292,14 +293,6 @@ def _round_ended(house: House, recipe: Recipe, rows: Sequence[RoundRow]) -> None
     from alignloop.report.html.write import write_report_or_say
     from alignloop.training.run_trackers import track_round
 
-    _write_rounds(house.run_dir, rows)
+    write_rounds(house.run_dir, rows)
     track_round(house.run_dir, rows[-1], names=recipe.training.trackers, say=house.progress.say)
     write_report_or_say(house.run_dir, say=house.progress.say)
-
-
-def _write_rounds(run_dir: Path, rows: Sequence[RoundRow]) -> None:
-    """Write the rounds so far; what a longer run has written goes on standing where it still begins the same."""
-    path = run_dir / "rounds.jsonl"
-    text = "".join(row.model_dump_json() + "\n" for row in rows)
-    if not (path.is_file() and path.read_text(encoding="utf-8").startswith(text)):
-        write_text(path, text)

@@ -39,7 +39,6 @@ from alignloop.stages.prune import kept_beside, tools
 OWN_DEFAULTS = {"preferences": ["quickstart"], "prune": {"near_duplicates": {"enabled": True}}}
 """Where no recipe is given. A recipe must name preferences, which pruning does not look at."""
 ROUND = 1
-FOLDER = "01_prune_file"
 FUNNEL = "funnel.json"
 
 
@@ -133,7 +132,7 @@ def prune_file(
     )
     _check_inputs(file, form=form, embedder=embedder, embeddings=embeddings)
     inputs = _inputs(file, settings, embeddings=embeddings, policy=policy)
-    there = is_made(out, STAGE.name, settings, inputs, run_seed=recipe.seed, folder=FOLDER)
+    there = is_made(out, STAGE.name, settings, inputs, run_seed=recipe.seed)
     if not there:
         with work_dir(out) as work:
             outputs = _run(work, recipe, settings, inputs, progress=progress)

@@ -40,7 +40,6 @@ ROOM_STEP = 64
 """The engine's room is a multiple of this, so that a prompt more does not make another configuration of it."""
 ROUND = 1
 """The round the stages take themselves to be in: the first that system prompts can be for."""
-FOLDER = "01_sample"
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def sample_alone(
     with work_dir(out) as work:
         dump_jsonl(work / "prompts.jsonl", read.rows)
         inputs = sample.Inputs(Artifact.of(folder), Artifact.of(work / "prompts.jsonl"))
-        there = is_made(out, "sample", recipe.sample_stage, inputs, run_seed=recipe.seed, folder=FOLDER)
+        there = is_made(out, "sample", recipe.sample_stage, inputs, run_seed=recipe.seed)
         if not there:
             outputs = run_sampling(work, recipe, inputs, progress=progress)
             put_dropped(out, [*unreadable(read.rejected), *load_jsonl(outputs.dropped.path, DroppedRow)])

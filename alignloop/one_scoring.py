@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
 
 CLASSIFIER = "ForSequenceClassification"
-SCORE, SELECT = "01_score", "01_select"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def score_alone(
     with work_dir(out) as work:
         dump_jsonl(work / "unscored.jsonl", rows)
         inputs = score.Inputs(Artifact.of(work / "unscored.jsonl"), Artifact.of(folder))
-        there = is_made(out, "score", recipe.score_stage, inputs, run_seed=recipe.seed, folder=SCORE)
+        there = is_made(out, "score", recipe.score_stage, inputs, run_seed=recipe.seed)
         if not there and best is not None and best.exists():
             raise UserError(f"--best {best}: exists already; name another file, or remove it")
         if not there:
@@ -109,9 +108,7 @@ def score_alone(
             put_dropped(out, dropped)
             put(scored.path, out)
         chosen = select.Inputs(Artifact.of(out))
-        wanted = best is not None and not is_made(
-            best, "select", recipe.select, chosen, run_seed=recipe.seed, folder=SELECT
-        )
+        wanted = best is not None and not is_made(best, "select", recipe.select, chosen, run_seed=recipe.seed)
         selected = _select(work / "select", recipe, chosen)
         if best is not None and wanted:
             put(selected.selected.path, best)

@@ -17,6 +17,7 @@ from alignloop.config.training import AverageConfig, AveragingConfig
 from alignloop.engines.open import open_engine
 from alignloop.errors import UserError
 from alignloop.progress import Progress
+from alignloop.run_dir import RESOLVED
 from alignloop.stage import Outputs, Place, Stage, run_stage
 from alignloop.stages import average
 
@@ -56,6 +57,12 @@ def run_alone(
     stage = stage_named(name)
     values = parse_inputs(stage, inputs)
     out = out.resolve()
+    run_dir = next((folder for folder in (out, *out.parents) if (folder / RESOLVED).is_file()), None)
+    if run_dir is not None:
+        raise UserError(
+            f"--out {out}: lies in the run directory {run_dir}, where only its own run publishes; name a folder "
+            "outside it"
+        )
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_manifest(out) is None)):
         raise UserError(f"--out {out}: exists and holds no published stage; name a folder that does not exist yet")
     with open_engine(recipe.engine, log_file=out.with_name(out.name + ".engine.log"), say=progress.say) as engine:
@@ -63,7 +70,7 @@ def run_alone(
             stage,
             CONFIGS[name](recipe, values),
             values,
-            place=Place(out, number, recipe.seed, name=name),
+            place=Place(out, number, recipe.seed),
             engine=engine,
             progress=progress,
             training=recipe.training,

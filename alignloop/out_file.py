@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from alignloop.artifacts import (
     MANIFEST,
     Manifest,
-    derive_seed,
     digest_of,
     disk_errors_named,
     fingerprint,
+    stage_seed,
     write_text,
 )
 from alignloop.errors import RunDirError, UserError
@@ -85,18 +85,18 @@ def work_dir(out: Path) -> Iterator[Path]:
         raise
 
 
-def is_made(out: Path, stage: str, config: Any, inputs: Any, *, run_seed: int, folder: str) -> bool:
+def is_made(out: Path, stage: str, config: Any, inputs: Any, *, run_seed: int) -> bool:
     """Whether `out` is what the stage would make of `config` and `inputs`, and as it was made.
 
     Args:
-        run_seed, folder: the seed and the name of the stage's folder, of which its own seed is made.
+        run_seed: what the stage's own seed is made of; it is round 1's.
 
     Raises:
         UserError: something else lies at `out`, or it was changed since: it is not written over.
     """
     if not out.exists():
         return False
-    described = describe(config, inputs, seed=derive_seed(run_seed, 1, folder))
+    described = describe(config, inputs, seed=stage_seed(run_seed, round=1, stage=stage))
     known = read_beside(out)
     advice = "name another file, or remove it"
     if known is None or known.stage != stage:

@@ -19,8 +19,8 @@ from alignloop.artifacts import Artifact, digest_of, read_manifest, write_text
 from alignloop.config import Recipe
 from alignloop.data.files import data_files
 from alignloop.errors import DataError, PeopleNeeded, UserError
-from alignloop.house import round_dir
 from alignloop.judging.people import ANSWER_COLUMNS, answered_ids
+from alignloop.run_dir import round_dir
 
 ANNOTATIONS = "annotations"
 

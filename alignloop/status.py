@@ -10,12 +10,12 @@ from typing import Any
 
 from alignloop.artifacts import PARTIAL, read_manifest
 from alignloop.errors import RunDirError
-from alignloop.house import stage_dirs, stage_line
+from alignloop.house import stage_line
 from alignloop.records import RoundRow
-from alignloop.report.rounds import read_rounds
 from alignloop.report.table import text_tables
 from alignloop.round_inputs import Waiting, waiting
-from alignloop.run_dir import RESOLVED, read_resolved
+from alignloop.rounds_file import read_rounds
+from alignloop.run_dir import RESOLVED, read_resolved, round_numbers, stage_dirs
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,12 @@ def read_status(run_dir: Path) -> Status:
         held = _runs_near(run_dir)
         hint = f"; runs there: {', '.join(held)}" if held else "; `alignloop run` starts one"
         raise RunDirError(f"{run_dir}: no run lies here{hint}")
-    numbers = sorted(int(folder.name.removeprefix("round-")) for folder in run_dir.glob("round-[0-9]*"))
     return Status(
         run_dir=run_dir,
         recipe=str(resolved.get("name", "?")),
         running=_holder(run_dir / "run.lock"),
         asked=int(resolved.get("rounds", 0)),
-        rounds=tuple(_round(run_dir, number, resolved) for number in numbers),
+        rounds=tuple(_round(run_dir, number, resolved) for number in round_numbers(run_dir)),
         rows=tuple(read_rounds(run_dir)),
     )
 

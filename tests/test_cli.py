@@ -240,6 +240,20 @@ def test_stage_does_not_publish_over_other_files(alignloop, tmp_path: Path) -> N
     assert "holds no published stage" in outcome.err
 
 
+def test_stage_does_not_publish_into_a_run(alignloop, tmp_path: Path) -> None:
+    """With --rebuild it would remove what the run has built on that stage."""
+    folder = make_run_dir(tmp_path / "mine")
+    (folder / "round-01" / "01_ingest").mkdir(parents=True)
+    (folder / "round-02").mkdir()
+    data = write(tmp_path / "a.jsonl", GOOD_ROW)
+    for out in ("mine/round-01/01_ingest", "mine/round-01/new", "mine"):
+        command = ("stage", "ingest", "--out", out, "--rebuild", "--set", ENGINE, "--input", f"preferences={data}")
+        outcome = alignloop(*command)
+        assert outcome.code == 2
+        assert f"lies in the run directory {folder}" in outcome.err
+    assert (folder / "round-02").is_dir()
+
+
 def test_eval_refuses_before_it_starts(alignloop, tmp_path: Path) -> None:
     (tmp_path / "rm").mkdir()
     config = {"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignloop.artifacts import derive_seed
+from alignloop.artifacts import stage_seed
 from alignloop.config import load_recipe
 from alignloop.config.recipe import Recipe
 from alignloop.engines.open import open_engine
@@ -156,7 +156,7 @@ def test_plan_and_run_agree_on_seeds(tmp_path: Path) -> None:
     publish_ingest(recipe, run_dir)
     held = (run_dir / "round-00/01_ingest/heldout.jsonl").read_text().splitlines()
     manifest = json.loads((run_dir / "round-00/01_ingest/manifest.json").read_text())
-    assert manifest["seed"] == derive_seed(3, 0, "01_ingest")
+    assert manifest["seed"] == stage_seed(3, round=0, stage="ingest")
     checked = check(recipe)
     assert {json.loads(line)["id"] for line in held} == {row.id for row in checked.rows.heldout}
     assert len(held) > 5

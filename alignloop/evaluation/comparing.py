@@ -181,6 +181,10 @@ def write_differences(run_dir: Path, rounds: Sequence[Measured]) -> None:
             known = []
         if known[: len(entries)] == entries:
             return
+    _write(path, entries)
+
+
+def _write(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, json.dumps({"rounds": entries}, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -200,6 +204,21 @@ def read_differences(run_dir: Path) -> list[RoundDifferences]:
         raise RunDirError(
             f"{path}: not a run's differences ({error}); remove it, and the run writes it anew"
         ) from error
+
+
+def forget_differences(run_dir: Path, number: int) -> None:
+    """Take out what `differences.json` says of a round and of all later ones; a file that is none goes."""
+    path = run_dir / DIFFERENCES
+    if not path.is_file():
+        return
+    try:
+        entries = read_differences(run_dir)
+    except RunDirError:
+        path.unlink()
+        return
+    kept = [entry for entry in entries if entry.round < number]
+    if kept != entries:
+        _write(path, [entry.model_dump(mode="json") for entry in kept])
 
 
 def marks(entries: Iterable[RoundDifferences]) -> dict[tuple[int, str], Literal["+", "-"]]:

@@ -11,10 +11,9 @@ from alignloop.artifacts import read_manifest
 from alignloop.chat.format import ChatFormat
 from alignloop.config import Recipe, load_recipe
 from alignloop.errors import ModelError, RunDirError
-from alignloop.house import stage_dirs
 from alignloop.preflight.base import look_at_base
 from alignloop.preflight.findings import Findings
-from alignloop.run_dir import RESOLVED, read_resolved
+from alignloop.run_dir import RESOLVED, read_resolved, stage_dirs
 from alignloop.stages.base import STAGE as BASE_STAGE
 
 

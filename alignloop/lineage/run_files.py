@@ -14,9 +14,8 @@ from alignloop.artifacts import ArtifactRecord, Manifest, read_manifest
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.problems import plain_problems
 from alignloop.errors import DataError, RunDirError
-from alignloop.house import stage_dirs
 from alignloop.records import Row
-from alignloop.run_dir import RESOLVED, read_resolved
+from alignloop.run_dir import RESOLVED, read_resolved, round_numbers, stage_dirs
 
 R = TypeVar("R", bound=Row)
 _ID = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*")')
@@ -68,8 +67,7 @@ class RunFiles:
     @cached_property
     def rounds(self) -> list[int]:
         """Numbers of the rounds that have begun; 0 holds what comes before the first."""
-        names = (folder.name.removeprefix("round-") for folder in self.run_dir.glob("round-[0-9]*"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return round_numbers(self.run_dir)
 
     @cached_property
     def stages(self) -> list[StageFiles]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from alignloop.artifacts import PARTIAL, Artifact, check_whole, derive_seed, existing_parent, fingerprint, read_manifest
+from alignloop.artifacts import PARTIAL, Artifact, existing_parent
 from alignloop.bundled import resolve_base
 from alignloop.config import Recipe
 from alignloop.engines.base import Engine
 from alignloop.errors import RunDirError
 from alignloop.gate import gated
-from alignloop.house import House, RoundHouse, round_dir
+from alignloop.house import House, RoundHouse
 from alignloop.loop import base_inputs, from_outside, next_start, prepare, sampling_policy
 from alignloop.plan.estimate import NOTHING, Estimator, Expected
 from alignloop.preflight import Checked, check
@@ -25,8 +25,8 @@ from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.round import run_round
 from alignloop.round_inputs import waiting
-from alignloop.run_dir import changed_fields, read_resolved
-from alignloop.stage import ConfigT, InputsT, OutputsT, Stage, describe, differences, outputs_of
+from alignloop.run_dir import changed_fields, read_resolved, round_dir
+from alignloop.stage import ConfigT, InputsT, OutputsT, Stage, outputs_of, standing
 from alignloop.stages import base
 
 State = Literal["published", "to do", "begun", "drift", "waits"]
@@ -165,20 +165,18 @@ class PlannedRound(RoundHouse):
     waits: tuple[str, ...] = ()
 
     def run(self, stage: Stage[ConfigT, InputsT, OutputsT], config: ConfigT, inputs: InputsT) -> OutputsT:
-        folder = self.dir / f"{len(self.planned) + 1:02d}_{stage.name}"
-        seed = derive_seed(self.house.seed, self.number, folder.name)
-        described = describe(config, inputs, seed=seed)
-        known = read_manifest(folder)
+        place = self.next_place(stage.name)
+        folder = place.dir
+        found = standing(stage.name, config, inputs, place=place)
         reference = _digest(getattr(inputs, "reference", None))
         expected = self.estimator.of(stage.name, number=self.number) if self.estimator else NOTHING
-        if known is not None and known.fingerprint == fingerprint(described):
-            check_whole(folder, known)
-            seconds = sum(known.seconds.values())
+        if found.published is not None:
+            seconds = sum(found.published.seconds.values())
             self._note(folder.name, "published", expected, seconds=seconds, reference=reference)
-            return outputs_of(stage, folder, known)
-        if known is not None:
+            return outputs_of(stage, folder, found.published)
+        if found.changes:
             # What only follows from an earlier stage's drift is not listed again.
-            changes = [change for change in differences(known, described) if not change.endswith(NOT_MADE)]
+            changes = [change for change in found.changes if not change.endswith(NOT_MADE)]
             self._note(folder.name, "drift", expected, changes=tuple(changes), reference=reference)
         else:
             begun = folder.with_name(folder.name + PARTIAL).is_dir()

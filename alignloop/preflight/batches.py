@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from alignloop.artifacts import derive_seed
+from alignloop.artifacts import stage_seed
 from alignloop.config import Recipe
 from alignloop.data.files import data_files, is_pattern
 from alignloop.data.split import heldout_of_files, prompt_key
 from alignloop.preflight.findings import Findings
-from alignloop.preflight.rows import INGEST, Rows
+from alignloop.preflight.rows import Rows
 from alignloop.records import PreferenceRow
+from alignloop.stages import ingest
 from alignloop.stages.ingest import prompts_of
 
 
@@ -38,7 +39,7 @@ def of_rounds(rows: Rows, recipe: Recipe, *, findings: Findings) -> Rows:
             everyone,
             fraction=recipe.data.heldout_fraction,
             max_heldout=recipe.data.max_heldout,
-            seed=derive_seed(recipe.seed, 0, INGEST),
+            seed=stage_seed(recipe.seed, round=0, stage=ingest.STAGE.name),
         )
     held = {prompt_key(row.messages, seed=0) for row in heldout}
     prompts = rows.prompts if recipe.prompts else prompts_of(train)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignloop.artifacts import derive_seed
+from alignloop.artifacts import stage_seed
 from alignloop.bundled import resolve_file
 from alignloop.config import Recipe
 from alignloop.data.readers import ReadResult, read_preferences, read_prompts
@@ -15,12 +15,11 @@ from alignloop.data.split import heldout_split, prompt_key, round_batch
 from alignloop.errors import DataError
 from alignloop.preflight.findings import Findings
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, Strength
+from alignloop.stages import ingest
 from alignloop.stages.ingest import prompts_of
 from alignloop.stages.train_reward import of_strengths
 
 T = TypeVar("T", PreferenceRow, PromptRow)
-INGEST = "01_ingest"
-"""Folder of the stage whose seed decides which rows are held out."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
             everyone,
             fraction=recipe.data.heldout_fraction,
             max_heldout=recipe.data.max_heldout,
-            seed=derive_seed(recipe.seed, 0, INGEST),
+            seed=stage_seed(recipe.seed, round=0, stage=ingest.STAGE.name),
         )
     prompts = prompts_of(train)
     if recipe.prompts:

@@ -9,9 +9,9 @@ from typing import Any
 
 from alignloop.artifacts import Manifest, read_manifest
 from alignloop.config import Recipe
-from alignloop.house import stage_dirs
 from alignloop.records import RoundRow
 from alignloop.report.table import markdown_table
+from alignloop.run_dir import stage_dirs
 from alignloop.yaml_values import dump_yaml
 
 TITLE = "# {name}, round {round}"

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignloop.artifacts import Artifact, Manifest, read_manifest
-from alignloop.data.jsonl import load_jsonl
-from alignloop.errors import DataError, RunDirError
-from alignloop.house import stage_dirs
 from alignloop.records import RoundRow
+from alignloop.run_dir import stage_dirs
 
 UNCOUNTED = ("average", "base", "evaluate", "measure")
 """Stages whose counts are not of rows."""
@@ -33,23 +31,6 @@ def round_row(run_dir: Path, number: int, *, policy: Artifact, stderr: dict[str,
         seconds=_seconds(manifests),
         measures=_metrics(manifests, "measure"),
     )
-
-
-def read_rounds(run_dir: Path) -> list[RoundRow]:
-    """The lines of `rounds.jsonl`; none where the run has not come that far.
-
-    Raises:
-        RunDirError: a line is not one (with its number).
-    """
-    path = run_dir / "rounds.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        return list(load_jsonl(path, RoundRow))
-    except DataError as error:
-        raise RunDirError(
-            f"{error}; remove rounds.jsonl and run again: it is written anew from the published stages"
-        ) from error
 
 
 def _rows(manifests: Sequence[Manifest]) -> dict[str, int]:

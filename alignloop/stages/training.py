@@ -73,7 +73,7 @@ def train_stage(
             training=ctx.training,
             run_name=f"round-{ctx.round:02d}/{_folder_name(ctx)}",
         )
-    dropped = [*left_out, *_dropped(trained, [group.id for group in groups], stage=_stage_name(ctx))]
+    dropped = [*left_out, *_dropped(trained, [group.id for group in groups], stage=ctx.name)]
     checkpoints = tuple(Artifact.of(path) for variant in trained for path in variant.result.checkpoints)
     return Outputs(
         checkpoints=checkpoints,
@@ -163,10 +163,6 @@ def _counts(dropped: Sequence[DroppedRow], *, num_rows: int) -> dict[str, int]:
 
 def _folder_name(ctx: StageContext) -> str:
     return ctx.dir.name.removesuffix(PARTIAL)
-
-
-def _stage_name(ctx: StageContext) -> str:
-    return _folder_name(ctx).partition("_")[2] or _folder_name(ctx)
 
 
 def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

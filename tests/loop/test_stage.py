@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from alignloop.artifacts import Artifact, Manifest, digest_of, read_manifest
+from alignloop.artifacts import Artifact, Manifest, derive_seed, digest_of, read_manifest
 from alignloop.config.base import Section
+from alignloop.engines.base import Engine
 from alignloop.errors import DiskFullError, DriftError, RunDirError
+from alignloop.evaluation.comparing import read_differences
+from alignloop.house import House
 from alignloop.progress import QuietProgress
+from alignloop.records import RoundRow
+from alignloop.rounds_file import read_rounds, write_rounds
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Place, Stage, StageContext, run_stage
 
@@ -114,17 +122,6 @@ def test_changed_input_is_drift(tmp_path: Path, rows: Path) -> None:
         run_count(tmp_path, rows)
 
 
-def test_rebuild_removes_what_was_built_on_it(tmp_path: Path, rows: Path) -> None:
-    run_count(tmp_path, rows)
-    later = [tmp_path / "round-01/02_next", tmp_path / "round-02/01_count"]
-    earlier = tmp_path / "round-00/01_base"
-    for folder in [*later, earlier]:
-        folder.mkdir(parents=True)
-    run_count(tmp_path, rows, add=2, rebuild=True)
-    assert not any(folder.exists() for folder in later)
-    assert earlier.exists()
-
-
 def test_half_done_work_is_kept_for_the_same_inputs_only(tmp_path: Path, rows: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         run_count(tmp_path, rows, add=-1)
@@ -212,3 +209,110 @@ def test_a_published_file_that_was_cut_short_or_removed_is_noticed(tmp_path: Pat
     total.unlink()
     with pytest.raises(RunDirError, match=r"total\.txt: is gone"):
         run_count(tmp_path, rows)
+
+
+def seeded(name: str) -> Stage:
+    """A stage that publishes its seed."""
+
+    def run(config: CountConfig, inputs: CountInputs, ctx: StageContext) -> CountOutputs:
+        (ctx.dir / "total.txt").write_text(f"{ctx.name} {ctx.seed}")
+        return CountOutputs(total=Artifact.of(ctx.dir / "total.txt"), parts=())
+
+    return Stage(name, CountInputs, CountOutputs, run)
+
+
+def house_of(run_dir: Path, *, rebuild: bool = False) -> House:
+    engine = cast(Engine, None)  # these stages use none
+    return House(run_dir=run_dir, seed=5, engine=engine, progress=QuietProgress(), rebuild=rebuild)
+
+
+def test_a_stage_alone_is_the_stage_in_the_run(tmp_path: Path, rows: Path) -> None:
+    """Wherever it stands in its round, and whatever its folder is called."""
+    inputs = CountInputs(Artifact.of(rows))
+    first, third = house_of(tmp_path / "one").round(1), house_of(tmp_path / "two").round(1)
+    for name in ("collect", "score"):
+        third.run(seeded(name), CountConfig(), inputs)
+    one = first.run(seeded("sample"), CountConfig(), inputs)
+    two = third.run(seeded("sample"), CountConfig(), inputs)
+    again = third.run(seeded("sample"), CountConfig(), inputs)
+    alone = run_stage(
+        seeded("sample"),
+        CountConfig(),
+        inputs,
+        place=Place(tmp_path / "mine", 1, 5),
+        engine=cast(Engine, None),
+        progress=QuietProgress(),
+    )
+    assert two.total.path == tmp_path / "two/round-01/03_sample/total.txt"
+    assert one.total.path.read_text() == two.total.path.read_text() == alone.total.path.read_text()
+    manifests = [read_manifest(outputs.total.path.parent) for outputs in (one, two, alone)]
+    assert len({manifest.fingerprint for manifest in manifests if manifest}) == 1
+    # A second stage of the same name in the round draws otherwise; so does the same stage in another round.
+    assert again.total.path.read_text() != two.total.path.read_text()
+    later = house_of(tmp_path / "one").round(2).run(seeded("sample"), CountConfig(), inputs)
+    assert later.total.path.read_text() != one.total.path.read_text()
+
+
+def test_a_stage_of_the_old_seeds_says_that_it_is_the_seed(tmp_path: Path, rows: Path) -> None:
+    run_count(tmp_path, rows)
+    path = tmp_path / "round-01/01_count/manifest.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "seed": derive_seed(0, 1, "01_count"), "fingerprint": "other"}))
+    with pytest.raises(DriftError, match=r"- seed: \d+ -> \d+ \(an earlier alignloop derived it"):
+        run_count(tmp_path, rows)
+
+
+def test_rebuild_removes_what_was_built_on_it_and_nothing_else(tmp_path: Path, rows: Path) -> None:
+    inputs = CountInputs(Artifact.of(rows))
+    house = house_of(tmp_path)
+    house.round(99).run(COUNT, CountConfig(), inputs)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    later = [tmp_path / "round-99/02_next", tmp_path / "round-99/02_next.partial", tmp_path / "round-100/01_count"]
+    kept = [tmp_path / "round-98/01_count", tmp_path / "round-99/notes", tmp_path / "round-99.before/01_count"]
+    for folder in [*later, *kept]:
+        folder.mkdir(parents=True)
+    (tmp_path / "round-99/zzz.txt").write_text("a note")
+    (tmp_path / "round-101").symlink_to(elsewhere)
+    house_of(tmp_path, rebuild=True).round(99).run(COUNT, CountConfig(add=2), inputs)
+    assert not any(folder.exists() for folder in later)
+    assert all(folder.exists() for folder in [*kept, elsewhere, tmp_path / "round-99/zzz.txt"])
+    assert not (tmp_path / "round-101").exists()
+
+
+def round_line(number: int) -> RoundRow:
+    return RoundRow(round=number, policy="p", metrics={}, stderr={}, reward_model={}, rows={}, seconds={})
+
+
+@pytest.mark.parametrize("how", ["rebuild", "by hand"])
+def test_a_stage_that_runs_again_takes_the_rounds_lines_with_it(tmp_path: Path, rows: Path, how: str) -> None:
+    inputs = CountInputs(Artifact.of(rows))
+    house = house_of(tmp_path)
+    for number in (0, 1, 2):
+        house.round(number).run(COUNT, CountConfig(), inputs)
+    write_rounds(tmp_path, [round_line(number) for number in (0, 1, 2)])
+    entries = [{"round": 1, "against": 0}, {"round": 2, "against": 1}, {"round": 2, "against": 0}]
+    (tmp_path / "differences.json").write_text(json.dumps({"rounds": entries}))
+    house.round(1).run(COUNT, CountConfig(), inputs)
+    assert len(read_rounds(tmp_path)) == 3
+    if how == "by hand":
+        shutil.rmtree(tmp_path / "round-02")
+        house.round(2).run(COUNT, CountConfig(), inputs)
+        assert [row.round for row in read_rounds(tmp_path)] == [0, 1]
+        assert [entry.round for entry in read_differences(tmp_path)] == [1]
+    else:
+        house_of(tmp_path, rebuild=True).round(1).run(COUNT, CountConfig(add=3), inputs)
+        assert [row.round for row in read_rounds(tmp_path)] == [0]
+        assert read_differences(tmp_path) == []
+
+
+def test_a_published_folder_without_its_manifest_is_found_before_the_stage_runs(tmp_path: Path, rows: Path) -> None:
+    run_count(tmp_path, rows)
+    (tmp_path / "round-01/01_count/manifest.json").unlink()
+    RUNS.clear()
+    with pytest.raises(RunDirError, match=r"01_count: lies there without a manifest\.json.*Remove .*01_count and run"):
+        run_count(tmp_path, rows)
+    assert RUNS == []
+    shutil.rmtree(tmp_path / "round-01/01_count")
+    (tmp_path / "round-01/01_count").mkdir()  # nothing is lost in an empty one
+    assert run_count(tmp_path, rows).total.path.read_text() == "4 resumed=False"

@@ -18,8 +18,8 @@ import pytest
 from alignloop import run
 from alignloop.artifacts import digest_of, read_manifest
 from alignloop.errors import DriftError, RunDirError
-from alignloop.house import stage_dirs
 from alignloop.records import RoundRow
+from alignloop.run_dir import stage_dirs
 
 SMALL = (
     "sample.num_prompts=12",

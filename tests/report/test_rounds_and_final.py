@@ -12,7 +12,8 @@ from alignloop.artifacts import PARTIAL, Artifact, ArtifactRecord, Manifest, dig
 from alignloop.config import load_recipe
 from alignloop.errors import RunDirError
 from alignloop.final import publish_final
-from alignloop.report.rounds import read_rounds, round_row
+from alignloop.report.rounds import round_row
+from alignloop.rounds_file import read_rounds
 
 CHECKPOINT = {
     "config.json": '{"model_type": "llama"}',

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from alignloop.artifacts import Artifact, derive_seed
+from alignloop.artifacts import Artifact, derive_seed, stage_seed
 from alignloop.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
 from alignloop.config.recipe import SampleStageConfig
@@ -143,10 +143,10 @@ def test_rows_say_how_they_were_sampled(policy: Artifact, tmp_path: Path) -> Non
     assert [row.id for row in rows] == [f"p{n}/1/{k}" for n in range(5) for k in range(3)]
     assert [len(call) for call in engine.requests] == [2, 2, 1]  # shards of two prompts
     requests = [request for call in engine.requests for request in call]
-    stage_seed = derive_seed(7, 1, "04_sample")
+    own_seed = stage_seed(7, round=1, stage="sample")
     for n, request in enumerate(requests):
         of = [row for row in rows if row.prompt_id == f"p{n}"]
-        assert request.seed == derive_seed(stage_seed, f"p{n}")
+        assert request.seed == derive_seed(own_seed, f"p{n}")
         assert {row.temperature for row in of} == {request.temperature}
         assert {row.top_p for row in of} == {request.top_p} == {1.0}
         assert request.num_candidates == 3

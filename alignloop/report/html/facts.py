@@ -14,9 +14,8 @@ from alignloop.artifacts import Manifest, read_manifest
 from alignloop.errors import DataError, RunDirError
 from alignloop.evaluation.comparing import RoundDifferences, read_differences
 from alignloop.evaluation.report import EvalReport, read_report
-from alignloop.house import stage_dirs
 from alignloop.records import RoundRow
-from alignloop.run_dir import read_resolved
+from alignloop.run_dir import read_resolved, stage_dirs
 from alignloop.status import read_status
 
 STDERR = "_stderr"
