@@ -172,16 +172,20 @@ def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Pr
     data = room.run(ingest.STAGE, recipe.data, ingest_inputs(recipe, run_dir=room.house.run_dir))
     ready = room.run(base.STAGE, None, base_inputs)
     evaluation = room.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(ready.checkpoint))
-    policy = ready.checkpoint
+    policy = ready.checkpoint  # what samples first; reward model and SFT start from the base itself
     if wants_bootstrap(recipe, had_template=bool(ready.metrics["had_template"])):
-        room.house.progress.say("  the base has no chat behaviour: it is fine-tuned on chosen/edited completions first")
-        tuned = room.run(bootstrap.STAGE, recipe.sft, bootstrap.Inputs(policy, data.preferences, data.heldout))
+        room.house.progress.say(
+            "  the base has no chat behaviour: to sample first it is fine-tuned on the first batch's chosen/edited"
+            " completions"
+        )
+        given = bootstrap.Inputs(policy, data.preferences, data.heldout)
+        tuned = room.run(bootstrap.STAGE, recipe.bootstrap_stage, given)
         policy = room.run(average.STAGE, recipe.averaging.sft, average.of(tuned)).checkpoint
     answered = room.run(measure.STAGE, recipe.measure_stage, measure.Inputs(ready.checkpoint, data.heldout))
     start = RoundStart(
         policy=policy,
-        sft_start=policy,
-        reward_start=policy,
+        sft_start=ready.checkpoint,
+        reward_start=ready.checkpoint,
         preferences=data.preferences,
         heldout=data.heldout,
         prompts=data.prompts,
@@ -193,7 +197,7 @@ def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Pr
 
 
 def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool = True) -> RoundStart:
-    """`start_from: previous` goes on from this round's checkpoint, `base` from where the first round began.
+    """`start_from: previous` goes on from this round's checkpoint, `base` from the base, where the first round began.
 
     Args:
         passed: whether the round's policy passed the gate; one that did not hands on its data and its reward model.

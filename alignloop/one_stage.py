@@ -24,7 +24,7 @@ from alignloop.stages import average
 CONFIGS: Mapping[str, Callable[[Recipe, Any], Any]] = {
     "ingest": lambda recipe, inputs: recipe.data,
     "base": lambda recipe, inputs: None,
-    "bootstrap": lambda recipe, inputs: recipe.sft,
+    "bootstrap": lambda recipe, inputs: recipe.bootstrap_stage,
     "collect": lambda recipe, inputs: recipe.collect_stage,
     "train_reward": lambda recipe, inputs: recipe.reward,
     "average": lambda recipe, inputs: averaging_of(recipe.averaging, inputs),

@@ -114,6 +114,8 @@ def test_a_plan_of_nothing_done_yet(tmp_path: Path) -> None:
 def test_a_base_without_a_template_is_planned_with_bootstrap(tmp_path: Path) -> None:
     plan = make_plan(recipe_of(tmp_path, bootstrap="always"), run_dir=tmp_path / "run")
     assert [stage.name for stage in plan.stages if stage.round == 0][3:] == ["04_bootstrap", "05_average", "06_measure"]
+    (line,) = [line for line in plan_text(plan).splitlines() if "sample.policy" in line]
+    assert "(round 1: the base, fine-tuned" in " ".join(plan_text(plan).split()), line
 
 
 def publish_ingest(recipe: Recipe, run_dir: Path) -> None:

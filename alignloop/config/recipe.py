@@ -45,6 +45,13 @@ class JudgeStageConfig(JudgeConfig):
         return None if endpoint is None else "(any)"
 
 
+class BootstrapStageConfig(SftConfig):
+    """What `bootstrap` is fingerprinted by: it trains as SFT does, on the first round's batch."""
+
+    batches: Literal["split", "files", "all"]
+    split_rounds: PositiveInt
+
+
 class CollectStageConfig(CollectConfig):
     """What `collect` is fingerprinted by."""
 
@@ -138,7 +145,8 @@ class Recipe(Section):
     best_metric: str = "ifeval/mean"
     """`task/metric` by which the best policy is known."""
     bootstrap: Literal["auto", "always", "never"] = "auto"
-    """Fine-tune on chosen/edited completions before round 1: `auto` where the base brought no chat template."""
+    """Fine-tune on the first batch's chosen/edited completions before round 1: `auto` where the base brought no chat
+    template. The model that comes of it only samples round 1's candidates."""
     data: DataConfig = DataConfig()
     collect: CollectConfig = CollectConfig()
     reward: RewardConfig = RewardConfig()
@@ -157,6 +165,11 @@ class Recipe(Section):
     engine: EngineConfig = EngineConfig()
     judge: JudgeConfig | None = None
     """Needed where `collect.annotator` is `judge`, and where a step of `prune` asks one; its `prompt` is collect's."""
+
+    @property
+    def bootstrap_stage(self) -> BootstrapStageConfig:
+        """`bootstrap` depends on how the data is batched, too."""
+        return BootstrapStageConfig(**dict(self.sft), batches=self.data.batches, split_rounds=self.data.split_rounds)
 
     @property
     def collect_stage(self) -> CollectStageConfig:

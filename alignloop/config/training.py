@@ -125,7 +125,8 @@ class RewardConfig(OptimizerConfig):
     """Reward modelling (4.1.2): no margin term; edited > chosen > rejected."""
 
     start_from: StartFrom = "previous"
-    """`previous`: the last round's reward model; `base` is the paper's choice."""
+    """`previous`: the last round's reward model, and in round 1 the base; `base` (the paper's choice): the base in
+    every round, with a new head. The base is the `base` stage's checkpoint, never what a bootstrap made of it."""
     strengths: tuple[Strength, ...] = ("significantly_better", "better")
     """Rows of these strengths train (the paper's two). Rows without a strength always do."""
     isolate: bool = True
@@ -137,6 +138,9 @@ class SftConfig(OptimizerConfig):
     """Supervised fine-tuning (4.1.3): cross-entropy on target tokens, prompt masked."""
 
     start_from: StartFrom = "previous"
+    """`previous`: the policy of the last round that passed the gate, and before there is one the base; `base` (the
+    paper's choice): the base in every round. The base is that of `reward.start_from`: a bootstrap's model only samples.
+    """
     train_on: Literal["last_assistant", "all_assistant"] = "last_assistant"
 
 

@@ -53,7 +53,7 @@ class Estimator:
         if stage == "train_dpo":
             return self._training(self._pairs(number), recipe.dpo, num_completions=2)
         if stage == "bootstrap":
-            return self._training(self._checked.num_preferences, recipe.sft, num_completions=1)
+            return self._training(self._batch(1), recipe.sft, num_completions=1)
         rows = {
             "ingest": self._checked.num_preferences + self._checked.num_heldout + self._checked.num_rejected,
             "collect": new,

@@ -23,7 +23,7 @@ def setting_lines(plan: Plan) -> list[str]:
     other than one plain training."""
     recipe = plan.recipe
     lines = [
-        _line("sample.policy", _policy(recipe)),
+        _line("sample.policy", _policy(plan)),
         _line("reward.start_from", f"{recipe.reward.start_from}: {_reward_start(recipe)}"),
         _line("sft.start_from", f"{recipe.sft.start_from}: {_sft_start(recipe)}"),
         _line("dpo start", "the SFT model of its round, which is its reference too"),
@@ -60,10 +60,13 @@ def _line(name: str, text: str) -> str:
     )
 
 
-def _policy(recipe: Recipe) -> str:
+def _policy(plan: Plan) -> str:
+    recipe = plan.recipe
+    bootstrapped = any(stage.round == 0 and stage.name.endswith("_bootstrap") for stage in plan.stages)
+    first = "the base, fine-tuned on the first batch" if bootstrapped else "the base"
     if recipe.sample.policy == "previous":
-        return "previous: the last round's policy (round 1: the base)"
-    return f"best: the best so far by {recipe.best_metric} (round 1: the base)"
+        return f"previous: the last round's policy (round 1: {first})"
+    return f"best: the best so far by {recipe.best_metric} (round 1: {first})"
 
 
 def _reward_start(recipe: Recipe) -> str:

@@ -1,13 +1,18 @@
-"""Before round 1, for a base without chat behaviour: fine-tune on what people chose or edited."""
+"""Before round 1, for a base without chat behaviour: fine-tune on what people chose or edited in the first batch.
+
+What comes of it samples, and nothing else: reward model and SFT start from the base (`start_from`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
-from alignloop.config.training import SftConfig
+from alignloop.config.recipe import BootstrapStageConfig
 from alignloop.data.jsonl import load_jsonl
-from alignloop.records import Message, PreferenceRow, SftRow
+from alignloop.data.split import round_batch
+from alignloop.records import DroppedRow, Message, PreferenceRow, SftRow
 from alignloop.stage import Stage, StageContext
 from alignloop.stages.training import Outputs, fine_tune
 
@@ -16,13 +21,28 @@ from alignloop.stages.training import Outputs, fine_tune
 class Inputs:
     start: Artifact
     preferences: Artifact
+    """As ingested: all batches."""
     heldout: Artifact | None = None
     """Preferences never trained on, as for `train_sft`."""
 
 
-def run(config: SftConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
-    rows = [preferred(row) for row in load_jsonl(inputs.preferences.path, PreferenceRow)]
-    return fine_tune(config, inputs.start, rows, heldout_targets(inputs.heldout), ctx)
+def run(config: BootstrapStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+    batch, later = first_batch(list(load_jsonl(inputs.preferences.path, PreferenceRow)), config)
+    rows = [preferred(row) for row in batch]
+    return fine_tune(config, inputs.start, rows, heldout_targets(inputs.heldout), ctx, left_out=later)
+
+
+def first_batch(
+    rows: Sequence[PreferenceRow], config: BootstrapStageConfig
+) -> tuple[list[PreferenceRow], list[DroppedRow]]:
+    """The rows that `collect` gives the first round, and those of later rounds, which nobody has seen by then."""
+    batch = round_batch(rows, round=1, batches=config.batches, split_rounds=config.split_rounds)
+    taken = {row.id for row in batch}
+    reason = "it is of a later round's batch; the first policy learns from the first alone"
+    later = [
+        DroppedRow(id=row.id, stage="bootstrap", rule="batch", reason=reason) for row in rows if row.id not in taken
+    ]
+    return batch, later
 
 
 def preferred(row: PreferenceRow) -> SftRow:

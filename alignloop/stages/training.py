@@ -86,9 +86,15 @@ def train_stage(
 
 
 def fine_tune(
-    config: SftConfig, start: Artifact, rows: Sequence[SftRow], heldout: Sequence[SftRow], ctx: StageContext
+    config: SftConfig,
+    start: Artifact,
+    rows: Sequence[SftRow],
+    heldout: Sequence[SftRow],
+    ctx: StageContext,
+    *,
+    left_out: Sequence[DroppedRow] = (),
 ) -> Outputs:
-    """Cross-entropy on target tokens; the prompt is masked."""
+    """Cross-entropy on target tokens; the prompt is masked. `left_out` as for `train_stage`."""
     from alignloop.chat.load import load_format
     from alignloop.packing.build import sft_groups
 
@@ -100,6 +106,7 @@ def fine_tune(
         eval_groups=sft_groups(heldout, chat, train_on=config.train_on),
         start=start,
         ctx=ctx,
+        left_out=left_out,
     )
 
 
@@ -151,7 +158,7 @@ def _written(path: Path, dropped: Sequence[DroppedRow]) -> tuple[Artifact, ...]:
 def _counts(dropped: Sequence[DroppedRow], *, num_rows: int) -> dict[str, int]:
     """A row is kept where at least one variant trains on it."""
     rules = Counter(row.rule for row in dropped)
-    reasons = {f"dropped_by_{rule}": rules[rule] for rule in ("strength", "draw") if rules[rule]}
+    reasons = {f"dropped_by_{rule}": rules[rule] for rule in ("strength", "batch", "draw") if rules[rule]}
     return {
         "in": num_rows,
         "kept": num_rows - len(dropped),
