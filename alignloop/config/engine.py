@@ -63,6 +63,7 @@ class JudgeConfig(Section):
     max_retries: Annotated[int, Field(ge=0)] = 2
     """How often an answer that cannot be read is asked for again, and an endpoint that fails called again."""
     timeout_seconds: PositiveFloat = 120.0
+    """Of a request to the endpoint, from its beginning to the last byte of its answer; at most 4 MiB are read."""
     concurrency: PositiveInt = 16
     """Requests to the endpoint at a time."""
 

@@ -8,21 +8,21 @@ later ones leave it out, too.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from alignloop.config.engine import JudgeConfig
 from alignloop.errors import UserError
+from alignloop.judging.api_key import ApiKey, whole_characters
+from alignloop.judging.http_client import HttpAnswer, HttpClient, TooLarge, TooSlow
 from alignloop.records import Message
 
-if TYPE_CHECKING:
-    import httpx
-
-_CONNECT_SECONDS = 10.0
+_SHORTEST_LIMIT = 2**16
+_CHARACTERS_A_TOKEN = 64
+"""More than any token has: what is longer than `judge.max_tokens` of these was not written under that limit."""
 _BUSY = (429, 503)
 _NO_RIGHT = (401, 403)
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -87,23 +87,22 @@ class ChatCompletions:
     Args:
         config: `endpoint` is set.
         say: gets one line where the endpoint does not take a parameter.
+
+    Raises:
+        UserError: the endpoint is no URL, or its key is none.
     """
 
     def __init__(self, config: JudgeConfig, *, say: Callable[[str], None] = lambda line: None) -> None:
-        import httpx
-
         self.url = endpoint_url(config)
         self._config = config
         self._say = say
         self._style = _Style()
         self._lock = Lock()
-        self._key = os.environ.get(config.api_key_variable, "").strip()
-        seconds = config.timeout_seconds
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            # Each request waits for its model, and for none of the others.
-            timeout=httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS), pool=None),
-            limits=httpx.Limits(max_connections=config.concurrency),
+        self._key = ApiKey.of_environment(config.api_key_variable)
+        self._client = HttpClient(
+            headers={"Authorization": f"Bearer {self._key.value}"} if self._key.value else {},
+            seconds=config.timeout_seconds,
+            connections=config.concurrency,
             trust_env=urlsplit(self.url).hostname not in _LOCAL,  # a proxy does not know this machine's own ports
         )
 
@@ -138,7 +137,7 @@ class ChatCompletions:
         changes: list[tuple[str, str]] = []
         while True:
             response = self._send("POST", "/chat/completions", self._body(style, messages, values, schema))
-            if response.status_code not in (400, 422):
+            if response.status not in (400, 422):
                 break
             parameter, message = self._refusal(response)
             other = None if any(words in message.lower() for words in _TOO_LONG) else style.without(parameter, message)
@@ -146,7 +145,7 @@ class ChatCompletions:
                 raise RequestRefused(f"the endpoint refuses the request: {message}")
             style = other[0]
             changes.append((other[1], message))
-        reply = _read(response, text=self._quoted(response))
+        reply = self._read(response, longest=max(_SHORTEST_LIMIT, _CHARACTERS_A_TOKEN * max_tokens))
         self._adopt(style, changes)
         return reply
 
@@ -158,7 +157,7 @@ class ChatCompletions:
         """
         try:
             response = self._send("GET", "/models", None)
-            return tuple(str(model["id"]) for model in response.json()["data"])
+            return tuple(self._key.taken_out(str(model["id"]))[:200] for model in response.json()["data"])
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -179,29 +178,20 @@ class ChatCompletions:
             body["response_format"] = {"type": "json_object"}
         return body
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> HttpAnswer:
         """A response that is a success, or a refusal of this very request.
 
         `GET` of a path that is not there is a response, too: few servers list their models.
         """
-        import httpx
-
-        try:
-            response = self._client.request(method, self.url + path, json=body)
-        except httpx.TimeoutException as error:
-            seconds = f"{self._config.timeout_seconds:g} s"
-            what = "no connection" if isinstance(error, httpx.ConnectTimeout) else f"no answer within {seconds}"
-            raise EndpointFault(f"{what} (judge.timeout_seconds)") from error
-        except httpx.TransportError as error:
-            raise EndpointFault(f"{type(error).__name__}: {self._redacted(str(error))}") from error
-        status = response.status_code
+        response = self._response(method, path, body)
+        status = response.status
         if status < 300 or status in (400, 422) or (method == "GET" and status in (404, 405, 501)):
             return response
         what = f"HTTP {status}: {self._quoted(response)}"
         if status in _BUSY or status == 408 or status >= 500:
             raise EndpointFault(what, busy=status in _BUSY, wait_seconds=_wait_asked(response))
         if status in _NO_RIGHT:
-            key = "refused the key in" if self._key else "wants a key; none is set in"
+            key = "refused the key in" if self._key.value else "wants a key; none is set in"
             raise EndpointUnusable(
                 f"{what} - the endpoint {key} the environment variable {self._config.api_key_variable}"
             )
@@ -209,7 +199,24 @@ class ChatCompletions:
             raise RequestRefused(f"the endpoint refuses the request: {what}")
         raise EndpointUnusable(what)
 
-    def _refusal(self, response: httpx.Response) -> tuple[str, str]:
+    def _response(self, method: str, path: str, body: dict[str, Any] | None) -> HttpAnswer:
+        import httpx
+
+        try:
+            return self._client.request(method, self.url + path, body=body)
+        except httpx.ConnectTimeout as error:
+            raise EndpointFault("no connection (judge.timeout_seconds)") from error
+        except TooSlow as error:
+            seconds = f"{self._config.timeout_seconds:g} s"
+            raise EndpointFault(f"no answer within {seconds} (judge.timeout_seconds)") from error
+        except TooLarge as error:
+            raise EndpointFault(f"the endpoint's answer is not read: {error}") from error
+        except httpx.InvalidURL as error:
+            raise EndpointUnusable(f"judge.endpoint is no URL: {self._shown(str(error))}") from error
+        except httpx.HTTPError as error:
+            raise EndpointFault(f"{type(error).__name__}: {self._shown(str(error))}") from error
+
+    def _refusal(self, response: HttpAnswer) -> tuple[str, str]:
         """(the parameter named, the message) of a refusal. What a server repeats of the request is not looked at."""
         try:
             value = response.json()
@@ -218,11 +225,25 @@ class ChatCompletions:
         error = value.get("error", value) if isinstance(value, dict) else value
         if isinstance(error, dict) and isinstance(error.get("detail"), list):
             found = [item for item in error["detail"] if isinstance(item, dict)]
-            where = " ".join(str(part) for item in found for part in item.get("loc", ()))
-            return where, self._redacted("; ".join(str(item.get("msg", "")) for item in found))[:300]
+            places = [item.get("loc", ()) for item in found]
+            where = " ".join(str(part) for place in places for part in (place if isinstance(place, list) else [place]))
+            return where, self._shown("; ".join(str(item.get("msg", "")) for item in found))
         if isinstance(error, dict) and error.get("message"):
-            return str(error.get("param") or ""), self._redacted(str(error["message"]))[:300]
+            return str(error.get("param") or ""), self._shown(str(error["message"]))
         return "", self._quoted(response)
+
+    def _read(self, response: HttpAnswer, *, longest: int) -> Reply:
+        """What the model wrote; what is longer than its token limit allows is cut, and so it is no answer."""
+        try:
+            choice = response.json()["choices"][0]
+            content = choice["message"]["content"]
+        except (ValueError, KeyError, TypeError, IndexError):
+            what = f"HTTP {response.status}, but no chat completion: {self._quoted(response)}"
+            raise EndpointFault(what) from None
+        if isinstance(content, list):  # some servers send the text in parts
+            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        text = self._key.taken_out(whole_characters(content)) if isinstance(content, str) else ""
+        return Reply(text[:longest], choice.get("finish_reason") == "length" or len(text) > longest)
 
     def _adopt(self, style: _Style, changes: Sequence[tuple[str, str]]) -> None:
         """What helped one request is done for all from here on; said once."""
@@ -241,11 +262,12 @@ class ChatCompletions:
             }.get(name, f"does not take `{name}`: it is left out")
             self._say(f"judge: {self.url} {what}: {' '.join(message.split())[:160]}")
 
-    def _quoted(self, response: httpx.Response) -> str:
-        return self._redacted(" ".join(response.text[:1000].split()))[:300] or "(empty)"
+    def _quoted(self, response: HttpAnswer) -> str:
+        return self._shown(response.text) or "(empty)"
 
-    def _redacted(self, text: str) -> str:
-        return text.replace(self._key, "(the key)") if self._key else text
+    def _shown(self, text: str) -> str:
+        """The beginning of what a server said, in one line, without the key."""
+        return " ".join(self._key.taken_out(whole_characters(text)).split())[:300]
 
 
 def endpoint_url(config: JudgeConfig) -> str:
@@ -255,8 +277,12 @@ def endpoint_url(config: JudgeConfig) -> str:
         UserError: it is none, or it holds a password.
     """
     assert config.endpoint is not None, "an endpoint's judge has one"
-    parts = urlsplit(config.endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(config.endpoint)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # brackets that do not close, a port that is none
+        usable = False
+    if not usable or not config.endpoint.isprintable() or " " in config.endpoint:
         raise UserError(f"judge.endpoint: {config.endpoint!r} is no URL - write for example http://localhost:8000/v1")
     if parts.username or parts.password:
         raise UserError(
@@ -266,18 +292,7 @@ def endpoint_url(config: JudgeConfig) -> str:
     return config.endpoint.rstrip("/").removesuffix("/chat/completions")
 
 
-def _read(response: httpx.Response, *, text: str) -> Reply:
-    try:
-        choice = response.json()["choices"][0]
-        content = choice["message"]["content"]
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise EndpointFault(f"HTTP {response.status_code}, but no chat completion: {text}") from None
-    if isinstance(content, list):  # some servers send the text in parts
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return Reply(content if isinstance(content, str) else "", choice.get("finish_reason") == "length")
-
-
-def _wait_asked(response: httpx.Response) -> float | None:
+def _wait_asked(response: HttpAnswer) -> float | None:
     try:
         return max(0.0, float(response.headers["retry-after"]))
     except (KeyError, ValueError):

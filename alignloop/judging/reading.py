@@ -7,11 +7,16 @@ import re
 from functools import partial
 from typing import Any, Literal
 
+from alignloop.judging.http_client import bounded_json
 from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, TextsPrompt
 
-_FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*(?:\w+[ \t]*)?\n(.*?)```", re.DOTALL)
 _MAX_STARTS = 256
 """Braces, counted from the end of an answer, at which its object may begin."""
+_LONGEST_OBJECT = 2**16
+_MOST_READ = 2**21
+"""Characters, of an object and of all tries to read one: each brace is a try to read from there to the end, so that
+without a bound a long answer takes minutes."""
 
 
 class UnreadableAnswer(Exception):
@@ -106,15 +111,18 @@ def object_in(text: str) -> dict[str, Any]:
 
 def _at_the_end(text: str) -> dict[str, Any] | None:
     """The outermost object that ends where the text does."""
-    starts = [match.start() for match in re.finditer(r"\{", text)][-_MAX_STARTS:]
+    text = text[-_LONGEST_OBJECT:]
+    num_starts = min(_MAX_STARTS, _MOST_READ // max(1, len(text)))
+    starts = [match.start() for match in re.finditer(r"\{", text)][-num_starts:]
     return next((found for start in starts if (found := _strict(text[start:])) is not None), None)
 
 
 def _strict(text: str) -> dict[str, Any] | None:
-    """A JSON object and nothing beside it; no key twice, no NaN."""
+    """A JSON object and nothing beside it; no key twice, no NaN, nothing that a file cannot hold."""
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=partial(_refuse, what="constant"))
-    except (ValueError, RecursionError):
+        value = bounded_json(text, object_pairs_hook=_unique, parse_constant=partial(_refuse, what="constant"))
+        json.dumps(value, ensure_ascii=False).encode()  # "\ud800" is JSON, and half a character
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
