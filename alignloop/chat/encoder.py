@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from alignloop.errors import ModelError
@@ -14,8 +16,19 @@ if TYPE_CHECKING:
 _ANCHORS = ("\n", "|", "0", "\n|")
 _CUT = "\ufffd"
 """What a decoder makes of the first bytes of a character."""
+_MARKED = re.compile("\ue000.*?\ue001", re.DOTALL)
 _MAX_CHARACTER_TOKENS = 4
 """UTF-8 has no longer characters, in bytes."""
+
+
+def mark(token: str) -> str:
+    """A control token in a decoded text, apart from the same letters written by a person or a model."""
+    return f"\ue000{token}\ue001"
+
+
+def unmarked(text: str) -> str:
+    """A decoded text without its control tokens."""
+    return _MARKED.sub("", text)
 
 
 class Encoder:
@@ -34,10 +47,13 @@ class Encoder:
         written = {index for text in template_texts for index in self._raw(text, literal=False)}
         # Markers a tokenizer added without calling them special count where the template writes them.
         self.control_ids: frozenset[int] = frozenset(special | (written & added.keys()))
+        # A template writes the same few texts in every dialog.
+        self._template_ids = lru_cache(maxsize=4096)(self._encode_template)
+        self._parts = lru_cache(maxsize=4096)(self._split)
 
     def template(self, text: str, *, first: bool = False) -> tuple[int, ...]:
         """Ids of text the template wrote; special tokens are parsed, no BOS is added."""
-        return self._encode(text, literal=False, first=first)
+        return self._template_ids(text, first)
 
     def content(self, text: str, *, first: bool = False) -> tuple[int, ...]:
         """Ids of text a person or model wrote; no id in `control_ids` comes out.
@@ -70,6 +86,35 @@ class Encoder:
         anchor = self._raw("|", literal=False)
         return self._text([*anchor, *plain])[len(self._text(anchor)) :]
 
+    def split(self, text: str) -> tuple[str, str, str]:
+        """What stands before the first control token of the template's text, from the first to the last, and behind.
+
+        A text without control tokens is all before. Parts whose ids joined are not those of the text (a token that
+        takes the whitespace beside it) stay in the middle.
+        """
+        return self._parts(text)
+
+    def _split(self, text: str) -> tuple[str, str, str]:
+        tokens = self._tokenizer.convert_ids_to_tokens(sorted(self.control_ids))
+        found = [(text.find(token), text.rfind(token) + len(token)) for token in tokens if token and token in text]
+        if not found:
+            return text, "", ""
+        start, end = min(first for first, _ in found), max(last for _, last in found)
+        head, middle, tail = text[:start], text[start:end], text[end:]
+        if self.template(head) + self.template(middle) + self.template(tail) != self.template(text):
+            return "", text, ""
+        return head, middle, tail
+
+    def marked(self, ids: Sequence[int]) -> str:
+        """Text of content ids with every control token in it as `mark` writes it."""
+        texts: list[str] = []
+        for control, run in itertools.groupby(ids, key=self.control_ids.__contains__):
+            if control:
+                texts += [mark(str(token)) for token in self._tokenizer.convert_ids_to_tokens(list(run))]
+            else:
+                texts.append(self.decode(list(run)))
+        return "".join(texts)
+
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Each token's share of the text, control tokens included.
 
@@ -101,6 +146,11 @@ class Encoder:
         encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal)
         return tuple(encoded["input_ids"])
 
+    @property
+    def joins(self) -> bool:
+        """Whether a text can be encoded together with what the template writes beside it, wherever it stands."""
+        return not self._anchored
+
     def _adds_prefix(self) -> bool:
         anchor, text = self._raw("\n", literal=True), self._raw("x", literal=True)
         return self._raw("\nx", literal=True) != anchor + text
@@ -115,6 +165,9 @@ class Encoder:
             if whole[: len(head)] == head:
                 return whole[len(head) :]
         return self._raw(text, literal=literal)
+
+    def _encode_template(self, text: str, first: bool) -> tuple[int, ...]:
+        return self._encode(text, literal=False, first=first)
 
     def _broken_markers(self, text: str) -> list[str]:
         """`text` cut inside every control token it spells, so that no piece spells one."""

@@ -11,46 +11,22 @@ Llama 3 (section 4.1.4) leaves formatting tokens (headers, end of turn) out of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from alignloop.chat.answer import AnswerForm, find_assistant_turn, switch
+from alignloop.chat.decoding import AnswerReader
 from alignloop.chat.encoder import Encoder
-from alignloop.chat.layout import MEND, Layout, Slot, render_layout
+from alignloop.chat.layout import MEND, Layout, Slot, Turn
+from alignloop.chat.reasoning import THINK_END, THINK_START, split_reasoning
+from alignloop.chat.segments import Piece, Segment, encode_segments
+from alignloop.chat.template_defaults import Value
 from alignloop.chat.tokens import CompletionTokens, DialogTokens
 from alignloop.errors import ModelError
 from alignloop.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Llama 3.1 and 3.2 write today's date into the system turn; a fixed one keeps ids the same from day to day.
-_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024"}
-# Tried in order: templates that open a thinking block before answers agree with their generation prompt without it.
-_VARIANTS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False})
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """How the template frames an assistant turn.
-
-    `lead`: whitespace it writes between the generation prompt and the content (Mistral's space); part of what the
-    model generates, not of the text. `suffix`: what ends the turn.
-    """
-
-    lead: str
-    slot: Slot
-    suffix: str
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A run of ids and what it is; `message` is set for contents and for the termination of an assistant turn."""
-
-    ids: tuple[int, ...]
-    formatting: bool
-    assistant: bool
 
 
 class ChatFormat:
@@ -59,16 +35,17 @@ class ChatFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, extra_stop_ids: Iterable[int] = ()) -> None:
         if not tokenizer.chat_template:
             raise ModelError(
-                "the tokenizer has no chat template: set chat_template in the recipe to llama3, chatml or a Jinja file"
+                "the tokenizer has no chat template: set chat_template in the recipe to llama3, chatml, a template "
+                "that TRL bundles or a Jinja file"
             )
         self._tokenizer = tokenizer
-        self._turn = _assistant_turn(tokenizer)
+        self._turn = find_assistant_turn(tokenizer)
         self._layout = lru_cache(maxsize=4096)(self._render)
-        header = self._layout(("user",), True).literals
-        self._encoder = Encoder(tokenizer, template_texts=[*header, self._turn.suffix])
-        self._piece_ids = lru_cache(maxsize=4096)(self._encoder.template)
-        self._termination_ids = self._encoder.template(self._turn.suffix)
+        self._encoder = Encoder(tokenizer, template_texts=self._literals())
+        self._termination = self._ending()
+        self._termination_ids = self._encoder.template(self._termination)
         self.stop_token_ids: tuple[int, ...] = self._stops(extra_stop_ids)
+        self._reader = AnswerReader.of(self._turn, self._encoder)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, *, extra_stop_ids: Iterable[int] = ()) -> Self:
@@ -89,6 +66,66 @@ class ChatFormat:
         """Ids only the template may write: no text of a message ever becomes one of them."""
         return self._encoder.control_ids
 
+    @property
+    def template_kwargs(self) -> Mapping[str, Value]:
+        """What the template is rendered with beside the messages, the pinned date aside.
+
+        Ids depend on the tokenizer, these and the messages, and on nothing else.
+        """
+        return self._turn.kwargs
+
+    @property
+    def takes_reasoning(self) -> bool:
+        """Whether the template has a way of its own for reasoning; otherwise `<think>` is text like any other."""
+        return self._turn.channel is not None
+
+    @property
+    def trains_reasoning(self) -> bool:
+        """Whether answers with reasoning can be trained: the template takes it where the generation prompt ends."""
+        return self._turn.thinking is not None
+
+    @property
+    def opens_reasoning(self) -> bool:
+        """Whether the generation prompt opens a thinking block, so that answers without reasoning cannot be trained."""
+        return self._turn.plain is None
+
+    def refusal(self, text: str) -> str | None:
+        """Why an answer cannot be trained, with what to do; None where it can.
+
+        Training has before an answer what sampling asks with, so reasoning cannot stand behind an empty thinking block,
+        nor an answer without reasoning in an open one.
+        """
+        if not self.takes_reasoning:
+            return None
+        reasoning, answer = self._split(text)
+        if reasoning is not None and self._turn.thinking is None:
+            return (
+                "it holds reasoning, for which the template has no place behind its generation prompt - "
+                f"{self._remedy(thinking=True)}"
+            )
+        if THINK_START in answer or THINK_END in answer:
+            return (
+                f"its answer holds {THINK_START} or {THINK_END} beyond the reasoning at its start - close the block "
+                "once, and take other tags out"
+            )
+        if reasoning is None and self._turn.plain is None:
+            return (
+                "it holds no reasoning, and the generation prompt opens a thinking block - "
+                f"{self._remedy(thinking=False)}"
+            )
+        return None
+
+    def earlier_refusal(self, text: str) -> str | None:
+        """Why an answer that other turns follow cannot be trained where it stands; None where it can.
+
+        Some templates write earlier answers otherwise than the last: without the thinking block that sampling asks
+        behind, or without their reasoning.
+        """
+        reasoning, _ = self._split(text)
+        if self._turn.alike[reasoning is not None]:
+            return None
+        return "the template writes earlier answers otherwise than the last: sampling never asks as training would"
+
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the dialog up to and including the header of the assistant's next turn.
 
@@ -99,9 +136,18 @@ class ChatFormat:
         return tuple(index for piece in pieces for index in piece.ids)
 
     def completion(self, text: str) -> CompletionTokens:
-        """A completion as it follows `prompt_ids`: content and termination tokens; the latter are the formatting."""
-        content = self._encoder.content(self._turn.lead + self._turn.slot.trimmed(text))
-        return self._terminated(content)
+        """A completion as it follows `prompt_ids`: content and termination tokens; the latter are the formatting.
+
+        Raises:
+            ModelError: the text cannot follow the generation prompt (`refusal`).
+        """
+        if (reason := self.refusal(text)) is not None:
+            raise ModelError(f"an answer cannot be trained: {reason}")
+        reasoning, answer = self._split(text)
+        form = self._turn.plain if reasoning is None else self._turn.thinking
+        assert form is not None, "refusal says so"
+        pieces = encode_segments(self._encoder, list(_answer(form, reasoning, answer)), first=False)
+        return self._terminated(tuple(index for piece in pieces for index in piece.ids))
 
     def sampled_completion(self, token_ids: Sequence[int]) -> CompletionTokens:
         """A completion the policy sampled, its content ids as they are.
@@ -128,17 +174,22 @@ class ChatFormat:
             ids.extend(piece.ids)
             formatting.extend([piece.formatting] * len(piece.ids))
             if piece.assistant:
-                joins = open_span and piece.formatting
-                spans[-1:] = [(spans[-1][0], len(ids))] if joins else [*spans[-1:], (start, len(ids))]
+                spans[-1:] = [(spans[-1][0], len(ids))] if open_span else [*spans[-1:], (start, len(ids))]
             open_span = piece.assistant and not piece.formatting
         return DialogTokens(tuple(ids), tuple(spans), tuple(formatting))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of a completion's ids, without special tokens, termination and the template's leading space."""
+        """Text of a completion's ids, without special tokens, termination and the template's leading space.
+
+        Reasoning stands before the answer, between `<think>` and `</think>`, whatever the template writes around it.
+        """
         ids, end = tuple(token_ids), self._termination_ids
         if ids[-len(end) :] == end:
             ids = ids[: -len(end)]
-        return self._encoder.decode(ids).removeprefix(self._turn.lead)
+        if self._reader.reads:
+            return self._reader.read(self._encoder.marked(ids))
+        opening = "" if self._turn.plain is None else self._turn.plain.opening
+        return self._encoder.decode(ids).removeprefix(opening)
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """Each token's share of the text, special tokens included; for people to look at.
@@ -146,6 +197,38 @@ class ChatFormat:
         A character that several tokens make up is the last one's; the tokens before it have an empty text.
         """
         return self._encoder.token_texts(token_ids)
+
+    def _split(self, text: str) -> tuple[str | None, str]:
+        """Reasoning and answer; an empty block is no reasoning: templates write it for an answer without any."""
+        if not self.takes_reasoning:
+            return None, text
+        reasoning, answer = split_reasoning(text)
+        return (reasoning if reasoning and reasoning.strip() else None), answer
+
+    def _remedy(self, *, thinking: bool) -> str:
+        kwargs = switch(self._tokenizer, thinking=thinking)
+        rows = "take the reasoning out of the rows" if thinking else "give every answer its reasoning"
+        if kwargs is not None:
+            chosen = ", ".join(f"{key}: {str(value).lower()}" for key, value in kwargs.items())
+            return f"set chat_template_kwargs: {{{chosen}}}, or {rows}"
+        other = "a template that takes reasoning" if thinking else f"a copy of it that asks without {THINK_START}"
+        return f"{rows}, or set chat_template to {other}"
+
+    def _literals(self) -> list[str]:
+        """Everything the template writes around a question and an answer."""
+        roles = [Turn("user"), Turn("assistant", reasons=self.takes_reasoning), Turn("user")]
+        layouts = [self._layout(tuple(roles[:1]), True), self._layout(tuple(roles), False)]
+        forms = [form for form in (self._turn.plain, self._turn.thinking) if form is not None]
+        written = [literal for layout in layouts for literal in layout.literals]
+        return [*written, *(form.opening for form in forms), *(form.middle for form in forms), self._turn.ending]
+
+    def _ending(self) -> str:
+        """What ends the turn; up to the first special token where that is the next turn's, which no answer writes."""
+        head, middle, _ = self._encoder.split(self._turn.ending)
+        first = next((i for i in self._encoder.template(middle) if i in self.control_ids), None)
+        if self._turn.ends or first is None:
+            return self._turn.ending
+        return head + str(self._tokenizer.convert_ids_to_tokens(first))
 
     def _terminated(self, content: tuple[int, ...]) -> CompletionTokens:
         end = self._termination_ids
@@ -155,74 +238,75 @@ class ChatFormat:
         first = next((index for index in self._termination_ids if index in self.control_ids), None)
         if first is None:
             raise ModelError(
-                f"the chat template ends an assistant turn with {self._turn.suffix!r}, in which the tokenizer has no "
+                f"the chat template ends an assistant turn with {self._termination!r}, in which the tokenizer has no "
                 f"special token: a model trained on it could not stop. Let it write {{{{ eos_token }}}} there. {MEND}"
             )
         eos = self._tokenizer.eos_token_id
         return tuple(dict.fromkeys([first, *([] if eos is None else [eos]), *extra]))
 
-    def _render(self, roles: tuple[str, ...], generation_prompt: bool) -> Layout:
-        return render_layout(self._tokenizer, roles, generation_prompt=generation_prompt, options=self._turn.options)
+    def _render(self, turns: tuple[Turn, ...], generation_prompt: bool) -> Layout:
+        return self._turn.layout(self._tokenizer, turns, generation_prompt)
 
-    def _pieces(self, messages: Sequence[Message], *, generation_prompt: bool) -> Iterator[_Piece]:
-        layout = self._layout(tuple(message.role for message in messages), generation_prompt)
-        first = True
-        literal, end = layout.literals[0], ""
-        for slot, following in zip(layout.slots, layout.literals[1:], strict=True):
-            message = messages[slot.message]
-            is_assistant = message.role == "assistant"
-            # A template's plain space before a content is the content's own in ids (" hello" is one token).
-            lead = self._turn.lead if is_assistant else " "
-            lead = lead if lead and literal.endswith(lead) else ""
-            header = literal[: len(literal) - len(lead)]
-            yield _Piece(self._header_ids(header, end=end, first=first), formatting=True, assistant=False)
-            first = first and not header
-            content = lead + slot.trimmed(message.content)
-            yield _Piece(self._encoder.content(content, first=first), formatting=False, assistant=is_assistant)
-            first = first and not content
-            end = self._end_of_turn(following) if is_assistant else ""
+    def _pieces(self, messages: Sequence[Message], *, generation_prompt: bool) -> Iterator[Piece]:
+        parts = [self._split(m.content) if m.role == "assistant" else (None, m.content) for m in messages]
+        turns = tuple(Turn(m.role, reasoning is not None) for m, (reasoning, _) in zip(messages, parts, strict=True))
+        layout = self._layout(turns, generation_prompt)
+        texts = [
+            slot.trimmed(str(parts[slot.message][0]) if slot.reasoning else parts[slot.message][1])
+            for slot in layout.slots
+        ]
+        return encode_segments(self._encoder, list(self._segments(layout, turns, texts)), first=True)
+
+    def _segments(self, layout: Layout, turns: Sequence[Turn], texts: Sequence[str]) -> Iterator[Segment]:
+        literal, thinking = layout.literals[0], False
+        for slot, text, following in zip(layout.slots, texts, layout.literals[1:], strict=True):
+            if turns[slot.message].role != "assistant":
+                yield Segment(literal, template=True, formatting=True)
+                yield Segment(text, template=False)
+                literal = following
+                continue
+            if not thinking:
+                opening = self._opening(slot, literal)
+                yield Segment(literal.removesuffix(opening), template=True, formatting=True)
+                yield from _opened(opening, text)
+            else:
+                yield Segment(literal, template=True, assistant=True)
+                yield Segment(text, template=False, assistant=True)
+            thinking = slot.reasoning
+            end = "" if thinking else self._end_of_turn(following)
             if end:
-                yield _Piece(self._piece_ids(end, first=False), formatting=True, assistant=True)
+                yield Segment(end, template=True, formatting=True, assistant=True, apart=True)
             literal = following[len(end) :]
-        yield _Piece(self._header_ids(literal, end=end, first=first), formatting=True, assistant=False)
+        yield Segment(literal, template=True, formatting=True)
 
-    def _header_ids(self, header: str, *, end: str, first: bool) -> tuple[int, ...]:
-        """Ids of what the template writes before a content, as they are behind the end of the turn before it.
-
-        SentencePiece-like tokenizers put a space behind `</s>`, so that `[INST]` begins with another token there.
-        """
-        if not end:
-            return self._piece_ids(header, first=first)
-        joined, head = self._piece_ids(end + header, first=False), self._piece_ids(end, first=False)
-        return joined[len(head) :] if joined[: len(head)] == head else self._piece_ids(header, first=first)
+    def _opening(self, slot: Slot, literal: str) -> str:
+        """The part of what precedes an assistant's text that the model generates."""
+        form = self._turn.thinking if slot.reasoning else self._turn.plain
+        return form.opening if form is not None and literal.endswith(form.opening) else ""
 
     def _end_of_turn(self, literal: str) -> str:
         """The part of what follows an assistant's content that ends the turn; empty where the template ends it not."""
-        if literal.startswith(self._turn.suffix):
-            return self._turn.suffix
+        if literal.startswith(self._termination):
+            return self._termination
         stop = self._tokenizer.convert_ids_to_tokens(self.stop_token_ids[0])
-        head = self._turn.suffix.partition(stop)[0] + stop
+        head = self._termination.partition(stop)[0] + stop
         return head if literal.startswith(head) else ""
 
 
-def _assistant_turn(tokenizer: PreTrainedTokenizerBase) -> _Turn:
-    """The frame of an assistant turn, found by rendering one with a sentinel content.
+def _answer(form: AnswerForm, reasoning: str | None, answer: str) -> Iterator[Segment]:
+    """What follows the generation prompt, without its end."""
+    if reasoning is None or form.reasoning is None:
+        yield from _opened(form.opening, form.answer.trimmed(answer))
+        return
+    yield from _opened(form.opening, form.reasoning.trimmed(reasoning))
+    yield Segment(form.middle, template=True, assistant=True)
+    yield Segment(form.answer.trimmed(answer), template=False, assistant=True)
 
-    Raises:
-        ModelError: what precedes the content is not the generation prompt (whitespace aside), in every variant.
-    """
-    differences = []
-    for variant in _VARIANTS:
-        options = {**_OPTIONS, **variant}
-        asked = render_layout(tokenizer, ["user"], generation_prompt=True, options=options)
-        answered = render_layout(tokenizer, ["user", "assistant"], generation_prompt=False, options=options)
-        header, prompt = answered.literals[1], asked.literals[1]
-        same_start = answered.literals[0] == asked.literals[0]
-        if same_start and header.startswith(prompt) and not header[len(prompt) :].strip():
-            return _Turn(header[len(prompt) :], answered.slots[1], answered.literals[2], options)
-        differences.append((prompt, header) if same_start else (asked.literals[0], answered.literals[0]))
-    prompt, header = differences[0]
-    raise ModelError(
-        f"the chat template's generation prompt {prompt!r} differs from what its dialogs have before an answer "
-        f"{header!r}: a model trained on one would be asked with the other. Make the two the same. {MEND}"
-    )
+
+def _opened(opening: str, text: str) -> Iterator[Segment]:
+    """A text behind what opens it; bare whitespace is the text's own in ids (" hello" is one token)."""
+    if opening.strip():
+        yield Segment(opening, template=True, assistant=True, apart=True)
+        yield Segment(text, template=False, assistant=True)
+    else:
+        yield Segment(opening + text, template=False, assistant=True, apart=True)

@@ -1,6 +1,6 @@
 """Where a chat template puts each message: the template rendered around sentinels and cut at them.
 
-    roles --sentinel contents--> template.render --cut at the sentinels--> literal, slot, literal, slot, ..., literal
+    turns --sentinel contents--> template.render --cut at the sentinels--> literal, slot, literal, slot, ..., literal
 
 The contents of real messages never pass through the template, so nothing in them can change its course.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from alignloop.chat.reasoning import join_reasoning
 from alignloop.errors import ModelError
 
 if TYPE_CHECKING:
@@ -19,32 +20,47 @@ if TYPE_CHECKING:
 
 # An em space: `trim`, `strip` and their kin remove it, and no template writes one, so a pad that is gone was trimmed.
 _PAD = "\u2003"
-MEND = (
-    "Mend the template (a base's own is its chat_template.jinja, or in tokenizer_config.json), or remove it there and "
-    "set chat_template in the recipe to llama3 or chatml"
-)
-"""What to do about a template that cannot be used; the recipe's is given only to a base that has none."""
-_SENTINEL = re.compile(f"({_PAD}?)zqx([0-9]+)xqz({_PAD}?)")
+# Some templates strip line breaks only: a second look, with these around the contents, tells.
+_LINE = "\n"
+_SENTINEL = re.compile(f"({_PAD}?)zqx([0-9]+)(r?)xqz({_PAD}?)")
+_MEND = "edit the template (the base's chat_template.jinja, or in its tokenizer_config.json)"
+REPLACE = "or set chat_template in the recipe to a template that fits the base: it replaces the base's own"
+"""The remedy that every base has."""
+MEND = f"{_MEND[0].upper()}{_MEND[1:]}, {REPLACE}"
+"""What to do about a template that cannot be used."""
+
+Channel = Literal["reasoning_content", "thinking", "reasoning", "content"]
+"""The key of a message under which a template takes reasoning; `content`: in front of the answer, between tags."""
+Strips = Literal["nothing", "lines", "all"]
+"""What a template takes off an end of a text: line breaks, or whitespace of every kind."""
+
+
+class Turn(NamedTuple):
+    """A message as far as a template's course depends on it. `reasons`: it holds reasoning beside its text."""
+
+    role: str
+    reasons: bool = False
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one message's content.
+    """The place of one message's text.
 
     Attributes:
         message: index into the messages.
-        trims_left: whether the template strips whitespace before the content.
-        trims_right: the same after it.
+        reasoning: whether it is the message's reasoning that stands here, not its content.
+        left, right: what the template strips there.
     """
 
     message: int
-    trims_left: bool
-    trims_right: bool
+    reasoning: bool = False
+    left: Strips = "nothing"
+    right: Strips = "nothing"
 
-    def trimmed(self, content: str) -> str:
-        """The content as the template would leave it."""
-        content = content.lstrip() if self.trims_left else content
-        return content.rstrip() if self.trims_right else content
+    def trimmed(self, text: str) -> str:
+        """The text as the template would leave it."""
+        text = text.lstrip(_characters(self.left))
+        return text.rstrip(_characters(self.right))
 
 
 @dataclass(frozen=True)
@@ -54,44 +70,118 @@ class Layout:
     literals: tuple[str, ...]
     slots: tuple[Slot, ...]
 
+    def holds_reasoning(self, message: int) -> bool:
+        """Whether the reasoning of this message is written."""
+        return any(slot.message == message and slot.reasoning for slot in self.slots)
+
 
 def render_layout(
-    tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], *, generation_prompt: bool, options: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    *,
+    generation_prompt: bool,
+    options: Mapping[str, Any],
+    channel: Channel = "content",
 ) -> Layout:
-    """Lay out a dialog of these roles.
+    """Lay out a dialog of these turns.
+
+    Args:
+        options: what the template is given beside the messages.
+        channel: where the reasoning of turns that have some is put.
 
     Raises:
-        ModelError: the template refuses the roles (its own message is named), or leaves a message out.
+        ModelError: the template refuses the turns (its own message is named), or leaves a content out.
     """
-    from jinja2 import TemplateError
+    texts = [
+        _rendered(tokenizer, turns, pad=pad, generation_prompt=generation_prompt, options=options, channel=channel)
+        for pad in (_PAD, _LINE)
+    ]
+    return _with_lines(_cut(texts[0], turns), _cut(texts[1], turns))
 
-    dialog = [{"role": role, "content": f"{_PAD}zqx{index}xqz{_PAD}"} for index, role in enumerate(roles)]
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    *,
+    pad: str,
+    generation_prompt: bool,
+    options: Mapping[str, Any],
+    channel: Channel,
+) -> str:
+    dialog = [_message(index, turn, pad=pad, channel=channel) for index, turn in enumerate(turns)]
     try:
         text = tokenizer.apply_chat_template(
             dialog, tokenize=False, add_generation_prompt=generation_prompt, **dict(options)
         )
-    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # a template is a program: it may raise whatever Python does
         raise ModelError(
-            f"the chat template cannot render a dialog with the turns {', '.join(roles)}: {str(error).rstrip('.')}. "
+            f"the chat template cannot render a dialog with the turns {_named(turns)}: {str(error).rstrip('.')}. "
             f"Give dialogs the turns it takes. {MEND}"
         ) from None
     assert isinstance(text, str)
-    return _cut(text, roles)
+    return text
 
 
-def _cut(text: str, roles: Sequence[str]) -> Layout:
+def _message(index: int, turn: Turn, *, pad: str, channel: Channel) -> dict[str, str]:
+    content = f"{pad}zqx{index}xqz{pad}"
+    if not turn.reasons:
+        return {"role": turn.role, "content": content}
+    reasoning = f"{pad}zqx{index}rxqz{pad}"
+    if channel == "content":
+        return {"role": turn.role, "content": join_reasoning(reasoning, content)}
+    return {"role": turn.role, "content": content, channel: reasoning}
+
+
+def _cut(text: str, turns: Sequence[Turn]) -> Layout:
     literals: list[str] = []
     slots: list[Slot] = []
     end = 0
     for match in _SENTINEL.finditer(text):
         literals.append(text[end : match.start()])
-        slots.append(Slot(int(match[2]), trims_left=not match[1], trims_right=not match[3]))
+        left, right = _stripped(match[1]), _stripped(match[4])
+        slots.append(Slot(int(match[2]), bool(match[3]), left, right))
         end = match.end()
-    missing = set(range(len(roles))) - {slot.message for slot in slots}
+    missing = set(range(len(turns))) - {slot.message for slot in slots if not slot.reasoning}
     if missing:
         first = min(missing)
         raise ModelError(
-            f"the chat template leaves out message {first + 1} ({roles[first]}) of a dialog with the turns "
-            f"{', '.join(roles)}: what it says would be lost. {MEND}"
+            f"the chat template leaves out message {first + 1} ({turns[first].role}) of a dialog with the turns "
+            f"{_named(turns)}: what it says would be lost. {MEND}"
         )
     return Layout((*literals, text[end:]), tuple(slots))
+
+
+def _with_lines(layout: Layout, lines: Layout) -> Layout:
+    """`layout` with slots that strip line breaks marked, by the same dialog with line breaks around its texts."""
+    if [(s.message, s.reasoning) for s in lines.slots] != [(s.message, s.reasoning) for s in layout.slots]:
+        return layout
+    slots = list(layout.slots)
+    for n, (literal, found) in enumerate(zip(layout.literals, lines.literals, strict=True)):
+        # A literal that is all line breaks cannot tell which of the two is missing: then none is.
+        before = n > 0 and slots[n - 1].right == "nothing"
+        after = n < len(slots) and slots[n].left == "nothing"
+        kept_before, kept_after = _LINE if before else "", _LINE if after else ""
+        if found == kept_before + literal + kept_after:
+            continue
+        if before and found == literal + kept_after:
+            slots[n - 1] = replace(slots[n - 1], right="lines")
+        elif after and found == kept_before + literal:
+            slots[n] = replace(slots[n], left="lines")
+        elif found == literal:
+            slots[n - 1] = replace(slots[n - 1], right="lines")
+            slots[n] = replace(slots[n], left="lines")
+    return replace(layout, slots=tuple(slots))
+
+
+def _stripped(pad: str) -> Strips:
+    """What the template stripped there, by what is left of the pad."""
+    return "nothing" if pad else "all"
+
+
+def _characters(strips: Strips) -> str | None:
+    """As `str.strip` takes them."""
+    return {"nothing": "", "lines": _LINE, "all": None}[strips]
+
+
+def _named(turns: Sequence[Turn]) -> str:
+    return ", ".join(turn.role for turn in turns)

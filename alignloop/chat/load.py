@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from alignloop.chat.answer import template_text
 from alignloop.chat.format import ChatFormat
+from alignloop.chat.templates import is_shipped
+from alignloop.chat.trial import check_ends
 from alignloop.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_format(checkpoint: Path) -> ChatFormat:
@@ -21,7 +29,25 @@ def load_format(checkpoint: Path) -> ChatFormat:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise ModelError(f"{checkpoint}: no usable tokenizer ({error}); a base needs its tokenizer files") from error
-    return ChatFormat.from_tokenizer(tokenizer, extra_stop_ids=_eos_ids(checkpoint))
+    return format_of(tokenizer, name=str(checkpoint), extra_stop_ids=_eos_ids(checkpoint))
+
+
+def format_of(tokenizer: PreTrainedTokenizerBase, *, name: str, extra_stop_ids: Iterable[int] = ()) -> ChatFormat:
+    """The chat format of a tokenizer from outside, whose template is tried before it runs here.
+
+    Args:
+        name: whose tokenizer it is, for errors.
+
+    Raises:
+        ModelError: it has no template, or one that does not come to an end or cannot be used.
+    """
+    jinja = template_text(tokenizer)
+    if jinja and not is_shipped(jinja):
+        check_ends(jinja, name=name)
+    try:
+        return ChatFormat.from_tokenizer(tokenizer, extra_stop_ids=extra_stop_ids)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
 
 
 def _eos_ids(checkpoint: Path) -> tuple[int, ...]:

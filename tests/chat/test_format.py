@@ -185,7 +185,8 @@ def test_completions_round_trip_and_mark_their_termination(tokenizer: PreTrained
     form = ChatFormat.from_tokenizer(tokenizer)
     for text in ["two birds!", "x", "- one\n- two", "naïve 日本 😀", "  y"]:
         tokens = form.completion(text)
-        kept = form._turn.slot.trimmed(text)
+        assert form._turn.plain is not None
+        kept = form._turn.plain.answer.trimmed(text)
         assert form.decode(tokens.token_ids) == kept
         content = [i for i, masked in zip(tokens.token_ids, tokens.formatting_mask, strict=True) if not masked]
         assert form.decode(content) == kept

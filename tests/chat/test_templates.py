@@ -47,7 +47,7 @@ def test_a_jinja_file_tells_its_markers(tmp_path: Path) -> None:
     )
     template = load_template(str(path))
     assert template.end_of_turn == "<|stop|>"
-    assert template.special_tokens == ("<|stop|>", "<|sep|>", "<|assistant|>")
+    assert set(template.special_tokens) == {"<|stop|>", "<|sep|>", "<|user|>", "<|assistant|>", "<|system|>"}
     assert template.bos is None
 
 

@@ -1,0 +1,146 @@
+"""A chat template is a program of somebody else's: it is tried in a process of its own before it runs in this one.
+
+A template that loops without end, or multiplies its text until memory is full, is stopped there in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from alignloop.errors import ModelError
+
+if TYPE_CHECKING:
+    import jinja2
+    import jinja2.nodes
+    import jinja2.parser
+
+CPU_SECONDS = 5
+_MEMORY_BYTES = 1 << 30
+_MAX_CHARACTERS = 1_000_000
+"""Around dialogs of one word a turn."""
+_WALL_SECONDS = 60
+"""On a machine that is busy with other things."""
+_TOO_LONG, _NO_MEMORY = 3, 4
+_LONG_DIALOG = 32
+"""Turns of each side: what doubles with every turn shows."""
+
+
+def check_ends(jinja: str, *, name: str) -> None:
+    """Try a template on a few dialogs, under limits of time and memory.
+
+    What else is wrong with it shows when it is rendered.
+
+    Args:
+        name: of the template, for the error.
+
+    Raises:
+        ModelError: it does not come to an end, or writes texts without measure.
+    """
+    if (reason := _tried(jinja)) is not None:
+        raise ModelError(f"{name}: the chat template {reason}. Look for a loop or a product in it that has no bound")
+
+
+def names_read(jinja: str) -> frozenset[str]:
+    """The variables that a template takes from whoever renders it.
+
+    Raises:
+        ModelError: it is no Jinja template.
+    """
+    from jinja2 import TemplateError, meta
+
+    try:
+        return frozenset(meta.find_undeclared_variables(_environment().parse(jinja)))
+    except TemplateError as error:
+        raise ModelError(f"the chat template cannot be read: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _tried(jinja: str) -> str | None:
+    """What the trial found; None where all is well."""
+    program = [sys.executable, "-m", "alignloop.chat.trial"]
+    try:
+        code = subprocess.run(
+            program, input=jinja.encode(), capture_output=True, timeout=_WALL_SECONDS, check=False
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return f"did not come to an end within {_WALL_SECONDS} s"
+    if code == _TOO_LONG:
+        return f"writes more than {_MAX_CHARACTERS:,} characters around a dialog of a few words"
+    if code == _NO_MEMORY:
+        return f"fills {_MEMORY_BYTES >> 30} GiB of memory with a dialog of a few words"
+    if code < 0:
+        return f"did not come to an end within {CPU_SECONDS} s"
+    return None
+
+
+def _environment() -> jinja2.Environment:
+    """As transformers makes it for chat templates."""
+    from jinja2 import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` around what an assistant wrote; here it is its content."""
+
+        tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: str(form)}
+    return environment
+
+
+def _tojson(value: Any, **options: Any) -> str:
+    return json.dumps(value, **({"ensure_ascii": False} | options))
+
+
+def _dialogs() -> list[list[Mapping[str, str]]]:
+    system, user, assistant = (
+        {"role": role, "content": "word", "reasoning_content": "word"} for role in ("system", "user", "assistant")
+    )
+    return [[user], [user, assistant], [system, user], [user, assistant] * _LONG_DIALOG]
+
+
+def _try(jinja: str) -> int:
+    """Runs in the child: the code it exits with."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    try:
+        template = _environment().from_string(jinja)
+        for dialog in _dialogs():
+            for prompt in (False, True):
+                try:
+                    text = template.render(
+                        messages=dialog, add_generation_prompt=prompt, tools=None, bos_token="", eos_token=""
+                    )
+                except MemoryError:
+                    return _NO_MEMORY
+                except Exception:
+                    continue
+                if len(text) > _MAX_CHARACTERS:
+                    return _TOO_LONG
+    except MemoryError:
+        return _NO_MEMORY
+    except Exception:  # likewise: a syntax error
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_try(sys.stdin.read()))
