@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from alignloop.errors import AlignloopError, EngineError
+from alignloop.temporary import make_temporary
 
 LOG_FILE = "engine.log"
 ANY_LOG = "engine*.log"
@@ -37,16 +36,18 @@ def temporary_log() -> Iterator[Path]:
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A temporary folder that goes in the end, but where the engine fails and has left a log in it."""
-    folder = Path(tempfile.mkdtemp(prefix="alignloop-"))
+    folder = make_temporary("log")
     kept = False
     try:
-        yield folder
+        yield folder.path
     except Exception as error:
-        kept = _is_engines(error) and any(folder.rglob(ANY_LOG))
+        kept = _is_engines(error) and any(folder.path.rglob(ANY_LOG))
         raise
     finally:
-        if not kept:
-            shutil.rmtree(folder, ignore_errors=True)
+        if kept:
+            folder.keep()
+        else:
+            folder.remove()
 
 
 def _is_engines(error: Exception) -> bool:

@@ -273,7 +273,12 @@ def wants_bootstrap(recipe: Recipe, *, had_template: bool) -> bool:
 def _open_engine(recipe: Recipe, run_dir: Path, progress: Progress) -> Engine:
     from alignloop.engines.open import open_engine
 
-    return open_engine(recipe.engine, log_file=run_dir / "engine.log", say=lambda line: progress.say(f"  {line}"))
+    return open_engine(
+        recipe.engine,
+        log_file=run_dir / "engine.log",
+        say=lambda line: progress.say(f"  {line}"),
+        fallback_said=True,  # a note of `check`, among the first lines
+    )
 
 
 def _measured(evaluation: evaluate.Outputs, *, number: int) -> Measured:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.config.evaluation import EvaluateConfig
+from alignloop.engine_log import temporary_folder
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.engines.open import open_engine
 from alignloop.errors import ModelError, UserError
@@ -192,11 +192,11 @@ def _with_template(checkpoint: Path, chat_template: str | None) -> Iterator[Path
         return
     from alignloop.training.start import prepare_base
 
-    with tempfile.TemporaryDirectory(prefix="alignloop-eval-") as folder:
-        prepared = prepare_base(str(checkpoint), chat_template=chat_template, out_dir=Path(folder) / "checkpoint")
+    with temporary_folder() as folder:
+        prepared = prepare_base(str(checkpoint), chat_template=chat_template, out_dir=folder / "checkpoint")
         if prepared.had_template:
             raise UserError(
                 f"--chat-template {chat_template}: {checkpoint} brings a template of its own, and is measured with "
                 "that; leave the option out"
             )
-        yield Path(folder) / "checkpoint"
+        yield folder / "checkpoint"

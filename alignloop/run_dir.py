@@ -26,6 +26,8 @@ ANY_VALUE = {
     "training",
     "collect.min_annotated",
     "engine.max_restarts",
+    "engine.stall_seconds",
+    "engine.seconds_per_token",
     "engine.max_num_seqs",
     "engine.kv_cache_gb",
     "engine.gpu_memory_utilization",

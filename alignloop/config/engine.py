@@ -32,8 +32,9 @@ class EngineConfig(Section):
     tensor_parallel: PositiveInt = 1
     pipeline_parallel: PositiveInt = 1
     data_parallel: PositiveInt = 1
-    """Engines side by side on this machine, each with its share of the requests; what they sample does not depend
-    on how many they are."""
+    """Engines side by side on this machine, each with its share of the requests. On a CPU what they sample does not
+    depend on how many they are. On a GPU kernels depend on the batch: it holds wholly with `VLLM_BATCH_INVARIANT=1`
+    only, where vLLM has it."""
     quantization: str | None = None
     """Passed to vLLM, for example `fp8`."""
     enforce_eager: bool = True
@@ -41,7 +42,14 @@ class EngineConfig(Section):
     canary_tolerance: PositiveFloat = 0.1
     """Largest mean difference of logprobs between the engine and a plain forward pass, in nats a token."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often a dead engine is started again in a run."""
+    """How often an engine that died, or was given up, is started again in a run."""
+    stall_seconds: PositiveFloat = 300.0
+    """An engine at work that uses no processor time for so long is stopped or hangs: it is ended and started again. It
+    is said after a tenth of that, 30 seconds at most."""
+    seconds_per_token: PositiveFloat = 1.0
+    """Slowest pace that is still taken for work. A call may take `stall_seconds`, this for each token of its longest
+    prompt and completion, and for all its tokens 20 times what they took at the slowest pace of the run's earlier calls
+    (before there is one, this). A load has 15 minutes and a second for each 20 MB instead of the tokens."""
 
 
 class JudgeConfig(Section):

@@ -137,7 +137,7 @@ def _remove(values: dict[str, Any], location: Sequence[int | str]) -> None:
 
 def _values(source: str | Path | Mapping[str, Any] | Recipe) -> dict[str, Any]:
     if isinstance(source, Recipe):
-        return source.model_dump(mode="json")
+        return source.model_dump(mode="json", exclude_unset=True)  # what was left to a default stays so
     if isinstance(source, Mapping):
         try:
             return json.loads(json.dumps(source, default=str))  # a deep copy that keeps the caller's mapping as it is

@@ -10,17 +10,14 @@ restart, its memory ends with it, and nothing it prints reaches the terminal.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,19 +26,23 @@ from alignloop.config.engine import EngineConfig
 from alignloop.engines.admission import check_generate, check_loglikelihood
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import check_servable, text_config
+from alignloop.engines.environment import child_environment
+from alignloop.engines.pipe import Pipe
 from alignloop.engines.placement import EnginePlace, num_cores
-from alignloop.engines.worker import SCRATCH, Call, Reply, Verb
+from alignloop.engines.watch import CallWatch, Pace, Stalled, Work, tokens_made
+from alignloop.engines.worker import Call, Reply, Verb
 from alignloop.errors import EngineError, UserError
+from alignloop.temporary import make_temporary
 
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from alignloop.engines.worker import main; main()"
 """Run with `-P`: a `torch.py` or `datasets/` in the user's directory must not be imported instead of the real one."""
-_ALIVE_CHECK_SECONDS = 0.5
+_LEAVE_SECONDS = 0.5
 _CLOSE_SECONDS = 10.0
 _TAIL_LINES = 30
 
 
 class EngineDied(Exception):
-    """The child ended without answering. Caught in here: the call is repeated on a new child."""
+    """The child ended without answering, or was given up. Caught in here: the call is repeated on a new child."""
 
 
 class EngineProcess:
@@ -50,7 +51,7 @@ class EngineProcess:
     Args:
         config: which engine and how.
         log_file: everything the child prints is appended to it.
-        say: gets one line for each start.
+        say: gets one line for each start, and where the child falls silent.
         place: its share of the machine; None is all of it.
     """
 
@@ -68,7 +69,9 @@ class EngineProcess:
         self._place = place or EnginePlace(num_cores())
         self._interrupted = False
         self._child: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
+        self._pipe: Pipe | None = None
+        self._watch: CallWatch | None = None
+        self._pace = Pace(config)
         self._remove_scratch: Callable[[], object] = lambda: None
         self._checkpoint: Path | None = None
         self._vocab_size: int | None = None
@@ -91,7 +94,7 @@ class EngineProcess:
             check_servable(checkpoint, self._config)
             vocab_size = text_config(checkpoint).get("vocab_size")
         self._checkpoint = None  # a failed load leaves nothing served
-        self._repeat(Call("load_weights", (checkpoint,)))
+        self._repeat(Call("load_weights", (checkpoint,)), Work.of_weights(checkpoint))
         self._checkpoint, self._vocab_size = checkpoint, vocab_size
 
     def check_generate(self, requests: Sequence[GenerateRequest]) -> None:
@@ -108,21 +111,30 @@ class EngineProcess:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         self.check_generate(requests)
-        result: list[list[Completion]] = self._ask("generate", list(requests)) if requests else []
+        if not requests:
+            return []
+        work, started = Work.of_generate(requests), time.monotonic()
+        result: list[list[Completion]] = self._ask("generate", list(requests), work=work)
+        made = tokens_made(requests, result)
+        self._pace.took("generate", seconds=time.monotonic() - started, tokens=made)
         return result
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
         self.check_loglikelihood(requests)
-        result: list[Loglikelihood] = self._ask("loglikelihood", list(requests)) if requests else []
+        if not requests:
+            return []
+        work, started = Work.of_loglikelihood(requests), time.monotonic()
+        result: list[Loglikelihood] = self._ask("loglikelihood", list(requests), work=work)
+        self._pace.took("loglikelihood", seconds=time.monotonic() - started, tokens=work.tokens)
         return result
 
     def sleep(self) -> None:
         if self._child is not None and self._checkpoint is not None:
-            self._ask("sleep")
+            self._ask("sleep", work=Work.of_weights(self._checkpoint))
 
     def wake(self) -> None:
         if self._checkpoint is not None:
-            self._ask("wake")
+            self._ask("wake", work=Work.of_weights(self._checkpoint))
 
     def close(self) -> None:
         """End the child: asked first, then made to; waits until it is gone."""
@@ -154,17 +166,17 @@ class EngineProcess:
     ) -> None:
         self.close()
 
-    def _ask(self, verb: Verb, *arguments: Any) -> Any:
+    def _ask(self, verb: Verb, *arguments: Any, work: Work) -> Any:
         if self._checkpoint is None:
             raise EngineError(f"{verb}: the engine serves no model: call load_weights first")
-        return self._repeat(Call(verb, arguments))
+        return self._repeat(Call(verb, arguments), work)
 
-    def _repeat(self, call: Call) -> Any:
+    def _repeat(self, call: Call, work: Work) -> Any:
         """Make a call, on a new child where the last one died, as often as `engine.max_restarts` allows."""
         while True:
             try:
                 self._ensure_serving(call)
-                return self._value(call, self._exchange(call))
+                return self._value(call, self._exchange(call, work), work)
             except EngineDied as death:
                 if self._interrupted:
                     raise EngineError(f"{call.verb}: interrupted") from death
@@ -181,10 +193,11 @@ class EngineProcess:
             return
         self._start()
         if call.verb != "load_weights":
-            reload = Call("load_weights", (self._checkpoint,))
-            self._value(reload, self._exchange(reload))
+            assert self._checkpoint is not None
+            reload, work = Call("load_weights", (self._checkpoint,)), Work.of_weights(self._checkpoint)
+            self._value(reload, self._exchange(reload, work), work)
 
-    def _value(self, call: Call, reply: Reply) -> Any:
+    def _value(self, call: Call, reply: Reply, work: Work) -> Any:
         if reply.kind == "done":
             return reply.value
         if reply.kind == "refused":
@@ -196,29 +209,50 @@ class EngineProcess:
             raise EngineError(f"{call.verb} failed in the engine: {reply.value}\n(the engine's log: {self._log_file})")
         self._say("engine: the checkpoint is of another architecture than the one served; starting anew")
         self._start()
-        return self._value(call, self._exchange(call))
+        return self._value(call, self._exchange(call, work), work)
 
-    def _exchange(self, call: Call) -> Reply:
-        """Send a call and wait for its reply.
+    def _exchange(self, call: Call, work: Work) -> Reply:
+        """Send a call and wait for its reply, as long as the child lives and shows that it works.
 
         Raises:
-            EngineDied: the child is gone. It has been put away.
+            EngineDied: the child is gone, or was given up. It has been put away.
         """
         assert self._child is not None
         assert self._pipe is not None
+        self._watch = CallWatch(
+            call.verb,
+            pid=self._child.pid,
+            limit=self._pace.limit(call.verb, work),
+            stall_seconds=self._config.stall_seconds,
+            say=self._say,
+        )
         try:
             self._pipe.send(call)
-            while not self._pipe.poll(_ALIVE_CHECK_SECONDS):
-                if _has_ended(self._child) and not self._pipe.poll():
-                    raise EOFError
-            reply: Reply = self._pipe.recv()
+            reply: Reply = self._pipe.receive()
             return reply
         except (EOFError, OSError) as error:
-            raise EngineDied(self._put_away(patience=_ALIVE_CHECK_SECONDS)) from error
+            raise EngineDied(self._put_away(patience=_LEAVE_SECONDS)) from error
+        except Stalled as stall:
+            self._put_away(patience=0.0)
+            self._say(f"engine: {call.verb}: given up: {stall}")
+            raise EngineDied(str(stall)) from stall
         except BaseException:
             # Interrupted half-way (Ctrl-C): the reply still to come would be taken for that of the next call.
             self._put_away(patience=0.0)
             raise
+
+    def _look(self) -> bool:
+        """While the child is silent: whether it has ended.
+
+        Raises:
+            Stalled: it has to be given up.
+        """
+        assert self._child is not None
+        assert self._watch is not None
+        if _has_ended(self._child):
+            return True
+        self._watch.look()
+        return False
 
     def _put_away(self, *, patience: float) -> str:
         """Forget a child that cannot be used any more; how it ended, in words."""
@@ -240,9 +274,9 @@ class EngineProcess:
         package_root = Path(__file__).resolve().parents[2]
         command = [sys.executable, "-P", "-c", _BOOT, str(package_root), str(childs.fileno()), str(os.getpid())]
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="alignloop-engine-"))
-        self._remove_scratch = weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)  # at exit, too
-        with ours, childs, self._log_file.open("ab") as log:
+        scratch = make_temporary("engine")
+        self._remove_scratch = weakref.finalize(self, scratch.remove)  # at exit, too
+        with childs, self._log_file.open("ab") as log:
             log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
             log.flush()
             self._child = subprocess.Popen(
@@ -250,55 +284,15 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=child_environment(self._config, place=self._place, scratch=scratch),
+                env=child_environment(self._config, place=self._place, scratch=scratch.path),
                 pass_fds=(childs.fileno(),),
                 start_new_session=True,  # a group of its own: the terminal's Ctrl-C passes it by, and close takes all
             )
-            self._pipe = Connection(ours.detach())
+            self._pipe = Pipe(ours, ends=self._look)
 
     def _log_tail(self) -> str:
         lines = self._log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
         return f"The end of {self._log_file}:\n" + "\n".join(lines)
-
-
-def child_environment(
-    config: EngineConfig, *, place: EnginePlace | None = None, scratch: Path | None = None
-) -> dict[str, str]:
-    """The child's environment: what must be set before torch and vLLM are imported.
-
-    Args:
-        place: its share of the machine; None is all of it.
-        scratch: its own temporary folder, which it removes when it ends; None leaves it the usual one.
-    """
-    place = place or EnginePlace(num_cores())
-    defaults = {
-        # vLLM keeps one core back and pins to physical cores by default; on a small machine that leaves one of two.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(place.num_threads),
-        # A swap takes fresh memory for all weights: in pages of 4 KiB, getting it is half of a swap's time on a CPU.
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    }
-    fixed = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads on a shared machine cost a factor of ten
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",  # a checkpoint is a local directory; nothing is to be looked up
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-        "NO_COLOR": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if config.enforce_eager:
-        # vLLM compiles its logprob gathering even then, which wants a C++ compiler and a path without spaces.
-        fixed["TORCHDYNAMO_DISABLE"] = "1"
-    else:  # a cache is not for the scratch folder
-        defaults["TORCHINDUCTOR_CACHE_DIR"] = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
-    if scratch is not None:
-        fixed |= {"TMPDIR": str(scratch), SCRATCH: str(scratch)}
-    ours = {**defaults, **os.environ, **fixed, **place.environment()}
-    ours.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB only, and it would go before `engine.kv_cache_gb`
-    return ours
 
 
 def _end(child: subprocess.Popen[bytes], *, patience: float) -> None:

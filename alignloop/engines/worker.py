@@ -6,20 +6,21 @@ Started by `alignloop.engines.process`; never by hand.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
+from alignloop.engines.pipe import Pipe
 from alignloop.errors import AlignloopError, UserError
+from alignloop.temporary import remove_with_lock
 
 Verb = Literal["load_weights", "generate", "loglikelihood", "sleep", "wake"]
 
@@ -69,23 +70,23 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to decide on
     os.set_inheritable(descriptor, False)  # or processes vLLM starts would keep the pipe open after this one
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    serve(Connection(descriptor), _hosted(EngineConfig.model_validate_json(config_json)))
+    serve(Pipe(socket.socket(fileno=descriptor)), _hosted(EngineConfig.model_validate_json(config_json)))
     sys.stdout.flush()
     sys.stderr.flush()
     _remove_scratch()
     os._exit(0)  # torch's and vLLM's exit handlers have nothing to save and can hang
 
 
-def serve(connection: Connection, engine: HostedEngine) -> None:
+def serve(pipe: Pipe, engine: HostedEngine) -> None:
     """Answer calls until the parent closes the pipe or the engine is broken."""
     while True:
         try:
-            call: Call = connection.recv()
+            call: Call = pipe.receive()
         except (EOFError, OSError):
             return
         reply = answer(engine, call)
         try:
-            connection.send(reply)
+            pipe.send(reply)
         except OSError:
             return
         if reply.kind in ("broken", "unusable"):
@@ -139,4 +140,4 @@ def _end_with_parent(parent: int) -> None:
 def _remove_scratch() -> None:
     """Where the parent is gone nobody else does."""
     if folder := os.environ.get(SCRATCH):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_with_lock(Path(folder))

@@ -96,6 +96,9 @@ def _what(rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe) -> str:
     return "\n\n".join(lines)
 
 
+ENGINES = {"vllm": "vLLM", "transformers": "transformers (plain `generate`)"}
+
+
 def _number_or_range(value: float | tuple[float, float]) -> str:
     return f"{value[0]:g} to {value[1]:g}" if isinstance(value, tuple) else f"{value:g}"
 
@@ -104,7 +107,7 @@ def _recipe_section(recipe: Recipe) -> str:
     masked = "masked" if recipe.dpo.mask_formatting_tokens else "kept"
     lines = [
         f"- rounds {recipe.rounds}, seed {recipe.seed}, K {recipe.sample.num_candidates} candidates a prompt at "
-        f"temperature {_number_or_range(recipe.sample.temperature)}",
+        f"temperature {_number_or_range(recipe.sample.temperature)}, sampled with {ENGINES[recipe.engine.name]}",
         f"- reward model: learning rate {recipe.reward.learning_rate:g}, starts from {recipe.reward.start_from}",
         f"- SFT: learning rate {recipe.sft.learning_rate:g}, starts from {recipe.sft.start_from}",
         f"- DPO: learning rate {recipe.dpo.learning_rate:g}, beta {recipe.dpo.beta:g}, NLL coefficient "

@@ -30,6 +30,7 @@ from alignloop import errors
 from alignloop.config.training import TrainingConfig
 from alignloop.errors import AlignloopError, DiskFullError, TrainingError, UserError
 from alignloop.progress import Progress, QuietProgress
+from alignloop.temporary import make_temporary
 from alignloop.training.accelerate_file import AccelerateFile, accelerate_file
 from alignloop.training.progress_lines import ReadProgress
 from alignloop.training.row_runner import TRAINING_REMEDY
@@ -139,19 +140,23 @@ def _attempt(
 def _launched(
     folder: Path, training: TrainingConfig, file: AccelerateFile, *, log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            _command(folder, training, file),
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            env=_environment(),
-            start_new_session=True,  # the terminal's Ctrl-C passes it by: it ends when this process says so
-        )
+    scratch = make_temporary("training")
     try:
-        yield child
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                _command(folder, training, file),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=_environment() | {"TMPDIR": str(scratch.path)},  # the launcher leaves folders when it is killed
+                start_new_session=True,  # the terminal's Ctrl-C passes it by: it ends when this process says so
+            )
+        try:
+            yield child
+        finally:
+            _end(child)
     finally:
-        _end(child)
+        scratch.remove()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

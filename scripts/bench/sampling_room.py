@@ -12,8 +12,9 @@ from typing import Literal
 
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest
+from alignloop.engines.environment import child_environment
 from alignloop.engines.placement import EnginePlace, num_cores
-from alignloop.engines.process import EngineProcess, child_environment
+from alignloop.engines.process import EngineProcess
 from scripts.bench.sampling_cases import ENGINE, Amount, EngineName, Model, Size
 from scripts.bench.sampling_models import BASE, checkpoint
 from scripts.bench.sampling_vllm import RawVllm, VllmProcess

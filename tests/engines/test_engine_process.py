@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,9 @@ from alignloop.bundled import QUICKSTART
 from alignloop.config import load_recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest
+from alignloop.engines.environment import child_environment
 from alignloop.engines.open import FALLBACK, open_engine
-from alignloop.engines.process import EngineProcess, child_environment
+from alignloop.engines.process import EngineProcess
 from alignloop.errors import EngineError, ModelError, UserError
 from alignloop.preflight.check import check
 
@@ -193,5 +195,19 @@ def test_transformers_generates_where_vllm_is_not_installed_and_says_so(
     recipe = load_recipe("quickstart")
     assert recipe.engine.name == "transformers"
     assert FALLBACK in check(recipe).notes
+    assert FALLBACK in check(load_recipe(recipe)).notes  # a run reads what the command line has read once more
     named = load_recipe("quickstart", overrides=["engine.name=transformers"])
     assert FALLBACK not in check(named).notes
+
+
+def test_run_and_plan_say_that_transformers_generates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alignloop: Callable[..., Any]
+) -> None:
+    for module in ("alignloop.engines.open", "alignloop.config.engine"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()  # no run directory: the run ends before it begins
+    ran = alignloop("run", "quickstart", "--run-dir", "taken")
+    assert ran.code == 2
+    assert " ".join(ran.out.split()).count("vLLM is not installed: the transformers engine generates") == 1
+    assert "vLLM is not installed: the transformers engine generates" in " ".join(alignloop("plan").out.split())

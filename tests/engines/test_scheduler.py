@@ -13,7 +13,8 @@ import pytest
 
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest
-from alignloop.engines.process import EngineProcess, child_environment
+from alignloop.engines.environment import child_environment
+from alignloop.engines.process import EngineProcess
 from alignloop.errors import UserError
 
 pytest.importorskip("vllm")

@@ -27,9 +27,9 @@ def put(run_dir: Path, number: int, name: str, *, files: dict[str, str] | None =
     for file, text in (files or {}).items():
         (partial / file).write_text(text, encoding="utf-8", errors="surrogatepass")
     logs = [ArtifactRecord(path="train_log.jsonl", digest="sha256:0")] if "train_log.jsonl" in (files or {}) else []
-    empty: dict[str, Any] = {"counts": {}, "metrics": {}, "seconds": {}, "inputs": {}}
+    empty: dict[str, Any] = {"config": {}, "counts": {}, "metrics": {}, "seconds": {}, "inputs": {}}
     manifest = Manifest(
-        stage=name.partition("_")[2], round=number, fingerprint="f", config={}, outputs={"logs": logs} if logs else {},
+        stage=name.partition("_")[2], round=number, fingerprint="f", outputs={"logs": logs} if logs else {},
         seed=0, versions={"torch": "2.13.0"}, started="", ended="", **{**empty, **fields},
     )  # fmt: skip
     return publish(partial, manifest)
@@ -128,7 +128,8 @@ def put_round(run_dir: Path, number: int, **how: Any) -> None:
         seconds={"training": 10.0 + number},
     )  # fmt: skip
     put(
-        run_dir, number, "04_sample", counts={"in": 4, "kept": 4, "dropped": 0, "candidates": 40},
+        run_dir, number, "04_sample", config={"engine": "transformers"},
+        counts={"in": 4, "kept": 4, "dropped": 0, "candidates": 40},
         metrics={"mean_tokens": 10.0}, seconds={"sampling": 3.0},
     )  # fmt: skip
     picked = [{"reward": 1.0 + i, "random_reward": -1.0 + i} for i in range(4)]

@@ -190,6 +190,7 @@ def test_flags_gate_and_best_are_said(page: Page) -> None:
 def test_recipe_and_protocol_are_shown(page: Page) -> None:
     assert "best_metric: ifeval/mean" in page.text
     rows = {row[0][0]: [cell for cell, _ in row[1:]] for row in page.tables["protocol"]}
+    assert "engine that sampled in round 1, 2" in page.text
     assert rows["lm_eval_version"] == ["0.4.13", "0.4.13"]
     assert rows["output_type"] == ["generate_until", "multiple_choice"]
 

@@ -115,7 +115,14 @@ def test_final_is_a_whole_model_with_a_card(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)
     rows = rows_of(run_dir)
     before = digest_of(run_dir / "round-01/12_average/checkpoint")
-    recipe = load_recipe({"preferences": "/somewhere/private/pairs.jsonl", "name": "mine", "base": "org/model"})
+    recipe = load_recipe(
+        {
+            "preferences": "/somewhere/private/pairs.jsonl",
+            "name": "mine",
+            "base": "org/model",
+            "engine": {"name": "transformers"},
+        }
+    )
     final = publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe)
     assert {path.name for path in final.iterdir()} == {*CHECKPOINT, "README.md"}
     assert json.loads((final / "generation_config.json").read_text())["eos_token_id"] == [7]
@@ -128,6 +135,7 @@ def test_final_is_a_whole_model_with_a_card(tmp_path: Path) -> None:
         "tags": ["alignloop", "dpo", "rejection-sampling", "sft"],
     }
     assert "# mine, round 1" in text
+    assert "at temperature 1, sampled with transformers (plain `generate`)" in text
     assert "0.600 against 0.200 at the base" in text
     for digest in (before, "sha256:aa"):
         assert digest in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignloop.evaluation.report import EvalReport
@@ -50,9 +50,12 @@ def _protocol_table(report: EvalReport) -> Table:
 def _lineage(run: RunFacts) -> Iterator[str]:
     rows: list[tuple[str | Cell, ...]] = []
     versions: dict[str, str] = {}
+    engines: dict[str, list[int]] = {}
     for entry in run.rounds:
         for stage in entry.stages:
             versions = stage.manifest.versions or versions
+            if stage.name == "sample":
+                engines.setdefault(str(stage.manifest.config.get("engine", "?")), []).append(entry.number)
             if stage.name == "ingest":
                 rows += [
                     (kind, str(one.get("path", "")), str(one.get("digest", ""))[:19])
@@ -62,6 +65,7 @@ def _lineage(run: RunFacts) -> Iterator[str]:
                 ]
         if entry.row is not None:
             rows.append((f"policy of round {entry.number}", entry.row.policy, _policy_digest(run, entry.row.policy)))
+    rows += [(f"engine that sampled in round {_listed(numbers)}", name, "") for name, numbers in engines.items()]
     if rows:
         yield elements.details("Data and models", elements.table(Table(("what", "which", "digest"), tuple(rows))))
     if versions:
@@ -77,6 +81,10 @@ def _policy_digest(run: RunFacts, policy: str) -> str:
             if stage.dir == folder and record is not None and not isinstance(record, list):
                 return record.digest[:19]
     return ""
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _short(value: Any) -> str:
