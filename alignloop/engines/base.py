@@ -27,8 +27,8 @@ class GenerateRequest:
     """0 is greedy."""
     top_p: float = 1.0
     seed: int | None = None
-    """Makes the completions a function of (weights, request) on a CPU; on a GPU also of the batch, as far as its kernels
-    depend on that (see `pool`). None draws from the engine's own stream."""
+    """Makes the completions a function of (weights, request) on a CPU; on a GPU also of the batch, as far as its
+    kernels depend on that (see `pool`). None draws from the engine's own stream."""
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     """Benchmarks only (lm-eval's `until`): generation ends where one appears in the decoded text."""

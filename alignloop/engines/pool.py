@@ -26,10 +26,10 @@ _RECHECK_SECONDS = 0.1
 class EnginePool:
     """An `Engine` made of several; one that dies is started again alone, up to `engine.max_restarts` times each.
 
-    On a CPU what a seeded request gives does not depend on the number of engines, byte for byte. On a GPU kernels depend
-    on the batch, and the number of engines decides which requests are in one: it holds there as far as vLLM is
-    deterministic on one kind of GPU, and wholly with `VLLM_BATCH_INVARIANT=1` where vLLM has it (in beta; NVIDIA GPUs of
-    compute capability 8.0 and newer). A request without a seed draws from the stream of the engine it is dealt to.
+    On a CPU what a seeded request gives does not depend on the number of engines, byte for byte. On a GPU kernels
+    depend on the batch, and the number of engines decides which requests are in one: it holds there as far as vLLM is
+    deterministic on one kind of GPU, and wholly with `VLLM_BATCH_INVARIANT=1` where vLLM has it (in beta; NVIDIA GPUs
+    of compute capability 8.0 and newer). A request without a seed draws from the stream of the engine it is dealt to.
 
     Args:
         config: of every engine.

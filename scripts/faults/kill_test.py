@@ -1,0 +1,200 @@
+"""`kill -9` of a run's main process, engine and training workers, spread evenly over it: the result is the same bytes.
+
+    unbroken run ──► seconds of its stages, digests of what it published
+    run 1 ──kill──► go on ──kill──► go on ... ──► the end ──► the same digests?  no orphan?  no temporary file?
+    run 2 ...
+
+Kill i of N lies in the middle of the i-th of N equal parts of the unbroken run's time. Each directory takes every n-th
+of them, in order, so that the whole takes bearable time. After a kill of the engine the run goes on by itself; after
+one of the main process or of a worker the same command is given again. Linux only (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.faults.outcome import Outcome, differences, published, whole
+from scripts.faults.running import KINDS, POLL_SECONDS, START, At, Kind, Run
+from scripts.faults.timeline import Span, points, watched
+
+RECIPE = Path(__file__).with_name("kill_test.yaml")
+KILLS = 50
+QUICK_KILLS = 3
+KILLS_A_RUN = 7
+
+
+@dataclass
+class Kill:
+    """One kill and what came of it.
+
+    Attributes:
+        run: which directory it was in.
+        stage, seconds: where the run was when it came, and for how long.
+        resumed: what went on afterwards.
+        wrong: what is not as in the unbroken run; orphans; temporary files. Empty where all is well.
+    """
+
+    number: int
+    run: int
+    process: Kind
+    stage: str
+    seconds: float
+    resumed: str = ""
+    wrong: list[str] = field(default_factory=list)
+
+
+class KillTest:
+    """Kills one directory after another; `kills` says what came of it."""
+
+    def __init__(self, expected: Outcome, *, work: Path, arguments: Sequence[str]) -> None:
+        self._expected = expected
+        self._work = work
+        self._arguments = arguments
+        self._turn = 0
+        self.kills: list[Kill] = []
+
+    def run(self, number: int, wanted: Sequence[tuple[int, At]]) -> None:
+        """Kill one run at each of the points, in order, then let it end."""
+        run = Run(self._work / f"run-{number:02d}", self._arguments)
+        try:
+            run.start()
+            for index, point in wanted:
+                self._go_on_to(run, point)
+                if not run.is_running:
+                    break  # it ended before the point: it was slower when it was measured
+                self._kill(run, index=index, number=number)
+            self._let_end(run, number)
+        finally:
+            run.end()
+
+    def _go_on_to(self, run: Run, point: At) -> None:
+        """Wait for the point, or for the end of its stage where that comes first."""
+        while run.is_running:
+            now = run.at()
+            if now.stage == point.stage and now.seconds >= point.seconds:
+                return
+            if point.stage != START and run.is_published(point.stage):
+                return
+            if point.stage == START and now.stage != START:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _kill(self, run: Run, *, index: int, number: int) -> None:
+        alive = run.processes()
+        turns = [KINDS[(self._turn + i) % len(KINDS)] for i in range(len(KINDS))]
+        kind = next(kind for kind in turns if alive[kind])
+        self._turn = KINDS.index(kind) + 1
+        now = run.at()
+        kill = Kill(index + 1, number, kind, now.stage, round(now.seconds, 2))
+        others = run.kill(kind)
+        if kind == "engine":
+            kill.resumed = "the run itself, with a new engine"
+        else:
+            code = run.wait()
+            kill.wrong += [f"orphan: {line}" for line in run.left_behind(others)]
+            kept = run.kept(now.stage)
+            kill.resumed = f"the next call, from {now.stage}" + (
+                f" ({', '.join(kept)})" if kept else " (from its start)"
+            )
+            if kind == "worker" and code != 1:
+                kill.wrong.append(f"the run ended with {code} after its worker was killed")
+        kill.wrong += self._checked(published(run.dir), partly=True)
+        self.kills.append(kill)
+        print(row_of(kill), flush=True)
+        if kind != "engine":
+            run.start()
+
+    def _let_end(self, run: Run, number: int) -> None:
+        code = run.wait()
+        mine = [kill for kill in self.kills if kill.run == number]
+        wrong = [] if code == 0 else [f"the last call ended with {code}: see {run.folder / 'output.txt'}"]
+        wrong += self._checked(whole(run.dir), partly=False) if code == 0 else []
+        wrong += [f"left in the temporary folder: {name}" for name in run.temporary_files()]
+        for kill in mine:
+            kill.wrong += wrong
+        print(f"run {number}: {len(mine)} kills, {run.num_calls} calls: {'; '.join(wrong) or 'equal'}", flush=True)
+
+    def _checked(self, found: Outcome, *, partly: bool) -> list[str]:
+        return [f"differs: {name}" for name in differences(self._expected, found, partly=partly)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 where every kill left the same bytes, no process and no temporary file; 1 otherwise."""
+    options = _options(argv)
+    num = options.kills or (QUICK_KILLS if options.quick else KILLS)
+    num_runs = max(1, -(-num // options.kills_a_run))
+    work = options.work or Path(tempfile.mkdtemp(prefix="kill-test-"))
+    arguments = [str(RECIPE), *(part for value in options.set or () for part in ("--set", value))]
+    started = time.monotonic()
+    unbroken = Run(work / "unbroken", arguments)
+    try:
+        unbroken.start()
+        spans = watched(unbroken)
+    finally:
+        unbroken.end()
+    seconds = sum(span.seconds for span in spans)
+    print(f"unbroken run: {seconds:.0f} s; {num} kills in {num_runs} runs\n\n{HEADING}", flush=True)
+    test = KillTest(whole(unbroken.dir), work=work, arguments=arguments)
+    at = list(enumerate(points(spans, num=num)))
+    for number in range(num_runs):
+        test.run(number + 1, at[number::num_runs])
+    took = time.monotonic() - started
+    bad = [kill for kill in test.kills if kill.wrong]
+    summary = f"{len(test.kills)} kills, {len(bad)} not equal, {took / 60:.0f} minutes"
+    if missed := num - len(test.kills):
+        summary += f"; {missed} points were not reached: a run ended before them"
+    print(f"\n{summary}\n\n" + "\n".join([HEADING, *(row_of(k) for k in sorted(test.kills, key=lambda k: k.number))]))
+    if options.json:
+        _write_json(options.json, test.kills, spans, seconds=took)
+    if not bad and options.work is None:
+        shutil.rmtree(work)
+    elif bad:
+        print(f"the runs lie in {work}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+COLUMNS = ("kill", "run", "process", "stage", "seconds into it", "what went on", "equal")
+HEADING = f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|"
+
+
+def row_of(kill: Kill) -> str:
+    equal = "yes" if not kill.wrong else f"no: {'; '.join(kill.wrong)}"
+    cells = (kill.number, kill.run, kill.process, f"`{kill.stage}`", f"{kill.seconds:.1f}", kill.resumed, equal)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _write_json(path: Path, kills: Sequence[Kill], spans: Sequence[Span], *, seconds: float) -> None:
+    values = {
+        "stages": {span.stage: round(span.seconds, 2) for span in spans},
+        "kills": [asdict(kill) | {"equal": not kill.wrong} for kill in kills],
+        "seconds": round(seconds, 1),
+    }
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/kill_test", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kills", type=int, help=f"default {KILLS}")
+    parser.add_argument("--kills-a-run", type=int, default=KILLS_A_RUN, help="in one directory")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_KILLS} kills")
+    parser.add_argument("--set", action="append", metavar="A.B=VALUE", help="as for `alignloop run`")
+    parser.add_argument("--work", type=Path, help="an empty folder for the runs, which stay there")
+    parser.add_argument("--json", type=Path, help="write kills and stage times there")
+    options = parser.parse_args(argv)
+    if (options.kills or 1) < 1 or options.kills_a_run < 1:
+        parser.error("--kills and --kills-a-run must be at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

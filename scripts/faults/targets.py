@@ -1,0 +1,183 @@
+"""What is fuzzed: how an input is made, and what reads it. An input that is refused in words is read well."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from alignloop.bundled import RECIPES
+from alignloop.config.load import load_recipe
+from alignloop.data.check_files import check_file
+from alignloop.data.forms import FORMS
+from alignloop.data.readers import Kind, Reading
+from alignloop.errors import AlignloopError
+from alignloop.judging.prompt_file import BUNDLED, load_prompt
+from alignloop.judging.reading import AnswerReader, UnreadableAnswer
+from scripts.faults.mutations import PIECES, YAML_PIECES, all_keys, any_value, as_json, odd_bytes, odd_value
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "data_schemas" / "examples"
+KINDS: tuple[Kind, ...] = ("preferences", "prompts", "sft")
+ROWS: tuple[dict[str, object], ...] = (
+    {"prompt": "Hi", "chosen": "Hello.", "rejected": "No.", "edited": "Hello!", "strength": "better"},
+    {"messages": [{"role": "user", "content": "Hi"}], "chosen": "a", "rejected": "b"},
+    {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "a"}], "rejected": []},
+    {"chosen": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "rejected": "z"},
+    {"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {}},
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "<think>x</think>a"}]},
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
+    {"instruction": "Do", "input": "it", "output": "done", "history": [["a", "b"]], "system": "s"},
+    {"prompt": "Hi", "completions": ["a", "b"], "ranking": [2, 1]},
+    {"prompt": "Hi", "responses": ["a", "b"], "scores": [0.5, 1]},
+    {"prompt": "Hi", "completion": "a", "label": True},
+    {"prompt": "Hi", "completion": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]},
+    {"question": "Hi", "system": "s", "chosen": "a", "rejected": "b", "tools": []},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": "a"},
+        ]
+    },
+)
+"""One of each form, some of them wrong."""
+TABLES = (
+    b"prompt,chosen,rejected\nHi,a,b\n",
+    b'prompt\tchosen\trejected\n"H\ti"\ta\tb\n',
+    b"question,answer\r\n1,2\r\n",
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input: its bytes, and the name of the file it is put in."""
+
+    content: bytes
+    name: str = "input"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What makes inputs, and what reads them; `read` raises what is not a refusal."""
+
+    make: Callable[[random.Random], Input]
+    read: Callable[[Path], None]
+
+
+def rows_target() -> Target:
+    """Data files: rows of every form, as lines, arrays, tables, compressed, Parquet."""
+    examples = [
+        json.loads(line) for file in sorted(EXAMPLES.glob("*.jsonl")) for line in file.read_bytes().splitlines()
+    ]
+    rows = [*ROWS, *examples]
+    keys = all_keys(rows)
+    seeds = [*(json.dumps(row).encode() + b"\n" for row in rows), *TABLES, json.dumps(rows[:4]).encode(), _parquet()]
+
+    def make(draw: random.Random) -> Input:
+        if draw.random() < 0.4:
+            content = odd_bytes(draw, seeds)
+        else:
+            made = [_odd_row(draw, rows, keys) for _ in range(draw.choice((1, 2, 5)))]
+            lines = [as_json(draw, row) for row in made]
+            content = b"\n".join(lines) if draw.random() < 0.7 else b"[" + b",".join(lines) + b"]"
+        suffix = draw.choice((".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".parquet", ".txt", ""))
+        if suffix == ".jsonl.gz":
+            content = gzip.compress(content, compresslevel=1)
+            content = odd_bytes(draw, [content]) if draw.random() < 0.3 else content
+        if suffix == ".parquet" and draw.random() < 0.8:
+            content = odd_bytes(draw, [_parquet()], pieces=PIECES[:30])
+        return Input(content, f"rows{suffix}")
+
+    return Target(make, _read_rows)
+
+
+def recipes_target() -> Target:
+    """Recipes and judging prompts as YAML, and values as `--set` takes them."""
+    files = [*RECIPES.glob("*.yaml"), *BUNDLED.glob("*.yaml")]
+    seeds = [file.read_bytes() for file in sorted(files)]
+    values = [yaml.safe_load(seed) for seed in seeds]
+    keys = all_keys(values)
+
+    def make(draw: random.Random) -> Input:
+        if draw.random() < 0.6:
+            return Input(odd_bytes(draw, seeds, pieces=[*PIECES, *YAML_PIECES]), "recipe.yaml")
+        value = odd_value(draw, draw.choice(values), keys=keys) if draw.random() < 0.7 else any_value(draw, keys=keys)
+        return Input(as_json(draw, value), "recipe.yaml")
+
+    return Target(make, _read_recipe)
+
+
+def answers_target() -> Target:
+    """Judges' answers to each bundled prompt."""
+    readers = [AnswerReader(load_prompt(file.stem)) for file in sorted(BUNDLED.glob("*.yaml"))]
+    values = [{"reason": "shorter", "verdict": "A"}, {"reason": "", "points": 2}, {"intentions": ["a", "b"]}]
+    values += [{"reason": "r", "coarse": "code", "fine": "sql"}, {"score": 3}]
+    keys = all_keys(values)
+    seeds = [json.dumps(value).encode() for value in values]
+    seeds += [b"```json\n" + seed + b"\n```" for seed in seeds] + [b"<think>{</think>\n" + seed for seed in seeds]
+
+    def make(draw: random.Random) -> Input:
+        if draw.random() < 0.6:
+            return Input(odd_bytes(draw, seeds), "answer.txt")
+        made = as_json(draw, odd_value(draw, draw.choice(values), keys=keys))
+        return Input(
+            draw.choice((b"", b"So:\n", b"```json\n")) + made + draw.choice((b"", b"\n```", b" .")), "answer.txt"
+        )
+
+    def read(file: Path) -> None:
+        text = file.read_bytes().decode("utf-8", errors="surrogateescape")  # lone surrogates, too
+        for reader in readers:
+            with suppress(UnreadableAnswer):
+                reader.read(text)
+
+    return Target(make, read)
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "readers": rows_target,
+    "recipes": recipes_target,
+    "answers": answers_target,
+}
+
+
+def _read_rows(file: Path) -> None:
+    for kind in KINDS:
+        for form in (None, FORMS[file.stat().st_size % len(FORMS)].name if kind == "preferences" else None):
+            with suppress(AlignloopError):
+                reading: Reading[object] = Reading(file, kind, form=form)
+                for row in reading:
+                    row.model_dump_json()  # type: ignore[attr-defined]
+                assert reading.num_read == reading.num_kept + reading.num_rejected, "rows vanished"
+    with suppress(AlignloopError):
+        check_file(file, workers=1)
+
+
+def _read_recipe(file: Path) -> None:
+    with suppress(AlignloopError):
+        load_recipe(file)
+    with suppress(AlignloopError):
+        load_prompt(str(file))
+    text = file.read_bytes()[:200].decode("utf-8", errors="replace")
+    with suppress(AlignloopError):
+        load_recipe("quickstart", overrides=[text, f"dpo.beta={text}"])
+
+
+def _odd_row(draw: random.Random, rows: Sequence[object], keys: Sequence[str]) -> object:
+    if draw.random() < 0.2:
+        return any_value(draw, keys=keys)
+    return odd_value(draw, draw.choice(rows), keys=keys)
+
+
+def _parquet() -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist([dict(ROWS[0]), dict(ROWS[0])]), file)
+    return file.getvalue()

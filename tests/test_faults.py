@@ -1,0 +1,90 @@
+"""The scripts that kill and that fuzz: their arithmetic by hand, and the kills themselves for real."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.faults.fuzz import Findings, fuzz
+from scripts.faults.mutations import odd_bytes, odd_value
+from scripts.faults.outcome import differences
+from scripts.faults.running import At, descendants
+from scripts.faults.targets import TARGETS, Input, Target
+from scripts.faults.timeline import Span, points
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_points_lie_in_the_middle_of_equal_parts() -> None:
+    """10 s in 5 parts of 2: 1, 3, 5, 7, 9 s; the stages end at 2, 3.5 and 10."""
+    spans = [Span("start", 2.0), Span("a", 1.5), Span("b", 6.5)]
+    assert points(spans, num=5) == [At("start", 1.0), At("a", 1.0), At("b", 1.5), At("b", 3.5), At("b", 5.5)]
+
+
+def test_what_is_not_there_yet_is_a_difference_at_the_end_only() -> None:
+    expected = {"a": 1, "b": 2}
+    assert differences(expected, {"a": 1}, partly=True) == []
+    assert differences(expected, {"a": 1}, partly=False) == ["b"]
+    assert differences(expected, {"a": 3, "c": 1}, partly=True) == ["a", "c"]
+
+
+def test_descendants_are_all_below() -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        deadline = time.monotonic() + 30
+        while not descendants(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (below,) = descendants(process.pid)
+        subprocess.run(["kill", "-9", str(process.pid), str(below)], check=True)
+
+
+def test_a_seed_makes_the_same_inputs() -> None:
+    def made(seed: int) -> list[object]:
+        draw = random.Random(seed)
+        texts: list[object] = [odd_bytes(draw, [b'{"a": [1, 2]}', b"x: y"]) for _ in range(30)]
+        return texts + [repr(odd_value(draw, {"a": [1, {"b": "c"}]}, keys=["a", "d"])) for _ in range(30)]
+
+    assert made(1) == made(1)
+    assert made(1) != made(2)
+
+
+def test_an_error_that_is_not_ours_is_kept_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def read(file: Path) -> None:
+        if file.read_bytes() == b"1":
+            raise KeyError("x")
+
+    findings = Findings(tmp_path / "found")
+    target = Target(lambda draw: Input(draw.choice((b"0", b"1"))), read)
+    fuzz("readers", target, seconds=0.2, seed=0, findings=findings)
+    assert len(findings.kept) == 1
+    assert "FOUND readers: KeyError from test_faults.py" in capsys.readouterr().out
+    (kept, told) = sorted((tmp_path / "found").iterdir())
+    assert kept.read_bytes() == b"1"
+    assert "Traceback" in told.read_text()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_moment_of_each_target_finds_nothing(name: str, tmp_path: Path) -> None:
+    findings = Findings(tmp_path)
+    num, _ = fuzz(name, TARGETS[name](), seconds=1.0, seed=5, findings=findings)
+    assert num > 0
+    assert findings.kept == {}
+
+
+@pytest.mark.slow
+def test_three_kills_leave_the_same_bytes(tmp_path: Path) -> None:
+    json_file = tmp_path / "kills.json"
+    script = ROOT / "scripts" / "faults" / "kill_test.py"
+    command = [sys.executable, str(script), "--quick", "--json", str(json_file), "--work", str(tmp_path / "work")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(json_file.read_text())
+    assert [kill["equal"] for kill in found["kills"]] == [True] * 3
+    assert {kill["process"] for kill in found["kills"]} >= {"main", "engine"}
+    assert len(found["stages"]) > 30
