@@ -21,6 +21,7 @@ from alignloop.data.readers import Kind, Reading
 from alignloop.errors import AlignloopError
 from alignloop.judging.prompt_file import BUNDLED, load_prompt
 from alignloop.judging.reading import AnswerReader, UnreadableAnswer
+from alignloop.records import PreferenceRow
 from scripts.faults.mutations import PIECES, YAML_PIECES, all_keys, any_value, as_json, odd_bytes, odd_value
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "data_schemas" / "examples"
@@ -150,9 +151,9 @@ def _read_rows(file: Path) -> None:
     for kind in KINDS:
         for form in (None, FORMS[file.stat().st_size % len(FORMS)].name if kind == "preferences" else None):
             with suppress(AlignloopError):
-                reading: Reading[object] = Reading(file, kind, form=form)
+                reading: Reading[PreferenceRow] = Reading(file, kind, form=form)
                 for row in reading:
-                    row.model_dump_json()  # type: ignore[attr-defined]
+                    row.model_dump_json()
                 assert reading.num_read == reading.num_kept + reading.num_rejected, "rows vanished"
     with suppress(AlignloopError):
         check_file(file, workers=1)
