@@ -12,6 +12,9 @@ from alignloop.artifacts import digest_of, read_manifest
 Outcome = Mapping[str, Any]
 """Name of a thing -> its digest or values."""
 ROUNDS = "rounds.jsonl"
+TRAIN_LOG = "train_log.jsonl"
+TIMES = ("seconds", "tokens_per_second")
+"""What rows of the two say of how long they took."""
 FILES = ("differences.json", "recipe.yaml", "resolved.json")
 
 
@@ -23,18 +26,20 @@ def published(run_dir: Path) -> Outcome:
         manifest = read_manifest(folder)
         assert manifest is not None
         stage = f"{folder.parent.name}/{folder.name}"
-        found[stage] = manifest.model_dump(mode="json", exclude={"started", "ended", "seconds"})
-        for record in manifest.outputs.values():
+        values = manifest.model_dump(mode="json", exclude={"started", "ended", "seconds", "outputs"})
+        found[stage] = values | {"outputs": {}}
+        for name, record in manifest.outputs.items():
             for one in record if isinstance(record, list) else [record]:
-                found[f"{stage}/{one.path}"] = digest_of(folder / one.path)
+                is_log = Path(one.path).name == TRAIN_LOG  # its bytes are never the same
+                found[stage]["outputs"][f"{name}: {one.path}"] = one.rows if is_log else one.digest
+                found[f"{stage}/{one.path}"] = _rows(folder / one.path) if is_log else digest_of(folder / one.path)
     return found
 
 
 def whole(run_dir: Path) -> Outcome:
     """The same, and rounds but for their seconds, and every file of `final/`."""
     found = dict(published(run_dir))
-    rows = [json.loads(line) for line in (run_dir / ROUNDS).read_text(encoding="utf-8").splitlines()]
-    found[ROUNDS] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    found[ROUNDS] = _rows(run_dir / ROUNDS)
     files = [run_dir / name for name in FILES]
     files += sorted(path for path in (run_dir / "final").rglob("*") if path.is_file())
     found |= {path.relative_to(run_dir).as_posix(): digest_of(path) for path in files if path.is_file()}
@@ -49,3 +54,8 @@ def differences(expected: Outcome, found: Outcome, *, partly: bool) -> list[str]
     """
     names = found if partly else {**expected, **found}
     return [name for name in names if expected.get(name) != found.get(name)]
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
