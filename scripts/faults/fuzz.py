@@ -104,7 +104,7 @@ def fuzz(name: str, target: Target, *, seconds: float, seed: int, findings: Find
 
 def _read(target: Target, file: Path) -> tuple[str, str]:
     """What went wrong, as the error and the place it comes from, and the traceback; empty where nothing did."""
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=2)
     try:
         with _time_limit():
             target.read(file)
