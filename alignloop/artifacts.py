@@ -6,11 +6,14 @@ and renames the folder to `<stage>/`: a folder without the suffix is always whol
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +21,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from alignloop.errors import DiskFullError, RunDirError
+from alignloop.errors import AlignloopError, DataError, DiskFullError, RunDirError
 
 MANIFEST_VERSION = 1
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -42,29 +46,53 @@ class Artifact:
     @classmethod
     def of(cls, path: Path) -> Artifact:
         """Describe what lies at `path` now."""
-        rows = None
-        if path.suffix == ".jsonl":
+        digest, rows = digest_of(path), None
+        if path.suffix == ".jsonl" and path.is_file():
             with path.open("rb") as file:
                 rows = sum(1 for _ in file)
-        return cls(path=path.resolve(), digest=digest_of(path), rows=rows)
+        return cls(path=path.resolve(), digest=digest, rows=rows)
 
 
 def digest_of(path: Path) -> str:
-    """`sha256:<hex>` of a file's bytes, or of a folder's sorted (name, digest) list."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-    total = hashlib.sha256()
-    for inner in sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(f"{inner.relative_to(path).as_posix()}\0{digest_of(inner)}\n".encode())
-    return "sha256:" + total.hexdigest()
+    """`sha256:<hex>` of a file's bytes, or of a folder's sorted (name, digest) list.
+
+    Raises:
+        DataError: no file or folder lies there, or it cannot be read.
+    """
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISREG(kind):
+            return "sha256:" + _file_digest(path)
+        if not stat.S_ISDIR(kind):
+            raise DataError(f"{path}: is neither a file nor a folder")
+        files = files_of(path)
+        total = hashlib.sha256()
+        # Reading and hashing leave Python's lock alone: large files go side by side.
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            for inner, digest in zip(files, pool.map(_file_digest, files), strict=True):
+                total.update(f"{inner.relative_to(path).as_posix()}\0sha256:{digest}\n".encode())
+        return "sha256:" + total.hexdigest()
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: no such file or folder") from error
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files under a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files of a folder."""
     if path.is_file():
         return path.stat().st_size
-    return sum(inner.stat().st_size for inner in path.rglob("*") if inner.is_file())
+    return sum(inner.stat().st_size for inner in files_of(path))
 
 
 def fingerprint(values: Any) -> str:
@@ -194,18 +222,39 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def disk_errors_named(path: Path, *, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn "no space left" from any library inside into a `DiskFullError` that names the path."""
+    """Turn the want of space, met by any library inside, into a `DiskFullError` that names the path."""
     try:
         yield
     except DiskFullError:
         raise
     except Exception as error:
-        # Libraries written in other languages report it as text only.
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-            free = shutil.disk_usage(existing_parent(path)).free
-            named = getattr(error, "filename", None)
-            raise DiskFullError(Path(named) if named else path, needed_bytes=needed_bytes, free_bytes=free) from error
-        raise
+        if not is_out_of_space(error, path):
+            raise
+        named = getattr(error, "filename", None)
+        where = Path(named) if isinstance(named, str) else path
+        disk = os.statvfs(existing_parent(where))
+        reason = "the disk is full"
+        if getattr(error, "errno", None) == errno.EDQUOT:
+            reason = "the disk quota is used up"
+        elif disk.f_files and not disk.f_favail:
+            reason = "the file system can hold no more files"
+        free = disk.f_bavail * disk.f_frsize
+        raise DiskFullError(where, needed_bytes=needed_bytes, free_bytes=free, reason=reason) from error
+
+
+def is_out_of_space(error: BaseException, path: Path) -> bool:
+    """Whether writing at `path` failed for want of space: by the system's number, not by a text that may quote one."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    if any(isinstance(cause, OSError) and cause.errno in OUT_OF_SPACE for cause in causes):
+        return True
+    if isinstance(error, AlignloopError) or getattr(error, "errno", None) is not None:
+        return False
+    if any(str(error).endswith(f"(os error {number})") for number in OUT_OF_SPACE):  # so libraries in Rust end theirs
+        return True
+    # torch.save and numpy say only that they wrote less than they should have.
+    return isinstance(error, RuntimeError | OSError) and shutil.disk_usage(existing_parent(path)).free < 2**20
 
 
 def existing_parent(path: Path) -> Path:

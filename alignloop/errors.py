@@ -72,14 +72,22 @@ class TrainingError(AlignloopError):
 class DiskFullError(UserError):
     """A file could not be written for want of space."""
 
-    def __init__(self, path: Path, *, needed_bytes: int | None = None, free_bytes: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        needed_bytes: int | None = None,
+        free_bytes: int | None = None,
+        reason: str = "the disk is full",
+    ):
         needed = "" if needed_bytes is None else f"; about {needed_bytes / 1e6:,.0f} MB are needed"
         free = "" if free_bytes is None else f", {free_bytes / 1e6:,.0f} MB are free"
         super().__init__(
-            f"{path}: the disk is full{needed}{free}. Free some space (or choose another --run-dir) and run the "
+            f"{path}: {reason}{needed}{free}. Free some space (or choose another --run-dir) and run the "
             "same command again: nothing half-written was published."
         )
         self.path = path
+        self.reason = reason
 
 
 class PeopleNeeded(AlignloopError):

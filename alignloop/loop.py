@@ -40,7 +40,7 @@ from alignloop.report.rounds import round_row
 from alignloop.round import RoundEnd, RoundStart, run_round
 from alignloop.round_inputs import answers_of, files_of_rounds, hand_out, round_file
 from alignloop.rounds_file import write_rounds
-from alignloop.run_dir import enter, locked
+from alignloop.run_dir import enter, locked, require_same
 from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest, measure
 
 
@@ -100,25 +100,27 @@ def run(
     config = load_recipe(recipe, overrides=[*overrides, *more])
     folder = Path(run_dir) if run_dir is not None else Path("runs") / config.name
     progress = progress or QuietProgress()
-    checked = check(config, run_dir=folder)
-    for line in opening_lines(checked, recipe=config, run_dir=folder):
-        progress.say(line)
-    require_space(folder, needed_bytes=checked.disk_bytes)
-    with locked(folder), disk_needs_named(folder, needed_bytes=checked.disk_bytes):
-        enter(folder, config, rebuild=rebuild)
-        with _open_engine(config, folder, progress) as engine:
-            house = House(
-                run_dir=folder,
-                seed=config.seed,
-                engine=engine,
-                progress=progress,
-                training=config.training,
-                rebuild=rebuild,
-            )
-            rows = _run_rounds(house, config)
-            starts = engine.num_starts
-        best = best_round(rows, config.best_metric)
-        final = publish_final(folder, rows=rows, best=best, recipe=config)
+    require_same(folder, config, rebuild=rebuild)
+    with locked(folder):
+        checked = check(config, run_dir=folder)
+        for line in opening_lines(checked, recipe=config, run_dir=folder):
+            progress.say(line)
+        require_space(folder, needed_bytes=checked.disk_bytes)
+        with disk_needs_named(folder, needed_bytes=checked.disk_bytes):
+            enter(folder, config, rebuild=rebuild)
+            with _open_engine(config, folder, progress) as engine:
+                house = House(
+                    run_dir=folder,
+                    seed=config.seed,
+                    engine=engine,
+                    progress=progress,
+                    training=config.training,
+                    rebuild=rebuild,
+                )
+                rows = _run_rounds(house, config)
+                starts = engine.num_starts
+            best = best_round(rows, config.best_metric)
+            final = publish_final(folder, rows=rows, best=best, recipe=config)
     return RunResult(folder, tuple(rows), final, best.round, config.best_metric, starts, time.monotonic() - started)
 
 

@@ -26,7 +26,7 @@ from alignloop.artifacts import (
     write_text,
 )
 from alignloop.errors import RunDirError, UserError
-from alignloop.run_dir import locked
+from alignloop.run_dir import locked, remove_locked
 from alignloop.stage import describe, differences
 
 BEFORE_WORK = frozenset({"run.lock", "prompts.jsonl", "unscored.jsonl", ".fingerprint"})
@@ -76,9 +76,9 @@ def work_dir(out: Path) -> Iterator[Path]:
                 yield folder
             except BaseException:
                 if not any(file.name not in BEFORE_WORK for file in folder.rglob("*") if file.is_file()):
-                    shutil.rmtree(folder)
+                    remove_locked(folder)
                 raise
-            shutil.rmtree(folder)
+            remove_locked(folder)
     except RunDirError as error:
         if "in use by process" in str(error):
             raise UserError(f"--out {out}: {error}".replace("--run-dir", "--out")) from error

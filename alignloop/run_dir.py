@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
+import shutil
+import stat
+import struct
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from alignloop.artifacts import MANIFEST_VERSION, PARTIAL, disk_errors_named, read_manifest, write_text
+from alignloop.artifacts import (
+    MANIFEST_VERSION,
+    OUT_OF_SPACE,
+    PARTIAL,
+    disk_errors_named,
+    read_manifest,
+    write_text,
+)
 from alignloop.config import Recipe
 from alignloop.errors import RunDirError
 from alignloop.yaml_values import dump_yaml
 
 RESOLVED = "resolved.json"
+LOCK = "run.lock"
+_FLOCK = "hhqqi4x"
+"""C's `struct flock` on 64-bit Linux: type, whence, start, length, process."""
 _ROUND = re.compile(r"round-([0-9]{2,6})")
-BEFORE_A_RUN = {"run.lock", "rejected_rows.jsonl"}
+BEFORE_A_RUN = {LOCK, "rejected_rows.jsonl"}
 """What a directory may hold before its first run begins: preflight has said what is wrong with the data."""
 ANY_VALUE = {
     "rounds",
@@ -65,51 +80,136 @@ def stage_dirs(run_dir: Path, number: int) -> list[Path]:
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run directory; the lock goes with the process, whatever way it ends.
 
+    A directory that was made for this, and in which nothing was made, goes again.
+
     Raises:
-        RunDirError: another process holds it.
+        RunDirError: another process holds it, or it cannot be held.
     """
-    with disk_errors_named(run_dir):
+    is_new = not run_dir.exists()
+    with disk_errors_named(run_dir), _lock(run_dir) as file:
+        name = f"{os.getpid()}\n".encode()
+        os.pwrite(file.fileno(), name, 0)
+        os.truncate(file.fileno(), len(name))
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            file = (run_dir / "run.lock").open("a+", encoding="utf-8")
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise RunDirError(
-                f"{run_dir}: cannot be used as a run directory ({error.strerror}); choose another"
-            ) from error
+            yield
+        finally:
+            if is_new and _is_at(file, run_dir / LOCK) and _entries(run_dir) == [LOCK]:
+                (run_dir / LOCK).unlink()
+                with suppress(OSError):  # the next owner has begun
+                    run_dir.rmdir()
+
+
+def holder(run_dir: Path) -> str | None:
+    """The process that holds a run directory; None where none does. Only looks: nothing is locked or written."""
+    try:
+        file = _open_lock(run_dir / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
+            found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+        except OSError:  # a file system without locks
+            return None
+        return None if struct.unpack(_FLOCK, found)[0] == fcntl.F_UNLCK else _named_in(file)
+
+
+def _lock(run_dir: Path) -> IO[bytes]:
+    """The lock's file, locked."""
+    path = run_dir / LOCK
+    for attempt in range(100):
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            file = _open_lock(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempt < 99:
+                continue  # the owner before has just removed the directory
+            if error.errno in OUT_OF_SPACE:
+                raise
             raise RunDirError(
-                f"{run_dir}: in use by process {file.read().strip() or 'unknown'}; wait or choose another --run-dir"
+                f"{run_dir}: cannot be used as a run directory ({error.filename}: {error.strerror}); choose another"
             ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+        try:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
+            # Who held it before may have removed it: a lock on a file that nobody finds holds nothing.
+            if _is_at(file, path):
+                return file
+        except BlockingIOError as error:
+            with file:
+                raise RunDirError(
+                    f"{run_dir}: in use by process {_named_in(file)}; wait or choose another --run-dir"
+                ) from error
+        except OSError as error:
+            raise RunDirError(f"{path}: cannot be locked ({error.strerror}); choose another --run-dir") from error
+        file.close()
+    raise RunDirError(f"{path}: is made and removed again by others; choose another --run-dir")
+
+
+def remove_locked(folder: Path) -> None:
+    """Remove a folder that this process holds, at once: who comes next finds all of it or nothing."""
+    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.removed-", dir=folder.parent))
+    folder.rename(aside / folder.name)
+    shutil.rmtree(aside)
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
+
+
+def _open_lock(path: Path, flags: int) -> IO[bytes]:
+    # What lies there may be a pipe: nobody may wait for its other end.
+    file = open(os.open(path, flags | os.O_NONBLOCK, 0o666), "rb+" if flags & os.O_RDWR else "rb", buffering=0)  # noqa: PTH123, SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "not a file", str(path))
+
+
+def _named_in(file: IO[bytes]) -> str:
+    name = os.pread(file.fileno(), 20, 0).decode(errors="replace").partition("\n")[0]
+    return name if name.isdecimal() else "unknown"
+
+
+def _flock(kind: int) -> bytes:
+    """A lock on the whole file, of its open description: looking does not take it, closing another does not drop it."""
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
+
+
+def _entries(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def require_same(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
+    """Check that a run of this recipe may begin or go on here. Writes nothing.
+
+    Raises:
+        RunDirError: the directory holds something else, or a run of another recipe or of a newer version.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunDirError(f"{run_dir}: cannot be used as a run directory (not a folder); choose another")
+    known = read_resolved(run_dir)
+    if known is None and set(_entries(run_dir)) - BEFORE_A_RUN:
+        raise RunDirError(f"{run_dir}: holds files but no {RESOLVED}: not a run directory; choose another --run-dir")
+    changes = [] if known is None or rebuild else changed_fields(known, recipe.model_dump(mode="json"))
+    if changes:
+        raise RunDirError(
+            f"{run_dir}: is a run of another recipe:\n"
+            + "\n".join(f"  - {change}" for change in changes)
+            + "\nPut it back, choose another --run-dir, or pass --rebuild to redo what depends on it."
+        )
 
 
 def enter(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
     """Write what the run is made from, or check that it is still the same.
 
     Raises:
-        RunDirError: the directory is of another recipe, or of a newer version.
+        RunDirError: as `require_same`.
     """
-    resolved = run_dir / RESOLVED
-    known = read_resolved(run_dir)
-    if known is None and any(path.name not in BEFORE_A_RUN for path in run_dir.iterdir()):
-        raise RunDirError(f"{run_dir}: holds files but no {RESOLVED}: not a run directory; choose another --run-dir")
-    wanted = recipe.model_dump(mode="json")
-    if known is not None and not rebuild:
-        changes = changed_fields(known, wanted)
-        if changes:
-            raise RunDirError(
-                f"{run_dir}: is a run of another recipe:\n"
-                + "\n".join(f"  - {change}" for change in changes)
-                + "\nPut it back, choose another --run-dir, or pass --rebuild to redo what depends on it."
-            )
-    write_text(resolved, json.dumps({"run_version": MANIFEST_VERSION, "recipe": wanted}, indent=1) + "\n")
+    require_same(run_dir, recipe, rebuild=rebuild)
+    wanted = {"run_version": MANIFEST_VERSION, "recipe": recipe.model_dump(mode="json")}
+    write_text(run_dir / RESOLVED, json.dumps(wanted, indent=1) + "\n")
     sparse = recipe.model_dump(mode="json", exclude_defaults=True)
     write_text(run_dir / "recipe.yaml", dump_yaml(sparse))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from alignloop.records import RoundRow
 from alignloop.report.table import text_tables
 from alignloop.round_inputs import Waiting, waiting
 from alignloop.rounds_file import read_rounds
-from alignloop.run_dir import RESOLVED, read_resolved, round_numbers, stage_dirs
+from alignloop.run_dir import RESOLVED, holder, read_resolved, round_numbers, stage_dirs
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def read_status(run_dir: Path) -> Status:
     return Status(
         run_dir=run_dir,
         recipe=str(resolved.get("name", "?")),
-        running=_holder(run_dir / "run.lock"),
+        running=holder(run_dir),
         asked=int(resolved.get("rounds", 0)),
         rounds=tuple(_round(run_dir, number, resolved) for number in round_numbers(run_dir)),
         rows=tuple(read_rounds(run_dir)),
@@ -108,21 +107,6 @@ def _round(run_dir: Path, number: int, resolved: Mapping[str, Any]) -> RoundStat
         begun=partial[-1].name.removesuffix(PARTIAL) if partial else None,
         waits=waiting(resolved, run_dir, number),
     )
-
-
-def _holder(lock: Path) -> str | None:
-    """The process that holds the lock; None where none does."""
-    try:
-        file = lock.open("r", encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    with file:
-        try:
-            # Shared: two people who look at once do not see each other.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return file.read().strip() or "unknown"
-    return None
 
 
 def _runs_near(folder: Path) -> list[str]:

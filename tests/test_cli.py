@@ -166,6 +166,25 @@ def test_run_directory_in_use(alignloop, tmp_path: Path) -> None:
     assert "not running" in alignloop("status", folder).out
 
 
+def test_a_run_that_may_not_begin_writes_nothing(alignloop, tmp_path: Path) -> None:
+    """Neither beside another process's work, nor in a folder of something else, nor where the data is wrong."""
+    bad = write(tmp_path / "bad.jsonl", GOOD_ROW + '\n{"prompt": "Hi", \n')
+    data = ("--set", ENGINE, "--set", f"preferences={bad}")
+    folder = make_run_dir(tmp_path / "mine", "data.max_bad_fraction=0.9", f"preferences={bad}")
+    rejected = write(folder / "rejected_rows.jsonl", "of the run at work\n")
+    with locked(folder):
+        outcome = alignloop("run", *data, "--set", "data.max_bad_fraction=0.9", "--run-dir", folder)
+    assert (outcome.code, rejected.read_text()) == (2, "of the run at work\n")
+    assert "in use by process" in outcome.err
+    (tmp_path / "thesis").mkdir()
+    write(tmp_path / "thesis" / "thesis.tex", "years of work")
+    for verb in ("run", "plan"):
+        assert "not a run directory" in alignloop(verb, "--set", ENGINE, "--run-dir", tmp_path / "thesis").err
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
+    assert alignloop("run", "--set", ENGINE, "--set", "preferences=none.jsonl", "--run-dir", "new").code == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_status_where_there_is_no_run(alignloop, tmp_path: Path) -> None:
     make_run_dir(tmp_path / "runs" / "mine")
     outcome = alignloop("status", "runs/other")

@@ -175,6 +175,19 @@ def test_nothing_held_out_is_a_note(good: Path) -> None:
     assert any("no preference row is held out" in note for note in look(good, data={"heldout_fraction": 0.0}).notes)
 
 
+def test_held_out_rows_of_other_strengths_are_not_called_none(tmp_path: Path) -> None:
+    rows = [row(number, strength="slightly_better" if number % 2 else "better") for number in range(80)]
+    checked = look(
+        write(tmp_path / "rows.jsonl", rows),
+        reward={"max_length": 384, "strengths": ["better"]},
+        data={"heldout_fraction": 0.02, "max_heldout": 1},
+        seed=2,
+    )
+    assert [held.strength for held in checked.rows.heldout] == ["slightly_better"]
+    (note,) = [note for note in checked.notes if "accuracy is not measured" in note]
+    assert note.startswith("none of the 1 held-out rows is better, so the reward model's accuracy is not measured")
+
+
 def test_lengths_against_the_model(good: Path) -> None:
     (problem,) = problems(good, engine={"max_model_len": 100_000, "name": "transformers"})
     assert problem.startswith("engine.max_model_len: 100000 tokens, but the base has")

@@ -20,7 +20,6 @@ from alignloop.records import (
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 COUNTS = ("in", "kept", "dropped")
-DROPPING = ("ingest", "collect", "sample", "prune", "build_pairs")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class RoundFacts:
 
 
 ROUND_STAGES = ("collect", "train_reward", "sample", "score", "select", "prune", "train_sft", "build_pairs",
-                "train_dpo", "evaluate")  # fmt: skip
+                "train_dpo", "evaluate", "measure")  # fmt: skip
 
 
 def facts_of(run: RunFiles, number: int) -> RoundFacts:
@@ -71,10 +70,13 @@ def _count(facts: RoundFacts, run: RunFiles) -> None:
 
 
 def _count_drops(facts: RoundFacts, run: RunFiles) -> None:
-    for stage in DROPPING:
-        rules = Counter(row.rule for row in run.rows(facts.round, stage, "dropped", DroppedRow))
+    """Of every stage that publishes what it dropped; those that drop the same way in two rounds keep their names."""
+    for stage in run.stages:
+        if stage.round != facts.round:
+            continue
+        rules = Counter(row.rule for row in run.rows(facts.round, stage.stage, "dropped", DroppedRow))
         for rule, count in rules.items():
-            facts.drops[f"{stage} {rule}"] = count
+            facts.drops[f"{stage.stage} {rule}"] = count
 
 
 def _preferences(facts: RoundFacts, run: RunFiles) -> None:

@@ -13,7 +13,6 @@ from alignloop.artifacts import PARTIAL, Artifact, existing_parent
 from alignloop.bundled import resolve_base
 from alignloop.config import Recipe
 from alignloop.engines.base import Engine
-from alignloop.errors import RunDirError
 from alignloop.gate import gated
 from alignloop.house import House, RoundHouse
 from alignloop.loop import base_inputs, from_outside, next_start, prepare, sampling_policy
@@ -25,7 +24,7 @@ from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.round import run_round
 from alignloop.round_inputs import waiting
-from alignloop.run_dir import changed_fields, read_resolved, round_dir
+from alignloop.run_dir import require_same, round_dir
 from alignloop.stage import ConfigT, InputsT, OutputsT, Stage, outputs_of, standing
 from alignloop.stages import base
 
@@ -84,7 +83,7 @@ def make_plan(recipe: Recipe, *, run_dir: Path, rebuild: bool = False) -> Plan:
     """
     findings = Findings()
     with findings.collecting():
-        _check_run_dir(recipe, run_dir, rebuild=rebuild)
+        require_same(run_dir, recipe, rebuild=rebuild)
     checked: Checked | None = None
     with findings.collecting():
         checked = check(recipe)
@@ -95,16 +94,6 @@ def make_plan(recipe: Recipe, *, run_dir: Path, rebuild: bool = False) -> Plan:
         stages = [replace(stage, state="to do") if stage.state == "drift" else stage for stage in stages]
     free = shutil.disk_usage(existing_parent(run_dir)).free
     return Plan(recipe, run_dir, checked, tuple(stages), free)
-
-
-def _check_run_dir(recipe: Recipe, run_dir: Path, *, rebuild: bool) -> None:
-    known = read_resolved(run_dir)
-    changes = [] if known is None or rebuild else changed_fields(known, recipe.model_dump(mode="json"))
-    if changes:
-        lines = "\n".join(f"  - {change}" for change in changes)
-        raise RunDirError(
-            f"{run_dir}: is a run of another recipe:\n{lines}\nPut it back, choose another --run-dir, or pass --rebuild"
-        )
 
 
 def _walk(recipe: Recipe, run_dir: Path, checked: Checked) -> list[PlannedStage]:

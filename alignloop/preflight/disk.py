@@ -59,4 +59,6 @@ def disk_needs_named(folder: Path, *, needed_bytes: int) -> Iterator[None]:
     except DiskFullError as error:
         written = used_bytes(folder) - before
         free = shutil.disk_usage(existing_parent(folder)).free
-        raise DiskFullError(error.path, needed_bytes=max(needed_bytes - written, 0), free_bytes=free) from error
+        raise DiskFullError(
+            error.path, needed_bytes=max(needed_bytes - written, 0), free_bytes=free, reason=error.reason
+        ) from error

@@ -125,9 +125,14 @@ def _check_training_rows(
             f"pairs.strengths: none of the {len(first)} rows of {where} is {_either(recipe.pairs.strengths)}, and "
             "pairs.on_policy is false: DPO would have no pair"
         )
-    if not of_strengths(heldout, recipe.reward.strengths):
+    if not heldout:
         findings.notes.append(
             "no preference row is held out, so the reward model's accuracy is not measured (data.heldout_fraction)"
+        )
+    elif not of_strengths(heldout, recipe.reward.strengths):
+        findings.notes.append(
+            f"none of the {len(heldout):,} held-out rows is {_either(recipe.reward.strengths)}, so the reward model's "
+            "accuracy is not measured (reward.strengths, data.heldout_fraction)"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from alignloop.artifacts import is_out_of_space
 from alignloop.errors import DiskFullError
 from alignloop.training.adapters import ADAPTER_FOLDER, has_adapter, merged_model, save_adapter
 from alignloop.training.models import quiet_transformers
@@ -97,8 +97,9 @@ def written_aside(directory: Path) -> Iterator[Path]:
         yield partial
         _flush_to_disk(partial)
     except BaseException as error:
+        is_full = is_out_of_space(error, partial)
         shutil.rmtree(partial, ignore_errors=True)
-        if _is_disk_full(error):
+        if is_full:
             raise DiskFullError(directory) from error
         raise
     if directory.exists():
@@ -110,8 +111,3 @@ def _flush_to_disk(directory: Path) -> None:
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    # safetensors and torch.save report the operating system's message in exceptions of their own.
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)

@@ -143,6 +143,8 @@ def write_round(run: Path, number: int, prompts: dict[str, list[float]], *, whol
     stage(run, number, "10_build_pairs", {"pairs": [pair], "dropped": drops}, inputs=window)
     stage(run, number, "11_train_dpo", {}, counts={"in": 1, "kept": 1, "dropped": 0})
     stage(run, number, "13_evaluate", {})
+    unmeasured = [DroppedRow(id="held-3", stage="measure", rule="length", reason="too long")] * number
+    stage(run, number, "14_measure", {"dropped": unmeasured})
 
 
 @pytest.fixture(scope="module")
@@ -273,11 +275,20 @@ def test_what_changed_between_two_rounds(run: Path) -> None:
         assert [change.size for change in changes] == sorted((change.size for change in changes), reverse=True)
     assert [change.size for change in found.largest] == sorted((c.size for c in found.largest), reverse=True)
     assert max(map(len, diff_text(found).split("\n"))) <= 80 + len(str(run))
+    drops = {change.name: (change.before, change.after) for change in found.groups["drops by reason"]}
+    assert drops == {
+        "train_reward strength": (1, 1),
+        "prune semantic_dedup": (1, 1),
+        "train_sft length": (1, 1),
+        "build_pairs strength": (1, 1),
+        "build_pairs pairs": (1, 1),
+        "measure length": (1, 2),
+    }
 
 
 def test_an_unfinished_round_shows_what_it_has(run: Path) -> None:
     found = diff_of(run, before=2, after=3)
-    assert found.missing == {3: ("select", "prune", "train_sft", "build_pairs", "train_dpo", "evaluate")}
+    assert found.missing == {3: ("select", "prune", "train_sft", "build_pairs", "train_dpo", "evaluate", "measure")}
     text = " ".join(diff_text(found).split())
     assert "round 3 is not finished: select, prune," in text
     value = json.loads(diff_json(found))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from alignloop.config import load_recipe
-from alignloop.errors import RunDirError
-from alignloop.run_dir import changed_fields, enter, locked
+from alignloop.errors import RunDirError, UserError
+from alignloop.out_file import work_dir
+from alignloop.run_dir import changed_fields, enter, holder, locked
 
 RECIPE = {"preferences": "p.jsonl", "rounds": 6}
 
@@ -54,6 +58,78 @@ def test_second_process_is_refused_and_the_lock_goes_with_its_holder(tmp_path: P
     assert "in use by process" in refused.stderr
     allowed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert allowed.stdout.strip() == "held"
+
+
+def test_looking_never_keeps_a_run_from_starting(tmp_path: Path) -> None:
+    looked, end = [], threading.Event()
+
+    def look() -> None:
+        while not end.is_set():
+            looked.append(holder(tmp_path))
+
+    with locked(tmp_path):
+        assert holder(tmp_path) == str(os.getpid())
+        before = (tmp_path / "run.lock").stat()
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for _ in range(300):
+            with locked(tmp_path):
+                pass
+    finally:
+        end.set()
+        watcher.join()
+    assert {None, str(os.getpid())} == set(looked)
+    (tmp_path / "run.lock").unlink()
+    assert holder(tmp_path) is None
+    assert not (tmp_path / "run.lock").exists()
+    assert before.st_size == len(f"{os.getpid()}\n")
+
+
+def test_a_folder_that_goes_with_its_lock_has_one_owner(tmp_path: Path) -> None:
+    """The next owner may have the removed lock's file open already."""
+    inside: list[int] = []
+    most = []
+
+    def work() -> None:
+        done = 0
+        while done < 40:
+            try:
+                with work_dir(tmp_path / "out.jsonl"):
+                    inside.append(1)
+                    most.append(len(inside))
+                    time.sleep(0.0002)
+                    inside.pop()
+                    done += 1
+            except UserError:
+                continue
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 120
+    assert max(most) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_left_as_it_was_where_nothing_was_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing"), locked(tmp_path / "new"):
+        raise ValueError("nothing was made")
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "new"):
+        (tmp_path / "new" / "made").touch()
+    assert (tmp_path / "new" / "made").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop"])
+def test_a_lock_that_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
+    lock = tmp_path / "run.lock"
+    {"folder": lock.mkdir, "pipe": lambda: os.mkfifo(lock), "loop": lambda: lock.symlink_to(lock)}[kind]()
+    assert holder(tmp_path) is None
+    with pytest.raises(RunDirError, match=r"cannot be used as a run directory \(.*run\.lock: "), locked(tmp_path):
+        pass
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:

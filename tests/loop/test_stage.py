@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,10 +12,10 @@ from typing import cast
 
 import pytest
 
-from alignloop.artifacts import Artifact, Manifest, derive_seed, digest_of, read_manifest
+from alignloop.artifacts import Artifact, Manifest, derive_seed, digest_of, disk_errors_named, read_manifest
 from alignloop.config.base import Section
 from alignloop.engines.base import Engine
-from alignloop.errors import DiskFullError, DriftError, RunDirError
+from alignloop.errors import DataError, DiskFullError, DriftError, RunDirError
 from alignloop.evaluation.comparing import read_differences
 from alignloop.house import House
 from alignloop.progress import QuietProgress
@@ -180,6 +181,40 @@ def test_full_disk_is_named_and_nothing_is_published(tmp_path: Path, rows: Path)
             progress=QuietProgress(),
         )
     assert not (tmp_path / "round-01/01_fill").exists()
+
+
+def test_what_is_not_there_has_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert digest_of(tmp_path / "empty").startswith("sha256:e3b0c44298fc1c149afbf4c8996fb924")  # SHA-256 of nothing
+    with pytest.raises(DataError, match="none: no such file or folder"):
+        digest_of(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: is neither a file nor a folder"):
+        digest_of(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match=r"loop: cannot be read \(Too many levels of symbolic links\)"):
+        Artifact.of(tmp_path / "loop")
+
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, FULL, "/x/y"), "/x/y: the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/x/y"), "/x/y: the disk quota is used up"),
+        (Exception(f"Error while serializing: I/O error: {FULL} (os error 28)"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", f"/x/{FULL}/y"), None),
+        (DataError(f"rows.jsonl, line 1, field prompt: {FULL!r}"), None),
+        (ValueError(f"{FULL}: a row that quotes it"), None),
+        (RuntimeError(f"{FULL} is what the model wrote"), None),
+    ],
+)
+def test_only_a_full_disk_is_called_full(tmp_path: Path, error: Exception, said: str | None) -> None:
+    with pytest.raises(DiskFullError if said else type(error)) as raised, disk_errors_named(tmp_path):
+        raise error
+    assert said is None or said in str(raised.value)
 
 
 def test_manifest_round_trips() -> None:

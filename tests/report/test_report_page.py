@@ -33,6 +33,7 @@ from alignloop.report.html.page import MOST_BYTES, run_page
 from alignloop.report.html.series import measure
 from alignloop.report.html.text import cut, html, visible
 from alignloop.report.html.write import write_report, write_report_or_say, write_reports
+from alignloop.run_dir import locked
 
 
 class Page(HTMLParser):
@@ -426,3 +427,12 @@ def test_made_runs_are_as_the_loop_writes_them(run_dir: Path) -> None:
     assert difference(1, 0).differences[0].is_clear
     assert lines([{"a": 1}]) == '{"a": 1}\n'
     assert [entry.number for entry in read_run(run_dir).finished] == [0, 1, 2, 3]
+
+
+def test_a_page_does_not_say_for_ever_that_a_run_is_at_work(tmp_path: Path) -> None:
+    """The run writes it while it holds the directory; it is looked at when the run has long ended."""
+    run_dir = make_run(tmp_path / "run", rounds=1)
+    with locked(run_dir):
+        at_work = write_report(run_dir).read_text()
+    assert "1 of 1 rounds done." in at_work
+    assert write_report(run_dir).read_text() == at_work

@@ -74,7 +74,6 @@ class RunFacts:
 
     Attributes:
         recipe: as resolved, plain values.
-        running: the process at work; None where nothing runs.
         rounds: all that have published a stage, in order.
         differences: of `differences.json`; none where there is no such file.
         notes: what could not be read.
@@ -82,7 +81,6 @@ class RunFacts:
 
     dir: Path
     recipe: dict[str, Any]
-    running: str | None
     rounds: tuple[RoundFacts, ...]
     differences: tuple[RoundDifferences, ...] = ()
     notes: tuple[str, ...] = ()
@@ -126,7 +124,6 @@ def read_run(run_dir: Path) -> RunFacts:
     return RunFacts(
         dir=run_dir,
         recipe=read_resolved(run_dir) or {},
-        running=status.running,
         rounds=tuple(rounds),
         differences=_differences(run_dir, notes),
         notes=tuple(notes),

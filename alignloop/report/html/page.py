@@ -98,8 +98,7 @@ def _top(run: RunFacts) -> list[str]:
 def _state(run: RunFacts) -> str:
     asked = run.recipe.get("rounds", "?")
     done = max((row.round for row in run.rows), default=0)
-    running = f"running as process {run.running}" if run.running else "not running"
-    return f"Recipe {run.recipe.get('name', '?')}, {done} of {asked} rounds done, {running}."
+    return f"Recipe {run.recipe.get('name', '?')}, {done} of {asked} rounds done."
 
 
 def said(run: RunFacts) -> list[str]:
