@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import io
-import os
 import shlex
 import shutil
 import signal
@@ -18,6 +18,7 @@ import typer
 from alignloop import __version__, cli_data, cli_lineage, cli_report, cli_sampling, environment
 from alignloop.cli_sampling import SetOption
 from alignloop.errors import AlignloopError, Interrupted, PeopleNeeded, UserError
+from alignloop.streams import guard
 from alignloop.terminal import say
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ i
 
 STOPPED = 130
 WAITS_FOR_PEOPLE = 3
+READER_GONE = 128 + signal.SIGPIPE
 
 app = typer.Typer(
     name="alignloop",
@@ -301,11 +303,25 @@ def peak_gib() -> float:
 
 def main() -> None:
     """The `alignloop` command: exit code 2 for what the user can put right, 3 where people are waited for, 1 for other
-    failures, 130 for a stop."""
+    failures, 130 for a stop, 141 where the reader of the output has gone (`| head`)."""
+    output = guard()
     environment.prepare()
     environment.silence()
     signal.signal(signal.SIGTERM, _stop)
-    sys.exit(_exit_code())
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, _stop)
+    code = _exit_code()
+    sys.stdout.flush()
+    if output.error is not None:
+        code = _say_lost(output.error, code)
+    sys.exit(code)
+
+
+def _say_lost(error: OSError, code: int) -> int:
+    """Say that not all was printed; the exit code then, which stays what it is where the command failed anyway."""
+    went_well = "" if code else "; the command itself ended well"
+    _say(f"stdout: {error.strerror}: not all was printed{went_well}", code)
+    return code or (READER_GONE if error.errno == errno.EPIPE else 1)
 
 
 def _exit_code() -> int:
@@ -324,10 +340,6 @@ def _exit_code() -> int:
         words = io.StringIO()
         error.show(words)  # type: ignore[attr-defined]
         return _say(words.getvalue().rstrip(), 2)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nobody is left to tell, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     if code == STOPPED:  # what typer makes of Ctrl-C in a verb
         return _say(f"\nStopped. Go on with: {shlex.join(['alignloop', *sys.argv[1:]])}", STOPPED)
     return code if isinstance(code, int) else 0
