@@ -45,10 +45,14 @@ class Centroids:
         return sum(map(len, self.of_cell))
 
     def nearest(self, units: Floats, *, num_nearest: int) -> Labels:
-        """[n, num_nearest] labels for rows [n, D], nearest first; ties go to the lower label."""
-        num_seen = min(_CELLS_SEEN, len(self.cells))
-        while sum(sorted(map(len, self.of_cell))[:num_seen]) < num_nearest:
-            num_seen += 1
+        """[n, num_nearest] labels for rows [n, D], nearest first; ties go to the lower label.
+
+        `num_nearest` is at most the number of centroids.
+        """
+        assert num_nearest <= len(self), f"{num_nearest} of {len(self)} centroids"
+        # So many cells that even the smallest hold enough centroids.
+        held = np.cumsum(sorted(map(len, self.of_cell)))
+        num_seen = max(min(_CELLS_SEEN, len(self.cells)), int(np.searchsorted(held, num_nearest)) + 1)
         seen = _greatest(units @ self.cells.T, num_seen)
         best = np.full((len(units), num_seen, num_nearest), -np.inf, dtype=np.float32)
         labels = np.full(best.shape, -1, dtype=np.int32)
@@ -77,12 +81,14 @@ def nearest_clusters(
     """
     somewhere = np.flatnonzero(units.norms > 0)
     num_clusters = math.ceil(len(somewhere) / rows_per_cluster)
-    num_nearest = max(1, min(num_nearest, num_clusters))
-    labels = np.full((len(units), num_nearest), -1, dtype=np.int32)
     if num_clusters <= 1:
-        labels[somewhere] = 0
-        return labels
+        alone = np.full((len(units), 1), -1, dtype=np.int32)
+        alone[somewhere] = 0
+        return alone
     centroids = train(units, somewhere, num_clusters=num_clusters, seed=seed, num_threads=num_threads)
+    # Two levels may come to fewer clusters than asked for: each cell's number of them is rounded.
+    num_nearest = min(num_nearest, len(centroids))
+    labels = np.full((len(units), num_nearest), -1, dtype=np.int32)
 
     def assign(part: slice) -> None:
         rows = somewhere[part]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import alignloop.selection.semantic_dedup as module
+from alignloop.selection.clusters import nearest_clusters
 from alignloop.selection.semantic_dedup import semantic_dedup
 
 
@@ -207,3 +208,18 @@ def test_rows_on_two_sides_of_a_border() -> None:
     assert three <= everything
     assert len(one) < 0.97 * len(everything)
     assert len(three) > 0.99 * len(everything)
+
+
+def test_more_nearest_clusters_than_k_means_makes_compare_every_row_with_every_other() -> None:
+    # 200 rows in clusters of two: 100 are asked for, and two levels with rounded shares come to 99.
+    random = np.random.default_rng(1)
+    rows = random.standard_normal((200, 4)).astype(np.float32)
+    units = module.UnitRows(rows)
+    labels = nearest_clusters(units, rows_per_cluster=2, num_nearest=100, seed=1, num_threads=1)
+    assert labels.shape == (200, 99)
+    assert (np.sort(labels, axis=1) == np.arange(99)).all()
+    options = {"priorities": -np.arange(200.0), "threshold": 0.95}
+    everywhere = semantic_dedup(rows, rows_per_cluster=2, num_nearest=1_000, seed=1, **options)  # type: ignore[arg-type]
+    one_cluster = semantic_dedup(rows, rows_per_cluster=200, seed=1, **options)  # type: ignore[arg-type]
+    assert everywhere.kept == one_cluster.kept
+    assert len(everywhere.kept) < 200
