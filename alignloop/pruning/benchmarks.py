@@ -16,7 +16,7 @@ from alignloop.bundled import QUICKSTART
 from alignloop.selection.cleaning import num_words
 
 if TYPE_CHECKING:
-    from alignloop.selection.decontaminate import BenchmarkText
+    from alignloop.selection.benchmark_index import BenchmarkText
 
 MIN_WORDS = 8
 """A shorter question says too little to be told from others: its options stand with it."""
@@ -43,7 +43,7 @@ def benchmark_texts(tasks: tuple[str, ...], include_path: str | None) -> tuple[B
 
 def task_texts(name: str, task: Any) -> list[BenchmarkText]:
     """The questions of one lm-eval task, without shots and description: what the model is asked, row by row."""
-    from alignloop.selection.decontaminate import BenchmarkText
+    from alignloop.selection.benchmark_index import BenchmarkText
 
     texts = []
     for number, doc in enumerate(task.eval_docs):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from alignloop.selection.decontaminate import BenchmarkText
+    from alignloop.selection.benchmark_index import BenchmarkText
 
 SENTENCE_THRESHOLD, POLICY_THRESHOLD = 0.9, 0.99
 NO_VECTORS = "decontaminate: only words were compared: prompts of benchmarks have no given embeddings"

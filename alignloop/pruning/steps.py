@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from alignloop.pruning.asking import PruneJudge
     from alignloop.pruning.embeddings import Embedding
-    from alignloop.selection.decontaminate import BenchmarkText
+    from alignloop.selection.benchmark_index import BenchmarkText
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from alignloop.pruning.items import Item, as_preference, as_sft, item_of_prefere
 from alignloop.pruning.pipeline import Pruning, funnel_lines, prune
 from alignloop.pruning.steps import Tools
 from alignloop.records import Message, PreferenceRow, SelectedRow, SftRow, Source
-from alignloop.selection.decontaminate import BenchmarkText
+from alignloop.selection.benchmark_index import BenchmarkText
 
 OFF: dict[str, Any] = {
     name: {"enabled": False}

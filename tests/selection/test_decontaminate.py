@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-import alignloop.selection.decontaminate as module
-from alignloop.selection.decontaminate import BenchmarkText, decontaminate, longest_run
+import alignloop.selection.benchmark_index as module
+from alignloop.selection.benchmark_index import BenchmarkText, longest_run
+from alignloop.selection.decontaminate import decontaminate
 from alignloop.selection.text_units import normalised, units
 
 QUESTION = BenchmarkText("mmlu_astronomy", "17", "Why does the Moon always show the same face to the Earth below it?")
@@ -23,7 +24,8 @@ def check(*texts: str, benchmarks: Sequence[BenchmarkText] = (QUESTION, SHORT, M
 
 
 def test_a_question_in_a_row_is_found_whatever_case_and_punctuation() -> None:
-    # 14 units. The second row has ten of them in a row, "the moon always show the same face to the earth": 71 %.
+    # 14 units, 12 sequences of three. The second row has ten units in a row, "the moon always show the same face to the
+    # earth", and so eight of the sequences: 67 %.
     answer = check(
         "Q: why does the MOON always show the same face - to the earth, below it\nA: It turns once a month.",
         "The moon always show the same face to the Earth.",
@@ -33,7 +35,7 @@ def test_a_question_in_a_row_is_found_whatever_case_and_punctuation() -> None:
     assert [drop.reason for drop in answer.dropped] == [
         "holds 100% of mmlu_astronomy 17, the longest piece 'why does the moon always show the same face to the earth "
         "below it'",
-        "holds 71% of mmlu_astronomy 17, the longest piece 'the moon always show the same face to the earth'",
+        "holds 67% of mmlu_astronomy 17, the longest piece 'the moon always show the same face to the earth'",
     ]
     assert [drop.twin for drop in answer.dropped] == ["mmlu_astronomy 17"] * 2
     assert answer.metrics == {
@@ -44,13 +46,13 @@ def test_a_question_in_a_row_is_found_whatever_case_and_punctuation() -> None:
         "num_by_embedding": 0.0,
     }
     half = "The moon always show the same face to the Earth."
-    assert check(half, min_share=10 / 14).kept == ()
-    assert check(half, min_share=0.72).kept == (0,)
+    assert check(half, min_share=8 / 12).kept == ()
+    assert check(half, min_share=0.67).kept == (0,)
     assert check(half, ngram=11).kept == (0,)
 
 
 def test_two_pieces_of_a_question_count_together_and_once() -> None:
-    # The first 8 and the last 10 of 14 units, in two places: all are covered, though four lie in both.
+    # The first 8 and the last 10 of 14 units, in two places: all sequences are there, though some lie in both.
     answer = check(
         "does the Moon x why does the moon always show the same ... y always show the same face to the earth below it"
     )
@@ -59,8 +61,41 @@ def test_two_pieces_of_a_question_count_together_and_once() -> None:
     )
 
 
+SIXTEEN = "Farmers keep nine brown hens and two grey geese behind the old stone barn near Ghent."
+
+
+def near_copies(question: str) -> dict[str, list[str]]:
+    """One word changed, left out or put in at each place of a question; another case and other signs."""
+    words = question.split()
+    places = range(len(words))
+    return {
+        "changed": [" ".join([*words[:at], "zebra", *words[at + 1 :]]) for at in places],
+        "left out": [" ".join([*words[:at], *words[at + 1 :]]) for at in places],
+        "put in": [" ".join([*words[:at], "zebra", *words[at:]]) for at in places],
+        "case and signs": [question.upper().replace(" ", " - "), question.replace(".", "?!").title()],
+    }
+
+
+@pytest.mark.parametrize("kind", ["changed", "left out", "put in", "case and signs"])
+def test_a_near_copy_of_a_question_of_sixteen_words_is_found_by_default(kind: str) -> None:
+    # A changed word takes three of the fourteen sequences at most: 11 / 14 = 79 % are left, and 70 % are enough.
+    copies = near_copies(SIXTEEN)[kind]
+    texts = [f"Here is one for you. {copy} How many birds are there?\n\nEleven." for copy in copies]
+    ids = [f"r{number}" for number in range(len(texts))]
+    found = decontaminate(ids, texts=texts, benchmarks=[BenchmarkText("birds", "1", SIXTEEN)])
+    assert found.kept == ()
+
+
+def test_three_changed_words_in_the_middle_are_too_many() -> None:
+    # 3 x 3 of 14 sequences are gone where the changed words lie three apart: 36 % are left.
+    words = SIXTEEN.split()
+    words[4] = words[7] = words[10] = "zebra"
+    found = decontaminate(["r"], texts=[" ".join(words)], benchmarks=[BenchmarkText("birds", "1", SIXTEEN)])
+    assert found.kept == (0,)
+
+
 def test_short_questions() -> None:
-    # Six units, fewer than eight: they count in one piece. Three units count only as the whole row.
+    # Six units, and fewer than twelve: they count in one piece. Three units count only as the whole row.
     answer = check(
         "Tell me: what is the capital of France?",
         "What is the capital, of all the places of France?",
@@ -69,6 +104,12 @@ def test_short_questions() -> None:
     )
     assert answer.kept == (1, 3)
     assert [drop.twin for drop in answer.dropped] == ["trivia 4", "trivia 3"]
+    # All sequences of three of the ten words are there, but in two pieces: it is not the question.
+    exam = BenchmarkText("exam", "1", "which of the following is not a fact about the moon")
+    halves = "Which of the following is not a fact? Is not a fact about the sun, a fact about the moon."
+    assert check(halves, benchmarks=[exam]).kept == (0,)
+    assert check("Which of the following is not a fact about the sun?", benchmarks=[exam]).kept == (0,)
+    assert check("Q7. Which of the following is not a fact about the Moon?", benchmarks=[exam]).kept == ()
 
 
 def test_chinese_and_mixed() -> None:
@@ -97,18 +138,17 @@ def test_pieces_of_the_index_do_not_change_the_answer(monkeypatch: pytest.Monkey
     ]
     whole = check(*texts, benchmarks=benchmarks, ngram=4, min_share=0.4)
     assert len(whole.dropped) >= 20
-    monkeypatch.setattr(module, "_MOST_MATCHES", 3)
+    monkeypatch.setattr(module, "_MOST_CANDIDATES", 3)
     monkeypatch.setattr(module, "_CHUNK", 7)
     assert check(*texts, benchmarks=benchmarks, ngram=4, min_share=0.4) == whole
 
     def plain(row: str, question: str) -> float:
-        """Share of a question's units in 4-grams of the row, position by position."""
-        ours, theirs = units(normalised(row)), units(normalised(question))
-        grams = {tuple(ours[at : at + 4]) for at in range(len(ours) - 3)}
-        covered = {
-            at + step for at in range(len(theirs) - 3) if tuple(theirs[at : at + 4]) in grams for step in range(4)
-        }
-        return len(covered) / len(theirs)
+        """Share of a question's distinct 4-grams that the row has."""
+        ours, theirs = (
+            {tuple(words[at : at + 4]) for at in range(len(words) - 3)}
+            for words in (units(normalised(row)), units(normalised(question)))
+        )
+        return len(ours & theirs) / len(theirs)
 
     wanted = [n for n, row in enumerate(texts) if max(plain(row, b.text) for b in benchmarks) < 0.4]
     assert list(whole.kept) == wanted

@@ -1,0 +1,237 @@
+"""Which benchmark questions a text holds, by their n-grams, for many questions and many texts.
+
+question --distinct n-grams--> the rarest of them, in an inverted index
+text --n-grams--> questions that share a rare one --all of their n-grams--> share of each that the text has
+
+The share (containment; Broder 1997) counts n-grams wherever they stand in the text. The contamination analysis of The
+Llama 3 Herd of Models (5.1.4) looks for 8-grams, and one changed word in the middle of a question of 15 leaves none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignloop.selection.text_units import Hashes, Texts, UnitHasher, joined, normalised, units
+from alignloop.selection.vectors import blocks
+from alignloop.selection.verdicts import Drop
+
+RULE = "decontaminate"
+NGRAM = 3
+MIN_SHARE = 0.7
+"""With 3-grams: one changed word leaves a question of 12 units 7 of its 10, and one of 16 units 11 of its 14."""
+WHOLE_UNITS = 12
+"""A question of fewer units counts in one piece: `Which of the following is not a ...` is most of one."""
+_CHUNK = 2_048
+"""Rows whose n-grams are in memory at a time."""
+_LEAST_UNITS = 4
+"""A question of fewer units is everyday language: it counts where it is all a row says."""
+_FILTER_BITS = 22
+_LONGEST_SHOWN = 24
+_MOST_CANDIDATES = 1_000_000
+"""Pairs of a row and a question, and n-grams of such pairs, that are looked at together."""
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class BenchmarkText:
+    """A question of a benchmark: its task, its id there, and its text."""
+
+    task: str
+    doc_id: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} {self.doc_id}"
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a row and a question have in common.
+
+    Attributes:
+        question: index of the question.
+        share: of the question's distinct n-grams.
+        longest: the longest run of units both have.
+    """
+
+    question: int
+    share: float
+    longest: tuple[str, ...]
+
+
+class BenchmarkIndex:
+    """Q questions by their n-grams: which of them a text holds.
+
+    A text that has `min_share` of a question's n-grams has at least one of its rarest (1 - min_share) (Chaudhuri et al.
+    2006, prefix filter): those alone are looked up in every text, and what they find is counted in full.
+
+    Args:
+        ngram, min_share: as for `decontaminate`.
+    """
+
+    def __init__(self, benchmarks: Sequence[BenchmarkText], *, ngram: int, min_share: float) -> None:
+        _check_rule(ngram, min_share)
+        self._benchmarks = benchmarks
+        self._hasher = UnitHasher()
+        self._units = [units(normalised(benchmark.text)) for benchmark in benchmarks]
+        # The first of equal questions stands for them.
+        first = {tuple(words): question for question, words in reversed(list(enumerate(self._units)))}
+        self._whole = {words: question for words, question in first.items() if 0 < len(words) < _LEAST_UNITS}
+        lengths: dict[int, list[int]] = {}
+        for words, question in first.items():
+            if len(words) >= _LEAST_UNITS:
+                lengths.setdefault(min(ngram, len(words)), []).append(question)
+        self._tables = [self._table(sorted(found), length, min_share) for length, found in sorted(lengths.items())]
+
+    def drops(self, ids: Sequence[str], texts: Iterable[str]) -> dict[int, Drop]:
+        """Index of each text that holds a question -> its drop, with the question as twin.
+
+        Args:
+            ids, texts: N of both; texts are taken some at a time.
+        """
+        drops = {}
+        for row, overlap in self.overlaps(texts):
+            question = self._benchmarks[overlap.question]
+            run = joined(overlap.longest[:_LONGEST_SHOWN]) + (" ..." if len(overlap.longest) > _LONGEST_SHOWN else "")
+            reason = f"holds {overlap.share:.0%} of {question.name}, the longest piece {run!r}"
+            drops[row] = Drop(ids[row], RULE, reason, question.name)
+        return drops
+
+    def overlaps(self, texts: Iterable[str]) -> Iterator[tuple[int, Overlap]]:
+        """(text, its greatest overlap) for each that holds a question, in order; ties go to the first question."""
+        start, remaining = 0, iter(texts)
+        while part := list(islice(remaining, _CHUNK)):
+            rows = [units(normalised(text)) for text in part]
+            hashed = self._hasher.texts(rows)
+            pairs = [pair for table in self._tables for pair in table.pairs(hashed)]
+            best = self._best(pairs, rows)
+            for row, words in enumerate(rows):
+                question, share = best.get(row, (-1, 0.0))
+                if question < 0 and len(words) < _LEAST_UNITS:
+                    question, share = self._whole.get(tuple(words), -1), 1.0
+                if question >= 0:
+                    yield start + row, Overlap(question, share, longest_run(self._units[question], words))
+            start += len(part)
+
+    def _best(self, pairs: list[tuple[int, int, float]], rows: Sequence[Sequence[str]]) -> dict[int, tuple[int, float]]:
+        """Row -> (question, share) of its greatest overlap; a short question counts in one piece."""
+        best: dict[int, tuple[int, float]] = {}
+        for row, question, share in sorted(pairs, key=lambda pair: (pair[0], -pair[2], pair[1])):
+            if row in best:
+                continue
+            size = len(self._units[question])
+            if size >= WHOLE_UNITS or (share == 1.0 and len(longest_run(self._units[question], rows[row])) == size):
+                best[row] = (question, share)
+        return best
+
+    def _table(self, questions: Sequence[int], length: int, min_share: float) -> _Table:
+        texts = self._hasher.texts(self._units[question] for question in questions)
+        return _Table(np.array(questions, dtype=np.intp), texts.ngrams(length), length, min_share)
+
+
+class _Table:
+    """The distinct n-grams of one length of some questions; a bit field first tells the many grams that are in none.
+
+    Args:
+        questions: [Q] their indexes.
+        grams: of each.
+    """
+
+    def __init__(self, questions: NDArray[np.intp], grams: Texts, length: int, min_share: float) -> None:
+        self._questions, self._length, self._min_share = questions, length, min_share
+        known, gram = np.unique(grams.hashes, return_inverse=True)
+        self._known = known
+        place = np.repeat(np.arange(len(questions)), grams.lengths)
+        keys = np.unique(place * len(known) + gram)
+        of_question, gram = np.divmod(keys, len(known))
+        self._totals = np.bincount(of_question, minlength=len(questions))
+        # A question's grams, rarest first: the first of them find it.
+        frequency = np.bincount(gram, minlength=len(known))
+        order = np.lexsort((gram, frequency[gram], of_question))
+        self._grams = gram[order]
+        self._starts = np.concatenate([[0], np.cumsum(self._totals)])
+        least = np.ceil(np.round(min_share * self._totals, 9)).astype(np.intp)
+        num_finding = self._totals - np.maximum(least, 1) + 1
+        finding = np.arange(len(keys)) - np.repeat(self._starts[:-1], self._totals) < np.repeat(
+            num_finding, self._totals
+        )
+        by_gram = np.argsort(self._grams[finding], kind="stable")
+        self._found = np.repeat(np.arange(len(questions)), num_finding)[by_gram]
+        self._found_starts = np.searchsorted(self._grams[finding][by_gram], np.arange(len(known) + 1))
+        self._filter = np.zeros(2**_FILTER_BITS, dtype=bool)
+        self._filter[self._low(known)] = True
+
+    def pairs(self, texts: Texts) -> Iterator[tuple[int, int, float]]:
+        """(row, question, share of the question's distinct n-grams that the row has) of those that reach the share."""
+        grams = texts.ngrams(self._length)
+        maybe = np.flatnonzero(self._filter[self._low(grams.hashes)])
+        wanted = grams.hashes[maybe]
+        gram = np.minimum(np.searchsorted(self._known, wanted), len(self._known) - 1)
+        is_known = self._known[gram] == wanted
+        row = np.searchsorted(grams.starts, maybe[is_known], side="right") - 1
+        keys = np.unique(row * len(self._known) + gram[is_known])  # a gram many times in one row says no more than once
+        for row, question in self._candidates(keys):
+            shares = self._shares(keys, row, question)
+            for place in np.flatnonzero(shares >= self._min_share - _ROUNDING):
+                yield int(row[place]), int(self._questions[question[place]]), float(shares[place])
+
+    def _candidates(self, keys: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """Rows and questions of which a row has one of the n-grams that find the question, some at a time."""
+        row, gram = np.divmod(keys, len(self._known))
+        first, counts = self._found_starts[gram], np.diff(self._found_starts)[gram]
+        total = np.cumsum(counts)
+        start = 0
+        while start < len(keys):
+            before = total[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(total, before + _MOST_CANDIDATES, side="right")))
+            some = counts[start:stop]
+            ends = np.cumsum(some)
+            entries = np.repeat(first[start:stop] - np.concatenate([[0], ends[:-1]]), some) + np.arange(ends[-1])
+            pairs = np.unique(np.repeat(row[start:stop], some) * len(self._questions) + self._found[entries])
+            yield np.divmod(pairs, len(self._questions))
+            start = stop
+
+    def _shares(self, keys: NDArray[np.intp], row: NDArray[np.intp], question: NDArray[np.intp]) -> NDArray[np.float64]:
+        """[P] share of each question's n-grams among `keys` of its row."""
+        shares = np.zeros(len(row))
+        size = max(1, _MOST_CANDIDATES // max(int(self._totals.max(initial=1)), 1))
+        for part in blocks(len(row), size):
+            totals = self._totals[question[part]]
+            ends = np.cumsum(totals)
+            entries = np.repeat(self._starts[question[part]] - (ends - totals), totals) + np.arange(ends[-1])
+            wanted = np.repeat(row[part], totals) * len(self._known) + self._grams[entries]
+            there = keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
+            shares[part] = np.add.reduceat(there, ends - totals, dtype=np.intp) / totals
+        return shares
+
+    @staticmethod
+    def _low(hashes: Hashes) -> NDArray[np.intp]:
+        return (hashes & np.uint64(2**_FILTER_BITS - 1)).astype(np.intp)
+
+
+def longest_run(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
+    """The longest sequence of units that both have in one piece; the first such one of `first`."""
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(second):
+        places.setdefault(word, []).append(place)
+    best, end = 0, 0
+    lengths: dict[int, int] = {}
+    for position, word in enumerate(first):
+        lengths = {place: lengths.get(place - 1, 0) + 1 for place in places.get(word, ())}
+        longest = max(lengths.values(), default=0)
+        if longest > best:
+            best, end = longest, position + 1
+    return tuple(first[end - best : end])
+
+
+def _check_rule(ngram: int, min_share: float) -> None:
+    if ngram < 1:
+        raise ValueError(f"ngram is {ngram}: it must be at least 1")
+    if not 0.0 < min_share <= 1.0:
+        raise ValueError(f"min_share is {min_share}: above 0 and at most 1")
