@@ -171,7 +171,7 @@ class Prepared:
 
 def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Prepared:
     """Round 0: the user's data, the base made ready, its benchmarks."""
-    data = room.run(ingest.STAGE, recipe.data, ingest_inputs(recipe, run_dir=room.house.run_dir))
+    data = room.run(ingest.STAGE, recipe.ingest_stage, ingest_inputs(recipe, run_dir=room.house.run_dir))
     ready = room.run(base.STAGE, None, base_inputs)
     evaluation = room.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(ready.checkpoint))
     policy = ready.checkpoint  # what samples first; reward model and SFT start from the base itself
@@ -251,7 +251,8 @@ def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inpu
         preferences = files_of_rounds(recipe, run_dir, number=1)
     else:
         preferences = data_files(recipe.preferences, kind="preferences")
-    return ingest.Inputs(
+    return ingest.inputs(
+        recipe.ingest_stage,
         preferences=tuple(Artifact.of(file) for file in preferences),
         prompts=tuple(Artifact.of(file) for file in data_files(recipe.prompts, kind="prompts")),
     )

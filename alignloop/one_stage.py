@@ -22,7 +22,7 @@ from alignloop.stage import Outputs, Place, Stage, run_stage
 from alignloop.stages import average
 
 CONFIGS: Mapping[str, Callable[[Recipe, Any], Any]] = {
-    "ingest": lambda recipe, inputs: recipe.data,
+    "ingest": lambda recipe, inputs: recipe.ingest_stage,
     "base": lambda recipe, inputs: None,
     "bootstrap": lambda recipe, inputs: recipe.bootstrap_stage,
     "collect": lambda recipe, inputs: recipe.collect_stage,

@@ -123,7 +123,7 @@ def publish_ingest(recipe: Recipe, run_dir: Path) -> None:
         enter(run_dir, recipe, rebuild=False)
         place = Place(run_dir / "round-00" / "01_ingest", 0, recipe.seed)
         inputs = ingest_inputs(recipe)
-        run_stage(ingest.STAGE, recipe.data, inputs, place=place, engine=engine, progress=QuietProgress())
+        run_stage(ingest.STAGE, recipe.ingest_stage, inputs, place=place, engine=engine, progress=QuietProgress())
 
 
 def test_published_begun_and_drifted_stages(tmp_path: Path) -> None:

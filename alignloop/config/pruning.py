@@ -190,18 +190,29 @@ class SemanticDedupConfig(Section):
 
 
 class DecontaminateConfig(Section):
-    """Rows that hold a question of the run's own benchmarks are dropped."""
+    """Rows that hold a question of the run's own benchmarks are dropped: preferences and prompts when they come in,
+    SFT rows once more, for what the policy has written."""
 
     enabled: bool = True
-    ngram: PositiveInt = 8
-    """Words a sequence; a shorter question is compared whole."""
-    min_share: Share = 0.9
-    """Drop a row that holds this share of a question's words, in sequences it has too. Lower values drop prompts that
-    only share a template's instruction with a benchmark."""
+    ngram: PositiveInt = 3
+    """Words a sequence (characters in scripts without spaces). A question of fewer than 12 words is compared whole."""
+    min_share: Share = 0.7
+    """Drop a row that has this share of a question's sequences, wherever they stand in it. Lower values drop prompts
+    that only share a template's instruction with a benchmark."""
     embedding_threshold: Annotated[float, Field(gt=0.0, le=1.0)] | Literal["auto"] | None = "auto"
-    """Drop a row whose prompt's cosine to a question reaches this, by `semantic_dedup.embedder`. `auto`: 0.9 with a
-    sentence-transformers model, 0.99 with the policy's states, which lie closer together. None: only words are
-    compared."""
+    """In `prune`: drop a row whose prompt's cosine to a question reaches this, by `semantic_dedup.embedder`. `auto`:
+    0.9 with a sentence-transformers model, 0.99 with the policy's states, which lie closer together. None: only words
+    are compared."""
+
+
+class KeepOutConfig(Section):
+    """What rows that come in may not hold: `ingest` and `collect` are fingerprinted by it."""
+
+    tasks: tuple[NonEmptyText, ...]
+    """Benchmarks, as in `evaluate.tasks`."""
+    include_path: str | None = None
+    ngram: PositiveInt
+    min_share: Share
 
 
 class MixConfig(Section):

@@ -16,7 +16,7 @@ from alignloop.config.data import DataConfig
 from alignloop.config.engine import EngineComputes, EngineConfig, JudgeConfig
 from alignloop.config.evaluation import EvaluateConfig, GateConfig
 from alignloop.config.measure import MeasureConfig
-from alignloop.config.pruning import PruneConfig
+from alignloop.config.pruning import KeepOutConfig, PruneConfig
 from alignloop.config.sampling import PairsConfig, SampleConfig, ScoreConfig, SelectConfig
 from alignloop.config.training import AveragingConfig, DpoConfig, RewardConfig, SftConfig, TrainingConfig
 from alignloop.records import Strength
@@ -52,6 +52,13 @@ class BootstrapStageConfig(SftConfig):
     split_rounds: PositiveInt
 
 
+class IngestStageConfig(DataConfig):
+    """What `ingest` is fingerprinted by."""
+
+    keep_out: KeepOutConfig | None = None
+    """None: `prune.decontaminate` is off."""
+
+
 class CollectStageConfig(CollectConfig):
     """What `collect` is fingerprinted by."""
 
@@ -63,6 +70,8 @@ class CollectStageConfig(CollectConfig):
     split_rounds: PositiveInt
     reading: DataConfig | None = None
     """How a round's own file is read, with `batches: files`."""
+    keep_out: KeepOutConfig | None = None
+    """What rows of a round's own file may not hold; None: `prune.decontaminate` is off."""
     prompts_grow: bool = False
     """Whether a round's own file brings prompts to sample for, too: where the recipe names no file of prompts."""
 
@@ -172,6 +181,24 @@ class Recipe(Section):
         return BootstrapStageConfig(**dict(self.sft), batches=self.data.batches, split_rounds=self.data.split_rounds)
 
     @property
+    def keep_out(self) -> KeepOutConfig | None:
+        """What no row that comes in may hold; None: `prune.decontaminate` is off."""
+        config = self.prune.decontaminate
+        if not config.enabled:
+            return None
+        return KeepOutConfig(
+            tasks=self.evaluate.tasks,
+            include_path=self.evaluate.include_path,
+            ngram=config.ngram,
+            min_share=config.min_share,
+        )
+
+    @property
+    def ingest_stage(self) -> IngestStageConfig:
+        """`ingest` depends on the benchmarks that are kept out, too."""
+        return IngestStageConfig(**dict(self.data), keep_out=self.keep_out)
+
+    @property
     def collect_stage(self) -> CollectStageConfig:
         """`collect` depends on how the data is batched, too."""
         judge = self.judge if self.collect.annotator == "judge" else None
@@ -183,6 +210,7 @@ class Recipe(Section):
             batches=self.data.batches,
             split_rounds=self.data.split_rounds,
             reading=self.data if self.data.batches == "files" else None,
+            keep_out=self.keep_out if self.data.batches == "files" else None,
             prompts_grow=self.data.batches == "files" and not self.prompts,
         )
 

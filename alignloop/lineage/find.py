@@ -18,7 +18,8 @@ _FILES: tuple[tuple[str, str, Kind], ...] = (
     ("ingest", "preferences", "preference"),
     ("ingest", "heldout", "preference"),
     ("ingest", "prompts", "prompt"),
-    ("ingest", "dropped", "prompt"),
+    ("ingest", "dropped", "preference"),
+    ("ingest", "dropped_prompts", "prompt"),
     ("collect", "preferences", "preference"),
     ("collect", "dropped", "preference"),
     ("collect", "prompts", "prompt"),
@@ -123,7 +124,7 @@ def _at_line(file: str, line: int, run: RunFiles) -> list[Found]:
     mark = (f'"line":{line}',)
     for number in run.rounds:
         for stage, output, kind in _FILES:
-            if stage not in ("ingest", "collect") or output in ("dropped", "verdicts"):
+            if stage not in ("ingest", "collect") or output in ("dropped", "dropped_prompts", "verdicts"):
                 continue
             model: type[PromptRow] | type[PreferenceRow] = PromptRow if kind == "prompt" else PreferenceRow
             for path in run.files(number, stage, output):

@@ -57,7 +57,16 @@ def _read(row_id: str, run: RunFiles) -> tuple[PreferenceRow | None, list[Step]]
         for row in run.rows(number, "collect", "preferences", PreferenceRow, marks=(row_id,)):
             if row.id == row_id:
                 return row, []
-    return None, []
+    return None, _dropped(run, 0, "ingest", row_id)
+
+
+def _dropped(run: RunFiles, number: int, stage: str, row_id: str) -> list[Step]:
+    """The step of a row that a stage left out; none where it did not."""
+    found = run.stage(number, stage)
+    for drop in run.rows(number, stage, "dropped", DroppedRow, marks=(row_id,)):
+        if drop.id == row_id and found is not None:
+            return [Step(number, found.name, "dropped", f"by {drop.rule}: {drop.reason}", {"rule": drop.rule})]
+    return []
 
 
 def _bootstrapped(run: RunFiles, row_id: str) -> list[Step]:
@@ -91,10 +100,7 @@ def _collected(run: RunFiles, number: int, row_id: str, row: PreferenceRow | Non
         made = row is not None and row.source.file.startswith("round-") and row.source.line is None
         text = f"compared by {row.annotator}" if made and row is not None else "in the round's batch"
         return [Step(number, stage.name, "compared" if made else "in batch", text)]
-    for drop in run.rows(number, "collect", "dropped", DroppedRow, marks=(row_id,)):
-        if drop.id == row_id:
-            return [Step(number, stage.name, "dropped", f"by {drop.rule}: {drop.reason}", {"rule": drop.rule})]
-    return []
+    return _dropped(run, number, "collect", row_id)
 
 
 def reward_steps(run: RunFiles, number: int, row: PreferenceRow, batches: list[int]) -> list[Step]:

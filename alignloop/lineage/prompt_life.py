@@ -103,7 +103,7 @@ def _read(prompt_id: str, run: RunFiles) -> tuple[PromptRow | None, list[Step]]:
                     found = run.stage(number, stage)
                     assert found is not None, "its rows were just read"
                     return row, [Step(number, found.name, "read", "to sample for")]
-    for drop in run.rows(0, "ingest", "dropped", DroppedRow, marks=(prompt_id,)):
+    for drop in run.rows(0, "ingest", "dropped_prompts", DroppedRow, marks=(prompt_id,)):
         if drop.id == prompt_id and ingest is not None:
             return None, [Step(0, ingest.name, "dropped", f"by {drop.rule}: {drop.reason}", {"rule": drop.rule})]
     return None, []

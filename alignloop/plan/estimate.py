@@ -55,7 +55,7 @@ class Estimator:
         if stage == "bootstrap":
             return self._training(self._batch(1), recipe.sft, num_completions=1)
         rows = {
-            "ingest": self._checked.num_preferences + self._checked.num_heldout + self._checked.num_rejected,
+            "ingest": self._checked.num_read,
             "collect": new,
             "select": prompts * recipe.sample.num_candidates,
             "prune": prompts + self._human(new),

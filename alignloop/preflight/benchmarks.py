@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignloop.bundled import QUICKSTART
+from alignloop.bundled import benchmark_data
 from alignloop.chat.format import ChatFormat
 from alignloop.evaluation.ifeval import read_form
 from alignloop.evaluation.mmlu import AnswerForm, prompt_messages, read_mmlu, task_name
@@ -45,10 +45,11 @@ def local_prompts(name: str, *, bundled: bool) -> list[TaskPrompts]:
     Raises:
         DataError: wrong data: file, line and field.
     """
-    kind, has_path, path = name.partition("=")
-    if not has_path and not (bundled and kind in ("ifeval", "mmlu")):
+    local = benchmark_data(name, bundled=bundled)
+    if local is None:
         return []
-    data = Path(path).expanduser() if has_path else QUICKSTART / "data" / ("mmlu" if kind == "mmlu" else "ifeval.jsonl")
+    kind, data = local
+    has_path = "=" in name
     if kind == "ifeval":
         return [TaskPrompts("ifeval", (), tuple(row.prompt for _, row in read_form(data)))]
     if kind == "mmlu":

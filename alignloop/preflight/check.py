@@ -71,6 +71,11 @@ class Checked:
     def num_rejected(self) -> int:
         return len(self.rows.rejected)
 
+    @property
+    def num_read(self) -> int:
+        """Rows of the files of preferences, with those that are left out."""
+        return self.num_preferences + self.num_heldout + self.num_rejected + len(self.rows.dropped)
+
 
 def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
     """Look at everything a run of `recipe` will touch.

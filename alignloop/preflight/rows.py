@@ -12,11 +12,13 @@ from alignloop.bundled import resolve_file
 from alignloop.config import Recipe
 from alignloop.data.readers import ReadResult, read_preferences, read_prompts
 from alignloop.data.split import heldout_split, prompt_key, round_batch
-from alignloop.errors import DataError
+from alignloop.errors import DataError, UserError
 from alignloop.preflight.findings import Findings
-from alignloop.records import PreferenceRow, PromptRow, RejectedRow, Strength
+from alignloop.pruning.benchmarks import is_local, local_texts
+from alignloop.pruning.incoming import apart, left_out_line
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, Strength
 from alignloop.stages import ingest
-from alignloop.stages.ingest import prompts_of
+from alignloop.stages.ingest import ALL_LEFT_OUT, prompts_of
 from alignloop.stages.train_reward import of_strengths
 
 T = TypeVar("T", PreferenceRow, PromptRow)
@@ -30,6 +32,7 @@ class Rows:
         train, heldout: preferences on either side of the split.
         prompts: to sample for; those of the held-out rows left out.
         rejected: rows that cannot be read, with file, line, field and reason.
+        dropped: preferences that hold a question of the local benchmarks.
         forms: file -> the form its rows have.
     """
 
@@ -38,6 +41,7 @@ class Rows:
     prompts: list[PromptRow] = field(default_factory=list)
     rejected: list[RejectedRow] = field(default_factory=list)
     forms: dict[str, str] = field(default_factory=dict)
+    dropped: list[DroppedRow] = field(default_factory=list)
 
 
 def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
@@ -45,7 +49,8 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
     rejected: list[RejectedRow] = []
     forms: dict[str, str] = {}
     files = [resolve_file(file, kind="preferences") for file in recipe.preferences]
-    everyone = _read(read_preferences, files, recipe.data.reading, findings, rejected, forms)
+    read = _read(read_preferences, files, recipe.data.reading, findings, rejected, forms)
+    everyone, dropped = without_local_benchmarks(read, recipe, what="preferences", findings=findings)
     train, heldout = everyone, list[PreferenceRow]()
     with findings.collecting():
         train, heldout = heldout_split(
@@ -58,6 +63,7 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
     if recipe.prompts:
         files = [resolve_file(file, kind="prompts") for file in recipe.prompts]
         prompts = _read(read_prompts, files, recipe.data.reading_prompts, findings, rejected, forms)
+        prompts, _ = without_local_benchmarks(prompts, recipe, what="prompts", findings=findings)
     num_read = len(prompts)
     _check_twice(recipe, findings)
     _check_leaves_rows(recipe, findings)
@@ -70,7 +76,36 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
     if rejected and not findings.problems:
         how_many, be = ("1 row", "is") if len(rejected) == 1 else (f"{len(rejected):,} rows", "are")
         findings.notes.append(f"{how_many} cannot be read and {be} left out; the first: {place(rejected[0])}")
-    return Rows(train, heldout, prompts, rejected, forms)
+    return Rows(train, heldout, prompts, rejected, forms, dropped)
+
+
+def without_local_benchmarks(
+    rows: list[T], recipe: Recipe, *, what: str, findings: Findings
+) -> tuple[list[T], list[DroppedRow]]:
+    """What `ingest` will take, and what it will leave out, as far as the benchmarks lie on this machine.
+
+    Questions that lm-eval fetches are compared when the run begins; that no row is left is a problem.
+    """
+    keep_out = recipe.keep_out
+    if keep_out is None or not rows:
+        return rows, []
+    try:
+        benchmarks = local_texts(keep_out.tasks, keep_out.include_path)
+    except UserError:  # `check_tasks` says what is wrong with the benchmarks
+        return rows, []
+    kept, dropped = apart(rows, benchmarks, keep_out, stage="ingest")
+    if dropped and kept:
+        findings.notes.append(left_out_line(dropped, num_in=len(rows), what=what))
+    elif dropped:
+        findings.problems.append(f"{left_out_line(dropped, num_in=len(rows), what=what)}: {ALL_LEFT_OUT}")
+    others = [task for task in keep_out.tasks if not is_local(task, keep_out.include_path)]
+    note = (
+        f"decontaminate: {', '.join(others)}: lm-eval fetches the questions, and rows are compared with them when the "
+        "run begins"
+    )
+    if others and note not in findings.notes:
+        findings.notes.append(note)
+    return kept, dropped
 
 
 def place(row: RejectedRow) -> str:

@@ -1,6 +1,7 @@
 """The questions of a run's benchmarks, as decontamination compares rows with them.
 
-task names --load_tasks--> lm-eval tasks --doc_to_text, options--> BenchmarkText
+local data --read--> BenchmarkText
+other task names --load_tasks--> lm-eval tasks --doc_to_text, options--> BenchmarkText
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignloop.artifacts import Artifact
-from alignloop.bundled import QUICKSTART
+from alignloop.bundled import benchmark_data
+from alignloop.selection.benchmark_index import BenchmarkText
 from alignloop.selection.cleaning import num_words
-
-if TYPE_CHECKING:
-    from alignloop.selection.benchmark_index import BenchmarkText
 
 MIN_WORDS = 8
 """A shorter question says too little to be told from others: its options stand with it."""
+BUNDLED = "quickstart"
+"""The `include_path` under which `ifeval` and `mmlu` are the bundled ones."""
 
 
 @lru_cache(maxsize=4)
@@ -29,28 +30,65 @@ def benchmark_texts(tasks: tuple[str, ...], include_path: str | None) -> tuple[B
     Raises:
         DataError: as for evaluation: an unknown task, or data that cannot be had.
     """
+    local = local_texts(tasks, include_path)
+    others = [task for task in tasks if not is_local(task, include_path)]
+    if not others:
+        return local
     from alignloop.evaluation.tasks import load_tasks
 
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it explains its own options for each task
     try:
-        loaded = load_tasks(tasks, include_path=include_path).tasks
-        return tuple(text for name, task in loaded.items() for text in task_texts(name, task))
+        loaded = load_tasks(others, include_path=include_path).tasks
+        return (*local, *(text for name, task in loaded.items() for text in task_texts(name, task)))
     finally:
         logger.setLevel(level)
 
 
+def is_local(task: str, include_path: str | None) -> bool:
+    """Whether a task's questions are read from a file or folder, without lm-eval."""
+    return benchmark_data(task, bundled=include_path == BUNDLED) is not None
+
+
+@lru_cache(maxsize=4)
+def local_texts(tasks: tuple[str, ...], include_path: str | None) -> tuple[BenchmarkText, ...]:
+    """The questions of the tasks with local data; lm-eval, whose import takes seconds, is not needed for them.
+
+    Raises:
+        DataError: wrong data: file, line and field; or a kind that reads no local data.
+    """
+    from alignloop.errors import DataError
+    from alignloop.evaluation.ifeval import read_form
+    from alignloop.evaluation.mmlu import read_mmlu, task_name
+    from alignloop.evaluation.tasks import LOCAL, not_local
+
+    texts: list[BenchmarkText] = []
+    for task in tasks:
+        found = benchmark_data(task, bundled=include_path == BUNDLED)
+        if found is None:
+            continue
+        kind, path = found
+        if kind not in LOCAL:
+            raise DataError(not_local(kind, path=path))
+        if kind == "ifeval":
+            texts += _numbered(kind, [row.prompt for _, row in read_form(path)])
+            continue
+        for subject in read_mmlu(path):
+            # lm-eval's generative tasks have no options to score: there a short question stands alone.
+            form, with_options = ("letter", True) if kind == "mmlu" else ("generated", False)
+            asked = [standing_alone(row["question"], row["choices"] if with_options else []) for row in subject.test]
+            texts += _numbered(task_name(subject.name, form=form), asked)  # type: ignore[arg-type]
+    return tuple(texts)
+
+
+def _numbered(task: str, questions: Sequence[str]) -> list[BenchmarkText]:
+    return [BenchmarkText(task, str(number), text) for number, text in enumerate(questions) if text.strip()]
+
+
 def task_texts(name: str, task: Any) -> list[BenchmarkText]:
     """The questions of one lm-eval task, without shots and description: what the model is asked, row by row."""
-    from alignloop.selection.benchmark_index import BenchmarkText
-
-    texts = []
-    for number, doc in enumerate(task.eval_docs):
-        text = question_text(task, doc)
-        if text.strip():
-            texts.append(BenchmarkText(name, str(number), text))
-    return texts
+    return _numbered(name, [question_text(task, doc) for doc in task.eval_docs])
 
 
 def question_text(task: Any, doc: Any) -> str:
@@ -62,9 +100,14 @@ def question_text(task: Any, doc: Any) -> str:
         text = choices[text] if 0 <= text < len(choices) else ""
     if isinstance(text, list):
         text = "\n".join(str(part) for part in text)
-    if num_words(str(text)) >= MIN_WORDS:
-        return str(text)
-    return "\n".join([str(text), *choices])
+    return standing_alone(str(text), choices)
+
+
+def standing_alone(text: str, choices: Sequence[Any]) -> str:
+    """A question; with its options where it is too short. Letters alone are no option."""
+    if num_words(text) >= MIN_WORDS:
+        return text
+    return "\n".join([text, *(str(choice) for choice in choices if len(str(choice).strip()) > 1)])
 
 
 def options(task: Any, doc: Any) -> list[str]:
@@ -80,13 +123,8 @@ def benchmark_files(tasks: Sequence[str], include_path: str | None) -> tuple[Art
 
     Tasks of lm-eval's own have none: their names stand in the stage's config.
     """
-    paths = []
-    for name in tasks:
-        _, has_path, path = name.partition("=")
-        if has_path:
-            paths.append(Path(path).expanduser())
-        elif include_path == "quickstart" and name in ("ifeval", "mmlu"):
-            paths.append(QUICKSTART / "data" / ("ifeval.jsonl" if name == "ifeval" else "mmlu"))
-    if include_path is not None and include_path != "quickstart":
+    found = [benchmark_data(task, bundled=include_path == BUNDLED) for task in tasks]
+    paths = [path for _, path in filter(None, found)]
+    if include_path is not None and include_path != BUNDLED:
         paths.append(Path(include_path).expanduser())
     return tuple(Artifact.of(path) for path in paths if path.exists())

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from alignloop.config.pruning import DecontaminateConfig
+from alignloop.pruning.incoming import held_text
 from alignloop.pruning.items import Item
 from alignloop.pruning.steps import StepResult, Tools, left, skipped
 
@@ -34,7 +35,7 @@ def decontaminate_step(items: Sequence[Item], tools: Tools) -> StepResult:
     rows, questions = (None, None) if vectors is None else vectors
     verdict = decontaminate(
         [item.id for item in items],
-        texts=[f"{item.prompt}\n\n{item.completion}" for item in items],
+        texts=[held_text(item.messages, *item.completions) for item in items],
         benchmarks=benchmarks,
         ngram=config.ngram,
         min_share=config.min_share,

@@ -54,6 +54,14 @@ class Item:
         return "\n\n".join(message.content for message in self.messages if message.role == "user")
 
     @property
+    def completions(self) -> list[str]:
+        """Its own, and of a preference those that it was preferred to."""
+        row = self.row
+        if not isinstance(row, PreferenceRow):
+            return [self.completion]
+        return [self.completion, *([] if row.edited is None else [row.chosen]), row.rejected]
+
+    @property
     def text(self) -> str:
         """All that tells it from other rows: prompt, completion, and of a preference what was rejected."""
         rejected = (self.row.rejected,) if isinstance(self.row, PreferenceRow) else ()

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignloop.config.data import DataConfig
+from alignloop.config.pruning import KeepOutConfig
 from alignloop.data.readers import read_preferences
 from alignloop.data.split import prompt_key, without_prompts
+from alignloop.pruning.incoming import without_benchmarks
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
 from alignloop.stages.ingest import prompts_of
 
@@ -38,21 +40,24 @@ def read_batch(
     earlier: Sequence[PreferenceRow],
     heldout: Sequence[PreferenceRow],
     prompts: Sequence[PromptRow] | None,
+    keep_out: KeepOutConfig | None = None,
 ) -> Batch:
     """Read a round's file.
 
     Args:
+        keep_out: rows that hold a question of these benchmarks are dropped.
         earlier: rows of the rounds before: another row's id is not used again, the same row keeps its own and so
             trains once.
         heldout: rows of these prompts are dropped.
         prompts: those to sample for so far; None: the file's prompts are not sampled for.
 
     Raises:
-        DataError: as `read_preferences`.
+        DataError: as `read_preferences`, and as `without_benchmarks`.
     """
     read = read_preferences([file], **config.reading)
-    rows, of_heldout = without_prompts(_with_own_ids(read.rows, earlier), heldout)
-    dropped = [
+    clean, dropped = without_benchmarks(_with_own_ids(read.rows, earlier), keep_out, stage="collect")
+    rows, of_heldout = without_prompts(clean, heldout)
+    dropped += [
         DroppedRow(id=row.id, stage="collect", rule="heldout_prompt", reason=HELDOUT_REASON, twin=None)
         for row in of_heldout
     ]

@@ -19,6 +19,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.split import round_batch
 from alignloop.errors import PeopleNeeded
 from alignloop.judging.annotate import Annotations, Pair
+from alignloop.pruning.benchmarks import benchmark_files
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Row, Source
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
@@ -43,6 +44,8 @@ class Inputs:
     """With `batches: files`: rows of these prompts are left out."""
     prompts: Artifact | None = None
     """With `batches: files` and no file of prompts: what was sampled for so far, which the round's file adds to."""
+    benchmarks: tuple[Artifact, ...] = ()
+    """With `batches: files`: local data of the benchmarks that are kept out."""
     answers: Artifact | None = None
     """People's answers; None: they are asked, and the round stops."""
 
@@ -89,6 +92,8 @@ def inputs(
     if outside.file is not None:
         grown = prompts if config.prompts_grow else None
         marks |= {"file": outside.file, "earlier": batches, "heldout": heldout, "prompts": grown}
+        if config.keep_out is not None:
+            marks["benchmarks"] = benchmark_files(config.keep_out.tasks, config.keep_out.include_path)
     return Inputs(preferences, scored, **marks)
 
 
@@ -150,6 +155,7 @@ def _batch(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Bat
             earlier=[row for batch in inputs.earlier for row in load_jsonl(batch.path, PreferenceRow)],
             heldout=[] if inputs.heldout is None else list(load_jsonl(inputs.heldout.path, PreferenceRow)),
             prompts=None if inputs.prompts is None else list(load_jsonl(inputs.prompts.path, PromptRow)),
+            keep_out=config.keep_out,
         )
 
 

@@ -1,15 +1,23 @@
-"""The user's files, read once: preferences with their held-out part, prompts, and what could not be read."""
+"""The user's files, read once: preferences with their held-out part, prompts, and what could not be read.
+
+preferences --read--> --without benchmarks--> train | held out
+prompts     --read--> --without benchmarks--> --without held-out prompts--> to sample for
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from alignloop.artifacts import Artifact
-from alignloop.config.data import DataConfig
+from alignloop.config.recipe import IngestStageConfig
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.data.readers import read_preferences, read_prompts
 from alignloop.data.split import heldout_split, prompt_key
-from alignloop.records import DroppedRow, PreferenceRow, PromptRow
+from alignloop.errors import DataError
+from alignloop.pruning.benchmarks import benchmark_files
+from alignloop.pruning.incoming import left_out_line, without_benchmarks
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, Row
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
 
@@ -20,6 +28,8 @@ class Inputs:
     """With `batches: files` the first round's file alone: the others are read by their rounds."""
     prompts: tuple[Artifact, ...]
     """Empty: the prompts of the preferences."""
+    benchmarks: tuple[Artifact, ...] = ()
+    """Local data of the benchmarks that are kept out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,48 +39,104 @@ class Outputs(StageOutputs):
     prompts: Artifact
     rejected_rows: Artifact
     dropped: tuple[Artifact, ...] = ()
-    """Prompts that are left out, with reasons; empty where all are taken."""
+    """Preferences that are left out, with reasons; empty where all that can be read are taken."""
+    dropped_prompts: tuple[Artifact, ...] = ()
+    """Likewise."""
 
 
-def run(config: DataConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
-    """Read everything; the same prompt never lies on both sides of the held-out split."""
-    read = read_preferences([a.path for a in inputs.preferences], **config.reading)
+def inputs(config: IngestStageConfig, *, preferences: tuple[Artifact, ...], prompts: tuple[Artifact, ...]) -> Inputs:
+    """The stage's inputs, with the data of the benchmarks that the config names."""
+    keep_out = config.keep_out
+    benchmarks = () if keep_out is None else benchmark_files(keep_out.tasks, keep_out.include_path)
+    return Inputs(preferences, prompts, benchmarks)
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """To sample for: `num_in` == rows + dropped + rejected."""
+
+    rows: list[PromptRow]
+    dropped: list[DroppedRow] = field(default_factory=list)
+    rejected: list[RejectedRow] = field(default_factory=list)
+
+    @property
+    def num_dropped(self) -> int:
+        return len(self.dropped) + len(self.rejected)
+
+
+def run(config: IngestStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+    """Read everything; the same prompt never lies on both sides of the held-out split.
+
+    Raises:
+        DataError: as the readers and the benchmarks; or every preference holds a benchmark's question.
+    """
+    with ctx.activity("reading"):
+        read = read_preferences([a.path for a in inputs.preferences], **config.reading)
+    with ctx.activity("decontaminating"):
+        rows, dropped = without_benchmarks(read.rows, config.keep_out, stage=STAGE.name)
+    if dropped:
+        line = left_out_line(dropped, num_in=len(read.rows), what="preferences")
+        ctx.progress.say(f"  {line}")
+        if not rows:
+            raise DataError(f"{line}\nNothing is left to train on: {ALL_LEFT_OUT}")
     train, heldout = heldout_split(
-        read.rows, fraction=config.heldout_fraction, max_heldout=config.max_heldout, seed=ctx.seed
+        rows, fraction=config.heldout_fraction, max_heldout=config.max_heldout, seed=ctx.seed
     )
-    rejected = list(read.rejected)
-    if inputs.prompts:
-        read_also = read_prompts([a.path for a in inputs.prompts], **config.reading_prompts)
-        prompts = read_also.rows
-        rejected += read_also.rejected
-    else:
-        prompts = prompts_of(train)
-    heldout_keys = {_key(row) for row in heldout}
-    left_out = [_left_out(row) for row in prompts if _key(row) in heldout_keys]
-    prompts = [row for row in prompts if _key(row) not in heldout_keys]
-    dump_jsonl(ctx.dir / "preferences.jsonl", train)
-    dump_jsonl(ctx.dir / "heldout.jsonl", heldout)
-    dump_jsonl(ctx.dir / "prompts.jsonl", prompts)
-    dump_jsonl(ctx.dir / "rejected_rows.jsonl", rejected)
-    dropped: tuple[Artifact, ...] = ()
-    if left_out:
-        dump_jsonl(ctx.dir / "dropped.jsonl", left_out)
-        dropped = (Artifact.of(ctx.dir / "dropped.jsonl"),)
-    kept = len(train) + len(heldout)
+    prompts = _prompts(config, inputs, train, heldout, ctx)
+
+    def written(name: str, rows: Sequence[Row]) -> Artifact:
+        dump_jsonl(ctx.dir / name, rows)
+        return Artifact.of(ctx.dir / name)
+
+    kept, num_dropped = len(train) + len(heldout), len(read.rejected) + len(dropped)
     return Outputs(
-        preferences=Artifact.of(ctx.dir / "preferences.jsonl"),
-        heldout=Artifact.of(ctx.dir / "heldout.jsonl"),
-        prompts=Artifact.of(ctx.dir / "prompts.jsonl"),
-        rejected_rows=Artifact.of(ctx.dir / "rejected_rows.jsonl"),
-        dropped=dropped,
+        preferences=written("preferences.jsonl", train),
+        heldout=written("heldout.jsonl", heldout),
+        prompts=written("prompts.jsonl", prompts.rows),
+        rejected_rows=written("rejected_rows.jsonl", [*read.rejected, *prompts.rejected]),
+        dropped=(written("dropped.jsonl", dropped),) if dropped else (),
+        dropped_prompts=(written("dropped_prompts.jsonl", prompts.dropped),) if prompts.dropped else (),
         counts={
-            "in": kept + len(read.rejected),
+            "in": kept + num_dropped,
             "kept": kept,
-            "dropped": len(read.rejected),
+            "dropped": num_dropped,
+            "dropped_by_read": len(read.rejected),
+            "dropped_by_decontaminate": len(dropped),
             "heldout": len(heldout),
-            "prompts": len(prompts),
-            "prompts_dropped": len(left_out),
+            "prompts_in": len(prompts.rows) + prompts.num_dropped,
+            "prompts": len(prompts.rows),
+            "prompts_dropped": prompts.num_dropped,
         },
+    )
+
+
+ALL_LEFT_OUT = (
+    "take other data, name other evaluate.tasks, raise prune.decontaminate.min_share, or set "
+    "prune.decontaminate.enabled: false"
+)
+
+
+def _prompts(
+    config: IngestStageConfig,
+    inputs: Inputs,
+    train: list[PreferenceRow],
+    heldout: list[PreferenceRow],
+    ctx: StageContext,
+) -> _Prompts:
+    """Those of the user's files, or of the preferences, which hold no benchmark any more."""
+    found = _Prompts(prompts_of(train))
+    if inputs.prompts:
+        with ctx.activity("reading"):
+            read = read_prompts([a.path for a in inputs.prompts], **config.reading_prompts)
+        with ctx.activity("decontaminating"):
+            rows, dropped = without_benchmarks(read.rows, config.keep_out, stage=STAGE.name)
+        if dropped:
+            ctx.progress.say(f"  {left_out_line(dropped, num_in=len(read.rows), what='prompts')}")
+        found = _Prompts(rows, dropped, list(read.rejected))
+    held = {_key(row) for row in heldout}
+    of_heldout = [_left_out(row) for row in found.rows if _key(row) in held]
+    return replace(
+        found, rows=[row for row in found.rows if _key(row) not in held], dropped=[*found.dropped, *of_heldout]
     )
 
 

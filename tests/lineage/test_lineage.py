@@ -196,6 +196,22 @@ def test_a_preferences_life(run: Path) -> None:
     assert told(run, "held-3") == [(0, "ingest", "held out")]
 
 
+def test_rows_that_hold_a_benchmarks_question_end_where_they_came_in(tmp_path: Path) -> None:
+    reason = "holds 79% of ifeval 3, the longest piece 'x'"
+    drops = {
+        name: [DroppedRow(id=row_id, stage="ingest", rule="decontaminate", reason=reason, twin="ifeval 3")]
+        for name, row_id in (("dropped", "asked-9"), ("dropped_prompts", "prompt-9"))
+    }
+    with locked(tmp_path):
+        enter(tmp_path, load_recipe("quickstart"), rebuild=False)
+    stage(tmp_path, 0, "01_ingest", {"preferences": [], **drops})
+    for row_id, kind in (("asked-9", "preference"), ("prompt-9", "prompt")):
+        (life,) = lives_of(row_id, tmp_path)
+        assert life.kind == kind
+        assert [(step.verdict, step.text) for step in life.steps] == [("dropped", f"by decontaminate: {reason}")]
+    assert "by decontaminate: holds 79% of ifeval 3" in lives_text(lives_of("asked-9", tmp_path))
+
+
 def test_a_candidates_life_tells_rewards_pair_and_comparison(run: Path) -> None:
     (life,) = lives_of("p/1/1", run)
     assert [(c.reward, c.mark, c.asked) for c in life.candidates] == [

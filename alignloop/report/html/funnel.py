@@ -61,13 +61,18 @@ def drops_of(stage: StageFacts) -> Drops:
     }
     if stage.name == "select" and stage.manifest.counts.get("dropped"):
         return Drops({SELECT: stage.manifest.counts["dropped"]}, {})
+    written = _written_drops(stage, "dropped.jsonl")
+    return Drops(counted or written.by_rule, written.reasons)
+
+
+def _written_drops(stage: StageFacts, file: str) -> Drops:
     seen: Counter[str] = Counter()
     reasons: dict[str, str] = {}
-    for row in json_rows(stage.dir / "dropped.jsonl", most=MOST_DROPPED_ROWS):
+    for row in json_rows(stage.dir / file, most=MOST_DROPPED_ROWS):
         rule = str(row.get("rule", "?"))
         seen[rule] += 1
         reasons.setdefault(rule, cut(str(row.get("reason", "")), num_characters=REASON_CHARACTERS))
-    return Drops(counted or dict(seen), reasons)
+    return Drops(dict(seen), reasons)
 
 
 def _flow(rounds: Sequence[RoundFacts]) -> str:
@@ -147,16 +152,21 @@ def _round_table(entry: RoundFacts, drops: dict[Any, Drops]) -> str:
         if not _counted(stage):
             continue
         counts = stage.manifest.counts
-        found = drops[stage.dir]
-        why = "; ".join(
-            f"{number:,} {_words(rule)}" + (f" ({found.reasons[rule]})" if found.reasons.get(rule) else "")
-            for rule, number in found.by_rule.items()
-        )
-        rows.append(
-            (stage.dir.name, count(counts.get("in")), count(counts.get("kept")), count(counts.get("dropped")), why)
-        )
+        numbers = (counts.get("in"), counts.get("kept"), counts.get("dropped"))
+        rows.append((stage.dir.name, *map(count, numbers), _why(drops[stage.dir])))
+        if "prompts_in" in counts:
+            numbers = (counts["prompts_in"], counts.get("prompts"), counts.get("prompts_dropped"))
+            why = _why(_written_drops(stage, "dropped_prompts.jsonl"))
+            rows.append((f"{stage.dir.name}: prompts", *map(count, numbers), why))
     heads = ("stage", "in", "kept", "dropped", "why (with the first row's reason)")
     return elements.table(Table(heads, tuple(rows)), name=f"stages-{entry.number}") if rows else ""
+
+
+def _why(drops: Drops) -> str:
+    return "; ".join(
+        f"{number:,} {_words(rule)}" + (f" ({drops.reasons[rule]})" if drops.reasons.get(rule) else "")
+        for rule, number in drops.by_rule.items()
+    )
 
 
 def _title(entry: RoundFacts) -> str:

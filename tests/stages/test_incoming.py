@@ -1,0 +1,161 @@
+"""Rows that hold a benchmark's question are left out where they come in, each with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.artifacts import Artifact
+from alignloop.bundled import QUICKSTART
+from alignloop.config import load_recipe
+from alignloop.config.recipe import Recipe
+from alignloop.data.jsonl import load_jsonl
+from alignloop.errors import DataError
+from alignloop.evaluation.tasks import load_tasks
+from alignloop.preflight import check
+from alignloop.preflight.findings import PreflightError
+from alignloop.progress import QuietProgress
+from alignloop.pruning.benchmarks import local_texts, task_texts
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow
+from alignloop.stage import StageContext
+from alignloop.stages import collect, ingest
+
+QUESTION = "Farmers keep nine brown hens and two grey geese behind the old stone barn near Ghent."
+CHANGED = QUESTION.replace("geese", "ducks")
+"""One word of sixteen is another: 11 of 14 sequences of three are left."""
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pair(name: str, prompt: str, chosen: str = "Yes.", rejected: str = "No.", **more: Any) -> dict[str, Any]:
+    return {"id": name, "prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+PAIRS = [
+    pair("asked", CHANGED + " How many birds?"),
+    pair("plain", "Name a colour."),
+    pair("chosen", "Name a bird.", chosen=CHANGED),
+    pair("rejected", "Name a barn.", rejected=CHANGED),
+    pair("edited", "Name a town.", edited=CHANGED),
+    pair("other", "Name a tree."),
+    pair("third", "Name a river."),
+]
+PROMPTS = [{"id": "p", "prompt": "Sing."}, {"id": "q", "prompt": f"Tell me. {CHANGED}"}, {"id": "r"}]
+
+
+def recipe_of(folder: Path, *overrides: str) -> Recipe:
+    """Of preferences and prompts in `folder`, with one benchmark of one question."""
+    row = {"key": 1, "prompt": QUESTION, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    benchmark = write(folder / "bench.jsonl", [row])
+    return load_recipe(
+        {"preferences": [str(write(folder / "pairs.jsonl", PAIRS))], "evaluate": {"tasks": [f"ifeval={benchmark}"]}},
+        overrides=["data.max_bad_fraction=0.5", "engine.max_model_len=1024", "sample.max_tokens=512", *overrides],
+    )
+
+
+def context(folder: Path, number: int = 0) -> StageContext:
+    folder.mkdir()
+    return StageContext(dir=folder, seed=7, round=number, engine=None, progress=QuietProgress())  # type: ignore[arg-type]
+
+
+def ingested(recipe: Recipe, out: Path, *, prompts: tuple[Artifact, ...] = ()) -> ingest.Outputs:
+    files = tuple(Artifact.of(Path(file)) for file in recipe.preferences)
+    given = ingest.inputs(recipe.ingest_stage, preferences=files, prompts=prompts)
+    return ingest.run(recipe.ingest_stage, given, context(out))
+
+
+def drops(files: Sequence[Artifact]) -> list[DroppedRow]:
+    return [row for file in files for row in load_jsonl(file.path, DroppedRow)]
+
+
+def test_ingest_leaves_out_preferences_and_prompts_that_hold_a_question(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    prompts = (Artifact.of(write(tmp_path / "prompts.jsonl", PROMPTS)),)
+    outputs = ingested(recipe, tmp_path / "out", prompts=prompts)
+    kept = [row.id for file in (outputs.preferences, outputs.heldout) for row in load_jsonl(file.path, PreferenceRow)]
+    assert sorted(kept) == ["other", "plain", "third"]
+    assert [row.id for row in load_jsonl(outputs.prompts.path, PromptRow)] == ["p"]
+    dropped = drops(outputs.dropped)
+    assert [(row.id, row.stage, row.rule, row.twin) for row in dropped] == [
+        (name, "ingest", "decontaminate", "ifeval 0") for name in ("asked", "chosen", "rejected", "edited")
+    ]
+    assert dropped[0].reason.startswith("holds 79% of ifeval 0, the longest piece 'farmers keep nine brown hens")
+    assert [(row.id, row.rule) for row in drops(outputs.dropped_prompts)] == [("q", "decontaminate")]
+    counts = outputs.counts
+    assert counts["in"] == 7 == counts["kept"] + counts["dropped"]
+    assert counts["dropped_by_decontaminate"] == counts["dropped"] == 4
+    # One prompt holds the question, and one has none at all.
+    assert counts["prompts_in"] == 3 == counts["prompts"] + counts["prompts_dropped"]
+    assert counts["prompts_dropped"] == 2
+
+
+def test_without_a_file_of_prompts_none_of_the_prompts_holds_a_question(tmp_path: Path) -> None:
+    outputs = ingested(recipe_of(tmp_path, "data.heldout_fraction=0"), tmp_path / "out")
+    prompts = [row.messages[0].content for row in load_jsonl(outputs.prompts.path, PromptRow)]
+    assert prompts == ["Name a colour.", "Name a tree.", "Name a river."]
+    off = recipe_of(tmp_path, "prune.decontaminate.enabled=false")
+    assert off.keep_out is None
+    assert ingested(off, tmp_path / "off").counts["dropped"] == 0
+
+
+def test_a_rounds_own_file_passes_it_too(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "data.batches=files")
+    first = ingested(recipe, tmp_path / "ingest")
+    file = Artifact.of(write(tmp_path / "second.jsonl", [pair("s1", CHANGED), pair("s2", "Name a lake.")]))
+    config = recipe.collect_stage
+    given = collect.inputs(
+        config,
+        first.preferences,
+        None,
+        outside=collect.FromOutside(file=file),
+        heldout=first.heldout,
+        prompts=first.prompts,
+    )
+    assert [artifact.path.name for artifact in given.benchmarks] == ["bench.jsonl"]
+    outputs = collect.run(config, given, context(tmp_path / "collect", 2))
+    assert [row.id for row in load_jsonl(outputs.preferences.path, PreferenceRow)] == ["s2"]
+    assert [(row.id, row.stage, row.rule) for row in drops(outputs.dropped)] == [("s1", "collect", "decontaminate")]
+    assert outputs.counts["in"] == 2 == outputs.counts["kept"] + outputs.counts["dropped"]
+    sampled_for = [row.messages[0].content for row in load_jsonl(outputs.prompts[0].path, PromptRow)]
+    assert "Name a lake." in sampled_for
+    assert CHANGED not in sampled_for
+
+
+def test_a_plan_says_what_will_be_left_out_and_what_it_cannot_compare(tmp_path: Path) -> None:
+    checked = check(recipe_of(tmp_path))
+    assert checked.num_preferences + checked.num_heldout == 3
+    assert checked.num_read == 7
+    (said,) = [note for note in checked.notes if note.startswith("decontaminate")]
+    assert said.startswith(
+        "decontaminate: 4 of 7 preferences hold a question of the run's benchmarks and are left out; the first: asked "
+        "holds 79% of ifeval 0"
+    )
+    named = f"evaluate.tasks=[ifeval={tmp_path / 'bench.jsonl'}, arc_easy]"
+    notes = check(recipe_of(tmp_path, named)).notes
+    assert any("arc_easy: lm-eval fetches the questions" in note for note in notes)
+
+
+def test_where_every_row_holds_a_question_plan_and_ingest_say_so(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    write(tmp_path / "pairs.jsonl", PAIRS[:1])
+    with pytest.raises(PreflightError, match=r"1 of 1 preferences holds a question .* take other data"):
+        check(recipe)
+    with pytest.raises(DataError, match="Nothing is left to train on"):
+        ingested(recipe, tmp_path / "out")
+
+
+def test_local_questions_are_those_of_lm_evals_tasks() -> None:
+    """Read without lm-eval, whose import takes seconds, the bundled benchmarks and a generative form are the same."""
+    data = QUICKSTART / "data" / "mmlu"
+    for names, include_path in ((("ifeval", "mmlu"), "quickstart"), ((f"mmlu_generative={data}",), None)):
+        loaded = load_tasks(names, include_path=include_path).tasks
+        wanted = [text for name, task in loaded.items() for text in task_texts(name, task)]
+        assert sorted(local_texts(names, include_path), key=str) == sorted(wanted, key=str)
+        assert len(wanted) > 100
