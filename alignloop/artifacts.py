@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from alignloop.errors import AlignloopError, DataError, DiskFullError, RunDirError
 
@@ -117,12 +117,20 @@ def stage_seed(run_seed: int, *, round: int, stage: str, occurrence: int = 1) ->
     return derive_seed(run_seed, round, stage, occurrence)
 
 
+def _inside(path: str) -> str:
+    """A path that can lie in a stage's folder."""
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts or "\0" in path or any(len(os.fsencode(part)) > 255 for part in parts):
+        raise ValueError("can be no file of the stage's folder")
+    return path
+
+
 class ArtifactRecord(BaseModel):
     """An artifact as a manifest names it."""
 
     model_config = ConfigDict(frozen=True)
 
-    path: str
+    path: Annotated[str, AfterValidator(_inside)]
     """Relative to the stage's folder."""
     digest: str
     rows: int | None = None
@@ -157,6 +165,20 @@ class Manifest(BaseModel):
     """Wall seconds by activity."""
 
 
+def load_json(path: Path) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read, or is not JSON; in a few words.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a published stage; None where nothing is published.
 
@@ -167,7 +189,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = load_json(path)
         version = int(values["manifest_version"])
         if version > MANIFEST_VERSION:
             raise RunDirError(
@@ -175,10 +197,33 @@ def read_manifest(folder: Path) -> Manifest | None:
                 f"{MANIFEST_VERSION}): update alignloop, or choose another --run-dir"
             )
         return Manifest.model_validate(values)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise RunDirError(
-            f"{path}: not a manifest ({error}); remove {folder} and run again to redo the stage"
-        ) from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise _no_manifest(path, f"{field}: {problem['msg']}") from error
+    except KeyError as error:
+        raise _no_manifest(path, f"{error.args[0]}: is missing") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _no_manifest(path, str(error)) from error
+
+
+def _no_manifest(path: Path, reason: str) -> RunDirError:
+    return RunDirError(f"{path}: not a manifest ({reason}); remove {path.parent} and run again to redo the stage")
+
+
+def published(path: Path) -> Artifact:
+    """What a stage published at `path`, as its manifest has it.
+
+    Raises:
+        RunDirError: no stage did.
+    """
+    manifest = read_manifest(path.parent)
+    entries = [] if manifest is None else manifest.outputs.values()
+    for entry in entries:
+        for record in entry if isinstance(entry, list) else [entry]:
+            if record.path == path.name:
+                return Artifact(path=path.resolve(), digest=record.digest, rows=record.rows)
+    raise RunDirError(f"{path}: is gone, or was published by no stage; run again: it is made anew")
 
 
 def check_whole(folder: Path, manifest: Manifest) -> None:

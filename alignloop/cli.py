@@ -112,13 +112,20 @@ def plan(
 
 
 @app.command()
-def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")] = Path("runs/quickstart")) -> None:
+def status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")] = Path("runs/quickstart"),
+    verify: Annotated[bool, typer.Option("--verify", help="Read all that is published: is it whole?")] = False,
+) -> None:
     """Say what a run directory holds.
 
     Also whether a run is at work in it, and the table so far.
     """
-    from alignloop.status import read_status, status_text
+    from alignloop.progress import for_terminal
+    from alignloop.status import read_status, status_text, verify_text
 
+    if verify:
+        say(verify_text(run_dir, progress=for_terminal()))
+        return
     say(status_text(read_status(run_dir)))
 
 

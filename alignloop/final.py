@@ -8,32 +8,43 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignloop.artifacts import disk_errors_named
+from alignloop.artifacts import digest_of, disk_errors_named, files_of, published
 from alignloop.config import Recipe
 from alignloop.engines.checkpoint import eos_token_ids
 from alignloop.records import RoundRow
 from alignloop.report.model_card import model_card
+from alignloop.rounds_file import read_rounds
+from alignloop.verification import Verified
 
 FINAL = "final"
 LINKED = (".safetensors",)
 """Files taken over as hard links where the disk allows: large, and edited by nobody."""
+OWN = ("README.md", "generation_config.json")
+"""Files that need not be the policy's."""
 
 
-def publish_final(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe) -> Path:
+def publish_final(
+    run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe, verified: Verified | None = None
+) -> Path:
     """Put the best round's policy and its model card in `<run_dir>/final`, replacing what lay there.
 
     Args:
         rows: one a round, the base's first.
         best: the row whose policy is taken.
+        verified: what is known to be whole; None: as the run directory remembers it.
 
     Raises:
+        RunDirError: the policy does not hold the bytes that were published; what lay there stays.
         DiskFullError: no space left; what lay there stays.
     """
+    verified = verified or Verified(run_dir)
+    policy = published(run_dir / best.policy)
+    verified.require([policy])
     final = run_dir / FINAL
     aside, before = final.with_name(FINAL + ".partial"), final.with_name(FINAL + ".before")
     for leftover in (aside, before):
         shutil.rmtree(leftover, ignore_errors=True)
-    with disk_errors_named(final):
+    with disk_errors_named(final), verified.linking(policy):
         shutil.copytree(run_dir / best.policy, aside, copy_function=_link_or_copy)
         _ensure_eos(aside)
         card = model_card(run_dir, rows=rows, best=best, recipe=recipe)
@@ -43,6 +54,28 @@ def publish_final(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, re
     aside.rename(final)
     shutil.rmtree(before, ignore_errors=True)
     return final
+
+
+def final_damage(run_dir: Path) -> str | None:
+    """What is wrong with `final`: its files are those of no round's policy; None where they are, or it is not there.
+
+    Raises:
+        RunDirError: `rounds.jsonl` cannot be read.
+    """
+    final = run_dir / FINAL
+    if not final.is_dir():
+        return None
+    policies = [run_dir / row.policy for row in read_rounds(run_dir)]
+    if any(policy.is_dir() and _holds(final, policy) for policy in policies):
+        return None
+    return f"{final}: is damaged: its files are those of no round's policy. Run again: it is made anew"
+
+
+def _holds(final: Path, policy: Path) -> bool:
+    """Whether `final` has all files of a policy with the same bytes, but those that are its own."""
+    names = [file.relative_to(policy) for file in files_of(policy)]
+    pairs = [(final / name, policy / name) for name in names if name.as_posix() not in OWN]
+    return all(ours.is_file() and (ours.samefile(its) or digest_of(ours) == digest_of(its)) for ours, its in pairs)
 
 
 def _ensure_eos(folder: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from alignloop.artifacts import Manifest, existing_parent, read_manifest
+from alignloop.artifacts import Artifact, Manifest, existing_parent, read_manifest, size_of
 from alignloop.config.training import TrainingConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import DiskFullError
@@ -14,9 +16,12 @@ from alignloop.evaluation.comparing import forget_differences
 from alignloop.progress import Progress
 from alignloop.rounds_file import forget_rounds
 from alignloop.run_dir import round_dir
-from alignloop.stage import ConfigT, InputsT, OutputsT, Place, Stage, run_stage
+from alignloop.stage import ConfigT, InputsT, OutputsT, Place, Stage, artifacts_of, package_versions, run_stage
+from alignloop.verification import Verified
 
 LINE_WIDTH = 80
+SMALL = 16_000_000
+"""Bytes."""
 
 
 @dataclass
@@ -34,6 +39,25 @@ class House:
     progress: Progress
     training: TrainingConfig = field(default_factory=TrainingConfig)
     rebuild: bool = False
+    _said: set[str] = field(default_factory=set)
+
+    @cached_property
+    def verified(self) -> Verified:
+        """What of the run directory is known to be whole."""
+        return Verified(self.run_dir, say=self.progress.say)
+
+    def note_versions(self, stage: str, manifest: Manifest) -> None:
+        """Say, once a run, which packages are not those that a stage taken over was made with."""
+        now = package_versions()
+        changes = [
+            f"{name} {manifest.versions.get(name, '(none)')} -> {now.get(name, '(none)')}"
+            for name in sorted({*manifest.versions, *now})
+            if manifest.versions.get(name) != now.get(name)
+        ]
+        new = [change for change in changes if change not in self._said]
+        if new and manifest.versions:
+            self._said.update(new)
+            self.progress.say(f"  note: other packages than when {stage} was published: {', '.join(new)}")
 
     def round(self, number: int) -> RoundHouse:
         """The rooms of one round; round 0 holds what comes before the first."""
@@ -71,15 +95,26 @@ class RoundHouse:
             progress=self.house.progress,
             training=self.house.training,
             rebuild=self.house.rebuild,
-            before_run=self._forget,
+            before_run=self._begin,
         )
         after = read_manifest(place.dir)
         assert after is not None, f"{place.dir} is not published"
+        self._verify(artifacts_of(outputs), was_there=before == after)
+        if before == after:
+            self.house.note_versions(f"{self.dir.name}/{place.dir.name}", after)
         self.house.progress.say(stage_line(place.dir.name, after, cached=before == after))
         return outputs
 
-    def _forget(self) -> None:
-        """A stage that runs takes what is said of its round, and of all later ones, with it."""
+    def _verify(self, outputs: Sequence[Artifact], *, was_there: bool) -> None:
+        """What is small the run itself reads back; what is large is looked at where a stage takes it."""
+        if was_there:
+            self.house.verified.require(artifact for artifact in outputs if size_of(artifact.path) <= SMALL)
+        else:
+            self.house.verified.note(outputs)
+
+    def _begin(self, taken: Sequence[Artifact]) -> None:
+        """A stage that runs takes whole files, and what is said of its round, and of all later ones, goes."""
+        self.house.verified.require(taken)
         forget_rounds(self.house.run_dir, self.number)
         forget_differences(self.house.run_dir, self.number)
 

@@ -120,7 +120,7 @@ def run(
                 rows = _run_rounds(house, config)
                 starts = engine.num_starts
             best = best_round(rows, config.best_metric)
-            final = publish_final(folder, rows=rows, best=best, recipe=config)
+            final = publish_final(folder, rows=rows, best=best, recipe=config, verified=house.verified)
     return RunResult(folder, tuple(rows), final, best.round, config.best_metric, starts, time.monotonic() - started)
 
 

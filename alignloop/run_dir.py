@@ -16,11 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import BaseModel
+
 from alignloop.artifacts import (
     MANIFEST_VERSION,
     OUT_OF_SPACE,
     PARTIAL,
     disk_errors_named,
+    load_json,
     read_manifest,
     write_text,
 )
@@ -30,6 +33,13 @@ from alignloop.yaml_values import dump_yaml
 
 RESOLVED = "resolved.json"
 LOCK = "run.lock"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "rounds": (int,),
+    "base": (str,),
+    "preferences": (list,),
+    "judge": (dict, type(None)),
+}
 _FLOCK = "hhqqi4x"
 """C's `struct flock` on 64-bit Linux: type, whence, start, length, process."""
 _ROUND = re.compile(r"round-([0-9]{2,6})")
@@ -220,16 +230,28 @@ def read_resolved(run_dir: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = load_json(path)
         version, recipe = int(values["run_version"]), dict(values["recipe"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunDirError(f"{path}: cannot be read ({error}); choose another --run-dir") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise RunDirError(f"{path}: not the recipe of a run ({error}); choose another --run-dir") from error
     if version > MANIFEST_VERSION:
         raise RunDirError(
             f"{path}: run_version {version} was written by a newer alignloop (this one knows {MANIFEST_VERSION}): "
             "update alignloop, or choose another --run-dir"
         )
+    if wrong := _wrong_kinds(recipe):
+        raise RunDirError(f"{path}: not the recipe of a run ({wrong}); choose another --run-dir")
     return recipe
+
+
+def _wrong_kinds(recipe: dict[str, Any]) -> str | None:
+    """The field that is not what a recipe of any version has there; None where all are."""
+    for name, field in Recipe.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        kinds: tuple[type, ...] = (dict,) if isinstance(default, BaseModel) else _KINDS.get(name, ())
+        if kinds and name in recipe and not isinstance(recipe[name], kinds):
+            return f"{name}: {str(recipe[name])[:40]!r}"
+    return None
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:

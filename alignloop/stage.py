@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -185,12 +185,12 @@ def run_stage(
     progress: Progress,
     training: TrainingConfig | None = None,
     rebuild: bool = False,
-    before_run: Callable[[], None] | None = None,
+    before_run: Callable[[Sequence[Artifact]], None] | None = None,
 ) -> OutputsT:
     """Run a stage, or take over what it has published.
 
     Args:
-        before_run: called where the stage has to run, before anything is changed.
+        before_run: called with what the stage takes, where it has to run, before anything is changed.
 
     Raises:
         DriftError: it is published, but from other config or inputs, and `rebuild` is false.
@@ -206,7 +206,7 @@ def run_stage(
             + "\nPut it back, choose another --run-dir, or pass --rebuild to redo this stage and all after it."
         )
     if before_run is not None:
-        before_run()
+        before_run(artifacts_of(inputs))
     if found.changes:
         progress.say(f"  {place.dir.name}: done again ({'; '.join(found.changes)})")
         remove_from(place)
@@ -249,6 +249,13 @@ def _run_and_publish(
         )
         publish(ctx.dir, manifest)
     return manifest
+
+
+def artifacts_of(values: Any) -> list[Artifact]:
+    """All artifacts of a stage's inputs or outputs."""
+    fields = [getattr(values, f.name) for f in dataclasses.fields(values)]
+    flat = [item for value in fields for item in (value if isinstance(value, tuple) else (value,))]
+    return [item for item in flat if isinstance(item, Artifact)]
 
 
 def describe(config: Any, inputs: Any, *, seed: int) -> dict[str, Any]:

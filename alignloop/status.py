@@ -9,12 +9,15 @@ from typing import Any
 
 from alignloop.artifacts import PARTIAL, read_manifest
 from alignloop.errors import RunDirError
+from alignloop.final import final_damage
 from alignloop.house import stage_line
+from alignloop.progress import Progress
 from alignloop.records import RoundRow
 from alignloop.report.table import text_tables
 from alignloop.round_inputs import Waiting, waiting
 from alignloop.rounds_file import read_rounds
 from alignloop.run_dir import RESOLVED, holder, read_resolved, round_numbers, stage_dirs
+from alignloop.verification import verify_run
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,7 @@ def read_status(run_dir: Path) -> Status:
     """
     resolved = read_resolved(run_dir)
     if resolved is None:
-        held = _runs_near(run_dir)
-        hint = f"; runs there: {', '.join(held)}" if held else "; `alignloop run` starts one"
-        raise RunDirError(f"{run_dir}: no run lies here{hint}")
+        raise RunDirError(_no_run(run_dir))
     return Status(
         run_dir=run_dir,
         recipe=str(resolved.get("name", "?")),
@@ -69,6 +70,25 @@ def read_status(run_dir: Path) -> Status:
         rounds=tuple(_round(run_dir, number, resolved) for number in round_numbers(run_dir)),
         rows=tuple(read_rounds(run_dir)),
     )
+
+
+def verify_text(run_dir: Path, *, progress: Progress) -> str:
+    """Read everything that a run has published, and say that it is whole.
+
+    Raises:
+        RunDirError: there is no run there, or something is damaged: a line each.
+    """
+    if read_resolved(run_dir) is None:
+        raise RunDirError(_no_run(run_dir))
+    num_outputs, damaged = verify_run(run_dir, progress=progress)
+    damaged += [line for line in [final_damage(run_dir)] if line]
+    if damaged:
+        raise RunDirError(
+            "\n".join(damaged)
+            + f"\n{run_dir}: damaged, see above. Remove the folder of each stage named and run again: "
+            "it is redone, and what follows from it is taken over where it comes out the same"
+        )
+    return f"{run_dir}: all {num_outputs:,} outputs of its stages hold the bytes that were published"
 
 
 def status_text(status: Status) -> str:
@@ -109,7 +129,8 @@ def _round(run_dir: Path, number: int, resolved: Mapping[str, Any]) -> RoundStat
     )
 
 
-def _runs_near(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        folder = folder.parent if folder.parent.is_dir() else Path()
-    return sorted(str(path.parent) for path in folder.glob(f"*/{RESOLVED}"))[:5]
+def _no_run(run_dir: Path) -> str:
+    folder = next((folder for folder in (run_dir, run_dir.parent) if folder.is_dir()), Path())
+    near = sorted(str(path.parent) for path in folder.glob(f"*/{RESOLVED}"))[:5]
+    hint = f"runs there: {', '.join(near)}" if near else "`alignloop run` starts one"
+    return f"{run_dir}: no run lies here; {hint}"

@@ -28,7 +28,7 @@ ENGINE_ONLY = {"vllm", "ray"}
 ORDER = [
     {"bundled", "environment", "errors", "progress", "records", "streams", "temporary", "terminal", "yaml_values"},
     {"artifacts", "chat", "config", "engine_log", "objectives", "packing", "plots", "selection"},
-    {"data", "engines", "evaluation", "judging", "quickstart", "rounds_file", "run_dir", "training"},
+    {"data", "engines", "evaluation", "judging", "quickstart", "rounds_file", "run_dir", "training", "verification"},
     {"pruning", "stage"},
     {"dropped_file", "house", "out_file", "stages"},
     {
