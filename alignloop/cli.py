@@ -152,6 +152,10 @@ def eval_checkpoint(
     engine: Annotated[Literal["vllm", "transformers"] | None, typer.Option(help="What generates.")] = None,
     responses: Annotated[Path | None, typer.Option(metavar="FILE", help="Score these, without a model.")] = None,
     benchmark: Annotated[str | None, typer.Option(metavar="ifeval=DATA", help="The prompts that they answer.")] = None,
+    strip_reasoning: Annotated[
+        bool | None,
+        typer.Option("--strip-reasoning/--whole-answers", help="Judge what follows </think>, or all of it."),
+    ] = None,
 ) -> None:
     """Run benchmarks on a checkpoint, or on responses.
 
@@ -174,7 +178,13 @@ def eval_checkpoint(
             "--engine": engine,
             "--samples": samples,
         }
-        cli_eval.score(responses, benchmark=benchmark, json_file=json_file, model_options=model_options)
+        cli_eval.score(
+            responses,
+            benchmark=benchmark,
+            json_file=json_file,
+            strip_reasoning=bool(strip_reasoning),
+            model_options=model_options,
+        )
         return
     if checkpoint is None:
         raise UserError("eval: name a CHECKPOINT to measure, or --responses FILE --benchmark ifeval=DATA to score")
@@ -188,6 +198,7 @@ def eval_checkpoint(
         engine=engine,
         json_file=json_file,
         samples=samples,
+        strip_reasoning=strip_reasoning,
     )
 
 

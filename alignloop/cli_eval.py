@@ -42,6 +42,7 @@ def measure(
     engine: Literal["vllm", "transformers"] | None,
     json_file: Path | None,
     samples: Path | None,
+    strip_reasoning: bool | None,
 ) -> None:
     """Print a checkpoint's figures, and write the files that were asked for."""
     from alignloop.artifacts import write_text
@@ -59,6 +60,7 @@ def measure(
             chat_template=chat_template,
             engine_name=engine,
             samples_file=samples,
+            strip_reasoning=strip_reasoning,
             log_file=log_file,
             progress=for_terminal(),
         )
@@ -68,7 +70,12 @@ def measure(
 
 
 def score(
-    responses: Path | None, *, benchmark: str | None, json_file: Path | None, model_options: Mapping[str, object]
+    responses: Path | None,
+    *,
+    benchmark: str | None,
+    json_file: Path | None,
+    strip_reasoning: bool,
+    model_options: Mapping[str, object],
 ) -> None:
     """Print the verdicts' figures, and write them with the verdicts to `json_file`.
 
@@ -83,7 +90,7 @@ def score(
         raise UserError(f"eval: {lacking} is missing: responses are scored against the prompts that they answer")
     if given := [name for name, value in model_options.items() if value is not None]:
         raise UserError(f"eval: {', '.join(given)} and --responses: existing responses are scored without a model")
-    scored = score_file(responses, benchmark=benchmark)
+    scored = score_file(responses, benchmark=benchmark, strip_reasoning=strip_reasoning)
     say(responses_text(scored))
     if json_file is not None:
         write_text(json_file, json.dumps(scored.as_json(), indent=1, ensure_ascii=False) + "\n")

@@ -52,13 +52,14 @@ def find_setting(
     limit: int | None,
     config: str | None,
     engine_name: Literal["vllm", "transformers"] | None,
+    strip_reasoning: bool | None = None,
 ) -> Setting:
     """A recipe's setting where one is named; a run's where the checkpoint lies in its directory and the tasks are its
     own, so that the figures compare with the run's rounds; else the defaults: float32, up to 4,096 tokens, lm-eval's
     own tasks, or where none is named the bundled ones.
 
     Args:
-        tasks, include_path, limit: None: the setting's own.
+        tasks, include_path, limit, strip_reasoning: None: the setting's own.
         config: a recipe, as `alignloop run` takes it, or a run directory.
 
     Raises:
@@ -80,6 +81,8 @@ def find_setting(
         asked["include_path"] = include_path or None
     if limit is not None:
         asked["limit"] = limit
+    if strip_reasoning is not None:
+        asked["strip_reasoning"] = strip_reasoning
     engine = {} if engine_name is None else {"name": engine_name}
     return replace(
         setting,
@@ -98,6 +101,7 @@ def evaluate_alone(
     config: str | None = None,
     chat_template: str | None = None,
     samples_file: Path | None = None,
+    strip_reasoning: bool | None = None,
     log_file: Path,
     progress: Progress,
 ) -> EvalReport:
@@ -110,6 +114,7 @@ def evaluate_alone(
         config: recipe or run directory whose protocol holds.
         chat_template: given to a checkpoint that has none: `llama3`, `chatml` or a Jinja file.
         samples_file: where one JSON line a question is written.
+        strip_reasoning: None: the setting's own.
         log_file: gets what the engine prints.
 
     Raises:
@@ -121,7 +126,13 @@ def evaluate_alone(
         raise ModelError(f"{checkpoint}: no such folder; give a Hugging Face model folder, for example <run>/final")
     check_causal(checkpoint, text_config(checkpoint))
     setting = find_setting(
-        checkpoint, tasks=tasks, include_path=include_path, limit=limit, config=config, engine_name=engine_name
+        checkpoint,
+        tasks=tasks,
+        include_path=include_path,
+        limit=limit,
+        config=config,
+        engine_name=engine_name,
+        strip_reasoning=strip_reasoning,
     )
     _say_how(setting, progress)
     with (
@@ -139,6 +150,7 @@ def evaluate_alone(
             max_model_len=setting.engine.max_model_len,
             dtype=setting.engine.dtype,
             quantization=setting.engine.quantization,
+            strip_reasoning=setting.evaluate.strip_reasoning,
             samples_file=samples_file,
             progress=progress,
         )

@@ -16,7 +16,11 @@ class EvaluateConfig(Section):
     limit: PositiveInt | None = None
     """Questions a task, for a quick look; None: all."""
     max_gen_tokens: PositiveInt = 1280
-    """Longest generated answer (lm-eval's own limit for IFEval)."""
+    """Longest generated answer, reasoning included (lm-eval's own limit for IFEval)."""
+    strip_reasoning: bool = False
+    """Whether what a model thinks (`<think>...</think>` before its answer) is taken off before answers are judged; one
+    that was cut while it thought has none. As in lm-eval the whole text is judged by default, and a line says where
+    that holds reasoning."""
 
 
 class GateConfig(Section):

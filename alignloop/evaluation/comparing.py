@@ -31,6 +31,8 @@ UNRECORDED = {
     "engine_dtype": ("engine_dtype", "quantization"),
     "stop_token_ids": ("stop_token_ids",),
     "groups": ("groups",),
+    "system_turn": ("system_turn",),
+    "strip_reasoning": ("strip_reasoning",),
 }
 """Fields that older reports lack -> those that are not compared where either side lacks it."""
 
@@ -144,7 +146,14 @@ def require_same_protocol(before: Measured, after: Measured) -> None:
 def protocol_changes(before: Protocol, after: Protocol) -> list[str]:
     """The fields in which two protocols differ, with both values."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    unrecorded = {field for name, fields in UNRECORDED.items() if not (old[name] and new[name]) for field in fields}
+    absent: tuple[object, ...] = (None, {}, [])
+    unrecorded = {
+        field for name, fields in UNRECORDED.items() if old[name] in absent or new[name] in absent for field in fields
+    }
+    for name in before.tasks.keys() & after.tasks.keys():
+        if not (before.tasks[name].rendered_digest and after.tasks[name].rendered_digest):
+            for values in (old, new):
+                values["tasks"][name].pop("rendered_digest")
     alone = sorted(before.tasks.keys() ^ after.tasks.keys())
     for values in (old, new):
         for name in unrecorded:

@@ -21,6 +21,7 @@ from alignloop.engines.base import Engine
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import ModelError
 from alignloop.evaluation.ifeval import preserved_random, require_sentence_data
+from alignloop.evaluation.reasoning import judged_with_reasoning
 from alignloop.evaluation.report import EvalReport
 from alignloop.evaluation.results import Asked, build_report, eval_samples
 from alignloop.evaluation.room import AS_CHAT, require_room
@@ -46,6 +47,7 @@ def evaluate(
     samples_file: Path | None = None,
     dtype: str | None = None,
     quantization: str | None = None,
+    strip_reasoning: bool = False,
 ) -> EvalReport:
     """Measure `checkpoint` on `tasks`, through its chat template.
 
@@ -61,6 +63,7 @@ def evaluate(
         max_model_len: longest prompt + completion the engine serves, in tokens; None: the model's own.
         samples_file: where one JSON line a question (`EvalSample`) is written; None: nowhere.
         dtype, quantization: how the engine computes, for the protocol; None: not known.
+        strip_reasoning: whether `<think>...</think>` is taken off answers before they are judged.
 
     Raises:
         DataError: an unknown task, wrong or missing data, or prompts that do not fit: found before the engine starts.
@@ -80,6 +83,7 @@ def evaluate(
         samples_file=samples_file,
         dtype=dtype,
         quantization=quantization,
+        strip_reasoning=strip_reasoning,
     )
 
 
@@ -96,6 +100,7 @@ def evaluate_loaded(
     samples_file: Path | None = None,
     dtype: str | None = None,
     quantization: str | None = None,
+    strip_reasoning: bool = False,
 ) -> EvalReport:
     """`evaluate` on tasks that are loaded already. lm-eval's task objects serve one evaluation each."""
     _require_sentence_data(loaded, limit=limit)
@@ -106,12 +111,18 @@ def evaluate_loaded(
         max_model_len=max_model_len,
         seed=seed,
         progress=progress,
+        strip_reasoning=strip_reasoning,
     )
     with _quiet_lm_eval(), preserved_random(seed):
         _set_up(loaded, seed=seed)
         require_room(loaded, lm=lm, limit=limit)
     results = _run(lm, loaded=loaded, limit=limit, seed=seed)
-    samples = list(eval_samples(results, generations=lm.generations))
+    samples = list(eval_samples(results, lm=lm))
+    if lm.num_holding_reasoning:
+        holding = judged_with_reasoning(
+            lm.num_holding_reasoning, len(lm.generations), remedy="evaluate.strip_reasoning: true"
+        )
+        progress.say(f"  evaluate: {holding}")
     if samples_file is not None:
         dump_jsonl(samples_file, samples)
     asked = Asked(seed=seed, dtype=dtype, quantization=quantization)
@@ -156,6 +167,7 @@ def _engine_lm(
     max_model_len: int | None,
     seed: int,
     progress: Progress,
+    strip_reasoning: bool,
 ) -> EngineLM:
     from transformers import AutoTokenizer
 
@@ -172,6 +184,7 @@ def _engine_lm(
         limits=GenerationLimits(max_model_len=min(lengths), max_gen_tokens=max_gen_tokens),
         seed=seed,
         progress=progress,
+        strip_reasoning=strip_reasoning,
     )
 
 

@@ -6,9 +6,12 @@ Verdicts are lm-eval's (`lm_eval.tasks.ifeval`); nothing of it is copied here.
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import os
 import random
+import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,10 +149,23 @@ def _has_sentence_data() -> bool:
     carried = [str(Path(folder) / place) for folder in (spec and spec.submodule_search_locations) or []]
     nltk.data.path += [folder for folder in carried if folder not in nltk.data.path]  # a user's own come first
     try:
-        nltk.data.find(SENTENCE_DATA)
+        folder = Path(str(nltk.data.find(SENTENCE_DATA)))
     except LookupError:
         return False
+    if any(file.stat().st_nlink > 1 for file in folder.iterdir()):
+        nltk.data.path.insert(0, _copied(folder))
     return True
+
+
+def _copied(folder: Path) -> str:
+    """A data folder of nltk's with a copy of `folder`, while this process lives.
+
+    nltk refuses files with several hard links, and installers that link from a cache (uv, conda) leave no others.
+    """
+    root = tempfile.mkdtemp(prefix="alignloop-nltk-")
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    shutil.copytree(folder, Path(root) / SENTENCE_DATA)
+    return root
 
 
 def estimates(

@@ -1,11 +1,7 @@
 """lm-eval's model class over our engine: text on lm-eval's side, token ids on the engine's.
 
-    messages --apply_chat_template--> marked JSON string --(lm-eval)--> generate_until / loglikelihood
-             --ChatFormat.prompt_ids--> token ids --Engine--> completions / logprobs
-
-lm-eval carries prompts as strings. A rendered template as string would have to be tokenised again, and special tokens
-written by a user would turn into control tokens on the way. So the "rendered" prompt is the list of messages as JSON
-behind a mark, and only the chat format turns it into ids.
+messages --apply_chat_template--> marked JSON string --(lm-eval)--> generate_until / loglikelihood
+         --ChatFormat.prompt_ids--> token ids --Engine--> completions / logprobs
 """
 
 from __future__ import annotations
@@ -23,12 +19,15 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from alignloop.chat.format import ChatFormat
+from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
 from alignloop.engines.base import Completion, Engine, GenerateRequest, LoglikelihoodRequest
 from alignloop.errors import DataError
+from alignloop.evaluation.packed import pack_messages, unpack_messages
+from alignloop.evaluation.reasoning import holds_reasoning, without_reasoning
+from alignloop.evaluation.rendered import RenderedPrompts
 from alignloop.progress import Progress
 from alignloop.records import Message
 
-MARK = "\x00alignloop/messages\x00"
 DEFAULT_MAX_GEN_TOKS = 256
 """lm-eval's own limit for tasks that name none."""
 SCORED_AT_ONCE = 512
@@ -36,18 +35,6 @@ SCORED_AT_ONCE = 512
 them for all of MMLU."""
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
-
-
-def pack_messages(messages: Sequence[dict[str, str]]) -> str:
-    """Messages as one marked string."""
-    return MARK + json.dumps(list(messages), ensure_ascii=False)
-
-
-def unpack_messages(context: str) -> tuple[Message, ...] | None:
-    """The messages of a marked string; None for a plain one."""
-    if not context.startswith(MARK):
-        return None
-    return tuple(Message(**message) for message in json.loads(context[len(MARK) :]))
 
 
 @dataclass(frozen=True)
@@ -76,10 +63,16 @@ class EngineLM(TemplateLM):
         limits: lengths.
         seed: of tasks that sample; greedy ones do not need it.
         progress: told about each of the (few, large) engine calls.
+        strip_reasoning: take reasoning off answers before lm-eval sees them; stop strings are then looked for in the
+            answer alone.
 
     Attributes:
-        limits: as given.
+        limits, strip_reasoning: as given.
+        takes_system_turn: whether the template does; else a description goes before the first user turn.
         generations: (task name, question index) -> the completion as sampled, for stop rates and lengths.
+        reasonings: the same -> what was taken off.
+        num_holding_reasoning: answers judged with it.
+        rendered: of the prompts that `num_tokens` was asked about.
     """
 
     def __init__(
@@ -92,10 +85,16 @@ class EngineLM(TemplateLM):
         limits: GenerationLimits,
         seed: int,
         progress: Progress,
+        strip_reasoning: bool = False,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        self.strip_reasoning = strip_reasoning
+        self.takes_system_turn = takes_system_turn(chat)
         self.generations: dict[tuple[str, int], Completion] = {}
+        self.reasonings: dict[tuple[str, int], str] = {}
+        self.num_holding_reasoning = 0
+        self.rendered = RenderedPrompts()
         self._engine = engine
         self._checkpoint = checkpoint
         self._chat = chat
@@ -132,7 +131,10 @@ class EngineLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages -> marked string. A last assistant message is the answer's given beginning (`gen_prefix`)."""
-        return pack_messages(chat_history)
+        if self.takes_system_turn:
+            return pack_messages(chat_history)
+        folded = in_first_user_turn([Message(**message) for message in chat_history])
+        return pack_messages([{"role": message.role, "content": message.content} for message in folded])
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
         """Ids of plain text: special tokens in it are text, and none is added unless asked for."""
@@ -149,19 +151,36 @@ class EngineLM(TemplateLM):
         ]
         answers = self._with_progress(self._engine.generate, asked, label="generate answers")
         texts = []
-        for request, sent, (completion,) in zip(requests, asked, answers, strict=True):
-            self.generations[(str(request.task_name), int(request.doc_id or 0))] = completion
-            texts.append(_cut(self._chat.decode(completion.token_ids), stop_strings=sent.stop_strings))
+        for request, (completion,) in zip(requests, answers, strict=True):
+            question = (str(request.task_name), int(request.doc_id or 0))
+            self.generations[question] = completion
+            text = self._answer(self._chat.decode(completion.token_ids), question=question)
+            texts.append(_cut(text, stop_strings=self.effective_kwargs(request.args[1])["until"]))
         return texts
+
+    def _answer(self, text: str, *, question: tuple[str, int]) -> str:
+        """What is judged of a text."""
+        if not self.strip_reasoning:
+            self.num_holding_reasoning += holds_reasoning(text)
+            return text
+        reasoning, answer = without_reasoning(text)
+        if reasoning is not None:
+            self.reasonings[question] = reasoning
+        return answer
 
     def num_tokens(self, request: Instance) -> int:
         """Tokens of the context that a request takes up in the engine: prompt, continuation, one to be written."""
+        task = str(request.task_name)
         if request.request_type == "loglikelihood":
             context, continuation = request.args
             pair = self._encode_pair(context, continuation) if context else ((), self.tok_encode(continuation))
+            chatted = unpack_messages(context) is not None
+            self.rendered.note(task, self._context_ids(context) if chatted else pair[0])
             return len(pair[0]) + len(pair[1]) + 1
         if request.request_type == "generate_until":
+            self.rendered.note(task, self._context_ids(request.args[0]))
             return len(self._context_ids(request.args[0])) + 1
+        self.rendered.note(task, self.tok_encode(request.args[0]))
         return 0  # a whole text is read in windows
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -238,7 +257,7 @@ class EngineLM(TemplateLM):
             top_p=held["top_p"],
             seed=seed if held["do_sample"] else None,
             stop_token_ids=self._chat.stop_token_ids,
-            stop_strings=tuple(held["until"]),
+            stop_strings=() if self.strip_reasoning else tuple(held["until"]),
         )
 
     def _encode_context(self, context: str) -> tuple[int, ...]:

@@ -40,6 +40,9 @@ class TaskProtocol(_Model):
     """SHA-256 over the questions asked, in order, with their answers or constraints."""
     prompt_digest: str
     """SHA-256 over the messages sent, in order: few-shot examples and instructions included."""
+    rendered_digest: str | None = None
+    """SHA-256 over the prompts' token ids, in order: what the template makes of the messages, dates and all that it
+    writes by itself included; None: not recorded."""
 
 
 class Protocol(_Model):
@@ -57,6 +60,11 @@ class Protocol(_Model):
     quantization: str | None = None
     stop_token_ids: list[int] | None = None
     """What ends an answer, beside a task's stop strings; None: not recorded."""
+    system_turn: bool | None = None
+    """Whether the template has a system turn for a task's description; false: it stands before the first user turn.
+    None: not recorded."""
+    strip_reasoning: bool | None = None
+    """Whether reasoning was taken off the answers before they were judged; None: not recorded."""
 
     @property
     def digest(self) -> str:
@@ -95,7 +103,9 @@ class EvalSample(_Model):
     prompt: str
     """The last user message."""
     response: str | None = None
-    """What was generated; None for log-likelihood."""
+    """What was generated and judged; None for log-likelihood."""
+    reasoning: str | None = None
+    """What was taken off it before (`evaluate.strip_reasoning`); None: nothing."""
     finish_reason: Literal["stop", "length"] | None = None
     num_tokens: int | None = None
     options: list[str] = Field(default_factory=list)

@@ -22,6 +22,7 @@ from alignloop.evaluation.ifeval import (
     require_sentence_data,
     score_response,
 )
+from alignloop.evaluation.reasoning import holds_reasoning, judged_with_reasoning, without_reasoning
 from alignloop.evaluation.standard_error import Estimate
 
 MOST_NAMED = 5
@@ -35,11 +36,15 @@ class ScoredResponses:
     rows: the benchmark's, in its order.
     verdicts: lm-eval's for each: two booleans (`prompt_level_*`), two lists of one boolean an instruction.
     figures: the four accuracies, their mean, and the strict accuracy of each instruction type.
+    strip_reasoning: whether reasoning was taken off before.
+    num_holding_reasoning: responses that were judged with it.
     """
 
     rows: tuple[IfevalRow, ...]
     verdicts: tuple[Mapping[str, Any], ...]
     figures: Mapping[str, Estimate]
+    strip_reasoning: bool = False
+    num_holding_reasoning: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Flat: every figure by its name, its standard error as `<name>_stderr`, and under `prompts` the verdicts."""
@@ -52,15 +57,17 @@ class ScoredResponses:
             {"key": row.key, "prompt": row.prompt, "instruction_id_list": row.instruction_id_list, **verdict}
             for row, verdict in zip(self.rows, self.verdicts, strict=True)
         ]
-        return {**values, "num_prompts": len(prompts), "prompts": prompts}
+        how = {"num_prompts": len(prompts), "strip_reasoning": self.strip_reasoning}
+        return {**values, **how, "prompts": prompts}
 
 
-def score_file(responses: Path, *, benchmark: str) -> ScoredResponses:
+def score_file(responses: Path, *, benchmark: str, strip_reasoning: bool = False) -> ScoredResponses:
     """Score every prompt of a benchmark by the responses of a file.
 
     Args:
         responses: JSON lines of `prompt` and `response`, in any order, one for each prompt.
         benchmark: `ifeval=DATA.jsonl`, or `ifeval` for the bundled one.
+        strip_reasoning: whether `<think>...</think>` is taken off first.
 
     Raises:
         DataError: no such file, a line in another form, or prompts that are missing, twice there, or of no benchmark.
@@ -70,12 +77,15 @@ def score_file(responses: Path, *, benchmark: str) -> ScoredResponses:
     # Before anything is scored, and once: with the remedy where nltk's data are missing.
     require_sentence_data((name for row in rows for name in row.instruction_id_list), where=str(data))
     given = read_responses(responses, prompts=[row.prompt for row in rows], data=data)
+    num_holding = 0 if strip_reasoning else sum(holds_reasoning(given[row.prompt]) for row in rows)
+    if strip_reasoning:
+        given = {prompt: without_reasoning(response)[1] for prompt, response in given.items()}
     # Where a prompt asks for a letter that is none ("#"), lm-eval's checker draws one: from the stream that lm-eval
     # seeds with 0 at its start, prompt by prompt in the benchmark's order.
     with preserved_random(0):
         verdicts = tuple(_score(row, given[row.prompt], responses) for row in rows)
     figures = estimates(verdicts, instruction_ids=[row.instruction_id_list for row in rows])
-    return ScoredResponses(tuple(rows), verdicts, figures)
+    return ScoredResponses(tuple(rows), verdicts, figures, strip_reasoning, num_holding)
 
 
 def read_responses(path: Path, *, prompts: Sequence[str], data: Path) -> dict[str, str]:
@@ -122,7 +132,7 @@ def read_responses(path: Path, *, prompts: Sequence[str], data: Path) -> dict[st
 
 
 def responses_text(scored: ScoredResponses) -> str:
-    """A line a figure; instruction types are left to the JSON file."""
+    """A line a figure, and one where reasoning was judged, too; instruction types are left to the JSON file."""
     names = [name for name in scored.figures if not name.startswith("type/")]
     num_instructions = sum(len(row.instruction_id_list) for row in scored.rows)
     lines = []
@@ -131,6 +141,8 @@ def responses_text(scored: ScoredResponses) -> str:
         count = num_instructions if name.startswith("inst_level") else len(scored.rows)
         error = "" if figure.stderr is None else f" +- {figure.stderr:.4f}"
         lines.append(f"{name:<24}  {figure.value:>9.4f}{error:<11}  n={count}")
+    if scored.num_holding_reasoning:
+        lines.append(judged_with_reasoning(scored.num_holding_reasoning, len(scored.rows), remedy="--strip-reasoning"))
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignloop.engines.base import Completion
 from alignloop.evaluation.figures import estimate_of, estimates_of, macro_key, metric_key
+from alignloop.evaluation.packed import unpack_messages
 from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, TaskProtocol, sha256_of
 from alignloop.evaluation.standard_error import Estimate
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 Results = Mapping[str, Any]
 """What `lm_eval.evaluate` returns."""
-Generations = Mapping[tuple[str, int], Completion]
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,19 @@ def build_report(results: Results, *, samples: Sequence[EvalSample], lm: EngineL
         engine_dtype=asked.dtype,
         quantization=asked.quantization,
         stop_token_ids=list(lm.stop_token_ids),
+        system_turn=lm.takes_system_turn,
+        strip_reasoning=lm.strip_reasoning,
     )
     return EvalReport(metrics=figures.metrics, stderr=figures.stderr, counts=figures.counts, protocol=protocol)
 
 
-def eval_samples(results: Results, *, generations: Generations) -> Iterator[EvalSample]:
+def eval_samples(results: Results, *, lm: EngineLM) -> Iterator[EvalSample]:
     """One sample a question (and named filter), in task order."""
     for name, samples in results["samples"].items():
         for sample in samples:
-            yield _eval_sample(name, sample, completion=generations.get((name, sample["doc_id"])))
+            question = (name, sample["doc_id"])
+            row = _eval_sample(name, sample, completion=lm.generations.get(question))
+            yield row.model_copy(update={"reasoning": lm.reasonings.get(question)})
 
 
 def _add_metrics(figures: _Figures, name: str, *, results: Results, estimates: Mapping[str, Estimate]) -> None:
@@ -124,12 +128,11 @@ def _protocol(name: str, *, results: Results, lm: EngineLM) -> TaskProtocol:
         chat_template_digest=lm.chat_template_digest,
         data_digest=sha256_of([sample["doc_hash"] for sample in samples]),
         prompt_digest=sha256_of([sample["prompt_hash"] for sample in samples]),
+        rendered_digest=lm.rendered.digest(name),
     )
 
 
 def _eval_sample(name: str, sample: Mapping[str, Any], *, completion: Completion | None) -> EvalSample:
-    from alignloop.evaluation.lm import unpack_messages
-
     arguments = sample["arguments"]
     messages = unpack_messages(arguments[0][0]) or ()
     asked = [message.content for message in messages if message.role == "user"]

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import derive_seed
+from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
 from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Completion, Engine, GenerateRequest
-from alignloop.errors import ModelError
 from alignloop.judging.base import RETRY_TEMPERATURE, Answer, Keep, Question, Unit
 from alignloop.judging.prompt_file import JudgingPrompt
 from alignloop.judging.reading import AnswerReader, UnreadableAnswer
-from alignloop.records import Message
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -61,7 +60,7 @@ class EngineAsker:
         if not open_shards:
             return
         chat = load_format(self._checkpoint)
-        takes_system = can_take_system(chat)
+        takes_system = takes_system_turn(chat)
         for shard in open_shards:
             self._engine.load_weights(self._checkpoint)
             asked = [[self._asked(chat, q, takes_system) for q in unit.questions] for unit in shard]
@@ -69,7 +68,7 @@ class EngineAsker:
             keep([(unit, _answers(questions)) for unit, questions in zip(shard, asked, strict=True)])
 
     def _asked(self, chat: ChatFormat, question: Question, takes_system: bool) -> _Asked:
-        messages = question.messages if takes_system else one_message(question.messages)
+        messages = question.messages if takes_system else in_first_user_turn(question.messages)
         asked = _Asked(chat.prompt_ids(messages), question.seed)
         total = len(asked.prompt_ids) + self._config.max_tokens
         if self._max_model_len is not None and total > self._max_model_len:
@@ -112,20 +111,6 @@ class EngineAsker:
         except UnreadableAnswer as error:
             if last:
                 asked.answer = Answer(None, str(error), tuple(asked.texts))
-
-
-def can_take_system(chat: ChatFormat) -> bool:
-    """Whether the model's template has a place for a system message; some refuse one."""
-    try:
-        chat.prompt_ids([Message(role="system", content="a"), Message(role="user", content="a")])
-    except ModelError:
-        return False
-    return True
-
-
-def one_message(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """System and user text as the one user message, for a template without a place for the first."""
-    return (Message(role="user", content="\n\n".join(message.content.strip("\n") for message in messages)),)
 
 
 def _answers(asked: Sequence[_Asked]) -> tuple[Answer, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alignloop.bundled import benchmark_data
 from alignloop.chat.format import ChatFormat
+from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
 from alignloop.evaluation.ifeval import read_form
 from alignloop.evaluation.mmlu import AnswerForm, prompt_messages, read_mmlu, task_name
 from alignloop.evaluation.room import TooLong
@@ -64,8 +65,10 @@ def too_long(task: TaskPrompts, *, chat: ChatFormat, limit: int | None, max_mode
     tokens than bytes, so most questions need not be.
     """
 
+    in_turn = tuple if takes_system_turn(chat) else in_first_user_turn
+
     def num_tokens(*messages: Message) -> int:
-        return len(chat.prompt_ids(messages))
+        return len(chat.prompt_ids(in_turn(messages)))
 
     questions = task.questions[:limit]
     short = Message(role="user", content="a")

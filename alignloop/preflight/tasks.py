@@ -15,7 +15,7 @@ from alignloop.config import Recipe
 from alignloop.errors import UserError
 from alignloop.evaluation.ifeval import ACCURACIES
 from alignloop.evaluation.room import TooLong, refuse
-from alignloop.evaluation.tasks import LOCAL, not_local
+from alignloop.evaluation.tasks import LOCAL, check_task_files, not_local
 from alignloop.preflight.benchmarks import local_prompts, too_long
 from alignloop.preflight.findings import Findings
 
@@ -47,6 +47,8 @@ def check_tasks(recipe: Recipe, *, chat: ChatFormat | None, findings: Findings) 
         if not folder.is_dir():
             findings.problems.append(f"evaluate.include_path: {config.include_path} is no folder of lm-eval task files")
         known = _task_names(folder)
+        with findings.collecting():
+            check_task_files(folder)
     if not config.tasks:
         findings.problems.append("evaluate.tasks: no task is named")
     found: list[TooLong] = []

@@ -45,6 +45,7 @@ def run(config: EvaluateStageConfig, inputs: Inputs, ctx: StageContext) -> Outpu
             samples_file=ctx.dir / "samples.jsonl",
             dtype=config.engine_dtype,
             quantization=config.quantization,
+            strip_reasoning=config.strip_reasoning,
             progress=ctx.progress,
         )
     (ctx.dir / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignloop.chat.load import load_format
 from alignloop.engines.transformers_engine import TransformersEngine
-from alignloop.evaluation.lm import EngineLM, GenerationLimits, pack_messages, unpack_messages
+from alignloop.evaluation.lm import EngineLM, GenerationLimits
+from alignloop.evaluation.packed import pack_messages, unpack_messages
 from alignloop.progress import QuietProgress
 from alignloop.records import Message
 
