@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ from alignloop.config import find_recipe, load_recipe
 from alignloop.config.load import sound_part
 from alignloop.errors import RecipeError
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def problems(values: dict[str, object], *overrides: str) -> tuple[str, ...]:
@@ -51,6 +55,25 @@ def test_paper_recipe_has_the_papers_numbers() -> None:
         0.1,
         0.2,
     )
+    assert not paper.pairs.on_policy
+
+
+def commands_of(document: Path) -> list[list[str]]:
+    """The words of each `alignloop run` and `plan` in a document's shell blocks."""
+    blocks = re.findall(r"```(?:bash)?\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if re.match(r"alignloop (run|plan)\b", line)]
+    return [found[2:] for found in words]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/data.md", "docs/evaluation.md"])
+def test_the_overrides_in_documents_are_known_keys(name: str) -> None:
+    commands = commands_of(ROOT / name)
+    assert commands or name != "README.md"
+    for words in commands:
+        overrides = [after for before, after in pairwise(words) if before == "--set"]
+        recipe = words[0] if words and (ROOT / words[0]).is_file() else "quickstart"
+        assert load_recipe(recipe if recipe == "quickstart" else ROOT / recipe, overrides=overrides)
 
 
 def test_unknown_name_says_which_are_bundled() -> None:

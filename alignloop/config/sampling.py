@@ -87,7 +87,7 @@ class SelectConfig(Section):
 
 
 class PairsConfig(Section):
-    """DPO's pairs: the latest human preferences and the best/worst of the scored candidates (4.1.4)."""
+    """DPO's pairs: the latest human preferences (4.1.4) and, ours, pairs of the scored candidates."""
 
     strengths: tuple[Strength, ...] = ("significantly_better", "better")
     """Rows of these strengths train. Rows without a strength always do."""
@@ -96,9 +96,9 @@ class PairsConfig(Section):
     max_preference_pairs: Annotated[int, Field(ge=-1)] = -1
     """At most this many pairs from preferences, drawn with the round's seed; -1: all."""
     on_policy: bool = True
-    """Whether pairs of the round's candidates join."""
+    """Whether pairs of the round's candidates, told apart by reward, join: ours. The paper's are people's alone."""
     pairing: Literal["best_worst", "best_random", "gap"] = "best_worst"
-    """The best candidate against the worst (the paper), a random other, or the one whose gap to the best comes
+    """The best candidate by reward against the worst, a random other, or the one whose gap to the best comes
     nearest the `target_gap_quantile` of the round's widest gaps."""
     target_gap_quantile: Fraction = 0.5
     """With `pairing: gap`."""

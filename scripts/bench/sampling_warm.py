@@ -31,6 +31,7 @@ def warm_vs_cold(room: Room) -> list[Result]:
             ratio,
             (),
             f"{warm['seconds']:,.0f} s, {warm['engine_starts']} engine start",
+            "the same stages with `vllm.LLM` anew for each use: "
             f"{cold['seconds']:,.0f} s, {cold['engine_starts']} engine starts",
             extra={"quickstart_seconds_warm": warm["seconds"], "quickstart_seconds_cold": cold["seconds"]},
             remarks=(
