@@ -45,6 +45,19 @@ app = typer.Typer(
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a bundled recipe's name.")]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Overrides the recipe's number of rounds.")]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<the recipe's name>.")]
+TasksOption = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="With commas; default: its run's, else the bundled.")
+]
+IncludeOption = Annotated[
+    str | None, typer.Option(metavar="quickstart|DIR", help="Looked through first; empty: lm-eval's tasks.")
+]
+ProtocolOption = Annotated[
+    str | None, typer.Option(metavar="RECIPE|RUN_DIR", help="Whose protocol holds; default: its run's.")
+]
+StripOption = Annotated[
+    bool | None,
+    typer.Option("--strip-reasoning/--whole-answers", help="Judge what follows </think>, or all of it."),
+]
 RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Do stages again that no longer match, and all after.")]
 
 
@@ -132,18 +145,10 @@ def status(
 @app.command(name="eval")
 def eval_checkpoint(
     checkpoint: Annotated[Path | None, typer.Argument(help="A Hugging Face model folder.")] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="With commas; default: its run's, else the bundled."),
-    ] = None,
-    include_path: Annotated[
-        str | None,
-        typer.Option(metavar="quickstart|DIR", help="Looked through first; empty: lm-eval's tasks."),
-    ] = None,
+    tasks: TasksOption = None,
+    include_path: IncludeOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, for a quick look.")] = None,
-    config: Annotated[
-        str | None, typer.Option(metavar="RECIPE|RUN_DIR", help="Whose protocol holds; default: its run's.")
-    ] = None,
+    config: ProtocolOption = None,
     chat_template: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="For a model that brings none.")
     ] = None,
@@ -152,10 +157,7 @@ def eval_checkpoint(
     engine: Annotated[Literal["vllm", "transformers"] | None, typer.Option(help="What generates.")] = None,
     responses: Annotated[Path | None, typer.Option(metavar="FILE", help="Score these, without a model.")] = None,
     benchmark: Annotated[str | None, typer.Option(metavar="ifeval=DATA", help="The prompts that they answer.")] = None,
-    strip_reasoning: Annotated[
-        bool | None,
-        typer.Option("--strip-reasoning/--whole-answers", help="Judge what follows </think>, or all of it."),
-    ] = None,
+    strip_reasoning: StripOption = None,
 ) -> None:
     """Run benchmarks on a checkpoint, or on responses.
 

@@ -59,7 +59,9 @@ def find_setting(
     own tasks, or where none is named the bundled ones.
 
     Args:
-        tasks, include_path, limit, strip_reasoning: None: the setting's own.
+        tasks, limit, strip_reasoning: None: the setting's own.
+        include_path: folder of lm-eval task files; `quickstart`: the bundled ones; empty: lm-eval's own alone; None:
+            the setting's own.
         config: a recipe, as `alignloop run` takes it, or a run directory.
 
     Raises:
@@ -108,13 +110,10 @@ def evaluate_alone(
     """Run `tasks` on `checkpoint`, on whatever device the engine finds.
 
     Args:
-        tasks: None: the setting's own (see `find_setting`).
-        include_path: folder of lm-eval task files; `quickstart`: the bundled ones; empty: lm-eval's own alone.
+        tasks, include_path, limit, config, strip_reasoning: see `find_setting`.
         engine_name: None: vLLM where it is installed.
-        config: recipe or run directory whose protocol holds.
         chat_template: given to a checkpoint that has none: `llama3`, `chatml` or a Jinja file.
         samples_file: where one JSON line a question is written.
-        strip_reasoning: None: the setting's own.
         log_file: gets what the engine prints.
 
     Raises:

@@ -153,7 +153,8 @@ def _has_sentence_data() -> bool:
     except LookupError:
         return False
     if any(file.stat().st_nlink > 1 for file in folder.iterdir()):
-        nltk.data.path.insert(0, _copied(folder))
+        root = next(place for place, known in enumerate(nltk.data.path) if folder.is_relative_to(known))
+        nltk.data.path.insert(root, _copied(folder))
     return True
 
 
