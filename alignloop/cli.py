@@ -45,19 +45,14 @@ app = typer.Typer(
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a bundled recipe's name.")]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Overrides the recipe's number of rounds.")]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<the recipe's name>.")]
-TasksOption = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="With commas; default: its run's, else the bundled.")
-]
+TasksOption = Annotated[str | None, typer.Option(metavar="NAMES", help="With commas; default: its run's or bundled.")]
 IncludeOption = Annotated[
-    str | None, typer.Option(metavar="quickstart|DIR", help="Looked through first; empty: lm-eval's tasks.")
+    str | None, typer.Option(metavar="quickstart|DIR", help="Looked through first; empty: lm-eval's.")
 ]
 ProtocolOption = Annotated[
     str | None, typer.Option(metavar="RECIPE|RUN_DIR", help="Whose protocol holds; default: its run's.")
 ]
-StripOption = Annotated[
-    bool | None,
-    typer.Option("--strip-reasoning/--whole-answers", help="Judge what follows </think>, or all of it."),
-]
+StripOption = Annotated[bool, typer.Option("--strip-reasoning", help="Judge what follows </think> alone.")]
 RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Do stages again that no longer match, and all after.")]
 
 
@@ -157,7 +152,7 @@ def eval_checkpoint(
     engine: Annotated[Literal["vllm", "transformers"] | None, typer.Option(help="What generates.")] = None,
     responses: Annotated[Path | None, typer.Option(metavar="FILE", help="Score these, without a model.")] = None,
     benchmark: Annotated[str | None, typer.Option(metavar="ifeval=DATA", help="The prompts that they answer.")] = None,
-    strip_reasoning: StripOption = None,
+    strip_reasoning: StripOption = False,
 ) -> None:
     """Run benchmarks on a checkpoint, or on responses.
 
@@ -184,7 +179,7 @@ def eval_checkpoint(
             responses,
             benchmark=benchmark,
             json_file=json_file,
-            strip_reasoning=bool(strip_reasoning),
+            strip_reasoning=strip_reasoning,
             model_options=model_options,
         )
         return
@@ -200,7 +195,7 @@ def eval_checkpoint(
         engine=engine,
         json_file=json_file,
         samples=samples,
-        strip_reasoning=strip_reasoning,
+        strip_reasoning=strip_reasoning or None,
     )
 
 
