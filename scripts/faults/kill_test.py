@@ -5,8 +5,9 @@
     run 2 ...
 
 Kill i of N lies in the middle of the i-th of N equal parts of the unbroken run's time. Each directory takes every n-th
-of them, in order, so that the whole takes bearable time. After a kill of the engine the run goes on by itself; after
-one of the main process or of a worker the same command is given again. Linux only (/proc).
+of them, in order, so that the whole takes bearable time. Of the kinds of process that run at that moment the one is
+killed that was killed least often so far: workers run in some stages only. After a kill of the engine the run goes on
+by itself; after one of the main process or of a worker the same command is given again. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,7 +62,6 @@ class KillTest:
         self._expected = expected
         self._work = work
         self._arguments = arguments
-        self._turn = 0
         self.kills: list[Kill] = []
 
     def run(self, number: int, wanted: Sequence[tuple[int, At]]) -> None:
@@ -91,9 +92,8 @@ class KillTest:
 
     def _kill(self, run: Run, *, index: int, number: int) -> None:
         alive = run.processes()
-        turns = [KINDS[(self._turn + i) % len(KINDS)] for i in range(len(KINDS))]
-        kind = next(kind for kind in turns if alive[kind])
-        self._turn = KINDS.index(kind) + 1
+        so_far = Counter(kill.process for kill in self.kills)
+        kind = min((kind for kind in KINDS if alive[kind]), key=lambda kind: so_far[kind])
         now = run.at()
         kill = Kill(index + 1, number, kind, now.stage, round(now.seconds, 2))
         others = run.kill(kind)
