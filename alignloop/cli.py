@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,7 +20,7 @@ from alignloop import __version__, cli_data, cli_lineage, cli_report, cli_sampli
 from alignloop.cli_sampling import SetOption
 from alignloop.errors import AlignloopError, Interrupted, PeopleNeeded, UserError
 from alignloop.streams import guard
-from alignloop.terminal import say
+from alignloop.terminal import printable, say
 
 if TYPE_CHECKING:
     from alignloop.loop import RunResult
@@ -341,6 +342,7 @@ def _say_lost(error: OSError, code: int) -> int:
 
 def _exit_code() -> int:
     try:
+        _check_names(sys.argv[1:])
         code = app(standalone_mode=False)
     except UserError as error:
         return _say(_in_words(error), 2)
@@ -358,6 +360,14 @@ def _exit_code() -> int:
     if code == STOPPED:  # what typer makes of Ctrl-C in a verb
         return _say(f"\nStopped. Go on with: {shlex.join(['alignloop', *sys.argv[1:]])}", STOPPED)
     return code if isinstance(code, int) else 0
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    """Paths and names are of one line: others would forge lines of what is printed. `a.b=value` may hold a text."""
+    for argument in arguments:
+        first, *more = argument.splitlines() or [""]
+        if more and "=" not in first:
+            raise UserError(f"{printable(argument, keep='')}: a name with a line break; give the file another")
 
 
 def _in_words(error: AlignloopError) -> str:

@@ -65,8 +65,20 @@ def test_a_name_with_a_line_break_is_refused(alignloop, tmp_path: Path) -> None:
     recipe.write_text('name: "a\\nbest round   6"\npreferences: quickstart\n')
     outcome = alignloop("plan", recipe)
     assert outcome.code == 2
-    assert "name: must be a plain folder name" in outcome.err
-    assert "'a\\nbest round   6'" in outcome.err
+    assert "name: holds a line break, which no name or path here has" in outcome.err
+    recipe.write_text(
+        'preferences: ["a\\nfinal model"]\nsample: {system_prompts: [{text: "two\\nlines"}], policy: "b\\ec\\rd"}\n'
+    )
+    outcome = alignloop("plan", recipe)
+    assert "preferences.0: holds a line break" in outcome.err
+    assert "sample.policy: holds a line break" in outcome.err
+    assert "system_prompts" not in outcome.err
+    for verb in ("plan", "status", "report", "eval"):
+        outcome = alignloop(verb, "a\nfinal model")
+        assert (outcome.code, outcome.err) == (
+            2,
+            "error: a\\nfinal model: a name with a line break; give the file another\n",
+        )
 
 
 def test_nothing_is_printed_past_it() -> None:

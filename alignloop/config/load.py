@@ -38,7 +38,7 @@ _TYPES = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_too_short": "a text that is not empty",
-    "string_pattern_mismatch": "a plain folder name (no slash, no line break, no dot at its start)",
+    "string_pattern_mismatch": "a plain folder name (no slash, no dot at its start)",
     "bool_type": "true or false",
     "tuple_type": "a list",
     "model_type": "a section (`key: value` lines)",
@@ -112,10 +112,20 @@ def _overridden(source: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], 
 
 
 def _validated(values: dict[str, Any], problems: list[str]) -> tuple[Recipe | None, list[str]]:
+    problems = problems + [f"{where}: holds a line break, which no name or path here has" for where in _broken(values)]
     try:
         return _model_of(values), problems
     except ValidationError as error:
         return None, problems + [_sentence(detail) for detail in error.errors()]
+
+
+def _broken(value: Any, where: str = "") -> list[str]:
+    """Where texts hold line breaks that are none of a text to be read: they would forge lines of what is printed."""
+    if isinstance(value, str):
+        breaks = len(value.splitlines()) > 1 and not where.endswith(".text")
+        return [printable(where, keep="")] if breaks else []
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, child in children for found in _broken(child, f"{where}.{key}".lstrip("."))]
 
 
 def _model_of(values: dict[str, Any]) -> Recipe:

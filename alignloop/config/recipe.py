@@ -21,7 +21,7 @@ from alignloop.config.sampling import PairsConfig, SampleConfig, ScoreConfig, Se
 from alignloop.config.training import AveragingConfig, DpoConfig, RewardConfig, SftConfig, TrainingConfig
 from alignloop.records import Strength
 
-FOLDER_NAME = r"^[^/\\.\n\r\v\f\x85\u2028\u2029][^/\\\n\r\v\f\x85\u2028\u2029]*$"
+FOLDER_NAME = r"^[^/\\.][^/\\]*$"
 
 
 class DpoStageConfig(DpoConfig):
@@ -137,7 +137,7 @@ class Recipe(Section):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=FOLDER_NAME)] = "run"
-    """Of the run's folder under `runs/`: without a slash or line break, not beginning with a dot."""
+    """Of the run's folder under `runs/`: without a slash, not beginning with a dot."""
     base: Annotated[str, Field(min_length=1)] = "quickstart"
     """Hugging Face directory or hub id of the base model; `quickstart` is the bundled one."""
     chat_template: str | None = None
