@@ -17,8 +17,7 @@ class Annotations:
     """What a judge made of a round's pairs.
 
     Attributes:
-        counts: `judged` == `annotated` + `ties` + `unreadable`; `empty` pairs, with a completion that says nothing,
-            were not put to it.
+        counts: `judged` == `annotated` + `ties` + `unreadable`.
         metrics: shares of the judged pairs.
     """
 
@@ -38,9 +37,8 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
         UserError: not one answer can be read.
         EngineError: the engine or the endpoint failed; what is finished is kept.
     """
-    full = [pair for pair in pairs if pair[1].completion.strip() and pair[2].completion.strip()]
-    verdicts = judge.compare([_comparison(pair) for pair in full])
-    judged = list(zip(full, verdicts, strict=True))
+    verdicts = judge.compare([_comparison(pair) for pair in pairs])
+    judged = list(zip(pairs, verdicts, strict=True))
     num_by_winner = {name: sum(v.winner == name for v in verdicts) for name in ("first", "second", "tie", "unreadable")}
     if verdicts and num_by_winner["unreadable"] == len(verdicts):
         raise UserError(
@@ -59,7 +57,6 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
         "judged": len(judged),
         "ties": num_by_winner["tie"],
         "unreadable": num_by_winner["unreadable"],
-        "empty": len(pairs) - len(full),
     }
     shares = {f"{name}_share": counts[name] / len(judged) for name in ("ties", "unreadable")} if judged else {}
     return Annotations(rows, [_verdict_row(pair, v, judge=judge.name) for pair, v in judged], counts, shares)

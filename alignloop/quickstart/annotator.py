@@ -79,12 +79,11 @@ def _names(text: str, value: str) -> bool:
 
 
 def num_flaws(meta: Mapping[str, Any], candidate: CandidateRow) -> int:
-    """How many of these the completion has: cut off, repeats itself, leaves the topic, very long."""
+    """How many of these the completion has: repeats itself, leaves the topic, very long."""
     text = candidate.completion
     words = re.findall(r"\w+", text.lower())
     topic = str(meta.get("topic", ""))
     checks = (
-        candidate.finish_reason == "length",
         repeats(words),
         bool(topic) and not meta.get("answer") and topic.lower() not in text.lower(),
         len(words) > _MAX_WORDS,
@@ -104,7 +103,7 @@ def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, s
     Ties are left out. One in twenty of the close calls is turned round, as people do.
 
     Args:
-        pairs: (prompt, candidate, candidate); `prompt.meta` as `check` wants it.
+        pairs: (prompt, candidate, candidate), finished and with text; `prompt.meta` as `check` wants it.
         seed: decides which close calls are turned round.
 
     Returns:
@@ -129,8 +128,6 @@ def _compare(prompt: PromptRow, first: CandidateRow, second: CandidateRow, *, se
     if close and random.Random(f"{seed}/{first.id}/{second.id}").random() < _NOISE:
         better_first = not better_first
     chosen, rejected = (first, second) if better_first else (second, first)
-    if not chosen.completion.strip() or not rejected.completion.strip():
-        return None
     return preference(prompt, chosen, rejected, strength=strength, annotator=ANNOTATOR, compared_by="simulated")
 
 

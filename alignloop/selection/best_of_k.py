@@ -10,7 +10,7 @@ import numpy as np
 from alignloop.selection.verdicts import check_finite
 
 
-def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool], empty: Sequence[bool] | None = None) -> int:
+def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool], empty: Sequence[bool]) -> int:
     """Index of the candidate to keep.
 
     A truncated candidate never wins over a finished one: a reward read in mid-sentence says little, and training
@@ -20,7 +20,7 @@ def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool], empty: Seq
     Args:
         rewards: K rewards.
         truncated: K flags: the candidate hit its token limit.
-        empty: K flags: the candidate has no text; None: all have some.
+        empty: K flags: the candidate has no text.
 
     Raises:
         ValueError: no candidate, or a reward that is not finite.
@@ -31,7 +31,7 @@ def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool], empty: Seq
     return max(eligible(truncated=truncated, empty=empty), key=rewards.__getitem__)
 
 
-def pick_random(*, truncated: Sequence[bool], seed: int, empty: Sequence[bool] | None = None) -> int:
+def pick_random(*, truncated: Sequence[bool], empty: Sequence[bool], seed: int) -> int:
     """Index of a candidate drawn evenly from those `pick_best` picks among: its yardstick.
 
     Args:
@@ -41,7 +41,7 @@ def pick_random(*, truncated: Sequence[bool], seed: int, empty: Sequence[bool] |
     return random.Random(seed).choice(eligible(truncated=truncated, empty=empty))
 
 
-def eligible(*, truncated: Sequence[bool], empty: Sequence[bool] | None = None) -> list[int]:
+def eligible(*, truncated: Sequence[bool], empty: Sequence[bool]) -> list[int]:
     """Indexes of the candidates one may be picked from, in order: the finished ones, or all where none is finished;
     of these the ones with text, or all where none has any.
 
@@ -50,10 +50,17 @@ def eligible(*, truncated: Sequence[bool], empty: Sequence[bool] | None = None) 
     """
     if not truncated:
         raise ValueError("no candidate to pick from")
-    flags = zip(truncated, empty if empty is not None else [False] * len(truncated), strict=True)
-    kinds = list(flags)
+    kinds = list(zip(truncated, empty, strict=True))
     first = min(kinds)  # (False, False) is finished and has text
     return [k for k, kind in enumerate(kinds) if kind == first]
+
+
+def comparable(*, truncated: Sequence[bool], empty: Sequence[bool]) -> list[int]:
+    """Indexes of the candidates that may be compared with each other: finished, with text.
+
+    A truncated one, chosen, would teach to stop in mid-sentence; rejected, little but length.
+    """
+    return [k for k, kind in enumerate(zip(truncated, empty, strict=True)) if kind == (False, False)]
 
 
 def pass_threshold(rewards: Sequence[float], *, quantile: float) -> float:

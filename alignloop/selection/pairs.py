@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from alignloop.records import STRENGTHS, Strength
+from alignloop.selection.best_of_k import comparable, pick_best
 from alignloop.selection.verdicts import Drop, check_finite
 
 Pairing = Literal["best_worst", "best_random", "gap"]
@@ -67,13 +68,13 @@ def best_and_lower(
         ValueError: a reward that is not finite.
     """
     check_finite(candidates.rewards, name=f"{candidates.prompt_id}: rewards")
-    rewards = candidates.rewards
-    filled = [k for k, text in enumerate(candidates.texts) if text.strip()]
-    finished = [k for k in filled if not candidates.truncated[k]]
+    rewards, truncated = candidates.rewards, candidates.truncated
+    empty = [not text.strip() for text in candidates.texts]
+    finished = comparable(truncated=truncated, empty=empty)
     if not finished:
         return "no candidate is finished and non-empty"
-    best = max(finished, key=rewards.__getitem__)
-    pool = filled if allow_truncated_rejected else finished
+    best = pick_best(rewards, truncated=truncated, empty=empty)
+    pool = [k for k, is_empty in enumerate(empty) if not is_empty] if allow_truncated_rejected else finished
     others = [k for k in pool if candidates.texts[k].strip() != candidates.texts[best].strip()]
     if not others:
         return "no second candidate that is finished and differs from the best"

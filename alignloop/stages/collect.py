@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alignloop.artifacts import Artifact
@@ -21,10 +21,11 @@ from alignloop.errors import PeopleNeeded
 from alignloop.judging.annotate import Annotations, Pair
 from alignloop.pruning.benchmarks import benchmark_files
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Row, Source
+from alignloop.selection.best_of_k import comparable, pick_best
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
 from alignloop.stages.batch_file import Batch, read_batch
-from alignloop.stages.select import by_prompt, reward_of
+from alignloop.stages.select import by_prompt, endings, passed_over, reward_of
 
 
 @dataclass(frozen=True)
@@ -162,30 +163,30 @@ def _batch(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Bat
 def _annotated(
     config: CollectStageConfig, candidates: list[CandidateRow], answers: Artifact | None, ctx: StageContext
 ) -> Annotations:
-    if config.annotator == "simulated":
-        return _simulated(config, candidates, ctx)
-    # Truncated candidates are not compared: chosen, one would teach to stop in mid-sentence; rejected, little but
-    # length.
-    finished = [row for row in candidates if row.finish_reason == "stop"]
-    if config.annotator == "human":
-        return _by_people(config, finished, answers, ctx)
-    return _judged(config, finished, ctx)
+    pairs = pairs_to_annotate(candidates, seed=ctx.seed)
+    by = {"simulated": _simulated, "human": _by_people, "judge": _judged}[config.annotator]
+    made = by(config, pairs, answers, ctx)
+    num_prompts = len({row.prompt_id for row in candidates})
+    passed = {f"{name}_candidates": num for name, num in passed_over(candidates).items()}
+    return replace(made, counts={**made.counts, "prompts_without_pair": num_prompts - len(pairs), **passed})
 
 
-def _simulated(config: CollectStageConfig, candidates: list[CandidateRow], ctx: StageContext) -> Annotations:
+def _simulated(
+    config: CollectStageConfig, pairs: list[Pair], answers: Artifact | None, ctx: StageContext
+) -> Annotations:
     from alignloop.quickstart.annotator import annotate
 
-    rows = annotate(pairs_to_annotate(candidates, seed=ctx.seed), seed=ctx.seed)[: config.num_annotations]
-    return Annotations(rows, [], {"annotated": len(rows)}, {})
+    rows = annotate(pairs, seed=ctx.seed)
+    kept = rows[: config.num_annotations]
+    return Annotations(kept, [], {"annotated": len(kept), "ties": len(pairs) - len(rows)}, {})
 
 
-def _judged(config: CollectStageConfig, finished: list[CandidateRow], ctx: StageContext) -> Annotations:
+def _judged(config: CollectStageConfig, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
     """The first `num_annotations` pairs: each costs, whatever comes of it."""
     from alignloop.judging.annotate import annotate
     from alignloop.judging.judge import open_judge
 
     assert config.judge is not None, "the recipe checks that there is one"
-    pairs = pairs_to_annotate(finished, seed=ctx.seed)
     judge = open_judge(
         config.judge,
         ctx.engine,
@@ -198,7 +199,7 @@ def _judged(config: CollectStageConfig, finished: list[CandidateRow], ctx: Stage
 
 
 def _by_people(
-    config: CollectStageConfig, finished: list[CandidateRow], answers: Artifact | None, ctx: StageContext
+    config: CollectStageConfig, pairs: list[Pair], answers: Artifact | None, ctx: StageContext
 ) -> Annotations:
     """What people said of the first `num_annotations` pairs.
 
@@ -208,8 +209,7 @@ def _by_people(
     """
     from alignloop.judging.people import annotations_of, questions, read_answers
 
-    filled = [row for row in finished if row.completion.strip()]
-    pairs = pairs_to_annotate(filled, seed=ctx.seed)[: config.num_annotations]
+    pairs = pairs[: config.num_annotations]
     if not pairs:
         ctx.progress.say("  nobody is asked: no prompt has two finished candidates that differ")
         return annotations_of([], {})
@@ -230,16 +230,18 @@ def _by_people(
 
 
 def pairs_to_annotate(candidates: list[CandidateRow], *, seed: int) -> list[Pair]:
-    """Two candidates a prompt: the reward model's best and a random other, in random order.
+    """Two candidates a prompt, finished and with text: the reward model's best and a random other, in random order.
 
     An annotator who judges the reward model's own pick against another candidate corrects it where it errs.
     """
     draw = random.Random(seed)
     pairs = []
     for prompt_id, rows in by_prompt(candidates).items():
-        best = max(rows, key=reward_of)
-        others = [row for row in rows if row.completion.strip() != best.completion.strip()]
-        if not others or not best.completion.strip():
+        truncated, empty = endings(rows)
+        best = rows[pick_best([reward_of(row) for row in rows], truncated=truncated, empty=empty)]
+        compared = [rows[k] for k in comparable(truncated=truncated, empty=empty)]
+        others = [row for row in compared if row.completion.strip() != best.completion.strip()]
+        if not others:
             continue
         two = [best, draw.choice(others)]
         draw.shuffle(two)

@@ -31,6 +31,7 @@ from alignloop.stages.measure_answers import (
     add_endings,
     add_logprobs,
     answer,
+    endings,
     heldout_of,
     key_of,
     logprob_groups,
@@ -144,7 +145,7 @@ def run(config: MeasureStageConfig, inputs: Inputs, ctx: StageContext) -> Output
         _with_logprobs(figures, config, inputs, ctx, answers=answers, chat=chat)
         add_endings(figures, answers, chat=chat)
     verdicts = _judged(figures, config, inputs, ctx, given)
-    return _published(ctx, figures, heldout, given, verdicts)
+    return _published(ctx, figures, heldout, given, verdicts, passed_over=_passed_over(answers, chat))
 
 
 def _rewarded(
@@ -260,12 +261,20 @@ def _why_nothing(config: MeasureStageConfig, heldout: Heldout) -> str:
     )
 
 
+def _passed_over(answers: list[Answer], chat: ChatFormat) -> dict[str, int]:
+    """Of the sampled completions how many the best of K is not picked from while a finished one with text is there."""
+    ended = [endings(given, chat) for given in answers]
+    return {name: sum(sum(each[name]) for each in ended) for name in ("truncated", "empty")}
+
+
 def _published(
     ctx: StageContext,
     figures: Figures,
     heldout: Heldout,
     given: list[MeasuredRow],
     verdicts: list[VerdictRow],
+    *,
+    passed_over: Mapping[str, int] | None = None,
 ) -> Outputs:
     dump_jsonl(ctx.dir / "completions.jsonl", given)
     dump_jsonl(ctx.dir / "dropped.jsonl", heldout.dropped)
@@ -280,7 +289,7 @@ def _published(
         completions=Artifact.of(ctx.dir / "completions.jsonl"),
         dropped=Artifact.of(ctx.dir / "dropped.jsonl"),
         verdicts=(Artifact.of(ctx.dir / "verdicts.jsonl"),) if verdicts else (),
-        counts={"in": kept + dropped, "kept": kept, "dropped": dropped, "prompts": len(given)},
+        counts={"in": kept + dropped, "kept": kept, "dropped": dropped, "prompts": len(given), **(passed_over or {})},
         metrics=measures,
     )
 

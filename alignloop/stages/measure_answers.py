@@ -111,6 +111,14 @@ def answer(
     ]
 
 
+def endings(given: Answer, chat: ChatFormat) -> dict[str, list[bool]]:
+    """Of the sampled completions which are truncated and which have no text, as picking the best of them goes by."""
+    return {
+        "truncated": [one.finish_reason == "length" for one in given.sampled],
+        "empty": [not chat.decode(one.token_ids).strip() for one in given.sampled],
+    }
+
+
 def measured_row(
     given: Answer, *, chat: ChatFormat, round: int, policy: str, reward: float | None, first_reward: float | None
 ) -> MeasuredRow:

@@ -17,7 +17,7 @@ from alignloop.evaluation.standard_error import mean
 from alignloop.progress import Progress
 from alignloop.records import STRENGTHS, MeasuredRow, PreferenceRow
 from alignloop.selection.best_of_k import eligible, pick_best
-from alignloop.stages.measure_answers import Answer, key_of
+from alignloop.stages.measure_answers import Answer, endings, key_of
 from alignloop.stages.train_reward import of_strengths
 
 if TYPE_CHECKING:
@@ -154,7 +154,9 @@ def add_answers(figures: Figures, rewards: Rewards, *, scored: Scored, picks: Se
     best = [own[pick] for own, pick in zip(sampled, picks, strict=True)]
     anyone = [
         sum(own[place] for place in places) / len(places)
-        for own, places in zip(sampled, map(_eligible, scored.answers), strict=True)
+        for own, places in zip(
+            sampled, (eligible(**endings(given, scored.chat)) for given in scored.answers), strict=True
+        )
     ]
     figures.add(f"{prefix}reward/best_of_k", mean(best))
     figures.add(f"{prefix}reward/random", mean(anyone))
@@ -164,18 +166,10 @@ def add_answers(figures: Figures, rewards: Rewards, *, scored: Scored, picks: Se
 def best_picks(rewards: Rewards, *, scored: Scored) -> list[int]:
     """Of each prompt's sampled completions the one that `select` would pick."""
     return [
-        pick_best([of[ids] for ids in _sampled(given, scored)], truncated=_truncated(given))
+        pick_best([of[ids] for ids in _sampled(given, scored)], **endings(given, scored.chat))
         for given, of in zip(scored.answers, rewards.of, strict=True)
     ]
 
 
 def _sampled(given: Answer, scored: Scored) -> list[Ids]:
     return [scored.ids(one.token_ids) for one in given.sampled]
-
-
-def _truncated(given: Answer) -> list[bool]:
-    return [one.finish_reason == "length" for one in given.sampled]
-
-
-def _eligible(given: Answer) -> list[int]:
-    return eligible(truncated=_truncated(given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, derive_seed
@@ -47,7 +48,12 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         )
     return Outputs(
         selected=Artifact.of(ctx.dir / "selected.jsonl"),
-        counts={"in": len(rows), "kept": len(selected), "dropped": len(rows) - len(selected)},
+        counts={
+            "in": len(rows),
+            "kept": len(selected),
+            "dropped": len(rows) - len(selected),
+            **passed_over(rows),
+        },
         metrics={
             "mean_reward_random": sum(row.random_reward for row in selected) / len(selected),
             "mean_reward_best": sum(row.reward for row in selected) / len(selected),
@@ -57,11 +63,21 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     )
 
 
+def passed_over(rows: Sequence[CandidateRow]) -> dict[str, int]:
+    """How many candidates a finished one with text wins over, whatever their reward: `truncated`, `empty`."""
+    truncated, empty = endings(rows)
+    return {"truncated": sum(truncated), "empty": sum(empty)}
+
+
+def endings(candidates: Sequence[CandidateRow]) -> tuple[list[bool], list[bool]]:
+    """Which of the candidates are truncated, and which have no text."""
+    return [row.finish_reason == "length" for row in candidates], [not row.completion.strip() for row in candidates]
+
+
 def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> SelectedRow:
     """The row of one prompt."""
     rewards = [reward_of(row) for row in candidates]
-    truncated = [row.finish_reason == "length" for row in candidates]
-    empty = [not row.completion.strip() for row in candidates]
+    truncated, empty = endings(candidates)
     best = candidates[pick_best(rewards, truncated=truncated, empty=empty)]
     return SelectedRow(
         id=best.id,

@@ -91,7 +91,9 @@ def test_verdicts_become_preferences(peer: Any, tmp_path: Path, both_orders: boo
         "judged": 4,
         "ties": 1,
         "unreadable": 1,
-        "empty": 1,
+        "prompts_without_pair": 1,
+        "truncated_candidates": 0,
+        "empty_candidates": 1,
     }
     assert manifest.metrics == {"ties_share": 0.25, "unreadable_share": 0.25}
     folder = tmp_path / "round-02" / "01_collect"

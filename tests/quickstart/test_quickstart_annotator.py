@@ -27,7 +27,7 @@ def _prompt(meta: dict[str, Any]) -> PromptRow:
     )
 
 
-def _candidate(number: int, text: str, *, finish_reason: str = "stop") -> CandidateRow:
+def _candidate(number: int, text: str) -> CandidateRow:
     return CandidateRow.model_validate(
         {
             "id": f"p1/2/{number}",
@@ -35,7 +35,7 @@ def _candidate(number: int, text: str, *, finish_reason: str = "stop") -> Candid
             "messages": [{"role": "user", "content": "About the otter."}],
             "completion": text,
             "completion_ids": [1],
-            "finish_reason": finish_reason,
+            "finish_reason": "stop",
             "round": 2,
             "policy": "digest",
         }
@@ -80,7 +80,6 @@ def test_ties_are_left_out() -> None:
 
 def test_flaws_of_a_completion() -> None:
     assert num_flaws(TITLE_AND_COMMA, _candidate(0, GOOD)) == 0
-    assert num_flaws(TITLE_AND_COMMA, _candidate(0, GOOD, finish_reason="length")) == 1
     assert num_flaws(TITLE_AND_COMMA, _candidate(0, "The otter likes to swim. " * 3)) == 1
     assert num_flaws(TITLE_AND_COMMA, _candidate(0, "It swims.")) == 1
 

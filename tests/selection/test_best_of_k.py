@@ -21,28 +21,28 @@ from alignloop.selection.best_of_k import pass_rate, pass_threshold, pick_best, 
     ],
 )
 def test_pick_best(rewards: list[float], truncated: list[bool], best: int) -> None:
-    assert pick_best(rewards, truncated=truncated) == best
+    assert pick_best(rewards, truncated=truncated, empty=[False] * len(rewards)) == best
 
 
 def test_broken_rewards_are_errors() -> None:
     for bad in (math.nan, math.inf):
         with pytest.raises(ValueError, match=r"rewards\[1\] is"):
-            pick_best([0.0, bad], truncated=[False, False])
+            pick_best([0.0, bad], truncated=[False, False], empty=[False, False])
     with pytest.raises(ValueError, match="no candidate"):
-        pick_best([], truncated=[])
+        pick_best([], truncated=[], empty=[])
 
 
 def test_random_pick_is_even_and_seeded() -> None:
-    picks = [pick_random(truncated=[False] * 4, seed=seed) for seed in range(400)]
-    assert picks == [pick_random(truncated=[False] * 4, seed=seed) for seed in range(400)]
+    picks = [pick_random(truncated=[False] * 4, empty=[False] * 4, seed=seed) for seed in range(400)]
+    assert picks == [pick_random(truncated=[False] * 4, empty=[False] * 4, seed=seed) for seed in range(400)]
     assert all(70 <= picks.count(k) <= 130 for k in range(4))
-    assert pick_random(truncated=[True], seed=9) == 0
+    assert pick_random(truncated=[True], empty=[False], seed=9) == 0
 
 
 def test_random_pick_leaves_out_what_broke_off_as_best_of_k_does() -> None:
-    picks = {pick_random(truncated=[True, False, True, False], seed=seed) for seed in range(40)}
+    picks = {pick_random(truncated=[True, False, True, False], empty=[False] * 4, seed=seed) for seed in range(40)}
     assert picks == {1, 3}
-    assert {pick_random(truncated=[True, True], seed=seed) for seed in range(40)} == {0, 1}
+    assert {pick_random(truncated=[True, True], empty=[False] * 2, seed=seed) for seed in range(40)} == {0, 1}
 
 
 def test_pass_rate_by_hand() -> None:
@@ -83,4 +83,4 @@ def test_the_best_beats_every_random_pick_and_copies_change_nothing() -> None:
         twice = pick_best(rewards * 2, truncated=truncated * 2, empty=empty * 2)
         assert twice == best  # the first of equals
     with pytest.raises(ValueError, match="2 rewards for 1"):
-        pick_best([1.0, 2.0], truncated=[False])
+        pick_best([1.0, 2.0], truncated=[False], empty=[False])

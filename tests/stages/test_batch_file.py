@@ -109,7 +109,16 @@ def test_a_round_stops_for_people_and_goes_on_with_their_answers(tmp_path: Path)
     enough, _ = people(tmp_path, answers, min_annotated=1)
     assert enough.model_dump() == config.model_dump()  # what is done does not depend on it
     outputs = collect.run(enough, inputs, context(tmp_path / "b"))
-    assert outputs.counts == {"preferences": 1, "asked": 2, "annotated": 1, "ties": 0, "unanswered": 1}
+    assert outputs.counts == {
+        "preferences": 1,
+        "asked": 2,
+        "annotated": 1,
+        "ties": 0,
+        "unanswered": 1,
+        "prompts_without_pair": 0,
+        "truncated_candidates": 0,
+        "empty_candidates": 0,
+    }
     rows = list(load_jsonl(outputs.preferences.path, PreferenceRow))
     assert [(row.id == "h", row.chosen) for row in rows] == [(True, "Ash."), (False, asked[0].first)]
 

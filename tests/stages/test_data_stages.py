@@ -71,7 +71,7 @@ def test_select_keeps_the_best_and_a_matched_random_reward(tmp_path: Path) -> No
     assert [row.rewards for row in picked] == [[1.0, 3.0, 9.0], [-1.0, -2.0, -3.0]]
     # The median of -3 -2 -1 1 3 9 is 0: all of p's candidates pass, none of q's.
     assert [row.pass_rate for row in picked] == [1.0, 0.0]
-    assert outputs.counts == {"in": 6, "kept": 2, "dropped": 4}
+    assert outputs.counts == {"in": 6, "kept": 2, "dropped": 4, "truncated": 1, "empty": 0}
     assert outputs.metrics["mean_reward_best"] == pytest.approx((3.0 - 1.0) / 2)
     assert all(row.random_reward in row.rewards for row in picked)
 

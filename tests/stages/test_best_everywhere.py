@@ -1,0 +1,114 @@
+"""The best of K where some are cut off or empty: select, pairs, collect and measure pick the same one, and count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from alignloop.artifacts import Artifact
+from alignloop.bundled import QUICKSTART
+from alignloop.chat.load import load_format
+from alignloop.config.recipe import Recipe
+from alignloop.config.sampling import PairsConfig, SelectConfig
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.engines.base import Completion, Engine
+from alignloop.progress import QuietProgress
+from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
+from alignloop.stage import StageContext
+from alignloop.stages import collect, select
+from alignloop.stages.build_pairs import pair_candidates
+from alignloop.stages.measure_answers import Answer
+from alignloop.stages.measure_rewards import Rewards, Scored, best_picks
+
+ASK = [Message(role="user", content="Where does the otter live?")]
+META = {"answer": "river", "options": ["river", "cave"]}
+# text, reward, finish reason: the highest two may not be picked, the third is the best.
+SAMPLED = [
+    ("", 9.0, "stop"),
+    ("In the river, where it", 8.0, "length"),
+    ("In the cave.", 3.0, "stop"),
+    ("In the river.", 1.0, "stop"),
+]
+
+
+def candidates(prompt: str = "p", sampled: Any = SAMPLED) -> list[CandidateRow]:
+    return [
+        CandidateRow(
+            id=f"{prompt}/1/{k}", prompt_id=prompt, messages=ASK, completion=text, completion_ids=[k + 1],
+            finish_reason=reason, round=1, policy="sha256:x", reward=reward, meta=META,
+        )
+        for k, (text, reward, reason) in enumerate(sampled)
+    ]  # fmt: skip
+
+
+def context(folder: Path, *, number: int) -> StageContext:
+    folder.mkdir(exist_ok=True)
+    return StageContext(dir=folder, seed=7, round=number, engine=cast(Engine, None), progress=QuietProgress())
+
+
+def written(path: Path, rows: Any) -> Artifact:
+    dump_jsonl(path, rows)
+    return Artifact.of(path)
+
+
+def test_select_picks_the_third_and_counts_what_it_passed_over(tmp_path: Path) -> None:
+    scored = written(tmp_path / "scored.jsonl", candidates())
+    outputs = select.run(SelectConfig(), select.Inputs(scored), context(tmp_path / "a", number=1))
+    (row,) = load_jsonl(outputs.selected.path, SelectedRow)
+    assert row.id == "p/1/2"
+    assert outputs.counts == {"in": 4, "kept": 1, "dropped": 3, "truncated": 1, "empty": 1}
+
+
+def test_pairs_are_of_the_same_best() -> None:
+    (pair,) = pair_candidates({"p": candidates()}, PairsConfig(), seed=1).pairs
+    assert (pair.chosen, pair.rejected) == (2, 3)
+
+
+def test_measure_picks_what_select_would() -> None:
+    chat = load_format(QUICKSTART / "base")
+    row = PreferenceRow(id="h", messages=ASK, chosen="In the river.", rejected="No.", source=Source(file="f"))
+    drawn = []
+    for text, _, reason in SAMPLED:
+        ids = chat.completion(text).token_ids
+        drawn.append(Completion(ids if reason == "stop" else ids[:-1], "stop" if reason == "stop" else "length"))
+    answer = Answer(row, chat.prompt_ids(ASK), drawn[2], tuple(drawn))
+    scored = Scored([], [answer], {}, chat)
+    rewards = Rewards([], [{scored.ids(one.token_ids): r for one, (_, r, _) in zip(drawn, SAMPLED, strict=True)}])
+    assert best_picks(rewards, scored=scored) == [2]
+
+
+@pytest.mark.parametrize("only_cut", [False, True])
+def test_the_simulated_annotator_sees_none_that_is_cut_or_empty(tmp_path: Path, only_cut: bool) -> None:
+    """Of a prompt with no two finished answers nothing is compared; that, too, is counted."""
+    sampled = [(text, reward, "length") for text, reward, _ in SAMPLED] if only_cut else SAMPLED
+    recipe = Recipe.model_validate(
+        {"preferences": ["quickstart"], "collect": {"annotator": "simulated", "num_annotations": 5}}
+    )
+    people = written(tmp_path / "people.jsonl", [])
+    scored = written(tmp_path / "scored.jsonl", candidates(sampled=sampled))
+    inputs = collect.inputs(recipe.collect_stage, people, scored)
+    outputs = collect.run(recipe.collect_stage, inputs, context(tmp_path / "a", number=2))
+    rows = [(row.chosen, row.rejected) for row in load_jsonl(outputs.preferences.path, PreferenceRow)]
+    assert rows == ([] if only_cut else [("In the river.", "In the cave.")])
+    assert outputs.counts == {
+        "preferences": 0,
+        "annotated": len(rows),
+        "ties": 0,
+        "prompts_without_pair": int(only_cut),
+        "truncated_candidates": 4 if only_cut else 1,
+        "empty_candidates": 1,
+    }
+
+
+def test_an_annotated_candidate_keeps_what_is_known_of_it(tmp_path: Path) -> None:
+    """Who picked it, its ids, how it ended and its reward, which tell it from what people wrote."""
+    ((prompt, first, second),) = collect.pairs_to_annotate(candidates(), seed=1)
+    assert {first.id, second.id} == {"p/1/2", "p/1/3"}
+    from alignloop.quickstart.annotator import annotate
+
+    (row,) = annotate([(prompt, first, second)], seed=1)
+    assert (row.annotator, row.compared_by, row.chosen_reward) == ("simulated", "simulated", 1.0)
+    assert (row.chosen_ids, row.chosen_finish_reason) == ([4], "stop")
+    assert (row.rejected_ids, row.rejected_finish_reason) == ([3], "stop")
