@@ -30,8 +30,8 @@ class Annotations:
 def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annotations:
     """Have a judge compare pairs of completions; ties and unreadable answers become no preference.
 
-    Strength: `better` where the judge was asked in both orders, for then it said the same twice; None where it was
-    asked once. Both train.
+    Strength: the judge's own. Where its prompt asks for none, `better` if it was asked in both orders, for then it said
+    the same twice, and None if it was asked once; both train.
 
     Raises:
         UserError: not one answer can be read.
@@ -46,9 +46,9 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
             "Take another judge.model, judge.prompt or judge.max_tokens. (On vLLM answers are held to the prompt's "
             "schema; elsewhere the model must write such JSON by itself.)"
         )
-    strength: Strength | None = "better" if both_orders else None
+    unsaid: Strength | None = "better" if both_orders else None
     rows = [
-        preference(*_ordered(pair, v), strength=strength, annotator=judge.name, compared_by="judge")
+        preference(*_ordered(pair, v), strength=v.strength or unsaid, annotator=judge.name, compared_by="judge")
         for pair, v in judged
         if _is_won(v)
     ]
@@ -111,6 +111,7 @@ def _verdict_row(pair: Pair, verdict: Verdict, *, judge: str) -> VerdictRow:
         first=first.id,
         second=second.id,
         winner=verdict.winner,
+        strength=verdict.strength,
         reason=verdict.reason,
         answers=list(verdict.answers),
         judge=judge,

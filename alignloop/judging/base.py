@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from alignloop.records import Message, Winner
+from alignloop.records import Message, Strength, Winner
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Verdict:
     Attributes:
         reason: the judge's own words, or why there is no winner.
         answers: every text the judge wrote about it, in the order asked; a retry's after what it repeats.
+        strength: how much better the winner is; None where its prompt does not ask that.
     """
 
     id: str
     winner: Winner
     reason: str
     answers: tuple[str, ...]
+    strength: Strength | None = None
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,13 @@ class Answer:
         value: what was read: a completion's place, `tie`, points, or texts; None where nothing could be.
         reason: the model's own, or why nothing could be read.
         texts: what the model wrote, one for each time it was asked.
+        strength: how much better the completion is, where the prompt asks that.
     """
 
     value: Literal["first", "second", "tie"] | int | tuple[str, ...] | None
     reason: str
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    strength: Strength | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
@@ -131,8 +132,7 @@ class EndpointAsker:
                 return Answer(None, str(error), tuple(texts))
             texts.append(reply.text)
             try:
-                value, reason = self._reader.read(reply.text, cut=reply.cut)
-                return Answer(value, reason, tuple(texts))
+                return replace(self._reader.read(reply.text, cut=reply.cut), texts=tuple(texts))
             except UnreadableAnswer as error:
                 reason = str(error)
         return Answer(None, reason, tuple(texts))

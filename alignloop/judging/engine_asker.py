@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,8 +106,8 @@ class EngineAsker:
         text = chat.decode(completion.token_ids)
         asked.texts.append(text)
         try:
-            value, reason = self._reader.read(text, cut=completion.finish_reason == "length")
-            asked.answer = Answer(value, reason, tuple(asked.texts))
+            found = self._reader.read(text, cut=completion.finish_reason == "length")
+            asked.answer = replace(found, texts=tuple(asked.texts))
         except UnreadableAnswer as error:
             if last:
                 asked.answer = Answer(None, str(error), tuple(asked.texts))

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from alignloop.artifacts import disk_errors_named
 from alignloop.errors import DataError
 from alignloop.judging.base import Answer, Finished
-from alignloop.records import Row
+from alignloop.records import Row, Strength
 
 FILE = "finished.jsonl"
 
@@ -23,6 +23,7 @@ class AnswerRow(Row):
     value: Literal["first", "second", "tie"] | int | tuple[str, ...] | None
     reason: str
     texts: list[str]
+    strength: Strength | None = None
 
 
 class FinishedRow(Row):
@@ -57,7 +58,9 @@ class FinishedFile:
             FinishedRow(
                 key=unit.key,
                 id=unit.id,
-                answers=[AnswerRow(value=a.value, reason=a.reason, texts=list(a.texts)) for a in answers],
+                answers=[
+                    AnswerRow(value=a.value, reason=a.reason, texts=list(a.texts), strength=a.strength) for a in answers
+                ],
             )
             for unit, answers in finished
         ]
@@ -84,7 +87,7 @@ class FinishedFile:
                     f"{self.path}, line {number}: not what a judge wrote there; the file was changed from outside: "
                     "remove it and run again, and everything is judged anew"
                 ) from None
-            self._answers[row.key] = tuple(Answer(a.value, a.reason, tuple(a.texts)) for a in row.answers)
+            self._answers[row.key] = tuple(Answer(a.value, a.reason, tuple(a.texts), a.strength) for a in row.answers)
         if not any(answer.value is not None for answers in self._answers.values() for answer in answers):
             self._answers = {}
             return 0

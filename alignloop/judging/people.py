@@ -136,6 +136,7 @@ def _verdict(pair: Pair, answer: AnnotatedRow) -> VerdictRow:
         first=pair[1].id,
         second=pair[2].id,
         winner=answer.choice,
+        strength=answer.strength,
         reason="",
         answers=[],
         judge=answer.annotator,

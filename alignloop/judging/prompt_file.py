@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from alignloop.artifacts import fingerprint
 from alignloop.data.problems import plain_problems
 from alignloop.errors import UserError
+from alignloop.records import Strength
 from alignloop.yaml_values import YamlProblem, read_yaml
 
 BUNDLED = Path(__file__).resolve().parent / "prompts"
@@ -71,14 +72,39 @@ class _JudgingPrompt(_Strict):
             raise ValueError(f"schema: its property {field!r} does not allow {refused[0]!r}, which `verdict` names")
 
 
+ByStrength = Annotated[dict[Strength, str], Field(min_length=1)]
+
+
 class PairVerdict(_Strict):
     """Which value of the answer's field means what."""
 
     field: str
-    first: str
-    second: str
+    first: str | ByStrength
+    """One value, or one for each strength that the model may say (`significantly_better: A, significantly`, ...)."""
+    second: str | ByStrength
     tie: str | None = None
     """None: the model must choose."""
+
+    @model_validator(mode="after")
+    def _same_strengths(self) -> PairVerdict:
+        told = [set(side) if isinstance(side, dict) else set() for side in (self.first, self.second)]
+        if told[0] != told[1]:
+            only = ", ".join(sorted(told[0] ^ told[1]))
+            raise ValueError(f"first and second must be said with the same strengths; only one of them has {only}")
+        return self
+
+    @property
+    def meanings(self) -> list[tuple[str, Literal["first", "second", "tie"], Strength | None]]:
+        """(value, what it says, how much better it says that is)."""
+        found: list[tuple[str, Literal["first", "second", "tie"], Strength | None]] = []
+        sides: list[tuple[Literal["first", "second"], str | dict[Strength, str]]]
+        sides = [("first", self.first), ("second", self.second)]
+        for place, said in sides:
+            if isinstance(said, dict):
+                found += [(value, place, strength) for strength, value in said.items()]
+            else:
+                found.append((said, place, None))
+        return found if self.tie is None else [*found, (self.tie, "tie", None)]
 
 
 class PairwisePrompt(_JudgingPrompt):
@@ -92,7 +118,7 @@ class PairwisePrompt(_JudgingPrompt):
         used = self._check_templates(known=(*_ALWAYS, "first", "second"))
         if not ({"first", "second"} <= used and used & _DIALOG):
             raise ValueError("user: a pairwise prompt must hold {first}, {second} and {conversation} or {prompt}")
-        values = [v for v in (self.verdict.first, self.verdict.second, self.verdict.tie) if v is not None]
+        values = [value for value, _, _ in self.verdict.meanings]
         if len(set(values)) < len(values):
             raise ValueError(f"verdict: two of its values are the same: {', '.join(values)}")
         self._check_answer(self.verdict.field, tuple(values))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+from alignloop.judging.base import Answer
 from alignloop.judging.http_client import bounded_json
 from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, TextsPrompt
 
@@ -32,10 +33,8 @@ class AnswerReader:
         self._prompt = prompt
         self._validator = Draft202012Validator(prompt.answer_schema)
 
-    def read(
-        self, text: str, *, cut: bool = False
-    ) -> tuple[Literal["first", "second", "tie"] | int | tuple[str, ...], str]:
-        """What the answer says, and its reason.
+    def read(self, text: str, *, cut: bool = False) -> Answer:
+        """What the answer says, and its reason; `texts` is the asker's to fill.
 
         Args:
             cut: whether the model was stopped at its token limit.
@@ -55,19 +54,19 @@ class AnswerReader:
             where = ".".join(map(str, wrong.path))
             message = f"{where}: {wrong.message}" if where else wrong.message
             raise UnreadableAnswer(f"the answer is not of the prompt's schema: {_short(message)}")
-        return self._verdict(value), self._reason(value)
+        return self._answer(value, self._reason(value))
 
-    def _verdict(self, value: dict[str, Any]) -> Literal["first", "second", "tie"] | int | tuple[str, ...]:
+    def _answer(self, value: dict[str, Any], reason: str) -> Answer:
         if isinstance(self._prompt, TextsPrompt):
-            return tuple(text for field in self._prompt.verdict.fields for text in _texts(value[field], field))
+            fields = self._prompt.verdict.fields
+            return Answer(tuple(text for field in fields for text in _texts(value[field], field)), reason)
         found = value[self._prompt.verdict.field]
         if isinstance(self._prompt, PairwisePrompt):
-            names = self._prompt.verdict
-            for place in ("first", "second", "tie"):
-                if found == getattr(names, place) and isinstance(found, str):
-                    return place
+            for name, place, strength in self._prompt.verdict.meanings:
+                if found == name and isinstance(found, str):
+                    return Answer(place, reason, strength=strength)
         elif type(found) is int and 1 <= found <= self._prompt.verdict.maximum:
-            return found
+            return Answer(found, reason)
         raise UnreadableAnswer(f"{self._prompt.verdict.field} holds {_short(repr(found))}, which is no verdict")
 
     def _reason(self, value: dict[str, Any]) -> str:

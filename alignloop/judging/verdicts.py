@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 from alignloop.judging.base import Answer, Points, Texts, Verdict
+from alignloop.records import STRENGTHS, Strength
 
 _SWAPPED: dict[str, Literal["first", "second", "tie"]] = {"first": "second", "second": "first", "tie": "tie"}
 
@@ -14,7 +16,8 @@ def verdict_of(item_id: str, answers: Sequence[Answer]) -> Verdict:
     """The verdict of one answer, or of two, the second given with the completions swapped.
 
     Two that can be read and do not agree, tie against a winner included, are a tie: the judge went by the order. One
-    that cannot be read leaves the comparison unreadable.
+    that cannot be read leaves the comparison unreadable. Where they agree, the strength is the mean of the two, the
+    weaker of two between which it lies: what a leaning to one place adds in one order it takes away in the other.
     """
     texts = tuple(text for answer in answers for text in answer.texts)
     unreadable = next((answer for answer in answers if answer.value is None), None)
@@ -25,7 +28,13 @@ def verdict_of(item_id: str, answers: Sequence[Answer]) -> Verdict:
     if len(set(places)) > 1:
         return Verdict(item_id, "tie", f"the two orders disagree: {places[0]}, then {places[1]}", texts)
     winner = _SWAPPED[_SWAPPED[places[0]]]
-    return Verdict(item_id, winner, answers[0].reason, texts)
+    return Verdict(item_id, winner, answers[0].reason, texts, _mean_strength(answers))
+
+
+def _mean_strength(answers: Sequence[Answer]) -> Strength | None:
+    """None where the prompt asks for no strength, or the answers say `tie`."""
+    ranks = [STRENGTHS.index(answer.strength) for answer in answers if answer.strength is not None]
+    return STRENGTHS[math.ceil(sum(ranks) / len(ranks))] if ranks else None
 
 
 def points_of(item_id: str, answers: Sequence[Answer]) -> Points:

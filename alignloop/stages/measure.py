@@ -263,8 +263,8 @@ def _why_nothing(config: MeasureStageConfig, heldout: Heldout) -> str:
 
 def _passed_over(answers: list[Answer], chat: ChatFormat) -> dict[str, int]:
     """Of the sampled completions how many the best of K is not picked from while a finished one with text is there."""
-    ended = [endings(given, chat) for given in answers]
-    return {name: sum(sum(each[name]) for each in ended) for name in ("truncated", "empty")}
+    ended = [endings(given, chat) for given in answers if given.sampled]
+    return {f"{name}_completions": sum(sum(each[name]) for each in ended) for name in ("truncated", "empty") if ended}
 
 
 def _published(

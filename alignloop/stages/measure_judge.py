@@ -82,6 +82,7 @@ def _row(pair: tuple[MeasuredRow, MeasuredRow], asked: Comparison, verdict: Verd
         first=f"{two[0].id}/{two[0].round}",
         second=f"{two[1].id}/{two[1].round}",
         winner=verdict.winner,
+        strength=verdict.strength,
         reason=verdict.reason,
         answers=list(verdict.answers),
         judge=judge,

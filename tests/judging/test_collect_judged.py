@@ -29,7 +29,8 @@ def by_length(body: dict[str, Any], number: int) -> Any:
     """A judge that likes the longer answer, calls equally long ones a tie and has no word for question 3."""
     text = body["messages"][-1]["content"]
     a, b = re.findall(r"\[answer [AB] #\w+\]\n(.*)", text)
-    verdict = "tie" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
+    how = "significantly better" if "Question 5" in text else "slightly better"
+    verdict = "tie" if len(a) == len(b) else f"A {how}" if len(a) > len(b) else f"B {how}"
     said = "no idea" if "Question 3" in text else json.dumps({"reason": "", "verdict": verdict})
     return 200, {"choices": [{"message": {"content": said}}]}, {}
 
@@ -81,8 +82,8 @@ def ran(folder: Path, config: CollectStageConfig, *, candidates: list[CandidateR
     return manifest
 
 
-@pytest.mark.parametrize(("both_orders", "strength"), [(True, "better"), (False, None)])
-def test_verdicts_become_preferences(peer: Any, tmp_path: Path, both_orders: bool, strength: str | None) -> None:
+@pytest.mark.parametrize("both_orders", [True, False])
+def test_verdicts_become_preferences(peer: Any, tmp_path: Path, both_orders: bool) -> None:
     peer.reply = by_length
     manifest = ran(tmp_path, config(peer.url, both_orders=both_orders))
     assert manifest.counts == {
@@ -100,13 +101,16 @@ def test_verdicts_become_preferences(peer: Any, tmp_path: Path, both_orders: boo
     human, *rows = load_jsonl(folder / "preferences.jsonl", PreferenceRow)
     assert human == HUMAN
     assert {(row.chosen, row.rejected) for row in rows} == {("It is an elm.", "An oak."), ("It is an oak.", "An elm.")}
+    assert {row.messages[0].content: row.strength for row in rows} == {
+        "Question 1?": "slightly_better",
+        "Question 5?": "significantly_better",
+    }
     for row in rows:
-        assert (row.annotator, row.strength, row.meta, row.source.file) == (
-            "m",
-            strength,
-            {"topic": "trees"},
-            "round-01",
-        )
+        told = (row.annotator, row.compared_by, row.meta, row.source.file)
+        assert told == ("m", "judge", {"topic": "trees"}, "round-01")
+        assert (row.chosen_ids, row.chosen_finish_reason, row.rejected_ids) == ([7], "stop", [7])
+    strengths = {row.strength for row in load_jsonl(folder / "verdicts.jsonl", VerdictRow)}
+    assert strengths == {"slightly_better", "significantly_better", None}
     winners = sorted(row.winner for row in load_jsonl(folder / "verdicts.jsonl", VerdictRow))
     assert winners in (["first", "first", "tie", "unreadable"], ["first", "second", "tie", "unreadable"]) or (
         winners == ["second", "second", "tie", "unreadable"]
@@ -117,6 +121,37 @@ def test_verdicts_become_preferences(peer: Any, tmp_path: Path, both_orders: boo
         "preferences.jsonl",
         "verdicts.jsonl",
     ]
+
+
+WITHOUT_STRENGTHS = """
+kind: pairwise
+user: "{conversation}\\n[answer A #x]\\n{first}\\n[answer B #x]\\n{second}"
+verdict: {field: verdict, first: A, second: B, tie: tie}
+schema:
+  type: object
+  properties: {verdict: {type: string, enum: [A, B, tie]}}
+  required: [verdict]
+"""
+
+
+@pytest.mark.parametrize(("both_orders", "strength"), [(True, "better"), (False, None)])
+def test_a_prompt_that_asks_for_no_strength_still_compares(
+    peer: Any, tmp_path: Path, both_orders: bool, strength: str | None
+) -> None:
+    """Said twice, in both orders, it is `better`; said once it is not known. Both train."""
+    prompt = tmp_path / "mine.yaml"
+    prompt.write_text(WITHOUT_STRENGTHS, encoding="utf-8")
+
+    def by_length_alone(body: dict[str, Any], number: int) -> Any:
+        a, b = re.findall(r"\[answer [AB] #\w+\]\n(.*)", body["messages"][-1]["content"])
+        said = json.dumps({"verdict": "tie" if len(a) == len(b) else "A" if len(a) > len(b) else "B"})
+        return 200, {"choices": [{"message": {"content": said}}]}, {}
+
+    peer.reply = by_length_alone
+    manifest = ran(tmp_path, config(peer.url, both_orders=both_orders, prompt=str(prompt)))
+    assert manifest.counts["annotated"] == 3
+    _, *rows = load_jsonl(tmp_path / "round-02" / "01_collect" / "preferences.jsonl", PreferenceRow)
+    assert [row.strength for row in rows] == [strength] * 3
 
 
 def test_at_most_so_many_pairs_are_asked(peer: Any, tmp_path: Path) -> None:

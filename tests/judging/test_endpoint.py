@@ -21,7 +21,7 @@ from alignloop.judging.judge import open_judge
 from alignloop.progress import QuietProgress
 from alignloop.records import Message
 
-GOOD = '{"reason": "", "verdict": "A"}'
+GOOD = '{"reason": "", "verdict": "A better"}'
 Reply = tuple[int, Any, dict[str, str]]
 
 
@@ -65,7 +65,9 @@ def winners(verdicts: list[Verdict]) -> list[str]:
 def by_content(body: dict[str, Any]) -> Reply:
     """A judge that likes oaks, wherever they stand."""
     text = body["messages"][-1]["content"]
-    return chat(json.dumps({"reason": "", "verdict": "A" if text.index("Oak") < text.index("Elm") else "B"}))
+    return chat(
+        json.dumps({"reason": "", "verdict": "A better" if text.index("Oak") < text.index("Elm") else "B better"})
+    )
 
 
 def test_verdicts_of_both_orders(peer: Any, tmp_path: Path) -> None:
@@ -80,7 +82,11 @@ def test_verdicts_of_both_orders(peer: Any, tmp_path: Path) -> None:
     assert body["temperature"] == 0
     assert body["max_tokens"] == 512
     assert "seed" not in body
-    assert body["response_format"]["json_schema"]["schema"]["properties"]["verdict"]["enum"] == ["A", "B", "tie"]
+    assert body["response_format"]["json_schema"]["schema"]["properties"]["verdict"]["enum"][::4] == [
+        "A significantly better",
+        "B significantly better",
+        "tie",
+    ]
     peer.reply = lambda body, number: chat(GOOD)  # always the first place
     assert winners(judge_of(peer.url, tmp_path / "2", both_orders=True).compare(items(2))) == ["tie", "tie"]
 

@@ -30,7 +30,7 @@ from alignloop.judging.reading import UnreadableAnswer, object_in
 from alignloop.records import Message
 
 KEY = "sk-very+secret/key123"
-GOOD = '{"reason": "", "verdict": "A"}'
+GOOD = '{"reason": "", "verdict": "A better"}'
 Write = Callable[[socket.socket], None]
 
 
@@ -186,7 +186,7 @@ def test_odd_refusals_leave_the_question_unreadable(wire: Wire, tmp_path: Path, 
     "content",
     [
         "\ud800" + GOOD + "\udc00",
-        '{"reason": "\\ud800", "verdict": "A"}',
+        '{"reason": "\\ud800", "verdict": "A better"}',
         '{"reason": "", "verdict": ' + "[" * 100_000 + "]" * 100_000 + "}",
         '{"reason": "", "verdict": ' + "[" * 90 + "]" * 90 + "}",
         '{"reason": "", "verdict": ' + "9" * 5000 + "}",
@@ -217,7 +217,7 @@ def test_no_text_is_read_for_long(text: str) -> None:
 
 
 def test_a_compressed_answer_is_read_and_the_key_in_it_is_not_kept(wire: Wire, tmp_path: Path) -> None:
-    said = json.dumps({"reason": f"you are {KEY}", "verdict": "A"})
+    said = json.dumps({"reason": f"you are {KEY}", "verdict": "A better"})
     wire.write = sent(gzip.compress(chat(said)), headers="Content-Encoding: gzip\r\n")
     verdict = asked(wire, tmp_path)
     assert (verdict.winner, verdict.reason) == ("first", "you are (the key)")

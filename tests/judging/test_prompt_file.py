@@ -69,6 +69,16 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (pairwise(verdict={"field": "best", "first": "A", "second": "A"}), "two of its values are the same"),
         (pairwise(verdict={"field": "other", "first": "A", "second": "B"}), "the property 'other'"),
         (pairwise(verdict={"field": "best", "first": True, "second": "B"}), "verdict.first"),
+        (
+            pairwise(verdict={"field": "best", "first": {"much_better": "A"}, "second": {"better": "B"}}),
+            "verdict.first",
+        ),
+        (pairwise(verdict={"field": "best", "first": {"better": "A"}, "second": "B"}), "only one of them has better"),
+        (
+            pairwise(verdict={"field": "best", "first": {"better": "A"}, "second": {"slightly_better": "B"}}),
+            "only one of them has better, slightly_better",
+        ),
+        (pairwise(verdict={"field": "best", "first": {}, "second": {}}), "verdict.first"),
         (pairwise(reason="why"), "the property 'why'"),
         (pairwise(schema={"type": "objekt"}), "not a JSON schema"),
         (pairwise(kind="points", verdict={"field": "best", "maximum": 3}), "unknown placeholder"),

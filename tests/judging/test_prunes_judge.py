@@ -150,11 +150,11 @@ def test_texts_of_an_answer() -> None:
     prompt = load_prompt("topic")
     assert isinstance(prompt, TextsPrompt)
     reader = AnswerReader(prompt.with_labels(LABELS))
-    assert reader.read('{"coarse": "code", "fine": " c++ "}')[0] == ("code", "c++")
+    assert reader.read('{"coarse": "code", "fine": " c++ "}').value == ("code", "c++")
     for answer in ('{"coarse": "sport", "fine": "x"}', '{"coarse": "code", "fine": "  "}', '{"coarse": "code"}'):
         with pytest.raises(UnreadableAnswer):
             reader.read(answer)
-    assert AnswerReader(load_prompt("intentions")).read('{"intentions": []}')[0] == ()
+    assert AnswerReader(load_prompt("intentions")).read('{"intentions": []}').value == ()
 
 
 def test_labels_are_for_prompts_that_choose_and_change_what_is_asked() -> None:

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from alignloop.judging.base import Answer
 from alignloop.judging.prompt_file import load_prompt
 from alignloop.judging.reading import AnswerReader, UnreadableAnswer
 from alignloop.judging.verdicts import points_of, verdict_of
+from alignloop.records import STRENGTHS, Strength
 
 PAIRWISE = AnswerReader(load_prompt("pairwise"))
 GENERAL = AnswerReader(load_prompt("quality_general"))
 CODE = AnswerReader(load_prompt("quality_code"))
-A = '{"reason": "shorter", "verdict": "A"}'
+A = '{"reason": "shorter", "verdict": "A better"}'
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
     [
         (A, "first"),
-        ('  {"reason": "", "verdict": "B"}\n', "second"),
+        ('  {"reason": "", "verdict": "B better"}\n', "second"),
         ('{"verdict": "tie", "reason": "equal"}', "tie"),
         (f"```json\n{A}\n```", "first"),
         (f"```\n{A}```", "first"),
         (f"Let me see.\n\n{A}", "first"),
         (f"Answer A says {{x}} and [y].\n{A}", "first"),
         (f"I thought:\n```json\n{A}\n```\nSo it is.", "first"),  # the one fenced block, text after it
-        (f'<think>{A}</think>\n{{"reason": "after all", "verdict": "B"}}', "second"),  # the end counts
-        (f'```json\n{A}\n```\nNo:\n```json\n{{"reason": "", "verdict": "B"}}\n```', "second"),
-        ('{"reason": "it has a } and a { and \\"quotes\\"", "verdict": "A"}', "first"),
+        (f'<think>{A}</think>\n{{"reason": "after all", "verdict": "B better"}}', "second"),  # the end counts
+        (f'```json\n{A}\n```\nNo:\n```json\n{{"reason": "", "verdict": "B better"}}\n```', "second"),
+        ('{"reason": "it has a } and a { and \\"quotes\\"", "verdict": "A better"}', "first"),
     ],
 )
 def test_readable_answers(text: str, value: str) -> None:
-    assert PAIRWISE.read(text)[0] == value
+    assert PAIRWISE.read(text).value == value
 
 
 @pytest.mark.parametrize(
@@ -47,14 +50,17 @@ def test_readable_answers(text: str, value: str) -> None:
         ('{"reason": "short", "verd', "no JSON object"),
         (f"{A} I am sure.", "no JSON object"),  # text after an object that is not fenced
         (f'{A} {{"oh": 1', "no JSON object"),
-        (f'```json\n{A}\n```\n```json\n{{"reason": "", "verdict": "B"}}\n```\nhm', "no JSON object"),  # which one?
-        ('{"reason": "", "verdict": "A", "verdict": "B"}', "no JSON object"),  # a key twice
+        (
+            f'```json\n{A}\n```\n```json\n{{"reason": "", "verdict": "B better"}}\n```\nhm',
+            "no JSON object",
+        ),  # which one?
+        ('{"reason": "", "verdict": "A better", "verdict": "B better"}', "no JSON object"),  # a key twice
         ("{'reason': '', 'verdict': 'A'}", "no JSON object"),
-        ('{"reason": NaN, "verdict": "A"}', "no JSON object"),
+        ('{"reason": NaN, "verdict": "A better"}', "no JSON object"),
         ('{"reason": "", "verdict": "a"}', "'a' is not one of"),
         ('{"reason": "", "verdict": "C"}', "'C' is not one of"),
-        ('{"verdict": "A"}', "'reason' is a required property"),
-        ('{"reason": "", "verdict": "A", "more": 1}', "Additional properties"),
+        ('{"verdict": "A better"}', "'reason' is a required property"),
+        ('{"reason": "", "verdict": "A better", "more": 1}', "Additional properties"),
         ('{"reason": "", "verdict": ["A"]}', "not of type 'string'"),
         ('{"a":' * 100_000, "no JSON object"),
     ],
@@ -70,8 +76,8 @@ def test_an_answer_cut_at_its_limit_says_so() -> None:
 
 
 def test_points_are_whole_numbers_of_the_scale() -> None:
-    assert GENERAL.read('{"reason": "fine", "points": 3}') == (3, "fine")
-    assert CODE.read('{"reason": "", "points": 2}') == (2, "")
+    assert GENERAL.read('{"reason": "fine", "points": 3}') == Answer(3, "fine")
+    assert CODE.read('{"reason": "", "points": 2}') == Answer(2, "")
     for reader, points in ((CODE, "3"), (GENERAL, "0"), (GENERAL, '"3"'), (GENERAL, "true"), (GENERAL, "2.5")):
         with pytest.raises(UnreadableAnswer):
             reader.read(f'{{"reason": "", "points": {points}}}')
@@ -79,6 +85,39 @@ def test_points_are_whole_numbers_of_the_scale() -> None:
 
 def answer(value: object, reason: str = "", *texts: str) -> Answer:
     return Answer(value, reason, texts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize(("letter", "place"), [("A", "first"), ("B", "second")])
+def test_all_strengths_are_read(letter: str, place: str, strength: Strength) -> None:
+    said = json.dumps({"reason": "so", "verdict": f"{letter} {strength.replace('_', ' ')}"})
+    assert PAIRWISE.read(said) == Answer(place, "so", strength=strength)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "swapped", "strength"),
+    [
+        ("significantly_better", "significantly_better", "significantly_better"),
+        ("significantly_better", "slightly_better", "better"),  # the one between
+        ("slightly_better", "significantly_better", "better"),  # the order asked changes nothing
+        ("significantly_better", "better", "better"),  # between two: the weaker
+        ("better", "marginally_better", "slightly_better"),
+        ("significantly_better", "marginally_better", "slightly_better"),
+        ("marginally_better", "marginally_better", "marginally_better"),
+        (None, None, None),  # a prompt that asks for none
+    ],
+)
+def test_strength_of_both_orders(asked: Strength | None, swapped: Strength | None, strength: Strength | None) -> None:
+    verdict = verdict_of("p", [Answer("first", "", strength=asked), Answer("second", "", strength=swapped)])
+    assert (verdict.winner, verdict.strength) == ("first", strength)
+
+
+def test_what_is_no_preference_has_no_strength() -> None:
+    first = Answer("first", "", strength="significantly_better")
+    for others in ([first, first], [first, Answer("tie", "")], [Answer("tie", "")], [first, Answer(None, "")]):
+        verdict = verdict_of("p", others)
+        assert verdict.winner in ("tie", "unreadable")
+        assert verdict.strength is None
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def test_a_round_stops_for_people_and_goes_on_with_their_answers(tmp_path: Path)
         "annotated": 1,
         "ties": 0,
         "unanswered": 1,
-        "prompts_without_pair": 0,
-        "truncated_candidates": 0,
-        "empty_candidates": 0,
+        "prompts_without_pair": 1,
+        "truncated_candidates": 1,
+        "empty_candidates": 1,
     }
     rows = list(load_jsonl(outputs.preferences.path, PreferenceRow))
     assert [(row.id == "h", row.chosen) for row in rows] == [(True, "Ash."), (False, asked[0].first)]
