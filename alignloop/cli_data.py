@@ -20,12 +20,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-FilesArgument = Annotated[list[str], typer.Argument(metavar="FILES", help="JSON, JSON lines, Parquet, or hub:NAME.")]
+FilesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="FILES", help="JSON (lines), CSV, Parquet, Arrow, a saved data set, a pipe, hub:NAME."),
+]
 KindOption = Annotated[
     Literal["preferences", "sft", "prompts"] | None,
     typer.Option(help="What the rows are; default: what they look like."),
 ]
 FormOption = Annotated[str | None, typer.Option(metavar="NAME", help="How they are written; default: detected.")]
+ColumnOption = Annotated[
+    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="A column by its name: prompt=question.")
+]
 DialogsOption = Annotated[
     Literal["last_turn", "every_turn"], typer.Option(help="Of a dialog: its last turn, or an example for each.")
 ]
@@ -41,6 +47,7 @@ def check(
     files: FilesArgument,
     kind: KindOption = None,
     form: FormOption = None,
+    column: ColumnOption = None,
     dialogs: DialogsOption = "last_turn",
     max_characters: LengthOption = MAX_CHARACTERS,
     base: Annotated[str | None, typer.Option(help="Whose tokens; default: quickstart; none: no tokens.")] = None,
@@ -61,17 +68,19 @@ def check(
     alignloop data check *.parquet --base my-model --json check.json
     """
     from alignloop.artifacts import write_text
+    from alignloop.data.columns import parse_columns
     from alignloop.data.rows import Options
     from alignloop.one_data_check import as_json, check_alone
     from alignloop.one_data_text import check_text
 
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UserError(f"--json {json_file}: no file can be written there; name one in a folder that exists")
+    columns = parse_columns(column or ())
     found = check_alone(
         files,
         kind=kind,
         form=form,
-        options=Options(dialogs, max_characters),
+        options=Options(dialogs, max_characters, columns),
         base=base,
         chat_template=chat_template,
         workers=workers,
@@ -89,6 +98,7 @@ def convert(
     out: Annotated[Path, typer.Option(metavar="FILE", help="A .jsonl or .parquet file.")],
     kind: KindOption = None,
     form: FormOption = None,
+    column: ColumnOption = None,
     dialogs: DialogsOption = "last_turn",
     max_characters: LengthOption = MAX_CHARACTERS,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file where it exists.")] = False,
@@ -101,17 +111,19 @@ def convert(
     alignloop data convert hh/*.jsonl.gz --out preferences.jsonl
     """
     from alignloop.data.check_files import guess_kind
+    from alignloop.data.columns import parse_columns
     from alignloop.data.convert import convert as convert_files
     from alignloop.data.rows import Options
     from alignloop.one_data_text import converted_text
     from alignloop.out_file import check_out
 
+    columns = parse_columns(column or ())
     done = convert_files(
         files,
         out=check_out(out),
-        kind=kind or guess_kind(files[0]),
+        kind=kind or guess_kind(files[0], columns=columns),
         form=form,
-        options=Options(dialogs, max_characters),
+        options=Options(dialogs, max_characters, columns),
         overwrite=overwrite,
     )
     say(converted_text(done))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alignloop.data.convert import Converted
 from alignloop.data.forms import FORMS
+from alignloop.data.scores import scores_text
 from alignloop.data.sft_forms import SFT_FORMS
 from alignloop.data.statistics import QUANTILE_NAMES, counted, quantiles
 from alignloop.data.tally import AnyRow, Tally, num_repeated
@@ -43,6 +44,10 @@ def check_text(checked: CheckedFile, *, num_rows: int, num_bad: int) -> str:
         lines += _field("strengths", counted(tally.strengths))
         annotators = [f"by {counted(tally.annotators)}", f"{tally.edited:,} with an edited completion"]
         lines += _field("annotated", "; ".join(annotators))
+        if scores := scores_text(tally.scores["against"], tally.scores["tie"], of=tally.num_rows):
+            lines += _field("SCORES", scores)
+    if tally.carried:
+        lines += _field("not trained", f"{counted(tally.carried_columns)}: columns that are carried along in meta")
     if checked.scripts:
         lines += _field(
             "scripts", ", ".join(f"{name} {share:.0%}" for name, share in list(checked.scripts.items())[:6])

@@ -16,6 +16,7 @@ from alignloop.artifacts import Artifact, write_text
 from alignloop.bundled import resolve_base, resolve_file
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.recipe import PruneStageConfig
+from alignloop.data.files import why_not_twice
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.dropped_file import Dropped, put_dropped, read_dropped, unreadable
 from alignloop.engine_log import LOG_FILE
@@ -262,6 +263,8 @@ def _tools(config: PruneFileConfig, inputs: Inputs, ctx: StageContext, *, given:
 
 def _check_inputs(file: str, *, form: str | None, embedder: str | None, embeddings: Path | None) -> None:
     """What can be known before any row is read in earnest."""
+    if (reason := why_not_twice(file)) is not None:
+        raise UserError(f"{file}: {reason}")
     kind_of_rows(file, form=form)
     if embeddings is not None:
         if embedder is not None:

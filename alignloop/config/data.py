@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from alignloop.config.base import Fraction, PositiveInt, Section
+from pydantic import Field
+
+from alignloop.config.base import Fraction, NonEmptyText, PositiveInt, Section
 
 FormName = Literal[
     "sharegpt",
     "ranked",
+    "scored",
     "ultrafeedback",
     "trl_conversational",
     "trl_implicit",
@@ -19,6 +22,32 @@ FormName = Literal[
     "best_first",
 ]
 """The forms of preference files that `data/forms.py` reads; docs/data.md has a row of each."""
+
+
+ColumnName = Literal[
+    "prompt",
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "system",
+    "history",
+    "chosen",
+    "rejected",
+    "edited",
+    "completion",
+    "output",
+    "completions",
+    "responses",
+    "ranking",
+    "ranks",
+    "scores",
+    "score",
+    "strength",
+    "annotator",
+    "id",
+]
+"""The columns that `data/columns.py` takes under another name."""
 
 
 class DataConfig(Section):
@@ -32,6 +61,9 @@ class DataConfig(Section):
     """The run stops where more than this share of input rows cannot be read."""
     form: FormName | None = None
     """How the preference files are written; None: as most of their first rows are. `alignloop data check` shows it."""
+    columns: dict[ColumnName, NonEmptyText] = Field(default_factory=dict)
+    """Columns of the preference files by name, where they have others than the form's: `{prompt: question, chosen:
+    answer_a.text}`. A path leads into an object (`answer_a.text`) or a list (`answers[0]`)."""
     dialogs: Literal["last_turn", "every_turn"] = "last_turn"
     """Of a dialog with several turns, in files of prompts and of dialogs to fine-tune on: its last turn, or one example
     for each. A preference compares last turns: it is one example either way."""
@@ -48,7 +80,7 @@ class DataConfig(Section):
     @property
     def reading(self) -> dict[str, Any]:
         """How preference files are read, as `read_preferences` takes it."""
-        return {"form": self.form, **self.reading_prompts}
+        return {"form": self.form, "columns": dict(self.columns), **self.reading_prompts}
 
     @property
     def reading_prompts(self) -> dict[str, Any]:

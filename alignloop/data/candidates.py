@@ -12,8 +12,8 @@ from typing import Any
 
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.problems import BadRow, check_text, shown
-from alignloop.data.rawfile import read_raw
-from alignloop.data.readers import read_prompts
+from alignloop.data.rawfile import open_rows
+from alignloop.data.readers import first_objects, read_prompts
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, Message, RejectedRow
 
@@ -64,11 +64,11 @@ def read_candidates(file: Path, *, max_bad_fraction: float) -> ReadCandidates:
     Raises:
         DataError: no such file, rows of another kind, or more than `max_bad_fraction` of them unreadable.
     """
-    first = next((row.value for row in read_raw(file).rows if isinstance(row.value, dict)), {})
-    if first.keys() >= OWN_COLUMNS:
+    first = list(first_objects(open_rows(file), columns={}))
+    if any(row.keys() >= OWN_COLUMNS for row in first):
         return ReadCandidates(own=tuple(_grouped(list(load_jsonl(file, CandidateRow)), file)))
-    if COLUMN not in first:
-        found = f"; the columns of its first row are {', '.join(first)}" if first else ""
+    if not any(COLUMN in row for row in first):
+        found = f"; the columns of its first row are {', '.join(first[0])}" if first else ""
         raise DataError(f"{file}: holds no candidates{found}: {HOW}")
     return _read_texts(file, max_bad_fraction=max_bad_fraction)
 

@@ -8,25 +8,26 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from alignloop.data.forms import form_of
 from alignloop.data.opened import open_bytes
 from alignloop.data.problems import BadRow
-from alignloop.data.ranked import LISTS
+from alignloop.data.ranked import ANSWERS, LISTS, is_ranked
 from alignloop.data.rawfile import open_rows
-from alignloop.data.readers import DETECT_ROWS, Kind, Reading, mixture_text
+from alignloop.data.readers import Kind, Reading, first_objects, mixture_text
 from alignloop.data.rows import Options
+from alignloop.data.scored import is_scored
 from alignloop.data.sft_forms import SFT_FORMS
-from alignloop.data.tables import HUB
 from alignloop.data.tally import Tally
 from alignloop.errors import DataError
 
+_COMPARED = frozenset({"chosen", "rejected", *LISTS}) - {ANSWERS}
 MIN_PART = 8 * 2**20
 """Bytes for which another process is worth its start."""
 
@@ -75,42 +76,55 @@ def check_file(
     Raises:
         DataError: the file cannot be read, or is of no known form.
     """
-    kind = kind or guess_kind(file)
+    options = options or Options()
+    kind = kind or guess_kind(file, columns=options.columns)
     reading: Reading[Any] = Reading(file, kind, form=form, options=options)
-    spans = _spans(file, reading.unit, workers if workers is not None else _num_cores())
+    try:
+        return _checked(file, reading, kind, form, options, workers)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}. Is the file whole?") from None
+
+
+def _checked(
+    file: Path | str, reading: Reading[Any], kind: Kind, form: str | None, options: Options, workers: int | None
+) -> FileCheck:
+    spans = _spans(reading.lines, workers if workers is not None else _num_cores())
     tally = Tally()
     if len(spans) < 2:
         tally.count(reading)
     else:
         parts = [_Part(str(file), kind, form, reading.form.name, options, span) for span in spans]
         tally = _count_parts(parts)
+        if reading.lines is not None and reading.lines.stat().st_size != spans[-1][1]:
+            raise DataError(f"{file}: its size changed while it was read: check it again")
     return FileCheck(reading.name, kind, reading.form.name, reading.unit, tally)
 
 
-def guess_kind(file: Path | str) -> Kind:
-    """What the first rows are: preferences, else dialogs that end with an answer, else prompts.
+def guess_kind(file: Path | str, *, columns: Mapping[str, str] | None = None) -> Kind:
+    """What most of the first rows are: preferences, dialogs that end with an answer, or prompts.
+
+    Rows that cannot be read have no say where others can.
 
     Raises:
         DataError: the file cannot be read.
     """
-    rows = (raw.value for raw in open_rows(file).rows if type(raw.value) is dict)
-    votes: Counter[Kind] = Counter()
-    for row in islice(rows, DETECT_ROWS):
-        if not row.keys().isdisjoint({"chosen", "rejected", *LISTS}) or type(row.get("output")) is list:
-            votes["preferences"] += 1
-        else:
-            votes["sft" if _is_sft(row) else "prompts"] += 1
+    sure: Counter[Kind] = Counter()
+    broken: Counter[Kind] = Counter()
+    for row in first_objects(open_rows(file), columns=columns or {}):
+        try:
+            sure[_kind_of(row)] += 1
+        except BadRow:
+            broken["sft"] += 1
+    votes = sure or broken
     return max(votes, key=lambda kind: votes[kind]) if votes else "preferences"
 
 
-def _is_sft(row: dict[str, object]) -> bool:
-    for form in SFT_FORMS:
-        if form.matches(row):
-            try:
-                return form.compare(row).dialog[-1].role == "assistant"
-            except (BadRow, IndexError):
-                return False
-    return False
+def _kind_of(row: Mapping[str, Any]) -> Kind:
+    if not row.keys().isdisjoint(_COMPARED) or type(row.get("output")) is list or is_ranked(row) or is_scored(row):
+        return "preferences"
+    form = form_of(row, SFT_FORMS)
+    dialog = form.compare(row).dialog if form is not None else []
+    return "sft" if dialog and dialog[-1].role == "assistant" else "prompts"
 
 
 @dataclass(frozen=True)
@@ -134,7 +148,7 @@ def _count_part(part: _Part) -> tuple[Tally, int]:
     except DataError:
         if reading.num_read:
             raise  # otherwise a part of blank lines, which another part makes up for
-    return tally, _num_lines(Path(part.file).expanduser(), part.span)
+    return tally, _num_lines(reading.lines or Path(part.file), part.span)
 
 
 def _count_parts(parts: Sequence[_Part]) -> Tally:
@@ -153,19 +167,15 @@ def _count_parts(parts: Sequence[_Part]) -> Tally:
     return whole
 
 
-def _spans(file: Path | str, unit: str, workers: int) -> list[tuple[int, int]]:
-    """Parts of a JSON-lines file that end at line ends; one for each process that is worth it."""
-    if (
-        unit != "line"
-        or workers < 2
-        or str(file).startswith(HUB)
-        or "fork" not in multiprocessing.get_all_start_methods()
-    ):
+def _spans(path: Path | None, workers: int) -> list[tuple[int, int]]:
+    """Parts of a JSON-lines file that end at line ends; one for each process that is worth it.
+
+    Args:
+        path: of a file that can be read in parts; None for others.
+    """
+    if path is None or workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
         return []
-    path = Path(file).expanduser()
-    with open_bytes(path, str(file)) as stream:
-        if stream.name != str(path):  # decompressed: it can only be read from its start
-            return []
+    with open_bytes(path, str(path)) as stream:
         size = path.stat().st_size
         num_parts = min(workers, size // MIN_PART)
         starts = [0]

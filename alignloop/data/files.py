@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from alignloop.bundled import resolve_file
+from alignloop.data.opened import is_pipe, is_saved
+from alignloop.data.tables import HUB
 from alignloop.errors import DataError
 
 
@@ -22,12 +24,15 @@ def data_files(names: Sequence[str], *, kind: str) -> list[Path]:
         kind: `preferences` or `prompts`: of the bundled file, and of the field that messages name.
 
     Raises:
-        DataError: patterns that match no file; all of them are named.
+        DataError: patterns that match no file, and what a run cannot read; all of them are named.
     """
     files: list[Path] = []
     problems: list[str] = []
     for name in names:
         path = resolve_file(name, kind=kind)
+        if (reason := why_not_twice(name)) is not None:
+            problems.append(f"{kind}: {name}: {reason}")
+            continue
         if not is_pattern(name):
             files.append(path)
             continue
@@ -40,10 +45,24 @@ def data_files(names: Sequence[str], *, kind: str) -> list[Path]:
     return files
 
 
+def why_not_twice(name: str) -> str | None:
+    """Why what a name stands for cannot be read again later, byte for byte the same; None where it can.
+
+    Whatever is made from a file keeps its digest and reads it more than once.
+    """
+    if name.startswith(HUB):
+        what = "what is made from data keeps its digest, and a hub may change"
+    elif is_pipe(Path(name).expanduser()):
+        what = "a pipe or device can be read only once"
+    else:
+        return None
+    return f"{what}: write a file (`alignloop data convert {name} --out rows.jsonl`) and name that"
+
+
 def _matching(pattern: Path) -> Iterator[Path]:
     start = Path(pattern.anchor)
     for file in start.glob(str(pattern.relative_to(start))):
-        if file.is_file() and not file.name.startswith("."):
+        if (file.is_file() or is_saved(file)) and not file.name.startswith("."):
             yield file
 
 

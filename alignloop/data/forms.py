@@ -7,28 +7,25 @@ raw object --Form.compare--> the same, and what is compared                     
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from alignloop.data.built import message
-from alignloop.data.problems import BadRow, check_text, shown
-from alignloop.data.ranked import LISTS, NUMBER_LISTS, best_against_each, is_ranked
-from alignloop.data.turns import (
+from alignloop.data.dialogs import (
     Place,
     common_dialog,
     common_text,
-    history_turns,
     is_open_transcript,
     is_transcript,
-    is_turns,
     place_at,
     place_in,
-    read_completion,
     read_transcript,
-    read_turns,
-    system_turn,
 )
+from alignloop.data.problems import BadRow, check_text, shown
+from alignloop.data.ranked import LISTS, NUMBER_LISTS, best_against_each, columns_read, is_ranked
+from alignloop.data.scored import SCORED, is_scored
+from alignloop.data.turns import history_turns, is_turns, read_completion, read_text, read_turns
 from alignloop.records import Message, PreferenceRow
 
 RawObject = Mapping[str, Any]
@@ -47,7 +44,7 @@ class Comparison(NamedTuple):
     """A row taken apart.
 
     Attributes:
-        dialog: the messages up to the completion, as they stand in the row.
+        dialog: the messages up to the completion, as they stand in the row; a `system` column comes before them.
         pairs: one, but for ranked lists.
     """
 
@@ -66,7 +63,9 @@ class Form:
         compare: dialog and completions.
         dialog: the dialog alone.
         place: of a row's message, the field it stands in.
-        columns: columns the form reads; all others go to `meta`.
+        columns: columns the form may read; all others go to `meta`.
+        reads: of a row, those that it does read, where that hangs on the row; None: all of `columns`.
+        grouped: rows that follow each other with the same prompt are one row of the form.
         weak: its columns are some of another form's, so a row that has only these may be one of those with a gap.
     """
 
@@ -77,6 +76,8 @@ class Form:
     dialog: Callable[[RawObject], list[Message]]
     place: Callable[[RawObject], Place]
     columns: frozenset[str]
+    reads: Callable[[RawObject], Collection[str]] | None = None
+    grouped: bool = False
     weak: bool = False
 
 
@@ -87,8 +88,7 @@ def form_of(row: RawObject, forms: Sequence[Form]) -> Form | None:
 
 def detect(rows: Iterable[RawObject], forms: Sequence[Form]) -> Form | None:
     """The form most of `rows` have; the first in the table among equals; None where no row has any."""
-    found = [form for row in rows if (form := form_of(row, forms)) is not None]
-    votes = Counter(form.name for form in found)
+    votes = Counter(form.name for row in rows if (form := form_of(row, forms)) is not None)
     return max(forms, key=lambda form: votes[form.name]) if votes else None
 
 
@@ -120,19 +120,25 @@ def _canonical_dialog(row: RawObject) -> list[Message]:
     if messages is not None:
         if prompt is not None:
             raise BadRow("prompt", "stands beside messages: give one of the two")
-        return [*system_turn(row), *read_turns(messages, "messages")]
+        return read_turns(messages, "messages")
     if prompt is None:
         raise BadRow("prompt", "is missing: every row needs prompt (a text) or messages (a list of turns)")
-    if isinstance(prompt, list):
+    if isinstance(prompt, list) and not (prompt and isinstance(prompt[0], Mapping)):
         raise BadRow("prompt", "is a list that holds no turns: give a text, or turns with role and content")
-    return [*system_turn(row), _user(check_text(prompt, "prompt"))]
+    asked = _user(read_text(prompt, "prompt"))
+    history = row.get("history")
+    return [*history_turns(history, "history"), asked] if type(history) is list else [asked]
 
 
 def _canonical_place(row: RawObject) -> Place:
-    skip = len(system_turn(row))
-    if row.get("messages") is not None:
-        return place_in("messages", skip=skip)
-    return lambda index: "prompt" if index >= skip else "system"
+    return place_in("messages") if row.get("messages") is not None else _asked_place(row, "prompt")
+
+
+def _asked_place(row: RawObject, column: str) -> Place:
+    """Of a text that was asked, with what was said before it."""
+    history = row.get("history")
+    num_history = 2 * len(history) if type(history) is list else 0
+    return lambda index: f"history[{index // 2}][{index % 2}]" if index < num_history else column
 
 
 def _is_canonical(row: RawObject) -> bool:
@@ -143,7 +149,7 @@ def _is_canonical(row: RawObject) -> bool:
 
 
 def _sharegpt_dialog(row: RawObject) -> list[Message]:
-    return [*system_turn(row), *read_turns(row.get("conversations"), "conversations")]
+    return read_turns(row.get("conversations"), "conversations")
 
 
 def _trl_column(row: RawObject) -> str:
@@ -242,24 +248,18 @@ def _text_compare(row: RawObject) -> Comparison:
     return Comparison([_user(prompt.rstrip())], (_pair(row),))
 
 
-def _alpaca_dialog(row: RawObject) -> list[Message]:
+def alpaca_dialog(row: RawObject) -> list[Message]:
+    """An instruction with its input, after the history."""
     text = check_text(row.get("instruction"), "instruction")
     given = row.get("input")
     if given is not None and given != "":
         text = f"{text}\n{check_text(given, 'input')}" if text else check_text(given, "input")
-    return [*system_turn(row), *history_turns(row.get("history"), "history"), _user(text)]
+    return [*history_turns(row.get("history"), "history"), _user(text)]
 
 
-def _alpaca_place(row: RawObject) -> Place:
-    skip, num_history = len(system_turn(row)), 2 * len(row.get("history") or ())
-
-    def place(index: int) -> str:
-        if index < skip:
-            return "system"
-        turn = index - skip
-        return f"history[{turn // 2}][{turn % 2}]" if turn < num_history else "instruction"
-
-    return place
+def alpaca_place(row: RawObject) -> Place:
+    """Of a message of `alpaca_dialog`, the field it stands in."""
+    return _asked_place(row, "instruction")
 
 
 def _alpaca_compare(row: RawObject) -> Comparison:
@@ -268,31 +268,75 @@ def _alpaca_compare(row: RawObject) -> Comparison:
         if not isinstance(output, list) or len(output) != 2:
             raise BadRow("output", f"must be two texts, the better one first, found {shown(output)}")
         pair = Pair(read_completion(output[0], "output[0]"), read_completion(output[1], "output[1]"), _edited(row))
-        return Comparison(_alpaca_dialog(row), (pair,))
-    return Comparison(_alpaca_dialog(row), (_pair(row),))
+        return Comparison(alpaca_dialog(row), (pair,))
+    return Comparison(alpaca_dialog(row), (_pair(row),))
 
 
-def _ranked_dialog(row: RawObject) -> list[Message]:
+def _asked_by(row: RawObject) -> tuple[str, Callable[[RawObject], list[Message]], Callable[[RawObject], Place]]:
+    """The column that holds what was asked, in whatever form; how it is read; the places of its messages."""
     if row.get("instruction") is not None and row.get("prompt") is None and row.get("messages") is None:
-        return _alpaca_dialog(row)
-    return _trl_dialog(row) if is_turns(row.get("prompt")) else _canonical_dialog(row)
+        return "instruction", alpaca_dialog, alpaca_place
+    if is_turns(row.get("prompt")):
+        return "prompt", _trl_dialog, lambda row: place_in("prompt")
+    if is_open_transcript(row.get("prompt")):
+        return "prompt", _hh_prompt, lambda row: place_at("prompt")
+    return "messages" if row.get("messages") is not None else "prompt", _canonical_dialog, _canonical_place
 
 
-def _ranked_place(row: RawObject) -> Place:
-    if row.get("instruction") is not None and row.get("prompt") is None and row.get("messages") is None:
-        return _alpaca_place(row)
-    return place_in("prompt") if is_turns(row.get("prompt")) else _canonical_place(row)
+def asked_dialog(row: RawObject) -> list[Message]:
+    """What was asked: a text (with what was said before it), turns, an instruction with its input, or a transcript."""
+    return _asked_by(row)[1](row)
+
+
+def asked_place(row: RawObject) -> Place:
+    """Of a message of `asked_dialog`, the field it stands in."""
+    return _asked_by(row)[2](row)
+
+
+def asked_columns(row: RawObject) -> set[str]:
+    """The columns that `asked_dialog` reads of a row."""
+    asked = _asked_by(row)[0]
+    found = {asked, "input"} if asked == "instruction" else {asked}
+    return found | {"history"} if asked != "messages" and type(row.get("history")) is list else found
+
+
+def _ranked_reads(row: RawObject) -> set[str]:
+    return {*asked_columns(row), *columns_read(row), *(_SHARED - {"chosen", "rejected", "edited"})}
+
+
+def _ultrafeedback_reads(row: RawObject) -> frozenset[str]:
+    """Without `messages` where they are another dialog than the row's."""
+    messages, chosen = row.get("messages"), row.get("chosen")
+    repeats = type(chosen) is list and messages in (chosen, chosen[:-1], row.get("rejected"))
+    return _ULTRAFEEDBACK if repeats else _ULTRAFEEDBACK - {"messages"}
+
+
+def _canonical_reads(row: RawObject) -> frozenset[str]:
+    return _CANONICAL if type(row.get("history")) is list and row.get("messages") is None else _CANONICAL_ALONE
+
+
+def _trl_reads(row: RawObject) -> frozenset[str]:
+    return _SHARED | {_trl_column(row)}
+
+
+def _alpaca_reads(row: RawObject) -> frozenset[str]:
+    pair = row.get("chosen") is not None or row.get("rejected") is not None
+    return _SHARED | _ALPACA - ({"output"} if pair else {"chosen", "rejected"})
 
 
 def _ranked_compare(row: RawObject) -> Comparison:
     ranked = best_against_each(row)
     pairs = [Pair(best.text, worse.text, meta=meta) for best, worse, meta in ranked]
-    return Comparison(_ranked_dialog(row), pairs)
+    return Comparison(asked_dialog(row), pairs)
 
 
-# What `PreferenceRow` has beside texts: read by `rows.preference_rows`, whatever the form.
-_SHARED = frozenset(PreferenceRow.model_fields) - {"messages", "source"}
-_ALPACA = frozenset({"instruction", "input", "output", "history", "system"})
+# What `PreferenceRow` has beside texts: read by `rows.preference_rows`, whatever the form; a system column likewise.
+_SHARED = frozenset(PreferenceRow.model_fields) - {"messages", "source"} | {"system"}
+_ALPACA = frozenset({"instruction", "input", "output", "history"})
+_ULTRAFEEDBACK = _SHARED | {"prompt", "messages"}
+_CANONICAL_ALONE = _SHARED | {"prompt", "messages"}
+_CANONICAL = _CANONICAL_ALONE | {"history"}
+_RANKED = _SHARED | _ALPACA | {"prompt", "messages", *LISTS, *NUMBER_LISTS}
 FORMS: tuple[Form, ...] = (
     Form(
         name="sharegpt",
@@ -300,17 +344,29 @@ FORMS: tuple[Form, ...] = (
         matches=lambda row: "conversations" in row,
         compare=_one_pair(_sharegpt_dialog),
         dialog=_sharegpt_dialog,
-        place=lambda row: place_in("conversations", skip=len(system_turn(row))),
-        columns=_SHARED | {"conversations", "system"},
+        place=lambda row: place_in("conversations"),
+        columns=_SHARED | {"conversations"},
     ),
     Form(
         name="ranked",
-        wants="prompt, ranking (best first), or completions or responses with rank, score or rating",
+        wants="prompt, ranking (best first), or completions, responses or answers with rank, score or rating",
         matches=is_ranked,
         compare=_ranked_compare,
-        dialog=_ranked_dialog,
-        place=_ranked_place,
-        columns=_SHARED | _ALPACA | {"prompt", "messages", *LISTS, *NUMBER_LISTS},
+        dialog=asked_dialog,
+        place=asked_place,
+        columns=_RANKED,
+        reads=_ranked_reads,
+    ),
+    Form(
+        name="scored",
+        wants="prompt, response (or completion), helpfulness (or score, rating, reward): a row for each response",
+        matches=is_scored,
+        compare=_ranked_compare,
+        dialog=asked_dialog,
+        place=asked_place,
+        columns=_RANKED | SCORED,
+        reads=_ranked_reads,
+        grouped=True,
     ),
     Form(
         name="ultrafeedback",
@@ -319,7 +375,8 @@ FORMS: tuple[Form, ...] = (
         compare=_ultrafeedback_compare,
         dialog=_ultrafeedback_dialog,
         place=lambda row: place_in("chosen"),
-        columns=_SHARED | {"prompt", "messages"},
+        columns=_ULTRAFEEDBACK,
+        reads=_ultrafeedback_reads,
     ),
     Form(
         name="trl_conversational",
@@ -331,6 +388,7 @@ FORMS: tuple[Form, ...] = (
         dialog=_trl_prompt,
         place=lambda row: place_in(_trl_column(row)),
         columns=_SHARED | {"prompt", "messages"},
+        reads=_trl_reads,
     ),
     Form(
         name="trl_implicit",
@@ -359,16 +417,18 @@ FORMS: tuple[Form, ...] = (
         compare=_one_pair(_canonical_dialog),
         dialog=_canonical_dialog,
         place=_canonical_place,
-        columns=_SHARED | {"prompt", "messages", "system"},
+        columns=_CANONICAL,
+        reads=_canonical_reads,
     ),
     Form(
         name="alpaca",
         wants="instruction, input, output (two texts, or chosen and rejected)",
         matches=lambda row: "instruction" in row,
         compare=_alpaca_compare,
-        dialog=_alpaca_dialog,
-        place=_alpaca_place,
+        dialog=alpaca_dialog,
+        place=alpaca_place,
         columns=_SHARED | _ALPACA,
+        reads=_alpaca_reads,
     ),
     Form(
         name="text_pair",
@@ -385,8 +445,9 @@ FORMS: tuple[Form, ...] = (
         wants="prompt, completions (or responses), best first; never guessed, only by name",
         matches=lambda row: False,
         compare=_ranked_compare,
-        dialog=_ranked_dialog,
-        place=_ranked_place,
-        columns=_SHARED | _ALPACA | {"prompt", "messages", *LISTS, *NUMBER_LISTS},
+        dialog=asked_dialog,
+        place=asked_place,
+        columns=_RANKED,
+        reads=_ranked_reads,
     ),
 )

@@ -1,61 +1,145 @@
 """A file's bytes, decompressed, with what kind of file it is.
 
-path --magic bytes--> `json` or `parquet`, or a DataError that names the kind that cannot be read
+path --first bytes--> a `FileKind`, or a DataError that names the kind that cannot be read
+pipe --copied once--> a file on disk
 """
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import gzip
 import io
 import lzma
+import os
+import shutil
+import stat
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
+from alignloop.artifacts import disk_errors_named
 from alignloop.data.parsing import BOM
 from alignloop.errors import DataError
 
-_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+FileKind = Literal["json", "csv", "parquet", "arrow", "saved"]
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_TABLES: dict[bytes, FileKind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive",
     b"BZh": "bzip2-compressed",
     b"\xfd7zXZ": "xz-compressed",
-    b"ARROW1": "an Arrow file",
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
 }
-_READABLE = (".jsonl", ".json", ".parquet", ".gz", ".zst")
+_READABLE = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+_SEPARATED = frozenset({".csv", ".tsv"})
+_HEADER = frozenset(
+    "prompt messages conversations instruction question chosen rejected chosen_response completion response".split()
+)
+"""Columns by one of which a first line is known as a header, whatever the file is called."""
+_COPIES: dict[tuple[int, int, str], Path] = {}
+"""Pipe -> its copy: a pipe can be read once, and readers look at a file's beginning before they read it."""
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
 """What reading a damaged compressed file raises."""
 
 
-def kind_of(path: Path, name: str) -> Literal["json", "parquet"]:
+def file_at(path: Path, name: str) -> Path:
+    """The path itself; of a pipe (`/dev/stdin`, process substitution) a copy that lives as long as this process.
+
+    Raises:
+        DataError: it is a device, or cannot be read.
+        DiskFullError: no space left for the copy.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return path  # said where it is opened
+    if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+        raise DataError(f"{name}: this is a device (a terminal?), which has no end; name a file or a pipe")
+    if not stat.S_ISFIFO(found.st_mode):
+        return path
+    key = (found.st_dev, found.st_ino, str(path))
+    if key not in _COPIES:
+        folder = Path(tempfile.mkdtemp(prefix="alignloop-pipe-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        with open_bytes(path, name, unpack=False) as stream, disk_errors_named(folder):
+            try:
+                with (folder / "data").open("wb") as copy:
+                    shutil.copyfileobj(stream, copy, 2**20)
+            except DAMAGED as error:
+                if "No space" in str(error):
+                    raise
+                raise DataError(f"{name}: cannot be read: {error}") from None
+        _COPIES[key] = folder / "data"
+    return _COPIES[key]
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a path is a pipe or a device: nothing that can be read a second time."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def kind_of(path: Path, name: str) -> FileKind:
     """What the file holds.
 
     Raises:
         DataError: it is missing, a directory, unreadable, or of a kind that is not read.
     """
+    if is_saved(path):
+        return "saved"
     with open_bytes(path, name) as stream:
         start = _start(stream, name)
-    if start.startswith(_PARQUET):
-        return "parquet"
+    for magic, table in _TABLES.items():
+        if start.startswith(magic):
+            return table
+    if start.startswith(_POINTER):
+        raise DataError(f"{name}: this is a Git LFS pointer, not the data: fetch it with `git lfs pull`")
     for magic, kind in _OTHER_KINDS.items():
         if start.startswith(magic):
             raise DataError(f"{name}: this is {kind}; JSON lines or a JSON array in UTF-8 is read. Convert it first")
-    if b"\0" in start.removeprefix(BOM)[:4]:
+    text = start.removeprefix(BOM)
+    if b"\0" in text[:4]:
         raise DataError(
             f"{name}: this looks like UTF-16 or UTF-32 text (or binary data): every other byte is zero. JSON lines or "
             "a JSON array in UTF-8 is read. Convert it first (for example `iconv -f utf-16 -t utf-8`)"
         )
-    return "json"
+    return "csv" if _is_separated(text.lstrip(), name) else "json"
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is a data set (or several splits of one) as `save_to_disk` of `datasets` writes it."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def is_plain(stream: IO[bytes]) -> bool:
+    """Whether a stream of `open_bytes` holds the file's own bytes, not decompressed ones."""
+    return isinstance(getattr(stream, "raw", None), io.FileIO)
+
+
+def _is_separated(start: bytes, name: str) -> bool:
+    if start[:1] in (b"{", b"["):
+        return False
+    if start and not _SEPARATED.isdisjoint(Path(name).suffixes):
+        return True
+    header = start.partition(b"\n")[0].decode("utf-8", "replace")
+    return any(
+        len(names) > 1 and not _HEADER.isdisjoint(name.strip(' "\r') for name in names)
+        for names in (header.split(mark) for mark in ",\t;")
+    )
 
 
 @contextmanager
-def open_bytes(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """The file's bytes; gzip and zstd are decompressed as they are read.
+def open_bytes(path: Path, name: str, *, unpack: bool = True) -> Iterator[IO[bytes]]:
+    """The file's bytes; gzip and zstd are decompressed as they are read, unless `unpack` is false.
 
     Raises:
         DataError: it is missing, a directory or unreadable.
@@ -70,9 +154,7 @@ def open_bytes(path: Path, name: str) -> Iterator[IO[bytes]]:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{name}: cannot be read: {reason}. Check its name and permissions") from error
     with stream:
-        start = stream.read(4)
-        stream.seek(0)
-        yield _decompressed(stream, start)
+        yield _decompressed(stream, _start(stream, name, num_bytes=4)) if unpack else stream
 
 
 def _decompressed(stream: IO[bytes], start: bytes) -> IO[bytes]:
@@ -85,16 +167,22 @@ def _decompressed(stream: IO[bytes], start: bytes) -> IO[bytes]:
     return stream
 
 
-def _start(stream: IO[bytes], name: str) -> bytes:
+def _start(stream: IO[bytes], name: str, *, num_bytes: int = 2**12) -> bytes:
+    """The first bytes, which are read again afterwards."""
     try:
-        return stream.read(16)
+        start = stream.read(num_bytes)
+        if is_plain(stream):
+            stream.seek(0)
+        return start
     except DAMAGED as error:
         raise DataError(f"{name}: cannot be read: {error}. Is the file whole?") from None
 
 
 def _inside(folder: Path) -> str:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return "it cannot be read: check its permissions"
     inside = sorted(p.name for p in folder.iterdir() if p.suffix in _READABLE)[:5]
-    return f"name the file itself, for example {', '.join(inside)}" if inside else "it holds no .jsonl or .json file"
+    return f"name the file itself, for example {', '.join(inside)}" if inside else "it holds no data file"
 
 
 def _near(path: Path) -> str:

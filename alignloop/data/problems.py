@@ -71,6 +71,12 @@ def value_at(row: object, field: str | None) -> str | None:
         for name in (field, field.removeprefix("meta.")):
             if name in row:
                 return excerpt(row[name])
+    found = found_at(row, field)
+    return None if found is None else excerpt(found)
+
+
+def found_at(row: object, field: str) -> Any:
+    """What stands at `field` (`conversations[2].value`) of a row; None where nothing does."""
     found = row
     for match in _STEP.finditer(field):
         index, name = match[1], match[2]
@@ -82,7 +88,7 @@ def value_at(row: object, field: str | None) -> str | None:
             if not isinstance(found, Mapping) or name not in found:
                 return None
             found = found[name]
-    return excerpt(found)
+    return found
 
 
 def is_clean(text: str) -> bool:

@@ -11,25 +11,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignloop.data.problems import BadRow, check_text, shown
-from alignloop.data.turns import is_turns, read_completion
+from alignloop.data.problems import BadRow, shown
+from alignloop.data.turns import REASONING, is_turns, read_completion, read_reasoning, refuse_untrained
 
 BEST_FIRST = ("ranking", "ranked_completions", "ranked_responses")
-LISTS = (*BEST_FIRST, "completions", "responses")
+ANSWERS = "answers"
+"""A list of completions where its items have ranks; otherwise what a question's answers are to be checked against."""
+LISTS = (*BEST_FIRST, "completions", "responses", ANSWERS)
 """Columns a list of completions may stand in."""
 NUMBER_LISTS = ("ranks", "scores", "ratings")
 _TEXTS = ("completion", "response", "text", "content", "output", "answer")
 _HIGH_IS_GOOD = ("score", "rating", "overall_score", "reward")
 _NUMBERS = ("rank", *_HIGH_IS_GOOD)
+_SHORT = 200
+"""Characters of a text that is carried along with a completion; a critique is longer."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A completion; `grade` is higher the better, `number` what the file says."""
+    """A completion.
+
+    Attributes:
+        grade: higher the better.
+        number: what the file says, where more is better.
+        beside: where it stands -> numbers, names and the like that stand with it there.
+    """
 
     text: str
     grade: float
     number: float | None
+    beside: dict[str, dict[str, Any]]
 
 
 def is_ranked(row: Mapping[str, Any]) -> bool:
@@ -59,9 +70,17 @@ def best_against_each(row: Mapping[str, Any]) -> list[tuple[Ranked, Ranked, dict
     found = []
     for other in worse:
         known = best.number is not None and other.number is not None
-        numbers = {"score_chosen": best.number, "score_rejected": other.number} if known else {}
-        found.append((best, other, numbers))
+        meta: dict[str, Any] = {"score_chosen": best.number, "score_rejected": other.number} if known else {}
+        if beside := best.beside | other.beside:
+            meta["beside"] = beside
+        found.append((best, other, meta))
     return found
+
+
+def columns_read(row: Mapping[str, Any]) -> set[str]:
+    """The columns in which a row's completions and their numbers stand."""
+    numbers = next((name for name in NUMBER_LISTS if row.get(name) is not None), None)
+    return {name for name in (_column(row), numbers) if name is not None}
 
 
 def _column(row: Mapping[str, Any]) -> str | None:
@@ -82,22 +101,42 @@ def _read(row: Mapping[str, Any], column: str) -> list[Ranked]:
             (name for name in _NUMBERS if any(isinstance(item, Mapping) and name in item for item in items)), None
         )
         if name is None:
-            return [Ranked(text, -float(index), None) for index, text in enumerate(texts)]
+            return [
+                Ranked(text, -float(index), None, _beside(items[index], f"{column}[{index}]"))
+                for index, text in enumerate(texts)
+            ]
         numbers = [
-            _number(item.get(name) if isinstance(item, Mapping) else None, f"{column}[{index}].{name}")
+            read_number(item.get(name) if isinstance(item, Mapping) else None, f"{column}[{index}].{name}")
             for index, item in enumerate(items)
         ]
         rank = name == "rank"
-    return [Ranked(text, -n if rank else n, None if rank else n) for text, n in zip(texts, numbers, strict=True)]
+    return [
+        Ranked(text, -n if rank else n, None if rank else n, _beside(items[index], f"{column}[{index}]"))
+        for index, (text, n) in enumerate(zip(texts, numbers, strict=True))
+    ]
+
+
+def _beside(item: object, place: str) -> dict[str, dict[str, Any]]:
+    """Short values that stand with a completion: the model that wrote it, other marks."""
+    if not isinstance(item, Mapping):
+        return {}
+    read = {*_TEXTS, *_NUMBERS, *REASONING, "role", "from", "content", "value"}
+    kept = {k: v for k, v in item.items() if k not in read and (type(v) in (int, float, bool) or _is_short(v))}
+    return {place: kept} if kept else {}
+
+
+def _is_short(value: object) -> bool:
+    return type(value) is str and 0 < len(value) <= _SHORT
 
 
 def _number_list(value: object, name: str, *, num: int, column: str) -> list[float]:
     if not isinstance(value, list) or len(value) != num:
         raise BadRow(name, f"must be a list of {num} numbers, one for each of {column}, found {shown(value)}")
-    return [_number(item, f"{name}[{index}]") for index, item in enumerate(value)]
+    return [read_number(item, f"{name}[{index}]") for index, item in enumerate(value)]
 
 
-def _number(value: object, field: str) -> float:
+def read_number(value: object, field: str) -> float:
+    """A finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(field, f"must be a number, found {shown(value)}")
     try:
@@ -116,8 +155,8 @@ def _text(item: object, field: str) -> str:
         name = next((name for name in _TEXTS if item.get(name) is not None), None)
         if name is None:
             raise BadRow(field, f"holds no text; one of {', '.join(_TEXTS)} is needed")
-        text = check_text(item[name], f"{field}.{name}")
-        if not text.strip():
-            raise BadRow(f"{field}.{name}", "is empty")
-        return text
+        refuse_untrained(item, "assistant", field)
+        text = read_completion(item[name], f"{field}.{name}")
+        reasoning = read_reasoning(item, field)
+        return text if reasoning is None else reasoning.before(text)
     return read_completion(item, field)

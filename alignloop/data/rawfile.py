@@ -1,6 +1,6 @@
 """A user's file as raw JSON values with their places, one at a time. What kind of file it is, its content tells.
 
-file --opened--> JSON lines | JSON array | objects over several lines | Parquet | a data set on a hub
+file --opened--> JSON lines | JSON array | objects over several lines | CSV | Parquet | Arrow | a data set on a hub
      --parsing--> RawRow (value, or what is wrong with it), in flat memory
 """
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from alignloop.data.elements import LONGEST, TOO_LONG, Splitter
-from alignloop.data.opened import DAMAGED, kind_of, open_bytes
+from alignloop.data.opened import DAMAGED, file_at, is_plain, kind_of, open_bytes
 from alignloop.data.parsing import BOM, parse_row
 from alignloop.data.problems import EXCERPT, BadRow, excerpt
-from alignloop.data.tables import HUB, hub_rows, parquet_rows
+from alignloop.data.separated import records
+from alignloop.data.tables import HUB, TABLES, hub_rows
 from alignloop.errors import DataError
 
 Unit = Literal["line", "element", "row"]
@@ -26,7 +27,7 @@ class RawRow(NamedTuple):
     """One row as found.
 
     Attributes:
-        line: 1-based line (JSON lines), element (JSON array) or row (Parquet, hub).
+        line: 1-based line (JSON lines, CSV: where the record begins), element (JSON array) or row (tables, hub).
         value: the parsed JSON value; None where `problem` is set.
         raw: its bytes; empty for rows of tables.
         problem: why it is not JSON.
@@ -56,11 +57,17 @@ class RawRows(Iterable[RawRow]):
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file's rows, not yet read; `unit` is what `RawRow.line` counts."""
+    """A file's rows, not yet read.
+
+    Attributes:
+        unit: what `RawRow.line` counts.
+        lines: the file in which each row is a line, byte for byte, so that it can be read in parts; None for others.
+    """
 
     name: str
     unit: Unit
     rows: RawRows
+    lines: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -84,18 +91,22 @@ def open_rows(file: Path | str) -> RawFile:
     name = str(file)
     if name.startswith(HUB):
         return RawFile(name, "row", RawRows(lambda: _numbered(hub_rows(name))))
-    path = Path(file).expanduser()
-    if kind_of(path, name) == "parquet":
-        return RawFile(name, "row", RawRows(lambda: _numbered(parquet_rows(path, name))))
-    in_lines = _is_in_lines(path, name)
+    path = file_at(Path(file).expanduser(), name)
+    kind = kind_of(path, name)
+    if table := TABLES.get(kind):
+        return RawFile(name, "row", RawRows(lambda: _numbered(table(path, name))))
+    if kind == "csv":
+        return RawFile(name, "line", RawRows(lambda: _read(_records, path, name)))
+    in_lines, plain = _is_in_lines(path, name)
     read = _lines if in_lines else _elements
-    return RawFile(name, "line" if in_lines else "element", RawRows(lambda: _read(read, path, name)))
+    rows = RawRows(lambda: _read(read, path, name))
+    return RawFile(name, "line" if in_lines else "element", rows, path if in_lines and plain else None)
 
 
 def part_of(file: Path | str, span: tuple[int, int]) -> RawFile:
     """The lines that begin in bytes [start, end) of a JSON-lines file; they are counted from 1 again."""
     name = str(file)
-    path = Path(file).expanduser()
+    path = file_at(Path(file).expanduser(), name)
     return RawFile(name, "line", RawRows(lambda: _read(partial(_lines, span=span), path, name)))
 
 
@@ -118,25 +129,28 @@ def no_rows(raw: RawFile) -> DataError:
     return DataError(f"{raw.name}: {what}; it must hold rows: one JSON object a line, or one JSON array of objects")
 
 
-def _is_in_lines(path: Path, name: str) -> bool:
-    """Whether rows stand in lines of their own; an array's elements and objects over several lines do not.
+def _is_in_lines(path: Path, name: str) -> tuple[bool, bool]:
+    """Whether rows stand in lines of their own (an array's elements do not), and whether no bytes are unpacked.
 
     Raises:
         DataError: there is nothing in the file.
     """
     with open_bytes(path, name) as stream:
-        first = _first_line(stream)
+        first, plain = _first_line(stream), is_plain(stream)
         if not first:
             raise DataError(
                 f"{name}: the file is empty; one JSON object a line (or one JSON array of objects) is needed"
             )
         if first.startswith(b"["):
-            return False
+            return False, plain
         if not first.startswith(b"{") or _is_json(first):
-            return True
+            return True, plain
     with open_bytes(path, name) as stream:
-        element = next(iter(_split(stream)), None)
-    return element is None or element.problem is not None or not _is_json(element.data)
+        try:
+            element = next(iter(_split(stream)), None)
+        except DAMAGED:
+            return True, plain  # said of the row at which it happens
+    return element is None or element.problem is not None or not _is_json(element.data), plain
 
 
 def _first_line(stream: IO[bytes]) -> bytes:
@@ -176,15 +190,23 @@ def _numbered(values: Iterator[Any]) -> Iterator[RawRow]:
 def _read(read: Callable[[IO[bytes]], Iterator[RawRow]], path: Path, name: str) -> Iterator[RawRow]:
     number = 0
     with open_bytes(path, name) as stream:
+        num_bytes = path.stat().st_size
         try:
             for row in read(stream):
                 number = row.line
                 yield row
+            if path.stat().st_size < num_bytes:
+                raise EOFError("it became shorter while it was read")
         except DAMAGED as error:
             problem = BadRow(
                 None, f"the file cannot be read any further: {str(error) or type(error).__name__}. Is it whole?"
             )
             yield RawRow(number + 1, None, b"", problem, ends=True)
+
+
+def _records(stream: IO[bytes]) -> Iterator[RawRow]:
+    for line, values, problem in records(stream):
+        yield RawRow(line, values, b"", problem)
 
 
 def _lines(stream: IO[bytes], *, span: tuple[int, int] | None = None) -> Iterator[RawRow]:

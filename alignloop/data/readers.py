@@ -1,12 +1,14 @@
 """Users' files -> our rows. A bad row is kept aside with its place and reason, never skipped in silence.
 
-file --open_rows--> raw rows --detect--> Form --rows.py--> rows, or RejectedRow     one at a time: `iter_*`, `Reading`
-                                                                                    whole files:   `read_*`
+file --open_rows--> raw rows --columns.py--> our names --detect--> Form --rows.py--> rows, or RejectedRow
+
+One at a time: `iter_*`, `Reading`; whole files: `read_*`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,10 +17,12 @@ from typing import Any, Generic, Literal, TypeVar, cast
 from pydantic import ValidationError
 
 from alignloop.data.built import source
+from alignloop.data.columns import NOTICED, in_file, named, refuse_columns
 from alignloop.data.forms import FORMS, Form, detect, form_of
 from alignloop.data.problems import BadRow, plain_problems, shown, value_at
 from alignloop.data.rawfile import RawFile, RawRow, no_rows, open_rows, part_of
 from alignloop.data.rows import Dialogs, Maker, Options, preference_rows, prompt_rows, sft_rows
+from alignloop.data.scored import Placed, check_scored, groups, merged
 from alignloop.data.sft_forms import SFT_FORMS
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
@@ -27,6 +31,7 @@ T = TypeVar("T", PreferenceRow, PromptRow, SftRow)
 Kind = Literal["preferences", "prompts", "sft"]
 DETECT_ROWS = 64
 """Objects looked at to tell the form."""
+_NO_NAMES: Mapping[str, str] = {}
 _MOST_REJECTED = 100_000
 """Rows named, at most, of a file in which none can be read."""
 _KINDS: dict[Kind, tuple[tuple[Form, ...], Maker]] = {
@@ -92,30 +97,23 @@ class Reading(Generic[T]):
         self._forms, self._make = _KINDS[kind]
         self._options = options or Options()
         self._raw = open_rows(file) if span is None else part_of(file, span)
-        self.name, self.unit = self._raw.name, self._raw.unit
+        self.name, self.unit, self.lines = self._raw.name, self._raw.unit, self._raw.lines
         self._named = form is not None
         name = form or found
-        self.form = _form_of(self._raw, self._forms) if name is None else _named(name, self._forms)
+        self._prompt_only, self._columns = kind == "prompts", self._options.columns
+        self.form = self._found_form() if name is None else _named(name, self._forms)
+        if self.form.grouped:
+            self.lines = None
         self.num_read = self.num_kept = self.num_rejected = 0
         self._own = Seen(0, 0)
         self.seen: dict[str, Seen] = {self.form.name: self._own}
         self.cut_short: RejectedRow | None = None
 
     def __iter__(self) -> Iterator[T | RejectedRow]:
-        name = self.name
-        for raw in self._raw.rows:
-            self.num_read += 1
-            try:
-                made = self._rows(raw, name)
-            except BadRow as bad:
-                self.num_rejected += 1
-                rejected = _rejected(raw, name, bad)
-                if raw.ends:
-                    self.cut_short = rejected
-                yield rejected
-            else:
-                self.num_kept += 1
-                yield from cast("Sequence[T]", made)
+        if self.form.grouped:
+            yield from self._groups()
+        else:
+            yield from self._singles()
         if not self.num_read:
             raise no_rows(self._raw)
 
@@ -123,23 +121,94 @@ class Reading(Generic[T]):
         """What to say of a file whose rows have several forms."""
         return mixture_text(self.name, self.unit, self.seen)
 
-    def _rows(self, raw: RawRow, name: str) -> Sequence[PreferenceRow | PromptRow | SftRow]:
+    def _singles(self) -> Iterator[T | RejectedRow]:
+        for raw in self._raw.rows:
+            self.num_read += 1
+            try:
+                row, names = self._object(raw)
+                made = self._made(row, names, raw.line)
+            except BadRow as bad:
+                yield self._reject(raw, bad)
+            else:
+                self.num_kept += 1
+                yield from cast("Sequence[T]", made)
+
+    def _groups(self) -> Iterator[T | RejectedRow]:
+        """Rows of a form that stands in several of the file's."""
+        rejected: list[RejectedRow] = []
+        for group in groups(self._sound(rejected)):
+            yield from _drained(rejected)
+            line, row = group[0]
+            try:
+                made = self._made(merged(group), {}, line)
+            except BadRow as bad:
+                for line, row in group:
+                    yield self._reject(
+                        RawRow(line, row),
+                        BadRow(None, f"with the rows of its prompt: {bad.field or 'the row'} {bad.reason}"),
+                    )
+            else:
+                self.num_kept += len(group)
+                yield from cast("Sequence[T]", made)
+        yield from _drained(rejected)
+
+    def _sound(self, rejected: list[RejectedRow]) -> Iterator[Placed]:
+        """Rows that can be read by themselves; the others go to `rejected`."""
+        for raw in self._raw.rows:
+            self.num_read += 1
+            try:
+                row, names = self._object(raw)
+                try:
+                    check_scored(row)
+                except BadRow as bad:
+                    raise BadRow(in_file(bad.field, names), bad.reason) from None
+            except BadRow as bad:
+                rejected.append(self._reject(raw, bad))
+            else:
+                yield raw.line, row
+
+    def _object(self, raw: RawRow) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """A raw row under the names that forms know, and the names; whether it has the file's form is counted."""
         if raw.problem is not None:
             raise raw.problem
         value = raw.value
         if type(value) is not dict:
             raise BadRow(None, f"must be a JSON object, found {shown(value)}")
+        names: Mapping[str, str] = _NO_NAMES
+        if self._columns or not NOTICED.isdisjoint(value):
+            value, names = named(value, columns=self._columns, prompt_only=self._prompt_only)
+            refuse_columns(value)
         if self.form.matches(value):
             self._own.count += 1
             if self._own.count == 1:
                 self._own.first = raw.line
         elif not self._named:
             self._check_form(value, raw.line)
+        return value, names
+
+    def _made(
+        self, row: Mapping[str, Any], names: Mapping[str, str], line: int
+    ) -> Sequence[PreferenceRow | PromptRow | SftRow]:
         try:
-            return self._make(value, self.form, source(name, raw.line), self._options)
+            return self._make(row, self.form, source(self.name, line), self._options)
+        except BadRow as bad:
+            raise BadRow(in_file(bad.field, names), bad.reason) from None
         except ValidationError as error:
             field, sentence = plain_problems(error)[0]
             raise BadRow(field, sentence) from None
+
+    def _reject(self, raw: RawRow, bad: BadRow) -> RejectedRow:
+        self.num_rejected += 1
+        rejected = _rejected(raw, self.name, bad)
+        if raw.ends:
+            self.cut_short = rejected
+        return rejected
+
+    def _found_form(self) -> Form:
+        form = detect(first_objects(self._raw, columns=self._columns, prompt_only=self._prompt_only), self._forms)
+        if form is None:
+            raise _no_form(self._raw, self._forms)
+        return form
 
     def _check_form(self, row: Mapping[str, Any], line: int) -> None:
         other = form_of(row, self._forms)
@@ -154,31 +223,50 @@ class Reading(Generic[T]):
 
 
 def iter_preferences(
-    file: Path | str, *, form: str | None = None, dialogs: Dialogs = "last_turn", max_characters: int | None = None
+    file: Path | str,
+    *,
+    form: str | None = None,
+    dialogs: Dialogs = "last_turn",
+    max_characters: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[PreferenceRow | RejectedRow]:
     """The rows of a preference file, one at a time, in flat memory; ids are as in the file, so they may repeat.
 
     Raises:
         DataError: the file is missing, empty, of no known form, or (a Parquet file, a hub) breaks off.
     """
-    reading: Reading[PreferenceRow] = Reading(file, "preferences", form=form, options=Options(dialogs, max_characters))
+    reading: Reading[PreferenceRow] = Reading(
+        file, "preferences", form=form, options=Options(dialogs, max_characters, columns or {})
+    )
     return iter(reading)
 
 
 def iter_prompts(
-    file: Path | str, *, form: str | None = None, dialogs: Dialogs = "last_turn", max_characters: int | None = None
+    file: Path | str,
+    *,
+    form: str | None = None,
+    dialogs: Dialogs = "last_turn",
+    max_characters: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[PromptRow | RejectedRow]:
     """The prompts of a file, as `iter_preferences`; with `every_turn` one for each user turn.
 
     Raises:
         DataError: as `iter_preferences`.
     """
-    reading: Reading[PromptRow] = Reading(file, "prompts", form=form, options=Options(dialogs, max_characters))
+    reading: Reading[PromptRow] = Reading(
+        file, "prompts", form=form, options=Options(dialogs, max_characters, columns or {})
+    )
     return iter(reading)
 
 
 def iter_sft(
-    file: Path | str, *, form: str | None = None, dialogs: Dialogs = "last_turn", max_characters: int | None = None
+    file: Path | str,
+    *,
+    form: str | None = None,
+    dialogs: Dialogs = "last_turn",
+    max_characters: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[SftRow | RejectedRow]:
     """Dialogs to fine-tune on, as `iter_preferences`; with `every_turn` one for each assistant turn.
 
@@ -187,7 +275,7 @@ def iter_sft(
     Raises:
         DataError: as `iter_preferences`.
     """
-    reading: Reading[SftRow] = Reading(file, "sft", form=form, options=Options(dialogs, max_characters))
+    reading: Reading[SftRow] = Reading(file, "sft", form=form, options=Options(dialogs, max_characters, columns or {}))
     return iter(reading)
 
 
@@ -198,6 +286,7 @@ def read_preferences(
     form: str | None = None,
     dialogs: Dialogs = "last_turn",
     max_characters: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> ReadResult[PreferenceRow]:
     """Read preference files of any form in `FORMS`, all rows into memory.
 
@@ -208,7 +297,7 @@ def read_preferences(
         DataError: a file is missing, empty, cut short, of no known form or without a readable row, or more than
             `max_bad_fraction` of all rows are bad.
     """
-    return _read(files, "preferences", max_bad_fraction, form, Options(dialogs, max_characters))
+    return _read(files, "preferences", max_bad_fraction, form, Options(dialogs, max_characters, columns or {}))
 
 
 def read_prompts(
@@ -218,6 +307,7 @@ def read_prompts(
     form: str | None = None,
     dialogs: Dialogs = "last_turn",
     max_characters: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> ReadResult[PromptRow]:
     """Read files of prompts: the same forms, of which only the dialog up to the completion is read.
 
@@ -226,7 +316,7 @@ def read_prompts(
     Raises:
         DataError: as `read_preferences`.
     """
-    return _read(files, "prompts", max_bad_fraction, form, Options(dialogs, max_characters))
+    return _read(files, "prompts", max_bad_fraction, form, Options(dialogs, max_characters, columns or {}))
 
 
 def read_sft(
@@ -236,13 +326,14 @@ def read_sft(
     form: str | None = None,
     dialogs: Dialogs = "last_turn",
     max_characters: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> ReadResult[SftRow]:
     """Read files of dialogs to fine-tune on, as `iter_sft`, all rows into memory.
 
     Raises:
         DataError: as `read_preferences`.
     """
-    return _read(files, "sft", max_bad_fraction, form, Options(dialogs, max_characters))
+    return _read(files, "sft", max_bad_fraction, form, Options(dialogs, max_characters, columns or {}))
 
 
 def _read(
@@ -312,22 +403,35 @@ def _named(name: str, forms: Sequence[Form]) -> Form:
     return found
 
 
-def _form_of(raw: RawFile, forms: Sequence[Form]) -> Form:
-    objects = [row.value for row in islice((r for r in raw.rows if type(r.value) is dict), DETECT_ROWS)]
-    form = detect(objects, forms)
-    if form is not None:
-        return form
+def first_objects(
+    raw: RawFile, *, columns: Mapping[str, str], prompt_only: bool = False
+) -> Iterator[Mapping[str, Any]]:
+    """The first `DETECT_ROWS` objects of a file under the names that forms know, but for those that cannot be told."""
+    for row in islice((row for row in raw.rows if type(row.value) is dict), DETECT_ROWS):
+        with suppress(BadRow):
+            yield named(row.value, columns=columns, prompt_only=prompt_only).row
+
+
+def _no_form(raw: RawFile, forms: Sequence[Form]) -> DataError:
     known = "".join(f"\n  - {form.name}: {form.wants}" for form in forms)
     first = next(iter(raw.rows), None)
     if first is None:
-        raise no_rows(raw)
-    if objects:
-        found = f"their columns are {', '.join(objects[0])}" if objects[0] else "the first has no columns at all"
+        return no_rows(raw)
+    columns = next((list(row.value) for row in islice(raw.rows, DETECT_ROWS) if type(row.value) is dict), None)
+    if columns is not None:
+        found = f"their columns are {', '.join(columns)}" if columns else "the first has no columns at all"
         what, why = f"{raw.name}: rows of no known form: {found}", "is of no known form"
+        known = f"{known}\nWhere only the names differ, give them: data.columns, --column prompt=THEIRS"
     else:
         why = first.problem.reason if first.problem else _no_object(first.value)
         what = f"{raw.name}, {raw.unit} {first.line}: {why}. No row of the file can be read"
-    raise DataError(f"{what}. Known forms and their columns:{known}", rejected=_all_rejected(raw, why))
+    return DataError(f"{what}. Known forms and their columns:{known}", rejected=_all_rejected(raw, why))
+
+
+def _drained(rows: list[RejectedRow]) -> list[RejectedRow]:
+    found = list(rows)
+    rows.clear()
+    return found
 
 
 def _no_object(value: object) -> str:

@@ -9,13 +9,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alignloop.data.built import preference
+from alignloop.data.dialogs import BadTurn, check_dialog
 from alignloop.data.forms import Form, Pair, RawObject
 from alignloop.data.problems import BadRow, check_text, is_clean, shown
-from alignloop.data.turns import BadTurn, check_dialog, without_empty_system
+from alignloop.data.turns import beside_turns, system_turn
 from alignloop.records import (
     STRENGTHS,
     ComparedBy,
@@ -31,6 +32,11 @@ from alignloop.records import (
 Dialogs = Literal["last_turn", "every_turn"]
 _MAX_DEPTH = 64
 _OWN_SFT = frozenset({"id", "messages", "origin", "source"})
+_TURN_COLUMNS = frozenset({"messages", "prompt", "conversations", "chosen", "rejected", "edited", "completion"})
+_COMPARED = frozenset({"chosen", "rejected", "edited", "strength", "annotator"})
+"""Columns of completions: a prompt carries none of them."""
+_LABELS = ("label", "labels", "kto_tag")
+"""Whether people want the answer, as files for KTO say it."""
 _SPELLINGS: dict[str, Strength] = {name: name for name in STRENGTHS}
 
 
@@ -41,10 +47,12 @@ class Options:
     Attributes:
         dialogs: of a dialog with several turns, one row (the last turn) or one a turn.
         max_characters: texts of a row together, at most; None: no limit.
+        columns: our name of a column -> the file's, where they differ.
     """
 
     dialogs: Dialogs = "last_turn"
     max_characters: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def preference_rows(row: RawObject, form: Form, source: Source, options: Options) -> list[PreferenceRow]:
@@ -53,12 +61,14 @@ def preference_rows(row: RawObject, form: Form, source: Source, options: Options
     Only the last turn was compared, so `every_turn` makes no more of it.
     """
     found = form.compare(row)
-    messages = _checked(without_empty_system(found.dialog), row, form, ends_with="user")
+    messages = _checked(found.dialog, row, form, ends_with="user")
     strength = row.get("strength")
     strength = strength if strength is None or strength in STRENGTHS else _strength(strength)
     annotator = row.get("annotator")
     annotator = "human" if annotator is None else check_text(annotator, "annotator")
-    columns = {name: read(row.get(name), name) for name, read in _COLUMNS.items()}
+    columns = _ABSENT
+    if not _COLUMN_NAMES.isdisjoint(row):
+        columns = {name: read(row.get(name), name) for name, read in _COLUMNS.items()}
     meta = _meta(row, form)
     many = len(found.pairs) > 1
     dialog = [part for turn in messages for part in (turn.role, turn.content)]
@@ -85,9 +95,9 @@ def preference_rows(row: RawObject, form: Form, source: Source, options: Options
 
 def prompt_rows(row: RawObject, form: Form, source: Source, options: Options) -> list[PromptRow]:
     """The dialog up to the completion; with `every_turn` one row for each of its user turns."""
-    messages = _checked(without_empty_system(form.dialog(row)), row, form, ends_with="user")
+    messages = _checked(form.dialog(row), row, form, ends_with="user")
     _check_length(messages, (), options)
-    meta = _meta(row, form)
+    meta = {name: value for name, value in _meta(row, form).items() if name not in _COMPARED}
     row_id = _id(row, [part for turn in messages for part in (turn.role, turn.content)], source)
     return [
         PromptRow(id=part_id, messages=part, source=source, meta=meta)
@@ -104,14 +114,18 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
         _check_length(own.messages, (), options)
         return [own]
     found = form.compare(row)
-    messages = without_empty_system(found.dialog)
+    messages = found.dialog
     edited = found.pairs[0].edited if found.pairs else None
     if found.pairs:
         best = found.pairs[0].chosen if edited is None else edited
         messages = [*messages, Message(role="assistant", content=best)]
-    _checked(messages, row, form, ends_with="assistant")
+    else:
+        _check_wanted(row)
+    messages = _checked(messages, row, form, ends_with="assistant")
     _check_length(messages, (), options)
     meta = _meta(row, form)
+    if found.pairs:
+        meta |= {name: row[name] for name in ("strength", "annotator") if row.get(name) is not None}
     row_id = _id(row, [part for turn in messages for part in (turn.role, turn.content)], source)
     origin: Literal["preference", "given"] = "preference" if found.pairs else "given"
     cut = (row.get("finish_reason"), row.get("chosen_finish_reason") if found.pairs and edited is None else None)
@@ -140,13 +154,35 @@ def _parts(row_id: str, messages: list[Message], role: str, options: Options) ->
     return [(f"{row_id}/turn-{number}", messages[: end + 1]) for number, end in enumerate(ends, start=1)]
 
 
+def _check_wanted(row: RawObject) -> None:
+    """Refuse an answer that people did not want: it would be a target like any other."""
+    for name in _LABELS:
+        value = row.get(name)
+        if value is False or (type(value) is str and value.lower() == "false"):
+            raise BadRow(
+                name,
+                "is false: people did not want this answer, and it would be a target to fine-tune on. `alignloop data "
+                "convert` leaves such rows out",
+            )
+
+
 def _checked(
-    messages: list[Message], row: RawObject, form: Form, *, ends_with: Literal["user", "assistant"]
+    dialog: list[Message], row: RawObject, form: Form, *, ends_with: Literal["user", "assistant"]
 ) -> list[Message]:
+    """The dialog with the row's system column in front, and without a system turn that says nothing."""
+    messages, moved = dialog, 0
+    if dialog and dialog[0].role == "system" and (not dialog[0].content or dialog[0].content.isspace()):
+        messages, moved = dialog[1:], -1
+    if "system" in row and (system := system_turn(row)):
+        if not messages or messages[0].role != "system":
+            messages, moved = [*system, *messages], moved + 1
+        elif messages[0].content.strip() != system[0].content.strip():
+            raise BadRow("system", "stands beside a system turn that says something else: give one of the two")
     try:
         check_dialog(messages, ends_with=ends_with)
     except BadTurn as bad:
-        raise BadRow(form.place(row)(bad.index), bad.reason) from None
+        own = bad.index - moved
+        raise BadRow("system" if own < 0 else form.place(row)(own), bad.reason) from None
     return messages
 
 
@@ -213,6 +249,8 @@ _COLUMNS: dict[str, Callable[[object, str], Any]] = {
     "chosen_reward": _number,
 }
 """Columns of a preference that say more of its completions, in the order of the model's."""
+_COLUMN_NAMES = frozenset(_COLUMNS)
+_ABSENT: dict[str, Any] = dict.fromkeys(_COLUMNS)
 
 
 def _strength(value: object) -> Strength | None:
@@ -252,10 +290,12 @@ def _meta(row: RawObject, form: Form) -> dict[str, Any]:
         given = _meta_text(given)
     if given is not None and not isinstance(given, Mapping):
         raise BadRow("meta", f"must be an object, found {shown(given)}")
-    columns = form.columns
+    columns = form.columns if form.reads is None else form.reads(row)
     meta = {name: value for name, value in row.items() if name not in columns}
     if given:
         meta |= given
+    if beside := beside_turns(row, _TURN_COLUMNS):
+        meta["beside"] = beside
     for name, value in meta.items():
         kind = type(value)
         if kind is int or value is None or (kind is str and is_clean(value) and is_clean(name)):

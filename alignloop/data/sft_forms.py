@@ -8,41 +8,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from alignloop.data.forms import FORMS, Comparison, Form, RawObject
-from alignloop.data.problems import check_text
+from alignloop.data.dialogs import Place, place_in
+from alignloop.data.forms import (
+    FORMS,
+    Comparison,
+    Form,
+    RawObject,
+    alpaca_dialog,
+    alpaca_place,
+    asked_columns,
+    asked_dialog,
+    asked_place,
+)
 from alignloop.data.ranked import is_ranked
-from alignloop.data.turns import Place, history_turns, is_turns, place_in, read_completion, read_turns, system_turn
+from alignloop.data.scored import is_scored
+from alignloop.data.turns import REASONING, read_completion, read_reasoning, read_turns
 from alignloop.records import Message
 
-
-def _conversations(row: RawObject) -> list[Message]:
-    return [*system_turn(row), *read_turns(row.get("conversations"), "conversations")]
+_SHARED = frozenset({"id", "meta", "system"})
 
 
-def _messages(row: RawObject) -> list[Message]:
-    return [*system_turn(row), *read_turns(row.get("messages"), "messages")]
+def _answered(
+    column: str, asked: Callable[[RawObject], list[Message]] = asked_dialog
+) -> Callable[[RawObject], list[Message]]:
+    """What was asked, and the answer of a column, what was thought before it in front."""
+
+    def dialog(row: RawObject) -> list[Message]:
+        answer, reasoning = read_completion(row.get(column), column), read_reasoning(row, "")
+        text = answer if reasoning is None else reasoning.before(answer)
+        return [*asked(row), Message(role="assistant", content=text)]
+
+    return dialog
 
 
-def _prompt_completion(row: RawObject) -> list[Message]:
-    prompt = row.get("prompt")
-    asked = read_turns(prompt, "prompt") if is_turns(prompt) else [_user(check_text(prompt, "prompt"))]
-    return [*system_turn(row), *asked, _assistant(read_completion(row.get("completion"), "completion"))]
-
-
-def _alpaca(row: RawObject) -> list[Message]:
-    text, given = check_text(row.get("instruction"), "instruction"), row.get("input")
-    if given is not None and given != "":
-        text = "\n".join([text, check_text(given, "input")]).lstrip("\n")
-    answer = read_completion(row.get("output"), "output")
-    return [*system_turn(row), *history_turns(row.get("history"), "history"), _user(text), _assistant(answer)]
-
-
-def _user(text: str) -> Message:
-    return Message(role="user", content=text)
-
-
-def _assistant(text: str) -> Message:
-    return Message(role="assistant", content=text)
+def _turns(column: str) -> Callable[[RawObject], list[Message]]:
+    return lambda row: read_turns(row.get(column), column)
 
 
 def _form(
@@ -53,6 +53,7 @@ def _form(
     dialog: Callable[[RawObject], list[Message]],
     place: Callable[[RawObject], Place],
     columns: set[str],
+    reads: Callable[[RawObject], set[str]] | None = None,
 ) -> Form:
     return Form(
         name=name,
@@ -61,19 +62,13 @@ def _form(
         compare=lambda row: Comparison(dialog(row), ()),
         dialog=dialog,
         place=place,
-        columns=frozenset(columns | {"id", "meta", "system"}),
-    )
-
-
-def _prompt_place(row: RawObject) -> Place:
-    skip = len(system_turn(row))
-    return (
-        place_in("prompt", skip=skip) if is_turns(row.get("prompt")) else lambda i: "system" if i < skip else "prompt"
+        columns=frozenset(columns | _SHARED),
+        reads=None if reads is None else lambda row: reads(row) | _SHARED,
     )
 
 
 def _compares(row: RawObject) -> bool:
-    return row.get("chosen") is not None or type(row.get("output")) is list or is_ranked(row)
+    return row.get("chosen") is not None or type(row.get("output")) is list or is_ranked(row) or is_scored(row)
 
 
 def _if_compared(form: Form) -> Form:
@@ -86,32 +81,33 @@ SFT_FORMS: tuple[Form, ...] = (
         "sharegpt_sft",
         wants="conversations (turns with from, value), the last the assistant's",
         matches=lambda row: "conversations" in row,
-        dialog=_conversations,
-        place=lambda row: place_in("conversations", skip=len(system_turn(row))),
+        dialog=_turns("conversations"),
+        place=lambda row: place_in("conversations"),
         columns={"conversations"},
+    ),
+    _form(
+        "prompt_completion",
+        wants="prompt, completion (texts, or turns with role, content)",
+        matches=lambda row: "completion" in row and ("prompt" in row or "messages" in row),
+        dialog=_answered("completion"),
+        place=asked_place,
+        columns={"prompt", "messages", "history", "completion", *REASONING},
+        reads=lambda row: asked_columns(row) | {"completion", *REASONING},
     ),
     _form(
         "messages",
         wants="messages (turns with role, content), the last the assistant's",
         matches=lambda row: "messages" in row,
-        dialog=_messages,
-        place=lambda row: place_in("messages", skip=len(system_turn(row))),
+        dialog=_turns("messages"),
+        place=lambda row: place_in("messages"),
         columns={"messages"},
-    ),
-    _form(
-        "prompt_completion",
-        wants="prompt, completion (texts, or turns with role, content)",
-        matches=lambda row: "prompt" in row and "completion" in row,
-        dialog=_prompt_completion,
-        place=_prompt_place,
-        columns={"prompt", "completion"},
     ),
     _form(
         "alpaca_sft",
         wants="instruction, input, output (a text)",
         matches=lambda row: "instruction" in row and "output" in row,
-        dialog=_alpaca,
-        place=lambda row: lambda index: "instruction",
-        columns={"instruction", "input", "output", "history"},
+        dialog=_answered("output", alpaca_dialog),
+        place=alpaca_place,
+        columns={"instruction", "input", "output", "history", *REASONING},
     ),
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
 from alignloop.data.readers import Reading, Seen
+from alignloop.data.scores import Verdict, scores_say
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
 
 AnyRow = PreferenceRow | PromptRow | SftRow
@@ -19,6 +20,7 @@ K = TypeVar("K", bound=Hashable)
 NUM_SAMPLED = 1000
 NUM_FIRST = 20
 MOST_BAD = 1000
+MOST_CARRIED = 1000
 _SPREAD = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
@@ -44,6 +46,8 @@ class Tally:
         prompts, rows: a hash of each row's dialog, and of the whole row.
         shapes: what rows have in common -> rows.
         sample: (order, row): a fixed tenth, hundredth, ... of the rows, spread over the file.
+        carried: columns that no form reads, as each row has them -> rows; no more than `MOST_CARRIED` sets of them.
+        scores: what scores say of the choice, where that is not the same -> preferences.
         reasons: (field, reason without its particulars) -> rejected rows.
         bad: the first rejected rows.
     """
@@ -59,6 +63,8 @@ class Tally:
     shapes: Counter[Shape] = field(default_factory=Counter)
     first: list[AnyRow] = field(default_factory=list)
     sample: list[tuple[int, AnyRow]] = field(default_factory=list)
+    carried: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    scores: Counter[Verdict] = field(default_factory=Counter)
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     bad: list[RejectedRow] = field(default_factory=list)
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -89,6 +95,8 @@ class Tally:
             getattr(self, name).extend(getattr(later, name))
         self.shapes.update(later.shapes)
         self.reasons.update(later.reasons)
+        self.carried.update(later.carried)
+        self.scores.update(later.scores)
         self.first = (self.first + later.first)[:NUM_FIRST]
         self.sample += later.sample
         self._limit = min(self._limit, later._limit)
@@ -126,6 +134,14 @@ class Tally:
         """Preferences with an edited completion."""
         return self._by(lambda shape: shape.is_edited)[True]
 
+    @property
+    def carried_columns(self) -> Counter[str]:
+        """Column that no form reads -> rows."""
+        found: Counter[str] = Counter()
+        for names, count in self.carried.items():
+            found.update(dict.fromkeys(names, count))
+        return found
+
     def _by(self, value: Callable[[Shape], K | None]) -> Counter[K]:
         """Value -> rows, in the order in which values came."""
         found: Counter[K] = Counter()
@@ -149,6 +165,8 @@ class Tally:
             strength, annotator = row.strength or "none given", row.annotator
             texts = (chosen, rejected, edited or "")
             longest = max(len(chosen), len(rejected), len(edited or ""))
+            if row.meta and (verdict := scores_say(row.meta)) is not None:
+                self.scores[verdict] += 1
         elif type(row) is SftRow:
             texts = (messages[-1].content,)
             longest = len(texts[0])
@@ -163,6 +181,8 @@ class Tally:
         system = messages[0].role == "system"
         # A plain tuple equals the named one, and is made in a fraction of the time.
         self.shapes[(strength, annotator, edited is not None, system, (len(contents) - system + 1) // 2)] += 1  # type: ignore[index]
+        if row.meta and (len(self.carried) < MOST_CARRIED or tuple(row.meta) in self.carried):
+            self.carried[tuple(row.meta)] += 1
         if len(self.first) < NUM_FIRST:
             self.first.append(row)
         order = (self.num_rows * _SPREAD) & _MASK

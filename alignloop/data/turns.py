@@ -1,14 +1,15 @@
-"""Turns as files write them -> messages, and the rules a dialog keeps.
+"""Turns and completions as files write them -> messages and texts.
 
-A dialog is: at most one system turn, first; then user and assistant in turn, the user first; no turn without text.
+A turn's text may come in parts, its reasoning beside it: both become one text, the reasoning in front (`<think>`). What
+only a tool, a picture or a sound says cannot be trained, and is refused by its name.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Container, Mapping
+from typing import Any, NamedTuple
 
+from alignloop.chat.reasoning import join_reasoning, split_reasoning
 from alignloop.data.built import message
 from alignloop.data.problems import BadRow, check_text, is_clean, shown
 from alignloop.records import Message, Role
@@ -25,10 +26,19 @@ ROLES: dict[str, Role] = {
     "model": "assistant",
 }
 _TURN_KEYS = (("from", "value"), ("role", "content"))
-_HUMAN, _ASSISTANT = "Human:", "Assistant:"
-_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-Place = Callable[[int], str]
-"""Index of a message -> the field of the file it stands in."""
+TOOL_ROLES = frozenset(
+    "tool function function_call function_response observation ipython tool_call tool_response".split()
+)
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Where a turn holds what was thought before its text."""
+REFUSED_TOOLS = frozenset("tools functions tool_calls tool_call function_call function_calls tool_call_id".split())
+REFUSED_MEDIA = frozenset("image images video videos audio audios".split())
+_REFUSED = REFUSED_TOOLS | REFUSED_MEDIA | {"refusal"}
+_LEAVE_OUT = "and only texts are trained: leave such rows out (`alignloop data convert` does)"
+_MARKS = ("weight", "train", "loss")
+"""Whether a turn is to be trained on: in a turn of the assistant's it must be."""
+_READ = frozenset({"from", "value", "role", "content", *REASONING, *_REFUSED, *_MARKS})
+_TEXT_PARTS, _THOUGHT_PARTS = ("text", "input_text", "output_text"), ("thinking", "reasoning")
 
 
 def is_turns(value: object) -> bool:
@@ -37,13 +47,20 @@ def is_turns(value: object) -> bool:
 
 
 def read_turn(turn: object, field: str) -> Message:
-    """One turn, as `{role, content}` or `{from, value}`; roles are mapped to ours."""
+    """One turn, as `{role, content}` or `{from, value}`; roles are mapped to ours, reasoning goes before the text."""
     if not isinstance(turn, Mapping):
         raise BadRow(field, f"must be an object with from and value (or role and content), found {shown(turn)}")
     for role_key, text_key in _TURN_KEYS:
         if role_key in turn:
-            content = check_text(turn.get(text_key), f"{field}.{text_key}")
-            return Message(role=_role(turn[role_key], f"{field}.{role_key}"), content=content)
+            role = _role(turn[role_key], f"{field}.{role_key}")
+            refuse_untrained(turn, role, field)
+            reasoning = read_reasoning(turn, field)
+            text = read_text(turn.get(text_key), f"{field}.{text_key}")
+            if reasoning is None:
+                return Message(role=role, content=text)
+            if role != "assistant":
+                raise BadRow(reasoning.field, f"stands in a {role} turn: only the assistant's hold reasoning")
+            return Message(role=role, content=reasoning.before(text))
     raise BadRow(field, f"has neither from nor role; its keys are {', '.join(map(str, turn)) or 'none'}")
 
 
@@ -51,8 +68,94 @@ def _role(value: object, field: str) -> Role:
     name = check_text(value, field)
     role = ROLES.get(name) or ROLES.get(name.strip().lower())
     if role is None:
+        if name.strip().lower() in TOOL_ROLES:
+            raise BadRow(field, f"{name[:60]!r} is a tool's turn, {_LEAVE_OUT}")
         raise BadRow(field, f"unknown role {name[:60]!r}; allowed: {', '.join(ROLES)}")
     return role
+
+
+def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str) -> None:
+    """Refuse a turn that says something by a tool's call, a picture or a sound, or that is marked as not to be trained.
+
+    Raises:
+        BadRow: names the key.
+    """
+    for name in _REFUSED.intersection(turn):
+        if not is_empty(turn[name]):
+            what = "a tool's call" if name in REFUSED_TOOLS else "no text"
+            raise BadRow(f"{field}.{name}", f"is {what}, {_LEAVE_OUT}")
+    for name in _MARKS:
+        if role == "assistant" and turn.get(name) == 0:
+            raise BadRow(f"{field}.{name}", "says that the turn is not to be trained on: leave such rows out")
+
+
+def is_empty(value: object) -> bool:
+    """Whether a value says nothing: null, or a text, list or object without anything in it, as JSON too."""
+    return value is None or (isinstance(value, str | list | dict) and (not value or value in ("[]", "{}", "null")))
+
+
+class Reasoning(NamedTuple):
+    """What was thought before a text, and the field that holds it."""
+
+    field: str
+    text: str
+
+    def before(self, answer: str) -> str:
+        """Both in one text."""
+        if split_reasoning(answer)[0] is not None:
+            raise BadRow(self.field, "stands beside a text that begins with its own reasoning: give one")
+        return join_reasoning(self.text, answer)
+
+
+def read_reasoning(holder: Mapping[str, Any], field: str) -> Reasoning | None:
+    """What a turn, or a row (`field` is empty then), holds of reasoning beside its text."""
+    keys = [key for key in REASONING if not is_empty(holder.get(key))]
+    found = [Reasoning(_inside(field, key), check_text(holder[key], _inside(field, key))) for key in keys]
+    for other in found[1:]:
+        if other.text != found[0].text:
+            raise BadRow(other.field, f"differs from {keys[0]}: only one of them can be meant")
+    return found[0] if found else None
+
+
+def _inside(field: str, key: str) -> str:
+    return f"{field}.{key}" if field else key
+
+
+def read_text(value: object, field: str) -> str:
+    """A text, or one in parts (`[{"type": "text", "text": ...}]`), which are joined as templates join them."""
+    if not isinstance(value, list) or not value:
+        return check_text(value, field)
+    texts, thoughts = [], []
+    for index, part in enumerate(value):
+        place = f"{field}[{index}]"
+        if not isinstance(part, Mapping):
+            texts.append(check_text(part, place))
+            continue
+        kind = part.get("type", "text" if "text" in part else None)
+        if kind in _TEXT_PARTS:
+            texts.append(check_text(part.get("text"), f"{place}.text"))
+        elif kind in _THOUGHT_PARTS:
+            key = str(kind) if kind in part else "text"
+            thoughts.append(check_text(part.get(key), f"{place}.{key}"))
+        else:
+            raise BadRow(place, f"is a part of type {str(kind)[:60]!r}, {_LEAVE_OUT}")
+    return join_reasoning("".join(thoughts) if thoughts else None, "".join(texts))
+
+
+def beside_turns(row: Mapping[str, Any], columns: Container[str]) -> dict[str, dict[str, Any]]:
+    """What turns hold that no reader reads (dates, names, ...): place -> key -> value."""
+    found = {}
+    for column, value in row.items():
+        kind = type(value)
+        if (kind is not list and kind is not dict) or column not in columns:
+            continue
+        turns = [(column, value)] if kind is dict else [(f"{column}[{n}]", turn) for n, turn in enumerate(value)]
+        for place, turn in turns:
+            if type(turn) is dict and len(turn) > 2:
+                more = {name: item for name, item in turn.items() if name not in _READ and not is_empty(item)}
+                if more:
+                    found[place] = more
+    return found
 
 
 def read_turns(turns: object, field: str) -> list[Message]:
@@ -66,7 +169,7 @@ def read_turns(turns: object, field: str) -> list[Message]:
 
 def _plain_turn(turn: object) -> Message | None:
     """A turn in which all is as it should be; None for any other, of which `read_turn` says what is wrong."""
-    if type(turn) is not dict:
+    if type(turn) is not dict or len(turn) != 2:
         return None
     for role_key, text_key in _TURN_KEYS:
         if role_key in turn:
@@ -88,124 +191,15 @@ def read_completion(value: object, field: str) -> str:
             raise BadRow(field, f"holds {len(value)} turns; the one answer that is compared is needed")
         value = value[0]
     if isinstance(value, Mapping):
-        turn = read_turn(value, field)
+        turn = _plain_turn(value) or read_turn(value, field)
         if turn.role != "assistant":
             raise BadRow(field, f"must be the assistant's turn, not the {turn.role}'s")
         text = turn.content
     else:
-        text = check_text(value, field)
+        text = read_text(value, field)
     if not text or text.isspace():
         raise BadRow(field, "is empty")
     return text
-
-
-class BadTurn(Exception):
-    """A dialog's turn that breaks a rule; `index` counts the messages."""
-
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(reason)
-        self.index = index
-        self.reason = reason
-
-
-def check_dialog(messages: Sequence[Message], *, ends_with: Literal["user", "assistant"]) -> None:
-    """Refuse a dialog that breaks the rules.
-
-    Raises:
-        BadTurn: names the turn and the rule.
-    """
-    if not messages:
-        raise BadTurn(0, "is empty: at least one user turn is needed")
-    last = messages[-1]
-    if len(messages) == 1 and last.role == ends_with == "user" and last.content and not last.content.isspace():
-        return
-    if last.role != ends_with:
-        raise BadTurn(len(messages) - 1, f"the last turn must be the {ends_with}'s, not the {last.role}'s")
-    before: Role | None = None
-    for index, turn in enumerate(messages):
-        role, content = turn.role, turn.content
-        if role == "system":
-            if index:
-                raise BadTurn(index, "a system turn must be the first, and the only one")
-        elif role == before:
-            raise BadTurn(index, f"two {role} turns follow each other: join them, or mend the order")
-        elif role == "assistant" and before != "user":
-            raise BadTurn(index, "the dialog begins with the assistant's turn: a user turn must come before it")
-        if not content or content.isspace():
-            raise BadTurn(index, f"is empty: the {role} turn has no text")
-        before = role
-
-
-def without_empty_system(messages: list[Message]) -> list[Message]:
-    """The dialog without a system turn that says nothing."""
-    first = messages[0] if messages else None
-    if first is not None and first.role == "system" and (not first.content or first.content.isspace()):
-        return messages[1:]
-    return messages
-
-
-def common_dialog(
-    chosen: list[Message], rejected: list[Message], *, fields: tuple[str, str] = ("chosen", "rejected")
-) -> tuple[list[Message], str, str]:
-    """Two whole conversations -> (the dialog both begin with, chosen completion, rejected completion).
-
-    Raises:
-        BadRow: what differs is more than one assistant turn each.
-    """
-    num_common = 0
-    for ours, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
-        if ours.content != theirs.content or ours.role != theirs.role:
-            break
-        num_common += 1
-    texts = []
-    for field, turns in zip(fields, (chosen, rejected), strict=True):
-        left = turns[num_common:]
-        if len(left) != 1:
-            raise BadRow(
-                field,
-                f"holds {len(left)} turns after the {num_common} that chosen and rejected have in common: only one "
-                "answer can be compared",
-            )
-        if left[0].role != "assistant":
-            raise BadRow(f"{field}[{num_common}]", f"must end with the assistant's turn, not the {left[0].role}'s")
-        if not left[0].content.strip():
-            raise BadRow(f"{field}[{num_common}]", "is empty")
-        texts.append(left[0].content)
-    return chosen[:num_common], texts[0], texts[1]
-
-
-def is_transcript(value: object) -> bool:
-    """Whether a text is a dialog as HH-RLHF writes it."""
-    return type(value) is str and value[:16].lstrip().startswith(_HUMAN)
-
-
-def is_open_transcript(value: object) -> bool:
-    """Whether a text is such a dialog that waits for the assistant."""
-    return is_transcript(value) and str(value)[-16:].rstrip().endswith(_ASSISTANT)
-
-
-def read_transcript(value: object, field: str) -> list[Message]:
-    """A text of `Human:` and `Assistant:` turns; blanks around each are the form's, not the turn's."""
-    text = check_text(value, field)
-    parts = _SPEAKER.split(text)
-    if parts[0].strip():
-        raise BadRow(field, f"must begin with `Human:`, found {shown(parts[0].strip())}")
-    if len(parts) == 1:
-        raise BadRow(field, "holds no `Human:` or `Assistant:` turn")
-    roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
-    return [
-        Message(role=roles[speaker], content=said.strip())
-        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-
-
-def common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Two texts -> (what both begin with, up to a blank; the rest of each)."""
-    length = min(len(chosen), len(rejected))
-    same = next((index for index in range(length) if chosen[index] != rejected[index]), length)
-    while same and not chosen[same - 1].isspace():
-        same -= 1
-    return chosen[:same], chosen[same:], rejected[same:]
 
 
 def history_turns(history: object, field: str) -> list[Message]:
@@ -221,16 +215,6 @@ def history_turns(history: object, field: str) -> list[Message]:
         question, answer = (check_text(said, f"{field}[{index}][{side}]") for side, said in enumerate(pair))
         turns += [Message(role="user", content=question), Message(role="assistant", content=answer)]
     return turns
-
-
-def place_in(column: str, *, skip: int = 0) -> Place:
-    """Messages stand in a list of turns, but for the first `skip` of them (a system column)."""
-    return lambda index: f"{column}[{index - skip}]" if index >= skip else "system"
-
-
-def place_at(column: str) -> Place:
-    """All messages come of one column."""
-    return lambda _: column
 
 
 def system_turn(row: Mapping[str, Any]) -> list[Message]:

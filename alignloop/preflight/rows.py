@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from alignloop.artifacts import stage_seed
 from alignloop.bundled import resolve_file
 from alignloop.config import Recipe
+from alignloop.data.files import why_not_twice
 from alignloop.data.readers import ReadResult, read_preferences, read_prompts
+from alignloop.data.scores import scores_say, scores_text
 from alignloop.data.split import heldout_split, prompt_key, round_batch
 from alignloop.errors import DataError, UserError
 from alignloop.preflight.findings import Findings
@@ -69,6 +71,9 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
     _check_leaves_rows(recipe, findings)
     held = {prompt_key(row.messages, seed=0) for row in heldout}
     prompts = [row for row in prompts if prompt_key(row.messages, seed=0) not in held]
+    verdicts = [scores_say(row.meta) for row in everyone]
+    scores = scores_text(verdicts.count("against"), verdicts.count("tie"), of=len(everyone))
+    findings.notes += [] if scores is None else [f"preferences: {scores}"]
     if everyone:
         _check_training_rows(train, heldout, recipe, findings)
     if num_read:
@@ -129,6 +134,8 @@ def _read(
     readable: list[Path] = []
     for file in files:
         with findings.collecting():
+            if (reason := why_not_twice(str(file))) is not None:
+                raise DataError(f"{file}: {reason}")
             try:
                 result = read([file], **{**options, "max_bad_fraction": 1.0})
             except DataError as error:

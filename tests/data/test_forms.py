@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 import pytest
 
-from alignloop.config.data import FormName
+from alignloop.config.data import ColumnName, FormName
+from alignloop.data.columns import TARGETS
 from alignloop.data.forms import FORMS
 from alignloop.data.readers import Reading, iter_preferences, iter_prompts, iter_sft, read_preferences
 from alignloop.errors import DataError
@@ -109,7 +110,12 @@ def test_a_row_of_every_form(
 
 
 def test_every_form_has_a_row_here_and_a_name_in_the_recipe() -> None:
-    assert {form for form, *_ in ROWS} | {"best_first"} == {form.name for form in FORMS} == set(get_args(FormName))
+    assert (
+        {form for form, *_ in ROWS} | {"best_first", "scored"}
+        == {form.name for form in FORMS}
+        == set(get_args(FormName))
+    )
+    assert set(get_args(ColumnName)) == set(TARGETS)
 
 
 def scored(name: str, **values: float) -> list[dict[str, Any]]:

@@ -1,0 +1,146 @@
+"""A Parquet file in batches that stay small, whatever its pages unpack to.
+
+A row group says how large its pages are, not its texts: a text of megabytes stands once in a column's dictionary, and
+each of a million rows may name it in a few bits. So the longest text of each dictionary is looked up, and the rows of a
+batch are as many as fit in `PIECE` if each holds it. One page is unpacked at a time, as large as its writer made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from alignloop.data.elements import LONGEST
+from alignloop.errors import DataError
+
+PIECE = 32 * 2**20
+"""Bytes of rows in memory at a time."""
+_MOST_ROWS = 1024
+_MOST_PACKED = 1000
+"""Times its packed size that a column may unpack to; texts of people reach some ten."""
+_MOST_VALUES = 2**26
+"""Of a list's column in a row group."""
+
+
+def batches(path: Path, *, name: str) -> Iterator[Any]:
+    """The record batches of a file.
+
+    Raises:
+        DataError: a column of a row group unpacks to far more than it holds, or a row is longer than 64 MiB.
+    """
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
+        facts = file.metadata
+        schema = [facts.schema.column(number) for number in range(facts.num_columns)]
+        texts = [column.path for column in schema if column.physical_type == "BYTE_ARRAY"]
+        with parquet.ParquetFile(
+            path, metadata=facts, read_dictionary=texts, buffer_size=2**20, pre_buffer=False
+        ) as places:
+            sizes = (
+                (group, _num_rows(facts.row_group(group), places, group, name)) for group in range(facts.num_row_groups)
+            )
+            for num_rows, groups in groupby(sizes, key=lambda size: size[1]):
+                yield from file.iter_batches(batch_size=num_rows, row_groups=[group for group, _ in groups])
+
+
+def _num_rows(facts: Any, places: Any, group: int, name: str) -> int:
+    """Rows of a batch of this row group."""
+    expected = facts.total_byte_size / max(1, facts.num_rows)
+    for number in range(facts.num_columns):
+        column = _Column(facts.column(number), facts.num_rows, group, name, places)
+        column.check_pages()
+        expected += column.copied_bytes()
+    return int(max(1, min(_MOST_ROWS, PIECE // max(1.0, expected))))
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of a row group.
+
+    Attributes:
+        facts: what the file's end says of it.
+        places: the file, opened so that texts are places in a dictionary instead of copies.
+    """
+
+    facts: Any
+    num_rows: int
+    group: int
+    name: str
+    places: Any
+
+    def check_pages(self) -> None:
+        packed, unpacked = self.facts.total_compressed_size, self.facts.total_uncompressed_size
+        if unpacked > PIECE and unpacked > _MOST_PACKED * packed:
+            raise self._problem(f"unpacks from {packed:,} to {unpacked:,} bytes: write the file anew, or leave it out")
+
+    def copied_bytes(self) -> float:
+        """Bytes a row by which texts may outgrow the pages they stand in."""
+        facts, longest = self.facts, self.facts.total_uncompressed_size
+        may_repeat = facts.has_dictionary_page or "DELTA_BYTE_ARRAY" in facts.encodings
+        if facts.physical_type != "BYTE_ARRAY" or not may_repeat or longest * facts.num_values <= PIECE:
+            return 0.0
+        if "DELTA_BYTE_ARRAY" not in facts.encodings:
+            longest = next((_longest(values) for values in self._values(1)), 0)
+        if longest > LONGEST:
+            raise self._problem(f"holds a text of {longest:,} bytes; a row may have {LONGEST:,}: leave it out")
+        copied = longest * facts.num_values
+        if facts.num_values > self.num_rows and copied > _MOST_PACKED * max(facts.total_compressed_size, PIECE):
+            self._check_lists()
+        return float(copied / max(1, self.num_rows))
+
+    def _values(self, num_rows: int) -> Iterator[Any]:
+        columns = [self.facts.path_in_schema]
+        for batch in self.places.iter_batches(batch_size=num_rows, row_groups=[self.group], columns=columns):
+            yield batch.column(0)
+
+    def _check_lists(self) -> None:
+        """Refuse rows whose lists repeat a long text until they are longer than a row may be."""
+        problem = self._problem(f"holds a row that unpacks to more than {LONGEST:,} bytes: leave it out")
+        if self.facts.num_values > _MOST_VALUES or any(
+            _most_bytes(values) > LONGEST for values in self._values(_MOST_ROWS)
+        ):
+            raise problem
+
+    def _problem(self, what: str) -> DataError:
+        return DataError(f"{self.name}: column {self.facts.path_in_schema} of row group {self.group + 1} {what}")
+
+
+def _longest(values: Any) -> int:
+    """Bytes of the longest text of the dictionary behind a column."""
+    import pyarrow.compute as pc
+
+    _, leaf = _leaf(values)
+    return int(pc.max(pc.binary_length(leaf.dictionary)).as_py() or 0)
+
+
+def _most_bytes(values: Any) -> float:
+    """Bytes of texts of the row that has most."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    rows, leaf = _leaf(values)
+    lengths = np.append(np.asarray(pc.fill_null(pc.binary_length(leaf.dictionary), 0), dtype=np.float64), 0.0)
+    places = np.asarray(pc.fill_null(leaf.indices, len(lengths) - 1))
+    return float(np.bincount(rows, weights=lengths[places]).max(initial=0.0))
+
+
+def _leaf(values: Any) -> tuple[Any, Any]:
+    """(row of each text, the texts as a dictionary array) inside the lists and structs that hold one column."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = np.arange(len(values))
+    while not pa.types.is_dictionary(values.type):
+        if pa.types.is_struct(values.type):
+            values = values.flatten()[0]
+        else:
+            if pa.types.is_map(values.type):
+                values = values.cast(pa.list_(pa.struct([values.type.key_field, values.type.item_field])))
+            rows = rows[np.asarray(pc.list_parent_indices(values))]
+            values = values.flatten()
+    return rows, values

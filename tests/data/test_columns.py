@@ -1,0 +1,269 @@
+"""Nothing in a row that could change what is trained is lost without a word: it is used, carried, or named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.chat.reasoning import join_reasoning
+from alignloop.data.check_files import check_file, guess_kind
+from alignloop.data.columns import ALIASES, TARGETS, parse_columns
+from alignloop.data.convert import convert
+from alignloop.data.ranked import LISTS, NUMBER_LISTS
+from alignloop.data.readers import Kind, Reading, iter_preferences, iter_prompts, iter_sft, read_preferences
+from alignloop.data.turns import REASONING, REFUSED_MEDIA, REFUSED_TOOLS
+from alignloop.errors import DataError, UserError
+from alignloop.records import PreferenceRow, RejectedRow, SftRow
+
+MARK = "MARK-71"
+Q, A = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}
+B = {"role": "user", "content": "Bye?"}
+GOOD, BAD = {"role": "assistant", "content": "Bye!"}, {"role": "assistant", "content": "No."}
+HH = "\n\nHuman: Bye?\n\nAssistant:"
+PREFERENCES: list[dict[str, Any]] = [
+    {"prompt": "Bye?", "chosen": "Bye!", "rejected": "No."},
+    {"messages": [Q, A, B], "chosen": GOOD, "rejected": BAD},
+    {"conversations": [{"from": "human", "value": "Bye?"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": "No."},
+    {"prompt": [Q, A, B], "chosen": [GOOD], "rejected": [BAD]},
+    {"chosen": [B, GOOD], "rejected": [B, BAD]},
+    {"prompt": "Bye?", "chosen": [B, GOOD], "rejected": [B, BAD]},
+    {"chosen": f"{HH} Bye!", "rejected": f"{HH} No."},
+    {"instruction": "Bye?", "output": ["Bye!", "No."]},
+    {"instruction": "Bye?", "chosen": "Bye!", "rejected": "No."},
+    {"chosen": "Bye? Bye!", "rejected": "Bye? No."},
+    {"prompt": "Bye?", "ranking": ["Bye!", "No."]},
+    {"prompt": "Bye?", "completions": [{"text": "Bye!", "score": 2}, {"text": "No.", "score": 1}]},
+]
+DIALOGS: list[dict[str, Any]] = [
+    {"messages": [B, GOOD]},
+    {"conversations": [{"from": "human", "value": "Bye?"}, {"from": "gpt", "value": "Bye!"}]},
+    {"prompt": "Bye?", "completion": "Bye!"},
+    {"messages": [B], "completion": GOOD},
+    {"instruction": "Bye?", "output": "Bye!"},
+]
+CASES: list[tuple[Kind, dict[str, Any]]] = [
+    *(("preferences", row) for row in PREFERENCES),
+    *(("sft", row) for row in PREFERENCES[:2]),
+    *(("sft", row) for row in DIALOGS),
+]
+COLUMNS = sorted(
+    {*TARGETS, *(alias.source for alias in ALIASES), *REFUSED_TOOLS, *REFUSED_MEDIA, *REASONING, *LISTS, *NUMBER_LISTS}
+    | {"topic", "response1", "overall_preference", "answers"}
+)
+FORMING = {*TARGETS, *(alias.source for alias in ALIASES), *LISTS, *NUMBER_LISTS}
+"""Columns that can make another form of a row."""
+TURN_KEYS = sorted({*REASONING, *REFUSED_TOOLS, *REFUSED_MEDIA, "refusal", "name", "timestamp"})
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path, kind: Kind, row: dict[str, Any]) -> list[Any]:
+    return list(Reading(write(path, row), kind))
+
+
+def accounted(made: list[Any], name: str) -> None:
+    """The mark is in what was made of the row, or the row is refused by the name of what holds it.
+
+    A column that makes another form of the row may be refused by the name of what that form lacks.
+    """
+    for row in made:
+        if isinstance(row, RejectedRow):
+            assert name in f"{row.field} {row.reason}" or name in FORMING, row
+        else:
+            assert MARK in row.model_dump_json(), row
+
+
+@pytest.mark.parametrize(("kind", "row"), CASES)
+def test_every_column_is_used_carried_or_named(tmp_path: Path, kind: Kind, row: dict[str, Any]) -> None:
+    marks: dict[str, Any] = {"history": [[MARK, "b"]], "context": [{"role": "user", "content": MARK}]}
+    marks |= {"answers": [MARK], "tools": [{"name": MARK}], "functions": [MARK], "strength": MARK}
+    for name in COLUMNS:
+        if name in row or (kind == "sft" and "chosen" in row and name == "rejected"):
+            continue
+        changed = row | {name: marks.get(name, MARK)}
+        if name == "messages" and row == PREFERENCES[4]:
+            with pytest.raises(DataError, match="no known form: their columns are chosen, rejected, messages"):
+                read(tmp_path / "a.jsonl", kind, changed)
+            continue
+        made = read(tmp_path / "a.jsonl", kind, changed)
+        assert made
+        accounted(made, name)
+
+
+@pytest.mark.parametrize(("kind", "row"), CASES)
+def test_every_key_of_a_turn_is_used_carried_or_named(tmp_path: Path, kind: Kind, row: dict[str, Any]) -> None:
+    def with_key(value: Any, key: str) -> Any:
+        if isinstance(value, list):
+            return [with_key(item, key) for item in value]
+        return value | {key: MARK} if isinstance(value, dict) else value
+
+    for key in TURN_KEYS:
+        changed = {name: with_key(value, key) for name, value in row.items()}
+        if changed != row:
+            accounted(read(tmp_path / "a.jsonl", kind, changed), key)
+    for mark in ("weight", "train"):
+        (bad,) = read(tmp_path / "a.jsonl", "sft", {"messages": [B, GOOD | {mark: 0}]})
+        assert (bad.field, "not to be trained on" in bad.reason) == (f"messages[1].{mark}", True)
+
+
+def test_a_question_is_the_prompt_and_system_a_turn_in_every_form(tmp_path: Path) -> None:
+    for opening in ("", "The answer "):
+        row = {"question": "Bye?", "chosen": f"{opening}Bye!", "rejected": f"{opening}No.", "system": "Be kind."}
+        (made,) = read(tmp_path / "a.jsonl", "preferences", row)
+        assert [m.content for m in made.messages] == ["Be kind.", "Bye?"]
+        assert (made.chosen, made.meta) == (f"{opening}Bye!", {})
+    for row in PREFERENCES:
+        (made,) = read(tmp_path / "a.jsonl", "preferences", row | {"system": "Be kind."})
+        assert [m.content for m in made.messages if m.role == "system"] == ["Be kind."], row
+        assert "system" not in made.meta
+    twice = {"messages": [{"role": "system", "content": "Be rude."}, B], "chosen": "a", "rejected": "b"}
+    (bad,) = read(tmp_path / "a.jsonl", "preferences", twice | {"system": "Be kind."})
+    assert (bad.field, "something else" in bad.reason) == ("system", True)
+    (made,) = read(tmp_path / "a.jsonl", "preferences", twice | {"system": "Be rude."})
+    assert [m.role for m in made.messages] == ["system", "user"]
+
+
+@pytest.mark.parametrize("key", REASONING)
+def test_reasoning_beside_a_text_stands_before_it(tmp_path: Path, key: str) -> None:
+    whole = join_reasoning("Let me see.", "Bye!")
+    (made,) = read(
+        tmp_path / "a.jsonl", "preferences", {"prompt": [B], "chosen": [GOOD | {key: "Let me see."}], "rejected": [BAD]}
+    )
+    assert (made.chosen, made.rejected) == (whole, "No.")
+    parts = [{"type": "thinking", "thinking": "Let me see."}, {"type": "text", "text": "Bye!"}]
+    for row in (
+        {"messages": [B, GOOD | {key: "Let me see."}]},
+        {"prompt": "Bye?", "completion": "Bye!", key: "Let me see."},
+        {"prompt": "Bye?", "response": "Bye!", key: "Let me see."},
+        {"messages": [B, {"role": "assistant", "content": parts}]},
+    ):
+        (sft,) = read(tmp_path / "a.jsonl", "sft", row)
+        assert (sft.messages[-1].content, sft.meta) == (whole, {})
+    (bad,) = read(tmp_path / "a.jsonl", "sft", {"messages": [B, {"role": "assistant", "content": whole, key: "Hm."}]})
+    assert (bad.field, "its own reasoning" in bad.reason) == (f"messages[1].{key}", True)
+
+
+def test_parts_of_text_are_joined_and_others_named(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Which "}, {"type": "text", "text": "tree?", "image": None}]
+    row = {"prompt": [{"role": "user", "content": parts}], "chosen": [GOOD], "rejected": [BAD]}
+    (made,) = read(tmp_path / "a.jsonl", "preferences", row)
+    assert made.messages[0].content == "Which tree?"
+    parts[1] = {"type": "image_url", "image_url": {"url": "a.png"}}
+    (bad,) = read(tmp_path / "a.jsonl", "preferences", row)
+    assert (bad.field, "type 'image_url'" in bad.reason) == ("prompt[0].content[1]", True)
+
+
+def test_tools_and_pictures_are_refused_by_name_where_there_are_any(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]}
+    row = {"messages": [B, call, {"role": "tool", "content": "willow"}], "chosen": "a", "rejected": "b"}
+    (bad,) = read(tmp_path / "a.jsonl", "preferences", row)
+    assert (bad.field, "data convert" in bad.reason) == ("messages[1].tool_calls", True)
+    row["messages"] = [B, A, {"role": "tool", "content": "willow"}]
+    (bad,) = read(tmp_path / "a.jsonl", "preferences", row)
+    assert (bad.field, "a tool's turn" in bad.reason) == ("messages[2].role", True)
+    for name, value in (("images", ["a.png"]), ("tools", [{"name": "look"}]), ("tools", '[{"name": "look"}]')):
+        (bad,) = read(tmp_path / "a.jsonl", "preferences", PREFERENCES[0] | {name: value})
+        assert bad.field == name
+        (made,) = read(tmp_path / "a.jsonl", "preferences", PREFERENCES[0] | {name: "[]"})
+        assert isinstance(made, PreferenceRow)
+
+
+def test_a_broken_first_row_does_not_tell_the_kind(tmp_path: Path) -> None:
+    tool = {"from": "function_call", "value": "{}"}
+    turns = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
+    file = write(tmp_path / "a.jsonl", {"conversations": [turns[0], tool], "tools": "[]"}, {"conversations": turns})
+    check = check_file(file)
+    assert (check.kind, check.tally.num_kept, check.tally.num_rejected) == ("sft", 1, 1)
+    assert guess_kind(write(tmp_path / "b.jsonl", {"conversations": [turns[0], tool]})) == "sft"
+
+
+def test_what_people_did_not_want_is_no_target(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n}", "completion": "a", "label": n % 2 == 0} for n in range(4)]
+    file = write(tmp_path / "a.jsonl", *rows)
+    assert guess_kind(file) == "sft"
+    made = list(iter_sft(file))
+    assert [type(row) for row in made] == [SftRow, RejectedRow, SftRow, RejectedRow]
+    assert [row.field for row in made if isinstance(row, RejectedRow)] == ["label", "label"]
+    done = convert([file], out=tmp_path / "out.jsonl", kind="sft")
+    assert (done.num_kept, done.num_rejected) == (2, 2)
+
+
+ASKED = {"Bye?": [("Bye!", "No.")]}
+OTHERS: list[dict[str, Any]] = [
+    {"prompt": f"{HH} ", "answers": [{"answer": "No.", "rank": 2.0, "model": "m"}, {"answer": "Bye!", "rank": 1.0}]},
+    {"context": [B], "completions": [{"rank": 0, "completion": [GOOD]}, {"rank": 1, "completion": [BAD]}]},
+    {"prompt": "Bye?", "chosen_response": "Bye!", "rejected_response": "No."},
+    {"context": [B], "response1": "No.", "response2": "Bye!", "overall_preference": 2},
+    {"prompt": "Bye?", "response_1": "Bye!", "response_2": "No.", "preference_strength": -1},
+]
+
+
+@pytest.mark.parametrize("row", OTHERS)
+def test_forms_of_other_projects(tmp_path: Path, row: dict[str, Any]) -> None:
+    file = write(tmp_path / "a.jsonl", row)
+    assert guess_kind(file) == "preferences"
+    (made,) = read_preferences([file], max_bad_fraction=0).rows
+    assert [m.content for m in made.messages] == ["Bye?"]
+    assert (made.chosen, made.rejected) == ("Bye!", "No.")
+    assert made.strength == {2: "better", -1: "slightly_better"}.get(
+        row.get("overall_preference", row.get("preference_strength"))
+    )
+    if "answers" in row:
+        assert made.meta["beside"] == {"answers[0]": {"model": "m"}}
+
+
+def test_scored_responses_in_rows_of_their_own(tmp_path: Path) -> None:
+    def response(prompt: str, text: str, helpfulness: float, **more: Any) -> dict[str, Any]:
+        return {"prompt": prompt, "response": text, "helpfulness": helpfulness, "verbosity": 1} | more
+
+    rows = [response("Q1", "b", 1), response("Q1", "a", 4), response("Q1", "c", 0), response("Q2", "x", 2)]
+    rows += [response("Q3", "d", 2), response("Q3", "", 1), response("Q3", "e", 1)]
+    reading: Reading[PreferenceRow] = Reading(write(tmp_path / "a.jsonl", *rows), "preferences")
+    made = list(reading)
+    pairs = [(row.source.line, row.chosen, row.rejected) for row in made if isinstance(row, PreferenceRow)]
+    assert pairs == [(1, "a", "b"), (1, "a", "c"), (5, "d", "e")]
+    bad = {row.line: row.reason for row in made if isinstance(row, RejectedRow)}
+    assert sorted(bad) == [4, 6]
+    assert "at least two are needed" in bad[4]
+    assert (reading.num_read, reading.num_kept, reading.num_rejected) == (7, 5, 2)
+    first = next(row for row in made if isinstance(row, PreferenceRow))
+    assert (first.meta["score_chosen"], first.meta["score_rejected"]) == (4, 1)
+    assert first.meta["beside"] == {"completions[1]": {"verbosity": 1}, "completions[0]": {"verbosity": 1}}
+    # Any column of scores will do where the form is named: people's labels, too.
+    labels = [{"prompt": "Q", "completion": text, "label": text == "a"} for text in "ab"]
+    (row,) = iter_preferences(write(tmp_path / "b.jsonl", *labels), form="scored")
+    assert isinstance(row, PreferenceRow)
+    assert (row.chosen, row.rejected) == ("a", "b")
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    row = {"ask": "Bye?", "answer_a": {"text": "Bye!", "model": "m"}, "answers": ["x", "No."], "prompt": "not this"}
+    columns = {"prompt": "ask", "chosen": "answer_a.text", "rejected": "answers[1]"}
+    assert parse_columns([f"{ours} = {theirs}" for ours, theirs in columns.items()]) == columns
+    file = write(tmp_path / "a.jsonl", row, row | {"answer_a": {"text": 3}})
+    made, bad = iter_preferences(file, columns=columns)
+    assert isinstance(made, PreferenceRow)
+    assert (made.messages[0].content, made.chosen, made.rejected) == ("Bye?", "Bye!", "No.")
+    assert isinstance(bad, RejectedRow)
+    assert (bad.field, bad.value) == ("answer_a.text", "3")
+    assert [type(row).__name__ for row in iter_prompts(file, columns={"prompt": "ask"})] == ["PromptRow", "PromptRow"]
+    for pair in ("prompt", "promt=ask", "prompt="):
+        with pytest.raises(UserError, match="--column"):
+            parse_columns([pair])
+
+
+def test_scores_that_say_otherwise_are_counted(tmp_path: Path) -> None:
+    def scored(good: float, bad: float, names: tuple[str, str] = ("score_chosen", "score_rejected")) -> dict[str, Any]:
+        return PREFERENCES[0] | dict(zip(names, (good, bad), strict=True))
+
+    names = ("chosen-rating", "rejected-rating")
+    rows = [scored(1, 2), scored(2, 1), scored(3, 3), scored(1, 5, names), PREFERENCES[0] | {"score_chosen": 1}]
+    tally = check_file(write(tmp_path / "a.jsonl", *rows)).tally
+    assert dict(tally.scores) == {"against": 2, "tie": 1}
+    assert tally.carried_columns == {"score_chosen": 4, "score_rejected": 3, "chosen-rating": 1, "rejected-rating": 1}
