@@ -250,7 +250,7 @@ _COLUMNS: dict[str, Callable[[object, str], Any]] = {
 }
 """Columns of a preference that say more of its completions, in the order of the model's."""
 _COLUMN_NAMES = frozenset(_COLUMNS)
-_ABSENT: dict[str, Any] = dict.fromkeys(_COLUMNS)
+_ABSENT: dict[str, Any] = {name: read(None, name) for name, read in _COLUMNS.items()}
 
 
 def _strength(value: object) -> Strength | None:
