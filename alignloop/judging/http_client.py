@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
+from alignloop.errors import UserError
+
 if TYPE_CHECKING:
     import httpx
 
@@ -92,19 +94,27 @@ class HttpClient:
         seconds: of a request, from its beginning to the last byte of its answer.
         connections: at a time.
         trust_env: whether the environment's proxies are used.
+
+    Raises:
+        UserError: one of them cannot be.
     """
 
     def __init__(self, *, headers: Mapping[str, str], seconds: float, connections: int, trust_env: bool) -> None:
         import httpx
 
         self._seconds = seconds
-        self._client = httpx.AsyncClient(
-            # Answers are small: compression would save nothing, and open the way to bombs.
-            headers={**headers, "Accept-Encoding": "identity"},
-            timeout=httpx.Timeout(None, connect=min(seconds, CONNECT_SECONDS)),
-            limits=httpx.Limits(max_connections=connections),
-            trust_env=trust_env,
-        )
+        try:
+            self._client = httpx.AsyncClient(
+                # Answers are small: compression would save nothing, and open the way to bombs.
+                headers={**headers, "Accept-Encoding": "identity"},
+                timeout=httpx.Timeout(None, connect=min(seconds, CONNECT_SECONDS)),
+                limits=httpx.Limits(max_connections=connections),
+                trust_env=trust_env,
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise UserError(
+                f"the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) cannot be used: {error}"
+            ) from error
         self._loop = asyncio.new_event_loop()
         # A daemon: an interrupted run does not wait for a model that answers late.
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
@@ -128,7 +138,8 @@ class HttpClient:
             return  # a server that does not let go of its connection; the daemon ends with the process
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_SECONDS)
-        self._loop.close()
+        if not self._thread.is_alive():
+            self._loop.close()
 
     async def _shut(self) -> None:
         own = asyncio.current_task()

@@ -251,6 +251,12 @@ def test_a_key_is_taken_out_in_every_form_and_a_placeholder_is_not() -> None:
     assert ApiKey("EMPTY").taken_out("EMPTY") == "EMPTY"
 
 
+def test_a_proxy_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://a")
+    with pytest.raises(UserError, match=r"the proxy that the environment names .*ALL_PROXY"):
+        ChatCompletions(JudgeConfig(model="m", endpoint="http://judge.example/v1"))
+
+
 @pytest.mark.parametrize("url", ["http://[::1", "http://a:99999999/v1", "http://a b/v1", "http://a\nb/v1"])
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(UserError, match="is no URL"):
