@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -170,26 +171,46 @@ def num_parameters(checkpoint: Path) -> int:
     return sum(prod(shape) for shape in tensor_shapes(checkpoint).values())
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the header of its safetensors file describes it.
+
+    Attributes:
+        dtype: in safetensors' words: `F32`, `BF16`, `I32`, ...
+        start: where its numbers begin, in bytes from the start of the file.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
 def tensor_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every stored tensor, from the headers of the safetensors files alone.
+    """Name -> shape of every stored tensor; raises as `stored_tensors`."""
+    return {name: tensor.shape for name, tensor in stored_tensors(checkpoint).items()}
+
+
+def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
+    """Every stored tensor by name, from the headers of the safetensors files alone.
 
     Raises:
         ModelError: there are no weights, a file is not safetensors or is cut short, or the index names a tensor that
             its file lacks.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in weight_files(checkpoint):
-        shapes |= _shapes(file)
+        tensors |= _described(file)
     index = checkpoint / INDEX
     indexed = _read_object(index)["weight_map"] if index.is_file() else {}
-    lost = sorted(name for name in indexed if name not in shapes)
+    lost = sorted(name for name in indexed if name not in tensors)
     if lost:
         raise ModelError(f"{index}: names {lost[0]}, which its file lacks; copy the weights again")
-    return shapes
+    return tensors
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of a safetensors file: 8 bytes of little-endian header length, a JSON header, then the numbers."""
+def _described(file: Path) -> dict[str, StoredTensor]:
+    """What a safetensors file holds: 8 bytes of little-endian header length, a JSON header, then the numbers."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -200,13 +221,18 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
         text = stream.read(length)
     try:
         header = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
-        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
+        tensors = {
+            name: StoredTensor(
+                file, str(entry["dtype"]), tuple(map(int, entry["shape"])), 8 + length + int(entry["data_offsets"][0])
+            )
+            for name, entry in header.items()
+        }
         wanted = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelError(f"{file}: its safetensors header cannot be read ({error}); copy it again") from error
     if size < wanted:
         raise ModelError(f"{file}: is cut short: {size:,} of {wanted:,} bytes; copy it again")
-    return shapes
+    return tensors
 
 
 def _read_object(path: Path) -> dict[str, Any]:

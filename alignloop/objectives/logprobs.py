@@ -16,6 +16,7 @@ def token_logprobs(
     target_ids: Tensor,
     head_weight: Tensor,
     head_bias: Tensor | None = None,
+    head_rows: tuple[Tensor, tuple[int, ...]] | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
     tile: TileSize | None = None,
@@ -30,6 +31,7 @@ def token_logprobs(
         target_ids: [T] the token that each position predicts.
         head_weight: [V, D] output embedding.
         head_bias: [V] or None.
+        head_rows: ([k, D], k token ids): rows that stand in for the head's own of these tokens.
         scale: factor on the logits (1 for most models).
         softcap: final logit softcapping (Gemma 2): cap * tanh(logits / cap); None: none.
         tile: None: what suits the device.
@@ -40,16 +42,19 @@ def token_logprobs(
     device = hidden.device.type
     if tile is None:
         tile = CPU_TILE if device == "cpu" else GPU_TILE
-    if not (torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)):
+    rows, row_ids = (None, ()) if head_rows is None else head_rows
+    inputs = (hidden, head_weight) if rows is None else (hidden, head_weight, rows)
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
         tile = replace(tile, kept_logits=0)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, head_weight = hidden.to(dtype), head_weight.to(dtype)
         head_bias = None if head_bias is None else head_bias.to(dtype)
+    rows = None if rows is None else rows.to(head_weight.dtype)
     # The casts above are part of the graph; within the head, sums in float32 must stay so.
     with torch.autocast(device_type=device, enabled=False):
         logprobs: Tensor = TiledLogprobs.apply(  # type: ignore[no-untyped-call]
-            hidden, head_weight, head_bias, target_ids, LogitTransform(scale, softcap), tile
+            hidden, head_weight, head_bias, rows, row_ids, target_ids, LogitTransform(scale, softcap), tile
         )
     return logprobs
 

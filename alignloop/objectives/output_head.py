@@ -114,14 +114,39 @@ class _Columns:
         tile.scatter_(1, self.index[:, None], less[:, None])
 
 
+@dataclass(frozen=True)
+class _Head:
+    """An output embedding [V, D], some of whose rows are those of a small matrix [k, D] instead."""
+
+    weight: Tensor
+    bias: Tensor | None
+    rows: Tensor | None
+    row_ids: tuple[int, ...]
+
+    def block(self, words: slice) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) of some words; a copy only where one of their rows is replaced."""
+        weight = self.weight[words]
+        if self.rows is not None and (replaced := self.replaced(words)):
+            places = [self.row_ids[number] - words.start for number in replaced]
+            weight = weight.clone()
+            weight[places] = self.rows[replaced]
+        return weight, None if self.bias is None else self.bias[words]
+
+    def replaced(self, words: slice) -> list[int]:
+        """Numbers of the rows that stand for one of these words."""
+        return [number for number, index in enumerate(self.row_ids) if words.start <= index < words.stop]
+
+
 def _blocks(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 class TiledLogprobs(torch.autograd.Function):
-    """(hidden [T, D], weight [V, D], bias [V] or None, target_ids [T], transform, tile) -> [T] float32 logprobs.
+    """(hidden [T, D], weight [V, D], bias [V], rows [k, D], row_ids, target_ids [T], transform, tile) -> [T] float32.
 
-    Hidden states and weight are of one dtype, and their products are computed in it; softmax and sums in float32.
+    Bias and rows may be None. Rows stand in for those of the weight with the k numbers `row_ids`, which get no gradient
+    then. Hidden states, weight and rows are of one dtype, and their products are computed in it; softmax and sums in
+    float32.
     """
 
     @staticmethod
@@ -130,67 +155,75 @@ class TiledLogprobs(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        rows: Tensor | None,
+        row_ids: tuple[int, ...],
         target_ids: Tensor,
         transform: LogitTransform,
         tile: TileSize,
     ) -> Tensor:
-        softmax = _Softmax.empty(hidden)
+        head, softmax = _Head(weight, bias, rows, row_ids), _Softmax.empty(hidden)
         kept: list[Tensor] = []
         room = tile.kept_logits
         for words in _blocks(weight.shape[0], tile.vocabulary):
+            block = head.block(words)
             for tokens in _blocks(hidden.shape[0], tile.tokens):
-                logits = _tile_logits(hidden, weight, bias, transform, words=words, tokens=tokens)
+                logits = _tile_logits(hidden[tokens], block, transform)
                 softmax.add(logits, columns=_Columns.find(target_ids[tokens], words), tokens=tokens)
                 room -= logits.numel()
                 if room >= 0:
                     kept.append(logits)
-        ctx.save_for_backward(hidden, weight, bias, target_ids, softmax.logsumexp(), *kept)
-        ctx.transform, ctx.tile = transform, tile
+        ctx.save_for_backward(hidden, weight, bias, rows, target_ids, softmax.logsumexp(), *kept)
+        ctx.row_ids, ctx.transform, ctx.tile = row_ids, transform, tile
         return softmax.logprobs()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(device_type=grads[0].device.type, enabled=False):
-            return (*_gradients(ctx, grads[0]), None, None, None)
+            return (*_gradients(ctx, grads[0]), None, None, None, None)
 
 
-def _tile_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform, *, words: slice, tokens: slice
-) -> Tensor:
+def _tile_logits(hidden: Tensor, block: tuple[Tensor, Tensor | None], transform: LogitTransform) -> Tensor:
     """[t, v] float32."""
-    part = None if bias is None else bias[words]
-    return transform.apply_(functional.linear(hidden[tokens], weight[words], part).float())
+    return transform.apply_(functional.linear(hidden, *block).float())
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of hidden, weight and bias: grad * (onehot - softmax), through the transform, times the other factor."""
-    hidden, weight, bias, target_ids, logsumexp, *kept = ctx.saved_tensors
-    needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Of hidden, weight, bias and rows: grad * (onehot - softmax), through the transform, times the other factor."""
+    hidden, weight, bias, rows, target_ids, logsumexp, *kept = ctx.saved_tensors
+    head = _Head(weight, bias, rows, ctx.row_ids)
+    needs_hidden, needs_weight, needs_bias, needs_rows = ctx.needs_input_grad[:4]
     factor = (-ctx.transform.scale * grad).float()
     # The factor of a token goes with its hidden state: a row of D values, where a row of the tile has more.
     weighted = (factor[:, None] * hidden).to(hidden.dtype)
     to_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     to_weight = torch.empty_like(weight) if needs_weight else None
     to_bias = torch.zeros_like(bias) if needs_bias else None
+    to_rows = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device) if needs_rows else None
     waiting = iter(kept)
     for words in _blocks(weight.shape[0], ctx.tile.vocabulary):
-        block: Tensor | None = None
+        block, replaced = head.block(words), head.replaced(words)
+        columns = [ctx.row_ids[number] - words.start for number in replaced]
+        total: Tensor | None = None
         for tokens in _blocks(hidden.shape[0], ctx.tile.tokens):
             logits = next(waiting, None)
             if logits is None:
-                logits = _tile_logits(hidden, weight, bias, ctx.transform, words=words, tokens=tokens)
+                logits = _tile_logits(hidden[tokens], block, ctx.transform)
             share = _softmax_minus_onehot(logits, logsumexp[tokens], target_ids[tokens], words=words)
             share = ctx.transform.back_(share, logits).to(hidden.dtype)
             if needs_hidden:
-                _add_product(to_hidden[tokens], share, weight[words])
+                _add_product(to_hidden[tokens], share, block[0])
             if needs_weight:
-                block = _add_product(block, share.T, weighted[tokens])
+                total = _add_product(total, share.T, weighted[tokens])
+            if to_rows is not None and replaced:
+                to_rows[replaced] += (share[:, columns].T @ weighted[tokens]).float()
             if to_bias is not None:
                 to_bias[words] += factor[tokens].to(share.dtype) @ share
         if to_weight is not None:
-            to_weight[words] = 0.0 if block is None else block
-    return to_hidden.mul_(factor[:, None]).to(hidden.dtype) if needs_hidden else None, to_weight, to_bias
+            to_weight[words] = 0.0 if total is None else total
+            to_weight[words][columns] = 0.0  # theirs is what the rows get
+    own = to_hidden.mul_(factor[:, None]).to(hidden.dtype) if needs_hidden else None
+    return own, to_weight, to_bias, None if to_rows is None else to_rows.to(rows.dtype)
 
 
 def _softmax_minus_onehot(logits: Tensor, logsumexp: Tensor, target_ids: Tensor, *, words: slice) -> Tensor:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from alignloop.config import Recipe
 from alignloop.config.training import LoraConfig
 from alignloop.errors import ModelError
 from alignloop.preflight.findings import Findings
+from alignloop.training.new_tokens import NewToken, State
 from alignloop.training.quantization import check_can_quantize
 from alignloop.training.vocabulary import INPUT_EMBEDDING
 
 _HEADS = ("lm_head", "embed_out")
+_STATES: dict[State, str] = {
+    "added": "added; their rows are drawn, near the mean of the others",
+    "empty": "never trained; their rows are drawn anew, near the mean of the others",
+    "weak": "hardly trained, by their short rows",
+}
 
 
 def check_machine(recipe: Recipe, *, findings: Findings) -> None:
@@ -63,6 +69,21 @@ def note_high_ranks(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], *, fi
                 f"{stage}.lora.rank is {lora.rank}, above the smaller side of {name}, {shape[0]} x {shape[1]}{others}: "
                 f"what is above {min(shape)} costs memory and adds nothing there"
             )
+
+
+def note_new_tokens(recipe: Recipe, new: Sequence[NewToken], *, findings: Findings) -> None:
+    """A note of the tokens that the base was never trained on, and of what becomes of their rows."""
+    if not new:
+        return
+    parts = [
+        f"{', '.join(token.token for token in new if token.state == state)} ({words})"
+        for state, words in _STATES.items()
+        if any(token.state == state for token in new)
+    ]
+    count = "1 token is" if len(new) == 1 else f"{len(new)} tokens are"
+    stages = ", ".join(_loras(recipe))
+    train = f"; they train beside the adapters of {stages}" if stages else ""
+    findings.notes.append(f"base: {count} new to it: {', '.join(parts)}{train}")
 
 
 def _linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -14,12 +14,14 @@ from alignloop.bundled import resolve_base
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.templates import Template, give_template, load_template
 from alignloop.config import Recipe
-from alignloop.engines.checkpoint import longest_sequence, tensor_shapes, text_config
+from alignloop.engines.checkpoint import longest_sequence, stored_tensors, text_config
 from alignloop.errors import ModelError
-from alignloop.preflight.adapters import check_machine, check_targets, note_high_ranks
+from alignloop.preflight.adapters import check_machine, check_targets, note_high_ranks, note_new_tokens
 from alignloop.preflight.findings import Findings
-from alignloop.preflight.weights import check_causal, check_shapes
+from alignloop.preflight.weights import check_causal, check_stored
 from alignloop.training.adapter_files import base_of, check_fits, has_tokenizer, is_adapter
+from alignloop.training.base_weights import check_is_safetensors
+from alignloop.training.new_tokens import OwnTokens, ensure_pad, find_new_tokens
 from alignloop.training.vocabulary import check_tokenizer_fits, embedding_rows
 
 if TYPE_CHECKING:
@@ -74,13 +76,17 @@ def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
         tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(adapter) else folder)
         if num_rows is not None:
             _check_rows(tokenizer, num_rows=num_rows, base=recipe.base, findings=findings)
-        had_template = bool(tokenizer.chat_template)
+        had_template, own = bool(tokenizer.chat_template), OwnTokens.of(tokenizer)
         if had_template and recipe.chat_template is not None:
             findings.notes.append("chat_template: not used, the base brings its own")
         if not had_template:
             _give_template(tokenizer, template, recipe)
         if tokenizer.chat_template:
+            ensure_pad(tokenizer, end_ids=(own.eos, tokenizer.eos_token_id))
             chat = _chat_format(tokenizer, base=recipe.base)
+            # An adapter may have trained rows of its base: what it made of them is known when it is merged.
+            tensors = stored_tensors(folder) if num_rows is not None and adapter is None else {}
+            note_new_tokens(recipe, find_new_tokens(tokenizer, chat, own=own, tensors=tensors), findings=findings)
     return BaseFacts(parameters, positions, had_template, chat, usable)
 
 
@@ -145,15 +151,13 @@ def _look_at_weights(
     """Numbers in the weights and rows of the embedding, read from the headers alone.
 
     Raises:
-        ModelError: there are no weights, a file is broken, they are not those of config.json, or an adapter or the
-            recipe's own names do not fit them.
+        ModelError: there are no weights, or none that can train; a file is broken, they are not those of config.json,
+            or an adapter or the recipe's own names do not fit them.
     """
-    pickles = sorted(folder.glob("pytorch_model*.bin"))
-    if pickles and not any(folder.glob("*.safetensors")):
-        # A pickle tells its size only: two bytes a parameter is how checkpoints are published.
-        return sum(file.stat().st_size for file in pickles) // 2, None
-    shapes = tensor_shapes(folder)
-    check_shapes(folder, shapes, config=config)
+    check_is_safetensors(folder)
+    tensors = stored_tensors(folder)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    check_stored(folder, tensors, config=config)
     check_targets(recipe, shapes)
     note_high_ranks(recipe, shapes, findings=findings)
     if adapter is not None:

@@ -11,10 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from alignloop.engines.checkpoint import StoredTensor
 from alignloop.errors import ModelError
+from alignloop.training.base_weights import check_finite, check_layers, check_not_quantized, num_bytes
 from alignloop.training.vocabulary import INPUT_EMBEDDING
 
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
+READ_AT_ONCE = 2**28
+"""Bytes of weights that are read before the plan is printed: a blink of them."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
@@ -42,7 +46,22 @@ def check_causal(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, config: Mapping[str, Any]) -> None:
+def check_stored(folder: Path, tensors: Mapping[str, StoredTensor], *, config: Mapping[str, Any]) -> None:
+    """Refuse weights that cannot be trained, or are not those of config.json; a small model's numbers are read, too.
+
+    What the numbers of a larger one are, the stage `base` reads, before anything is trained.
+
+    Raises:
+        ModelError: see `base_weights`.
+    """
+    check_not_quantized(folder, tensors, config=config)
+    _check_shapes(folder, {name: tensor.shape for name, tensor in tensors.items()}, config=config)
+    check_layers(folder, tensors, config=config)
+    if num_bytes(tensors) <= READ_AT_ONCE:
+        check_finite(tensors)
+
+
+def _check_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, config: Mapping[str, Any]) -> None:
     """Compare what the weights' headers tell with config.json: embedding, width, number of layers.
 
     Raises:

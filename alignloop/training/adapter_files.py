@@ -15,6 +15,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 """Of every tensor in PEFT's files."""
 
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
+"""PEFT's name for rows of single tokens: they stand in for those of the base, whatever they are called."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -120,6 +123,11 @@ def check_fits(folder: Path, base_shapes: Shapes, *, base: str) -> None:
                 f"{does_not_fit}: {name} is {_by(shape)}, and the base's {module} {_by(target)}; give the base it was "
                 "trained on"
             )
+        if part == TOKEN_ROWS and (beyond := _token_beyond(config, rows=target[0])) is not None:
+            raise ModelError(
+                f"{does_not_fit}: it trained token {beyond}, and the base's {module} has {target[0]} rows: give the "
+                "base with the tokens added that it was trained on"
+            )
         if part in ("lora_A", "lora_B"):
             rank = shape[0] if part == "lora_A" else shape[1]
             if ranks.setdefault(module, rank) != rank:
@@ -127,9 +135,9 @@ def check_fits(folder: Path, base_shapes: Shapes, *, base: str) -> None:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Name of an adapter's tensor -> (the base's weight it belongs to, `lora_A`, `lora_B`, another part or `full`)."""
+    """Name of an adapter's tensor -> (the base's weight it belongs to, which part of an adapter it is, or `full`)."""
     plain = name.replace(".base_layer", "").replace(".modules_to_save.default", "").replace(".modules_to_save", "")
-    for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"):
+    for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", TOKEN_ROWS):
         module, found, rest = plain.partition(f".{part}")
         if found:
             return (f"{module}.bias", "full") if rest.endswith("bias") else (f"{module}.weight", part)
@@ -156,7 +164,16 @@ def _agrees(part: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
         return len(shape) == 2 and shape[1] == weight[-1]
     if part == "lora_B":
         return len(shape) == 2 and shape[0] == weight[0]
+    if part == TOKEN_ROWS:
+        return len(shape) == 2 and shape[1] == weight[-1]
     return True
+
+
+def _token_beyond(config: Mapping[str, Any], *, rows: int) -> int | None:
+    """A token that `trainable_token_indices` names and a matrix of so many rows lacks."""
+    named = config.get("trainable_token_indices") or []
+    lists = named.values() if isinstance(named, dict) else [named]
+    return next((index for indices in lists for index in indices if index >= rows), None)
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,23 @@ from alignloop.config.training import LoraConfig
 from alignloop.errors import ModelError
 from alignloop.training.adapter_files import ADAPTER_CONFIG, PREFIX, check_fits
 from alignloop.training.models import load_policy, load_reward_model, quiet_transformers
+from alignloop.training.token_rows import add_token_rows, merge_rows, num_new_tokens, saved_rows
 
 ADAPTER = "default"
 ADAPTER_FOLDER = "adapter"
 SCORE = "score"
 
 
-def add_adapter(model: Any, config: LoraConfig, *, seed: int) -> Any:
+def add_adapter(model: Any, config: LoraConfig, *, seed: int, new_token_ids: Sequence[int] = ()) -> Any:
     """Freeze a model and give its linear layers trainable low-rank adapters, in place.
 
-    B is zero, so the model computes what it did before. A reward model's score head trains fully beside the adapter.
-    What trains is float32, whatever the frozen weights are held in.
+    B is zero, so the model computes what it did before. A reward model's score head and the rows of new tokens train
+    fully beside the adapter. What trains is float32, whatever the frozen weights are held in.
 
     Args:
         model: a transformers model; its class stays what it is.
         seed: of the A matrices. torch's global generator is left as it was.
+        new_token_ids: tokens whose rows of embedding and output head train, too.
 
     Returns:
         `model`.
@@ -72,6 +74,8 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int) -> Any:
     head = getattr(model, SCORE, None)
     if head is not None:
         head.weight.requires_grad_(True)
+    if new_token_ids:
+        add_token_rows(model, new_token_ids)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -111,14 +115,16 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def trained_in_words(model: nn.Module) -> str:
-    """`LoRA: 1,234 of 56,789 parameters train (2.17 %)`."""
+    """`LoRA: 1,234 of 56,789 parameters train (2.17 %), among them the rows of 3 new tokens`."""
     trained = sum(parameter.numel() for parameter in trained_state(model).values())
     total = sum(_num_numbers(parameter) for parameter in model.parameters())
-    return f"LoRA: {trained:,} of {total:,} parameters train ({trained / total:.2%})"
+    count = num_new_tokens(model)
+    rows = f", among them the rows of {count} new token{'s' if count > 1 else ''}" if count else ""
+    return f"LoRA: {trained:,} of {total:,} parameters train ({trained / total:.2%}){rows}"
 
 
 def merged_model(model: Any, *, start: Path, state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """A plain copy of an adapted model with its adapter added to the weights, in float32 on the CPU.
+    """A plain copy of an adapted model with its adapter and its trained rows in the weights, in float32 on the CPU.
 
     Args:
         start: the checkpoint that training started from.
@@ -136,10 +142,13 @@ def merged_model(model: Any, *, start: Path, state_dict: Mapping[str, Tensor] | 
         for name, value in trained.items():
             if name == f"{SCORE}.weight":
                 plain.get_parameter(name).copy_(value.float().cpu())
+    merge_rows(model, plain, trained=trained)
     return plain
 
 
-def save_adapter(model: Any, directory: Path, *, start: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+def save_adapter(
+    model: Any, directory: Path, *, start: Path, merged: nn.Module, state_dict: Mapping[str, Tensor] | None = None
+) -> None:
     """Write PEFT's own files, for PeftModel.from_pretrained on the checkpoint that training started from.
 
     Its config names that checkpoint relative to `directory`, so that a run can be moved as a whole.
@@ -147,6 +156,7 @@ def save_adapter(model: Any, directory: Path, *, start: Path, state_dict: Mappin
     Args:
         directory: is made.
         start: the checkpoint that training started from.
+        merged: what `merged_model` made of the model.
         state_dict: as for `merged_model`.
     """
     from safetensors.torch import save_file
@@ -161,6 +171,9 @@ def save_adapter(model: Any, directory: Path, *, start: Path, state_dict: Mappin
     if not model.can_generate():
         tensors[f"{PREFIX}{SCORE}.weight"] = trained[f"{SCORE}.weight"].float().cpu().contiguous()
         config["modules_to_save"] = [SCORE]
+    rows, indices = saved_rows(model, merged)
+    tensors |= {f"{PREFIX}{name}": values for name, values in rows.items()}
+    config["trainable_token_indices"] = indices or None
     config["inference_mode"] = True
     config["base_model_name_or_path"] = os.path.relpath(start.resolve(), directory.resolve())
     directory.mkdir(parents=True)

@@ -15,6 +15,7 @@ from alignloop.artifacts import is_out_of_space
 from alignloop.errors import DiskFullError
 from alignloop.training.adapters import ADAPTER_FOLDER, has_adapter, merged_model, save_adapter
 from alignloop.training.models import quiet_transformers
+from alignloop.training.new_tokens import NEW_TOKENS
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -45,8 +46,9 @@ def save_checkpoint(
     """
     with written_aside(directory) as partial:
         if has_adapter(model):
-            save_model(merged_model(model, start=companions, state_dict=state_dict), partial)
-            save_adapter(model, partial / ADAPTER_FOLDER, start=companions, state_dict=state_dict)
+            merged = merged_model(model, start=companions, state_dict=state_dict)
+            save_model(merged, partial)
+            save_adapter(model, partial / ADAPTER_FOLDER, start=companions, merged=merged, state_dict=state_dict)
         else:
             save_model(model, partial, state_dict=state_dict)
         copy_companions(companions, partial, generation=_generates(model))
@@ -54,8 +56,8 @@ def save_checkpoint(
 
 
 def copy_companions(source: Path, target: Path, *, generation: bool = True) -> None:
-    """Copy tokenizer files and chat template, and the generation config where the model generates."""
-    patterns = TOKENIZER_FILES + ((GENERATION_CONFIG,) if generation else ())
+    """Copy tokenizer files and chat template, the generation config where the model generates, and what is new."""
+    patterns = (*TOKENIZER_FILES, NEW_TOKENS) + ((GENERATION_CONFIG,) if generation else ())
     for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
         shutil.copyfile(path, target / path.name)
 

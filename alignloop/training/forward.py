@@ -15,6 +15,7 @@ from alignloop.objectives.logprobs import token_logprobs
 from alignloop.packing.attention import hidden_states
 from alignloop.packing.batch import RowBatch
 from alignloop.packing.layout import NO_COMPLETION
+from alignloop.training.token_rows import rows_of
 
 HEAD_TOLERANCE = 1e-2
 
@@ -46,6 +47,7 @@ class TokenLogprobs(nn.Module):
             target_ids=batch.target_ids,
             head_weight=head.weight,
             head_bias=getattr(head, "bias", None),
+            head_rows=rows_of(head),
             scale=self._scale,
             softcap=self._softcap,
         )
@@ -104,6 +106,7 @@ def check_head(module: TokenLogprobs) -> None:
         target_ids=ids[0, 1:],
         head_weight=head.weight,
         head_bias=getattr(head, "bias", None),
+        head_rows=rows_of(head),
         scale=module._scale,
         softcap=module._softcap,
     )

@@ -19,6 +19,7 @@ from alignloop.training.data_order import step_batches
 from alignloop.training.digests import groups_digest, key_of, weights_digest
 from alignloop.training.memory import loading_memory, out_of_memory_elsewhere, remedy_of
 from alignloop.training.models import free_memory
+from alignloop.training.new_tokens import load_new_tokens
 from alignloop.training.processes import Processes
 from alignloop.training.resume import ResumePoints
 from alignloop.training.schedule import checkpoint_steps, learning_rate
@@ -238,6 +239,7 @@ def _resume_key(job: TrainJob) -> str:
         config=json.loads(job.config.model_dump_json()),
         seed=job.seed,
         checkpoint=weights_digest(job.checkpoint),
+        new_tokens=[token.id for token in load_new_tokens(job.checkpoint)],
         reference=None if job.reference is None else weights_digest(job.reference),
         groups=groups_digest(job.groups),
     )

@@ -28,6 +28,7 @@ from alignloop.training.models import (
     load_reward_model,
     pad_token_id_of,
 )
+from alignloop.training.new_tokens import load_new_tokens
 from alignloop.training.precision import uses_bfloat16
 from alignloop.training.processes import Processes
 from alignloop.training.quantization import check_can_quantize
@@ -100,7 +101,8 @@ def _build(
         module = TokenLogprobs(model)
     check_vocabulary(model, job.all_groups, checkpoint=checkpoint)
     if lora is not None and trains:
-        add_adapter(model, lora, seed=job.seed)
+        new = [token.id for token in load_new_tokens(checkpoint)]
+        add_adapter(model, lora, seed=job.seed, new_token_ids=new)
         job.progress.say(f"  {job.objective}: {trained_in_words(model)}")
     module.to(device)
     if isinstance(module, TokenLogprobs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,19 @@ import torch
 
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.templates import give_template, load_template
-from alignloop.engines.checkpoint import tensor_shapes
+from alignloop.engines.checkpoint import stored_tensors, text_config
 from alignloop.errors import ModelError
 from alignloop.training.adapter_files import base_of, has_tokenizer, is_adapter
 from alignloop.training.adapters import merge_into_base
+from alignloop.training.base_weights import check_complete, check_finite, check_is_safetensors, check_not_quantized
 from alignloop.training.checkpoints import GENERATION_CONFIG, copy_companions, save_model, written_aside
 from alignloop.training.models import quiet_transformers
+from alignloop.training.new_tokens import NewToken, OwnTokens, ensure_pad, find_new_tokens, save_new_tokens
 from alignloop.training.vocabulary import check_tokenizer_fits, embedding_rows
 
-KNOWN_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|padding|>")
-NEW_PAD_TOKEN = "<|pad|>"
+NEW_ROWS_SPREAD = 0.1
+NEW_ROWS_SEED = 0
+"""One for all runs: a base is prepared once and is the same in every run that starts from it."""
 COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".safetensors")
 
 
@@ -44,9 +47,9 @@ def prepare_base(base: str, *, chat_template: str | None, out_dir: Path) -> Prep
     """Make a complete directory of a base model.
 
     A LoRA adapter is merged into its own base first, in float32. A base with a chat template is copied; one without
-    gets the named one with its special tokens, whose embeddings start as the mean of the old ones. Both end up with a
-    pad token that is not an end token, and with a generation config whose eos holds the end-of-turn token: a model
-    whose turn end is not its eos never stops.
+    gets the named one with its special tokens. Rows of tokens it was never trained on start near the mean of the
+    others; `new_tokens.json` says which those are. Both end up with a pad token that is not an end token, and with a
+    generation config whose eos holds the end-of-turn token: a model whose turn end is not its eos never stops.
 
     Args:
         base: a directory or a hub id.
@@ -65,7 +68,11 @@ def prepare_base(base: str, *, chat_template: str | None, out_dir: Path) -> Prep
 
 def _prepare(source: Path, *, base: str, chat_template: str | None, out_dir: Path) -> PreparedBase:
     tokenizer = _load_tokenizer(source, base=base)
-    if any(source.glob("*.safetensors")) and (num_rows := embedding_rows(tensor_shapes(source))) is not None:
+    tensors = stored_tensors(source)
+    check_not_quantized(source, tensors, config=text_config(source))
+    check_complete(source)
+    check_finite(tensors)
+    if (num_rows := embedding_rows({name: tensor.shape for name, tensor in tensors.items()})) is not None:
         check_tokenizer_fits(tokenizer, num_rows=num_rows, where=base)
     had_template = bool(tokenizer.chat_template)
     if not had_template and chat_template is None:
@@ -73,17 +80,19 @@ def _prepare(source: Path, *, base: str, chat_template: str | None, out_dir: Pat
             f"{base}: its tokenizer has no chat template. Set `chat_template: llama3` (or chatml, or a Jinja file)"
         )
     template = None if had_template or chat_template is None else load_template(chat_template)
-    old_size = len(tokenizer)
-    old_eos = _ids(tokenizer.eos_token_id)
+    own, old_eos = OwnTokens.of(tokenizer), _ids(tokenizer.eos_token_id)
     if template is not None:
         give_template(tokenizer, template)
-    changed = _ensure_pad(tokenizer, end_ids=(*_ids(tokenizer.eos_token_id), *old_eos)) or template is not None
-    stop_ids = _unique(ChatFormat.from_tokenizer(tokenizer).stop_token_ids, _ids(tokenizer.eos_token_id), old_eos)
+    changed = ensure_pad(tokenizer, end_ids=(own.eos, tokenizer.eos_token_id)) or template is not None
+    chat = ChatFormat.from_tokenizer(tokenizer)
+    stop_ids = _unique(chat.stop_token_ids, _ids(tokenizer.eos_token_id), old_eos)
+    new = find_new_tokens(tokenizer, chat, own=own, tensors=tensors)
     with written_aside(out_dir) as partial:
-        if len(tokenizer) == old_size and any(source.glob("*.safetensors")):
-            _copy(source, partial)
+        if any(token.starts_anew for token in new):
+            _save_with_new_rows(source, partial, base=base, new=new)
         else:
-            _save_grown(source, partial, base=base, num_old=old_size, num_new=len(tokenizer))
+            _copy(source, partial)
+        save_new_tokens(partial, new)
         if changed or not (partial / "tokenizer_config.json").is_file():
             tokenizer.save_pretrained(partial)
         _set_config(partial, tokenizer, stop_ids)
@@ -139,7 +148,8 @@ def _check_directory(path: Path) -> None:
         return
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: holds no model: there is no config.json. Give a Hugging Face model directory")
-    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+    check_is_safetensors(path)
+    if not any(path.glob("*.safetensors")):
         raise ModelError(f"{path}: holds no weights: there is no *.safetensors file beside config.json")
 
 
@@ -155,27 +165,18 @@ def _load_tokenizer(source: Path, *, base: str) -> Any:
     return tokenizer
 
 
-def _ensure_pad(tokenizer: Any, *, end_ids: tuple[int, ...]) -> bool:
-    """A pad token that ends nothing; whether one had to be set.
-
-    The base's own eos stays a stop token, so it will not do either: models trained with pad == eos learn never to stop.
-    """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in end_ids:
-        return False
-    vocabulary = tokenizer.get_vocab()
-    known = next((token for token in KNOWN_PAD_TOKENS if token in vocabulary), None)
-    tokenizer.add_special_tokens({"pad_token": known or NEW_PAD_TOKEN})
-    return True
-
-
 def _copy(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in COPIED_SUFFIXES:
             shutil.copyfile(path, target / path.name)
 
 
-def _save_grown(source: Path, target: Path, *, base: str, num_old: int, num_new: int) -> None:
-    """Save the model with an embedding row for every token; new rows are the mean of the old."""
+def _save_with_new_rows(source: Path, target: Path, *, base: str, new: Sequence[NewToken]) -> None:
+    """Save the model with an embedding row for every token, those of new tokens drawn.
+
+    A new row is the mean of the others, which changes least what the model predicts, and a tenth of their spread about
+    it: rows that start equal get equal gradients where they stand in equal places.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
@@ -183,16 +184,21 @@ def _save_grown(source: Path, target: Path, *, base: str, num_old: int, num_new:
             model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{base}: no causal language model could be loaded: {error}") from error
+    drawn = [token.id for token in new if token.starts_anew]
     num_rows = model.get_input_embeddings().weight.shape[0]
-    if num_new > num_rows:
+    num_known = min([num_rows, *(token.id for token in new if token.state == "added")])
+    if max(drawn) >= num_rows:
         # Without mean_resizing's random draw: the new rows are set below.
         with torch.random.fork_rng(devices=[]):
-            model.resize_token_embeddings(num_new, mean_resizing=False)
-    num_known = min(num_old, num_rows)
+            model.resize_token_embeddings(max(drawn) + 1, mean_resizing=False)
+    generator = torch.Generator().manual_seed(NEW_ROWS_SEED)
+    known = sorted(set(range(num_known)) - set(drawn))
     with torch.no_grad():
         for embedding in {id(part.weight): part for part in _embeddings(model)}.values():
-            mean = embedding.weight[:num_known].float().mean(0)
-            embedding.weight[num_known:num_new] = mean.to(embedding.weight.dtype)
+            spread, mean = torch.std_mean(embedding.weight[known].float(), dim=0)
+            noise = torch.randn(len(drawn), len(mean), generator=generator)
+            rows = mean + NEW_ROWS_SPREAD * spread * noise
+            embedding.weight[drawn] = rows.to(embedding.weight.dtype)
     save_model(model, target)
     if (source / GENERATION_CONFIG).is_file():
         shutil.copyfile(source / GENERATION_CONFIG, target / GENERATION_CONFIG)

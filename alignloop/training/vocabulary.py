@@ -9,6 +9,8 @@ from typing import Any
 from alignloop.errors import ModelError
 
 INPUT_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
+OUTPUT_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+"""Stored only where it is not the input embedding."""
 
 
 def embedding_rows(shapes: Mapping[str, tuple[int, ...]]) -> int | None:

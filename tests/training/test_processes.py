@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from alignloop.progress import QuietProgress
 from alignloop.training import launch
 from alignloop.training.accelerate_file import accelerate_file, check_layer_classes, check_processes, unused_file
 from alignloop.training.launch import run_launched
+from alignloop.training.new_tokens import NewToken, save_new_tokens
 from alignloop.training.progress_lines import ReadProgress, WrittenProgress
 from alignloop.training.setup import TrainJob
 from alignloop.training.sharing import num_microbatches, shares
@@ -82,6 +84,15 @@ def job(policy: Path, make_groups: MakeGroups) -> MakeJob:
     return make
 
 
+def adapted(make: MakeJob, objective: Any, out_dir: Path) -> TrainJob:
+    """A job with an adapter, and the rows of three tokens beside it."""
+    plain = make(objective, out_dir, lora=LoraConfig(rank=4))
+    start = Path(shutil.copytree(plain.checkpoint, out_dir.with_name(f"{out_dir.name}-start")))
+    save_new_tokens(start, [NewToken(id=index, token=f"w{index}", state="added") for index in (5, 40, 45)])
+    reference = None if plain.reference is None else start
+    return replace(plain, checkpoint=start, reference=reference)
+
+
 def run_alone(job: TrainJob, out_dir: Path) -> Any:
     return train(
         job.objective,
@@ -126,7 +137,7 @@ def assert_same_checkpoints(ours: Path, theirs: Path) -> None:
 
 def test_two_processes_train_as_one(tmp_path: Path, job: MakeJob) -> None:
     jobs = [job(name, tmp_path / f"two-{name}") for name in CONFIGS]
-    jobs.append(job("dpo", tmp_path / "two-adapted", lora=LoraConfig(rank=4)))
+    jobs.append(adapted(job, "dpo", tmp_path / "two-adapted"))
     results = run_launched(jobs, training=TrainingConfig(num_processes=2), progress=QuietProgress())
     for each, result in zip(jobs, results, strict=True):
         alone = tmp_path / each.out_dir.name.replace("two", "one")
@@ -156,7 +167,7 @@ def test_sharded_over_two_processes_with_faults_and_resumed(
         job("sft", tmp_path / "two-whole", rows_per_microbatch=64),
         job("reward", tmp_path / "two-reward", gradient_checkpointing=True),
         job("dpo", tmp_path / "two-dpo"),
-        job("sft", tmp_path / "two-adapted", lora=LoraConfig(rank=4)),
+        adapted(job, "sft", tmp_path / "two-adapted"),
     ]
     notes = Notes()
     run_launched(jobs, training=sharded, progress=notes)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from alignloop.chat.format import ChatFormat
 from alignloop.errors import ModelError
 from alignloop.records import Message
+from alignloop.training.new_tokens import load_new_tokens
 from alignloop.training.start import prepare_base
 
 
@@ -72,11 +73,20 @@ def test_a_base_without_template_gets_one_and_can_stop(name: str, tied: bool, sp
     rows = model.get_input_embeddings().weight
     assert len(rows) == max(len(tokenizer), num_old + spare_rows)
     assert torch.equal(rows[:num_old], old.get_input_embeddings().weight[:num_old])
-    mean = old.get_input_embeddings().weight[:num_old].mean(0)
-    torch.testing.assert_close(rows[num_old : len(tokenizer)], mean.expand(len(tokenizer) - num_old, -1))
     head = model.get_output_embeddings().weight
-    torch.testing.assert_close(head[end], old.get_output_embeddings().weight[:num_old].mean(0))
+    for matrix, former in ((rows, old.get_input_embeddings().weight), (head, old.get_output_embeddings().weight)):
+        new = matrix[num_old : len(tokenizer)].detach()
+        spread, mean = torch.std_mean(former[:num_old].detach(), dim=0)
+        # A tenth of the spread about the mean, and no two alike.
+        assert 0.07 < float(((new - mean) / spread).std()) < 0.13
+        assert len(new.unique(dim=0)) == len(new)
     assert torch.equal(head, rows) == tied
+    named = load_new_tokens(prepared.path)
+    assert [token.id for token in named] == list(range(num_old, len(tokenizer)))
+    assert {token.state for token in named} == {"added"}
+    again = prepare_base(str(base), chat_template=name, out_dir=tmp_path / "again")
+    weights = "model.safetensors"
+    assert (again.path / weights).read_bytes() == (prepared.path / weights).read_bytes()
     assert max(chat.prompt_ids([Message(role="user", content="hello")])) < len(rows)
 
 
