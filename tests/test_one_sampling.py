@@ -268,3 +268,18 @@ def test_score_refuses_before_the_model_is_loaded(
     assert outcome.code == 2
     assert message in " ".join(outcome.err.split())
     assert names(tmp_path) == before
+
+
+def test_a_text_that_its_row_calls_cut_is_scored_without_an_end_and_never_the_best(tmp_path: Path) -> None:
+    from alignloop.chat.load import load_format
+    from alignloop.data.candidates import read_candidates
+    from alignloop.one_scoring import fitting_rows
+
+    chat = load_format(QUICKSTART / "base")
+    file = tmp_path / "mine.jsonl"
+    cut = {"completion": "The Elbe is", "finish_reason": "length"}
+    file.write_text(json.dumps({"prompt": "Name a river.", "candidates": [cut, "The Elbe."]}) + "\n")
+    rows, _ = fitting_rows(read_candidates(file, max_bad_fraction=0.0), chat=chat, room=None, say=print)
+    assert [row.finish_reason for row in rows] == ["length", "stop"]
+    assert rows[0].completion_ids == list(chat.completion("The Elbe is").token_ids[:-1])
+    assert rows[1].completion_ids == list(chat.completion("The Elbe.").token_ids)

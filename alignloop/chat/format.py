@@ -67,6 +67,13 @@ class ChatFormat:
         return self._encoder.control_ids
 
     @property
+    def answer_control_ids(self) -> frozenset[int]:
+        """Those of `control_ids` that a model writes within its answers: what opens and closes its reasoning."""
+        forms = [form for form in (self._turn.plain, self._turn.thinking) if form is not None]
+        written = {i for form in forms for text in (form.opening, form.middle) for i in self._encoder.template(text)}
+        return self.control_ids & written
+
+    @property
     def template_kwargs(self) -> Mapping[str, Value]:
         """What the template is rendered with beside the messages, the pinned date aside.
 

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.tokens import CompletionTokens
-from alignloop.errors import DataError
+from alignloop.errors import DataError, ModelError
 from alignloop.records import CompletionText, FinishReason
 
 
 def completion_tokens(completion: CompletionText, chat: ChatFormat, *, row: str) -> CompletionTokens:
     """The tokens that train: content, and the template's termination unless the completion was cut.
 
-    Ids that hold a control token stand for another text than the row's (special tokens are in no text): then the text
-    is tokenised, as if a person had written it.
+    Ids that hold a control token beside those of its reasoning stand for another text than the row's (special tokens
+    are in no text): then the text is tokenised, as if a person had written it, unless the template refuses it.
 
     Args:
         row: its id, for messages.
@@ -34,7 +34,8 @@ def completion_tokens(completion: CompletionText, chat: ChatFormat, *, row: str)
                 "another tokenizer made the ids. Take the column of ids out of the row (the text is then tokenised), "
                 "or train from the base it was sampled with"
             )
-        if chat.control_ids.isdisjoint(without_stop(ids, chat)):
+        strays = (chat.control_ids - chat.answer_control_ids).intersection(without_stop(ids, chat))
+        if not strays or chat.refusal(completion.text) is not None:
             return chat.sampled_completion(ids) if reason is None else sampled_tokens(ids, reason, chat)
     tokens = chat.completion(completion.text)
     return without_termination(tokens) if reason == "length" else tokens
@@ -69,6 +70,8 @@ def ids_read_as(token_ids: Sequence[int], text: str, chat: ChatFormat) -> bool:
     """
     try:
         read = chat.decode(token_ids)
+        return read == text or read == chat.decode(chat.completion(text).token_ids)
     except (IndexError, OverflowError, TypeError, ValueError):  # ids that the tokenizer does not have
         return False
-    return read == text or read == chat.decode(chat.completion(text).token_ids)
+    except ModelError:  # a text that the template does not take, and that its ids do not read as
+        return False
