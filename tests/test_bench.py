@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from alignloop.chat.tokens import CompletionTokens
+from alignloop.packing.groups import PromptGroup
+from scripts.bench.training_cases import CASES
+from scripts.bench.training_tokens import token_counts
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "bench" / "training.py"
 TINY = ("--size", "3m", "--pairs", "1", "--groups", "2", "--threads", "1", "--no-tune")
@@ -54,3 +59,15 @@ def test_a_flag_that_makes_no_sense_is_refused(flags: tuple[str, ...], message: 
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stdout == ""
+
+
+def test_token_counts_by_hand() -> None:
+    """A prompt of 256 and three completions of 128: 2,304 tokens as TRL's three pairs, 1,152 as rows read once."""
+    group = PromptGroup("a", (2,) * 256, (CompletionTokens((3,) * 128, (False,) * 128),) * 3, (0, 1, 2))
+    counts = token_counts(CASES["reward_3way"], [group])
+    # Packed: 255 of the prompt, and its last token once more before each completion.
+    assert (counts.packed, counts.separate, counts.other) == (255 + 3 * 129, 3 * 384, 6 * 384)
+    assert counts.ratio == 2304 / 642
+    pair = PromptGroup("b", (2,) * 100, (CompletionTokens((3,) * 10, (False,) * 10),) * 2, (0, 1))
+    assert token_counts(CASES["dpo"], [pair, pair]).ratio == 220 / 121
+    assert token_counts(CASES["score_k16"], [group]).other == 1152

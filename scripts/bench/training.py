@@ -3,6 +3,7 @@
 
     scripts/bench/training.py                          every case, both model sizes, three pairs
     scripts/bench/training.py --quick --json out.json  a check of a minute or two, not a result
+    scripts/bench/training.py --tokens                 what the lengths of the rows foretell, unmeasured
     scripts/bench/training.py --cases dpo sft --size 3m --pairs 5 --markdown table.md
 
 Same model, rows, optimiser and threads; in one run the two sides take turns, and a result is the median of the pairs'
@@ -38,8 +39,9 @@ from scripts.bench.training_cases import (
     Side,
     amount_of,
 )
-from scripts.bench.training_data import SOURCES
+from scripts.bench.training_data import SOURCES, load_groups
 from scripts.bench.training_table import Result, to_json, to_markdown
+from scripts.bench.training_tokens import HEADER, TokenCounts, token_counts
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "trl")
@@ -57,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         work.mkdir(parents=True, exist_ok=True)
         bench = _Bench(options, Measurer(threads=options.threads, work=work), work)
         try:
+            if options.tokens:
+                print("\n".join(bench.tokens(cases, sizes=sizes)))
+                return 0
             results = bench.run(cases, sizes=sizes)
         except BenchError as error:
             print(f"broken: {error}", file=sys.stderr)
@@ -120,12 +125,23 @@ class _Bench:
         theirs, memory_mib = self._setting("theirs", case, size=size, amount=amount)
         ours, _ = self._setting("ours", case, size=size, amount=amount, most_mib=memory_mib)
         settings: dict[Side, Setting] = {"ours": ours, "theirs": theirs}
-        result = Result(case, size, ours, theirs)
+        result = Result(case, size, self._tokens(case, amount), ours, theirs)
         for number in range(self.options.pairs):
             order = SIDES if number % 2 == 0 else SIDES[::-1]
             measured = {side: self._measure(side, case, size, settings[side], amount) for side in order}
             result.pairs.append((measured["ours"], measured["theirs"]))
         return result
+
+    def tokens(self, cases: Sequence[Case], *, sizes: Sequence[str]) -> list[str]:
+        """Lines of a Markdown table: what the lengths of the rows say, without a measurement."""
+        self.measurer.prepare(sizes=sizes, names=[case.data for case in cases], data_dir=self.options.data)
+        rows = [
+            self._tokens(case, self._amount(case, size=size)).row(case.name, size) for size in sizes for case in cases
+        ]
+        return [*HEADER, *rows]
+
+    def _tokens(self, case: Case, amount: Amount) -> TokenCounts:
+        return token_counts(case, load_groups(self.work, case.data, amount=amount))
 
     def _setting(
         self, side: Side, case: Case, *, size: str, amount: Amount, most_mib: float = math.inf
@@ -164,6 +180,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", metavar="CASE", default=list(CASES), help=f"of: {', '.join(CASES)}")
     parser.add_argument("--size", choices=(*SIZES, "both"), help="of the model; default both, with --quick 3m")
     parser.add_argument("--groups", type=int, metavar="N", help="prompt groups a measurement; default by case and size")
+    parser.add_argument(
+        "--tokens", action="store_true", help="only count the rows' tokens, and the ratio they foretell"
+    )
     parser.add_argument("--tune", action=argparse.BooleanOptionalAction, help="try out each side's settings first")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the real rows")
     add_flags(

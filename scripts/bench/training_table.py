@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from scripts.bench.training_cases import Case, Measurement, Setting
+from scripts.bench.training_tokens import TokenCounts
 
 HEADER = (
-    "| case | model | alignloop, examples/s | {other}, examples/s | ratio (each pair) | bar | memory, MiB | ratio |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| case | model | alignloop, examples/s | {other}, examples/s | ratio (each pair) | tokens: by length, counted "
+    "| bar | memory, MiB | ratio |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 )
 MEMORY_BAR = 1.0
 
@@ -20,11 +22,13 @@ class Result:
     """A case at one model size: its pairs, in the order they were measured.
 
     Attributes:
+        tokens: what the rows' lengths say.
         ours_setting, theirs_setting: what each side chose.
     """
 
     case: Case
     size: str
+    tokens: TokenCounts
     ours_setting: Setting
     theirs_setting: Setting
     pairs: list[tuple[Measurement, Measurement]] = field(default_factory=list)
@@ -42,6 +46,12 @@ class Result:
     @property
     def ratio(self) -> float:
         return median(self.ratios)
+
+    @property
+    def tokens_ratio(self) -> float:
+        """Positions that went through the model, theirs over ours: padding included."""
+        ours, theirs = self.pairs[0]
+        return theirs.tokens / ours.tokens
 
     @property
     def memory(self) -> tuple[float, float]:
@@ -80,6 +90,7 @@ class Result:
         rates = [median(pair[side].examples_per_second for pair in self.pairs) for side in (0, 1)]
         return (
             f"{self.key}: {self.ratio:.2f}x ({self._each()}), bar {self.case.bar:g}x {self._verdict()}; "
+            f"tokens {self.tokens.ratio:.2f}x by length, {self.tokens_ratio:.2f}x counted; "
             f"{rates[0]:,.2f} against {rates[1]:,.2f} examples/s; memory {ours:,.0f} against {theirs:,.0f} MiB; "
             f"settings {self.ours_setting.label} | {self.theirs_setting.label}; "
             f"{'rewards' if self.case.kind == 'score' else 'first loss'} equal to {self.difference:.0e}"
@@ -95,6 +106,7 @@ class Result:
             f"{rates[0]:,.2f} ({self.ours_setting.label})",
             f"{rates[1]:,.2f} ({self.theirs_setting.label})",
             f"**{self.ratio:.2f}x** ({self._each()})",
+            f"{self.tokens.ratio:.2f}x, {self.tokens_ratio:.2f}x",
             f"{self.case.bar:g}x {self._verdict()}",
             f"{self.memory[0]:,.0f} / {self.memory[1]:,.0f}",
             "-" if memory is None else f"{memory:.2f}x {_verdict(memory, MEMORY_BAR)}",
