@@ -13,7 +13,9 @@ StartFrom = Literal["previous", "base"]
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (PEFT) instead of all weights: saved with each checkpoint, merged for the next stage."""
+    """Low-rank adapters (PEFT) instead of all weights: saved with each checkpoint, merged for the next stage.
+
+    Rows of tokens that the base was never trained on (added with a chat template, or empty) train beside them."""
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0

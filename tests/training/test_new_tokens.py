@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
+from alignloop import quickstart
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.templates import give_template, load_template
 from alignloop.config.recipe import Recipe
@@ -39,6 +41,7 @@ from alignloop.training.trainer import train
 MakeGroups = Callable[..., list[PromptGroup]]
 CONFIGS: dict[str, Any] = {"reward": RewardConfig, "sft": SftConfig, "dpo": DpoConfig}
 NUM_COMPLETIONS = {"reward": 3, "sft": 1, "dpo": 2}
+BUNDLED_BASE = Path(quickstart.__file__).parent / "base"
 LORA = {"rank": 4, "alpha": 8.0}
 IDS = torch.arange(0, 20)[None]
 NEW = (5, 40, 45)
@@ -269,6 +272,25 @@ def test_tokens_whose_rows_were_never_trained_are_found(
         assert changed == [index for index, state in expected.items() if state == "empty"]
         drawn = new[name][changed]
         assert len(drawn.unique(dim=0)) == len(drawn)
+
+
+def test_llama_3_is_found_as_it_is_published(tmp_path: Path) -> None:
+    """All tokens are there, and the rows of the header and end-of-turn tokens are zero, as those of reserved ones."""
+    base = Path(shutil.copytree(BUNDLED_BASE, tmp_path / "base"))
+    (base / "chat_template.jinja").unlink()
+    tensors = load_file(base / "model.safetensors")
+    marks = [2, 3, 4]  # <|start_header_id|>, <|end_header_id|>, <|eot_id|>
+    tensors[EMBEDDING][marks] = 0.0
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    prepared = prepare_base(str(base), chat_template="llama3", out_dir=tmp_path / "out")
+    found = load_new_tokens(prepared.path)
+    assert [(token.id, token.state) for token in found] == [(index, "empty") for index in marks]
+    rows = load_file(prepared.path / "model.safetensors")[EMBEDDING]
+    assert len(rows[marks].unique(dim=0)) == 3
+    assert torch.equal(rows[5:], tensors[EMBEDDING][5:])
+    # As it is bundled, trained on its template, nothing is new to it.
+    trained = prepare_base(str(BUNDLED_BASE), chat_template=None, out_dir=tmp_path / "trained")
+    assert load_new_tokens(trained.path) == ()
 
 
 def test_the_bases_own_end_counts_as_trained_however_short_its_row(policy: Path, tmp_path: Path) -> None:
