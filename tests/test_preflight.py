@@ -447,3 +447,25 @@ def test_a_judge_that_measure_asks_must_compare(good: Path) -> None:
     (found,) = problems(good, judge={**judge, "model": "nowhere"})
     assert "judge.model: nowhere: no such folder" in found
     assert look(good, judge={**judge, "prompt": "difficulty"}, measure={"judge": False})
+
+
+@pytest.mark.parametrize("kind", ["preferences", "prompts"])
+def test_data_that_cannot_be_read_twice_is_a_problem(tmp_path: Path, good: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("hub:owner/name", str(tmp_path / "pipe"), str(tmp_path / "gone.jsonl")):
+        found = problems(good, **{kind: name}) if kind == "prompts" else problems(Path(name))
+        assert [line for line in found if name in line and ("data convert" in line or "no such file" in line)], found
+
+
+def test_columns_by_name_and_scores_that_say_otherwise(tmp_path: Path) -> None:
+    rows = [
+        {"ask": f"River {n}?", "a": {"text": f"It is {n}."}, "b": "No.", "score_chosen": n, "score_rejected": 4}
+        for n in range(40)
+    ]
+    columns = {"prompt": "ask", "chosen": "a.text", "rejected": "b"}
+    checked = look(write(tmp_path / "p.jsonl", rows), data={"columns": columns})
+    assert checked.num_preferences + checked.num_heldout == 40
+    assert [note for note in checked.notes if "of 40 preferences 4 have scores that say the rejected" in note]
+    assert [note for note in checked.notes if "1 have scores that tie" in note]
+    with pytest.raises(UserError, match=r"data.columns"):
+        load_recipe({**SMALL, "preferences": "a", "data": {"columns": {"promt": "ask"}}})

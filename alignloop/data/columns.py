@@ -82,9 +82,7 @@ def named(row: RawObject, *, columns: Mapping[str, str], prompt_only: bool = Fal
     names = dict(columns)
     taken = {path: found_at(row, path) for path in columns.values()}
     for target, path in columns.items():
-        found.pop(target, None)
-        if taken[path] is not None:
-            found[target] = taken[path]
+        found[target] = taken[path]
     for path in columns.values():
         if path not in columns:
             found.pop(path, None)

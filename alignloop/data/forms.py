@@ -6,6 +6,7 @@ raw object --Form.compare--> the same, and what is compared                     
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -239,6 +240,13 @@ def _hh_dialog(row: RawObject) -> list[Message]:
     return _hh_prompt(row) if row.get("prompt") is not None else _hh_compare(row).dialog
 
 
+def _is_text_pair(row: RawObject) -> bool:
+    """Two texts, and no column that seems to hold what was asked: that one needs its name (`data.columns`)."""
+    if type(row.get("chosen")) is not str or type(row.get("rejected")) is not str:
+        return False
+    return not any(type(value) is str and value and _ASKED.search(name) for name, value in row.items())
+
+
 def _text_compare(row: RawObject) -> Comparison:
     chosen, rejected = (check_text(row.get(name), name) for name in ("chosen", "rejected"))
     prompt, best, worst = common_text(chosen, rejected)
@@ -337,6 +345,7 @@ _ULTRAFEEDBACK = _SHARED | {"prompt", "messages"}
 _CANONICAL_ALONE = _SHARED | {"prompt", "messages"}
 _CANONICAL = _CANONICAL_ALONE | {"history"}
 _RANKED = _SHARED | _ALPACA | {"prompt", "messages", *LISTS, *NUMBER_LISTS}
+_ASKED = re.compile(r"(^|_|-)(prompt|question|query|instruction|input|user|ask|post|context)$", re.IGNORECASE)
 FORMS: tuple[Form, ...] = (
     Form(
         name="sharegpt",
@@ -433,7 +442,7 @@ FORMS: tuple[Form, ...] = (
     Form(
         name="text_pair",
         wants="chosen, rejected (texts that begin alike)",
-        matches=lambda row: type(row.get("chosen")) is str and type(row.get("rejected")) is str,
+        matches=_is_text_pair,
         compare=_text_compare,
         dialog=lambda row: _text_compare(row).dialog,
         place=lambda row: place_at("chosen"),

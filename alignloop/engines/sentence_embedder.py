@@ -170,8 +170,8 @@ def _num_cut(encoder: Any, texts: Sequence[str]) -> int:
     window, tokenizer = encoder.max_seq_length, getattr(encoder, "tokenizer", None)
     if window is None or tokenizer is None:
         return 0
-    # No token is shorter than a character, but for the two that frame a text.
-    long = [text for text in texts if len(text) + 8 > window]
+    # No token is shorter than a byte, but for the two that frame a text; a letter of Korean may be three.
+    long = [text for text in texts if len(text.encode()) + 8 > window]
     if not long:
         return 0
     tokens = tokenizer(long, add_special_tokens=True, truncation=False, padding=False, verbose=False)["input_ids"]

@@ -87,8 +87,8 @@ def test_every_column_is_used_carried_or_named(tmp_path: Path, kind: Kind, row: 
         if name in row or (kind == "sft" and "chosen" in row and name == "rejected"):
             continue
         changed = row | {name: marks.get(name, MARK)}
-        if name == "messages" and row == PREFERENCES[4]:
-            with pytest.raises(DataError, match="no known form: their columns are chosen, rejected, messages"):
+        if (name, row) in (("messages", PREFERENCES[4]), ("input", PREFERENCES[9])):
+            with pytest.raises(DataError, match=f"no known form: their columns are chosen, rejected, {name}"):
                 read(tmp_path / "a.jsonl", kind, changed)
             continue
         made = read(tmp_path / "a.jsonl", kind, changed)
@@ -253,6 +253,15 @@ def test_columns_by_name(tmp_path: Path) -> None:
     assert isinstance(bad, RejectedRow)
     assert (bad.field, bad.value) == ("answer_a.text", "3")
     assert [type(row).__name__ for row in iter_prompts(file, columns={"prompt": "ask"})] == ["PromptRow", "PromptRow"]
+    (bad,) = iter_preferences(
+        write(tmp_path / "b.jsonl", {"answer_a": "x"} | PREFERENCES[0]), columns={"prompt": "ask"}
+    )
+    assert isinstance(bad, RejectedRow)
+    assert (bad.field, "is missing" in bad.reason) == ("ask", True)
+    with pytest.raises(DataError, match=r"(?s)no known form: their columns are user_prompt.*data.columns"):
+        iter_preferences(
+            write(tmp_path / "c.jsonl", {"user_prompt": "Bye?", "chosen": "I say a", "rejected": "I say b"})
+        )
     for pair in ("prompt", "promt=ask", "prompt="):
         with pytest.raises(UserError, match="--column"):
             parse_columns([pair])

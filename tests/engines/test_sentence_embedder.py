@@ -64,6 +64,9 @@ def test_longer_texts_than_the_window_are_counted(minilm: Path) -> None:
         f"1 of 4 texts are longer than the 256 tokens that {minilm} sees: their vectors are those of their beginnings"
     ]
     assert found[0] == pytest.approx(found[1], abs=1e-5)
+    progress.lines.clear()
+    embed_texts(["한국어 " * 55], model=minilm, progress=progress)  # 220 letters, some 400 tokens
+    assert len(progress.lines) == 1
 
 
 def test_both_are_embedders(minilm: Path) -> None:
