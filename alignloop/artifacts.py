@@ -172,6 +172,8 @@ def load_json(path: Path) -> Any:
         ValueError: it cannot be read, or is not JSON; in a few words.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # nobody waits for the other end of a pipe
+            raise ValueError("is not a file")
         return json.loads(path.read_bytes())
     except RecursionError:
         raise ValueError("nested too deeply") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import shlex
 import shutil
 import signal
@@ -30,6 +31,29 @@ UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ i
 
 STOPPED = 130
 WAITS_FOR_PEOPLE = 3
+OF_THE_MACHINE = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EIO,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.ESTALE,
+        errno.EFBIG,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOTEMPTY,
+        errno.EBUSY,
+        errno.EXDEV,
+        errno.ENOTSUP,
+    }
+)
+"""What the system refuses a file for that no code of ours is to blame for: said in a line, as every wrong input is."""
 READER_GONE = 128 + signal.SIGPIPE
 
 app = typer.Typer(
@@ -353,6 +377,10 @@ def _exit_code() -> int:
         return _say(f"\n{wait}\nThen go on with: {again}", WAITS_FOR_PEOPLE)
     except AlignloopError as error:
         return _say(_in_words(error), 1)
+    except OSError as error:
+        if error.filename is None or error.errno not in OF_THE_MACHINE:
+            raise
+        return _say(f"error: {os.fsdecode(error.filename)}: {error.strerror}", 2)
     except UsageError as error:
         words = io.StringIO()
         error.show(words)  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from alignloop.config.training import AverageConfig, AveragingConfig
 from alignloop.engines.open import open_engine
 from alignloop.errors import UserError
 from alignloop.progress import Progress
-from alignloop.run_dir import RESOLVED
+from alignloop.run_dir import run_around
 from alignloop.stage import Outputs, Place, Stage, run_stage
 from alignloop.stages import average
 
@@ -57,7 +57,7 @@ def run_alone(
     stage = stage_named(name)
     values = parse_inputs(stage, inputs)
     out = out.resolve()
-    run_dir = next((folder for folder in (out, *out.parents) if (folder / RESOLVED).is_file()), None)
+    run_dir = run_around(out)
     if run_dir is not None:
         raise UserError(
             f"--out {out}: lies in the run directory {run_dir}, where only its own run publishes; name a folder "

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from alignloop.artifacts import (
     digest_of,
     disk_errors_named,
     fingerprint,
+    load_json,
     stage_seed,
     write_text,
 )
@@ -127,7 +127,7 @@ def read_beside(file: Path) -> Manifest | None:
     for path in (manifest_of(file), file.parent / MANIFEST):
         if path.is_file():
             try:
-                return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+                return Manifest.model_validate(load_json(path))
             except (ValueError, ValidationError):
                 return None
     return None

@@ -137,7 +137,7 @@ def _ids(questions: Path) -> list[str]:
     for line in questions.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             ids.append(str(json.loads(line)["id"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return ids
 

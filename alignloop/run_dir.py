@@ -224,10 +224,20 @@ def enter(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
     write_text(run_dir / "recipe.yaml", dump_yaml(sparse))
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun there, whatever has become of it since."""
+    return os.path.lexists(folder / RESOLVED)
+
+
+def run_around(path: Path) -> Path | None:
+    """The run directory that a path is, or lies in; None where it lies in none."""
+    return next((folder for folder in (path.resolve(), *path.resolve().parents) if is_run(folder)), None)
+
+
 def read_resolved(run_dir: Path) -> dict[str, Any] | None:
     """The recipe a run directory was made from, as plain values; None where it is none yet."""
     path = run_dir / RESOLVED
-    if not path.is_file():
+    if not is_run(run_dir):
         return None
     try:
         values = load_json(path)

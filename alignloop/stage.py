@@ -287,7 +287,13 @@ def outputs_of(stage: Stage[ConfigT, InputsT, OutputsT], folder: Path, manifest:
     values: dict[str, Any] = {}
     for name, record in manifest.outputs.items():
         values[name] = tuple(artifact(r) for r in record) if isinstance(record, list) else artifact(record)
-    return stage.outputs(**values, counts=manifest.counts, metrics=manifest.metrics, facts=manifest.facts)
+    try:
+        return stage.outputs(**values, counts=manifest.counts, metrics=manifest.metrics, facts=manifest.facts)
+    except TypeError as error:
+        raise RunDirError(
+            f"{folder / MANIFEST}: its outputs are not those of {stage.name} ({', '.join(values) or 'none'}); remove "
+            f"{folder} and run again to redo the stage"
+        ) from error
 
 
 def remove_from(place: Place) -> None:

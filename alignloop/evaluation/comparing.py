@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from alignloop.artifacts import write_text
+from alignloop.artifacts import load_json, write_text
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import RunDirError, UserError
 from alignloop.evaluation.figures import estimate_of, estimates_of
@@ -185,7 +185,7 @@ def write_differences(run_dir: Path, rounds: Sequence[Measured]) -> None:
     path = run_dir / DIFFERENCES
     if path.is_file():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+            known = load_json(path)["rounds"]
         except (ValueError, KeyError, TypeError):
             known = []
         if known[: len(entries)] == entries:
@@ -207,7 +207,7 @@ def read_differences(run_dir: Path) -> list[RoundDifferences]:
     if not path.is_file():
         return []
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+        entries = load_json(path)["rounds"]
         return [RoundDifferences.model_validate(entry) for entry in entries]
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise RunDirError(

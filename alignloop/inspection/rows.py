@@ -99,7 +99,7 @@ def _exists(path: Path) -> bool:
 
 
 def _in_folder(folder: Path, row_id: str) -> FoundRow:
-    files = [file for file in sorted(folder.rglob("*.jsonl")) if PARTIAL not in str(file.parent)]
+    files = [file for file in sorted(folder.rglob("*.jsonl")) if PARTIAL not in str(file.parent) and file.is_file()]
     if not files:
         raise DataError(f"{folder}: holds no .jsonl file. {HOW}")
     mark = _mark(row_id)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from alignloop.artifacts import read_manifest
+from alignloop.artifacts import ArtifactRecord, read_manifest
 from alignloop.chat.format import ChatFormat
 from alignloop.config import Recipe, load_recipe
 from alignloop.errors import ModelError, RunDirError
 from alignloop.preflight.base import look_at_base
 from alignloop.preflight.findings import Findings
-from alignloop.run_dir import RESOLVED, read_resolved, stage_dirs
+from alignloop.run_dir import RESOLVED, read_resolved, run_around, stage_dirs
 from alignloop.stages.base import STAGE as BASE_STAGE
 
 
@@ -42,7 +42,7 @@ def find_setting(file: Path, *, base: str | None, chat_template: str | None, con
     Raises:
         UserError: no such recipe or base, no chat template, or one in which the spans cannot be found.
     """
-    run_dir = next((folder for folder in file.resolve().parents if (folder / RESOLVED).is_file()), None)
+    run_dir = run_around(file.parent)
     if config is not None:
         recipe = load_recipe(config)
     elif run_dir is not None and base is None:
@@ -83,7 +83,6 @@ def _prepared_base(run_dir: Path) -> str | None:
     for folder in stage_dirs(run_dir, 0):
         manifest = read_manifest(folder)
         if manifest is not None and manifest.stage == BASE_STAGE.name:
-            record = manifest.outputs["checkpoint"]
-            assert not isinstance(record, list)
-            return str(folder / record.path)
+            record = manifest.outputs.get("checkpoint")
+            return str(folder / record.path) if isinstance(record, ArtifactRecord) else None
     return None

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import orjson
+
 from alignloop.artifacts import ArtifactRecord, Manifest, read_manifest
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.problems import plain_problems
@@ -128,13 +130,24 @@ def row_of(model: type[R], text: bytes, *, file: Path, line: int) -> R:
 
 
 def ids_of(file: Path) -> Iterator[str]:
-    """Ids of a file's rows, in order, without reading more of them than that."""
+    """Ids of a file's rows, in order, without reading more of them than that.
+
+    Raises:
+        DataError: a line is not JSON.
+    """
     with file.open("rb") as lines:
-        for text in lines:
+        for line, text in enumerate(lines, start=1):
             found = _ID.match(text)
+            if found is None and not text.strip():
+                continue
+            try:
+                value = orjson.loads(text if found is None else found.group(1))
+            except orjson.JSONDecodeError as error:
+                raise DataError(
+                    f"{file}, line {line}: not JSON ({error}). The run was written by another alignloop, or changed "
+                    "since"
+                ) from None
             if found is not None:
-                yield json.loads(found.group(1))
-            elif text.strip():
-                value = json.loads(text)
-                if isinstance(value, dict) and "id" in value:
-                    yield str(value["id"])
+                yield str(value)
+            elif isinstance(value, dict) and "id" in value:
+                yield str(value["id"])
