@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import derive_seed
+from alignloop.chat.sampled import completion_tokens
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.config.recipe import MeasureStageConfig
 from alignloop.data.split import prompt_key
@@ -67,8 +68,8 @@ def heldout_of(rows: Sequence[PreferenceRow], *, chat: ChatFormat, config: Measu
     """What is measured on: a function of the held-out rows, so the same in every round."""
     kept, dropped = [], []
     for row in rows:
-        texts = (row.chosen, row.rejected)
-        needed = max(config.max_tokens, *(len(chat.completion(text).token_ids) for text in texts))
+        compared = [completion_tokens(text, chat, row=row.id) for text in row.ranked[-2:]]
+        needed = max(config.max_tokens, *(len(tokens.token_ids) for tokens in compared))
         size = len(chat.prompt_ids(row.messages))
         if size + needed <= config.max_model_len:
             kept.append(row)
@@ -153,7 +154,7 @@ def logprob_groups(answers: Sequence[Answer], *, chat: ChatFormat) -> list[Promp
     groups = []
     for given in answers:
         drawn = [CompletionTokens(one.token_ids, (False,) * len(one.token_ids)) for one in given.sampled]
-        completions = (chat.completion(given.row.chosen), *drawn)
+        completions = (completion_tokens(given.row.ranked[-2], chat, row=given.row.id), *drawn)
         groups.append(PromptGroup(given.row.id, given.prompt_ids, completions, tuple(range(len(completions)))))
     return groups
 

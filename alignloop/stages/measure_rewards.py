@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alignloop.chat.sampled import completion_tokens
 from alignloop.config.recipe import MeasureStageConfig
 from alignloop.errors import ModelError
 from alignloop.evaluation.measures.calibration import calibration_error, confidence, is_right, pair_loss, reliability
@@ -62,7 +63,7 @@ class Scored:
 
         groups = []
         for row in self.rows:
-            two = tuple(self.chat.completion(text) for text in (row.chosen, row.rejected))
+            two = tuple(completion_tokens(text, self.chat, row=row.id) for text in row.ranked[-2:])
             groups.append(PromptGroup(row.id, self.chat.prompt_ids(row.messages), two, (0, 1)))
         for given in self.answers:
             different = self.different(given)
