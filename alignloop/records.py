@@ -91,7 +91,8 @@ class PreferenceRow(Row):
     rejected_ids: TokenIds | None = None
     rejected_finish_reason: FinishReason | None = None
     chosen_reward: float | None = None
-    """Total reward of `chosen` where it is a candidate of the run, by the reward model of the round that sampled it."""
+    """Total reward of the best completion: by the reward model of the round that sampled it, and, as `score` hands a
+    batch on, by the round's own; None for what people wrote or clearly chose."""
     meta: dict[str, Any] = Field(default_factory=dict)
     """Free columns of the source (topic, constraints, ...); carried along, never read by training."""
 

@@ -92,10 +92,15 @@ def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
     reward_model = house.run(average.STAGE, recipe.averaging.reward, average.of(reward)).checkpoint
 
     sampled = house.run(sample.STAGE, recipe.sample_stage, sample.Inputs(start.policy, prompts))
-    scored = house.run(score.STAGE, recipe.score_stage, score.Inputs(sampled.candidates, reward_model))
+    scored = house.run(
+        score.STAGE, recipe.score_stage, score.Inputs(sampled.candidates, reward_model, collected.preferences)
+    )
     selected = house.run(select.STAGE, recipe.select, select.Inputs(scored.candidates))
     unpruned = prune.inputs(
-        recipe.prune_stage, selected=selected.selected, preferences=collected.preferences, policy=start.policy
+        recipe.prune_stage,
+        selected=selected.selected,
+        preferences=score.rewarded(scored, collected.preferences),
+        policy=start.policy,
     )
     pruned = house.run(prune.STAGE, recipe.prune_stage, unpruned)
 

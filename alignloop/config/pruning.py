@@ -244,8 +244,10 @@ class PruneConfig(Section):
     """Data pruning, in this order; every drop has a reason. Its result is the round's SFT data."""
 
     human_rows: Annotated[int, Field(ge=-1)] = -1
-    """How many of the round's chosen/edited completions join the best-of-K rows; -1: all. They are cleaned,
-    but carry no reward and so pass the reward-based steps."""
+    """How many of the round's chosen/edited completions join the best-of-K rows; -1: all. What people wrote, or chose
+    at a strength of `reward.strengths`, is cleaned, but carries no reward and passes the steps that go by one. What a
+    judge or the simulated annotator picked, or people hardly preferred, is scored by the round's reward model and
+    passes them like any other row."""
     clean: CleanConfig = CleanConfig()
     topic: TopicConfig = TopicConfig()
     quality: QualityConfig = QualityConfig()

@@ -90,6 +90,8 @@ class PruneStageConfig(PruneConfig):
     tasks: tuple[str, ...] = ()
     """Benchmarks whose questions no row may hold; empty where `decontaminate` is off."""
     include_path: str | None = None
+    strengths: tuple[Strength, ...]
+    """What people chose at these strengths is people's; those that train the reward model."""
 
     @property
     def embedder_model(self) -> str | None:
@@ -104,6 +106,8 @@ class ScoreStageConfig(ScoreConfig):
 
     sources: dict[str, str]
     """Digest of the source of each reward function, by `module:function`."""
+    strengths: tuple[Strength, ...]
+    """Preferences that people chose at these strengths need no reward; those that train the reward model."""
 
 
 class EvaluateStageConfig(EvaluateConfig, EngineComputes):
@@ -228,6 +232,7 @@ class Recipe(Section):
             judge_engine=EngineComputes(engine=self.engine.name, **_computing(self.engine)) if on_engine else None,
             tasks=self.evaluate.tasks if compared else (),
             include_path=self.evaluate.include_path if compared else None,
+            strengths=self.reward.strengths,
         )
 
     @property
@@ -245,7 +250,8 @@ class Recipe(Section):
         from alignloop.selection.reward_functions import load
 
         names = [entry.function for entry in self.score.reward_functions]
-        return ScoreStageConfig(**dict(self.score), sources={name: load(name).digest for name in names})
+        sources = {name: load(name).digest for name in names}
+        return ScoreStageConfig(**dict(self.score), sources=sources, strengths=self.reward.strengths)
 
     @property
     def dpo_stage(self) -> DpoStageConfig:

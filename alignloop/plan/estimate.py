@@ -49,7 +49,7 @@ class Estimator:
         if stage == "train_reward":
             return self._training(self._preferences_to_date(number), recipe.reward, num_completions=2)
         if stage == "train_sft":
-            return self._training(self._sft_rows(new), recipe.sft, num_completions=1)
+            return self._training(self._sft_rows(number), recipe.sft, num_completions=1)
         if stage == "train_dpo":
             return self._training(self._pairs(number), recipe.dpo, num_completions=2)
         if stage == "bootstrap":
@@ -107,10 +107,17 @@ class Estimator:
         wanted = self._recipe.prune.human_rows
         return new if wanted < 0 else min(wanted, new)
 
-    def _sft_rows(self, new: int) -> int:
+    def _sft_rows(self, number: int) -> int:
+        """People's rows, and the part of all others that quality keeps."""
+        batch, annotated = self._batch(number), self._annotated(number)
+        peoples = self._share(self._recipe.reward.strengths) * batch
+        if self._recipe.collect.annotator == "human":
+            peoples += annotated
+        new = batch + annotated
+        drawn = self._human(new) / new if new else 0.0
         quality = self._recipe.prune.quality
         kept = quality.top_fraction if quality.enabled else 1.0
-        return round_half(kept * self._num_prompts) + self._human(new)
+        return round_half(kept * (self._num_prompts + drawn * (new - peoples)) + drawn * peoples)
 
     def _pairs(self, number: int) -> int:
         pairs = self._recipe.pairs

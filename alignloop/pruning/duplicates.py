@@ -34,7 +34,7 @@ def near_duplicates_step(items: Sequence[Item], tools: Tools) -> StepResult:
 
 def compares_row(item: Item, of: str) -> bool:
     """Whether a row's completions are compared along with its prompt."""
-    return of == "row" or (of == "auto" and isinstance(item.row, PreferenceRow) and not item.from_people)
+    return of == "row" or (of == "auto" and isinstance(item.row, PreferenceRow) and not item.as_target)
 
 
 def semantic_dedup_step(items: Sequence[Item], tools: Tools) -> StepResult:

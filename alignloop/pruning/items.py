@@ -5,11 +5,12 @@ SelectedRow | PreferenceRow | SftRow --item_of_*--> Item --steps add what they f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from alignloop.records import CompletionText, Message, PreferenceRow, SelectedRow, SftRow, Source
+from alignloop.records import CompletionText, Message, PreferenceRow, SelectedRow, SftRow, Source, Strength
 
 LEAST_DIFFICULTY = 1e-3
 """In priorities: what every candidate solves would otherwise be worth nothing at all."""
@@ -22,8 +23,8 @@ class Item:
     Attributes:
         row: what it was made of; what comes out is made of it, too.
         messages: up to the completion.
-        from_people: chosen or edited by people, in a round whose other rows the policy sampled: such a row carries no
-            reward and passes the steps that go by one.
+        from_people: see `is_peoples`; such a row carries no reward and passes the steps that go by one.
+        as_target: a preference of a round, whose best completion becomes an SFT row.
         judge: points by judging prompt.
         tags: intentions; None where no judge was asked or its answer cannot be read.
         difficulty_score: higher is harder, on the scale of the step that set it.
@@ -38,6 +39,7 @@ class Item:
     reward: float | None = None
     pass_rate: float | None = None
     from_people: bool = False
+    as_target: bool = False
     topic: str | None = None
     fine_topic: str | None = None
     judge: dict[str, int] = field(default_factory=dict)
@@ -109,14 +111,45 @@ def item_of_selected(row: SelectedRow) -> Item:
         completion=row.completion,
         truncated=row.finish_reason == "length",
         reward=row.reward,
-        pass_rate=row.pass_rate,
-        difficulty_score=1.0 - row.pass_rate,
-        priority_difficulty=max(1.0 - row.pass_rate, LEAST_DIFFICULTY),
+        **by_pass_rate(row.pass_rate),
     )
 
 
-def item_of_preference(row: PreferenceRow, *, from_people: bool = False) -> Item:
-    """A preference by what people liked best of it: edited, else chosen."""
+def is_peoples(row: PreferenceRow, *, strengths: Sequence[Strength]) -> bool:
+    """Whether people wrote its best completion, or chose it at one of the `strengths` (or said nothing of strength).
+
+    What a judge or the simulated annotator picked is a candidate of the policy like any other, and what people hardly
+    preferred may be no better than what they rejected.
+    """
+    chosen = row.compared_by == "people" and (row.strength is None or row.strength in strengths)
+    return chosen or row.edited is not None
+
+
+def item_of_target(row: PreferenceRow, *, strengths: Sequence[Strength], pass_rate: float | None = None) -> Item:
+    """A preference of a round's batch on its way to SFT: people's, or by its reward like what the policy sampled.
+
+    Args:
+        strengths: those that train the reward model.
+        pass_rate: of its prompt's candidates, where the round has sampled for it.
+    """
+    item = item_of_preference(row).with_(as_target=True)
+    if is_peoples(row, strengths=strengths):
+        return item.with_(from_people=True)
+    found = {} if pass_rate is None else by_pass_rate(pass_rate)
+    return item.with_(reward=row.chosen_reward, **found)
+
+
+def by_pass_rate(pass_rate: float) -> dict[str, float]:
+    """What a prompt's pass rate says of its difficulty."""
+    return {
+        "pass_rate": pass_rate,
+        "difficulty_score": 1.0 - pass_rate,
+        "priority_difficulty": max(1.0 - pass_rate, LEAST_DIFFICULTY),
+    }
+
+
+def item_of_preference(row: PreferenceRow) -> Item:
+    """A preference by what was liked best of it: edited, else chosen."""
     best = row.ranked[0]
     return Item(
         id=row.id,
@@ -124,7 +157,6 @@ def item_of_preference(row: PreferenceRow, *, from_people: bool = False) -> Item
         messages=tuple(row.messages),
         completion=best.text,
         truncated=best.finish_reason == "length",
-        from_people=from_people,
     )
 
 

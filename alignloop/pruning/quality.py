@@ -37,6 +37,7 @@ def quality_step(items: Sequence[Item], tools: Tools) -> StepResult:
         rewards=[item.reward if is_one else None for item, is_one in zip(items, rewarded, strict=True)],
         ratings=ratings,
         fraction=config.top_fraction,
+        must_be_good=[not (tools.lenient or item.from_people) for item in items],
     )
     return left(rated, verdict)
 

@@ -44,17 +44,19 @@ def top_or_best_rated(
     rewards: Sequence[float | None],
     ratings: Sequence[Rating | None],
     fraction: float,
+    must_be_good: Sequence[bool] | None = None,
 ) -> Pruned:
     """Keep rows whose reward is in the top fraction or whose rating is the judge's maximum.
 
     The top fraction is that of the rows with a reward; a row with neither reward nor rating is kept, for nothing
-    speaks against it. A rating that cannot be read keeps no row.
+    speaks against it, unless it must be good. A rating that cannot be read keeps no row.
 
     Args:
         ids: N row ids.
         rewards: N raw rewards of one reward model; None where a row has none.
         ratings: N ratings; None where the judge was not asked.
         fraction: share of rewarded rows kept, in [0, 1].
+        must_be_good: N; whether a row without reward and rating is dropped. None: no row is.
 
     Raises:
         ValueError: a reward that is not finite, or a fraction outside [0, 1].
@@ -70,6 +72,8 @@ def top_or_best_rated(
         reasons = [] if reward is None else [_under(reward, fraction, least)]
         if rating is not None:
             reasons.append(_rated(rating))
+        if not reasons and must_be_good is not None and must_be_good[index]:
+            reasons.append("it has neither a reward nor a judge's points")
         if reasons and index not in passing:
             drops[index] = Drop(row_id, "quality", "; ".join(reasons))
     metrics = {"num_top_reward": float(len(top)), "num_best_rated": float(len(best))}

@@ -1,11 +1,12 @@
-"""Data pruning (section 4.2.3): the best-of-K rows and people's become the round's SFT rows. Every drop has a reason.
+"""Data pruning (section 4.2.3): the best-of-K rows and the batch's become the round's SFT rows; each drop has a reason.
 
-best-of-K rows + chosen/edited rows --alignloop.pruning.pipeline--> SFT rows, dropped rows
+best-of-K rows + chosen/edited rows (people's, or with a reward) --alignloop.pruning.pipeline--> SFT rows, dropped rows
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import PruneStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.data.split import prompt_key
 from alignloop.errors import DataError
 from alignloop.pruning.asking import PruneJudge
 from alignloop.pruning.benchmarks import benchmark_files, benchmark_texts
 from alignloop.pruning.embeddings import POLICY, Embedding, embedding_by
-from alignloop.pruning.items import Item, as_sft, item_of_preference, item_of_selected
+from alignloop.pruning.items import Item, as_sft, item_of_selected, item_of_target
 from alignloop.pruning.pipeline import prune
 from alignloop.pruning.steps import Tools
 from alignloop.records import PreferenceRow, SelectedRow
@@ -29,7 +31,7 @@ from alignloop.stage import Stage, StageContext
 class Inputs:
     selected: Artifact
     preferences: Artifact
-    """The round's batch: its chosen/edited completions join."""
+    """The round's batch: its chosen/edited completions join; what is not people's has a reward by `score`."""
     policy: Artifact
     """Embeds the dialogs."""
     benchmarks: tuple[Artifact, ...] = ()
@@ -75,8 +77,9 @@ def inputs(config: PruneStageConfig, *, selected: Artifact, preferences: Artifac
 
 
 def run(config: PruneStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
-    items = [item_of_selected(row) for row in load_jsonl(inputs.selected.path, SelectedRow)]
-    items += _human_items(inputs.preferences, num_rows=config.human_rows, seed=ctx.seed)
+    selected = list(load_jsonl(inputs.selected.path, SelectedRow))
+    items = [item_of_selected(row) for row in selected]
+    items += _batch_items(inputs.preferences, config, selected, seed=ctx.seed)
     with ctx.activity("pruning"):
         pruned = prune(items, tools(config, ctx, policy=inputs.policy.path))
     for note in pruned.notes:
@@ -137,11 +140,17 @@ def kept_beside(folder: Path) -> dict[str, Any]:
     }
 
 
-def _human_items(preferences: Artifact, *, num_rows: int, seed: int) -> list[Item]:
+def _batch_items(
+    preferences: Artifact, config: PruneStageConfig, selected: Sequence[SelectedRow], *, seed: int
+) -> list[Item]:
     rows = list(load_jsonl(preferences.path, PreferenceRow))
-    if 0 <= num_rows < len(rows):
-        rows = random.Random(seed).sample(rows, num_rows)
-    return [item_of_preference(row, from_people=True) for row in rows]
+    if 0 <= config.human_rows < len(rows):
+        rows = random.Random(seed).sample(rows, config.human_rows)
+    pass_rates = {prompt_key(row.messages, seed=0): row.pass_rate for row in selected}
+    return [
+        item_of_target(row, strengths=config.strengths, pass_rate=pass_rates.get(prompt_key(row.messages, seed=0)))
+        for row in rows
+    ]
 
 
 STAGE = Stage("prune", Inputs, Outputs, run)

@@ -2,6 +2,9 @@
 
 candidates --reward functions, a batch of whole prompts at a time--> extra_rewards --\\
            --reward model, a prompt with its K candidates in one row--> reward ------+--> total_reward
+
+So are the round's preferences that are not people's: what a judge or the simulated annotator picked, and what people
+hardly preferred, becomes an SFT row by the same reward as what was sampled now.
 """
 
 from __future__ import annotations
@@ -14,13 +17,16 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from alignloop.artifacts import Artifact
-from alignloop.config.sampling import RewardFunction, ScoreConfig
+from alignloop.config.recipe import ScoreStageConfig
+from alignloop.config.sampling import RewardFunction
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
-from alignloop.records import CandidateRow, Message
+from alignloop.records import CandidateRow, Message, PreferenceRow
 from alignloop.selection.reward_functions import call_function, load_function
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
+from alignloop.stages.score_batch import targets_to_score
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -37,14 +43,23 @@ _NO_COLUMNS = ("prompt", "completion", "prompts", "completions", "completion_ids
 class Inputs:
     candidates: Artifact
     reward_model: Artifact
+    preferences: Artifact | None = None
+    """The round's batch, whose rows that are not people's are scored, too; None: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs(StageOutputs):
     candidates: Artifact
+    preferences: tuple[Artifact, ...] = ()
+    """The batch, with `chosen_reward` of what is not people's, by this reward model."""
 
 
-def run(config: ScoreConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+def rewarded(scored: Outputs, batch: Artifact) -> Artifact:
+    """The batch with its rewards; as it was where nothing of it was scored."""
+    return scored.preferences[0] if scored.preferences else batch
+
+
+def run(config: ScoreStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
     from alignloop.packing.build import candidate_groups
     from alignloop.training.scoring import score_groups
@@ -53,25 +68,40 @@ def run(config: ScoreConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     prompts = grouped(rows, where=str(inputs.candidates.path))
     chat = load_format(inputs.reward_model.path)
     check_tokenizer(rows, chat, where=str(inputs.candidates.path), reward_model=str(inputs.reward_model.path))
+    batch = [] if inputs.preferences is None else list(load_jsonl(inputs.preferences.path, PreferenceRow))
+    targets = targets_to_score(batch, config, chat, room=longest_sequence(text_config(inputs.reward_model.path)))
     values: dict[str, dict[str, float]] = {}
     if config.reward_functions:
         # The user's own code first: what is wrong with it is known before the long part.
         with ctx.activity("reward functions"):
             names = [entry.function for entry in unique(config.reward_functions)]
-            values = {name: function_values(name, prompts) for name in names}
+            asked = [*prompts, *([target.row] for target in targets)]
+            values = {name: function_values(name, asked) for name in names}
     ctx.engine.sleep()
     with ctx.activity("scoring"):
         rewards = score_groups(
-            candidate_groups(rows, chat),
+            [*candidate_groups(rows, chat), *(target.group for target in targets)],
             reward_model=inputs.reward_model.path,
             rows_per_microbatch=config.rows_per_microbatch,
             dtype=config.dtype,
             progress=ctx.progress,
         )
-    raw = {row.id: reward for row, reward in zip(chain(*prompts), chain(*rewards), strict=True)}
+    raw = {row.id: reward for row, reward in zip(chain(*prompts), chain(*rewards[: len(prompts)]), strict=True)}
     scored = [scored_row(row, raw[row.id], values, config.reward_functions) for row in rows]
     dump_jsonl(ctx.dir / "candidates.jsonl", scored)
-    return Outputs(candidates=Artifact.of(ctx.dir / "candidates.jsonl"), metrics=_metrics(scored, values))
+    totals = {
+        target.preference: scored_row(target.row, reward, values, config.reward_functions).total_reward
+        for target, (reward,) in zip(targets, rewards[len(prompts) :], strict=True)
+    }
+    if inputs.preferences is not None:
+        rewarded = (row.model_copy(update={"chosen_reward": totals.get(row.id)}) for row in batch)
+        dump_jsonl(ctx.dir / "preferences.jsonl", rewarded)
+    return Outputs(
+        candidates=Artifact.of(ctx.dir / "candidates.jsonl"),
+        preferences=() if inputs.preferences is None else (Artifact.of(ctx.dir / "preferences.jsonl"),),
+        counts={} if inputs.preferences is None else {"preferences_scored": len(targets)},
+        metrics=_metrics(scored, values),
+    )
 
 
 def grouped(rows: Sequence[CandidateRow], *, where: str) -> list[list[CandidateRow]]:
@@ -185,11 +215,13 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _metrics(rows: Sequence[CandidateRow], values: dict[str, dict[str, float]]) -> dict[str, float]:
     rewards = [row.reward for row in rows if row.reward is not None]
+    own = {row.id for row in rows}
     metrics = {"mean_reward": sum(rewards) / len(rewards)}
     if values:
         totals = [row.total_reward for row in rows if row.total_reward is not None]
         metrics["mean_total_reward"] = sum(totals) / len(totals)
-    for name, found in values.items():
+    for name, of_all in values.items():
+        found = {row_id: value for row_id, value in of_all.items() if row_id in own}
         metrics[f"applies/{name}"] = len(found) / len(rows)
         if found:
             metrics[f"mean/{name}"] = sum(found.values()) / len(found)

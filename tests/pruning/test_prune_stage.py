@@ -17,6 +17,9 @@ from alignloop.errors import RecipeError
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.pruning import check_pruning
 from alignloop.progress import QuietProgress
+from alignloop.pruning.duplicates import priorities
+from alignloop.pruning.items import item_of_selected, item_of_target
+from alignloop.pruning.steps import Tools
 from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SelectedRow, SftRow, Source
 from alignloop.stage import StageContext, describe
 from alignloop.stages import prune
@@ -90,6 +93,58 @@ def test_a_rounds_rows_are_pruned_by_the_quickstarts_recipe(tmp_path: Path, arti
     assert rows["p0/1/0"].policy == "sha256:x"
     assert sum(row.origin == "preference" for row in rows.values()) == 2
     assert outputs.classifier == outputs.answers == ()
+
+
+def test_only_what_people_wrote_or_clearly_chose_skips_quality(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
+    """Of the rewards 0 1 2 3 (sampled) and 1.5 0.5 2.5 9 (not people's) the upper half, from 2 on, is kept."""
+
+    def preference(row_id: str, reward: float | None, **more: Any) -> PreferenceRow:
+        made = {"messages": [Message(role="user", content=f"Say {row_id}.")], "chosen": f"{row_id}.", "rejected": "No."}
+        return PreferenceRow(
+            id=row_id, source=Source(file="f"), chosen_reward=reward, **{**made, **more}  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    batch = [
+        preference("clear", None, strength="better"),
+        preference("silent", None),
+        preference("written", None, strength="marginally_better", edited="Written by a person."),
+        preference("weak", 1.5, strength="slightly_better"),
+        preference("judge", 0.5, strength="better", compared_by="judge", chosen_ids=[5, 6]),
+        preference("simulated", 2.5, strength="better", compared_by="simulated", chosen_ids=[7, 8]),
+        preference(
+            "good judge", 9.0, compared_by="judge", messages=[Message(role="user", content="Where does Iris live?")]
+        ),
+        preference("no reward", None, compared_by="judge"),
+    ]
+    dump_jsonl(tmp_path / "preferences.jsonl", batch)
+    given = {**artifacts, "preferences": Artifact.of(tmp_path / "preferences.jsonl")}
+    off = [f"prune.{step}.enabled=false" for step in ("clean", "semantic_dedup", "decontaminate")]
+    recipe = load_recipe("quickstart", overrides=["prune.human_rows=-1", "prune.quality.top_fraction=0.5", *off])
+    outputs = prune.run(recipe.prune_stage, prune.inputs(recipe.prune_stage, **given), context(tmp_path / "out"))
+    rows = {row.id: row for row in load_jsonl(outputs.rows.path, SftRow)}
+    assert set(rows) == {"p2/1/0", "p3/1/0", "clear", "silent", "written", "simulated", "good judge"}
+    assert [rows[name].quality_score for name in ("clear", "silent", "written", "simulated")] == [None, None, None, 2.5]
+    assert rows["simulated"].completion_ids == [7, 8]
+    # Its prompt was sampled for in this round, too: as hard as that of the candidates, whose pass rate is a half.
+    assert rows["good judge"].difficulty_score == rows["p2/1/0"].difficulty_score == 0.5
+    drops = {row.id: row.reason for row in load_jsonl(outputs.dropped.path, DroppedRow)}
+    assert drops.pop("no reward") == "it has neither a reward nor a judge's points"
+    assert set(drops) == {"p0/1/0", "p1/1/0", "weak", "judge"}
+
+
+def test_in_deduplication_the_better_text_stays_whoever_picked_it() -> None:
+    picked = PreferenceRow(
+        id="picked", messages=[Message(role="user", content="Where does Iris live?")], chosen="In Northam.",
+        rejected="No.", compared_by="simulated", strength="better", source=Source(file="round-01"), chosen_reward=-2.0,
+    )  # fmt: skip
+    best = item_of_selected(selected(1, "Where does Iris live?", "Iris lives in Northam."))
+    items = [item_of_target(picked, strengths=("better",), pass_rate=0.5), best]
+    tools = Tools(config=load_recipe("quickstart").prune, seed=0)
+    # Rewards -2 and 1 are places 1/2 and 2/2; the prompt is as difficult for both.
+    assert priorities(items, tools) == [0.25, 0.5]
+    people = picked.model_copy(update={"compared_by": "people"})
+    assert priorities([item_of_target(people, strengths=("better",)), best], tools) == [2.0, 0.5]
+    assert priorities([item_of_target(people, strengths=("significantly_better",)), best], tools)[0] < 1.0
 
 
 def test_what_the_recipe_names_is_part_of_the_fingerprint(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:

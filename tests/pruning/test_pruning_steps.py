@@ -55,7 +55,7 @@ def preference(row_id: str, *, from_people: bool = True, **values: Any) -> Item:
         "rejected": "Seven.",
         "source": Source(file="given.jsonl", line=3),
     }
-    return item_of_preference(PreferenceRow(**{**made, **values}), from_people=from_people)
+    return item_of_preference(PreferenceRow(**{**made, **values})).with_(from_people=from_people, as_target=from_people)
 
 
 def pruned(items: list[Item], *, lenient: bool = False, tools: dict[str, Any] | None = None, **config: Any) -> Pruning:

@@ -12,13 +12,14 @@ import pytest
 from alignloop.artifacts import Artifact
 from alignloop.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
-from alignloop.config.sampling import RewardFunction, ScoreConfig, SelectConfig
+from alignloop.config.recipe import ScoreStageConfig
+from alignloop.config.sampling import RewardFunction, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.progress import QuietProgress
-from alignloop.records import CandidateRow, Message, SelectedRow
+from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
 from alignloop.selection.reward_functions import load
 from alignloop.stage import StageContext
 from alignloop.stages import score, select
@@ -100,6 +101,10 @@ def rows() -> list[CandidateRow]:
     return made
 
 
+def stage_config(**config: Any) -> ScoreStageConfig:
+    return ScoreStageConfig(dtype="float32", sources={}, strengths=("significantly_better", "better"), **config)
+
+
 def scored(
     folder: Path, rows: Sequence[CandidateRow], reward_model: Artifact, engine: Engine, **config: Any
 ) -> tuple[score.Outputs, list[CandidateRow]]:
@@ -107,7 +112,7 @@ def scored(
     dump_jsonl(folder / "in.jsonl", rows)
     ctx = StageContext(dir=folder, seed=0, round=1, engine=engine, progress=QuietProgress())
     inputs = score.Inputs(Artifact.of(folder / "in.jsonl"), reward_model)
-    outputs = score.run(ScoreConfig(dtype="float32", **config), inputs, ctx)
+    outputs = score.run(stage_config(**config), inputs, ctx)
     return outputs, list(load_jsonl(outputs.candidates.path, CandidateRow))
 
 
@@ -222,3 +227,48 @@ def test_another_tokenizer_is_noticed(
     beyond = [rows[0].model_copy(update={"completion_ids": [10**7, 4]})]
     with pytest.raises(ModelError, match="another tokenizer"):
         scored(tmp_path / "b", beyond, reward_model, engine)
+
+
+def test_what_of_the_batch_is_not_peoples_is_scored_with_the_candidates(
+    tmp_path: Path, rows: list[CandidateRow], reward_model: Artifact, engine: Engine, functions: str
+) -> None:
+    """Picks of a judge and of the simulated annotator, and what people hardly preferred; never what people wrote."""
+    sampled = next(row for row in rows if row.completion == "No.")
+
+    def preference(row_id: str, **more: Any) -> PreferenceRow:
+        made = {"id": row_id, "messages": sampled.messages, "chosen": "No.", "rejected": "Yes.", "source": "f", **more}
+        return PreferenceRow(**{**made, "source": Source(file="f"), "meta": sampled.meta})  # type: ignore[arg-type]
+
+    batch = [
+        preference("clear", strength="better", chosen_reward=None),
+        preference("silent"),
+        preference("weak", strength="slightly_better"),
+        preference("edited", strength="slightly_better", edited="No, never."),
+        preference(
+            "judge",
+            strength="better",
+            compared_by="judge",
+            chosen_ids=sampled.completion_ids[:-1],
+            chosen_finish_reason="stop",
+        ),
+        preference("simulated", compared_by="simulated", chosen_reward=99.0),
+        preference("too long", compared_by="judge", chosen="No. " * 4000),
+    ]
+    dump_jsonl(tmp_path / "batch.jsonl", batch)
+    dump_jsonl(tmp_path / "in.jsonl", rows)
+    ctx = StageContext(dir=tmp_path, seed=0, round=1, engine=engine, progress=QuietProgress())
+    given = score.Inputs(Artifact.of(tmp_path / "in.jsonl"), reward_model, Artifact.of(tmp_path / "batch.jsonl"))
+    exact = RewardFunction(function=f"{functions}:exact", weight=0.5)
+    outputs = score.run(stage_config(reward_functions=(exact,)), given, ctx)
+    candidate = next(row for row in load_jsonl(outputs.candidates.path, CandidateRow) if row.id == sampled.id)
+    assert candidate.total_reward is not None
+    assert candidate.reward is not None
+    assert candidate.total_reward == pytest.approx(candidate.reward + 0.5)
+    after = {row.id: row.chosen_reward for row in load_jsonl(outputs.preferences[0].path, PreferenceRow)}
+    assert list(after) == [row.id for row in batch]
+    # The same prompt and text, sampled or tokenised, has the reward that the candidate has now; 99 was another model's.
+    for name in ("weak", "judge", "simulated"):
+        assert after.pop(name) == pytest.approx(candidate.total_reward, abs=1e-5)
+    assert after == dict.fromkeys(("clear", "silent", "edited", "too long"))
+    assert outputs.counts == {"preferences_scored": 3}
+    assert outputs.metrics[f"applies/{functions}:exact"] == pytest.approx(3 / 5)
