@@ -60,7 +60,11 @@ def recipe_of(folder: Path, **values: Any) -> Recipe:
         ("score", 2, 200),
         ("select", 1, 200),
         ("prune", 1, 65),  # 40 best of K + 25 of people
-        ("train_sft", 1, 35),  # the top quarter of 40, and 25
+        (
+            "train_sft",
+            1,
+            26,
+        ),  # 12.5 of people, and the top quarter of the 40 and of the 12.5 that they hardly preferred
         ("build_pairs", 1, 65),
         ("train_dpo", 1, 33),  # 12.5 of people, and the wider half of 40
     ],
