@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from alignloop.errors import UserError
 from alignloop.judging.prompt_file import PointsPrompt, load_prompt
-from alignloop.pruning.items import LEAST_DIFFICULTY, Item, by_pass_rate
+from alignloop.pruning.items import LEAST_DIFFICULTY, Item
 from alignloop.pruning.quality import prompt_name
 from alignloop.pruning.steps import StepResult, Tools, lacking, left, skipped
 from alignloop.selection.difficulty import distinct_intentions, intentions_window, pass_rate_window, points_window
@@ -25,7 +25,7 @@ def _by_pass_rate(items: Sequence[Item], tools: Tools) -> StepResult:
     if all(item.pass_rate is None for item in items):
         why = "no row has a pass rate (a `pass_rate` column): set prune.difficulty.by to judge or intentions"
         return skipped(items, why)
-    scored = [item if item.pass_rate is None else item.with_(**by_pass_rate(item.pass_rate)) for item in items]
+    scored = [item if item.pass_rate is None else item.with_pass_rate(item.pass_rate) for item in items]
     verdict = pass_rate_window(
         [item.id for item in items],
         pass_rates=[item.pass_rate for item in items],

@@ -101,6 +101,15 @@ class Item:
         """The item with what a step found."""
         return replace(self, **changes)
 
+    def with_pass_rate(self, pass_rate: float) -> Item:
+        """The item with what its prompt's pass rate says of difficulty."""
+        return replace(
+            self,
+            pass_rate=pass_rate,
+            difficulty_score=1.0 - pass_rate,
+            priority_difficulty=max(1.0 - pass_rate, LEAST_DIFFICULTY),
+        )
+
 
 def item_of_selected(row: SelectedRow) -> Item:
     """The best of K of a prompt; an empty completion is cleaning's to drop, with a reason."""
@@ -111,8 +120,7 @@ def item_of_selected(row: SelectedRow) -> Item:
         completion=row.completion,
         truncated=row.finish_reason == "length",
         reward=row.reward,
-        **by_pass_rate(row.pass_rate),
-    )
+    ).with_pass_rate(row.pass_rate)
 
 
 def is_peoples(row: PreferenceRow, *, strengths: Sequence[Strength]) -> bool:
@@ -135,17 +143,8 @@ def item_of_target(row: PreferenceRow, *, strengths: Sequence[Strength], pass_ra
     item = item_of_preference(row).with_(as_target=True)
     if is_peoples(row, strengths=strengths):
         return item.with_(from_people=True)
-    found = {} if pass_rate is None else by_pass_rate(pass_rate)
-    return item.with_(reward=row.chosen_reward, **found)
-
-
-def by_pass_rate(pass_rate: float) -> dict[str, float]:
-    """What a prompt's pass rate says of its difficulty."""
-    return {
-        "pass_rate": pass_rate,
-        "difficulty_score": 1.0 - pass_rate,
-        "priority_difficulty": max(1.0 - pass_rate, LEAST_DIFFICULTY),
-    }
+    rewarded = item.with_(reward=row.chosen_reward)
+    return rewarded if pass_rate is None else rewarded.with_pass_rate(pass_rate)
 
 
 def item_of_preference(row: PreferenceRow) -> Item:
