@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
@@ -58,9 +59,20 @@ def excerpt(value: object) -> str:
     if isinstance(value, str):
         return value[:EXCERPT].encode("utf-8", "backslashreplace").decode("utf-8")
     try:
-        return json.dumps(value, ensure_ascii=True, default=repr)[:EXCERPT]
+        return json.dumps(_begun(value), ensure_ascii=True, default=repr)[:EXCERPT]
     except (RecursionError, ValueError, TypeError):
         return ""
+
+
+def _begun(value: object) -> object:
+    """As much of a value as `EXCERPT` characters of JSON can show."""
+    if isinstance(value, str):
+        return value[:EXCERPT]
+    if isinstance(value, list):
+        return [_begun(item) for item in value[:EXCERPT]]
+    if isinstance(value, Mapping):
+        return {name: _begun(item) for name, item in islice(value.items(), EXCERPT)}
+    return value
 
 
 def value_at(row: object, field: str | None) -> str | None:

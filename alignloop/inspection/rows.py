@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from alignloop.artifacts import PARTIAL
+from alignloop.data.opened import is_saved
 from alignloop.data.problems import plain_problems
 from alignloop.data.rawfile import read_raw
 from alignloop.data.readers import ReadResult, read_preferences
@@ -67,13 +68,14 @@ def find_row(place: str) -> FoundRow:
         DataError: no such file, line or id, or a row that cannot be read or that nothing trains on, with the reason.
     """
     path, key = _split(place)
-    if path.is_dir():
+    saved = is_saved(path)
+    if path.is_dir() and not saved:
         if not key:
             raise DataError(
                 f"{place}: this is a folder; name a row in it: {path}:ID, or a file: {path}/FILE.jsonl:LINE"
             )
         return _in_folder(path, key)
-    if not path.is_file():
+    if not path.is_file() and not saved:
         raise DataError(f"{path}: no such file or folder. {HOW}")
     number = 1 if not key else int(key) if _NUMBER.fullmatch(key) else None
     return _of_id(path, key) if number is None else _at_line(path, number, key=key)
@@ -266,6 +268,8 @@ def _unreadable(bad: RejectedRow, *, unit: str) -> DataError:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    if file.is_dir():  # a saved data set has rows, but no lines
+        return
     try:
         with file.open("rb") as opened:
             yield from enumerate(opened, start=1)
