@@ -7,17 +7,18 @@ import difflib
 import importlib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignloop.artifacts import Artifact, read_manifest
+from alignloop.artifacts import PARTIAL, Artifact, read_manifest
 from alignloop.config import Recipe
 from alignloop.config.training import AverageConfig, AveragingConfig
 from alignloop.engines.open import open_engine
-from alignloop.errors import UserError
+from alignloop.errors import RunDirError, UserError
 from alignloop.progress import Progress
-from alignloop.run_dir import run_around
+from alignloop.run_dir import LOCK, holder, locked, run_around
 from alignloop.stage import Outputs, Place, Stage, run_stage
 from alignloop.stages import average
 
@@ -65,7 +66,8 @@ def run_alone(
         )
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_manifest(out) is None)):
         raise UserError(f"--out {out}: exists and holds no published stage; name a folder that does not exist yet")
-    with open_engine(recipe.engine, log_file=out.with_name(out.name + ".engine.log"), say=progress.say) as engine:
+    log_file = out.with_name(out.name + ".engine.log")
+    with _owned(out), open_engine(recipe.engine, log_file=log_file, say=progress.say) as engine:
         return run_stage(
             stage,
             CONFIGS[name](recipe, values),
@@ -76,6 +78,24 @@ def run_alone(
             training=recipe.training,
             rebuild=rebuild,
         )
+
+
+@contextmanager
+def _owned(out: Path) -> Iterator[None]:
+    """Hold the folder in which the stage works.
+
+    Raises:
+        UserError: another process makes the same.
+    """
+    partial = out.with_name(out.name + PARTIAL)
+    try:
+        with locked(partial):
+            yield
+            (out / LOCK).unlink(missing_ok=True)  # it was published with the rest
+    except RunDirError as error:
+        if partial.exists() and holder(partial) is not None:
+            raise UserError(f"--out {out}: another process makes it ({error})".replace("--run-dir", "--out")) from error
+        raise
 
 
 def stage_named(name: str) -> Stage[Any, Any, Outputs]:

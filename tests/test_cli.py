@@ -259,6 +259,22 @@ def test_stage_does_not_publish_over_other_files(alignloop, tmp_path: Path) -> N
     assert "holds no published stage" in outcome.err
 
 
+def test_a_stage_alone_has_one_owner(alignloop, tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", GOOD_ROW)
+    command = ("stage", "ingest", "--out", "made", "--set", ENGINE, "--set", "data.heldout_fraction=0")
+    with locked(tmp_path / "made.partial"):
+        write(tmp_path / "made.partial" / "half.jsonl", "of the other process\n")
+        refused = alignloop(*command, "--input", f"preferences={data}")
+        assert (tmp_path / "made.partial" / "half.jsonl").is_file()
+    assert refused.code == 2
+    assert "another process makes it" in refused.err
+    assert alignloop(*command, "--input", f"preferences={data}").code == 0
+    assert not (tmp_path / "made.partial").exists()
+    names = {path.name for path in (tmp_path / "made").iterdir()}
+    assert "preferences.jsonl" in names
+    assert not names & {"half.jsonl", "run.lock"}
+
+
 def test_stage_does_not_publish_into_a_run(alignloop, tmp_path: Path) -> None:
     """With --rebuild it would remove what the run has built on that stage."""
     folder = make_run_dir(tmp_path / "mine")
