@@ -325,6 +325,8 @@ class DroppedRow(Row):
     """The row it lost to, where there is one (near duplicates), or the benchmark's question it holds."""
     cosine: float | None = None
     """To the twin, where embeddings were compared."""
+    source: Source | None = None
+    """Where it comes from, of rows that are dropped when they come in: they stand in no other file."""
 
 
 class PairRow(Row):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from alignloop.errors import UserError
 from alignloop.lineage.run_files import RunFiles, ids_of, marked_lines, row_of
-from alignloop.records import PreferenceRow, PromptRow, RejectedRow
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
 
 Kind = Literal["prompt", "candidate", "preference", "pair", "verdict", "rejected row"]
 _FILES: tuple[tuple[str, str, Kind], ...] = (
@@ -124,13 +124,15 @@ def _at_line(file: str, line: int, run: RunFiles) -> list[Found]:
     mark = (f'"line":{line}',)
     for number in run.rounds:
         for stage, output, kind in _FILES:
-            if stage not in ("ingest", "collect") or output in ("dropped", "dropped_prompts", "verdicts"):
+            if stage not in ("ingest", "collect") or output == "verdicts":
                 continue
-            model: type[PromptRow] | type[PreferenceRow] = PromptRow if kind == "prompt" else PreferenceRow
+            model: type[PromptRow | PreferenceRow | DroppedRow] = PromptRow if kind == "prompt" else PreferenceRow
+            if output.startswith("dropped"):
+                model = DroppedRow
             for path in run.files(number, stage, output):
                 for at, text in _lines(path, mark[0]):
                     row = row_of(model, text, file=path, line=at)
-                    if row.source.line == line and same_file(file, row.source.file):
+                    if row.source and row.source.line == line and same_file(file, row.source.file):
                         found.setdefault(Found(kind, row.id), row.source.file)
     for rejected in _rejected(run, mark[0]):
         if rejected.line == line and same_file(file, rejected.file):

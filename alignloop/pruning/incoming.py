@@ -7,6 +7,7 @@ SFT, DPO. The step of the same name in `prune` looks at what the policy has writ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from alignloop.config.pruning import KeepOutConfig
@@ -41,7 +42,8 @@ def apart(
     index = BenchmarkIndex(benchmarks, ngram=keep_out.ngram, min_share=keep_out.min_share)
     drops = index.drops([row.id for row in rows], (row_text(row) for row in rows))
     dropped = [
-        DroppedRow(id=drop.id, stage=stage, rule=RULE, reason=drop.reason, twin=drop.twin) for drop in drops.values()
+        DroppedRow(id=drop.id, stage=stage, rule=RULE, reason=drop.reason, twin=drop.twin, source=rows[number].source)
+        for number, drop in drops.items()
     ]
     return [row for number, row in enumerate(rows) if number not in drops], dropped
 
@@ -67,8 +69,10 @@ def left_out_line(dropped: Sequence[DroppedRow], *, num_in: int, what: str) -> s
         what: plural name of the rows.
     """
     first = dropped[0]
+    line = "" if first.source is None or first.source.line is None else f", line {first.source.line}"
+    file = "" if first.source is None else f" ({Path(first.source.file).name}{line})"
     be = "holds" if len(dropped) == 1 else "hold"
     return (
         f"decontaminate: {len(dropped):,} of {num_in:,} {what} {be} a question of the run's benchmarks and "
-        f"{'is' if len(dropped) == 1 else 'are'} left out; the first: {first.id} {first.reason}"
+        f"{'is' if len(dropped) == 1 else 'are'} left out; the first: {first.id}{file} {first.reason}"
     )

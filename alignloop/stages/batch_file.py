@@ -58,7 +58,7 @@ def read_batch(
     clean, dropped = without_benchmarks(_with_own_ids(read.rows, earlier), keep_out, stage="collect")
     rows, of_heldout = without_prompts(clean, heldout)
     dropped += [
-        DroppedRow(id=row.id, stage="collect", rule="heldout_prompt", reason=HELDOUT_REASON, twin=None)
+        DroppedRow(id=row.id, stage="collect", rule="heldout_prompt", reason=HELDOUT_REASON, source=row.source)
         for row in of_heldout
     ]
     num_dropped = len(dropped) + len(read.rejected)

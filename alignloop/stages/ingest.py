@@ -144,7 +144,7 @@ HELDOUT_REASON = "it is that of a held-out preference, which nothing trains on"
 
 
 def _left_out(prompt: PromptRow) -> DroppedRow:
-    return DroppedRow(id=prompt.id, stage="ingest", rule="heldout_prompt", reason=HELDOUT_REASON)
+    return DroppedRow(id=prompt.id, stage="ingest", rule="heldout_prompt", reason=HELDOUT_REASON, source=prompt.source)
 
 
 def prompts_of(rows: list[PreferenceRow]) -> list[PromptRow]:

@@ -199,13 +199,22 @@ def test_a_preferences_life(run: Path) -> None:
 def test_rows_that_hold_a_benchmarks_question_end_where_they_came_in(tmp_path: Path) -> None:
     reason = "holds 79% of ifeval 3, the longest piece 'x'"
     drops = {
-        name: [DroppedRow(id=row_id, stage="ingest", rule="decontaminate", reason=reason, twin="ifeval 3")]
+        name: [
+            DroppedRow(
+                id=row_id,
+                stage="ingest",
+                rule="decontaminate",
+                reason=reason,
+                twin="ifeval 3",
+                source=Source(file=f"/data/{name}.jsonl", line=9),
+            )
+        ]
         for name, row_id in (("dropped", "asked-9"), ("dropped_prompts", "prompt-9"))
     }
     with locked(tmp_path):
         enter(tmp_path, load_recipe("quickstart"), rebuild=False)
     stage(tmp_path, 0, "01_ingest", {"preferences": [], **drops})
-    for row_id, kind in (("asked-9", "preference"), ("prompt-9", "prompt")):
+    for row_id, kind in (("asked-9", "preference"), ("prompt-9", "prompt"), ("dropped.jsonl:9", "preference")):
         (life,) = lives_of(row_id, tmp_path)
         assert life.kind == kind
         assert [(step.verdict, step.text) for step in life.steps] == [("dropped", f"by decontaminate: {reason}")]

@@ -135,7 +135,7 @@ def test_a_plan_says_what_will_be_left_out_and_what_it_cannot_compare(tmp_path: 
     (said,) = [note for note in checked.notes if note.startswith("decontaminate")]
     assert said.startswith(
         "decontaminate: 4 of 7 preferences hold a question of the run's benchmarks and are left out; the first: asked "
-        "holds 79% of ifeval 0"
+        "(pairs.jsonl, line 1) holds 79% of ifeval 0"
     )
     named = f"evaluate.tasks=[ifeval={tmp_path / 'bench.jsonl'}, arc_easy]"
     notes = check(recipe_of(tmp_path, named)).notes
