@@ -169,9 +169,7 @@ def eval_checkpoint(
     include_path: IncludeOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, for a quick look.")] = None,
     config: ProtocolOption = None,
-    chat_template: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="For a model that brings none.")
-    ] = None,
+    chat_template: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="In place of the model's own.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report there.")] = None,
     samples: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all answers and verdicts there.")] = None,
     engine: Annotated[Literal["vllm", "transformers"] | None, typer.Option(help="What generates.")] = None,
@@ -267,7 +265,7 @@ def inspect(
     ] = None,
     base: Annotated[str | None, typer.Option(help="Whose tokenizer; default: the run's, or the quickstart's.")] = None,
     chat_template: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="For a base that brings none, as in the recipe.")
+        str | None, typer.Option(metavar="NAME|FILE", help="In place of the base's own, as in the recipe.")
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="RECIPE", help="Lengths, strengths and base.")] = None,
     train_on: Annotated[
@@ -309,6 +307,7 @@ def recipes() -> None:
 
 def result_text(result: RunResult) -> str:
     """The tables of a finished run, what it took, and how to load the final model."""
+    from alignloop.chat.load import template_kwargs_of
     from alignloop.report.model_card import transformers_snippet, vllm_snippet
     from alignloop.report.table import text_tables
 
@@ -317,6 +316,7 @@ def result_text(result: RunResult) -> str:
     if result.num_engine_starts > 1:
         starts = f"{result.num_engine_starts} engine starts"
     path = str(result.final_model)
+    kwargs = template_kwargs_of(Path(path))
     return "\n".join(
         [
             text_tables(result.rounds),
@@ -326,9 +326,9 @@ def result_text(result: RunResult) -> str:
             f"final model  {path} (its model card: README.md)",
             *([f"report       {result.report}"] if result.report.is_file() else []),
             "",
-            *_indented("# transformers\n" + transformers_snippet(path)),
+            *_indented("# transformers\n" + transformers_snippet(path, template_kwargs=kwargs)),
             "",
-            *_indented("# vLLM\n" + vllm_snippet(path)),
+            *_indented("# vLLM\n" + vllm_snippet(path, template_kwargs=kwargs)),
         ]
     )
 

@@ -52,7 +52,7 @@ def check(
     max_characters: LengthOption = MAX_CHARACTERS,
     base: Annotated[str | None, typer.Option(help="Whose tokens; default: quickstart; none: no tokens.")] = None,
     chat_template: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="For a base that brings none, as in the recipe.")
+        str | None, typer.Option(metavar="NAME|FILE", help="In place of the base's own, as in the recipe.")
     ] = None,
     rows: Annotated[int, typer.Option(min=0, max=20, help="First rows shown.")] = 2,
     bad: Annotated[int, typer.Option(min=0, max=1000, help="Bad rows shown.")] = 10,

@@ -14,6 +14,7 @@ from typing import Any
 
 from alignloop.artifacts import Artifact
 from alignloop.bundled import resolve_base
+from alignloop.chat.templates import template_file
 from alignloop.config import Recipe, load_recipe
 from alignloop.data.files import data_files
 from alignloop.engines.base import Engine
@@ -172,7 +173,7 @@ class Prepared:
 def prepare(room: RoundHouse, recipe: Recipe, *, base_inputs: base.Inputs) -> Prepared:
     """Round 0: the user's data, the base made ready, its benchmarks."""
     data = room.run(ingest.STAGE, recipe.ingest_stage, ingest_inputs(recipe, run_dir=room.house.run_dir))
-    ready = room.run(base.STAGE, None, base_inputs)
+    ready = room.run(base.STAGE, recipe.base_stage, base_inputs)
     evaluation = room.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(ready.checkpoint))
     policy = ready.checkpoint  # what samples first; reward model and SFT start from the base itself
     if wants_bootstrap(recipe, had_template=bool(ready.metrics["had_template"])):
@@ -261,11 +262,16 @@ def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inpu
 def base_inputs(recipe: Recipe) -> base.Inputs:
     """The base's folder with its digest, or its hub id; likewise its chat template's file or name."""
     path = Path(resolve_base(recipe.base)).expanduser()
-    template = recipe.chat_template
     return base.Inputs(
         base=Artifact.of(path) if path.is_dir() else recipe.base,
-        chat_template=Artifact.of(Path(template)) if template and Path(template).is_file() else template,
+        chat_template=template_input(recipe),
     )
+
+
+def template_input(recipe: Recipe) -> str | Artifact | None:
+    """The recipe's chat template: its file with a digest, or the name of one that we ship."""
+    file = None if recipe.chat_template is None else template_file(recipe.chat_template)
+    return recipe.chat_template if file is None else Artifact.of(file)
 
 
 def wants_bootstrap(recipe: Recipe, *, had_template: bool) -> bool:

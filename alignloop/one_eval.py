@@ -14,7 +14,7 @@ from alignloop.config.evaluation import EvaluateConfig
 from alignloop.engine_log import temporary_folder
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.engines.open import open_engine
-from alignloop.errors import ModelError, UserError
+from alignloop.errors import ModelError
 from alignloop.inspection.setting import recipe_of
 from alignloop.preflight.tasks import BUNDLED
 from alignloop.preflight.weights import check_causal
@@ -112,7 +112,7 @@ def evaluate_alone(
     Args:
         tasks, include_path, limit, config, strip_reasoning: see `find_setting`.
         engine_name: None: vLLM where it is installed.
-        chat_template: given to a checkpoint that has none: `llama3`, `chatml` or a Jinja file.
+        chat_template: `llama3`, `chatml`, a template that TRL bundles or a Jinja file, in place of the checkpoint's.
         samples_file: where one JSON line a question is written.
         log_file: gets what the engine prints.
 
@@ -197,17 +197,12 @@ def _recipe_for(
 
 @contextmanager
 def _with_template(checkpoint: Path, chat_template: str | None) -> Iterator[Path]:
-    """The checkpoint, or a copy of it that has the template it lacks."""
+    """The checkpoint, or a copy of it with another template."""
     if chat_template is None:
         yield checkpoint
         return
     from alignloop.training.start import prepare_base
 
     with temporary_folder() as folder:
-        prepared = prepare_base(str(checkpoint), chat_template=chat_template, out_dir=folder / "checkpoint")
-        if prepared.had_template:
-            raise UserError(
-                f"--chat-template {chat_template}: {checkpoint} brings a template of its own, and is measured with "
-                "that; leave the option out"
-            )
+        prepare_base(str(checkpoint), chat_template=chat_template, out_dir=folder / "checkpoint")
         yield folder / "checkpoint"

@@ -24,7 +24,7 @@ from alignloop.stages import average
 
 CONFIGS: Mapping[str, Callable[[Recipe, Any], Any]] = {
     "ingest": lambda recipe, inputs: recipe.ingest_stage,
-    "base": lambda recipe, inputs: None,
+    "base": lambda recipe, inputs: recipe.base_stage,
     "bootstrap": lambda recipe, inputs: recipe.bootstrap_stage,
     "collect": lambda recipe, inputs: recipe.collect_stage,
     "train_reward": lambda recipe, inputs: recipe.reward,

@@ -469,3 +469,62 @@ def test_columns_by_name_and_scores_that_say_otherwise(tmp_path: Path) -> None:
     assert [note for note in checked.notes if "1 have scores that tie" in note]
     with pytest.raises(UserError, match=r"data.columns"):
         load_recipe({**SMALL, "preferences": "a", "data": {"columns": {"promt": "ask"}}})
+
+
+THOUGHT = "<think>\nIt flows.\n</think>\n\n"
+
+
+def thinking_rows(number: int, *, earlier: str = "") -> list[dict[str, Any]]:
+    """Rows whose chosen answers hold reasoning; the rejected ones hold none."""
+    start = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": earlier}] if earlier else []
+    return [
+        row(n, prompt=[*start, {"role": "user", "content": f"River {n}?"}], chosen=f"{THOUGHT}River {n}.")
+        for n in range(number)
+    ]
+
+
+def test_reasoning_behind_an_empty_thinking_block_is_refused_by_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "thinks.jsonl", thinking_rows(20))
+    (problem,) = problems(path, chat_template="qwen3")
+    assert problem.startswith(f"preferences: 20 of 40 answers cannot be trained (first: {path}, line ")
+    assert "set chat_template_kwargs: {enable_thinking: true}, or take the reasoning out of the rows" in problem
+    notes = look(path, chat_template="qwen3", chat_template_kwargs={"enable_thinking": True}).notes
+    assert any("20 of 40 answers hold no reasoning" in note for note in notes)
+    # Its generation prompt opens the block: what holds no reasoning cannot follow it.
+    (problem,) = problems(path, chat_template="qwen3_5_think", chat_template_kwargs={"enable_thinking": True})
+    assert "20 of 40 answers cannot be trained" in problem
+    assert "set chat_template_kwargs: {enable_thinking: false}" in problem
+
+
+def test_reasoning_on_a_template_that_takes_none_is_noted(tmp_path: Path) -> None:
+    notes = look(write(tmp_path / "thinks.jsonl", thinking_rows(20))).notes
+    assert any("20 of 40 answers begin with <think>" in note for note in notes)
+
+
+def test_earlier_answers_that_sampling_never_asks_for_are_refused(tmp_path: Path) -> None:
+    rows = [{**each, "chosen": "It is."} for each in thinking_rows(20, earlier="Hi.")]
+    path = write(tmp_path / "talks.jsonl", rows)
+    sft = {"max_length": 384, "train_on": "all_assistant"}
+    (problem,) = problems(path, chat_template="qwen3", sft=sft)
+    assert "sft.train_on: all_assistant: 20 of 20 earlier answers cannot be trained" in problem
+    assert "last_assistant" in problem
+    assert look(path, chat_template="qwen3_training", sft=sft)
+    assert look(path, chat_template="qwen3")
+
+
+def test_a_template_in_place_of_the_bases_own_is_noted(good: Path) -> None:
+    checked = look(good, chat_template="chatml")
+    assert "chat_template: chatml replaces the base's own, with 2 tokens new to its tokenizer" in checked.notes
+    assert not checked.base.had_template
+
+
+def test_a_template_without_end_is_stopped_by_name(good: Path, base: Path) -> None:
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (base / "chat_template.jinja").write_text(endless)
+    (problem,) = problems(good, base=str(base))
+    assert f"base: {base}: the chat template did not come to an end within 5 s" in problem
+
+
+def test_kwargs_of_no_template_are_refused(good: Path) -> None:
+    (problem,) = problems(good, chat_template_kwargs={"enable_thinking": True})
+    assert "chat_template_kwargs: the chat template does not take enable_thinking" in problem

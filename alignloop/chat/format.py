@@ -20,7 +20,7 @@ from alignloop.chat.encoder import Encoder
 from alignloop.chat.layout import MEND, Layout, Slot, Turn
 from alignloop.chat.reasoning import THINK_END, THINK_START, split_reasoning
 from alignloop.chat.segments import Piece, Segment, encode_segments
-from alignloop.chat.template_defaults import Value
+from alignloop.chat.template_defaults import Value, in_yaml
 from alignloop.chat.tokens import CompletionTokens, DialogTokens
 from alignloop.errors import ModelError
 from alignloop.records import Message
@@ -95,6 +95,11 @@ class ChatFormat:
     def opens_reasoning(self) -> bool:
         """Whether the generation prompt opens a thinking block, so that answers without reasoning cannot be trained."""
         return self._turn.plain is None
+
+    @property
+    def plain_opening(self) -> str:
+        """What the model generates before an answer without reasoning; empty where there is none."""
+        return "" if self._turn.plain is None else self._turn.plain.opening
 
     def refusal(self, text: str) -> str | None:
         """Why an answer cannot be trained, with what to do; None where it can.
@@ -195,8 +200,7 @@ class ChatFormat:
             ids = ids[: -len(end)]
         if self._reader.reads:
             return self._reader.read(self._encoder.marked(ids))
-        opening = "" if self._turn.plain is None else self._turn.plain.opening
-        return self._encoder.decode(ids).removeprefix(opening)
+        return self._encoder.decode(ids).removeprefix(self.plain_opening)
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """Each token's share of the text, special tokens included; for people to look at.
@@ -216,8 +220,7 @@ class ChatFormat:
         kwargs = switch(self._tokenizer, thinking=thinking)
         rows = "take the reasoning out of the rows" if thinking else "give every answer its reasoning"
         if kwargs is not None:
-            chosen = ", ".join(f"{key}: {str(value).lower()}" for key, value in kwargs.items())
-            return f"set chat_template_kwargs: {{{chosen}}}, or {rows}"
+            return f"set chat_template_kwargs: {in_yaml(kwargs)}, or {rows}"
         other = "a template that takes reasoning" if thinking else f"a copy of it that asks without {THINK_START}"
         return f"{rows}, or set chat_template to {other}"
 

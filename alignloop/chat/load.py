@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from alignloop.chat.answer import template_text
 from alignloop.chat.format import ChatFormat
+from alignloop.chat.template_defaults import Value, defaults_of
 from alignloop.chat.templates import is_shipped
 from alignloop.chat.trial import check_ends
 from alignloop.errors import ModelError
@@ -48,6 +49,15 @@ def format_of(tokenizer: PreTrainedTokenizerBase, *, name: str, extra_stop_ids: 
         return ChatFormat.from_tokenizer(tokenizer, extra_stop_ids=extra_stop_ids)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
+
+
+def template_kwargs_of(folder: Path) -> dict[str, Value]:
+    """What a checkpoint's chat template is rendered with, as it says at its head; no tokenizer is loaded."""
+    jinja, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if jinja.is_file():
+        return defaults_of(jinja.read_text(encoding="utf-8"))
+    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    return defaults_of(template) if isinstance(template, str) else {}
 
 
 def _eos_ids(checkpoint: Path) -> tuple[int, ...]:

@@ -32,6 +32,11 @@ def defaults_of(jinja: str) -> dict[str, Value]:
     return _parsed(jinja)[0]
 
 
+def in_yaml(kwargs: Mapping[str, Value]) -> str:
+    """As a recipe takes them: `{enable_thinking: true}`."""
+    return f"{{{', '.join(f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in kwargs.items())}}}"
+
+
 def _parsed(jinja: str) -> tuple[dict[str, Value], str]:
     """The defaults, and the template behind them."""
     found: dict[str, Value] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, FiniteFloat, field_serializer, model_validator
 
 from alignloop.config.base import PositiveFloat, PositiveInt, Section
 from alignloop.config.collect import CollectConfig
@@ -137,6 +137,15 @@ def _computing(engine: EngineConfig) -> dict[str, Any]:
     }
 
 
+TemplateValue = bool | int | FiniteFloat | str
+
+
+class BaseStageConfig(Section):
+    """What the `base` stage does to a base."""
+
+    chat_template_kwargs: dict[str, TemplateValue]
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -145,7 +154,13 @@ class Recipe(Section):
     base: Annotated[str, Field(min_length=1)] = "quickstart"
     """Hugging Face directory or hub id of the base model; `quickstart` is the bundled one."""
     chat_template: str | None = None
-    """`llama3`, `chatml` or a Jinja file: given to a base that has no chat template of its own."""
+    """`llama3`, `chatml`, a template that TRL bundles (docs/templates.md) or a Jinja file: given to the base, in place
+    of its own where it has one."""
+    chat_template_kwargs: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], TemplateValue] = Field(
+        default_factory=dict
+    )
+    """What the chat template is given beside the messages, in training, sampling and evaluation alike, and in the
+    published model: `{enable_thinking: true}`. Empty: as the template is, without a thinking block before answers."""
     preferences: tuple[str, ...] = ()
     """Preference files, in order; one or a list, `*` and `?` allowed (`preferences/round-*.jsonl`). `quickstart`:
     the bundled ones."""
@@ -178,6 +193,11 @@ class Recipe(Section):
     engine: EngineConfig = EngineConfig()
     judge: JudgeConfig | None = None
     """Needed where `collect.annotator` is `judge`, and where a step of `prune` asks one; its `prompt` is collect's."""
+
+    @property
+    def base_stage(self) -> BaseStageConfig | None:
+        """None where nothing is chosen."""
+        return BaseStageConfig(chat_template_kwargs=self.chat_template_kwargs) if self.chat_template_kwargs else None
 
     @property
     def bootstrap_stage(self) -> BootstrapStageConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
+from alignloop.chat.template_defaults import Value
 from alignloop.engines.base import Completion, Engine, GenerateRequest, LoglikelihoodRequest
 from alignloop.errors import DataError
 from alignloop.evaluation.packed import pack_messages, unpack_messages
@@ -122,6 +123,11 @@ class EngineLM(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         return str(self.tokenizer.name_or_path)
+
+    @property
+    def template_kwargs(self) -> Mapping[str, Value]:
+        """What the chat template is rendered with beside the messages."""
+        return self._chat.template_kwargs
 
     @property
     def chat_template_digest(self) -> str:

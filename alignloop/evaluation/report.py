@@ -65,6 +65,8 @@ class Protocol(_Model):
     None: not recorded."""
     strip_reasoning: bool | None = None
     """Whether reasoning was taken off the answers before they were judged; None: not recorded."""
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    """What the chat template is rendered with beside the messages; None: not recorded."""
 
     @property
     def digest(self) -> str:

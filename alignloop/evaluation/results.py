@@ -78,6 +78,7 @@ def build_report(results: Results, *, samples: Sequence[EvalSample], lm: EngineL
         stop_token_ids=list(lm.stop_token_ids),
         system_turn=lm.takes_system_turn,
         strip_reasoning=lm.strip_reasoning,
+        chat_template_kwargs=dict(lm.template_kwargs),
     )
     return EvalReport(metrics=figures.metrics, stderr=figures.stderr, counts=figures.counts, protocol=protocol)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from itertools import groupby
 
+from alignloop.chat.template_defaults import in_yaml
 from alignloop.config import Recipe
 from alignloop.config.training import AverageConfig, OptimizerConfig
 from alignloop.plan.walk import Plan
@@ -23,6 +24,7 @@ def setting_lines(plan: Plan) -> list[str]:
     other than one plain training."""
     recipe = plan.recipe
     lines = [
+        *_template_lines(plan),
         _line("sample.policy", _policy(plan)),
         _line("reward.start_from", f"{recipe.reward.start_from}: {_reward_start(recipe)}"),
         _line("sft.start_from", f"{recipe.sft.start_from}: {_sft_start(recipe)}"),
@@ -58,6 +60,17 @@ def _line(name: str, text: str) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _template_lines(plan: Plan) -> list[str]:
+    """What the chat template is rendered with, where anything was chosen or found."""
+    chat = plan.checked.base.chat
+    if chat is None or not chat.template_kwargs:
+        return []
+    whose = "" if plan.recipe.chat_template_kwargs else ", as answers without reasoning need it"
+    able = "answers may hold reasoning" if chat.trains_reasoning else "answers hold no reasoning"
+    able = "answers hold reasoning" if chat.opens_reasoning else able
+    return [_line("chat template", f"{in_yaml(chat.template_kwargs)}{whose}: {able}")]
 
 
 def _policy(plan: Plan) -> str:

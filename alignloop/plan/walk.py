@@ -15,7 +15,7 @@ from alignloop.config import Recipe
 from alignloop.engines.base import Engine
 from alignloop.gate import gated
 from alignloop.house import House, RoundHouse
-from alignloop.loop import base_inputs, from_outside, next_start, prepare, sampling_policy
+from alignloop.loop import base_inputs, from_outside, next_start, prepare, sampling_policy, template_input
 from alignloop.plan.estimate import NOTHING, Estimator, Expected
 from alignloop.preflight import Checked, check
 from alignloop.preflight.findings import Findings
@@ -124,7 +124,7 @@ def _base_inputs(recipe: Recipe, folder: Path) -> base.Inputs:
     """The base, unread where nothing was made of it yet: digesting a large one takes minutes."""
     if any(folder.glob("*_base/manifest.json")):
         return base_inputs(recipe)
-    return base.Inputs(Artifact(Path(resolve_base(recipe.base)).expanduser(), NOT_MADE), recipe.chat_template)
+    return base.Inputs(Artifact(Path(resolve_base(recipe.base)).expanduser(), NOT_MADE), template_input(recipe))
 
 
 def _waiting_lines(recipe: Recipe, run_dir: Path, number: int) -> tuple[str, ...]:

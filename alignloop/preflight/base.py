@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from alignloop.bundled import resolve_base
 from alignloop.chat.format import ChatFormat
-from alignloop.chat.templates import Template, give_template, load_template
+from alignloop.chat.prepare import prepare_tokenizer
+from alignloop.chat.templates import Template, load_template
 from alignloop.config import Recipe
 from alignloop.engines.checkpoint import longest_sequence, stored_tensors, text_config
 from alignloop.errors import ModelError
@@ -40,8 +41,9 @@ class BaseFacts:
     Attributes:
         num_parameters: None where it cannot be told without loading.
         max_positions: longest sequence of the model, in tokens; None where its config does not say.
-        had_template: whether it brings its own chat template; None for a hub id that is not on this machine.
-        chat: its format, with the recipe's template where it has none; None where it cannot be had.
+        had_template: whether it brings its own chat template, or the tokens of the recipe's; None for a hub id that is
+            not on this machine.
+        chat: its format, with the recipe's template and kwargs; None where it cannot be had.
         folder: its config.json and weights (an adapter's base); None where they cannot be used, or are not on this
             machine.
     """
@@ -76,14 +78,17 @@ def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
         tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(adapter) else folder)
         if num_rows is not None:
             _check_rows(tokenizer, num_rows=num_rows, base=recipe.base, findings=findings)
-        had_template, own = bool(tokenizer.chat_template), OwnTokens.of(tokenizer)
-        if had_template and recipe.chat_template is not None:
-            findings.notes.append("chat_template: not used, the base brings its own")
-        if not had_template:
-            _give_template(tokenizer, template, recipe)
-        if tokenizer.chat_template:
+        own, brought = OwnTokens.of(tokenizer), bool(tokenizer.chat_template)
+        if not brought and recipe.chat_template is None:
+            raise ModelError(_no_template(tokenizer, base=recipe.base))
+        if recipe.chat_template is None or template is not None:
+            chat = prepare_tokenizer(
+                tokenizer, template=template, kwargs=recipe.chat_template_kwargs, name=f"base: {recipe.base}"
+            )
+            had_template = brought and len(tokenizer) == own.num
+            if brought and template is not None:
+                findings.notes.append(_replaced(recipe, num_new=len(tokenizer) - own.num))
             ensure_pad(tokenizer, end_ids=(own.eos, tokenizer.eos_token_id))
-            chat = _chat_format(tokenizer, base=recipe.base)
             # An adapter may have trained rows of its base: what it made of them is known when it is merged.
             tensors = stored_tensors(folder) if num_rows is not None and adapter is None else {}
             note_new_tokens(recipe, find_new_tokens(tokenizer, chat, own=own, tensors=tensors), findings=findings)
@@ -172,23 +177,17 @@ def _check_rows(tokenizer: Any, *, num_rows: int, base: str, findings: Findings)
         findings.notes.append(f"base: special tokens without an embedding row, which nothing here writes: {names}")
 
 
-def _chat_format(tokenizer: PreTrainedTokenizerBase, *, base: str) -> ChatFormat:
-    try:
-        return ChatFormat.from_tokenizer(tokenizer)
-    except ModelError as error:
-        raise ModelError(f"base: {base}: {error}") from error
+def _replaced(recipe: Recipe, *, num_new: int) -> str:
+    unknown = f", with {num_new} tokens new to its tokenizer" if num_new else ""
+    return f"chat_template: {recipe.chat_template} replaces the base's own{unknown}"
 
 
-def _give_template(tokenizer: Any, template: Template | None, recipe: Recipe) -> None:
-    """The recipe's template with its special tokens, as the stage `base` gives them."""
-    if template is not None:
-        give_template(tokenizer, template)
-    elif recipe.chat_template is None:
-        known = tokenizer.get_vocab()
-        marks = {"llama3": "<|start_header_id|>", "chatml": "<|im_start|>"}
-        fitting = next((name for name, mark in marks.items() if mark in known), None)
-        hint = f"{fitting}, whose tokens its tokenizer has" if fitting else "llama3, chatml or a Jinja file"
-        raise ModelError(f"base: {recipe.base} has no chat template of its own - set chat_template: {hint}")
+def _no_template(tokenizer: PreTrainedTokenizerBase, *, base: str) -> str:
+    known = tokenizer.get_vocab()
+    marks = {"llama3": "<|start_header_id|>", "chatml": "<|im_start|>"}
+    fitting = next((name for name, mark in marks.items() if mark in known), None)
+    hint = f"{fitting}, whose tokens its tokenizer has" if fitting else "llama3, chatml or a Jinja file"
+    return f"base: {base} has no chat template of its own - set chat_template: {hint}"
 
 
 def _near(path: Path) -> str:

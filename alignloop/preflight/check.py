@@ -25,6 +25,7 @@ from alignloop.preflight.judge import check_judge
 from alignloop.preflight.lengths import Lengths, measure
 from alignloop.preflight.measures import check_measures
 from alignloop.preflight.pruning import check_pruning
+from alignloop.preflight.reasoning import check_answers
 from alignloop.preflight.rows import Rows, read_rows
 from alignloop.preflight.sampling import check_sampling
 from alignloop.preflight.tasks import check_tasks
@@ -95,6 +96,7 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
     base = look_at_base(recipe, findings=findings)
     lengths = None
     if base.chat is not None:
+        check_answers([*rows.train, *rows.heldout], chat=base.chat, recipe=recipe, findings=findings)
         lengths = measure(rows, chat=base.chat, recipe=recipe, positions=base.max_positions, findings=findings)
     check_sampling(recipe, prompts=rows.prompts, chat=base.chat, findings=findings)
     check_tasks(recipe, chat=base.chat, findings=findings)

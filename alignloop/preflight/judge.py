@@ -86,14 +86,14 @@ def _check_model(recipe: Recipe, config: JudgeConfig, *, base_folder: Path | Non
 
 def _check_template(config: JudgeConfig, folder: Path) -> None:
     """The folder holds weights, and a tokenizer with a chat template that can be used."""
-    from alignloop.chat.format import ChatFormat
+    from alignloop.chat.load import format_of
 
     try:
         weight_files(folder)
         tokenizer = load_tokenizer(folder)
         if not tokenizer.chat_template:
             raise ModelError("its tokenizer has no chat template - take a model that was made to chat")
-        ChatFormat.from_tokenizer(tokenizer)
+        format_of(tokenizer, name="its tokenizer")
     except ModelError as error:
         raise ModelError(f"judge.model: {config.model}: {error}") from error
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.artifacts import Manifest, read_manifest
+from alignloop.chat.load import template_kwargs_of
+from alignloop.chat.template_defaults import Value, in_yaml
 from alignloop.config import Recipe
 from alignloop.records import RoundRow
 from alignloop.report.table import markdown_table
@@ -24,6 +26,7 @@ def model_card(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recip
         rows: one a round, the base's first.
         best: the row whose policy the card is of.
     """
+    kwargs = template_kwargs_of(run_dir / best.policy)
     sections = [
         _front_matter(recipe),
         TITLE.format(name=recipe.name, round=best.round),
@@ -31,19 +34,26 @@ def model_card(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recip
         "## Rounds\n\nIFEval and MMLU in percent; round 0 is the base. The reward model's accuracy is on held-out "
         f"preferences.\n\n{markdown_table(rows)}",
         "## Use\n\n```python\n"
-        + transformers_snippet("PATH_TO_THIS_FOLDER")
+        + transformers_snippet("PATH_TO_THIS_FOLDER", template_kwargs=kwargs)
         + "\n```\n\n```python\n"
-        + vllm_snippet("PATH_TO_THIS_FOLDER")
-        + "\n```",
+        + vllm_snippet("PATH_TO_THIS_FOLDER", template_kwargs=kwargs)
+        + "\n```"
+        + _asked_as(kwargs),
         _recipe_section(recipe),
         _lineage(run_dir, best),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def transformers_snippet(path: str) -> str:
-    """How to chat with the model in `path` by transformers."""
-    return (
+def transformers_snippet(path: str, *, template_kwargs: Mapping[str, Value] | None = None) -> str:
+    """How to chat with the model in `path` by transformers.
+
+    Args:
+        template_kwargs: what its chat template was trained with.
+    """
+    asked = ", ".join(f"{key}={value!r}" for key, value in (template_kwargs or {}).items())
+    trained = f"# asks with {asked}, as training did: its chat template says so\n" if asked else ""
+    return trained + (
         "from transformers import pipeline\n"
         f'chat = pipeline("text-generation", model="{path}")\n'
         'answer = chat([{"role": "user", "content": "Hello!"}], max_new_tokens=256)\n'
@@ -51,14 +61,29 @@ def transformers_snippet(path: str) -> str:
     )
 
 
-def vllm_snippet(path: str) -> str:
-    """How to chat with the model in `path` by vLLM; runs as a script on GPU and CPU alike."""
+def vllm_snippet(path: str, *, template_kwargs: Mapping[str, Value] | None = None) -> str:
+    """How to chat with the model in `path` by vLLM; runs as a script on GPU and CPU alike.
+
+    Args:
+        template_kwargs: what its chat template was trained with.
+    """
+    asked = f", chat_template_kwargs={dict(template_kwargs)!r}" if template_kwargs else ""
     return (
         "from vllm import LLM, SamplingParams\n"
         'if __name__ == "__main__":  # the engine is a process that imports this file again\n'
         f'    llm = LLM("{path}", gpu_memory_utilization=0.5)\n'
-        '    answer = llm.chat([{"role": "user", "content": "Hello!"}], SamplingParams(max_tokens=256))\n'
+        '    answer = llm.chat([{"role": "user", "content": "Hello!"}], SamplingParams(max_tokens=256)'
+        f"{asked})\n"
         "    print(answer[0].outputs[0].text)"
+    )
+
+
+def _asked_as(kwargs: Mapping[str, Value]) -> str:
+    if not kwargs:
+        return ""
+    return (
+        f"\n\nIt was trained and measured with the chat template's `{in_yaml(kwargs)}`. The template in this folder "
+        "takes these values where a request names no others, so that a server asks as training did."
     )
 
 

@@ -1,10 +1,11 @@
-"""The base model, made ready: chat template, special tokens, an eos that stops."""
+"""The base model, made ready: chat template with the recipe's kwargs, special tokens, an eos that stops."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
+from alignloop.config.recipe import BaseStageConfig
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
 
@@ -14,24 +15,31 @@ class Inputs:
     base: str | Artifact
     """A Hugging Face directory, or a hub id."""
     chat_template: str | Artifact | None
-    """A bundled template's name or a Jinja file, for a base without one."""
+    """A shipped template's name or a Jinja file, in place of the base's own; None: the base's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs(StageOutputs):
     checkpoint: Artifact
-    """`metrics["had_template"]` is 1 where the base brought its own chat template."""
+    """`metrics["had_template"]` is 1 where the base brought its own chat template, or the tokens of the given one;
+    `facts["chat_template_kwargs"]` is what the template is rendered with, chosen or found."""
 
 
-def run(config: None, inputs: Inputs, ctx: StageContext) -> Outputs:
+def run(config: BaseStageConfig | None, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.training.start import prepare_base
 
     base, template = (str(v.path) if isinstance(v, Artifact) else v for v in (inputs.base, inputs.chat_template))
     assert base is not None, "a recipe always names a base"
-    prepared = prepare_base(base, chat_template=template, out_dir=ctx.dir / "checkpoint")
+    prepared = prepare_base(
+        base,
+        chat_template=template,
+        template_kwargs={} if config is None else config.chat_template_kwargs,
+        out_dir=ctx.dir / "checkpoint",
+    )
     return Outputs(
         checkpoint=Artifact.of(prepared.path),
         metrics={"had_template": float(prepared.had_template)},
+        facts={"chat_template_kwargs": dict(prepared.template_kwargs)},
     )
 
 

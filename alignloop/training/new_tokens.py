@@ -164,7 +164,7 @@ def _written_ids(chat: ChatFormat) -> frozenset[int]:
         except ModelError:
             continue  # a template without system turns
         found.update(dialog.token_ids)
-    found.update(chat.completion("a").token_ids)
+    found.update(chat.answer_control_ids, chat.stop_token_ids[:1])
     return chat.control_ids & found
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from alignloop.chat.format import ChatFormat
-from alignloop.chat.templates import give_template, load_template
+from alignloop.chat.prepare import prepare_tokenizer
+from alignloop.chat.template_defaults import Value
+from alignloop.chat.templates import load_template
 from alignloop.engines.checkpoint import stored_tensors, text_config
 from alignloop.errors import ModelError
 from alignloop.training.adapter_files import base_of, has_tokenizer, is_adapter
@@ -36,37 +37,45 @@ class PreparedBase:
 
     Attributes:
         path: a complete Hugging Face directory.
-        had_template: whether the base brought a chat template of its own (and so, most likely, chat behaviour).
+        had_template: whether the base brought a chat template of its own, or the tokens of the one that was given in
+            its place (and so, most likely, chat behaviour).
+        template_kwargs: what its template is rendered with beside the messages.
     """
 
     path: Path
     had_template: bool
+    template_kwargs: Mapping[str, Value]
 
 
-def prepare_base(base: str, *, chat_template: str | None, out_dir: Path) -> PreparedBase:
+def prepare_base(
+    base: str, *, chat_template: str | None, out_dir: Path, template_kwargs: Mapping[str, Value] | None = None
+) -> PreparedBase:
     """Make a complete directory of a base model.
 
-    A LoRA adapter is merged into its own base first, in float32. A base with a chat template is copied; one without
-    gets the named one with its special tokens. Rows of tokens it was never trained on start near the mean of the
-    others; `new_tokens.json` says which those are. Both end up with a pad token that is not an end token, and with a
-    generation config whose eos holds the end-of-turn token: a model whose turn end is not its eos never stops.
+    A LoRA adapter is merged into its own base first, in float32. A base keeps its chat template unless one is named; it
+    gets the special tokens that it lacks. Rows of tokens it was never trained on start near the mean of the others;
+    `new_tokens.json` says which those are. Both end up with a pad token that is not an end token, and with a generation
+    config whose eos holds the end-of-turn token: a model whose turn end is not its eos never stops.
 
     Args:
         base: a directory or a hub id.
-        chat_template: `llama3`, `chatml` or a Jinja file, for a base without a template.
+        chat_template: `llama3`, `chatml`, a template that TRL bundles or a Jinja file; None: the base's own.
+        template_kwargs: what the template is rendered with; written at its head.
 
     Raises:
         ModelError: no model or tokenizer there, an adapter that does not fit its base, a tokenizer that does not fit
             the embedding, no template at all, or one that cannot be used.
     """
-    source = _locate(base)
+    source, kwargs = _locate(base), template_kwargs or {}
     if is_adapter(source):
         with _merged(source, beside=out_dir) as merged:
-            return _prepare(merged, base=base, chat_template=chat_template, out_dir=out_dir)
-    return _prepare(source, base=base, chat_template=chat_template, out_dir=out_dir)
+            return _prepare(merged, base=base, chat_template=chat_template, kwargs=kwargs, out_dir=out_dir)
+    return _prepare(source, base=base, chat_template=chat_template, kwargs=kwargs, out_dir=out_dir)
 
 
-def _prepare(source: Path, *, base: str, chat_template: str | None, out_dir: Path) -> PreparedBase:
+def _prepare(
+    source: Path, *, base: str, chat_template: str | None, kwargs: Mapping[str, Value], out_dir: Path
+) -> PreparedBase:
     tokenizer = _load_tokenizer(source, base=base)
     tensors = stored_tensors(source)
     check_not_quantized(source, tensors, config=text_config(source))
@@ -74,17 +83,17 @@ def _prepare(source: Path, *, base: str, chat_template: str | None, out_dir: Pat
     check_finite(tensors)
     if (num_rows := embedding_rows({name: tensor.shape for name, tensor in tensors.items()})) is not None:
         check_tokenizer_fits(tokenizer, num_rows=num_rows, where=base)
-    had_template = bool(tokenizer.chat_template)
-    if not had_template and chat_template is None:
+    brought = tokenizer.chat_template
+    if not brought and chat_template is None:
         raise ModelError(
             f"{base}: its tokenizer has no chat template. Set `chat_template: llama3` (or chatml, or a Jinja file)"
         )
-    template = None if had_template or chat_template is None else load_template(chat_template)
+    template = None if chat_template is None else load_template(chat_template)
     own, old_eos = OwnTokens.of(tokenizer), _ids(tokenizer.eos_token_id)
-    if template is not None:
-        give_template(tokenizer, template)
+    chat = prepare_tokenizer(tokenizer, template=template, kwargs=kwargs, name=base)
+    had_template = bool(brought) and len(tokenizer) == own.num
     changed = ensure_pad(tokenizer, end_ids=(own.eos, tokenizer.eos_token_id)) or template is not None
-    chat = ChatFormat.from_tokenizer(tokenizer)
+    changed = changed or tokenizer.chat_template != brought
     stop_ids = _unique(chat.stop_token_ids, _ids(tokenizer.eos_token_id), old_eos)
     new = find_new_tokens(tokenizer, chat, own=own, tensors=tensors)
     with written_aside(out_dir) as partial:
@@ -96,7 +105,7 @@ def _prepare(source: Path, *, base: str, chat_template: str | None, out_dir: Pat
         if changed or not (partial / "tokenizer_config.json").is_file():
             tokenizer.save_pretrained(partial)
         _set_config(partial, tokenizer, stop_ids)
-    return PreparedBase(path=out_dir, had_template=had_template)
+    return PreparedBase(out_dir, had_template, chat.template_kwargs)
 
 
 def _locate(base: str) -> Path:

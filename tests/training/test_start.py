@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from alignloop.chat.format import ChatFormat
+from alignloop.chat.load import load_format, template_kwargs_of
+from alignloop.chat.templates import load_template
 from alignloop.errors import ModelError
 from alignloop.records import Message
 from alignloop.training.new_tokens import load_new_tokens
@@ -98,13 +100,64 @@ CHATML = (
 
 def test_a_base_with_a_template_is_copied(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tied=True, template=CHATML, pad="<|pad|>")
-    prepared = prepare_base(str(base), chat_template="llama3", out_dir=tmp_path / "out")
+    prepared = prepare_base(str(base), chat_template=None, out_dir=tmp_path / "out")
     assert prepared.had_template
+    assert prepared.template_kwargs == {}
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (prepared.path / name).read_bytes() == (base / name).read_bytes(), name
     tokenizer = AutoTokenizer.from_pretrained(prepared.path)
     eos = json.loads((prepared.path / "generation_config.json").read_text())["eos_token_id"]
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in eos
+
+
+def test_a_recipes_template_replaces_the_bases_own(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tied=True, template=CHATML, pad="<|pad|>")
+    replaced = prepare_base(str(base), chat_template="llama3", out_dir=tmp_path / "llama3")
+    tokenizer = AutoTokenizer.from_pretrained(replaced.path)
+    assert tokenizer.chat_template == load_template("llama3").jinja
+    assert tokenizer.eos_token == "<|eot_id|>"
+    assert len(AutoModelForCausalLM.from_pretrained(replaced.path).get_input_embeddings().weight) == len(tokenizer)
+    # It does not know these tokens, so it has no chat behaviour under them; it has under those that it brings.
+    assert not replaced.had_template
+    assert prepare_base(str(base), chat_template="chatml", out_dir=tmp_path / "chatml").had_template
+
+
+@pytest.mark.parametrize(
+    ("chosen", "asked", "kept"),
+    [
+        ({"enable_thinking": True}, "<|im_start|>assistant\n", {"enable_thinking": True}),
+        # Nothing chosen: as an answer without reasoning stands in a dialog.
+        ({}, "<|im_start|>assistant\n<think>\n\n</think>\n\n", {"enable_thinking": False}),
+    ],
+)
+def test_the_checkpoint_asks_as_it_was_prepared_wherever_it_is_loaded(
+    tmp_path: Path, chosen: dict[str, bool], asked: str, kept: dict[str, bool]
+) -> None:
+    base = make_base(tmp_path / "base", tied=True)
+    prepared = prepare_base(str(base), chat_template="qwen3", template_kwargs=chosen, out_dir=tmp_path / "out")
+    assert prepared.template_kwargs == kept == template_kwargs_of(prepared.path)
+    tokenizer = AutoTokenizer.from_pretrained(prepared.path)
+    question = [{"role": "user", "content": "hello"}]
+    served = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    assert served == f"<|im_start|>user\nhello<|im_end|>\n{asked}"
+    chat = load_format(prepared.path)
+    assert chat.template_kwargs == kept
+    assert chat.prompt_ids([Message(role="user", content="hello")]) == tuple(
+        tokenizer(served, add_special_tokens=False)["input_ids"]
+    )
+    # A request can ask otherwise.
+    other = tokenizer.apply_chat_template(
+        question, tokenize=False, add_generation_prompt=True, enable_thinking=not kept["enable_thinking"]
+    )
+    assert other != served
+
+
+def test_kwargs_that_the_template_does_not_read_are_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tied=True)
+    with pytest.raises(ModelError, match=r"does not take enable_thinking from a recipe; it reads bos_token"):
+        prepare_base(
+            str(base), chat_template="llama3", template_kwargs={"enable_thinking": True}, out_dir=tmp_path / "out"
+        )
 
 
 def test_a_pad_token_that_is_eos_is_replaced(tmp_path: Path) -> None:
