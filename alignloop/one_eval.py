@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from alignloop.chat.load import template_kwargs_of
+from alignloop.chat.template_defaults import Value
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.config.evaluation import EvaluateConfig
@@ -16,6 +18,7 @@ from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.engines.open import open_engine
 from alignloop.errors import ModelError
 from alignloop.inspection.setting import recipe_of
+from alignloop.one_sampling import require_kwargs
 from alignloop.preflight.tasks import BUNDLED
 from alignloop.preflight.weights import check_causal
 from alignloop.progress import Progress
@@ -42,6 +45,8 @@ class Setting:
     evaluate: EvaluateConfig
     engine: EngineConfig
     origin: str | None = None
+    template_kwargs: Mapping[str, Value] = field(default_factory=dict)
+    """What the recipe has chat templates rendered with."""
 
 
 def find_setting(
@@ -77,7 +82,7 @@ def find_setting(
         )
         setting = Setting(evaluate, EngineConfig(dtype="float32", max_model_len=room))
     else:
-        setting = Setting(recipe.evaluate, recipe.engine, origin)
+        setting = Setting(recipe.evaluate, recipe.engine, origin, recipe.chat_template_kwargs)
     asked: dict[str, object] = {} if tasks is None else {"tasks": tuple(tasks)}
     if include_path is not None:
         asked["include_path"] = include_path or None
@@ -135,7 +140,7 @@ def evaluate_alone(
     )
     _say_how(setting, progress)
     with (
-        _with_template(checkpoint, chat_template) as served,
+        _with_template(checkpoint, chat_template, setting.template_kwargs) as served,
         open_engine(setting.engine, log_file=log_file, say=progress.say) as engine,
     ):
         return evaluate(
@@ -196,13 +201,19 @@ def _recipe_for(
 
 
 @contextmanager
-def _with_template(checkpoint: Path, chat_template: str | None) -> Iterator[Path]:
+def _with_template(checkpoint: Path, chat_template: str | None, template_kwargs: Mapping[str, Value]) -> Iterator[Path]:
     """The checkpoint, or a copy of it with another template."""
     if chat_template is None:
+        require_kwargs(template_kwargs, known=template_kwargs_of(checkpoint), folder=checkpoint)
         yield checkpoint
         return
     from alignloop.training.start import prepare_base
 
     with temporary_folder() as folder:
-        prepare_base(str(checkpoint), chat_template=chat_template, out_dir=folder / "checkpoint")
+        prepare_base(
+            str(checkpoint),
+            chat_template=chat_template,
+            template_kwargs=template_kwargs,
+            out_dir=folder / "checkpoint",
+        )
         yield folder / "checkpoint"

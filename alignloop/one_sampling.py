@@ -5,13 +5,14 @@ PROMPTS --read--> prompt rows --the sample stage--> candidates, dropped
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignloop.artifacts import Artifact
 from alignloop.bundled import resolve_base, resolve_file
+from alignloop.chat.template_defaults import Value, in_yaml
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.config.sampling import SampleConfig, SystemPrompt
@@ -91,7 +92,9 @@ def sample_alone(
     folder = policy_folder(checkpoint)
     recipe = with_system_prompt(sampling_recipe(config, overrides, checkpoint=folder), system_prompt)
     read = read_prompts([resolve_file(prompts, kind="prompts")], max_bad_fraction=recipe.data.max_bad_fraction)
-    recipe = with_room(recipe, read.rows, chat=chat_of(folder), given=names_room(config, overrides))
+    chat = chat_of(folder)
+    require_kwargs(recipe.chat_template_kwargs, known=chat.template_kwargs, folder=folder)
+    recipe = with_room(recipe, read.rows, chat=chat, given=names_room(config, overrides))
     with work_dir(out) as work:
         dump_jsonl(work / "prompts.jsonl", read.rows)
         inputs = sample.Inputs(Artifact.of(folder), Artifact.of(work / "prompts.jsonl"))
@@ -150,6 +153,21 @@ def chat_of(folder: Path) -> ChatFormat:
             f"{folder}: {str(error).removeprefix(f'{folder}: ')}\n`alignloop stage base --out prepared --input "
             f"base={folder} --input chat_template=llama3` writes a copy with a chat template: prepared/checkpoint"
         ) from error
+
+
+def require_kwargs(wanted: Mapping[str, Value], *, known: Mapping[str, Value], folder: Path) -> None:
+    """A recipe's `chat_template_kwargs` are those of the checkpoint's template: a base that was not prepared has none.
+
+    Raises:
+        UserError: they are not.
+    """
+    if all(key in known and known[key] == value for key, value in wanted.items()):
+        return
+    raise UserError(
+        f"chat_template_kwargs: the recipe says {in_yaml(wanted)}, and the chat template of {folder} is rendered with "
+        f"{in_yaml(known) if known else 'none'}\n`alignloop stage base --config RECIPE --out prepared --input "
+        f"base={folder}` writes a copy that is asked as the recipe says: prepared/checkpoint"
+    )
 
 
 def sampling_recipe(config: str | None, overrides: Sequence[str], *, checkpoint: Path) -> Recipe:

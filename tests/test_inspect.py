@@ -385,6 +385,20 @@ def test_colour_tells_tokens_and_uses_apart(tmp_path: Path, monkeypatch: pytest.
     assert "[A· hill·.]{<|eot_id|>}" in in_colour(f"{path}:1")
 
 
+def test_reasoning_is_shown_where_the_template_puts_it(inspect: Call, tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", {**GOOD, "chosen": "<think>\nIt flows.\n</think>\n\nThe Elbe."})
+    (tmp_path / "r.yaml").write_text(
+        "chat_template: qwen3\nchat_template_kwargs: {enable_thinking: true}\npreferences: d.jsonl\n"
+    )
+    code, out, err = inspect("d.jsonl:1", "--config", "r.yaml", "--objective", "sft")
+    assert (code, err) == (0, "")
+    assert "template {enable_thinking: true}" in out
+    target = out.split("target", 1)[1]
+    assert "[<think>·↵]" in target
+    assert "[</think>·↵]" in target
+    assert "{<|im_end|>·↵}" in target
+
+
 def test_lines_stay_within_80_columns(inspect: Call, tmp_path: Path) -> None:
     words = "a" * 300 + " 日本語の長い文です。" * 20 + "\n\n\ttab \x1b[31m " + "river " * 60
     write(tmp_path / "d.jsonl", {**GOOD, "prompt": words, "chosen": words + "!"})

@@ -219,6 +219,17 @@ def test_recipes_are_sampled_scored_and_compared(alignloop, tmp_path: Path, rewa
             "(prompts.jsonl, line 1), with a system prompt of sample.system_prompts: ",
         ),
         (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--config", "none.yaml"), "none.yaml"),
+        (
+            (
+                "quickstart",
+                "prompts.jsonl",
+                "--out",
+                "c.jsonl",
+                "--set",
+                "chat_template_kwargs={enable_thinking: true}",
+            ),
+            "the recipe says {enable_thinking: true}, and the chat template of",
+        ),
     ],
 )
 def test_sample_refuses_before_the_engine_starts(

@@ -273,3 +273,14 @@ def test_averaging_that_fits_is_let_through(tmp_path: Path) -> None:
         averaging={"sft": {"choose": 3, "weights": [1, 1, 2]}, "dpo": {"choose": 1, "weights": [1]}},
     )
     check_averaging(recipe, heldout=check(recipe).rows.heldout)
+
+
+def test_what_the_chat_template_is_rendered_with_is_in_the_plan(tmp_path: Path) -> None:
+    def line(**values: Any) -> str:
+        text = plan_text(make_plan(recipe_of(tmp_path, chat_template="qwen3", **values), run_dir=tmp_path / "run"))
+        return next(line for line in text.splitlines() if line.startswith("chat template"))
+
+    assert line(chat_template_kwargs={"enable_thinking": True}).split() == (
+        "chat template {enable_thinking: true}: answers may hold reasoning".split()
+    )
+    assert "{enable_thinking: false}, as answers without reasoning need" in line()

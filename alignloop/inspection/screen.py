@@ -9,6 +9,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
+from alignloop.chat.template_defaults import in_yaml
 from alignloop.inspection.rows import FoundRow
 from alignloop.inspection.setting import Setting
 from alignloop.inspection.views import Token, Use, View
@@ -65,6 +66,7 @@ def print_views(
         ("row", f"{found.file}:{found.line}"),
         ("", f"{found.kind}, id {found.row.id}"),
         ("base", setting.base),
+        *([("template", in_yaml(kwargs))] if (kwargs := setting.chat.template_kwargs) else []),
         *(("note", note) for note in setting.notes),
     ):
         _say(console, label, value)

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from alignloop.artifacts import PARTIAL, Artifact, ArtifactRecord, Manifest, digest_of, publish
+from alignloop.chat.template_defaults import with_defaults
 from alignloop.config import load_recipe
 from alignloop.errors import RunDirError
 from alignloop.final import publish_final
+from alignloop.report.model_card import vllm_snippet
 from alignloop.report.rounds import round_row
 from alignloop.rounds_file import read_rounds
 
@@ -162,3 +164,20 @@ def test_final_is_replaced_and_leaves_nothing_aside(tmp_path: Path) -> None:
     assert "**The annotator is simulated.**" in card
     assert "base_model" not in card
     assert [path.name for path in run_dir.iterdir() if path.name.startswith("final")] == ["final"]
+
+
+def test_the_card_says_what_the_template_was_rendered_with(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path)
+    recipe = load_recipe({"preferences": "p.jsonl", "name": "mine", "base": "org/model"})
+    rows = rows_of(run_dir)
+    assert (
+        "chat_template_kwargs"
+        not in (publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe) / "README.md").read_text()
+    )
+    template = run_dir / rows[1].policy / "chat_template.jinja"
+    template.write_text(with_defaults("{{ messages }}", {"enable_thinking": True}))
+    card = (publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe) / "README.md").read_text()
+    assert "SamplingParams(max_tokens=256), chat_template_kwargs={'enable_thinking': True})" in card
+    assert "# asks with enable_thinking=True, as training did" in card
+    assert "trained and measured with the chat template's `{enable_thinking: true}`" in card
+    compile(vllm_snippet("model", template_kwargs={"enable_thinking": True}), "snippet", "exec")
