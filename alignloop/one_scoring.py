@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import Artifact
-from alignloop.chat.sampled import ids_read_as, without_termination
+from alignloop.chat.sampled import ids_read_as
 from alignloop.comparison.statistics import summary
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.engine import EngineConfig
@@ -247,8 +247,8 @@ def _text_rows(prompt: TextPrompt, chat: ChatFormat) -> Iterator[CandidateRow]:
 
 def _ids(row: CandidateRow, chat: ChatFormat) -> list[int]:
     """A completion's ids as if sampled: its content, and the stop token where it was not cut."""
-    content = list(without_termination(chat.completion(row.completion)).token_ids)
-    return content if row.finish_reason == "length" else [*content, chat.stop_token_ids[0]]
+    content = chat.content_ids(row.completion)
+    return list(content) if row.finish_reason == "length" else [*content, chat.stop_token_ids[0]]
 
 
 def _scored(out: Path, best: Path | None, selected: select.Outputs, *, was_there: bool) -> Scored:

@@ -45,6 +45,8 @@ class ChatFormat:
         self._termination = self._ending()
         self._termination_ids = self._encoder.template(self._termination)
         self.stop_token_ids: tuple[int, ...] = self._stops(extra_stop_ids)
+        self.answer_control_ids: frozenset[int] = self._answer_controls()
+        """Control ids that an answer holds: thinking tags and channels, which the model writes itself."""
         self._reader = AnswerReader.of(self._turn, self._encoder)
 
     @classmethod
@@ -65,13 +67,6 @@ class ChatFormat:
     def control_ids(self) -> frozenset[int]:
         """Ids only the template may write: no text of a message ever becomes one of them."""
         return self._encoder.control_ids
-
-    @property
-    def answer_control_ids(self) -> frozenset[int]:
-        """Those of `control_ids` that a model writes within its answers: what opens and closes its reasoning."""
-        forms = [form for form in (self._turn.plain, self._turn.thinking) if form is not None]
-        written = {i for form in forms for text in (form.opening, form.middle) for i in self._encoder.template(text)}
-        return self.control_ids & written
 
     @property
     def template_kwargs(self) -> Mapping[str, Value]:
@@ -155,11 +150,24 @@ class ChatFormat:
         """
         if (reason := self.refusal(text)) is not None:
             raise ModelError(f"an answer cannot be trained: {reason}")
+        return self._terminated(self.content_ids(text))
+
+    def content_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of an answer behind `prompt_ids`, without its end and whether or not it can be trained.
+
+        What `refusal` refuses is put as well as it can be: an open thinking block is closed before an answer without
+        reasoning, and reasoning without a place of its own is text.
+        """
         reasoning, answer = self._split(text)
-        form = self._turn.plain if reasoning is None else self._turn.thinking
-        assert form is not None, "refusal says so"
+        plain, thinking = self._turn.plain, self._turn.thinking
+        if reasoning is not None and thinking is None:
+            reasoning, answer = None, text
+        form = plain if reasoning is None else thinking
+        if form is None:
+            assert thinking is not None, "a template has one of the two"
+            form = AnswerForm(thinking.middle, thinking.answer)
         pieces = encode_segments(self._encoder, list(_answer(form, reasoning, answer)), first=False)
-        return self._terminated(tuple(index for piece in pieces for index in piece.ids))
+        return tuple(index for piece in pieces for index in piece.ids)
 
     def sampled_completion(self, token_ids: Sequence[int]) -> CompletionTokens:
         """A completion the policy sampled, its content ids as they are.
@@ -223,6 +231,11 @@ class ChatFormat:
             return f"set chat_template_kwargs: {in_yaml(kwargs)}, or {rows}"
         other = "a template that takes reasoning" if thinking else f"a copy of it that asks without {THINK_START}"
         return f"{rows}, or set chat_template to {other}"
+
+    def _answer_controls(self) -> frozenset[int]:
+        forms = [form for form in (self._turn.plain, self._turn.thinking) if form is not None]
+        written = {i for form in forms for text in (form.opening, form.middle) for i in self._encoder.template(text)}
+        return self.control_ids & written
 
     def _literals(self) -> list[str]:
         """Everything the template writes around a question and an answer."""

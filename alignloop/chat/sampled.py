@@ -24,7 +24,7 @@ def completion_tokens(completion: CompletionText, chat: ChatFormat, *, row: str)
         row: its id, for messages.
 
     Raises:
-        DataError: the ids are not those of the text.
+        DataError: the ids are not those of the text, or the text cannot follow the generation prompt.
     """
     ids, reason = completion.token_ids, completion.finish_reason
     if ids is not None:
@@ -37,6 +37,8 @@ def completion_tokens(completion: CompletionText, chat: ChatFormat, *, row: str)
         strays = (chat.control_ids - chat.answer_control_ids).intersection(without_stop(ids, chat))
         if not strays or chat.refusal(completion.text) is not None:
             return chat.sampled_completion(ids) if reason is None else sampled_tokens(ids, reason, chat)
+    if (refusal := chat.refusal(completion.text)) is not None:
+        raise DataError(f"row {row}: an answer cannot be trained: {refusal}")
     tokens = chat.completion(completion.text)
     return without_termination(tokens) if reason == "length" else tokens
 
@@ -70,7 +72,7 @@ def ids_read_as(token_ids: Sequence[int], text: str, chat: ChatFormat) -> bool:
     """
     try:
         read = chat.decode(token_ids)
-        return read == text or read == chat.decode(chat.completion(text).token_ids)
+        return read == text or read == chat.decode(chat.content_ids(text))
     except (IndexError, OverflowError, TypeError, ValueError):  # ids that the tokenizer does not have
         return False
     except ModelError:  # a text that the template does not take, and that its ids do not read as

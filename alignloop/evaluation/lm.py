@@ -218,7 +218,7 @@ class EngineLM(TemplateLM):
         if unpack_messages(context) is None:
             pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             return pair
-        return list(self._context_ids(context)), list(self._content_ids(continuation))
+        return list(self._context_ids(context)), list(self._chat.content_ids(continuation))
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: object
@@ -271,13 +271,8 @@ class EngineLM(TemplateLM):
         if messages is None:
             return tuple(self.tok_encode(context)) or (self.prefix_token_id,)
         if messages[-1].role == "assistant":
-            return (*self._chat.prompt_ids(messages[:-1]), *self._content_ids(messages[-1].content))
+            return (*self._chat.prompt_ids(messages[:-1]), *self._chat.content_ids(messages[-1].content))
         return self._chat.prompt_ids(messages)
-
-    def _content_ids(self, text: str) -> tuple[int, ...]:
-        tokens = self._chat.completion(text)
-        pairs = zip(tokens.token_ids, tokens.formatting_mask, strict=True)
-        return tuple(token_id for token_id, formatting in pairs if not formatting)
 
     def _with_progress(
         self,

@@ -136,7 +136,8 @@ def _from_file(path: Path) -> Template:
         tuple(marker for marker in markers if marker not in _THINK_TAGS),
         end_of_turn=None if ends[0] == _EOS else ends[0],
         bos=None,
-        plain_tokens=tuple(marker for marker in markers if marker in _THINK_TAGS),
+        # What opens is closed, by the model where not by the template.
+        plain_tokens=_THINK_TAGS if markers.keys() & _THINK_TAGS else (),
     )
 
 
