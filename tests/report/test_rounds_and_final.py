@@ -166,18 +166,16 @@ def test_final_is_replaced_and_leaves_nothing_aside(tmp_path: Path) -> None:
     assert [path.name for path in run_dir.iterdir() if path.name.startswith("final")] == ["final"]
 
 
-def test_the_card_says_what_the_template_was_rendered_with(tmp_path: Path) -> None:
-    run_dir = make_run(tmp_path)
-    recipe = load_recipe({"preferences": "p.jsonl", "name": "mine", "base": "org/model"})
-    rows = rows_of(run_dir)
-    assert (
-        "chat_template_kwargs"
-        not in (publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe) / "README.md").read_text()
-    )
-    template = run_dir / rows[1].policy / "chat_template.jinja"
-    template.write_text(with_defaults("{{ messages }}", {"enable_thinking": True}))
-    card = (publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe) / "README.md").read_text()
-    assert "SamplingParams(max_tokens=256), chat_template_kwargs={'enable_thinking': True})" in card
-    assert "# asks with enable_thinking=True, as training did" in card
-    assert "trained and measured with the chat template's `{enable_thinking: true}`" in card
+def test_the_card_says_what_the_template_was_rendered_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def card(run_dir: Path) -> str:
+        rows = rows_of(make_run(run_dir))
+        recipe = load_recipe({"preferences": "p.jsonl", "name": "mine", "base": "org/model"})
+        return (publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe) / "README.md").read_text()
+
+    assert "chat_template_kwargs" not in card(tmp_path / "plain")
+    monkeypatch.setitem(CHECKPOINT, "chat_template.jinja", with_defaults("{{ messages }}", {"enable_thinking": True}))
+    thinks = card(tmp_path / "thinks")
+    assert "SamplingParams(max_tokens=256), chat_template_kwargs={'enable_thinking': True})" in thinks
+    assert "# asks with enable_thinking=True, as training did" in thinks
+    assert "trained and measured with the chat template's `{enable_thinking: true}`" in thinks
     compile(vllm_snippet("model", template_kwargs={"enable_thinking": True}), "snippet", "exec")
