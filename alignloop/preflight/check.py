@@ -25,7 +25,7 @@ from alignloop.preflight.judge import check_judge
 from alignloop.preflight.lengths import Lengths, measure
 from alignloop.preflight.measures import check_measures
 from alignloop.preflight.pruning import check_pruning
-from alignloop.preflight.reasoning import check_answers
+from alignloop.preflight.reasoning import can_train, check_answers
 from alignloop.preflight.rows import Rows, read_rows
 from alignloop.preflight.sampling import check_sampling
 from alignloop.preflight.tasks import check_tasks
@@ -107,7 +107,7 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
     check_judge(recipe, run_dir=run_dir, base_folder=base.folder, findings=findings)
     check_measures(
         recipe,
-        heldout=rows.heldout,
+        heldout=[row for row in rows.heldout if base.chat is None or can_train(row, base.chat)],
         chat=base.chat,
         run_dir=run_dir,
         base_folder=base.folder,

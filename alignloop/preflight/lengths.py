@@ -61,7 +61,7 @@ def measure(rows: Rows, *, chat: ChatFormat, recipe: Recipe, positions: int | No
 
 
 def _pair_length(row: PreferenceRow, chat: ChatFormat) -> tuple[int, int]:
-    # What the template refuses is `check_answers`'s to say.
+    # Whether they can be trained is `check_answers`'s to say.
     texts = [text for text in (row.best, row.rejected) if chat.refusal(text) is None]
     longest = max((len(chat.completion(text).token_ids) for text in texts), default=0)
     return len(chat.prompt_ids(row.messages)), longest

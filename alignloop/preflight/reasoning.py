@@ -24,6 +24,11 @@ def check_answers(rows: Sequence[PreferenceRow], *, chat: ChatFormat, recipe: Re
         _check_earlier(rows, chat=chat, findings=findings)
 
 
+def can_train(row: PreferenceRow, chat: ChatFormat) -> bool:
+    """Whether none of its answers is refused."""
+    return all(chat.refusal(text) is None for text in _answers(row))
+
+
 def _note_reasoning(texts: Sequence[str], *, chat: ChatFormat, findings: Findings) -> None:
     num_reasoned = sum(split_reasoning(text)[0] is not None for text in texts)
     if num_reasoned and not chat.takes_reasoning:
@@ -50,7 +55,8 @@ def _check_earlier(rows: Sequence[PreferenceRow], *, chat: ChatFormat, findings:
 
 
 def _answers(row: PreferenceRow) -> Iterator[str]:
-    return (text for text in (row.edited, row.chosen, row.rejected) if text is not None)
+    """Those whose ids are the template's to make: sampled ones are behind the generation prompt as they are."""
+    return (completion.text for completion in row.ranked if completion.token_ids is None)
 
 
 def _by_reason(found: Iterable[tuple[Source, str | None]]) -> Iterable[tuple[str, list[Source]]]:
