@@ -10,6 +10,7 @@ import io
 import os
 import select
 import sys
+from typing import Any
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 
@@ -34,7 +35,7 @@ class Output(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         while self.error is None:
             try:
                 return os.write(self._descriptor, data)
