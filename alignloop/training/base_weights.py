@@ -30,6 +30,7 @@ BLOCK_NUMBERS = 2**22
 """Numbers looked at together; a block of float32 takes 16 MiB."""
 SQUARE_HEADS = ("llama", "mistral", "qwen2", "olmo", "olmo2", "granite")
 """Model types whose heads are `hidden_size / num_attention_heads` wide where config.json names no `head_dim`."""
+_REMEDY = "copy config.json and weights from one place"
 PLAIN_LAYERS = (*SQUARE_HEADS, "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3")
 """Model types whose layers are the four projections of attention and the gated three of the feed-forward part."""
 
@@ -144,12 +145,23 @@ def check_complete(folder: Path) -> None:
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder}: no causal language model could be made of its config: {error}") from error
-    remedy = "copy config.json and weights from one place"
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(f"{folder}: its weights lack {missing[0]}{more}, which its config.json asks for; {remedy}")
+        raise ModelError(f"{folder}: its weights lack {missing[0]}{more}, which its config.json asks for; {_REMEDY}")
+    check_loaded_shapes(folder, info)
+
+
+def check_loaded_shapes(folder: Path, info: Mapping[str, Any]) -> None:
+    """Refuse a model some of whose weights were not taken over for their shape.
+
+    Args:
+        info: what from_pretrained tells with `output_loading_info`.
+
+    Raises:
+        ModelError: it names the first of them.
+    """
     for name, stored, wanted in sorted(info["mismatched_keys"]):
-        raise ModelError(f"{folder}: {name} is {_by(stored)}, and by config.json {_by(wanted)}; {remedy}")
+        raise ModelError(f"{folder}: {name} is {_by(stored)}, and by config.json {_by(wanted)}; {_REMEDY}")
 
 
 def _check_missing(

@@ -13,6 +13,7 @@ from torch import nn
 
 from alignloop.errors import ModelError
 from alignloop.packing.groups import PromptGroup
+from alignloop.training.base_weights import check_loaded_shapes
 from alignloop.training.quantization import nf4_config
 
 Dtype = Literal["float32", "bfloat16"]
@@ -102,11 +103,13 @@ def _load(auto_class: Any, checkpoint: Path, *, dtype: torch.dtype, **overrides:
                 dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 **overrides,
             )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{checkpoint}: no model could be loaded: {error}") from error
     missing = frozenset(info["missing_keys"])
+    check_loaded_shapes(checkpoint, info)
     if lost := sorted(name for name in missing if name != SCORE_HEAD):
         raise ModelError(f"{checkpoint}: {len(lost)} weights are missing from the checkpoint, such as {lost[0]}")
     return model, missing

@@ -506,8 +506,8 @@ def test_a_quantized_model_trains_and_is_merged_from_what_it_became(policy: Path
     assert type(layer).__name__ == "Linear4bit"
     plain = load_policy(policy)
     total = sum(parameter.numel() for parameter in plain.parameters())
-    add_adapter(model, LoraConfig(**LORA), seed=0)
-    assert f"of {total + 3968:,} parameters" in trained_in_words(model)
+    add_adapter(model, LoraConfig(**LORA), seed=0, new_token_ids=(5,))
+    assert f"of {total + 3968 + 32:,} parameters" in trained_in_words(model)
     model(input_ids=IDS, labels=IDS).loss.backward()
     gradients = [p.grad for name, p in model.named_parameters() if "lora_B" in name]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)

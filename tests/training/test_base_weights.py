@@ -20,6 +20,7 @@ from alignloop.preflight import weights
 from alignloop.preflight.base import look_at_base
 from alignloop.preflight.findings import Findings
 from alignloop.training.base_weights import PLAIN_LAYERS, check_layers
+from alignloop.training.models import load_policy
 from alignloop.training.start import prepare_base
 
 Tensors = dict[str, torch.Tensor]
@@ -98,6 +99,15 @@ def test_plan_and_the_base_stage_name_what_cannot_be_trained(
     assert str(base) in problem
     assert re.search(message, problem), problem
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_other_shapes_is_named_where_it_is_loaded(policy: Path, tmp_path: Path) -> None:
+    """As a stage alone loads it, without the stage `base`."""
+    start = changed_base(policy, tmp_path / "start", other_shape)
+    with pytest.raises(
+        ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is 40 x 32, and by config\.json 48 x 32"
+    ):
+        load_policy(start)
 
 
 def test_pickles_come_with_the_command_that_converts_them(policy: Path, tmp_path: Path) -> None:
