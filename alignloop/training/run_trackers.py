@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from alignloop.artifacts import fingerprint, write_text
 from alignloop.records import RoundRow
-from alignloop.run_dir import RESOLVED
+from alignloop.run_dir import RESOLVED, round_dir, round_numbers
 
 TENSORBOARD = "tensorboard"
 PROJECT = "alignloop"
@@ -84,8 +84,9 @@ def curve_of(out_dir: Path, run_name: str) -> Curve:
     number, stage, rest = int(found[1]), found[2], found[3] or "."
     logs = (
         log
-        for log in run_dir.glob(f"round-*/*_{stage}/{rest}/{LOG}")
-        if int(log.relative_to(run_dir).parts[0].removeprefix("round-")) < number
+        for earlier in round_numbers(run_dir)
+        if earlier < number
+        for log in round_dir(run_dir, earlier).glob(f"*_{stage}/{rest}/{LOG}")
     )
     group = stage if found[3] is None else f"{stage}/{rest}"
     return Curve(run_dir, group, sum(_num_lines(log) for log in logs))

@@ -66,6 +66,13 @@ def row(number: int, **more: object) -> RoundRow:
     return RoundRow.model_validate(values | more)
 
 
+def test_a_folder_that_is_no_round_is_not_counted(run_dir: Path) -> None:
+    stage_dir(run_dir, "round-01/02_train_reward", num_steps=3)
+    stage_dir(run_dir, "round-01.before/02_train_reward", num_steps=5)
+    stage = stage_dir(run_dir, "round-02/02_train_reward")
+    assert curve_of(stage, "round-02/02_train_reward").offset == 3
+
+
 def test_where_a_training_belongs(run_dir: Path, tmp_path: Path) -> None:
     stage = stage_dir(run_dir, "round-02/02_train_reward")
     assert run_of(stage, "round-02/02_train_reward") == run_dir
