@@ -20,7 +20,7 @@ PIECE = 32 * 2**20
 """Bytes of rows in memory at a time."""
 _MOST_ROWS = 1024
 _MOST_PACKED = 1000
-"""Times its packed size that a column may unpack to; texts of people reach some ten."""
+"""Times the packed size that texts may unpack to; people's reach some ten."""
 _MOST_VALUES = 2**26
 """Of a list's column in a row group."""
 
@@ -29,7 +29,7 @@ def batches(path: Path, *, name: str) -> Iterator[Any]:
     """The record batches of a file.
 
     Raises:
-        DataError: a column of a row group unpacks to far more than it holds, or a row is longer than 64 MiB.
+        DataError: a row group unpacks to far more than the file holds, or a row is longer than 64 MiB.
     """
     from pyarrow import parquet
 
@@ -40,20 +40,25 @@ def batches(path: Path, *, name: str) -> Iterator[Any]:
         with parquet.ParquetFile(
             path, metadata=facts, read_dictionary=texts, buffer_size=2**20, pre_buffer=False
         ) as places:
-            sizes = (
-                (group, _num_rows(facts.row_group(group), places, group, name)) for group in range(facts.num_row_groups)
-            )
+            sizes = ((group, _num_rows(file, places, group, path, name)) for group in range(facts.num_row_groups))
             for num_rows, groups in groupby(sizes, key=lambda size: size[1]):
                 yield from file.iter_batches(batch_size=num_rows, row_groups=[group for group, _ in groups])
 
 
-def _num_rows(facts: Any, places: Any, group: int, name: str) -> int:
+def _num_rows(file: Any, places: Any, group: int, path: Path, name: str) -> int:
     """Rows of a batch of this row group."""
-    expected = facts.total_byte_size / max(1, facts.num_rows)
+    facts = file.metadata.row_group(group)
+    packed, unpacked = path.stat().st_size, facts.total_byte_size
+    if unpacked > PIECE and unpacked > _MOST_PACKED * packed:
+        raise DataError(
+            f"{name}: row group {group + 1} unpacks from {packed:,} bytes at most to {unpacked:,}: write the file "
+            "anew, in smaller row groups"
+        )
+    # What the file says of its columns is checked by reading a row: where it is damaged, asking ends the process.
+    next(file.iter_batches(batch_size=1, row_groups=[group]), None)
+    expected = unpacked / max(1, facts.num_rows)
     for number in range(facts.num_columns):
-        column = _Column(facts.column(number), facts.num_rows, group, name, places)
-        column.check_pages()
-        expected += column.copied_bytes()
+        expected += _Column(facts.column(number), facts.num_rows, group, name, places).copied_bytes()
     return int(max(1, min(_MOST_ROWS, PIECE // max(1.0, expected))))
 
 
@@ -71,11 +76,6 @@ class _Column:
     group: int
     name: str
     places: Any
-
-    def check_pages(self) -> None:
-        packed, unpacked = self.facts.total_compressed_size, self.facts.total_uncompressed_size
-        if unpacked > PIECE and unpacked > _MOST_PACKED * packed:
-            raise self._problem(f"unpacks from {packed:,} to {unpacked:,} bytes: write the file anew, or leave it out")
 
     def copied_bytes(self) -> float:
         """Bytes a row by which texts may outgrow the pages they stand in."""

@@ -50,11 +50,14 @@ def arrow_rows(path: Path, name: str) -> Iterator[Any]:
         reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         found = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
         for batch in found:
+            batch.validate()
             rows = max(1, min(_PIECE_ROWS, PIECE * batch.num_rows // max(1, batch.nbytes)))
             for start in range(0, batch.num_rows, rows):
                 if path.stat().st_size < num_bytes:  # pages that are gone would end the process
                     raise DataError(f"{name}: became shorter while it was read")
-                yield from map(_plain, batch.slice(start, rows).to_pylist())
+                piece = batch.slice(start, rows)
+                piece.validate(full=True)  # a damaged file would be read beyond its end
+                yield from map(_plain, piece.to_pylist())
 
 
 def saved_rows(folder: Path, name: str) -> Iterator[Any]:
@@ -95,7 +98,7 @@ def _damage_named(name: str, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, MemoryError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, OverflowError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{name}: {what} cannot be read: {reason}. Is it whole?") from None
 

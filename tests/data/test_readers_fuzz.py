@@ -129,7 +129,7 @@ def test_arbitrary_cells(lines: list[list[str]]) -> None:
 
 
 @pytest.mark.parametrize("suffix", TABLES)
-@fuzz
+@settings(fuzz, max_examples=20)
 @given(data=st.data())
 def test_mutated_tables(suffix: str, data: st.DataObject) -> None:
     turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": None}]

@@ -157,7 +157,7 @@ def test_parquet_that_unpacks_beyond_measure_is_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(parquet_sizes, "LONGEST", 2**20)
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"prompt": ["y" * 500_000] * 40}), path, compression="zstd", use_dictionary=False)
-    with pytest.raises(DataError, match="column prompt of row group 1 unpacks from"):
+    with pytest.raises(DataError, match="row group 1 unpacks from"):
         values(path)
     parquet.write_table(pa.table({"prompt": ["y" * 2_000_000, "z"]}), path)
     with pytest.raises(DataError, match="column prompt of row group 1 holds a text of 2,000,000 bytes"):
