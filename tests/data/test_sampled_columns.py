@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignloop.data.readers import read_preferences, read_sft
-from alignloop.records import Message, PreferenceRow, Source
+from alignloop.records import Message, PreferenceRow, SftRow, Source
 
 OWN = PreferenceRow(
     id="annotated/p/1/0/p/1/1",
@@ -82,3 +82,26 @@ def test_the_chosen_one_is_a_target_as_it_ended(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", cut, {**cut, "edited": "The Elbe is a river."})
     rows = read_sft([path], max_bad_fraction=0.0).rows
     assert [row.finish_reason for row in rows] == ["length", None]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_runs_own_targets_keep_their_ids_through_pruning(tmp_path: Path, name: str) -> None:
+    """`data prune` on a round's rows: what comes out trains as it was sampled (and stops training where its ids are
+    another tokenizer's)."""
+    from alignloop.pruning.given import read_given
+    from alignloop.pruning.items import as_sft
+    from alignloop.pruning.written import write_rows
+
+    own = SftRow(
+        id="p/1/0",
+        messages=[Message(role="user", content="Name a river."), Message(role="assistant", content="The Elbe is")],
+        origin="best_of_k",
+        source=Source(file="round-01"),
+        completion_ids=[5, 6, 7],
+        finish_reason="length",
+    )
+    write_rows(tmp_path / name, [own])
+    (item,) = read_given(str(tmp_path / name), max_bad_fraction=0.0).items
+    assert item.truncated
+    row = as_sft(item)
+    assert (row.completion_ids, row.finish_reason) == ([5, 6, 7], "length")
