@@ -16,7 +16,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.selection.text_units import Hashes, Texts, UnitHasher, joined, normalised, units
+from alignloop.selection.text_units import Hashes, Texts, joined, normalised, units
+from alignloop.selection.unit_hashes import UnitHashes
 from alignloop.selection.vectors import blocks
 from alignloop.selection.verdicts import Drop
 
@@ -27,7 +28,8 @@ MIN_SHARE = 0.7
 WHOLE_UNITS = 12
 """A question of fewer units counts in one piece: `Which of the following is not a ...` is most of one."""
 _CHUNK = 2_048
-"""Rows whose n-grams are in memory at a time."""
+"""Texts whose n-grams are in memory at a time."""
+_CHUNK_CHARACTERS = 4_000_000
 _LEAST_UNITS = 4
 """A question of fewer units is everyday language: it counts where it is all a row says."""
 _FILTER_BITS = 22
@@ -78,7 +80,7 @@ class BenchmarkIndex:
     def __init__(self, benchmarks: Sequence[BenchmarkText], *, ngram: int, min_share: float) -> None:
         _check_rule(ngram, min_share)
         self._benchmarks = benchmarks
-        self._hasher = UnitHasher()
+        self._hasher = UnitHashes()
         self._units = [units(normalised(benchmark.text)) for benchmark in benchmarks]
         # The first of equal questions stands for them.
         first = {tuple(words): question for question, words in reversed(list(enumerate(self._units)))}
@@ -106,33 +108,43 @@ class BenchmarkIndex:
     def overlaps(self, texts: Iterable[str]) -> Iterator[tuple[int, Overlap]]:
         """(text, its greatest overlap) for each that holds a question, in order; ties go to the first question."""
         start, remaining = 0, iter(texts)
-        while part := list(islice(remaining, _CHUNK)):
-            rows = [units(normalised(text)) for text in part]
-            hashed = self._hasher.texts(rows)
-            pairs = [pair for table in self._tables for pair in table.pairs(hashed)]
-            best = self._best(pairs, rows)
-            for row, words in enumerate(rows):
-                question, share = best.get(row, (-1, 0.0))
-                if question < 0 and len(words) < _LEAST_UNITS:
-                    question, share = self._whole.get(tuple(words), -1), 1.0
-                if question >= 0:
-                    yield start + row, Overlap(question, share, longest_run(self._units[question], words))
+        while part := _taken(remaining):
+            hashed = self._hasher.texts(part)
+            best = self._best([pair for table in self._tables for pair in table.pairs(hashed)], part)
+            for row in np.flatnonzero((hashed.lengths > 0) & (hashed.lengths < _LEAST_UNITS)) if self._whole else ():
+                words = tuple(units(normalised(part[row])))
+                if words in self._whole and int(row) not in best:
+                    best[int(row)] = Overlap(self._whole[words], 1.0, words)
+            yield from ((start + row, best[row]) for row in sorted(best))
             start += len(part)
 
-    def _best(self, pairs: list[tuple[int, int, float]], rows: Sequence[Sequence[str]]) -> dict[int, tuple[int, float]]:
-        """Row -> (question, share) of its greatest overlap; a short question counts in one piece."""
-        best: dict[int, tuple[int, float]] = {}
+    def _best(self, pairs: list[tuple[int, int, float]], texts: Sequence[str]) -> dict[int, Overlap]:
+        """Text -> its greatest overlap; a short question counts in one piece."""
+        best: dict[int, Overlap] = {}
         for row, question, share in sorted(pairs, key=lambda pair: (pair[0], -pair[2], pair[1])):
-            if row in best:
-                continue
             size = len(self._units[question])
-            if size >= WHOLE_UNITS or (share == 1.0 and len(longest_run(self._units[question], rows[row])) == size):
-                best[row] = (question, share)
+            if row in best or (size < WHOLE_UNITS and share < 1.0):
+                continue
+            run = longest_run(self._units[question], units(normalised(texts[row])))
+            if size >= WHOLE_UNITS or len(run) == size:
+                best[row] = Overlap(question, share, run)
         return best
 
     def _table(self, questions: Sequence[int], length: int, min_share: float) -> _Table:
-        texts = self._hasher.texts(self._units[question] for question in questions)
+        hashes = [self._hasher.words(self._units[question]) for question in questions]
+        texts = Texts(np.concatenate(hashes), np.concatenate([[0], np.cumsum([len(found) for found in hashes])]))
         return _Table(np.array(questions, dtype=np.intp), texts.ngrams(length), length, min_share)
+
+
+def _taken(remaining: Iterator[str]) -> list[str]:
+    """The next texts, as many as are looked at together."""
+    part, characters = [], 0
+    for text in islice(remaining, _CHUNK):
+        part.append(text)
+        characters += len(text)
+        if characters >= _CHUNK_CHARACTERS:
+            break
+    return part
 
 
 class _Table:

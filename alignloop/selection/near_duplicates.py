@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.selection.text_units import Hashes, Texts, UnitHasher, mixed, normalised, units
+from alignloop.selection.text_units import Hashes, Texts, mixed, normalised
+from alignloop.selection.unit_hashes import UnitHashes
 from alignloop.selection.verdicts import Drop, Pruned, check_finite, pruned
 
 RULE = "near_duplicates"
@@ -77,12 +78,12 @@ def signatures(texts: Sequence[str], *, num_perm: int, ngram: int) -> tuple[NDAr
     random = np.random.Generator(np.random.PCG64(_SEED))
     odd = random.integers(0, 2**63, size=num_perm, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     shift = random.integers(0, 2**63, size=num_perm, dtype=np.uint64)
-    hasher = UnitHasher()
+    hasher = UnitHashes()
     found = np.zeros((len(texts), num_perm), dtype=np.uint32)
     has_units = np.zeros(len(texts), dtype=bool)
     for start in range(0, len(texts), _CHUNK):
         part = slice(start, start + _CHUNK)
-        grams = shingles(hasher.texts(units(text) for text in texts[part]), ngram)
+        grams = shingles(hasher.texts(texts[part]), ngram)
         rows = np.flatnonzero(grams.lengths)
         has_units[start + rows] = True
         if not len(rows):

@@ -6,10 +6,9 @@ words in English and of characters in Chinese.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,30 +81,6 @@ class Texts:
         # An n-gram begins at the text's start plus its place within the text; those that cross a border are left out.
         begins = np.repeat(self.starts[:-1] - starts[:-1], counts) + np.arange(starts[-1])
         return Texts(mixed(total[begins]), starts)
-
-
-class UnitHasher:
-    """Hashes of units, each word hashed once; the same in every process."""
-
-    def __init__(self) -> None:
-        self._known = _Known()
-
-    def texts(self, texts: Iterable[Sequence[str]]) -> Texts:
-        """Units of N texts -> hashes."""
-        known = self._known
-        lengths: list[int] = []
-        found: list[int] = []
-        for words in texts:
-            lengths.append(len(words))
-            found.extend([known[word] for word in words])
-        return Texts(np.array(found, dtype=np.uint64), np.concatenate([[0], np.cumsum(lengths)]).astype(np.intp))
-
-
-class _Known(dict[str, int]):
-    def __missing__(self, word: str) -> int:
-        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self[word] = value = int.from_bytes(digest, "little")
-        return value
 
 
 def mixed(hashes: Hashes) -> Hashes:

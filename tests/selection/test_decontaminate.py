@@ -11,6 +11,7 @@ import alignloop.selection.benchmark_index as module
 from alignloop.selection.benchmark_index import BenchmarkText, longest_run
 from alignloop.selection.decontaminate import decontaminate
 from alignloop.selection.text_units import normalised, units
+from alignloop.selection.unit_hashes import UnitHashes
 
 QUESTION = BenchmarkText("mmlu_astronomy", "17", "Why does the Moon always show the same face to the Earth below it?")
 SHORT = BenchmarkText("trivia", "3", "Who wrote Hamlet?")
@@ -211,3 +212,17 @@ def test_nothing_to_do_and_bad_input() -> None:
 def test_longest_run() -> None:
     assert longest_run("a b c d e".split(), "x c d e a b".split()) == ("c", "d", "e")
     assert longest_run(["a", "a"], ["b"]) == ()
+
+
+def test_hashes_of_units_are_the_same_in_a_row_of_texts_and_word_by_word() -> None:
+    texts = ["Ab ab! 0xAB", "", "...", "ünder ab", "一 ab", "z", "A" * 300 + " ab", "ab"]
+    hasher = UnitHashes()
+    found = hasher.texts(texts)
+    assert found.lengths.tolist() == [3, 0, 0, 2, 2, 1, 2, 1]
+    parts = [found.hashes[start:end] for start, end in zip(found.starts[:-1], found.starts[1:], strict=True)]
+    for text, hashes in zip(texts, parts, strict=True):
+        assert hashes.tolist() == hasher.words(units(normalised(text))).tolist()
+    ab = hasher.words(["ab"])[0]
+    assert [np.flatnonzero(hashes == ab).tolist() for hashes in parts] == [[0, 1], [], [], [1], [1], [], [1], [0]]
+    words = sorted({f"w{number}" for number in range(20_000)} | {"ba", "ab", "a", "b"})
+    assert len(set(hasher.words(words).tolist())) == len(words)
