@@ -72,6 +72,7 @@ class EngineProcess:
         self._pipe: Pipe | None = None
         self._watch: CallWatch | None = None
         self._pace = Pace(config)
+        self._load = Work()
         self._remove_scratch: Callable[[], object] = lambda: None
         self._checkpoint: Path | None = None
         self._vocab_size: int | None = None
@@ -93,8 +94,9 @@ class EngineProcess:
         if checkpoint != self._checkpoint:  # a large tokenizer takes a second to read, and stages load every shard
             check_servable(checkpoint, self._config)
             vocab_size = text_config(checkpoint).get("vocab_size")
+            self._load = Work.of_weights(checkpoint)
         self._checkpoint = None  # a failed load leaves nothing served
-        self._repeat(Call("load_weights", (checkpoint,)), Work.of_weights(checkpoint))
+        self._repeat(Call("load_weights", (checkpoint,)), self._load)
         self._checkpoint, self._vocab_size = checkpoint, vocab_size
 
     def check_generate(self, requests: Sequence[GenerateRequest]) -> None:
@@ -130,11 +132,11 @@ class EngineProcess:
 
     def sleep(self) -> None:
         if self._child is not None and self._checkpoint is not None:
-            self._ask("sleep", work=Work.of_weights(self._checkpoint))
+            self._ask("sleep", work=self._load)
 
     def wake(self) -> None:
         if self._checkpoint is not None:
-            self._ask("wake", work=Work.of_weights(self._checkpoint))
+            self._ask("wake", work=self._load)
 
     def close(self) -> None:
         """End the child: asked first, then made to; waits until it is gone."""
@@ -193,9 +195,8 @@ class EngineProcess:
             return
         self._start()
         if call.verb != "load_weights":
-            assert self._checkpoint is not None
-            reload, work = Call("load_weights", (self._checkpoint,)), Work.of_weights(self._checkpoint)
-            self._value(reload, self._exchange(reload, work), work)
+            reload = Call("load_weights", (self._checkpoint,))
+            self._value(reload, self._exchange(reload, self._load), self._load)
 
     def _value(self, call: Call, reply: Reply, work: Work) -> Any:
         if reply.kind == "done":
