@@ -110,6 +110,8 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
     if row.keys() >= _OWN_SFT:
         free = {name: _meta_text(row[name]) for name in ("meta", "judge") if type(row.get(name)) is str}
         own = SftRow.model_validate({**row, **free})
+        for name, free_values in (("meta", own.meta), ("judge", own.judge)):
+            _check_nested(free_values, name)
         _checked(own.messages, row, form, ends_with="assistant")
         _check_length(own.messages, (), options)
         return [own]
@@ -124,8 +126,10 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
     messages = _checked(messages, row, form, ends_with="assistant")
     _check_length(messages, (), options)
     meta = _meta(row, form)
-    if found.pairs:
-        meta |= {name: row[name] for name in ("strength", "annotator") if row.get(name) is not None}
+    for name in ("strength", "annotator") if found.pairs else ():
+        if row.get(name) is not None:
+            _check_nested(row[name], name)
+            meta[name] = row[name]
     row_id = _id(row, [part for turn in messages for part in (turn.role, turn.content)], source)
     origin: Literal["preference", "given"] = "preference" if found.pairs else "given"
     cut = (row.get("finish_reason"), row.get("chosen_finish_reason") if found.pairs and edited is None else None)

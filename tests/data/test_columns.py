@@ -276,3 +276,21 @@ def test_scores_that_say_otherwise_are_counted(tmp_path: Path) -> None:
     tally = check_file(write(tmp_path / "a.jsonl", *rows)).tally
     assert dict(tally.scores) == {"against": 2, "tie": 1}
     assert tally.carried_columns == {"score_chosen": 4, "score_rejected": 3, "chosen-rating": 1, "rejected-rating": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "Bye?", "chosen": "Bye!", "rejected": "No.", "annotator": ["\ud800"]}, "annotator[0]"),
+        ({"prompt": "Bye?", "chosen": "Bye!", "rejected": "No.", "strength": {"\ud800": 1}}, "strength"),
+        (
+            {"id": "a", "messages": [B, GOOD], "origin": "given", "source": {"file": "f"}, "meta": {"a": ["\ud800"]}},
+            "meta.a[0]",
+        ),
+    ],
+)
+def test_what_cannot_be_written_again_is_refused_by_its_place(tmp_path: Path, row: dict[str, Any], field: str) -> None:
+    (rejected,) = read(tmp_path / "rows.jsonl", "sft", row)
+    assert isinstance(rejected, RejectedRow)
+    assert rejected.field == field
+    assert "lone surrogate" in rejected.reason
