@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -196,10 +197,11 @@ def test_a_runs_own_base_is_taken(inspect: Call, tmp_path: Path, monkeypatch: py
     base = Artifact.of(Path(resolve_base("quickstart")))
     monkeypatch.setattr(
         sys, "argv",
-        ["alignloop", "stage", "base", "--out", str(run / "round-00" / "02_base"), "--input", f"base={base.path}"],
+        ["alignloop", "stage", "base", "--out", str(tmp_path / "prepared"), "--input", f"base={base.path}"],
     )  # fmt: skip
     assert cli._exit_code() == 0
     (run / "round-01").mkdir()
+    shutil.copytree(tmp_path / "prepared", run / "round-00" / "02_base")  # a run alone publishes in its directory
     dump_jsonl(run / "round-01" / "pairs.jsonl", [PAIR])
     out = inspect("run/round-01/pairs.jsonl:1")[1]
     assert "round-00/02_base/checkpoint" in out
