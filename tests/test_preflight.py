@@ -117,7 +117,7 @@ def test_bad_row_is_named_and_written_down(tmp_path: Path, line: Any, field: str
     [
         ([{"prompt": "Hi", "rejected": "No."}] * 3, "is missing"),
         (["{", "[]", "3"], "invalid JSON"),
-        ([{"question": "Hi"}] * 3, "is of no known form"),
+        ([{"ask": "Hi"}] * 3, "is of no known form"),
     ],
 )
 def test_rejected_rows_are_written_also_where_none_can_be_read(tmp_path: Path, lines: list[Any], reason: str) -> None:
