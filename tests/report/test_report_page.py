@@ -235,6 +235,23 @@ def test_no_directory_of_a_run(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+def test_rows_left_out_where_they_come_in_stand_in_the_funnel_prompts_by_themselves(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    reason = "holds 79% of ifeval 3, the longest piece"
+    files = {
+        f"{name}.jsonl": json.dumps({"id": name, "rule": "decontaminate", "reason": f"{reason} {name}"}) + "\n"
+        for name in ("dropped", "dropped_prompts")
+    }
+    counts = {"in": 9, "kept": 8, "dropped": 1, "dropped_by_read": 0, "dropped_by_decontaminate": 1}
+    counts |= {"prompts_in": 5, "prompts": 4, "prompts_dropped": 1}
+    put(run, 0, "01_ingest", counts=counts, files=files)
+    rows = Page(run_page(read_run(run))).tables["stages-0"][1:]
+    assert [[cell for cell, _ in row] for row in rows] == [
+        ["01_ingest", "9", "8", "1", f"1 decontaminate ({reason} dropped)"],
+        ["01_ingest: prompts", "5", "4", "1", f"1 decontaminate ({reason} dropped_prompts)"],
+    ]
+
+
 def test_a_run_that_has_not_finished_a_round_shows_what_there_is(tmp_path: Path) -> None:
     nothing = begin(tmp_path / "nothing")
     assert (
