@@ -123,16 +123,15 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _refusal(key_node, "a key must be a text")
-            key = _usable(key_node)
+            key = _key(key_node)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands here a second time", key_node.start_mark
                 )
             seen.add(key)
         self.flatten_mapping(node)
-        return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+        # What `<<` brings in has come through here only where it stands elsewhere, too.
+        return {_key(key): self.construct_object(value, deep=True) for key, value in node.value}
 
 
 class _Measure:
@@ -169,6 +168,12 @@ def _entries(node: yaml.Node) -> list[tuple[yaml.Node, ...]]:
     if isinstance(node, yaml.MappingNode):
         return [tuple(entry) for entry in node.value]
     return [(child,) for child in node.value] if isinstance(node, yaml.SequenceNode) else []
+
+
+def _key(node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise _refusal(node, "a key must be a text")
+    return _usable(node)
 
 
 def _usable(node: yaml.ScalarNode) -> str:

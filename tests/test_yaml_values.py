@@ -80,6 +80,8 @@ def test_what_a_scalar_means(text: str, value: Any) -> None:
         ("{a: " * 5000, "more than 32 deep"),
         ("a: &a " + "[" * 20 + "]" * 20 + "\nb: " + "[" * 20 + "*a" + "]" * 20, "more than 32 deep"),
         ("? [a]\n: b", "a key must be a text"),
+        ("<<: {[a]: b}", "a key must be a text"),
+        ('<<: {"\\0": 1}', "no file can"),
         ('"\\ud800"', "no file can"),
         ('"\\0": 1', "no file can"),
     ],
