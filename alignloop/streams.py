@@ -18,13 +18,17 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 class Output(io.RawIOBase):
     """Writes to a descriptor until that fails; what comes after goes nowhere.
 
+    Args:
+        closed: why nothing can be written from the start.
+
     Attributes:
         error: why it failed; None where everything was written.
     """
 
-    def __init__(self, descriptor: int, *, error: OSError | None = None) -> None:
+    def __init__(self, descriptor: int, *, closed: OSError | None = None) -> None:
         self._descriptor = descriptor
-        self.error = error
+        self._closed = closed
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
@@ -36,6 +40,7 @@ class Output(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: Any, /) -> int:
+        self.error = self.error or self._closed
         while self.error is None:
             try:
                 return os.write(self._descriptor, data)
@@ -53,7 +58,7 @@ def guard() -> Output:
     """
     closed = {number: _was_closed(number) for number in (STDIN, STDOUT, STDERR)}
     lost = OSError(errno.EBADF, "it is closed") if closed[STDOUT] else None
-    output = Output(STDOUT, error=lost)
+    output = Output(STDOUT, closed=lost)
     sys.stdout = _text(output, sys.stdout)
     sys.stderr = _text(Output(STDERR), sys.stderr)
     return output

@@ -27,6 +27,7 @@ STAGE = (
         ("--help", ">&-", 1, "stdout: it is closed: not all was printed; the command itself ended well"),
         (STAGE, "> >(exit 0)", 141, "stdout: Broken pipe: not all was printed; the command itself ended well"),
         ("status none", "> /dev/full", 2, "error: none: no run lies here"),
+        ("status none", ">&-", 2, "error: none: no run lies here"),
         ("recipes", "> /dev/full 2>&- <&-", 1, ""),
     ],
 )
