@@ -258,6 +258,14 @@ def publish(partial: Path, manifest: Manifest) -> Path:
     return final
 
 
+def remove_path(path: Path) -> None:
+    """Remove the file, link or folder that lies at a path, where one does."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole small file atomically: aside, sync, rename."""
     aside = path.with_name(path.name + ".tmp")

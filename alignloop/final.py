@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from alignloop.artifacts import digest_of, disk_errors_named, files_of, published
+from alignloop.artifacts import digest_of, disk_errors_named, files_of, published, remove_path
 from alignloop.config import Recipe
 from alignloop.engines.checkpoint import eos_token_ids
 from alignloop.records import RoundRow
@@ -43,16 +44,17 @@ def publish_final(
     final = run_dir / FINAL
     aside, before = final.with_name(FINAL + ".partial"), final.with_name(FINAL + ".before")
     for leftover in (aside, before):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove_path(leftover)
     with disk_errors_named(final), verified.linking(policy):
         shutil.copytree(run_dir / best.policy, aside, copy_function=_link_or_copy)
         _ensure_eos(aside)
         card = model_card(run_dir, rows=rows, best=best, recipe=recipe)
         (aside / "README.md").write_text(card, encoding="utf-8")
-    if final.exists():
+    if os.path.lexists(final):
         final.rename(before)
     aside.rename(final)
-    shutil.rmtree(before, ignore_errors=True)
+    with suppress(OSError):  # who reads it still may hold its files, on some network file systems
+        remove_path(before)
     return final
 
 
@@ -63,10 +65,10 @@ def final_damage(run_dir: Path) -> str | None:
         RunDirError: `rounds.jsonl` cannot be read.
     """
     final = run_dir / FINAL
-    if not final.is_dir():
+    if not os.path.lexists(final):
         return None
     policies = [run_dir / row.policy for row in read_rounds(run_dir)]
-    if any(policy.is_dir() and _holds(final, policy) for policy in policies):
+    if final.is_dir() and any(policy.is_dir() and _holds(final, policy) for policy in policies):
         return None
     return f"{final}: is damaged: its files are those of no round's policy. Run again: it is made anew"
 

@@ -270,7 +270,7 @@ def _wrong_kinds(recipe: dict[str, Any]) -> str | None:
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
-    """`a.b: old -> new` for every recipe field that differs and may not; `NOT_THERE` where one side has no such field."""
+    """`a.b: old -> new` for every recipe field that differs and may not; `NOT_THERE` for one that a side lacks."""
     changes = []
     for key in sorted({*before, *after}):
         name = f"{prefix}{key}"

@@ -12,7 +12,6 @@ import dataclasses
 import importlib.metadata
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from alignloop.artifacts import (
     fingerprint,
     publish,
     read_manifest,
+    remove_path,
     size_of,
     stage_seed,
     write_text,
@@ -302,21 +302,14 @@ def remove_from(place: Place) -> None:
     Whatever else lies in the run directory stays.
     """
     if place.run_dir is None:
-        _remove(place.dir)
+        remove_path(place.dir)
         return
     for number in reversed(round_numbers(place.run_dir)):
         if number > place.round:
-            _remove(round_dir(place.run_dir, number))
+            remove_path(round_dir(place.run_dir, number))
     for folder in sorted(place.dir.parent.iterdir(), reverse=True):
         if _STAGE_FOLDER.fullmatch(folder.name) and folder.name >= place.dir.name:
-            _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_symlink() or not folder.is_dir():
-        folder.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(folder)
+            remove_path(folder)
 
 
 def _require_free(folder: Path) -> None:
@@ -339,7 +332,7 @@ def _open_partial(place: Place, described: dict[str, Any]) -> Path:
         # Its owner's lock stays: others would take the folder for nobody's.
         for path in partial.iterdir() if partial.is_dir() else [partial]:
             if path.name != LOCK:
-                _remove(path)
+                remove_path(path)
     partial.mkdir(parents=True, exist_ok=True)
     write_text(mark, wanted)
     return partial

@@ -182,6 +182,25 @@ def test_status_verify_reads_everything(alignloop, tmp_path: Path) -> None:
     assert alignloop("status", tmp_path / "none", "--verify").code == 2
 
 
+@pytest.mark.parametrize("name", ["final", "final.partial", "final.before"])
+@pytest.mark.parametrize("kind", ["file", "link to itself", "pipe"])
+def test_final_replaces_whatever_lies_there(alignloop, tmp_path: Path, name: str, kind: str) -> None:
+    run_dir = tmp_path / "run"
+    _, final = make_final(run_dir)
+    odd = run_dir / name
+    if odd.exists():
+        shutil.rmtree(odd)
+    {"file": odd.touch, "pipe": lambda: os.mkfifo(odd), "link to itself": lambda: odd.symlink_to(odd.name)}[kind]()
+    if name == "final":
+        damaged = alignloop("status", run_dir, "--verify")
+        assert damaged.code == 2
+        assert "final: is damaged" in damaged.err
+    make_final(run_dir)
+    assert (final / "model.safetensors").is_file()
+    assert not any(os.path.lexists(run_dir / f"final.{aside}") for aside in ("partial", "before"))
+    assert alignloop("status", run_dir, "--verify").code == 0
+
+
 def test_other_packages_than_a_stage_was_made_with_are_said_once(tmp_path: Path) -> None:
     two_stages(tmp_path, size=10)
     for name in ("01_train", "02_average"):
