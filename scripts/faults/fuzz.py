@@ -85,6 +85,7 @@ def fuzz(name: str, target: Target, *, seconds: float, seed: int, findings: Find
     """Make and read inputs until the time is up; how many, and the most seconds one took."""
     draw = random.Random(f"{seed}/{name}")
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    print(f"{name}: the input at hand lies in {folder}, should the process itself be ended by it", flush=True)
     num, slowest = 0, 0.0
     end = time.monotonic() + seconds
     while time.monotonic() < end:
