@@ -110,8 +110,8 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
     if row.keys() >= _OWN_SFT:
         free = {name: _meta_text(row[name]) for name in ("meta", "judge") if type(row.get(name)) is str}
         own = SftRow.model_validate({**row, **free})
-        for name, free_values in (("meta", own.meta), ("judge", own.judge)):
-            _check_nested(free_values, name)
+        for name, value in own.model_dump().items():
+            _check_nested(value, name)
         _checked(own.messages, row, form, ends_with="assistant")
         _check_length(own.messages, (), options)
         return [own]

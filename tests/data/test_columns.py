@@ -287,6 +287,10 @@ def test_scores_that_say_otherwise_are_counted(tmp_path: Path) -> None:
             {"id": "a", "messages": [B, GOOD], "origin": "given", "source": {"file": "f"}, "meta": {"a": ["\ud800"]}},
             "meta.a[0]",
         ),
+        (
+            {"id": "a", "messages": [B, {**GOOD, "content": "\ud800"}], "origin": "given", "source": {"file": "f"}},
+            "messages[1].content",
+        ),
     ],
 )
 def test_what_cannot_be_written_again_is_refused_by_its_place(tmp_path: Path, row: dict[str, Any], field: str) -> None:
