@@ -380,7 +380,8 @@ def _exit_code() -> int:
     except OSError as error:
         if error.filename is None or error.errno not in OF_THE_MACHINE:
             raise
-        return _say(f"error: {os.fsdecode(error.filename)}: {error.strerror}", 2)
+        # Of a rename it is the target that is in the way: what is moved there is our own.
+        return _say(f"error: {os.fsdecode(error.filename2 or error.filename)}: {error.strerror}", 2)
     except UsageError as error:
         words = io.StringIO()
         error.show(words)  # type: ignore[attr-defined]

@@ -252,6 +252,15 @@ def test_every_verb_on_a_damaged_run(alignloop, whole: Path, tmp_path: Path, nam
             assert len(outcome.err.splitlines()[0]) < 700, outcome.err
 
 
+def test_what_is_in_the_way_of_a_new_file_is_named(alignloop, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "d", dirs_exist_ok=True)
+    run_dir = tmp_path / "d" / "run"
+    DAMAGES["verified.json: folder"](run_dir)
+    outcome = alignloop("run", whole / "mine.yaml", "--run-dir", run_dir)
+    assert outcome.code == 2
+    assert f"error: {run_dir}/verified.json: Is a directory" in outcome.err
+
+
 def test_a_name_that_no_file_can_have(alignloop, whole: Path, tmp_path: Path) -> None:
     for arguments in [*looking(tmp_path / LONG / "run"), *running(tmp_path / LONG, whole / "mine.yaml")]:
         outcome = alignloop(*arguments)
