@@ -12,11 +12,12 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -26,6 +27,7 @@ from alignloop.errors import AlignloopError, DataError, DiskFullError, RunDirErr
 MANIFEST_VERSION = 1
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+_PIECE = 1 << 20
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -65,12 +67,9 @@ def digest_of(path: Path) -> str:
             return "sha256:" + _file_digest(path)
         if not stat.S_ISDIR(kind):
             raise DataError(f"{path}: is neither a file nor a folder")
-        files = files_of(path)
         total = hashlib.sha256()
-        # Reading and hashing leave Python's lock alone: large files go side by side.
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            for inner, digest in zip(files, pool.map(_file_digest, files), strict=True):
-                total.update(f"{inner.relative_to(path).as_posix()}\0sha256:{digest}\n".encode())
+        for inner, digest in _file_digests(files_of(path)):
+            total.update(f"{inner.relative_to(path).as_posix()}\0sha256:{digest}\n".encode())
         return "sha256:" + total.hexdigest()
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no such file or folder") from error
@@ -83,9 +82,22 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _file_digests(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Each file with its digest: reading and hashing leave Python's lock alone, so that large ones go side by side."""
+    stop = Event()
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        try:
+            yield from zip(files, pool.map(lambda file: _file_digest(file, stop), files), strict=True)
+        finally:
+            stop.set()  # an interrupted call must not wait for the rest of a checkpoint
+
+
+def _file_digest(path: Path, stop: Event | None = None) -> str:
+    total = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while (piece := file.read(_PIECE)) and not (stop is not None and stop.is_set()):
+            total.update(piece)
+    return total.hexdigest()
 
 
 def size_of(path: Path) -> int:

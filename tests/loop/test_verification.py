@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,7 +15,7 @@ from typing import cast
 import pytest
 
 from alignloop import verification
-from alignloop.artifacts import Artifact, read_manifest
+from alignloop.artifacts import Artifact, digest_of, read_manifest
 from alignloop.config import load_recipe
 from alignloop.config.base import Section
 from alignloop.engines.base import Engine
@@ -180,6 +183,17 @@ def test_status_verify_reads_everything(alignloop, tmp_path: Path) -> None:
     removed = run_dir / "round-01/02_average/checkpoint/config.json"
     assert sorted(path for path in run_dir.rglob("*")) == [path for path in listed if path != removed]
     assert alignloop("status", tmp_path / "none", "--verify").code == 2
+
+
+def test_an_interrupted_look_at_a_large_checkpoint_ends_at_once(tmp_path: Path) -> None:
+    for shard in range(64):
+        with (tmp_path / f"{shard}.safetensors").open("wb") as file:
+            file.truncate(256 * 2**20)  # holds nothing: 16 GiB to read, none on the disk
+    before = time.process_time()
+    threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,)).start()
+    with pytest.raises(KeyboardInterrupt):
+        digest_of(tmp_path)
+    assert time.process_time() - before < 3.0
 
 
 @pytest.mark.parametrize("name", ["final", "final.partial", "final.before"])
