@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,20 @@ class Verified:
         for artifact in unknown:
             looks = _looks(artifact.path)
             if problem := damage(artifact.path, artifact.digest):
-                folder = self._run_dir / Path(*artifact.path.relative_to(self._run_dir).parts[:2])
+                folder = self._run_dir / Path(*Path(self._known_as(artifact)).parts[:2])
                 raise RunDirError(
                     f"{problem}. Remove {folder} and run again: the stage is redone, and what follows from it is taken "
                     "over where it comes out the same"
                 )
-            self._known[self._name(artifact)] = _Known(digest=artifact.digest, looks=looks)
+            self._known[self._known_as(artifact)] = _Known(digest=artifact.digest, looks=looks)
         if unknown:
             self._save()
 
     def note(self, artifacts: Sequence[Artifact]) -> None:
         """Take these for whole: they have just been written and read."""
-        for artifact in (one for one in artifacts if one.path.is_relative_to(self._run_dir)):
-            self._known[self._name(artifact)] = _Known(digest=artifact.digest, looks=_looks(artifact.path))
+        for artifact in artifacts:
+            if name := self._name(artifact):
+                self._known[name] = _Known(digest=artifact.digest, looks=_looks(artifact.path))
         self._save()
 
     @contextmanager
@@ -85,17 +86,29 @@ class Verified:
         """Links to its files are made inside: that changes one of their times, and nothing else."""
         before = _looks(artifact.path, changed=False)
         yield
-        if _looks(artifact.path, changed=False) == before and self._name(artifact) in self._known:
+        if _looks(artifact.path, changed=False) == before and self._known_as(artifact) in self._known:
             self.note([artifact])
 
     def _is_unknown(self, artifact: Artifact) -> bool:
-        if not artifact.path.is_relative_to(self._run_dir):
+        name = self._name(artifact)
+        if name is None:
             return False  # of the user's: its digest is taken anew in every call
-        known = self._known.get(self._name(artifact))
+        known = self._known.get(name)
         return known is None or known.digest != artifact.digest or known.looks != _looks(artifact.path)
 
-    def _name(self, artifact: Artifact) -> str:
-        return artifact.path.relative_to(self._run_dir).as_posix()
+    def _name(self, artifact: Artifact) -> str | None:
+        """Its path in the run directory, rounds and stages that are links to another disk among it; None: outside."""
+        folders = [*self._run_dir.glob("round-*"), *self._run_dir.glob("round-*/*")]
+        for folder in (self._run_dir, *(folder for folder in folders if folder.is_symlink())):
+            with suppress(OSError, RuntimeError, ValueError):  # a link to itself; it lies elsewhere
+                inner = artifact.path.relative_to(folder.resolve())
+                return (folder / inner).relative_to(self._run_dir).as_posix()
+        return None
+
+    def _known_as(self, artifact: Artifact) -> str:
+        name = self._name(artifact)
+        assert name is not None, f"{artifact.path}: no artifact of {self._run_dir}"
+        return name
 
     def _save(self) -> None:
         values = {name: known.model_dump() for name, known in sorted(self._known.items())}

@@ -161,6 +161,19 @@ def test_a_damaged_policy_is_not_published(tmp_path: Path) -> None:
     assert kept.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("moved", ["round-01", "round-01/01_train"])
+def test_what_was_moved_to_another_disk_is_of_the_run(tmp_path: Path, moved: str) -> None:
+    run_dir = tmp_path / "run"
+    model, final = make_final(run_dir)
+    (run_dir / moved).rename(tmp_path / "disk")
+    (run_dir / moved).symlink_to(tmp_path / "disk")
+    assert make_final(run_dir)[1] == final
+    (final / "model.safetensors").unlink()
+    flip(model)
+    with pytest.raises(RunDirError, match=r"Remove .*/run/round-01/01_train and run again"):
+        make_final(run_dir)
+
+
 def test_status_verify_reads_everything(alignloop, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     model, final = make_final(run_dir)
