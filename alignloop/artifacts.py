@@ -282,6 +282,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole small file atomically: aside, sync, rename."""
     aside = path.with_name(path.name + ".tmp")
     with disk_errors_named(path, needed_bytes=len(text.encode())):
+        if not aside.is_dir():  # a pipe would be waited for, a link written through
+            aside.unlink(missing_ok=True)
         aside.write_text(text, encoding="utf-8")
         _sync(aside)
         aside.replace(path)

@@ -34,6 +34,7 @@ WAITS_FOR_PEOPLE = 3
 OF_THE_MACHINE = frozenset(
     {
         errno.EACCES,
+        errno.EEXIST,
         errno.EPERM,
         errno.EROFS,
         errno.EIO,

@@ -21,7 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from alignloop.artifacts import fingerprint, write_text
+from alignloop.artifacts import fingerprint, load_json, write_text
+from alignloop.errors import RunDirError
 from alignloop.records import RoundRow
 from alignloop.run_dir import RESOLVED, round_dir, round_numbers
 
@@ -115,7 +116,7 @@ def track_round(run_dir: Path, row: RoundRow, *, names: Sequence[str], say: Call
         names: as in `training.trackers`; TensorBoard need not be named, and those that know no runs are passed over.
     """
     told_file = run_dir / FOLDER / TOLD_ROUNDS
-    told: dict[str, dict[str, str]] = json.loads(told_file.read_text(encoding="utf-8")) if told_file.is_file() else {}
+    told = _told(told_file)
     mark, number = fingerprint(row.model_dump(mode="json")), str(row.round)
     for name in names_with_tensorboard(names):
         if name not in RUN_TRACKERS or told.get(name, {}).get(number) == mark:
@@ -127,13 +128,22 @@ def track_round(run_dir: Path, row: RoundRow, *, names: Sequence[str], say: Call
                     tracker.log(row.round, values, group=group, axis="round")
             finally:
                 tracker.close()
+            told.setdefault(name, {})[number] = mark
+            told_file.parent.mkdir(exist_ok=True)
+            write_text(told_file, json.dumps(told, indent=1) + "\n")
         except Exception as error:  # whatever a tracker's library raises, the run is worth more
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             say(f"  tracker {name}: {type(error).__name__}: {first}; round {row.round} stands in rounds.jsonl")
-            continue
-        told.setdefault(name, {})[number] = mark
-        told_file.parent.mkdir(exist_ok=True)
-        write_text(told_file, json.dumps(told, indent=1) + "\n")
+
+
+def _told(file: Path) -> dict[str, dict[str, str]]:
+    """Tracker -> round -> the figures it was told, as a fingerprint; nothing where that cannot be read: told again."""
+    try:
+        found = load_json(file)
+    except ValueError:
+        return {}
+    told = found.items() if isinstance(found, dict) else ()
+    return {name: rounds for name, rounds in told if isinstance(rounds, dict)}
 
 
 def round_figures(row: RoundRow) -> dict[str, dict[str, float]]:
@@ -211,7 +221,7 @@ class _Mlflow:
         self._mlflow = mlflow
         if "MLFLOW_EXPERIMENT_NAME" not in os.environ and "MLFLOW_EXPERIMENT_ID" not in os.environ:
             mlflow.set_experiment(PROJECT)
-        known = _known_identity(folder, "mlflow")
+        known = known_identity(folder, "mlflow")
         # A run that another process of ours left open in this one is ended: MLflow keeps one a process.
         mlflow.end_run()
         run = mlflow.start_run(run_id=known, run_name=None if known else folder.resolve().name)
@@ -261,16 +271,24 @@ RUN_TRACKERS: dict[str, Callable[[Path], RunTracker]] = {
 
 def _identity(folder: Path, name: str) -> str:
     """The run's identity at a tracker that lets us choose it; made at first."""
-    known = _known_identity(folder, name)
+    known = known_identity(folder, name)
     if known is None:
         known = secrets.token_hex(4)
         _remember(folder, name, known)
     return known
 
 
-def _known_identity(folder: Path, name: str) -> str | None:
+def known_identity(folder: Path, name: str) -> str | None:
+    """What a tracker calls the run that a folder belongs to; None where it was told nothing yet."""
     path = folder / FOLDER / f"{name}.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["id"]) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return str(load_json(path)["id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunDirError(
+            f"{path}: does not name a run at {name} ({error}); remove it, and {name} shows a new run from here on"
+        ) from error
 
 
 def _remember(folder: Path, name: str, identity: str) -> None:

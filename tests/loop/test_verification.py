@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 
 from alignloop import verification
-from alignloop.artifacts import Artifact, digest_of, read_manifest
+from alignloop.artifacts import Artifact, digest_of, read_manifest, write_text
 from alignloop.config import load_recipe
 from alignloop.config.base import Section
 from alignloop.engines.base import Engine
@@ -196,6 +196,23 @@ def test_status_verify_reads_everything(alignloop, tmp_path: Path) -> None:
     removed = run_dir / "round-01/02_average/checkpoint/config.json"
     assert sorted(path for path in run_dir.rglob("*")) == [path for path in listed if path != removed]
     assert alignloop("status", tmp_path / "none", "--verify").code == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_lies_beside_a_file_is_neither_waited_for_nor_written_through(tmp_path: Path, kind: str) -> None:
+    aside, mine = tmp_path / "a.json.tmp", tmp_path / "mine"
+    mine.write_text("mine")
+    os.mkfifo(aside) if kind == "pipe" else aside.symlink_to(mine)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(20)
+    try:
+        write_text(tmp_path / "a.json", "{}")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert (tmp_path / "a.json").read_text() == "{}"
+    assert mine.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "mine"]
 
 
 def test_an_interrupted_look_at_a_large_checkpoint_ends_at_once(tmp_path: Path) -> None:

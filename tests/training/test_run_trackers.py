@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from alignloop.errors import RunDirError
 from alignloop.records import RoundRow
 from alignloop.training.run_trackers import (
     curve_of,
+    known_identity,
     names_with_tensorboard,
     open_run_tracker,
     round_figures,
@@ -168,6 +170,32 @@ def test_a_tracker_that_fails_is_said_and_tried_again(run_dir: Path) -> None:
     (run_dir / "tensorboard").unlink()
     track_round(run_dir, row(1), names=(), say=pytest.fail)
     assert scalars(run_dir / "tensorboard")["benchmarks/ifeval/mean"] == [(1, 0.25)]
+
+
+@needs_tensorboard
+@pytest.mark.parametrize("content", [b"\xff{", b"[" * 100_000, b"[1]", b'{"tensorboard": 3}'])
+def test_what_cannot_be_read_of_what_was_told_is_told_again(run_dir: Path, content: bytes) -> None:
+    (run_dir / "trackers").mkdir()
+    (run_dir / "trackers" / "rounds.json").write_bytes(content)
+    track_round(run_dir, row(1), names=(), say=pytest.fail)
+    assert list(json.loads((run_dir / "trackers" / "rounds.json").read_text())["tensorboard"]) == ["1"]
+
+
+@needs_tensorboard
+def test_a_file_where_the_trackers_folder_should_be_is_said(run_dir: Path) -> None:
+    (run_dir / "trackers").touch()
+    said: list[str] = []
+    track_round(run_dir, row(1), names=(), say=said.append)
+    assert len(said) == 1
+    assert "trackers" in said[0]
+    assert "round 1 stands in rounds.jsonl" in said[0]
+
+
+def test_a_damaged_name_of_the_run_at_a_tracker_is_named(run_dir: Path) -> None:
+    (run_dir / "trackers").mkdir()
+    (run_dir / "trackers" / "wandb.json").write_text("{")
+    with pytest.raises(RunDirError, match=r"wandb\.json: does not name a run at wandb .* remove it"):
+        known_identity(run_dir, "wandb")
 
 
 def test_wandb_goes_on_in_the_same_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
