@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from scripts.faults import fuzz as fuzz_script
+from scripts.faults import kill_test
 from scripts.faults.fuzz import Findings, fuzz
 from scripts.faults.mutations import odd_bytes, odd_value
 from scripts.faults.outcome import differences
@@ -42,6 +45,32 @@ def test_descendants_are_all_below() -> None:
             time.sleep(0.05)
         (below,) = descendants(process.pid)
         subprocess.run(["kill", "-9", str(process.pid), str(below)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        (kill_test, "--kills 0", "must be at least 1"),
+        (kill_test, "--kills-a-run 0", "must be at least 1"),
+        (kill_test, "--work {full}", "is no empty folder"),
+        (kill_test, "--json {full}/none/kills.json", "no file can be written there"),
+        (fuzz_script, "--minutes nan", "must be above 0"),
+        (fuzz_script, "--minutes inf", "must be above 0"),
+        (fuzz_script, "--out {full}/file", "is no folder"),
+    ],
+)
+def test_wrong_arguments_are_said_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, script: ModuleType, arguments: str, said: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        script._options(arguments.format(full=tmp_path).split())
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_that_fails_by_itself_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert kill_test.main(["--set", "nonsense", "--work", str(tmp_path / "work")]) == 1
+    assert "--set nonsense: expected a.b=value" in capsys.readouterr().err
 
 
 def test_a_seed_makes_the_same_inputs() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import math
 import random
 import resource
 import shutil
@@ -144,8 +145,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", action="append", choices=tuple(TARGETS), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"), help="where findings are kept")
     options = parser.parse_args(argv)
-    if options.minutes <= 0:
+    if not 0 < options.minutes < math.inf:
         parser.error("--minutes must be above 0")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out {options.out}: is no folder")
     return options
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.faults.outcome import Outcome, differences, published, whole
 from scripts.faults.running import KINDS, POLL_SECONDS, START, At, Kind, Run
-from scripts.faults.timeline import Span, points, watched
+from scripts.faults.timeline import RunFailedError, Span, points, watched
 
 RECIPE = Path(__file__).with_name("kill_test.yaml")
 KILLS = 50
@@ -140,6 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         unbroken.start()
         spans = watched(unbroken)
+    except RunFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     finally:
         unbroken.end()
     seconds = sum(span.seconds for span in spans)
@@ -191,10 +195,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="an empty folder for the runs, which stay there")
     parser.add_argument("--json", type=Path, help="write kills and stage times there")
     options = parser.parse_args(argv)
-    if (options.kills or 1) < 1 or options.kills_a_run < 1:
+    if (options.kills is not None and options.kills < 1) or options.kills_a_run < 1:
         parser.error("--kills and --kills-a-run must be at least 1")
+    if options.work and options.work.exists() and (not options.work.is_dir() or any(options.work.iterdir())):
+        parser.error(f"--work {options.work}: is no empty folder")
+    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
+        parser.error(f"--json {options.json}: no file can be written there")
     return options
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run at work ends with this
     sys.exit(main())

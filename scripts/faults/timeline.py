@@ -15,11 +15,15 @@ class Span:
     seconds: float
 
 
+class RunFailedError(Exception):
+    """A run that nobody killed ended with an error; says which."""
+
+
 def watched(run: Run) -> list[Span]:
     """Wait for a run to end; how long each stage took, in order, with what came before the first and after the last.
 
     Raises:
-        RuntimeError: it failed.
+        RunFailedError: it did.
     """
     changes: list[tuple[str, float]] = [(START, time.monotonic())]
     while run.is_running:
@@ -28,7 +32,10 @@ def watched(run: Run) -> list[Span]:
             changes.append((stage, time.monotonic()))
         time.sleep(POLL_SECONDS)
     if run.wait() != 0:
-        raise RuntimeError(f"the unbroken run failed: see {run.folder / 'output.txt'}")
+        said = (run.folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip()
+        raise RunFailedError(
+            f"the run that nobody kills failed (all it said: {run.folder / 'output.txt'}):\n{said[-500:]}"
+        )
     ends = [began for _, began in changes[1:]] + [time.monotonic()]
     spans: dict[str, float] = {}
     for (stage, began), end in zip(changes, ends, strict=True):
