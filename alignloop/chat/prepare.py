@@ -16,8 +16,8 @@ from alignloop.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_OURS = frozenset({"messages", "add_generation_prompt"})
-"""What every rendering sets itself."""
+_OURS = frozenset({"messages", "add_generation_prompt", "tools", "documents", "raise_exception", "strftime_now"})
+"""What every rendering sets itself, as it does the tokenizer's special tokens: a default would never count."""
 
 
 def prepare_tokenizer(
@@ -37,7 +37,7 @@ def prepare_tokenizer(
     if template is not None:
         give_template(tokenizer, template)
     if kwargs:
-        _check(kwargs, names_read(template_text(tokenizer)))
+        _check(kwargs, names_read(template_text(tokenizer)) - _OURS - set(tokenizer.special_tokens_map))
         _set_defaults(tokenizer, kwargs)
     chat = format_of(tokenizer, name=name)
     if chat.template_kwargs != defaults_of(template_text(tokenizer)):
@@ -47,8 +47,8 @@ def prepare_tokenizer(
 
 def _check(kwargs: Mapping[str, Value], read: frozenset[str]) -> None:
     for key in kwargs:
-        if key in _OURS or key not in read:
-            known = ", ".join(sorted(read - _OURS)) or "nothing beside the messages"
+        if key not in read:
+            known = ", ".join(sorted(read)) or "nothing beside the messages"
             raise ModelError(
                 f"chat_template_kwargs: the chat template does not take {key} from a recipe; it reads {known}"
             )

@@ -41,7 +41,11 @@ def check_ends(jinja: str, *, name: str) -> None:
     Raises:
         ModelError: it does not come to an end, or writes texts without measure.
     """
-    if (reason := _tried(jinja)) is not None:
+    try:
+        reason = _tried(jinja)
+    except UnicodeEncodeError as error:
+        raise ModelError(f"{name}: the chat template is no text: character {error.start + 1} is half a pair") from None
+    if reason is not None:
         raise ModelError(f"{name}: the chat template {reason}. Look for a loop or a product in it that has no bound")
 
 

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from alignloop.chat.format import ChatFormat
+from alignloop.chat.prepare import prepare_tokenizer
 from alignloop.chat.templates import give_template, load_template
 from alignloop.errors import ModelError
 from alignloop.records import Message
@@ -88,6 +89,31 @@ def test_an_eos_of_the_tokenizers_needs_one(tmp_path: Path) -> None:
     path.write_text(LIKE_ZEPHYR)
     with pytest.raises(ModelError, match=r"ends turns with \{\{ eos_token \}\}, and the base's tokenizer has none"):
         give_template(letters(eos=None), load_template(str(path)))
+
+
+@pytest.mark.parametrize("key", ["eos_token", "messages", "tools", "mode"])
+def test_kwargs_that_rendering_sets_itself_or_that_nothing_reads_are_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "zephyr.jinja"
+    path.write_text(LIKE_ZEPHYR + "{% if tools and loud %}!{% endif %}")
+    tokenizer = letters(eos="</s>")
+    with pytest.raises(ModelError, match=f"does not take {key} from a recipe; it reads loud$"):
+        prepare_tokenizer(tokenizer, template=load_template(str(path)), kwargs={key: "x"}, name="base")
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens"),
+    [
+        ("m.content", ()),  # tags in a message's own text are the message's
+        ("'<think>' ~ m.reasoning_content ~ '</think>' ~ m.content", ("<think>", "</think>")),
+        ("'<think>' ~ m.content.split('</think>')[-1]", ("<think>", "</think>")),
+    ],
+)
+def test_thinking_tags_are_new_tokens_where_the_template_writes_them(
+    tmp_path: Path, answer: str, tokens: tuple[str, ...]
+) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text(f"{{% for m in messages %}}<|{{{{ m.role }}}}|>{{{{ {answer} }}}}<|stop|>{{% endfor %}}")
+    assert load_template(str(path)).plain_tokens == tokens
 
 
 def test_the_first_token_after_an_answer_is_the_end_of_turn(tmp_path: Path) -> None:

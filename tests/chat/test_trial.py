@@ -25,6 +25,11 @@ def test_a_template_without_measure_is_stopped_with_its_name(jinja: str, reason:
         check_ends(jinja, name="mine.jinja")
 
 
+def test_a_template_that_is_no_text_is_named() -> None:
+    with pytest.raises(ModelError, match="the chat template is no text: character 3 is half a pair"):
+        check_ends("ab\ud800", name="mine.jinja")
+
+
 @pytest.mark.parametrize("jinja", ["{{ messages[0].content }}", "{% for", "{{ 1 / 0 }}", "{{ raise_exception('x') }}"])
 def test_what_ends_passes_whatever_else_is_wrong_with_it(jinja: str) -> None:
     check_ends(jinja, name="mine.jinja")

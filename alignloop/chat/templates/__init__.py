@@ -189,7 +189,8 @@ def _written(jinja: str, path: Path) -> Iterator[str]:
     for dialog in ([user], [user, thought], [user, tagged], [system, user]):
         for thinking in (True, False):
             try:
-                yield _render(jinja, dialog, path, add_generation_prompt=True, enable_thinking=thinking)
+                text = _render(jinja, dialog, path, add_generation_prompt=True, enable_thinking=thinking)
+                yield text.replace(tagged["content"], _SENTINEL)  # tags left as they stand are the message's
             except ModelError:  # it takes no system turn, or no reasoning: said where a row has some
                 continue
 
