@@ -110,6 +110,8 @@ class ChatFormat:
                 "it holds reasoning, for which the template has no place behind its generation prompt - "
                 f"{self._remedy(thinking=True)}"
             )
+        if reasoning is not None and not answer.strip():
+            return "it holds reasoning and no answer behind it - take the row out"
         if THINK_START in answer or THINK_END in answer:
             return (
                 f"its answer holds {THINK_START} or {THINK_END} beyond the reasoning at its start - close the block "

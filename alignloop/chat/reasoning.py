@@ -37,3 +37,9 @@ def join_reasoning(reasoning: str | None, answer: str) -> str:
     if reasoning is None:
         return answer
     return f"{THINK_START}\n{reasoning}\n{THINK_END}\n\n{answer}"
+
+
+def has_answer(text: str) -> bool:
+    """Whether a completion says anything beside its reasoning: a thought alone, closed or not, is no answer."""
+    body = text.lstrip()
+    return bool(body.partition(THINK_END)[2].strip() if body.startswith(THINK_START) else body)

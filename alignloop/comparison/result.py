@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from alignloop.chat.reasoning import has_answer
 from alignloop.comparison import statistics
 from alignloop.comparison.sides import (
     Pairing,
@@ -185,7 +186,7 @@ def differing_settings(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -
 
 
 def _best(prompt: PromptCandidates) -> tuple[float, ...]:
-    empty = [not text.strip() for text in prompt.texts]
+    empty = [not has_answer(text) for text in prompt.texts]
     return (prompt.rewards[pick_best(prompt.rewards, truncated=prompt.truncated, empty=empty)],)
 
 
@@ -255,7 +256,7 @@ def _completions(prompts: Sequence[PromptCandidates]) -> Completions:
         mean_tokens=float(tokens.mean()),
         p95_tokens=float(np.quantile(tokens, 0.95)),
         mean_characters=sum(map(len, texts)) / len(texts),
-        empty=sum(not text.strip() for text in texts) / len(texts),
+        empty=sum(not has_answer(text) for text in texts) / len(texts),
         distinct=sum(len(set(prompt.texts)) / len(prompt.texts) for prompt in prompts) / len(prompts),
     )
 

@@ -104,6 +104,8 @@ class Reasoning(NamedTuple):
         """Both in one text."""
         if split_reasoning(answer)[0] is not None:
             raise BadRow(self.field, "stands beside a text that begins with its own reasoning: give one")
+        if not answer or answer.isspace():
+            raise BadRow(self.field, "stands beside an empty text: reasoning alone is no answer")
         return join_reasoning(self.text, answer)
 
 

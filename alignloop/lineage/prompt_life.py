@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from alignloop.chat.reasoning import has_answer
 from alignloop.lineage.life import CandidateLine, Life, Step, place
 from alignloop.lineage.preference_life import reward_steps
 from alignloop.lineage.pruning_steps import dialog_text, pair_steps, prune_steps, twins_of
@@ -222,7 +223,7 @@ def _place_among(
     why = ""
     if reward >= best.reward:
         why = "; it was cut off, and does not win over a finished one" if row.finish_reason == "length" else ""
-        why = why or ("; it has no text" if not row.completion.strip() else "; the first of equals wins")
+        why = why or ("; it has no text" if not has_answer(row.completion) else "; the first of equals wins")
     text = f"reward {reward:.4g} is number {rank} of {len(rows)}; the best, {best.id}, has {best.reward:.4g}{why}"
     return [Step(number, stage.name, "not best", text, {"best": best.id, "rank": rank})]
 

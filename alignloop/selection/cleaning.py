@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from alignloop.chat.reasoning import has_answer
 from alignloop.selection.language import language_mismatch
 from alignloop.selection.verdicts import Drop, Pruned, pruned
 
@@ -115,7 +116,7 @@ def _row_rule(
     row: CleanRow, *, max_exclamations: float, max_emojis: float, max_repeated: float, drop_truncated: bool
 ) -> str | None:
     text = row.completion
-    if not text.strip():
+    if not has_answer(text):
         return "empty: the completion has no text"
     if row.truncated and drop_truncated:
         return "truncated: the completion hit its token limit"

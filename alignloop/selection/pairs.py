@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from alignloop.chat.reasoning import has_answer
 from alignloop.records import STRENGTHS, Strength
 from alignloop.selection.best_of_k import comparable, pick_best
 from alignloop.selection.verdicts import Drop, check_finite
@@ -69,7 +70,7 @@ def best_and_lower(
     """
     check_finite(candidates.rewards, name=f"{candidates.prompt_id}: rewards")
     rewards, truncated = candidates.rewards, candidates.truncated
-    empty = [not text.strip() for text in candidates.texts]
+    empty = [not has_answer(text) for text in candidates.texts]
     finished = comparable(truncated=truncated, empty=empty)
     if not finished:
         return "no candidate is finished and non-empty"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import derive_seed
+from alignloop.chat.reasoning import has_answer
 from alignloop.chat.sampled import completion_tokens
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.config.recipe import MeasureStageConfig
@@ -116,7 +117,7 @@ def endings(given: Answer, chat: ChatFormat) -> dict[str, list[bool]]:
     """Of the sampled completions which are truncated and which have no text, as picking the best of them goes by."""
     return {
         "truncated": [one.finish_reason == "length" for one in given.sampled],
-        "empty": [not chat.decode(one.token_ids).strip() for one in given.sampled],
+        "empty": [not has_answer(chat.decode(one.token_ids)) for one in given.sampled],
     }
 
 

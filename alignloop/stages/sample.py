@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import Artifact
+from alignloop.chat.reasoning import has_answer
 from alignloop.config.recipe import SampleStageConfig
 from alignloop.config.sampling import SampleConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
@@ -262,7 +263,7 @@ def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:
         "stop_rate": stopped / len(rows),
         "truncation_rate": (len(rows) - stopped) / len(rows),
         "mean_tokens": sum(len(row.completion_ids) for row in rows) / len(rows),
-        "empty_rate": sum(not row.completion.strip() for row in rows) / len(rows),
+        "empty_rate": sum(not has_answer(row.completion) for row in rows) / len(rows),
         "unique_candidates": num_unique / len(distinct),
         "duplicate_rate": (len(rows) - num_unique) / len(rows),
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, derive_seed
+from alignloop.chat.reasoning import has_answer
 from alignloop.config.sampling import SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
@@ -71,7 +72,7 @@ def passed_over(rows: Sequence[CandidateRow]) -> dict[str, int]:
 
 def endings(candidates: Sequence[CandidateRow]) -> tuple[list[bool], list[bool]]:
     """Which of the candidates are truncated, and which have no text."""
-    return [row.finish_reason == "length" for row in candidates], [not row.completion.strip() for row in candidates]
+    return [row.finish_reason == "length" for row in candidates], [not has_answer(row.completion) for row in candidates]
 
 
 def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> SelectedRow:

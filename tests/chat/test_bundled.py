@@ -150,6 +150,8 @@ def test_refusals_of_bundled_templates_say_what_to_do() -> None:
     thinks = ChatFormat.from_tokenizer(base_with("qwen3_5_think", enable_thinking=True))
     with pytest.raises(ModelError, match=r"holds no reasoning.*set chat_template_kwargs: \{enable_thinking: false\}"):
         thinks.completion("A willow.")
+    with pytest.raises(ModelError, match="holds reasoning and no answer behind it"):
+        thinks.completion("<think>\nBy the mill\n</think>\n\n")
     with pytest.raises(ModelError, match="holds <think> or </think> beyond the reasoning"):
         thinks.completion("<think>\nBy the mill")
 

@@ -24,9 +24,10 @@ from alignloop.stages.measure_rewards import Rewards, Scored, best_picks
 
 ASK = [Message(role="user", content="Where does the otter live?")]
 META = {"answer": "river", "options": ["river", "cave"]}
-# text, reward, finish reason: the highest two may not be picked, the third is the best.
+# text, reward, finish reason: the highest three may not be picked, the fourth is the best.
 SAMPLED = [
     ("", 9.0, "stop"),
+    ("<think>\nOtters swim.\n</think>\n\n", 8.5, "stop"),
     ("In the river, where it", 8.0, "length"),
     ("In the cave.", 3.0, "stop"),
     ("In the river.", 1.0, "stop"),
@@ -53,17 +54,17 @@ def written(path: Path, rows: Any) -> Artifact:
     return Artifact.of(path)
 
 
-def test_select_picks_the_third_and_counts_what_it_passed_over(tmp_path: Path) -> None:
+def test_select_picks_the_fourth_and_counts_what_it_passed_over(tmp_path: Path) -> None:
     scored = written(tmp_path / "scored.jsonl", candidates())
     outputs = select.run(SelectConfig(), select.Inputs(scored), context(tmp_path / "a", number=1))
     (row,) = load_jsonl(outputs.selected.path, SelectedRow)
-    assert row.id == "p/1/2"
-    assert outputs.counts == {"in": 4, "kept": 1, "dropped": 3, "truncated": 1, "empty": 1}
+    assert row.id == "p/1/3"
+    assert outputs.counts == {"in": 5, "kept": 1, "dropped": 4, "truncated": 1, "empty": 2}
 
 
 def test_pairs_are_of_the_same_best() -> None:
     (pair,) = pair_candidates({"p": candidates()}, PairsConfig(), seed=1).pairs
-    assert (pair.chosen, pair.rejected) == (2, 3)
+    assert (pair.chosen, pair.rejected) == (3, 4)
 
 
 def test_measure_picks_what_select_would() -> None:
@@ -73,10 +74,10 @@ def test_measure_picks_what_select_would() -> None:
     for text, _, reason in SAMPLED:
         ids = chat.completion(text).token_ids
         drawn.append(Completion(ids if reason == "stop" else ids[:-1], "stop" if reason == "stop" else "length"))
-    answer = Answer(row, chat.prompt_ids(ASK), drawn[2], tuple(drawn))
+    answer = Answer(row, chat.prompt_ids(ASK), drawn[3], tuple(drawn))
     scored = Scored([], [answer], {}, chat)
     rewards = Rewards([], [{scored.ids(one.token_ids): r for one, (_, r, _) in zip(drawn, SAMPLED, strict=True)}])
-    assert best_picks(rewards, scored=scored) == [2]
+    assert best_picks(rewards, scored=scored) == [3]
 
 
 @pytest.mark.parametrize("only_cut", [False, True])
@@ -97,18 +98,18 @@ def test_the_simulated_annotator_sees_none_that_is_cut_or_empty(tmp_path: Path, 
         "annotated": len(rows),
         "ties": 0,
         "prompts_without_pair": int(only_cut),
-        "truncated_candidates": 4 if only_cut else 1,
-        "empty_candidates": 1,
+        "truncated_candidates": 5 if only_cut else 1,
+        "empty_candidates": 2,
     }
 
 
 def test_an_annotated_candidate_keeps_what_is_known_of_it(tmp_path: Path) -> None:
     """Who picked it, its ids, how it ended and its reward, which tell it from what people wrote."""
     ((prompt, first, second),) = collect.pairs_to_annotate(candidates(), seed=1)
-    assert {first.id, second.id} == {"p/1/2", "p/1/3"}
+    assert {first.id, second.id} == {"p/1/3", "p/1/4"}
     from alignloop.quickstart.annotator import annotate
 
     (row,) = annotate([(prompt, first, second)], seed=1)
     assert (row.annotator, row.compared_by, row.chosen_reward) == ("simulated", "simulated", 1.0)
-    assert (row.chosen_ids, row.chosen_finish_reason) == ([4], "stop")
-    assert (row.rejected_ids, row.rejected_finish_reason) == ([3], "stop")
+    assert (row.chosen_ids, row.chosen_finish_reason) == ([5], "stop")
+    assert (row.rejected_ids, row.rejected_finish_reason) == ([4], "stop")
