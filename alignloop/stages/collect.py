@@ -20,7 +20,9 @@ from alignloop.data.split import round_batch
 from alignloop.errors import PeopleNeeded
 from alignloop.judging.annotate import Annotations, Pair
 from alignloop.pruning.benchmarks import benchmark_files
+from alignloop.pruning.incoming import left_out_line
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Row, Source
+from alignloop.selection.benchmark_index import RULE
 from alignloop.selection.best_of_k import comparable, pick_best
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
@@ -150,7 +152,7 @@ def _batch(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Bat
         return Batch(round_batch(everyone, round=ctx.round, batches=config.batches, split_rounds=config.split_rounds))
     assert config.reading is not None, "the recipe says how files are read"
     with ctx.activity("reading"):
-        return read_batch(
+        batch = read_batch(
             inputs.file.path,
             config=config.reading,
             earlier=[row for batch in inputs.earlier for row in load_jsonl(batch.path, PreferenceRow)],
@@ -158,6 +160,9 @@ def _batch(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Bat
             prompts=None if inputs.prompts is None else list(load_jsonl(inputs.prompts.path, PromptRow)),
             keep_out=config.keep_out,
         )
+    if held := [row for row in batch.dropped if row.rule == RULE]:
+        ctx.progress.say(f"  {left_out_line(held, num_in=batch.counts['in'], what='rows of the round')}")
+    return batch
 
 
 def _annotated(

@@ -18,7 +18,7 @@ from alignloop.errors import DataError
 from alignloop.evaluation.tasks import load_tasks
 from alignloop.preflight import check
 from alignloop.preflight.findings import PreflightError
-from alignloop.progress import QuietProgress
+from alignloop.progress import PlainProgress
 from alignloop.pruning.benchmarks import local_texts, task_texts
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow
 from alignloop.stage import StageContext
@@ -62,7 +62,7 @@ def recipe_of(folder: Path, *overrides: str) -> Recipe:
 
 def context(folder: Path, number: int = 0) -> StageContext:
     folder.mkdir()
-    return StageContext(dir=folder, seed=7, round=number, engine=None, progress=QuietProgress())  # type: ignore[arg-type]
+    return StageContext(dir=folder, seed=7, round=number, engine=None, progress=PlainProgress())  # type: ignore[arg-type]
 
 
 def ingested(recipe: Recipe, out: Path, *, prompts: tuple[Artifact, ...] = ()) -> ingest.Outputs:
@@ -105,7 +105,7 @@ def test_without_a_file_of_prompts_none_of_the_prompts_holds_a_question(tmp_path
     assert ingested(off, tmp_path / "off").counts["dropped"] == 0
 
 
-def test_a_rounds_own_file_passes_it_too(tmp_path: Path) -> None:
+def test_a_rounds_own_file_passes_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = recipe_of(tmp_path, "data.batches=files")
     first = ingested(recipe, tmp_path / "ingest")
     file = Artifact.of(write(tmp_path / "second.jsonl", [pair("s1", CHANGED), pair("s2", "Name a lake.")]))
@@ -119,7 +119,9 @@ def test_a_rounds_own_file_passes_it_too(tmp_path: Path) -> None:
         prompts=first.prompts,
     )
     assert [artifact.path.name for artifact in given.benchmarks] == ["bench.jsonl"]
+    capsys.readouterr()
     outputs = collect.run(config, given, context(tmp_path / "collect", 2))
+    assert "decontaminate: 1 of 2 rows of the round holds a question" in capsys.readouterr().out
     assert [row.id for row in load_jsonl(outputs.preferences.path, PreferenceRow)] == ["s2"]
     assert [(row.id, row.stage, row.rule) for row in drops(outputs.dropped)] == [("s1", "collect", "decontaminate")]
     assert outputs.counts["in"] == 2 == outputs.counts["kept"] + outputs.counts["dropped"]
