@@ -5,12 +5,13 @@ raw object --ALIASES, the user's own names--> Named: the columns that forms know
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignloop.data.problems import BadRow, found_at, shown
 from alignloop.data.turns import REFUSED_MEDIA, REFUSED_TOOLS, is_empty, is_turns
-from alignloop.errors import UserError
+from alignloop.errors import DataError, UserError
 from alignloop.records import Strength
 
 RawObject = Mapping[str, Any]
@@ -80,7 +81,7 @@ def named(row: RawObject, *, columns: Mapping[str, str], prompt_only: bool = Fal
         return Named(row, {})
     found = dict(row)
     names = dict(columns)
-    taken = {path: found_at(row, path) for path in columns.values()}
+    taken = {path: _taken(row, path) for path in columns.values()}
     for target, path in columns.items():
         found[target] = taken[path]
     for path in columns.values():
@@ -95,6 +96,32 @@ def named(row: RawObject, *, columns: Mapping[str, str], prompt_only: bool = Fal
     if not prompt_only:
         _choose(found, names)
     return Named(found, names)
+
+
+def check_columns(rows: Sequence[RawObject], columns: Mapping[str, str], *, file: str) -> None:
+    """Refuse names of columns that no row has: what they mean to name would be left out without a word.
+
+    Args:
+        rows: the first of a file; a column is there where one of them has it, if only as null.
+        columns: as for `named`.
+
+    Raises:
+        DataError: names the column, and the nearest there is.
+    """
+    there = dict.fromkeys(name for row in rows for name in row)
+    for target, path in columns.items():
+        if not rows or any(path in row or _taken(row, path) is not None for row in rows):
+            continue
+        near = difflib.get_close_matches(path, there, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"their columns are {', '.join(there)}."
+        raise DataError(
+            f"{file}: {target} is to be found in {path} (data.columns, --column), which none of the first "
+            f"{len(rows)} rows has; {hint} Rows without it may have it as null"
+        )
+
+
+def _taken(row: RawObject, path: str) -> Any:
+    return row[path] if path in row else found_at(row, path)
 
 
 def _choose(row: dict[str, Any], names: dict[str, str]) -> None:

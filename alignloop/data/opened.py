@@ -128,13 +128,22 @@ def is_plain(stream: IO[bytes]) -> bool:
 def _is_separated(start: bytes, name: str) -> bool:
     if start[:1] in (b"{", b"["):
         return False
-    if start and not _SEPARATED.isdisjoint(Path(name).suffixes):
+    if start and not _SEPARATED.isdisjoint(_suffixes(name)):
         return True
     header = start.partition(b"\n")[0].decode("utf-8", "replace")
     return any(
         len(names) > 1 and not _HEADER.isdisjoint(name.strip(' "\r') for name in names)
         for names in (header.split(mark) for mark in ",\t;")
     )
+
+
+def is_tabbed(name: str) -> bool:
+    """Whether a file is called TSV."""
+    return ".tsv" in _suffixes(name)
+
+
+def _suffixes(name: str) -> list[str]:
+    return [suffix.lower() for suffix in Path(name).suffixes]
 
 
 @contextmanager

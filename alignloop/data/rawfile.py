@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from alignloop.data.elements import LONGEST, TOO_LONG, Splitter
-from alignloop.data.opened import DAMAGED, file_at, is_plain, kind_of, open_bytes
+from alignloop.data.opened import DAMAGED, file_at, is_plain, is_tabbed, kind_of, open_bytes
 from alignloop.data.parsing import BOM, parse_row
 from alignloop.data.problems import EXCERPT, BadRow, excerpt
 from alignloop.data.separated import records
@@ -96,7 +96,7 @@ def open_rows(file: Path | str) -> RawFile:
     if table := TABLES.get(kind):
         return RawFile(name, "row", RawRows(lambda: _numbered(table(path, name))))
     if kind == "csv":
-        return RawFile(name, "line", RawRows(lambda: _read(_records, path, name)))
+        return RawFile(name, "line", RawRows(lambda: _read(partial(_records, tabs=is_tabbed(name)), path, name)))
     in_lines, plain = _is_in_lines(path, name)
     read = _lines if in_lines else _elements
     rows = RawRows(lambda: _read(read, path, name))
@@ -204,8 +204,8 @@ def _read(read: Callable[[IO[bytes]], Iterator[RawRow]], path: Path, name: str) 
             yield RawRow(number + 1, None, b"", problem, ends=True)
 
 
-def _records(stream: IO[bytes]) -> Iterator[RawRow]:
-    for line, values, problem in records(stream):
+def _records(stream: IO[bytes], *, tabs: bool) -> Iterator[RawRow]:
+    for line, values, problem in records(stream, tabs=tabs):
         yield RawRow(line, values, b"", problem)
 
 

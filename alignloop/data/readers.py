@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 from pydantic import ValidationError
 
 from alignloop.data.built import source
-from alignloop.data.columns import NOTICED, in_file, named, refuse_columns
+from alignloop.data.columns import NOTICED, check_columns, in_file, named, refuse_columns
 from alignloop.data.forms import FORMS, Form, detect, form_of
 from alignloop.data.problems import BadRow, plain_problems, shown, value_at
 from alignloop.data.rawfile import RawFile, RawRow, no_rows, open_rows, part_of
@@ -101,6 +101,8 @@ class Reading(Generic[T]):
         self._named = form is not None
         name = form or found
         self._prompt_only, self._columns = kind == "prompts", self._options.columns
+        if self._columns and span is None:
+            check_columns(list(_objects(self._raw)), self._columns, file=self.name)
         self.form = self._found_form() if name is None else _named(name, self._forms)
         if self.form.grouped:
             self.lines = None
@@ -407,9 +409,13 @@ def first_objects(
     raw: RawFile, *, columns: Mapping[str, str], prompt_only: bool = False
 ) -> Iterator[Mapping[str, Any]]:
     """The first `DETECT_ROWS` objects of a file under the names that forms know, but for those that cannot be told."""
-    for row in islice((row for row in raw.rows if type(row.value) is dict), DETECT_ROWS):
+    for row in _objects(raw):
         with suppress(BadRow):
-            yield named(row.value, columns=columns, prompt_only=prompt_only).row
+            yield named(row, columns=columns, prompt_only=prompt_only).row
+
+
+def _objects(raw: RawFile) -> Iterator[Mapping[str, Any]]:
+    return islice((row.value for row in raw.rows if type(row.value) is dict), DETECT_ROWS)
 
 
 def _no_form(raw: RawFile, forms: Sequence[Form]) -> DataError:

@@ -37,6 +37,8 @@ _COMPARED = frozenset({"chosen", "rejected", "edited", "strength", "annotator"})
 """Columns of completions: a prompt carries none of them."""
 _LABELS = ("label", "labels", "kto_tag")
 """Whether people want the answer, as files for KTO say it."""
+_UNWANTED = ("false", "0", "0.0")
+"""As CSV files and tables of numbers have it."""
 _SPELLINGS: dict[str, Strength] = {name: name for name in STRENGTHS}
 
 
@@ -162,11 +164,11 @@ def _check_wanted(row: RawObject) -> None:
     """Refuse an answer that people did not want: it would be a target like any other."""
     for name in _LABELS:
         value = row.get(name)
-        if value is False or (type(value) is str and value.lower() == "false"):
+        if type(value) in (bool, int, float, str) and (said := str(value).strip().lower()) in _UNWANTED:
             raise BadRow(
                 name,
-                "is false: people did not want this answer, and it would be a target to fine-tune on. `alignloop data "
-                "convert` leaves such rows out",
+                f"is {said}: people did not want this answer, and it would be a target to fine-tune on. `alignloop "
+                "data convert` leaves such rows out",
             )
 
 

@@ -1,13 +1,14 @@
 """Rows of CSV and TSV files: a header that names the columns, then a row a record.
 
 Every cell is a text, so that `007` and `true` stay what they are, but for three that can only be meant otherwise:
-numbers in columns of scores, lists of turns written as JSON, and lists of a ranked row.
+numbers in columns of scores, lists of turns (a history, too) written as JSON, and lists of a ranked row.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,19 +23,22 @@ from alignloop.data.turns import is_turns
 Record = tuple[int, dict[str, Any] | None, BadRow | None]
 """Line at which a record begins; its values, or what is wrong with it."""
 _SCORE = re.compile(r"(^|_|-)(score|rating|reward|rank|rate|helpfulness)(_|-|$)")
-_LIST_COLUMNS = frozenset((*LISTS, *NUMBER_LISTS))
+_LIST_COLUMNS = frozenset((*LISTS, *NUMBER_LISTS, "history"))
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 
 
-def records(stream: IO[bytes]) -> Iterator[Record]:
+def records(stream: IO[bytes], *, tabs: bool = False) -> Iterator[Record]:
     """The records of a file; one that is broken hides none that follows.
 
     A record or line over 64 MiB, or a quote that is never closed, ends the file.
+
+    Args:
+        tabs: whether tabs separate cells where the header, which names one column, does not show what does.
     """
     csv.field_size_limit(LONGEST)
     lines = _lines(stream)
     first = next(lines, "")
-    reader = csv.reader(_again(first, lines), delimiter=_delimiter(first), strict=True)
+    reader = csv.reader(_again(first, lines), delimiter=_delimiter(first, tabs=tabs), strict=True)
     names: list[str] = []
     line = 1
     while True:
@@ -67,8 +71,8 @@ def _again(first: str, lines: Iterator[str]) -> Iterator[str]:
     yield from lines
 
 
-def _delimiter(header: str) -> str:
-    return max(",\t;", key=header.count)
+def _delimiter(header: str, *, tabs: bool) -> str:
+    return max("\t,;" if tabs else ",\t;", key=header.count)
 
 
 def _names(cells: Sequence[str]) -> list[str]:
@@ -89,9 +93,10 @@ def _value(name: str, cell: str) -> Any:
         raise BadRow(name, "is not UTF-8. Save the file as UTF-8 (for example `iconv -f latin1 -t utf-8`)")
     if _SCORE.search(name):
         try:
-            return float(cell)
+            number = float(cell)
         except ValueError:
             return cell or None
+        return None if math.isnan(number) else number
     if cell[:1] not in ("[", "{"):
         return cell
     try:

@@ -253,8 +253,9 @@ def test_columns_by_name(tmp_path: Path) -> None:
     assert isinstance(bad, RejectedRow)
     assert (bad.field, bad.value) == ("answer_a.text", "3")
     assert [type(row).__name__ for row in iter_prompts(file, columns={"prompt": "ask"})] == ["PromptRow", "PromptRow"]
-    (bad,) = iter_preferences(
-        write(tmp_path / "b.jsonl", {"answer_a": "x"} | PREFERENCES[0]), columns={"prompt": "ask"}
+    _, bad = iter_preferences(
+        write(tmp_path / "b.jsonl", {"ask": "Bye?"} | PREFERENCES[0], {"answer_a": "x"} | PREFERENCES[0]),
+        columns={"prompt": "ask"},
     )
     assert isinstance(bad, RejectedRow)
     assert (bad.field, "is missing" in bad.reason) == ("ask", True)
@@ -265,6 +266,35 @@ def test_columns_by_name(tmp_path: Path) -> None:
     for pair in ("prompt", "promt=ask", "prompt="):
         with pytest.raises(UserError, match="--column"):
             parse_columns([pair])
+
+
+def test_a_column_that_no_row_has_is_named_whatever_it_is_for(tmp_path: Path) -> None:
+    rows = [PREFERENCES[0] | {"sys_prompt": None}, PREFERENCES[0] | {"ask.text": "Bye?"}]
+    file = write(tmp_path / "a.jsonl", *rows)
+    for columns in ({"system": "sys_promt"}, {"strength": "sys_promt"}, {"prompt": "sys_prompt.text"}):
+        with pytest.raises(DataError, match=r"a.jsonl: .* none of the first 2 rows has; did you mean sys_prompt\?"):
+            iter_preferences(file, columns=columns)
+    # A column that is there as null will do, and a dot may be part of its name.
+    first, second = iter_preferences(file, columns={"system": "sys_prompt", "prompt": "ask.text"})
+    assert isinstance(first, RejectedRow)
+    assert isinstance(second, PreferenceRow)
+    assert second.messages[0].content == "Bye?"
+
+
+@pytest.mark.parametrize("label", [False, 0, 0.0, "False", " 0"])
+def test_an_answer_that_people_did_not_want_is_no_target(tmp_path: Path, label: object) -> None:
+    rows = [{"prompt": "Q", "completion": "a", "label": mark} for mark in (label, 1)]
+    bad, good = iter_sft(write(tmp_path / "a.jsonl", *rows))
+    assert isinstance(bad, RejectedRow)
+    assert (bad.field, "people did not want" in bad.reason) == ("label", True)
+    assert isinstance(good, SftRow)
+
+
+def test_reasoning_beside_an_empty_answer_is_refused(tmp_path: Path) -> None:
+    turn = {"role": "assistant", "content": "", "reasoning_content": "Hm."}
+    (bad,) = iter_sft(write(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "Q"}, turn]}))
+    assert isinstance(bad, RejectedRow)
+    assert (bad.field, "no answer" in bad.reason) == ("messages[1].reasoning_content", True)
 
 
 def test_scores_that_say_otherwise_are_counted(tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def test_csv(tmp_path: Path, name: str, delimiter: str) -> None:
     assert check_file(tmp_path / name, workers=2).tally.num_kept == 5
 
 
+def test_csv_named_in_capitals_of_one_column_or_with_not_a_number(tmp_path: Path) -> None:
+    (tmp_path / "A.CSV").write_text("ask,score_a\nQ,nan\n")
+    assert values(tmp_path / "A.CSV") == [{"ask": "Q", "score_a": None}]
+    (tmp_path / "a.tsv").write_text("prompt\nYou, there?\n")
+    assert values(tmp_path / "a.tsv") == [{"prompt": "You, there?"}]
+    (tmp_path / "a.csv").write_text('instruction,history\nQ,"[[""P"", ""A""]]"\nR,[]\n')
+    assert [row["history"] for row in values(tmp_path / "a.csv")] == [[["P", "A"]], []]
+
+
 def test_csv_cells_that_are_no_texts_and_records_that_are_broken(tmp_path: Path) -> None:
     turns = json.dumps([{"role": "user", "content": "Hi?"}]).replace('"', '""')
     lines = [
