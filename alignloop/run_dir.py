@@ -19,6 +19,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from alignloop.artifacts import (
+    MANIFEST,
     MANIFEST_VERSION,
     OUT_OF_SPACE,
     PARTIAL,
@@ -43,6 +44,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _FLOCK = "hhqqi4x"
 """C's `struct flock` on 64-bit Linux: type, whence, start, length, process."""
 _ROUND = re.compile(r"round-([0-9]{2,6})")
+STAGE_FOLDER = re.compile(rf"[0-9]{{2}}_[a-z_]+({re.escape(PARTIAL)})?")
 BEFORE_A_RUN = {LOCK, "rejected_rows.jsonl"}
 """What a directory may hold before its first run begins: preflight has said what is wrong with the data."""
 NOT_THERE = "(not there)"
@@ -85,6 +87,13 @@ def stage_dirs(run_dir: Path, number: int) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.endswith(PARTIAL) and read_manifest(d))
+
+
+def unpublished(folder: Path) -> str | None:
+    """What is wrong where a stage would be published: something lies there that never was; None where nothing does."""
+    if folder.is_dir() and (not any(folder.iterdir()) or read_manifest(folder) is not None):
+        return None
+    return f"{folder}: lies there without a {MANIFEST}" if os.path.lexists(folder) else None
 
 
 @contextmanager

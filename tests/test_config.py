@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from itertools import pairwise
@@ -164,3 +165,9 @@ def test_sound_part_keeps_what_is_right() -> None:
     assert sound is not None
     assert (sound.preferences, sound.engine.max_model_len, sound.rounds) == (("p.jsonl",), 384, 6)
     assert sound_part({"rounds": 0}) is None
+
+
+def test_a_pipe_is_no_recipe_and_said_to_be_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match="is a pipe or a device, no file"):
+        load_recipe(tmp_path / "pipe")

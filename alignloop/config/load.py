@@ -61,7 +61,7 @@ def find_recipe(source: str | Path) -> Path:
         return bundled[str(source)]
     near = difflib.get_close_matches(Path(source).stem, bundled, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    what = "is a folder" if path.is_dir() else "no such file"
+    what = "is a folder" if path.is_dir() else "is a pipe or a device, no file" if path.exists() else "no such file"
     raise RecipeError(
         [f"{what}, and no bundled recipe has this name{hint} - bundled: {', '.join(sorted(bundled))}"],
         where=str(source),

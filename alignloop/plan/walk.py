@@ -190,6 +190,6 @@ def _stand_in(stage: Stage[Any, Any, OutputsT], folder: Path, *, metrics: dict[s
     for name, kind in typing.get_type_hints(stage.outputs).items():
         if name in ("counts", "metrics", "facts"):
             continue
-        artifact = Artifact(folder.resolve() / name, NOT_MADE)
+        artifact = Artifact(folder.absolute() / name, NOT_MADE)
         values[name] = (artifact,) if typing.get_origin(kind) is tuple else artifact
     return stage.outputs(**values, metrics=metrics)

@@ -195,6 +195,16 @@ def test_status_verify_reads_everything(alignloop, tmp_path: Path) -> None:
     assert "Remove the folder of each stage named" in advice
     removed = run_dir / "round-01/02_average/checkpoint/config.json"
     assert sorted(path for path in run_dir.rglob("*")) == [path for path in listed if path != removed]
+    (run_dir / "round-01/02_average/manifest.json").unlink()
+    (run_dir / "round-01/03_notes").symlink_to("03_notes")
+    lines = alignloop("status", run_dir, "--verify").err
+    assert "round-01/02_average: lies there without a manifest.json" in lines
+    assert "round-01/03_notes: lies there without a manifest.json" in lines
+    shutil.rmtree(run_dir / "round-01")
+    assert (
+        "01_train/checkpoint: is gone, the policy of round 1 in rounds.jsonl"
+        in alignloop("status", run_dir, "--verify").err
+    )
     assert alignloop("status", tmp_path / "none", "--verify").code == 2
 
 
