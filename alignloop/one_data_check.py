@@ -16,7 +16,7 @@ from alignloop.data.rows import Options
 from alignloop.data.statistics import QUANTILE_NAMES, quantiles, scripts_of, shares
 from alignloop.data.tally import AnyRow, num_repeated
 from alignloop.errors import DataError, ModelError
-from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
+from alignloop.records import PreferenceRow, PromptRow, SftRow
 
 if TYPE_CHECKING:
     from alignloop.inspection import Setting
@@ -201,10 +201,3 @@ def as_json(checked: CheckedFile) -> dict[str, Any]:
 
 def _named(values: Sequence[int]) -> dict[str, int]:
     return dict(zip(QUANTILE_NAMES, values, strict=True))
-
-
-def rejected_of(checked: CheckedFile) -> Sequence[RejectedRow]:
-    """Rows that cannot be read, as many as are known."""
-    if checked.check is not None:
-        return checked.check.tally.bad
-    return checked.problem.rejected if checked.problem is not None else ()

@@ -47,6 +47,9 @@ class ChatFormat:
         self.stop_token_ids: tuple[int, ...] = self._stops(extra_stop_ids)
         self.answer_control_ids: frozenset[int] = self._answer_controls()
         """Control ids that an answer holds: thinking tags and channels, which the model writes itself."""
+        tags = self._encoder.template(THINK_START) + self._encoder.template(THINK_END)
+        self.read_control_ids: frozenset[int] = self.answer_control_ids | self.control_ids.intersection(tags)
+        """Control ids that a decoded text shows: those, and thinking tags that a model writes unasked."""
         self._reader = AnswerReader.of(self._turn, self._encoder)
 
     @classmethod

@@ -34,7 +34,7 @@ def completion_tokens(completion: CompletionText, chat: ChatFormat, *, row: str)
                 "another tokenizer made the ids. Take the column of ids out of the row (the text is then tokenised), "
                 "or train from the base it was sampled with"
             )
-        strays = (chat.control_ids - chat.answer_control_ids).intersection(without_stop(ids, chat))
+        strays = (chat.control_ids - chat.read_control_ids).intersection(without_stop(ids, chat))
         if not strays or chat.refusal(completion.text) is not None:
             return chat.sampled_completion(ids) if reason is None else sampled_tokens(ids, reason, chat)
     if (refusal := chat.refusal(completion.text)) is not None:

@@ -19,7 +19,6 @@ from alignloop.records import (
 )
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-COUNTS = ("in", "kept", "dropped")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ IFEval checkers detect the language), the facts are drawn once from a fixed seed
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 WORLD_SEED = 20
@@ -360,8 +360,3 @@ def all_facts(world: tuple[Entity, ...]) -> Iterator[tuple[Entity, Fact]]:
     for entity in world:
         for fact in entity.facts:
             yield entity, fact
-
-
-def subjects_by_name() -> Mapping[str, Subject]:
-    """Subjects by their benchmark name."""
-    return {subject.name: subject for subject in SUBJECTS}

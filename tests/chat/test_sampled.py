@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -63,3 +65,19 @@ def test_a_stray_control_token_is_left_out_where_the_text_can_be_trained(
     cut = encoded(tokenizer, "<think>", "\n", "<|im_start|>", *"By the")
     text = chat.decode(cut)
     assert list(completion_tokens(CompletionText(text, cut, "length"), chat, row="r").token_ids) == cut
+
+
+@pytest.mark.parametrize("template", ["qwen3", "chatml"])
+def test_a_thought_that_nobody_asked_for_stays_one(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    """Thinking is off, or the template knows none: without the tags the thought would read as the answer."""
+    asked = copy.deepcopy(tokenizer)
+    give_template(asked, load_template(template))
+    chat = ChatFormat.from_tokenizer(asked)
+    assert not chat.trains_reasoning
+    sampled = encoded(asked, "<think>", "\n", *"hm", "\n", "</think>", "\n\n", *"yes")
+    text = chat.decode([*sampled, chat.stop_token_ids[0]])
+    assert text == "<think>\nhm\n</think>\n\nyes"
+    tokens = completion_tokens(CompletionText(text, [*sampled, chat.stop_token_ids[0]], "stop"), chat, row="r")
+    assert list(tokens.token_ids[: len(sampled)]) == sampled
+    assert chat.decode(encoded(asked, "<think>", "\n\n", "</think>", "\n\n", *"yes")) == "yes"
+    assert chat.decode(encoded(asked, "<think>", "\n", *"hm")) == "<think>\nhm"
