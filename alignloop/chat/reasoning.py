@@ -39,7 +39,12 @@ def join_reasoning(reasoning: str | None, answer: str) -> str:
     return f"{THINK_START}\n{reasoning}\n{THINK_END}\n\n{answer}"
 
 
+def answer_of(text: str) -> str:
+    """A completion's answer alone, which is what annotators compare; empty where there is a thought alone."""
+    body = text.lstrip()
+    return body.partition(THINK_END)[2].lstrip("\n") if body.startswith(THINK_START) else text
+
+
 def has_answer(text: str) -> bool:
     """Whether a completion says anything beside its reasoning: a thought alone, closed or not, is no answer."""
-    body = text.lstrip()
-    return bool(body.partition(THINK_END)[2].strip() if body.startswith(THINK_START) else body)
+    return bool(answer_of(text).strip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from alignloop.chat.reasoning import answer_of
 from alignloop.errors import UserError
 from alignloop.judging.base import Comparison, Judge, Verdict
 from alignloop.records import CandidateRow, ComparedBy, PreferenceRow, PromptRow, Source, Strength, VerdictRow
@@ -29,6 +30,8 @@ class Annotations:
 
 def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annotations:
     """Have a judge compare pairs of completions; ties and unreadable answers become no preference.
+
+    It is shown the answers alone, without the reasoning before them.
 
     Strength: the judge's own. Where its prompt asks for none, `better` if it was asked in both orders, for then it said
     the same twice, and None if it was asked once; both train.
@@ -92,7 +95,8 @@ def preference(
 
 def _comparison(pair: Pair) -> Comparison:
     prompt, first, second = pair
-    return Comparison(f"{first.id}/{second.id}", tuple(prompt.messages), first.completion, second.completion)
+    shown = (answer_of(candidate.completion) for candidate in (first, second))
+    return Comparison(f"{first.id}/{second.id}", tuple(prompt.messages), *shown)
 
 
 def _is_won(verdict: Verdict) -> bool:

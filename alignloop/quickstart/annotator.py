@@ -16,6 +16,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from alignloop.chat.reasoning import answer_of
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import load_checkers
 from alignloop.judging.annotate import preference
@@ -78,9 +79,8 @@ def _names(text: str, value: str) -> bool:
     return re.search(rf"\b{re.escape(value.lower())}\b", text) is not None
 
 
-def num_flaws(meta: Mapping[str, Any], candidate: CandidateRow) -> int:
-    """How many of these the completion has: repeats itself, leaves the topic, very long."""
-    text = candidate.completion
+def num_flaws(meta: Mapping[str, Any], text: str) -> int:
+    """How many of these an answer has: repeats itself, leaves the topic, very long."""
     words = re.findall(r"\w+", text.lower())
     topic = str(meta.get("topic", ""))
     checks = (
@@ -98,7 +98,7 @@ def repeats(words: Sequence[str], *, size: int = 4) -> bool:
 
 
 def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, seed: int) -> list[PreferenceRow]:
-    """Compare pairs of completions of training prompts.
+    """Compare pairs of completions of training prompts, by their answers alone: a thought need not meet what is asked.
 
     Ties are left out. One in twenty of the close calls is turned round, as people do.
 
@@ -118,11 +118,12 @@ def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, s
 
 def _compare(prompt: PromptRow, first: CandidateRow, second: CandidateRow, *, seed: int) -> PreferenceRow | None:
     text = prompt.messages[-1].content
-    met = [check(prompt.meta, candidate.completion, prompt=text) for candidate in (first, second)]
-    flaws = [num_flaws(prompt.meta, candidate) for candidate in (first, second)]
+    answers = [answer_of(candidate.completion) for candidate in (first, second)]
+    met = [check(prompt.meta, answer, prompt=text) for answer in answers]
+    flaws = [num_flaws(prompt.meta, answer) for answer in answers]
     strength = strength_of(met[0], met[1], flaws[0] - flaws[1])
     better_first = _score(met[0], flaws[0]) > _score(met[1], flaws[1])
-    if strength is None or first.completion.strip() == second.completion.strip():
+    if strength is None or answers[0].strip() == answers[1].strip():
         return None
     close = strength in ("slightly_better", "marginally_better")
     if close and random.Random(f"{seed}/{first.id}/{second.id}").random() < _NOISE:

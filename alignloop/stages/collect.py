@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignloop.artifacts import Artifact
+from alignloop.chat.reasoning import answer_of
 from alignloop.config.recipe import CollectStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.split import round_batch
@@ -245,7 +246,8 @@ def pairs_to_annotate(candidates: list[CandidateRow], *, seed: int) -> list[Pair
         truncated, empty = endings(rows)
         best = rows[pick_best([reward_of(row) for row in rows], truncated=truncated, empty=empty)]
         compared = [rows[k] for k in comparable(truncated=truncated, empty=empty)]
-        others = [row for row in compared if row.completion.strip() != best.completion.strip()]
+        answer = answer_of(best.completion).strip()
+        others = [row for row in compared if answer_of(row.completion).strip() != answer]
         if not others:
             continue
         two = [best, draw.choice(others)]

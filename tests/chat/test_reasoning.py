@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignloop.chat.reasoning import has_answer, join_reasoning, split_reasoning
+from alignloop.chat.reasoning import answer_of, has_answer, join_reasoning, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ def test_the_joined_form_is_the_one_that_qwen3_writes() -> None:
 
 @pytest.mark.parametrize("text", ["", " \n", "<think>\nAdd.\n</think>\n\n", " <think>\nAdd", "<think></think>"])
 def test_reasoning_alone_is_no_answer(text: str) -> None:
+    assert answer_of(text).strip() == ""
     assert not has_answer(text)
     assert has_answer(f"It is 2. {text}")
     assert not text.endswith("</think>") or has_answer(f"{text}2")

@@ -154,6 +154,20 @@ def test_a_prompt_that_asks_for_no_strength_still_compares(
     assert [row.strength for row in rows] == [strength] * 3
 
 
+def test_the_judge_is_shown_answers_without_their_reasoning(peer: Any, tmp_path: Path) -> None:
+    peer.reply = by_length
+    thought = "<think>\nA tree, and a long thought about it.\n</think>\n\n"
+    candidates = [
+        *(candidate(1, 0, f"{thought}An oak."), candidate(1, 1, "It is an elm.")),
+        *(candidate(2, 0, f"{thought}An oak."), candidate(2, 1, "An oak.")),  # the same answer: nothing to compare
+    ]
+    counts = ran(tmp_path, config(peer.url), candidates=candidates).counts
+    assert (counts["judged"], counts["prompts_without_pair"]) == (1, 1)
+    assert not any("thought" in json.dumps(body) for body in peer.bodies)
+    _, row = load_jsonl(tmp_path / "round-02" / "01_collect" / "preferences.jsonl", PreferenceRow)
+    assert (row.chosen, row.rejected) == ("It is an elm.", f"{thought}An oak.")
+
+
 def test_at_most_so_many_pairs_are_asked(peer: Any, tmp_path: Path) -> None:
     peer.reply = by_length
     # Whichever two are drawn, both are asked about and can be read.

@@ -63,6 +63,14 @@ def test_the_answer_that_follows_more_is_chosen_whatever_the_order() -> None:
     assert _annotated(TITLE_AND_COMMA, HALF, GOOD) == [(GOOD, HALF, "better")]
 
 
+def test_the_answer_alone_is_checked() -> None:
+    """A thought with a comma, and without a title, is not what was asked for."""
+    thought = "<think>\nA title, then no comma.\n</think>\n\n"
+    for first, second in ((thought + GOOD, BAD), (GOOD, thought + BAD)):
+        assert _annotated(TITLE_AND_COMMA, first, second) == [(first, second, "significantly_better")]
+    assert _annotated(TITLE_AND_COMMA, thought + GOOD, GOOD) == []
+
+
 def test_half_against_nothing_is_slightly_better() -> None:
     assert strength_of([True, False], [False, False], 0) == "slightly_better"
 
@@ -79,9 +87,9 @@ def test_ties_are_left_out() -> None:
 
 
 def test_flaws_of_a_completion() -> None:
-    assert num_flaws(TITLE_AND_COMMA, _candidate(0, GOOD)) == 0
-    assert num_flaws(TITLE_AND_COMMA, _candidate(0, "The otter likes to swim. " * 3)) == 1
-    assert num_flaws(TITLE_AND_COMMA, _candidate(0, "It swims.")) == 1
+    assert num_flaws(TITLE_AND_COMMA, GOOD) == 0
+    assert num_flaws(TITLE_AND_COMMA, "The otter likes to swim. " * 3) == 1
+    assert num_flaws(TITLE_AND_COMMA, "It swims.") == 1
 
 
 def test_repeats_needs_three_of_the_same_four_words() -> None:
