@@ -510,6 +510,13 @@ def test_earlier_answers_that_sampling_never_asks_for_are_refused(tmp_path: Path
     assert "last_assistant" in problem
     assert look(path, chat_template="qwen3_training", sft=sft)
     assert look(path, chat_template="qwen3")
+    first, answer, last = rows[3]["prompt"]
+    rows[3]["prompt"] = [first, answer | {"weight": 0}, last]
+    marked = write(tmp_path / "marked.jsonl", rows)
+    (problem,) = problems(marked, chat_template="qwen3_training", sft=sft)
+    assert "1 of 20 rows hold turns that are marked as not to be trained on" in problem
+    assert "line 4, prompt[1].weight" in problem
+    assert look(marked, chat_template="qwen3_training")
 
 
 def test_a_template_in_place_of_the_bases_own_is_noted(good: Path) -> None:

@@ -16,7 +16,7 @@ from alignloop.data.built import preference
 from alignloop.data.dialogs import BadTurn, check_dialog
 from alignloop.data.forms import Form, Pair, RawObject
 from alignloop.data.problems import BadRow, check_text, is_clean, shown
-from alignloop.data.turns import beside_turns, system_turn
+from alignloop.data.turns import beside_turns, says_no, system_turn, untrained_turn
 from alignloop.records import (
     STRENGTHS,
     ComparedBy,
@@ -37,8 +37,6 @@ _COMPARED = frozenset({"chosen", "rejected", "edited", "strength", "annotator"})
 """Columns of completions: a prompt carries none of them."""
 _LABELS = ("label", "labels", "kto_tag")
 """Whether people want the answer, as files for KTO say it."""
-_UNWANTED = ("false", "0", "0.0")
-"""As CSV files and tables of numbers have it."""
 _SPELLINGS: dict[str, Strength] = {name: name for name in STRENGTHS}
 
 
@@ -71,6 +69,8 @@ def preference_rows(row: RawObject, form: Form, source: Source, options: Options
     columns = _ABSENT
     if not _COLUMN_NAMES.isdisjoint(row):
         columns = {name: read(row.get(name), name) for name, read in _COLUMNS.items()}
+    if annotator == "simulated" and not row.get("compared_by"):  # the quickstart's own, which is nobody
+        columns = columns | {"compared_by": "simulated"}
     meta = _meta(row, form)
     many = len(found.pairs) > 1
     dialog = [part for turn in messages for part in (turn.role, turn.content)]
@@ -128,6 +128,8 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
     messages = _checked(messages, row, form, ends_with="assistant")
     _check_length(messages, (), options)
     meta = _meta(row, form)
+    if options.dialogs == "every_turn" and (marked := untrained_turn(meta)):
+        raise BadRow(marked, "says that the turn is not to be trained on, and every turn would be: leave such rows out")
     for name in ("strength", "annotator") if found.pairs else ():
         if row.get(name) is not None:
             _check_nested(row[name], name)
@@ -164,11 +166,11 @@ def _check_wanted(row: RawObject) -> None:
     """Refuse an answer that people did not want: it would be a target like any other."""
     for name in _LABELS:
         value = row.get(name)
-        if type(value) in (bool, int, float, str) and (said := str(value).strip().lower()) in _UNWANTED:
+        if says_no(value):
             raise BadRow(
                 name,
-                f"is {said}: people did not want this answer, and it would be a target to fine-tune on. `alignloop "
-                "data convert` leaves such rows out",
+                f"is {str(value).strip().lower()}: people did not want this answer, and it would be a target to "
+                "fine-tune on. `alignloop data convert` leaves such rows out",
             )
 
 

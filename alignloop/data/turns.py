@@ -32,11 +32,15 @@ TOOL_ROLES = frozenset(
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Where a turn holds what was thought before its text."""
 REFUSED_TOOLS = frozenset("tools functions tool_calls tool_call function_call function_calls tool_call_id".split())
-REFUSED_MEDIA = frozenset("image images video videos audio audios".split())
+REFUSED_MEDIA = frozenset(
+    "image images image_url image_urls pixel_values video videos video_url audio audios audio_url input_audio".split()
+)
 _REFUSED = REFUSED_TOOLS | REFUSED_MEDIA | {"refusal"}
 _LEAVE_OUT = "and only texts are trained: leave such rows out (`alignloop data convert` does)"
 _MARKS = ("weight", "train", "loss")
-"""Whether a turn is to be trained on: in a turn of the assistant's it must be."""
+"""Whether a turn is to be trained on: the answer that trains must be."""
+_NO = ("false", "0", "0.0", "no")
+"""As CSV files and tables of numbers have it, too."""
 _READ = frozenset({"from", "value", "role", "content", *REASONING, *_REFUSED, *_MARKS})
 _TEXT_PARTS, _THOUGHT_PARTS = ("text", "input_text", "output_text"), ("thinking", "reasoning")
 
@@ -46,14 +50,23 @@ def is_turns(value: object) -> bool:
     return type(value) is list and bool(value) and type(value[0]) is dict and ("role" in value[0] or "from" in value[0])
 
 
-def read_turn(turn: object, field: str) -> Message:
-    """One turn, as `{role, content}` or `{from, value}`; roles are mapped to ours, reasoning goes before the text."""
+def says_no(value: object) -> bool:
+    """Whether a mark of a row or a turn denies: false or 0, or a text that says so."""
+    return isinstance(value, bool | int | float | str) and (value == 0 or str(value).strip().lower() in _NO)
+
+
+def read_turn(turn: object, field: str, *, context: bool = False) -> Message:
+    """One turn, as `{role, content}` or `{from, value}`; roles are mapped to ours, reasoning goes before the text.
+
+    Args:
+        context: whether other turns follow, so that it may be marked as not to be trained on.
+    """
     if not isinstance(turn, Mapping):
         raise BadRow(field, f"must be an object with from and value (or role and content), found {shown(turn)}")
     for role_key, text_key in _TURN_KEYS:
         if role_key in turn:
             role = _role(turn[role_key], f"{field}.{role_key}")
-            refuse_untrained(turn, role, field)
+            refuse_untrained(turn, role, field, context=context)
             reasoning = read_reasoning(turn, field)
             text = read_text(turn.get(text_key), f"{field}.{text_key}")
             if reasoning is None:
@@ -74,8 +87,11 @@ def _role(value: object, field: str) -> Role:
     return role
 
 
-def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str) -> None:
+def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str, *, context: bool = False) -> None:
     """Refuse a turn that says something by a tool's call, a picture or a sound, or that is marked as not to be trained.
+
+    Args:
+        context: let the mark pass: `beside_turns` carries it.
 
     Raises:
         BadRow: names the key.
@@ -85,7 +101,7 @@ def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str) -> None:
             what = "a tool's call" if name in REFUSED_TOOLS else "no text"
             raise BadRow(f"{field}.{name}", f"is {what}, {_LEAVE_OUT}")
     for name in _MARKS:
-        if role == "assistant" and turn.get(name) == 0:
+        if role == "assistant" and not context and says_no(turn.get(name)):
             raise BadRow(f"{field}.{name}", "says that the turn is not to be trained on: leave such rows out")
 
 
@@ -155,9 +171,25 @@ def beside_turns(row: Mapping[str, Any], columns: Container[str]) -> dict[str, d
         for place, turn in turns:
             if type(turn) is dict and len(turn) > 2:
                 more = {name: item for name, item in turn.items() if name not in _READ and not is_empty(item)}
+                if ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower()) == "assistant":
+                    more |= {name: turn[name] for name in _MARKS if says_no(turn.get(name))}
                 if more:
                     found[place] = more
     return found
+
+
+def untrained_turn(meta: Mapping[str, Any]) -> str | None:
+    """The first turn of a row that is marked as not to be trained on, and the mark; None where there is none.
+
+    Args:
+        meta: a row's; `beside_turns` is in its `beside`.
+    """
+    beside = meta.get("beside")
+    for place, more in beside.items() if isinstance(beside, Mapping) else ():
+        for name in _MARKS if isinstance(more, Mapping) else ():
+            if says_no(more.get(name)):
+                return f"{place}.{name}"
+    return None
 
 
 def read_turns(turns: object, field: str) -> list[Message]:
@@ -166,7 +198,11 @@ def read_turns(turns: object, field: str) -> list[Message]:
         raise BadRow(field, f"must be a list of turns, found {shown(turns)}" if turns is not None else "is missing")
     if not turns:
         raise BadRow(field, "is empty: at least one user turn is needed")
-    return [_plain_turn(turn) or read_turn(turn, f"{field}[{index}]") for index, turn in enumerate(turns)]
+    last = len(turns) - 1
+    return [
+        _plain_turn(turn) or read_turn(turn, f"{field}[{index}]", context=index < last)
+        for index, turn in enumerate(turns)
+    ]
 
 
 def _plain_turn(turn: object) -> Message | None:

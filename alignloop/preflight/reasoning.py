@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.reasoning import THINK_START, split_reasoning
 from alignloop.config import Recipe
+from alignloop.data.turns import untrained_turn
 from alignloop.preflight.findings import Findings
 from alignloop.records import PreferenceRow, Source
 
@@ -45,6 +46,14 @@ def _note_reasoning(texts: Sequence[str], *, chat: ChatFormat, findings: Finding
 
 def _check_earlier(rows: Sequence[PreferenceRow], *, chat: ChatFormat, findings: Findings) -> None:
     """`all_assistant` trains every answer of a dialog: earlier ones must stand as sampling asks, too."""
+    marked = [(row.source, mark) for row in rows if (mark := untrained_turn(row.meta))]
+    if marked:
+        source, mark = marked[0]
+        findings.problems.append(
+            f"sft.train_on: all_assistant: {len(marked)} of {len(rows)} rows hold turns that are marked as not to be "
+            f"trained on (first: {source.file}, line {source.line}, {mark}) - set sft.train_on: last_assistant, or "
+            "take the rows out"
+        )
     earlier = [(row.source, m.content) for row in rows for m in row.messages if m.role == "assistant"]
     for reason, found in _by_reason((source, chat.earlier_refusal(text)) for source, text in earlier):
         findings.problems.append(

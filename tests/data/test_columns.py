@@ -14,7 +14,7 @@ from alignloop.data.columns import ALIASES, TARGETS, parse_columns
 from alignloop.data.convert import convert
 from alignloop.data.ranked import LISTS, NUMBER_LISTS
 from alignloop.data.readers import Kind, Reading, iter_preferences, iter_prompts, iter_sft, read_preferences
-from alignloop.data.turns import REASONING, REFUSED_MEDIA, REFUSED_TOOLS
+from alignloop.data.turns import REASONING, REFUSED_MEDIA, REFUSED_TOOLS, untrained_turn
 from alignloop.errors import DataError, UserError
 from alignloop.records import PreferenceRow, RejectedRow, SftRow
 
@@ -112,6 +112,25 @@ def test_every_key_of_a_turn_is_used_carried_or_named(tmp_path: Path, kind: Kind
         assert (bad.field, "not to be trained on" in bad.reason) == (f"messages[1].{mark}", True)
 
 
+def test_a_turn_that_is_context_may_be_marked_as_untrained(tmp_path: Path) -> None:
+    for mark in ({"weight": 0}, {"loss": "false"}):
+        (name,) = mark
+        row = {"messages": [Q, A | mark, B, GOOD]}
+        (made,) = read(tmp_path / "a.jsonl", "sft", row)
+        assert (made.messages[-1].content, made.meta) == ("Bye!", {"beside": {"messages[1]": mark}})
+        assert untrained_turn(made.meta) == f"messages[1].{name}"
+        (bad,) = read(tmp_path / "a.jsonl", "sft", {"messages": [Q, A, B, GOOD | mark]})
+        assert (bad.field, "not to be trained on" in bad.reason) == (f"messages[3].{name}", True)
+        (bad,) = iter_sft(write(tmp_path / "b.jsonl", row), dialogs="every_turn")
+        assert isinstance(bad, RejectedRow)
+        assert (bad.field, "every turn would be" in bad.reason) == (f"messages[1].{name}", True)
+        pair = {"messages": row["messages"][:3], "chosen": "a", "rejected": "b"}
+        (made,) = read(tmp_path / "a.jsonl", "preferences", pair)
+        assert made.meta["beside"] == {"messages[1]": mark}
+    (made,) = read(tmp_path / "a.jsonl", "sft", {"messages": [Q | {"weight": 0}, A | {"weight": 1}, B, GOOD]})
+    assert made.meta == {}
+
+
 def test_a_question_is_the_prompt_and_system_a_turn_in_every_form(tmp_path: Path) -> None:
     for opening in ("", "The answer "):
         row = {"question": "Bye?", "chosen": f"{opening}Bye!", "rejected": f"{opening}No.", "system": "Be kind."}
@@ -167,11 +186,28 @@ def test_tools_and_pictures_are_refused_by_name_where_there_are_any(tmp_path: Pa
     row["messages"] = [B, A, {"role": "tool", "content": "willow"}]
     (bad,) = read(tmp_path / "a.jsonl", "preferences", row)
     assert (bad.field, "a tool's turn" in bad.reason) == ("messages[2].role", True)
-    for name, value in (("images", ["a.png"]), ("tools", [{"name": "look"}]), ("tools", '[{"name": "look"}]')):
+    for name, value in (
+        ("images", ["a.png"]),
+        ("image_url", "https://a/b"),
+        ("pixel_values", [0.5]),
+        ("tools", [{"name": "look"}]),
+        ("tools", '[{"name": "look"}]'),
+    ):
         (bad,) = read(tmp_path / "a.jsonl", "preferences", PREFERENCES[0] | {name: value})
         assert bad.field == name
         (made,) = read(tmp_path / "a.jsonl", "preferences", PREFERENCES[0] | {name: "[]"})
         assert isinstance(made, PreferenceRow)
+
+
+def test_the_simulated_annotator_is_nobody_whatever_a_file_leaves_out(tmp_path: Path) -> None:
+    for annotator, said, found in (
+        ("simulated", {}, "simulated"),
+        ("simulated", {"compared_by": "judge"}, "judge"),
+        ("my-judge", {"compared_by": "judge"}, "judge"),
+        ("ann", {}, "people"),
+    ):
+        (made,) = read(tmp_path / "a.jsonl", "preferences", PREFERENCES[0] | {"annotator": annotator, **said})
+        assert made.compared_by == found
 
 
 def test_a_broken_first_row_does_not_tell_the_kind(tmp_path: Path) -> None:
