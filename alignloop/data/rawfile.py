@@ -62,12 +62,14 @@ class RawFile:
     Attributes:
         unit: what `RawRow.line` counts.
         lines: the file in which each row is a line, byte for byte, so that it can be read in parts; None for others.
+        headed: whether a header stands before the rows (CSV).
     """
 
     name: str
     unit: Unit
     rows: RawRows
     lines: Path | None = None
+    headed: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def open_rows(file: Path | str) -> RawFile:
     if table := TABLES.get(kind):
         return RawFile(name, "row", RawRows(lambda: _numbered(table(path, name))))
     if kind == "csv":
-        return RawFile(name, "line", RawRows(lambda: _read(partial(_records, tabs=is_tabbed(name)), path, name)))
+        rows = RawRows(lambda: _read(partial(_records, tabs=is_tabbed(name)), path, name))
+        return RawFile(name, "line", rows, headed=True)
     in_lines, plain = _is_in_lines(path, name)
     read = _lines if in_lines else _elements
     rows = RawRows(lambda: _read(read, path, name))
@@ -125,6 +128,8 @@ def read_raw(file: Path | str) -> WholeFile:
 
 def no_rows(raw: RawFile) -> DataError:
     """What to say of a file without a single row."""
+    if raw.headed:
+        return DataError(f"{raw.name}: a header and no rows; below it, it must hold a line for each row")
     what = {"line": "the file is empty", "element": "the JSON array is empty", "row": "the table has no rows"}[raw.unit]
     return DataError(f"{raw.name}: {what}; it must hold rows: one JSON object a line, or one JSON array of objects")
 

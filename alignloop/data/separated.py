@@ -38,6 +38,9 @@ def records(stream: IO[bytes], *, tabs: bool = False) -> Iterator[Record]:
     csv.field_size_limit(LONGEST)
     lines = _lines(stream)
     first = next(lines, "")
+    if "\r" in first.rstrip("\r\n"):
+        yield 1, None, BadRow(None, "lines end in CR alone: make them end in LF (`tr '\\r' '\\n' < old > new`)")
+        return
     reader = csv.reader(_again(first, lines), delimiter=_delimiter(first, tabs=tabs), strict=True)
     names: list[str] = []
     line = 1

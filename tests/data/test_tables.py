@@ -17,7 +17,7 @@ from pyarrow import parquet
 from alignloop.data import parquet_sizes, separated
 from alignloop.data.check_files import check_file
 from alignloop.data.files import data_files
-from alignloop.data.rawfile import open_rows
+from alignloop.data.rawfile import open_rows, read_raw
 from alignloop.data.readers import Reading, iter_sft, read_preferences
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, RejectedRow
@@ -192,3 +192,12 @@ def test_a_broken_row_of_a_table_is_named(tmp_path: Path) -> None:
     assert (reading.unit, bad.line, bad.field) == ("row", 6, "chosen")
     (tmp_path / "kto.csv").write_text("prompt,completion,label\nQ,a,True\nQ,b,False\n")
     assert [type(row).__name__ for row in iter_sft(tmp_path / "kto.csv")] == ["SftRow", "RejectedRow"]
+
+
+def test_csv_without_rows_and_csv_with_line_ends_of_old_macs(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n")
+    with pytest.raises(DataError, match=r"a\.csv: a header and no rows"):
+        read_raw(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_bytes(b"prompt,chosen,rejected\rQ,a,b\rR,a,b\r")
+    (problem,) = values(tmp_path / "b.csv")
+    assert "lines end in CR alone" in problem
