@@ -205,9 +205,10 @@ def test_run_and_plan_say_that_transformers_generates(
 ) -> None:
     for module in ("alignloop.engines.open", "alignloop.config.engine"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "file").touch()  # no run directory: the run ends before it begins
-    ran = alignloop("run", "quickstart", "--run-dir", "taken")
-    assert ran.code == 2
+    # A disk without room: the run ends when it has said what it is about to do.
+    monkeypatch.setattr("alignloop.house.shutil.disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
+    ran = alignloop("run", "quickstart", "--run-dir", str(tmp_path / "run"))
+    assert ran.code != 0
+    assert "free" in ran.err
     assert " ".join(ran.out.split()).count("vLLM is not installed: the transformers engine generates") == 1
     assert "vLLM is not installed: the transformers engine generates" in " ".join(alignloop("plan").out.split())
