@@ -154,7 +154,7 @@ def test_the_checkpoint_asks_as_it_was_prepared_wherever_it_is_loaded(
 
 def test_kwargs_that_the_template_does_not_read_are_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tied=True)
-    with pytest.raises(ModelError, match=r"does not take enable_thinking from a recipe; it reads nothing beside the messages"):
+    with pytest.raises(ModelError, match=r"does not take enable_thinking from a recipe; it reads nothing"):
         prepare_base(
             str(base), chat_template="llama3", template_kwargs={"enable_thinking": True}, out_dir=tmp_path / "out"
         )
