@@ -218,7 +218,10 @@ class VerdictRow(Row):
 
 
 class ToAnnotateRow(Row):
-    """Two candidates of a prompt that people are asked to compare; which one the reward model likes is not told."""
+    """Two candidates of a prompt that people are asked to compare; which one the reward model likes is not told.
+
+    `first` and `second` are their answers alone, without the reasoning before them.
+    """
 
     id: str
     """`<prompt id>/<round>/<k>-<k>`: the pair's, which its answer repeats."""
@@ -240,7 +243,7 @@ class AnnotatedRow(Row):
     strength: Strength | None = None
     """How much better the chosen one is; a tie has none."""
     edited: NonEmptyText | None = None
-    """An improvement of the chosen one, ranked above it; a tie has none."""
+    """An improvement of the chosen answer, ranked above it and trained behind its reasoning; a tie has none."""
     annotator: str = "human"
     """Who said so, where several do."""
     messages: list[Message] | None = None

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from alignloop.chat.reasoning import answer_of, has_answer, join_reasoning, split_reasoning
 from alignloop.data.problems import BadRow, check_text, plain_problems, shown
 from alignloop.errors import DataError
 from alignloop.judging.annotate import Annotations, Pair, preference
@@ -38,10 +39,16 @@ def question_id(pair: Pair) -> str:
 
 
 def questions(pairs: Sequence[Pair]) -> list[ToAnnotateRow]:
-    """What people are asked; nothing in it tells the two candidates apart but their texts."""
+    """What people are asked; nothing in it tells the two candidates apart but their answers.
+
+    As for a judge, the reasoning before them is left out: what is chosen trains whole.
+    """
     return [
         ToAnnotateRow(
-            id=question_id(pair), messages=pair[0].messages, first=pair[1].completion, second=pair[2].completion
+            id=question_id(pair),
+            messages=pair[0].messages,
+            first=answer_of(pair[1].completion),
+            second=answer_of(pair[2].completion),
         )
         for pair in pairs
     ]
@@ -122,11 +129,21 @@ def _preference(pair: Pair, answer: AnnotatedRow) -> PreferenceRow:
     row = preference(
         prompt, chosen, rejected, strength=answer.strength, annotator=answer.annotator, compared_by="people"
     )
-    edited = answer.edited
-    if edited is not None and edited.strip() == row.chosen.strip():
-        edited = None  # who changed nothing edited nothing
+    edited = _edited(row.chosen, answer.edited)
     more = {"annotation": dict(answer.meta)} if answer.meta else {}
     return row.model_copy(update={"edited": edited, "meta": {**row.meta, **more}})
+
+
+def _edited(chosen: str, edited: str | None) -> str | None:
+    """An edit of the chosen one's answer as a whole completion; None where nothing was changed.
+
+    The reasoning stays before it: a template that asks for a thought trains no answer without one.
+    """
+    if edited is None or edited.strip() in (chosen.strip(), answer_of(chosen).strip()):
+        return None
+    if split_reasoning(edited)[0] is not None:
+        return edited  # the person wrote a thought, too
+    return join_reasoning(split_reasoning(chosen)[0], edited)
 
 
 def _verdict(pair: Pair, answer: AnnotatedRow) -> VerdictRow:
@@ -173,8 +190,8 @@ def _answer(text: str) -> AnnotatedRow:
     for key in ("edited", "annotator", "first", "second"):
         if key in values:
             values[key] = check_text(values[key], key)
-    if not str(values.get("edited", "x")).strip():
-        raise BadRow("edited", "holds only spaces: write the improved text, or leave it out")
+    if not has_answer(values.get("edited", "x")):
+        raise BadRow("edited", "holds no answer, only spaces or reasoning: write the improved text, or leave it out")
     values["meta"] = _free_columns(value)
     try:
         return AnnotatedRow.model_validate(values)

@@ -107,3 +107,52 @@ def test_a_line_that_is_no_answer_is_named(tmp_path: Path, row: Any, message: st
 def test_all_wrong_lines_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)12 lines are no answers.*line 1, .*line 8, .*and 4 more"):
         read_answers(answers(tmp_path, *[{"id": "x"}] * 12), asked=ASKED)
+
+
+def thought(of: str, answer: str) -> str:
+    return f"<think>\nA thought about {of}.\n</think>\n\n{answer}"
+
+
+def thinking_pair() -> tuple[PromptRow, CandidateRow, CandidateRow]:
+    row, first, second = pair("t")
+    return (
+        row,
+        first.model_copy(update={"completion": thought("oaks", "An oak."), "completion_ids": [7, 8]}),
+        second.model_copy(update={"completion": thought("elms", "An elm."), "completion_ids": [9]}),
+    )
+
+
+def test_people_compare_answers_and_what_they_choose_is_the_whole_completion(tmp_path: Path) -> None:
+    asked = questions([thinking_pair()])
+    assert (asked[0].first, asked[0].second) == ("An oak.", "An elm.")
+    file = answers(tmp_path, asked[0].model_dump() | {"choice": "second", "edited": "An elm."})
+    (row,) = annotations_of([thinking_pair()], read_answers(file, asked=asked)).rows
+    assert (row.chosen, row.rejected) == (thought("elms", "An elm."), thought("oaks", "An oak."))
+    assert (row.chosen_ids, row.rejected_ids) == ([9], [7, 8])
+    assert row.edited is None  # the answer as it was shown is no edit of it
+
+
+@pytest.mark.parametrize(
+    ("edited", "trained"),
+    [
+        ("An elm tree.", thought("elms", "An elm tree.")),
+        (thought("trees", "An elm tree."), thought("trees", "An elm tree.")),  # a thought of the person's own
+        (thought("elms", "An elm."), None),
+    ],
+)
+def test_an_edited_answer_keeps_the_reasoning_of_the_one_it_improves(
+    tmp_path: Path, edited: str, trained: str | None
+) -> None:
+    asked = questions([thinking_pair()])
+    file = answers(tmp_path, {"id": asked[0].id, "choice": "second", "edited": edited})
+    (row,) = annotations_of([thinking_pair()], read_answers(file, asked=asked)).rows
+    assert row.edited == trained
+
+
+def test_an_edit_without_an_answer_is_refused(tmp_path: Path) -> None:
+    row = {"id": "p/1/4-1", "choice": "first", "edited": "<think>\nOaks.\n</think>\n"}
+    with pytest.raises(DataError, match="line 1, field edited: holds no answer, only spaces or reasoning"):
+        read_answers(answers(tmp_path, row), asked=ASKED)
+    asked = questions([thinking_pair()])
+    with pytest.raises(DataError, match="field edited: is the same text as the rejected"):
+        read_answers(answers(tmp_path, {"id": "t/1/4-1", "choice": "first", "edited": "An elm."}), asked=asked)
