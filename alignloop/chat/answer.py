@@ -28,6 +28,8 @@ _PINNED_DAY = datetime(2024, 7, 26, tzinfo=UTC)
 PINNED: dict[str, Any] = {"date_string": _PINNED_DAY.strftime("%d %b %Y"), "strftime_now": _PINNED_DAY.strftime}
 # Tried in order: templates that open a thinking block before answers agree with their generation prompt without it.
 _THINKING = "enable_thinking"
+SWITCHES = (_THINKING, "thinking")
+"""Names under which templates take whether to think."""
 _KEYS: tuple[Channel, ...] = ("reasoning_content", "thinking", "reasoning")
 _EMPTY_BLOCK = re.compile(rf"(?:{THINK_START}\s*)?{THINK_END}\s*|<\|channel>thought\s*<channel\|>\s*")
 _USER, _ASSISTANT = Turn("user"), Turn("assistant")
@@ -141,7 +143,7 @@ def find_assistant_turn(
 
 def switch(tokenizer: PreTrainedTokenizerBase, *, thinking: bool) -> dict[str, bool] | None:
     """The kwargs under which the template trains answers with reasoning, or without; None where there are none."""
-    for key in (_THINKING, "thinking"):
+    for key in SWITCHES:
         try:
             turn = find_assistant_turn(tokenizer, kwargs={key: thinking})
         except ModelError:

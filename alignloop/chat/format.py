@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
-from alignloop.chat.answer import AnswerForm, find_assistant_turn, switch
+from alignloop.chat.answer import SWITCHES, AnswerForm, find_assistant_turn, switch
 from alignloop.chat.decoding import AnswerReader
 from alignloop.chat.encoder import Encoder
 from alignloop.chat.layout import MEND, Layout, Slot, Turn
@@ -93,6 +93,12 @@ class ChatFormat:
     def opens_reasoning(self) -> bool:
         """Whether the generation prompt opens a thinking block, so that answers without reasoning cannot be trained."""
         return self._turn.plain is None
+
+    @property
+    def asks_no_reasoning(self) -> bool:
+        """Whether answers are asked for without reasoning: the template has no place for it, or a setting says so."""
+        settings = (self.template_kwargs.get(key) for key in SWITCHES)
+        return not self.trains_reasoning or any(value is False for value in settings)
 
     @property
     def plain_opening(self) -> str:

@@ -45,6 +45,11 @@ def answer_of(text: str) -> str:
     return body.partition(THINK_END)[2].lstrip("\n") if body.startswith(THINK_START) else text
 
 
+def holds_reasoning(text: str) -> bool:
+    """Whether a model thought in it: a block was closed somewhere, or one begins it and was cut."""
+    return THINK_END in text or text.lstrip().startswith(THINK_START)
+
+
 def has_answer(text: str) -> bool:
     """Whether a completion says anything beside its reasoning: a thought alone, closed or not, is no answer."""
     return bool(answer_of(text).strip())

@@ -19,12 +19,13 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from alignloop.chat.format import ChatFormat
+from alignloop.chat.reasoning import holds_reasoning
 from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
 from alignloop.chat.template_defaults import Value
 from alignloop.engines.base import Completion, Engine, GenerateRequest, LoglikelihoodRequest
 from alignloop.errors import DataError
 from alignloop.evaluation.packed import pack_messages, unpack_messages
-from alignloop.evaluation.reasoning import holds_reasoning, without_reasoning
+from alignloop.evaluation.reasoning import without_reasoning
 from alignloop.evaluation.rendered import RenderedPrompts
 from alignloop.progress import Progress
 from alignloop.records import Message

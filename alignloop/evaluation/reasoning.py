@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignloop.chat.reasoning import THINK_END, THINK_START, split_reasoning
+from alignloop.chat.reasoning import THINK_START, split_reasoning
 
 
 def without_reasoning(text: str) -> tuple[str | None, str]:
@@ -17,14 +17,9 @@ def without_reasoning(text: str) -> tuple[str | None, str]:
     return reasoning, answer
 
 
-def holds_reasoning(text: str) -> bool:
-    """Whether a block was closed in it: what is judged without taking it off is more than the answer."""
-    return THINK_END in text
-
-
 def judged_with_reasoning(num_holding: int, num_answers: int, *, remedy: str) -> str:
     """The line that says so."""
     return (
-        f"{num_holding:,} of {num_answers:,} answers hold {THINK_END}: their reasoning is judged as part of the "
-        f"answer; {remedy} takes it off first"
+        f"{num_holding:,} of {num_answers:,} answers hold reasoning, which is judged as part of the answer; {remedy} "
+        "takes it off first"
     )

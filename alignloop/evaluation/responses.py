@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.bundled import QUICKSTART
+from alignloop.chat.reasoning import holds_reasoning
 from alignloop.data.parsing import parse_line
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import (
@@ -22,7 +23,7 @@ from alignloop.evaluation.ifeval import (
     require_sentence_data,
     score_response,
 )
-from alignloop.evaluation.reasoning import holds_reasoning, judged_with_reasoning, without_reasoning
+from alignloop.evaluation.reasoning import judged_with_reasoning, without_reasoning
 from alignloop.evaluation.standard_error import Estimate
 
 MOST_NAMED = 5

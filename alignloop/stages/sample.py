@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import Artifact
-from alignloop.chat.reasoning import has_answer
+from alignloop.chat.reasoning import has_answer, holds_reasoning
 from alignloop.config.recipe import SampleStageConfig
 from alignloop.config.sampling import SampleConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
@@ -122,6 +122,8 @@ def run(config: SampleStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs
     with ctx.activity("sampling"):
         rows = _sample(sampler, asked, inputs.policy.path, ctx, into=candidates)
     dump_jsonl(ctx.dir / "dropped.jsonl", dropped)
+    if sampler.chat.asks_no_reasoning:
+        _say_unasked_reasoning(rows, ctx)
     return Outputs(
         candidates=Artifact.of(candidates),
         dropped=Artifact.of(ctx.dir / "dropped.jsonl"),
@@ -264,9 +266,18 @@ def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:
         "truncation_rate": (len(rows) - stopped) / len(rows),
         "mean_tokens": sum(len(row.completion_ids) for row in rows) / len(rows),
         "empty_rate": sum(not has_answer(row.completion) for row in rows) / len(rows),
+        "reasoning_rate": sum(holds_reasoning(row.completion) for row in rows) / len(rows),
         "unique_candidates": num_unique / len(distinct),
         "duplicate_rate": (len(rows) - num_unique) / len(rows),
     }
+
+
+def _say_unasked_reasoning(rows: Sequence[CandidateRow], ctx: StageContext) -> None:
+    if num := sum(holds_reasoning(row.completion) for row in rows):
+        ctx.progress.say(
+            f"  {num:,} of {len(rows):,} completions hold reasoning, though none was asked for (chat_template_kwargs): "
+            "it is scored and trained as part of the answer"
+        )
 
 
 def _place(prompt: PromptRow) -> str:

@@ -157,7 +157,7 @@ def test_reasoning_is_judged_or_taken_off_as_the_protocol_says(tiny_checkpoint: 
     assert report.metrics["ifeval/prompt_level_strict_acc"] == 0.0
     assert report.protocol.strip_reasoning is False
     (line,) = said.lines
-    assert "3 of 3 answers hold </think>" in line
+    assert "3 of 3 answers hold reasoning" in line
     assert "evaluate.strip_reasoning: true" in line
 
     said = Said()
@@ -203,10 +203,10 @@ def test_responses_with_reasoning(alignloop, tmp_path: Path) -> None:
     command = ["eval", "--responses", responses, "--benchmark", f"ifeval={bench}", "--json", tmp_path / "s.json"]
     whole = alignloop(*command)
     assert "prompt_level_strict_acc      0.0000" in whole.out
-    assert "3 of 3 answers hold </think>: their reasoning is judged as part of the answer; --strip" in whole.out
+    assert "3 of 3 answers hold reasoning, which is judged as part of the answer; --strip" in whole.out
     stripped = alignloop(*command, "--strip-reasoning")
     assert "prompt_level_strict_acc      1.0000" in stripped.out
-    assert "</think>" not in stripped.out
+    assert "reasoning" not in stripped.out
     assert json.loads((tmp_path / "s.json").read_text())["strip_reasoning"] is True
 
 

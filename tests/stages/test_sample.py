@@ -16,6 +16,8 @@ import pytest
 
 from alignloop.artifacts import Artifact, derive_seed, stage_seed
 from alignloop.bundled import resolve_base
+from alignloop.chat.template_defaults import with_defaults
+from alignloop.chat.templates import bundled_by_trl, give_template, load_template
 from alignloop.config.engine import EngineConfig
 from alignloop.config.recipe import SampleStageConfig
 from alignloop.config.sampling import SystemPrompt
@@ -24,7 +26,7 @@ from alignloop.engines.base import Completion, Engine, GenerateRequest, Loglikel
 from alignloop.engines.open import open_engine
 from alignloop.engines.process import EngineProcess
 from alignloop.errors import DataError, EngineError, ModelError, UserError
-from alignloop.progress import Advance, QuietProgress
+from alignloop.progress import Advance, Progress, QuietProgress
 from alignloop.records import CandidateRow, DroppedRow, Message, PromptRow, Source
 from alignloop.stage import Place, StageContext, run_stage
 from alignloop.stages import sample
@@ -118,6 +120,7 @@ def sampled(
     engine: Engine | None = None,
     *,
     number: int = 1,
+    progress: Progress | None = None,
 ) -> sample.Outputs:
     """The stage by its door, in `folder/round-NN/04_sample`."""
     return run_stage(
@@ -126,7 +129,7 @@ def sampled(
         sample.Inputs(policy, written(folder, prompts)),
         place=Place(folder / f"round-{number:02d}" / "04_sample", number, 7),
         engine=engine or ScriptedEngine(),
-        progress=QuietProgress(),
+        progress=progress or QuietProgress(),
     )
 
 
@@ -180,6 +183,7 @@ def test_metrics_by_hand(policy: Artifact, tmp_path: Path) -> None:
         "truncation_rate": 0.25,
         "mean_tokens": (3 + 3 + 6 + 1) / 4,
         "empty_rate": 0.25,
+        "reasoning_rate": 0.0,
         "unique_candidates": 3.0,
         "duplicate_rate": 0.25,
     }
@@ -227,6 +231,49 @@ def test_a_template_without_system_role_is_said_before_the_engine_is_asked(polic
     ):
         sampled(tmp_path, bare, [prompt(0)], settings, engine)
     assert len(rows_of(sampled(tmp_path, bare, [prompt(0)], config()))) == 3  # without one it samples
+
+
+class Notes(QuietProgress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize(
+    ("template", "kwargs", "unasked"),
+    [
+        ("qwen3", {"enable_thinking": False}, True),
+        ("qwen3", {"enable_thinking": True}, False),
+        ("gptoss", {"thinking": False}, True),  # its prompt looks the same either way
+        ("llama3", {}, True),  # its template knows no reasoning
+    ],
+)
+def test_reasoning_that_nobody_asked_for_is_counted_and_said(
+    policy: Artifact, tmp_path: Path, template: str, kwargs: dict[str, bool], unasked: bool
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(policy.path)
+    give_template(tokenizer, load_template(str(bundled_by_trl()[template])))
+    tokenizer.chat_template = with_defaults(tokenizer.chat_template, kwargs)
+    folder = tmp_path / "policy"
+    shutil.copytree(policy.path, folder)
+    tokenizer.save_pretrained(folder)
+    texts = ("<think>\nhm\n</think>\n\nyes", "<think>\nhm", "yes", "no")
+    ids = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+
+    class Thinks(ScriptedEngine):
+        def _completions(self, request: GenerateRequest) -> list[Completion]:
+            return [Completion(each, "length") for each in ids]
+
+    notes = Notes()
+    settings = config(num_candidates=4, max_tokens=32, max_model_len=512)
+    outputs = sampled(tmp_path, Artifact.of(folder), [prompt(0)], settings, Thinks(), progress=notes)
+    assert outputs.metrics["reasoning_rate"] == 0.5
+    said = [line.partition(",")[0].strip() for line in notes.lines if "reasoning" in line]
+    assert said == ["2 of 4 completions hold reasoning"] * unasked
 
 
 def test_prompts_without_room_are_dropped_with_their_system_prompt_counted(policy: Artifact, tmp_path: Path) -> None:
