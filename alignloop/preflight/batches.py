@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from alignloop.artifacts import stage_seed
@@ -13,6 +14,7 @@ from alignloop.preflight.findings import Findings
 from alignloop.preflight.rows import Rows
 from alignloop.records import PreferenceRow
 from alignloop.stages import ingest
+from alignloop.stages.batch_file import none_left
 from alignloop.stages.ingest import prompts_of
 
 
@@ -41,10 +43,23 @@ def of_rounds(rows: Rows, recipe: Recipe, *, findings: Findings) -> Rows:
             max_heldout=recipe.data.max_heldout,
             seed=stage_seed(recipe.seed, round=0, stage=ingest.STAGE.name),
         )
+    _check_none_empty(everyone, [*train, *heldout], rows, recipe, findings)
     held = {prompt_key(row.messages, seed=0) for row in heldout}
     prompts = rows.prompts if recipe.prompts else prompts_of(train)
     prompts = [row for row in prompts if prompt_key(row.messages, seed=0) not in held]
     return replace(rows, train=train, heldout=heldout, prompts=prompts)
+
+
+def _check_none_empty(
+    everyone: Sequence[PreferenceRow], left: Sequence[PreferenceRow], rows: Rows, recipe: Recipe, findings: Findings
+) -> None:
+    """Each round needs a row of its own file."""
+    held = Counter(row.source.file for row in rows.dropped if row.source is not None)
+    read, kept = (Counter(row.source.file for row in some) for some in (everyone, left))
+    for number, file in enumerate(list(rows.forms)[: recipe.rounds], start=1):
+        if not kept[file] and held[file] + read[file]:
+            text = none_left(file, round=number, num_held=held[file], num_heldout=read[file])
+            findings.problems.append(text)
 
 
 def _place(rows: Rows) -> Callable[[PreferenceRow], tuple[int, int]]:

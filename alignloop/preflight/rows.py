@@ -17,10 +17,10 @@ from alignloop.data.split import heldout_split, prompt_key, round_batch
 from alignloop.errors import DataError, UserError
 from alignloop.preflight.findings import Findings
 from alignloop.pruning.benchmarks import is_local, local_texts
-from alignloop.pruning.incoming import apart, left_out_line
+from alignloop.pruning.incoming import ALL_LEFT_OUT, apart, left_out_line
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, Strength
 from alignloop.stages import ingest
-from alignloop.stages.ingest import ALL_LEFT_OUT, prompts_of
+from alignloop.stages.ingest import NO_PROMPT_LEFT, prompts_of
 from alignloop.stages.train_reward import of_strengths
 
 T = TypeVar("T", PreferenceRow, PromptRow)
@@ -203,10 +203,7 @@ def _check_leaves_rows(recipe: Recipe, findings: Findings) -> None:
 
 def _check_prompts(prompts: Sequence[PromptRow], recipe: Recipe, findings: Findings) -> None:
     if not prompts:
-        findings.problems.append(
-            "prompts: none is left to sample for once those of the held-out preferences are taken out - name a file of "
-            "prompts, or lower data.heldout_fraction"
-        )
+        findings.problems.append(NO_PROMPT_LEFT)
     if recipe.collect.annotator != "simulated" or not recipe.collect.num_annotations:
         return
     lacking = [row for row in prompts if not row.meta.get("instruction_id_list") and not row.meta.get("answer")]

@@ -62,6 +62,13 @@ def _completions(row: PreferenceRow) -> Iterator[str]:
     yield from (row.chosen, row.rejected, *([] if row.edited is None else [row.edited]))
 
 
+ALL_LEFT_OUT = (
+    "take other data, name other evaluate.tasks, raise prune.decontaminate.min_share, or set "
+    "prune.decontaminate.enabled: false"
+)
+"""What to do where no row is left."""
+
+
 def left_out_line(dropped: Sequence[DroppedRow], *, num_in: int, what: str) -> str:
     """One line that says how many rows are left out, and the first of them.
 

@@ -11,7 +11,7 @@ from alignloop.config.data import DataConfig
 from alignloop.config.pruning import KeepOutConfig
 from alignloop.data.readers import read_preferences
 from alignloop.data.split import prompt_key, without_prompts
-from alignloop.pruning.incoming import without_benchmarks
+from alignloop.pruning.incoming import ALL_LEFT_OUT, without_benchmarks
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
 from alignloop.stages.ingest import prompts_of
 
@@ -68,6 +68,20 @@ def read_batch(
         dropped=dropped,
         rejected=list(read.rejected),
         counts={"in": len(rows) + num_dropped, "kept": len(rows), "dropped": num_dropped},
+    )
+
+
+def none_left(file: str | Path, *, round: int, num_held: int, num_heldout: int) -> str:
+    """Why a round cannot begin on its file, and what to do.
+
+    Args:
+        num_held: rows that hold a benchmark's question.
+        num_heldout: rows of held-out prompts.
+    """
+    return (
+        f"{file}: is the file of round {round}, and none of its rows is left to train on: {num_held:,} hold a question "
+        f"of the run's benchmarks, {num_heldout:,} have the prompt of a held-out preference: "
+        f"{ALL_LEFT_OUT if num_held else 'take other data'}"
     )
 
 

@@ -18,7 +18,7 @@ from alignloop.chat.reasoning import answer_of
 from alignloop.config.recipe import CollectStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.split import round_batch
-from alignloop.errors import PeopleNeeded
+from alignloop.errors import DataError, PeopleNeeded
 from alignloop.judging.annotate import Annotations, Pair
 from alignloop.pruning.benchmarks import benchmark_files
 from alignloop.pruning.incoming import left_out_line
@@ -27,7 +27,7 @@ from alignloop.selection.benchmark_index import RULE
 from alignloop.selection.best_of_k import comparable, pick_best
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
-from alignloop.stages.batch_file import Batch, read_batch
+from alignloop.stages.batch_file import Batch, none_left, read_batch
 from alignloop.stages.select import by_prompt, endings, passed_over, reward_of
 
 
@@ -163,6 +163,9 @@ def _batch(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Bat
         )
     if held := [row for row in batch.dropped if row.rule == RULE]:
         ctx.progress.say(f"  {left_out_line(held, num_in=batch.counts['in'], what='rows of the round')}")
+    if not batch.rows:
+        num_heldout = len(batch.dropped) - len(held)
+        raise DataError(none_left(inputs.file.path, round=ctx.round, num_held=len(held), num_heldout=num_heldout))
     return batch
 
 

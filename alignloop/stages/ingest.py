@@ -16,7 +16,7 @@ from alignloop.data.readers import read_preferences, read_prompts
 from alignloop.data.split import heldout_split, prompt_key
 from alignloop.errors import DataError
 from alignloop.pruning.benchmarks import benchmark_files
-from alignloop.pruning.incoming import left_out_line, without_benchmarks
+from alignloop.pruning.incoming import ALL_LEFT_OUT, left_out_line, without_benchmarks
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, Row
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Stage, StageContext
@@ -68,7 +68,8 @@ def run(config: IngestStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs
     """Read everything; the same prompt never lies on both sides of the held-out split.
 
     Raises:
-        DataError: as the readers and the benchmarks; or every preference holds a benchmark's question.
+        DataError: as the readers and the benchmarks; or every preference holds a benchmark's question, or no prompt of
+            the file of prompts is left.
     """
     with ctx.activity("reading"):
         read = read_preferences([a.path for a in inputs.preferences], **config.reading)
@@ -110,12 +111,6 @@ def run(config: IngestStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs
     )
 
 
-ALL_LEFT_OUT = (
-    "take other data, name other evaluate.tasks, raise prune.decontaminate.min_share, or set "
-    "prune.decontaminate.enabled: false"
-)
-
-
 def _prompts(
     config: IngestStageConfig,
     inputs: Inputs,
@@ -131,15 +126,23 @@ def _prompts(
         with ctx.activity("decontaminating"):
             rows, dropped = without_benchmarks(read.rows, config.keep_out, stage=STAGE.name)
         if dropped:
-            ctx.progress.say(f"  {left_out_line(dropped, num_in=len(read.rows), what='prompts')}")
+            line = left_out_line(dropped, num_in=len(read.rows), what="prompts")
+            ctx.progress.say(f"  {line}")
+            if not rows:
+                raise DataError(f"{line}\nNothing is left to sample for: {ALL_LEFT_OUT}")
         found = _Prompts(rows, dropped, list(read.rejected))
     held = {_key(row) for row in heldout}
     of_heldout = [_left_out(row) for row in found.rows if _key(row) in held]
-    return replace(
-        found, rows=[row for row in found.rows if _key(row) not in held], dropped=[*found.dropped, *of_heldout]
-    )
+    rows = [row for row in found.rows if _key(row) not in held]
+    if of_heldout and not rows:
+        raise DataError(NO_PROMPT_LEFT)
+    return replace(found, rows=rows, dropped=[*found.dropped, *of_heldout])
 
 
+NO_PROMPT_LEFT = (
+    "prompts: none is left to sample for once those of the held-out preferences are taken out - name a file of "
+    "prompts, or lower data.heldout_fraction"
+)
 HELDOUT_REASON = "it is that of a held-out preference, which nothing trains on"
 
 

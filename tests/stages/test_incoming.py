@@ -130,6 +130,43 @@ def test_a_rounds_own_file_passes_it_too(tmp_path: Path, capsys: pytest.CaptureF
     assert CHANGED not in sampled_for
 
 
+def test_a_rounds_file_of_which_no_row_is_left_is_named(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "data.batches=files")
+    first = ingested(recipe, tmp_path / "ingest")
+    file = write(tmp_path / "second.jsonl", [pair("s1", CHANGED), pair("s2", "Name a lake.", chosen=CHANGED)])
+    given = collect.inputs(
+        recipe.collect_stage,
+        first.preferences,
+        None,
+        outside=collect.FromOutside(file=Artifact.of(file)),
+        heldout=first.heldout,
+        prompts=first.prompts,
+    )
+    said = (
+        r"second\.jsonl: is the file of round 2, .*: 2 hold a question .*, 0 have the prompt .*: take other data, name"
+    )
+    with pytest.raises(DataError, match=said):
+        collect.run(recipe.collect_stage, given, context(tmp_path / "collect", 2))
+    files = [*recipe.preferences, str(file)]
+    with pytest.raises(PreflightError, match=said):
+        check(recipe.model_copy(update={"preferences": files}))
+    check(recipe.model_copy(update={"preferences": files, "rounds": 1}))  # no round takes it
+
+
+def test_prompts_of_which_none_is_left_are_an_error_where_they_come_in(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "data.heldout_fraction=0.4")
+    prompts = (Artifact.of(write(tmp_path / "prompts.jsonl", PROMPTS[1:2])),)
+    with pytest.raises(
+        DataError, match=r"1 of 1 prompts holds a question .*\nNothing is left to sample for: take other"
+    ):
+        ingested(recipe, tmp_path / "held", prompts=prompts)
+    heldout = load_jsonl(ingested(recipe, tmp_path / "own").heldout.path, PreferenceRow)
+    same = [{"prompt": row.messages[0].content} for row in heldout]
+    prompts = (Artifact.of(write(tmp_path / "same.jsonl", same)),)
+    with pytest.raises(DataError, match="none is left to sample for once those of the held-out preferences"):
+        ingested(recipe, tmp_path / "same", prompts=prompts)
+
+
 def test_a_plan_says_what_will_be_left_out_and_what_it_cannot_compare(tmp_path: Path) -> None:
     checked = check(recipe_of(tmp_path))
     assert checked.num_preferences + checked.num_heldout == 3
