@@ -7,7 +7,7 @@ from itertools import groupby
 
 from alignloop.plan.settings import NAME_WIDTH, setting_lines
 from alignloop.plan.walk import Plan, PlannedStage
-from alignloop.preflight.lines import bytes_in_words, in_words, opening_lines
+from alignloop.preflight.lines import bytes_in_words, in_words, note_lines, opening_lines
 
 TRAINING = ("train_reward", "train_sft", "train_dpo", "bootstrap")
 
@@ -15,7 +15,7 @@ TRAINING = ("train_reward", "train_sft", "train_dpo", "bootstrap")
 def plan_text(plan: Plan) -> str:
     """Recipe, stages with rows and tokens, where each model starts, disk."""
     lines = opening_lines(plan.checked, recipe=plan.recipe, run_dir=plan.run_dir)
-    lines += ["", *_rounds(plan), "", *setting_lines(plan), "", _disk(plan)]
+    lines += [*note_lines(plan.checked.left_out), "", *_rounds(plan), "", *setting_lines(plan), "", _disk(plan)]
     return "\n".join(lines)
 
 

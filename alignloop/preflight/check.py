@@ -47,6 +47,7 @@ class Checked:
         lengths: mean lengths in tokens; None where the tokenizer is not on this machine.
         disk_bytes: what the run still needs, beside what its directory holds.
         notes: worth knowing.
+        left_out: rows that hold a benchmark's question, a line a kind: for a plan, as a run's stages say it themselves.
     """
 
     rows: Rows
@@ -54,6 +55,7 @@ class Checked:
     lengths: Lengths | None
     disk_bytes: int
     notes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def num_preferences(self) -> int:
@@ -134,7 +136,7 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
     findings.raise_problems()
     needed = _needed_bytes(recipe, rows, base, lengths)
     used = 0 if run_dir is None else used_bytes(run_dir)
-    return Checked(rows, base, lengths, max(0, needed - used), tuple(findings.notes))
+    return Checked(rows, base, lengths, max(0, needed - used), tuple(findings.notes), tuple(findings.left_out))
 
 
 def sampled_prompts(recipe: Recipe, *, num_prompts: int) -> int:

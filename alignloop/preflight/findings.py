@@ -30,10 +30,12 @@ class Findings:
     Attributes:
         problems: each stops the run; a sentence with what to do.
         notes: worth knowing, stop nothing.
+        left_out: the same of rows that hold a benchmark's question, which the stage that leaves them out says too.
     """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from alignloop.config import Recipe
@@ -24,7 +25,12 @@ def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[st
         f"{checked.num_prompts:,} prompts",
         f"run dir  {run_dir}{', which is gone on with' if known else ''}",
     ]
-    return lines + [line for note in checked.notes for line in _wrapped(note)]
+    return lines + note_lines(checked.notes)
+
+
+def note_lines(notes: Sequence[str]) -> list[str]:
+    """Notes for the screen, as the opening has them."""
+    return [line for note in notes for line in _wrapped(note)]
 
 
 def _wrapped(note: str) -> list[str]:

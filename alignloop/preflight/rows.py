@@ -100,7 +100,7 @@ def without_local_benchmarks(
         return rows, []
     kept, dropped = apart(rows, benchmarks, keep_out, stage="ingest")
     if dropped and kept:
-        findings.notes.append(left_out_line(dropped, num_in=len(rows), what=what))
+        findings.left_out.append(left_out_line(dropped, num_in=len(rows), what=what))
     elif dropped:
         findings.problems.append(f"{left_out_line(dropped, num_in=len(rows), what=what)}: {ALL_LEFT_OUT}")
     others = [task for task in keep_out.tasks if not is_local(task, keep_out.include_path)]

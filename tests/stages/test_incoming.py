@@ -16,8 +16,10 @@ from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError
 from alignloop.evaluation.tasks import load_tasks
+from alignloop.plan import make_plan, plan_text
 from alignloop.preflight import check
 from alignloop.preflight.findings import PreflightError
+from alignloop.preflight.lines import opening_lines
 from alignloop.progress import PlainProgress
 from alignloop.pruning.benchmarks import local_texts, task_texts
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow
@@ -168,10 +170,14 @@ def test_prompts_of_which_none_is_left_are_an_error_where_they_come_in(tmp_path:
 
 
 def test_a_plan_says_what_will_be_left_out_and_what_it_cannot_compare(tmp_path: Path) -> None:
-    checked = check(recipe_of(tmp_path))
+    plan = make_plan(recipe_of(tmp_path), run_dir=tmp_path / "run")
+    checked = plan.checked
     assert checked.num_preferences + checked.num_heldout == 3
     assert checked.num_read == 7
-    (said,) = [note for note in checked.notes if note.startswith("decontaminate")]
+    (said,) = checked.left_out
+    assert "decontaminate: 4 of 7" in plan_text(plan)
+    opening = opening_lines(checked, recipe=plan.recipe, run_dir=plan.run_dir)
+    assert "decontaminate" not in "".join(opening), "a run says it in `ingest`, once"
     assert said.startswith(
         "decontaminate: 4 of 7 preferences hold a question of the run's benchmarks and are left out; the first: asked "
         "(pairs.jsonl, line 1) holds 79% of ifeval 0"
