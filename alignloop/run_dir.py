@@ -205,13 +205,17 @@ def require_same(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
     """Check that a run of this recipe may begin or go on here. Writes nothing.
 
     Raises:
-        RunDirError: the directory holds something else, or a run of another recipe or of a newer version.
+        RunDirError: the directory holds something else, or a run of another recipe or of a newer version; or what
+            should be a round's folder is none.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise RunDirError(f"{run_dir}: cannot be used as a run directory (not a folder); choose another")
     known = read_resolved(run_dir)
     if known is None and set(_entries(run_dir)) - BEFORE_A_RUN:
         raise RunDirError(f"{run_dir}: holds files but no {RESOLVED}: not a run directory; choose another --run-dir")
+    for folder in (round_dir(run_dir, number) for number in round_numbers(run_dir)):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise RunDirError(f"{folder}: is no folder, and no link to one; put the round's folder back, or remove it")
     changes = [] if known is None or rebuild else changed_fields(known, recipe.model_dump(mode="json"))
     if changes:
         # What a run is made from is kept with every field, so that one which is missing was not there to be set.

@@ -15,6 +15,7 @@ import pytest
 from alignloop.config import load_recipe
 from alignloop.errors import RunDirError, UserError
 from alignloop.out_file import work_dir
+from alignloop.plan import make_plan
 from alignloop.run_dir import changed_fields, enter, holder, locked
 
 RECIPE = {"preferences": "p.jsonl", "rounds": 6}
@@ -41,6 +42,24 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunDirError, match="not a run directory"):
         enter(tmp_path, load_recipe(RECIPE), rebuild=True)
+
+
+@pytest.mark.parametrize("kind", ["file", "loop", "pipe"])
+def test_a_round_that_is_no_folder_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    enter(tmp_path, load_recipe(RECIPE), rebuild=False)
+    path = tmp_path / "round-01"
+    {"file": path.touch, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path)}[kind]()
+    before = (tmp_path / "resolved.json").stat()
+    for rebuild in (False, True):
+        with pytest.raises(RunDirError, match=r"round-01: is no folder.*put the round's folder back, or remove it"):
+            enter(tmp_path, load_recipe(RECIPE), rebuild=rebuild)
+    assert (tmp_path / "resolved.json").stat().st_ino == before.st_ino
+    with pytest.raises(UserError, match="round-01: is no folder"):
+        make_plan(load_recipe(RECIPE), run_dir=tmp_path)
+    path.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    path.symlink_to("elsewhere")  # a round on another disk
+    enter(tmp_path, load_recipe(RECIPE), rebuild=False)
 
 
 def test_newer_run_is_refused(tmp_path: Path) -> None:
