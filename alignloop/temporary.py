@@ -3,21 +3,28 @@
     <tmp>/alignloop-<kind>-XXXX        the folder
     <tmp>/alignloop-<kind>-XXXX.lock   locked by its owner; the lock goes with the process, whatever way it ends
 
-The lock is made first and goes last. What has none is nobody's to clear.
+The lock is made first and goes last. What has none is nobody's to clear. Before its maker holds it, another start may
+take it for abandoned and remove it: the maker notices, and makes another.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
+import stat
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "alignloop-"
 LOCK = ".lock"
+KINDS = ("engine", "log", "training")
+_LOCK_NAME = re.compile(rf"{PREFIX}({'|'.join(KINDS)})-[a-z0-9_]{{8}}{re.escape(LOCK)}")
+"""`tempfile` ends names so: a file or folder of a person's own that begins with `alignloop-` has another."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,12 @@ class TemporaryFolder:
 
 
 def make_temporary(kind: str) -> TemporaryFolder:
-    """A new, empty folder in the system's temporary one; those of processes that are gone are removed first."""
+    """A new, empty folder in the system's temporary one; those of processes that are gone are removed first.
+
+    Args:
+        kind: one of KINDS.
+    """
+    assert kind in KINDS, kind
     clear_abandoned()
     while True:
         descriptor, name = tempfile.mkstemp(prefix=f"{PREFIX}{kind}-", suffix=LOCK)
@@ -56,17 +68,33 @@ def make_temporary(kind: str) -> TemporaryFolder:
 
 
 def clear_abandoned() -> None:
-    """Remove this user's temporary folders whose owner is gone."""
+    """Remove this user's temporary folders whose owner is gone; only what `make_temporary` can have made."""
     for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*{LOCK}"):
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
-        except OSError:  # somebody else's, or gone meanwhile
+        if not _LOCK_NAME.fullmatch(lock.name):
             continue
         try:
-            if os.fstat(descriptor).st_uid == os.getuid() and _hold(lock, descriptor):
-                remove_with_lock(Path(str(lock).removesuffix(LOCK)))
+            descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # somebody else's, a link, or gone meanwhile
+            continue
+        try:
+            folder = lock.with_name(lock.name.removesuffix(LOCK))
+            is_lock = _is_own(os.fstat(descriptor), stat.S_ISREG) and os.fstat(descriptor).st_size == 0
+            if is_lock and _may_go(folder) and _hold(lock, descriptor):
+                remove_with_lock(folder)
         finally:
             os.close(descriptor)
+
+
+def _may_go(folder: Path) -> bool:
+    """Whether a real folder of this user's lies there, or nothing: its owner ended before it made one."""
+    try:
+        return _is_own(folder.lstat(), stat.S_ISDIR)
+    except FileNotFoundError:
+        return True
+
+
+def _is_own(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
+    return status.st_uid == os.getuid() and is_kind(status.st_mode)
 
 
 def lock_of(folder: Path) -> Path:
@@ -83,6 +111,6 @@ def _hold(lock: Path, descriptor: int) -> bool:
     """Whether this process now holds the lock, and it is still the file of that name."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return lock.stat().st_ino == os.fstat(descriptor).st_ino
+        return os.path.samestat(lock.lstat(), os.fstat(descriptor))
     except OSError:
         return False
