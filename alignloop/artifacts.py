@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from alignloop.errors import AlignloopError, DataError, DiskFullError, RunDirError
 
@@ -166,15 +166,40 @@ class Manifest(BaseModel):
     outputs: dict[str, ArtifactRecord | list[ArtifactRecord]]
     counts: dict[str, int]
     """`in`, `kept`, `dropped` (in == kept + dropped) and drops by rule."""
-    metrics: dict[str, float]
+    metrics: dict[str, FiniteFloat]
     facts: dict[str, Any] = {}
     """How the result came about, where that must be known: an evaluation's protocol."""
     seed: int
     versions: dict[str, str]
     started: str
     ended: str
-    seconds: dict[str, float]
+    seconds: dict[str, FiniteFloat]
     """Wall seconds by activity."""
+    digest: str | None = None
+    """Of all other fields, so that a changed one is noticed; None in what an earlier alignloop wrote."""
+
+    @classmethod
+    def of_values(cls, values: dict[str, Any]) -> Manifest:
+        """From what was read.
+
+        Raises:
+            ValueError: it is not a manifest, or was changed since it was written.
+        """
+        manifest = cls.model_validate(values)
+        if manifest.digest not in (None, _digest_of_values(values)):
+            raise ValueError("its values are not those that were written: its digest is another")
+        return manifest
+
+    def text(self) -> str:
+        """As it is written, with its digest."""
+        values = json.loads(self.model_dump_json(exclude={"digest"}))
+        return self.model_copy(update={"digest": _digest_of_values(values)}).model_dump_json(indent=1) + "\n"
+
+
+def _digest_of_values(values: dict[str, Any]) -> str:
+    """Of a manifest's values as JSON has them, its digest left out."""
+    others = {name: value for name, value in values.items() if name != "digest"}
+    return "sha256:" + hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def load_json(path: Path) -> Any:
@@ -197,7 +222,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a published stage; None where nothing is published.
 
     Raises:
-        RunDirError: it was written by a newer version, or is not a manifest.
+        RunDirError: it was written by a newer version, is not a manifest, or was changed since it was written.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -210,7 +235,7 @@ def read_manifest(folder: Path) -> Manifest | None:
                 f"{path}: manifest_version {version} was written by a newer alignloop (this one knows "
                 f"{MANIFEST_VERSION}): update alignloop, or choose another --run-dir"
             )
-        return Manifest.model_validate(values)
+        return Manifest.of_values(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"])
@@ -222,7 +247,9 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _no_manifest(path: Path, reason: str) -> RunDirError:
-    return RunDirError(f"{path}: not a manifest ({reason}); remove {path.parent} and run again to redo the stage")
+    return RunDirError(
+        f"{path}: damaged, or not a manifest ({reason}); remove {path.parent} and run again to redo the stage"
+    )
 
 
 def published(path: Path) -> Artifact:
@@ -263,7 +290,7 @@ def publish(partial: Path, manifest: Manifest) -> Path:
     for file in partial.rglob("*"):
         if file.is_file():
             _sync(file)
-    write_text(partial / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    write_text(partial / MANIFEST, manifest.text())
     final = partial.with_name(partial.name.removesuffix(PARTIAL))
     partial.rename(final)
     _sync(final.parent)

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from alignloop.artifacts import (
     MANIFEST,
     Manifest,
@@ -127,7 +125,7 @@ def read_beside(file: Path) -> Manifest | None:
     for path in (manifest_of(file), file.parent / MANIFEST):
         if path.is_file():
             try:
-                return Manifest.model_validate(load_json(path))
-            except (ValueError, ValidationError):
+                return Manifest.of_values(load_json(path))
+            except ValueError:
                 return None
     return None

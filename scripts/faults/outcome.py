@@ -26,7 +26,7 @@ def published(run_dir: Path) -> Outcome:
         manifest = read_manifest(folder)
         assert manifest is not None
         stage = f"{folder.parent.name}/{folder.name}"
-        values = manifest.model_dump(mode="json", exclude={"started", "ended", "seconds", "outputs"})
+        values = manifest.model_dump(mode="json", exclude={"started", "ended", "seconds", "digest", "outputs"})
         found[stage] = values | {"outputs": {}}
         for name, record in manifest.outputs.items():
             for one in record if isinstance(record, list) else [record]:

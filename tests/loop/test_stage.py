@@ -23,6 +23,7 @@ from alignloop.records import RoundRow
 from alignloop.rounds_file import read_rounds, write_rounds
 from alignloop.stage import Outputs as StageOutputs
 from alignloop.stage import Place, Stage, StageContext, run_stage
+from alignloop.verification import verify_run
 
 
 class CountConfig(Section):
@@ -164,6 +165,42 @@ def test_broken_manifest_says_what_to_do(tmp_path: Path, rows: Path) -> None:
         run_count(tmp_path, rows)
 
 
+def test_a_manifest_with_one_other_digit_is_noticed(tmp_path: Path, rows: Path) -> None:
+    first = run_count(tmp_path, rows)
+    path = tmp_path / "round-01/01_count/manifest.json"
+    text = path.read_text()
+    assert '"share": 0.6666' in text
+    path.write_text(text.replace('"share": 0.6666', '"share": 0.6766'))
+    with pytest.raises(RunDirError, match=r"its digest is another\); remove .*01_count and run again"):
+        run_count(tmp_path, rows)
+    with pytest.raises(RunDirError, match="its digest is another"):
+        verify_run(tmp_path, progress=QuietProgress())
+    path.write_text(json.dumps(json.loads(text), indent=4))  # the same values, written otherwise
+    assert run_count(tmp_path, rows) == first
+
+
+def test_a_manifest_of_an_earlier_version_has_no_digest(tmp_path: Path, rows: Path) -> None:
+    first = run_count(tmp_path, rows)
+    path = tmp_path / "round-01/01_count/manifest.json"
+    values = json.loads(path.read_text())
+    del values["digest"]
+    path.write_text(json.dumps(values))
+    assert run_count(tmp_path, rows) == first
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+@pytest.mark.parametrize("field", ["metrics", "seconds"])
+def test_a_number_that_is_none_is_refused_by_name(tmp_path: Path, rows: Path, field: str, number: str) -> None:
+    run_count(tmp_path, rows)
+    path = tmp_path / "round-01/01_count/manifest.json"
+    values = json.loads(path.read_text())
+    del values["digest"]
+    values[field] = {"share": 12345}
+    path.write_text(json.dumps(values).replace("12345", number))
+    with pytest.raises(RunDirError, match=rf"{field}\.share: .* finite number\); remove .*01_count and run again"):
+        run_count(tmp_path, rows)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")  # noqa: PTH110
 def test_full_disk_is_named_and_nothing_is_published(tmp_path: Path, rows: Path) -> None:
     def fill(config: CountConfig, inputs: CountInputs, ctx: StageContext) -> CountOutputs:
@@ -292,6 +329,7 @@ def test_a_stage_of_the_old_seeds_says_that_it_is_the_seed(tmp_path: Path, rows:
     run_count(tmp_path, rows)
     path = tmp_path / "round-01/01_count/manifest.json"
     values = json.loads(path.read_text())
+    del values["digest"]  # an earlier version wrote none
     path.write_text(json.dumps({**values, "seed": derive_seed(0, 1, "01_count"), "fingerprint": "other"}))
     with pytest.raises(DriftError, match=r"- seed: \d+ -> \d+ \(an earlier alignloop derived it"):
         run_count(tmp_path, rows)

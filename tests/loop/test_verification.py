@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -262,7 +261,7 @@ def test_other_packages_than_a_stage_was_made_with_are_said_once(tmp_path: Path)
         manifest = read_manifest(path.parent)
         assert manifest is not None
         versions = {**manifest.versions, "torch": "1.0"}
-        path.write_text(json.dumps({**json.loads(path.read_text()), "versions": versions}))
+        path.write_text(manifest.model_copy(update={"versions": versions}).text())
     _, lines = two_stages(tmp_path, size=10)
     (note,) = [line for line in lines if "other packages" in line]
     now = manifest.versions["torch"]

@@ -132,7 +132,7 @@ def test_a_manifest_that_was_edited_is_refused(unbroken: Path) -> None:
     digest = read_manifest(manifest.parent).outputs["preferences"].digest
     try:
         manifest.write_text(text.replace(digest, "sha256:" + "0" * 64))
-        with pytest.raises(RunDirError, match=r"01_collect/preferences\.jsonl: is damaged"):
+        with pytest.raises(RunDirError, match=r"01_collect/manifest\.json: damaged.*its digest is another"):
             run("quickstart", rounds=2, run_dir=unbroken, overrides=SMALL)
     finally:
         manifest.write_text(text)
