@@ -28,6 +28,10 @@ def prune(
         typer.Option(metavar="TASK", help="ifeval=FILE, mmlu=FOLDER, quickstart, an lm-eval task; repeatable."),
     ] = None,
     form: Annotated[str | None, typer.Option(help="Of the rows; default: detected.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OURS=THEIRS", help="A column by its name: prompt=question; repeatable."),
+    ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -43,6 +47,7 @@ def prune(
     alignloop data prune pairs.parquet --out kept.parquet --benchmarks ifeval=ifeval.jsonl
     alignloop data prune rows.jsonl --out kept.jsonl --set prune.semantic_dedup.threshold=0.9
     """
+    from alignloop.data.columns import parse_columns
     from alignloop.one_pruning import prune_file, pruned_text
     from alignloop.progress import for_terminal
 
@@ -53,6 +58,7 @@ def prune(
         embeddings=embeddings,
         benchmarks=benchmarks or (),
         form=form,
+        columns=parse_columns(column or ()),
         config=config,
         overrides=overrides or (),
         progress=for_terminal(),

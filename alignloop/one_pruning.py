@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from alignloop.config import Recipe, load_recipe
 from alignloop.config.recipe import PruneStageConfig
 from alignloop.data.files import why_not_twice
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.data.rows import Dialogs, Options
 from alignloop.dropped_file import Dropped, put_dropped, read_dropped, unreadable
 from alignloop.engine_log import LOG_FILE
 from alignloop.engines.open import open_engine
@@ -50,7 +51,15 @@ class PruneFileConfig(PruneStageConfig):
     """As given: rows name it as their source."""
     max_bad_fraction: float
     form: str | None
+    columns: dict[str, str]
+    dialogs: Dialogs
+    max_characters: int
     parquet: bool
+
+    @property
+    def options(self) -> Options:
+        """How rows are made of the file's."""
+        return Options(self.dialogs, self.max_characters, self.columns)
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ def prune_file(
     embeddings: Path | None = None,
     benchmarks: Sequence[str] = (),
     form: str | None = None,
+    columns: Mapping[str, str] | None = None,
     config: str | None = None,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
@@ -115,7 +125,7 @@ def prune_file(
         embeddings: a `.npy` file with a vector for each row of the file, in place of an embedder.
         benchmarks: lm-eval tasks, `ifeval=FILE`, `mmlu=FOLDER` or `quickstart`: no row may hold one of their
             questions. None named: the recipe's, where one is given.
-        form: of the rows; None: detected.
+        form, columns: of the rows, as `data.form` and `data.columns`; None: the recipe's, without one detected.
         config: a recipe whose `prune`, `judge`, `engine`, `data` and `seed` are taken; None: the defaults, with
             near-duplicate prompts dropped.
         overrides: `a.b=value` strings, for example `prune.semantic_dedup.threshold=0.9`.
@@ -129,9 +139,16 @@ def prune_file(
     file = str(resolve_file(str(file), kind="preferences"))
     recipe = load_recipe(OWN_DEFAULTS if config is None else config, overrides=overrides)
     settings, policy = settings_of(
-        recipe, file, embedder=embedder, benchmarks=benchmarks, with_recipe=config is not None, form=form, out=out
+        recipe,
+        file,
+        embedder=embedder,
+        benchmarks=benchmarks,
+        with_recipe=config is not None,
+        form=form,
+        columns=columns,
+        out=out,
     )
-    _check_inputs(file, form=form, embedder=embedder, embeddings=embeddings)
+    _check_inputs(file, settings, embedder=embedder, embeddings=embeddings)
     inputs = _inputs(file, settings, embeddings=embeddings, policy=policy)
     there = is_made(out, STAGE.name, settings, inputs, run_seed=recipe.seed)
     if not there:
@@ -152,6 +169,7 @@ def settings_of(
     benchmarks: Sequence[str],
     with_recipe: bool,
     form: str | None,
+    columns: Mapping[str, str] | None,
     out: Path,
 ) -> tuple[PruneFileConfig, Path | None]:
     """What is done, and the model whose states embed the rows, if one does.
@@ -178,8 +196,9 @@ def settings_of(
         "tasks": tasks if stage.decontaminate.enabled else (),
         "include_path": include_path if stage.decontaminate.enabled else None,
     }
-    bad, parquet = recipe.data.max_bad_fraction, out.suffix == ".parquet"
-    return PruneFileConfig(**values, file=file, max_bad_fraction=bad, form=form, parquet=parquet), policy
+    reading = recipe.data.reading
+    reading |= {"form": form or reading["form"], "columns": dict(columns or reading["columns"])}
+    return PruneFileConfig(**values, **reading, file=file, parquet=out.suffix == ".parquet"), policy
 
 
 def is_causal(folder: Path) -> bool:
@@ -196,7 +215,9 @@ def is_causal(folder: Path) -> bool:
 def run(config: PruneFileConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     """As a stage, so that a manifest is written and a judge's answers outlive a crash."""
     with ctx.activity("reading"):
-        given = read_given(config.file, max_bad_fraction=config.max_bad_fraction, form=config.form)
+        given = read_given(
+            config.file, max_bad_fraction=config.max_bad_fraction, form=config.form, options=config.options
+        )
     with ctx.activity("pruning"):
         pruned = prune(given.items, _tools(config, inputs, ctx, given=given))
     for note in pruned.notes:
@@ -261,11 +282,11 @@ def _tools(config: PruneFileConfig, inputs: Inputs, ctx: StageContext, *, given:
     return Tools(**{**vars(made), **changes})
 
 
-def _check_inputs(file: str, *, form: str | None, embedder: str | None, embeddings: Path | None) -> None:
+def _check_inputs(file: str, settings: PruneFileConfig, *, embedder: str | None, embeddings: Path | None) -> None:
     """What can be known before any row is read in earnest."""
     if (reason := why_not_twice(file)) is not None:
         raise UserError(f"{file}: {reason}")
-    kind_of_rows(file, form=form)
+    kind_of_rows(file, form=settings.form, options=settings.options)
     if embeddings is not None:
         if embedder is not None:
             raise UserError("--embedder and --embeddings both are given: give one of the two")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignloop.data.forms import FORMS
 from alignloop.data.readers import Reading, read_preferences, read_sft
+from alignloop.data.rows import Options
 from alignloop.errors import DataError
 from alignloop.pruning.embeddings import GivenEmbedding, read_vectors
 from alignloop.pruning.items import Item, item_of_preference, item_of_sft
@@ -44,27 +45,30 @@ class GivenRows:
         return len(self.items) + len(self.rejected)
 
 
-def kind_of_rows(file: str, *, form: str | None = None) -> tuple[Kind, str]:
+def kind_of_rows(file: str, *, form: str | None = None, options: Options | None = None) -> tuple[Kind, str]:
     """Whether a file holds preferences or dialogs, and the form of its rows.
 
     Raises:
         DataError: no such file, or rows of no known form.
     """
-    found = Reading[SftRow](file, "sft", form=form).form.name
+    found = Reading[SftRow](file, "sft", form=form, options=options).form.name
     return ("preferences" if found in {known.name for known in FORMS} else "sft"), found
 
 
-def read_given(file: str, *, max_bad_fraction: float, form: str | None = None) -> GivenRows:
+def read_given(
+    file: str, *, max_bad_fraction: float, form: str | None = None, options: Options | None = None
+) -> GivenRows:
     """Read a file to prune.
 
     Raises:
         DataError: no such file, rows of no known form, too many that cannot be read, or a reward that is no number.
     """
-    kind, name = kind_of_rows(file, form=form)
+    kind, name = kind_of_rows(file, form=form, options=options)
+    how: dict[str, Any] = {"max_bad_fraction": max_bad_fraction, "form": form, **vars(options or Options())}
     if kind == "preferences":
-        preferences = read_preferences([file], max_bad_fraction=max_bad_fraction, form=form)
+        preferences = read_preferences([file], **how)
         return GivenRows(kind, name, [_preference_item(row) for row in preferences.rows], preferences.rejected)
-    dialogs = read_sft([file], max_bad_fraction=max_bad_fraction, form=form)
+    dialogs = read_sft([file], **how)
     return GivenRows(kind, name, [_sft_item(row) for row in dialogs.rows], dialogs.rejected)
 
 

@@ -75,6 +75,33 @@ def test_the_same_again_is_known_and_anything_else_is_not_written_over(tmp_path:
         prune_file(file, out=out, overrides=["prune.quality.top_fraction=0.5"])
 
 
+@pytest.mark.parametrize("by", ["columns", "overrides"])
+def test_columns_by_other_names_are_read_and_recognised(tmp_path: Path, by: str) -> None:
+    rows = [{"ask": f"Name river {n}.", "good": f"The {name}.", "bad": "No."} for n, name in enumerate(("Lena", "Oka"))]
+    file, out = written(tmp_path / "rows.jsonl", rows), tmp_path / "kept.jsonl"
+    names = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    told: dict[str, Any] = (
+        {"columns": names} if by == "columns" else {"overrides": [f"data.columns={json.dumps(names)}"]}
+    )
+    assert prune_file(file, out=out, **told).funnel["kind"] == "preferences"
+    assert [row.chosen for row in load_jsonl(out, PreferenceRow)] == ["The Lena.", "The Oka."]
+    assert prune_file(file, out=out, **told).was_there
+    with pytest.raises(UserError, match=r"config\.columns\.chosen: good -> bad"):
+        prune_file(file, out=out, columns={"prompt": "ask", "chosen": "bad", "rejected": "good"})
+
+
+def test_the_recipe_says_how_the_file_is_read(tmp_path: Path) -> None:
+    file = written(tmp_path / "rows.jsonl", [dialog("Name a river.", "The Lena."), dialog("Another?", "The Oka." * 20)])
+    with pytest.raises(DataError, match=r"holds \d+ characters of text"):
+        prune_file(file, out=tmp_path / "a.jsonl", overrides=["data.max_characters=100"])
+    two = dialog("Another?", "The Oka.")["messages"]
+    longer = written(tmp_path / "longer.jsonl", [{"messages": [*ROWS[0]["messages"], *two]}])
+    made = prune_file(
+        longer, out=tmp_path / "b.jsonl", overrides=["data.dialogs=every_turn", "prune.quality.enabled=false"]
+    )
+    assert [row.messages[-1].content for row in load_jsonl(made.out, SftRow)] == ["The Lena.", "The Oka."]
+
+
 def test_parquet_holds_the_same_rows_and_is_read_again(tmp_path: Path) -> None:
     file = written(tmp_path / "rows.jsonl", ROWS)
     overrides = ["prune.quality.enabled=false", "prune.topic.by=column"]
