@@ -26,7 +26,18 @@ HEAVY_ROOMS = {"engines", "training", "evaluation", "objectives", "packing", "qu
 ENGINE_ONLY = {"vllm", "ray"}
 
 ORDER = [
-    {"bundled", "environment", "errors", "progress", "records", "streams", "temporary", "terminal", "yaml_values"},
+    {
+        "bundled",
+        "environment",
+        "errors",
+        "process_state",
+        "progress",
+        "records",
+        "streams",
+        "temporary",
+        "terminal",
+        "yaml_values",
+    },
     {"artifacts", "chat", "config", "engine_log", "objectives", "packing", "plots", "selection"},
     {"data", "engines", "evaluation", "judging", "quickstart", "rounds_file", "run_dir", "training", "verification"},
     {"pruning", "stage"},

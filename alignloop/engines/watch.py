@@ -7,7 +7,6 @@ work.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from alignloop.artifacts import size_of
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest, LoglikelihoodRequest
 from alignloop.engines.pipe import LOOK_SECONDS
+from alignloop.process_state import SAID_SECONDS, SignsOfLife, group_members, is_stopped, stopped_line
 
-SAID_SECONDS = 30.0
 SAID_SHARE = 0.1
 """A silent engine is said after this share of `engine.stall_seconds`, and after SAID_SECONDS at the latest."""
 START_SECONDS = 900.0
@@ -27,12 +26,7 @@ BYTES_PER_SECOND = 20e6
 """Slowest reading of weights that is still taken for work."""
 SLOWER = 20.0
 """How many times slower than the slowest call so far one may be: a small batch uses a machine less well."""
-_LIFE_SECONDS = 0.02
-_LIFE_SHARE = 0.005
-"""An idle Python process wakes its threads now and then: so much processor time, and share of the time, is no work."""
 _OTHERS_SECONDS = 2.0
-_GROUP, _USER_TICKS, _SYSTEM_TICKS = 2, 11, 12
-"""Places in what `_stat` gives."""
 
 
 class Stalled(Exception):
@@ -118,9 +112,9 @@ class CallWatch:
         self._verb, self._pid, self._limit, self._stall, self._say = verb, pid, limit, stall_seconds, say
         self._said_after = min(SAID_SECONDS, SAID_SHARE * stall_seconds)
         self._looked = time.monotonic()
-        self._waited = self._alive_at = 0.0
+        self._waited = 0.0
         self._members = [pid]
-        self._used = processor_seconds(self._members) or 0.0
+        self._signs = SignsOfLife(self._members)
         self._said = False
 
     def look(self) -> None:
@@ -129,7 +123,7 @@ class CallWatch:
         self._waited += min(now - self._looked, 2 * LOOK_SECONDS)
         self._looked = now
         self._look_for_life()
-        silent = self._waited - self._alive_at
+        silent = self._waited - self._signs.last
         if silent >= self._stall:
             raise Stalled(f"{self._state()} for {silent:.0f} s (engine.stall_seconds: {self._stall:g})")
         if self._waited >= self._limit:
@@ -145,42 +139,14 @@ class CallWatch:
             )
 
     def _look_for_life(self) -> None:
-        silent = self._waited - self._alive_at
-        if silent >= _OTHERS_SECONDS:  # at most times the leader itself works, and the others need no look
+        if (
+            self._waited - self._signs.last >= _OTHERS_SECONDS
+        ):  # at most times the leader itself works, and the others need no look
             self._members = group_members(self._pid)
-        used = processor_seconds(self._members)
-        if used is None:  # not to be known on this system: only the limit holds
-            self._alive_at = self._waited
-        elif used < self._used or used - self._used >= max(_LIFE_SECONDS, _LIFE_SHARE * silent):
-            self._used, self._alive_at = used, self._waited
-            if self._said:
-                self._said = False
-                self._say(f"engine: {self._verb}: process {self._pid} goes on")
+        self._signs.look(self._members, waited=self._waited)  # where the system does not tell, only the limit holds
+        if self._said and self._signs.last == self._waited:
+            self._said = False
+            self._say(f"engine: {self._verb}: process {self._pid} goes on")
 
     def _state(self) -> str:
-        if _stat(self._pid)[:1] == ["T"]:
-            return f"is stopped (`kill -CONT {self._pid}` lets it go on)"
-        return "has used no processor time"
-
-
-def processor_seconds(pids: Sequence[int]) -> float | None:
-    """Processor time that processes have used so far, together; None where the system does not tell."""
-    found = [fields for pid in pids if len(fields := _stat(pid)) > _SYSTEM_TICKS]
-    if not found:
-        return None
-    ticks = sum(int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS]) for fields in found)
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def group_members(leader: int) -> list[int]:
-    """The processes of the group that `leader` leads, itself among them."""
-    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in pids if pid == leader or _stat(pid)[_GROUP : _GROUP + 1] == [str(leader)]]
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; none where it cannot be read."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
+        return stopped_line(self._pid) if is_stopped(self._pid) else "has used no processor time"

@@ -29,6 +29,7 @@ import torch
 from alignloop import errors
 from alignloop.config.training import TrainingConfig
 from alignloop.errors import AlignloopError, DiskFullError, TrainingError, UserError
+from alignloop.process_state import descendants, is_stopped
 from alignloop.progress import Progress, QuietProgress
 from alignloop.temporary import make_temporary
 from alignloop.training.accelerate_file import AccelerateFile, accelerate_file
@@ -36,6 +37,7 @@ from alignloop.training.progress_lines import ReadProgress
 from alignloop.training.row_runner import TRAINING_REMEDY
 from alignloop.training.run import RunResult
 from alignloop.training.setup import TrainJob
+from alignloop.training.watch import TrainingWatch
 from alignloop.training.worker import ERROR, LAUNCH_FOLDER, OUT_OF_MEMORY, PROGRESS, result_file
 
 WORKER = "alignloop.training.worker"
@@ -121,8 +123,10 @@ def _attempt(
     (folder / PROGRESS).unlink(missing_ok=True)
     log = folder / "log.txt"
     with _launched(folder, training, file, log=log) as child, ReadProgress(folder / PROGRESS, progress) as lines:
+        watch = TrainingWatch(child.pid, say=progress.say)
         while child.poll() is None:
             lines.pass_on()
+            watch.look()
             time.sleep(POLL_SECONDS)
         lines.pass_on()
     if (folder / OUT_OF_MEMORY).is_file():
@@ -163,6 +167,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     """End what was started; nothing of it is left afterwards."""
     assert child.stdin is not None
     child.stdin.close()  # the workers read the end of the pipe and leave
+    for pid in filter(is_stopped, descendants(child.pid)):  # this one cannot, and is in a session of its own
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     if child.poll() is None:
         child.terminate()
     with suppress(subprocess.TimeoutExpired):

@@ -10,10 +10,13 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from alignloop.training.progress_lines import ReadProgress, WrittenProgress
 from alignloop.training.setup import TrainJob
 from alignloop.training.sharing import num_microbatches, shares
 from alignloop.training.trainer import train
+from alignloop.training.watch import TrainingWatch
 
 MakeGroups = Callable[..., list[PromptGroup]]
 MakeJob = Callable[..., TrainJob]
@@ -271,6 +275,67 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path, job: MakeJob, folder: Path) ->
             progress=QuietProgress(),
         )
     assert not pids_of(folder)
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_is_said_and_leaves_with_the_others(
+    tmp_path: Path, job: MakeJob, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless, notes = job("sft", tmp_path / "endless", epochs=100_000), Notes()
+    monkeypatch.setattr(launch, "TrainingWatch", partial(TrainingWatch, said_after=2.0))
+    stopped: list[int] = []
+
+    def stop_one() -> None:
+        wait_for(lambda: (endless.out_dir / "train_log.jsonl").is_file(), seconds=120)
+        stopped.append(max(pids_of(folder)))
+        os.kill(stopped[0], signal.SIGSTOP)
+        wait_for(lambda: notes.lines, seconds=30)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=stop_one, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_launched([endless], training=TrainingConfig(num_processes=2), progress=notes)
+    assert f"training: process {stopped[0]} is stopped (`kill -CONT {stopped[0]}` lets it go on)" in notes.lines[0]
+    assert wait_for(lambda: not pids_of(folder), seconds=5)
+
+
+WORKER = "import time\nwhile True: {}"
+LAUNCHER = (
+    "import subprocess, sys, time\n"
+    "child = subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)\n"
+    "print(child.pid, flush=True)\n"
+    "child.wait()\n"
+)
+
+
+@pytest.mark.parametrize("work", ["pass", "time.sleep(1)"])
+def test_a_watch_tells_who_is_stopped_from_who_waits(work: str) -> None:
+    """The worker is in a session of its own, as the launcher starts it."""
+    command = [sys.executable, "-c", LAUNCHER, WORKER.format(work)]
+    said: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        worker = int(launcher.stdout.readline())
+        watch = TrainingWatch(launcher.pid, say=said.append, said_after=2.5)
+
+        def looked() -> list[str]:
+            watch.look()
+            return said
+
+        try:
+            if work == "pass":
+                assert not wait_for(looked, seconds=4.5)
+                os.kill(worker, signal.SIGSTOP)
+                assert wait_for(looked, seconds=20)
+                os.kill(worker, signal.SIGCONT)
+                assert wait_for(lambda: looked()[1:], seconds=20)
+                assert said[0].startswith(f"  training: process {worker} is stopped (`kill -CONT {worker}` lets it go")
+                assert said[1:] == [f"  training: process {worker} is no longer stopped"]
+            else:
+                assert wait_for(looked, seconds=20)
+                assert said[0].startswith(f"  training: none of its processes ({worker}) has used processor time for")
+        finally:
+            os.kill(worker, signal.SIGKILL)
 
 
 # ---- shares
