@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignloop.chat.layout import MEND, Channel, Layout, Slot, Turn, render_layout
 from alignloop.chat.reasoning import THINK_END, THINK_START, join_reasoning
-from alignloop.chat.template_defaults import defaults_of
+from alignloop.chat.template_defaults import SWITCHES, defaults_of
 from alignloop.errors import ModelError
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ _PINNED_DAY = datetime(2024, 7, 26, tzinfo=UTC)
 # Some templates write today's date (Llama 3.1 and 3.2, gpt-oss); a fixed one keeps ids the same from day to day.
 PINNED: dict[str, Any] = {"date_string": _PINNED_DAY.strftime("%d %b %Y"), "strftime_now": _PINNED_DAY.strftime}
 # Tried in order: templates that open a thinking block before answers agree with their generation prompt without it.
-_THINKING = "enable_thinking"
-SWITCHES = (_THINKING, "thinking")
-"""Names under which templates take whether to think."""
+_THINKING = SWITCHES[0]
 _KEYS: tuple[Channel, ...] = ("reasoning_content", "thinking", "reasoning")
 _EMPTY_BLOCK = re.compile(rf"(?:{THINK_START}\s*)?{THINK_END}\s*|<\|channel>thought\s*<channel\|>\s*")
 _USER, _ASSISTANT = Turn("user"), Turn("assistant")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
-from alignloop.chat.answer import SWITCHES, AnswerForm, find_assistant_turn, switch
+from alignloop.chat.answer import AnswerForm, find_assistant_turn, switch
 from alignloop.chat.decoding import AnswerReader
 from alignloop.chat.encoder import Encoder
 from alignloop.chat.layout import MEND, Layout, Slot, Turn

@@ -9,8 +9,8 @@ from alignloop.chat.answer import template_text
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.load import format_of
 from alignloop.chat.template_defaults import Value, defaults_of, with_defaults
+from alignloop.chat.template_names import names_read
 from alignloop.chat.templates import Template, give_template
-from alignloop.chat.trial import names_read
 from alignloop.errors import ModelError
 
 if TYPE_CHECKING:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 
 Value = bool | int | float | str
+SWITCHES = ("enable_thinking", "thinking")
+"""Kwargs by which templates are asked for reasoning, tried in this order."""
 _SET = re.compile(r"\{%- set (\w+) = (\w+) \| default\(")
 _END = ") %}\n"
 

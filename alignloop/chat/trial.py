@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from alignloop.chat.reasoning import join_reasoning
+from alignloop.chat.template_defaults import SWITCHES
 from alignloop.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ _LONG_DIALOG = 32
 
 
 def check_ends(jinja: str, *, name: str) -> None:
-    """Try a template on a few dialogs, under limits of time and memory.
+    """Try a template on a few dialogs, under limits of time and memory, with reasoning asked for and without.
 
-    What else is wrong with it shows when it is rendered.
+    The kwargs of a recipe count where they stand at its head (`with_defaults`). What else is wrong with it shows when it is rendered.
 
     Args:
         name: of the template, for the error.
@@ -47,20 +49,6 @@ def check_ends(jinja: str, *, name: str) -> None:
         raise ModelError(f"{name}: the chat template is no text: character {error.start + 1} is half a pair") from None
     if reason is not None:
         raise ModelError(f"{name}: the chat template {reason}. Look for a loop or a product in it that has no bound")
-
-
-def names_read(jinja: str) -> frozenset[str]:
-    """The variables that a template takes from whoever renders it.
-
-    Raises:
-        ModelError: it is no Jinja template.
-    """
-    from jinja2 import TemplateError, meta
-
-    try:
-        return frozenset(meta.find_undeclared_variables(_environment().parse(jinja)))
-    except TemplateError as error:
-        raise ModelError(f"the chat template cannot be read: {error}") from None
 
 
 @lru_cache(maxsize=64)
@@ -82,7 +70,7 @@ def _tried(jinja: str) -> str | None:
     return None
 
 
-def _environment() -> jinja2.Environment:
+def template_environment() -> jinja2.Environment:
     """As transformers makes it for chat templates."""
     from jinja2 import TemplateError
     from jinja2.ext import Extension, loopcontrols
@@ -113,10 +101,20 @@ def _tojson(value: Any, **options: Any) -> str:
 
 
 def _dialogs() -> list[list[Mapping[str, str]]]:
-    system, user, assistant = (
-        {"role": role, "content": "word", "reasoning_content": "word"} for role in ("system", "user", "assistant")
-    )
-    return [[user], [user, assistant], [system, user], [user, assistant] * _LONG_DIALOG]
+    system, user, assistant = ({"role": role, "content": "word"} for role in ("system", "user", "assistant"))
+    thought = assistant | dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "word")
+    tagged = assistant | {"content": join_reasoning("word", "word")}
+    dialogs = [[user], [system, user], *([user, answer] for answer in (assistant, thought, tagged))]
+    return [*dialogs, [user, thought] * _LONG_DIALOG]
+
+
+def _renderings() -> Iterator[dict[str, Any]]:
+    """What the template is rendered with here: the switches, too, which a recipe may set and which are tried for it."""
+    switched = [{key: value} for key in SWITCHES for value in (True, False)]
+    for kwargs in ({}, *switched):
+        for prompt in (False, True):
+            for dialog in _dialogs():
+                yield {"messages": dialog, "add_generation_prompt": prompt, **kwargs}
 
 
 def _try(jinja: str) -> int:
@@ -126,19 +124,16 @@ def _try(jinja: str) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     try:
-        template = _environment().from_string(jinja)
-        for dialog in _dialogs():
-            for prompt in (False, True):
-                try:
-                    text = template.render(
-                        messages=dialog, add_generation_prompt=prompt, tools=None, bos_token="", eos_token=""
-                    )
-                except MemoryError:
-                    return _NO_MEMORY
-                except Exception:
-                    continue
-                if len(text) > _MAX_CHARACTERS:
-                    return _TOO_LONG
+        template = template_environment().from_string(jinja)
+        for rendering in _renderings():
+            try:
+                text = template.render(tools=None, bos_token="", eos_token="", **rendering)
+            except MemoryError:
+                return _NO_MEMORY
+            except Exception:
+                continue
+            if len(text) > _MAX_CHARACTERS:
+                return _TOO_LONG
     except MemoryError:
         return _NO_MEMORY
     except Exception:  # likewise: a syntax error

@@ -91,10 +91,12 @@ def test_an_eos_of_the_tokenizers_needs_one(tmp_path: Path) -> None:
         give_template(letters(eos=None), load_template(str(path)))
 
 
-@pytest.mark.parametrize("key", ["eos_token", "messages", "tools", "mode"])
+@pytest.mark.parametrize("key", ["eos_token", "messages", "tools", "mode", "m", "mark"])
 def test_kwargs_that_rendering_sets_itself_or_that_nothing_reads_are_refused(tmp_path: Path, key: str) -> None:
     path = tmp_path / "zephyr.jinja"
-    path.write_text(LIKE_ZEPHYR + "{% if tools and loud %}!{% endif %}")
+    path.write_text(
+        LIKE_ZEPHYR + "{% if tools and loud %}{% set mark = '!' %}{% else %}{% set mark = '' %}{% endif %}{{ mark }}"
+    )
     tokenizer = letters(eos="</s>")
     with pytest.raises(ModelError, match=f"does not take {key} from a recipe; it reads loud$"):
         prepare_tokenizer(tokenizer, template=load_template(str(path)), kwargs={key: "x"}, name="base")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from alignloop.chat.templates import bundled_by_trl
-from alignloop.chat.trial import check_ends, names_read
+from alignloop.chat.template_defaults import with_defaults
+from alignloop.chat.template_names import names_read
+from alignloop.chat.trial import check_ends
 from alignloop.errors import ModelError
 
 
@@ -25,6 +27,32 @@ def test_a_template_without_measure_is_stopped_with_its_name(jinja: str, reason:
         check_ends(jinja, name="mine.jinja")
 
 
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "enable_thinking is defined and enable_thinking",
+        "enable_thinking is defined and not enable_thinking",
+        "thinking is defined and thinking",
+        "messages[-1].thinking is defined",
+        "'</think>' in messages[-1].content",
+    ],
+)
+def test_a_template_that_ends_only_without_reasoning_is_stopped(condition: str) -> None:
+    jinja = f"{{% if {condition} %}}{ENDLESS}{{% endif %}}"
+    with pytest.raises(ModelError, match=r"mine.jinja: the chat template did not come to an end within 5 s"):
+        check_ends(jinja, name="mine.jinja")
+
+
+def test_a_template_is_tried_with_the_kwargs_of_the_recipe() -> None:
+    jinja = f"{{% if effort == 'high' %}}{ENDLESS}{{% endif %}}"
+    check_ends(jinja, name="mine.jinja")
+    with pytest.raises(ModelError, match="did not come to an end"):
+        check_ends(with_defaults(jinja, {"effort": "high"}), name="mine.jinja")
+
+
 def test_a_template_that_is_no_text_is_named() -> None:
     with pytest.raises(ModelError, match="the chat template is no text: character 3 is half a pair"):
         check_ends("ab\ud800", name="mine.jinja")
@@ -40,3 +68,25 @@ def test_every_bundled_template_can_be_read_for_its_variables() -> None:
     assert "enable_thinking" in read["qwen3"]
     assert "enable_thinking" not in read["llama3"]
     assert all("messages" in names for names in read.values())
+    of_its_own = {"content", "reasoning_content", "role", "system_message", "tool_call", "loop_messages", "ns_args"}
+    assert {name: found for name, names in read.items() if (found := names & of_its_own)} == {}
+
+
+@pytest.mark.parametrize(
+    ("jinja", "read"),
+    [
+        ("{% if a %}{% set x = 1 %}{% else %}{% set x = 2 %}{% endif %}{{ x }}", {"a"}),
+        ("{% if a %}{% set x = 1 %}{% elif b %}{% else %}{{ x }}{% endif %}", {"a", "b", "x"}),
+        ("{% if x is not defined %}{% set x = 1 %}{% endif %}{{ x }}", {"x"}),
+        ("{%- set x = x | default(true) %}{{ x }}", {"x"}),
+        ("{% for m in list if m.a %}{% set x = m.content %}{{ x, loop.index }}{% endfor %}{{ x }}", {"list", "x"}),
+        ("{% for m in list %}{% else %}{{ m }}{% endfor %}", {"list", "m"}),
+        ("{% macro f(x, y=d) %}{{ x, y, later, z }}{% endmacro %}{% set later = 1 %}{{ f(1) }}", {"d", "z"}),
+        ("{% with x = y %}{{ x }}{% endwith %}{{ x }}", {"x", "y"}),
+        ("{% set x %}{{ y }}{% endset %}{{ x | upper }}", {"y"}),
+        ("{% set ns = namespace(a=b) %}{% set ns.a = c %}{{ ns.a, range(3) }}", {"b", "c"}),
+        ("{% call(x) f(y) %}{{ x, z }}{% endcall %}", {"f", "y", "z"}),
+    ],
+)
+def test_a_name_is_read_where_nothing_before_sets_it(jinja: str, read: set[str]) -> None:
+    assert names_read(jinja) == read
