@@ -94,7 +94,12 @@ def dump_yaml(values: Any, *, sort_keys: bool = False) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes texts which YAML 1.2 takes for numbers, too."""
+    """SafeDumper that quotes texts which YAML 1.2 takes for numbers, too, and escapes what it would lose."""
+
+
+def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # The library writes NEL as a line break outside double quotes, and reads a space.
+    return dumper.represent_scalar(f"{_TAG}str", text, style='"' if "\x85" in text else None)
 
 
 class _Loader(yaml.SafeLoader):
@@ -273,6 +278,7 @@ _Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, _NUMBER_STARTS)
 _Loader.add_implicit_resolver(f"{_TAG}merge", re.compile(r"<<\Z"), ["<"])
 for _name, _pattern in ((f"{_TAG}int", _INT), (f"{_TAG}float", _FLOAT), (_LEADING_ZERO, _OCTAL)):
     _Dumper.add_implicit_resolver(_name, _pattern, _NUMBER_STARTS)
+_Dumper.add_representer(str, _text_node)
 for _name, _construct in (("null", _null), ("bool", _bool), ("int", _int), ("float", _float), ("str", _text)):
     _Loader.add_constructor(f"{_TAG}{_name}", _construct)
 _Loader.add_constructor(f"{_TAG}seq", _list)

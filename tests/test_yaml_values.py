@@ -145,3 +145,10 @@ def test_a_mapping_that_holds_itself_is_no_recipe() -> None:
 def test_texts_that_look_like_numbers_come_back_as_texts() -> None:
     values = {"name": "5e-7", "a": ["010", "08", "0o17", "1_000", "yes", "~", "1:30", ".inf"], "b": [5e-7, 3, True]}
     assert parse_yaml(dump_yaml(values)) == values
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\r", "\u2028", "\u2029", "\ufeff", "\x7f", "\t", "\u200b"])
+def test_breaks_and_marks_in_texts_come_back(mark: str) -> None:
+    texts = [mark, f"a{mark}b", f"{mark} a\n{mark}", f"# {mark}{mark}: \\ \"'", "a" * 90 + mark + " b" * 50]
+    values = {"texts": texts, **dict.fromkeys(texts, "key")}
+    assert parse_yaml(dump_yaml(values)) == values

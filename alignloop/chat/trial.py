@@ -35,7 +35,8 @@ _LONG_DIALOG = 32
 def check_ends(jinja: str, *, name: str) -> None:
     """Try a template on a few dialogs, under limits of time and memory, with reasoning asked for and without.
 
-    The kwargs of a recipe count where they stand at its head (`with_defaults`). What else is wrong with it shows when it is rendered.
+    The kwargs of a recipe count where they stand at its head (`with_defaults`). What else is wrong with it shows when
+    it is rendered.
 
     Args:
         name: of the template, for the error.
