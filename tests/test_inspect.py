@@ -269,6 +269,30 @@ def test_errors(inspect: Call, tmp_path: Path, base_copies: None, arguments: lis
     assert "Traceback" not in err
 
 
+def test_a_response_that_was_ranked_with_others_is_said_to_be(inspect: Call, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": prompt, "response": f"{prompt} {score}", "helpfulness": score}
+        for prompt, score in (("A?", 4), ("A?", 1), ("A?", 2), ("B?", 3), ("B?", 0))
+    ]
+    write(tmp_path / "d.jsonl", *rows[:2], "", *rows[2:])
+    for line, first in ((2, 1), (4, 1), (6, 5)):
+        err = inspect(f"d.jsonl:{line}")[2]
+        assert f"d.jsonl, line {line}: a response to the prompt of line {first}, ranked with that row" in err
+        assert f"d.jsonl:{first}" in err
+    assert "d.jsonl, line 3: the line is blank" in inspect("d.jsonl:3")[2]
+    assert "has no line 7; its rows are lines 1 to 6" in inspect("d.jsonl:7")[2]
+    assert "row      d.jsonl:5" in inspect("d.jsonl:5")[1]
+
+
+def test_a_line_of_a_csv_in_which_no_row_begins(inspect: Call, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text('prompt,chosen,rejected\n"A\nB\nC?",yes,no\n\nD?,yes,no\n')
+    assert "d.csv, line 1: no row begins here; it is the header" in inspect("d.csv:1")[2]
+    for line in (3, 5):
+        within = f"line {line}: no row begins here; it is blank, or part of the row that begins in line 2"
+        assert within in inspect(f"d.csv:{line}")[2]
+    assert "row      d.csv:6" in inspect("d.csv:6")[1]
+
+
 def test_plan_finds_a_template_whose_spans_cannot_be_found(
     tmp_path: Path, base_copies: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

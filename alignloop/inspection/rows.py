@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from alignloop.artifacts import PARTIAL
 from alignloop.data.opened import is_saved
 from alignloop.data.problems import plain_problems
-from alignloop.data.rawfile import read_raw
+from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import ReadResult, read_preferences
 from alignloop.errors import DataError
 from alignloop.records import (
@@ -164,7 +164,7 @@ def _at_line(file: Path, number: int, *, key: str) -> FoundRow:
         if own.strip():
             raise _no_row_of(kind, file, number, own)
         raise _no_line(file, number, [line for line, text in _lines(file) if text.strip()], unit="line")
-    unit = read_raw(file).unit
+    raw = open_rows(file)
     try:
         result = read_preferences([file], max_bad_fraction=1.0)
     except DataError as error:
@@ -176,11 +176,31 @@ def _at_line(file: Path, number: int, *, key: str) -> FoundRow:
             return _as_read(file, read, result)
     for bad in result.rejected:
         if bad.line == number:
-            raise _unreadable(bad, unit=unit)
+            raise _unreadable(bad, unit=raw.unit)
     if named := next((read for read in result.rows if read.id == key), None):
         return _as_read(file, named, result)
-    places = [row.source.line or 0 for row in result.rows] + [bad.line or 0 for bad in result.rejected]
-    raise _no_line(file, number, places, unit=unit)
+    places = [row.line for row in raw.rows]
+    if number in places and result.rows:
+        raise _merged(file, number, result, unit=raw.unit)
+    if raw.headed and 0 < number < max(places):
+        raise _within(file, number, places)
+    raise _no_line(file, number, places, unit=raw.unit)
+
+
+def _merged(file: Path, number: int, result: ReadResult[PreferenceRow], *, unit: str) -> DataError:
+    """Of a row that became part of another: responses to one prompt are one ranked list."""
+    first = max(line for row in result.rows if (line := row.source.line or 0) < number)
+    return DataError(
+        f"{file}, {unit} {number}: a response to the prompt of {unit} {first}, ranked with that row and those between. "
+        f"See what came of them: {file}:{first}"
+    )
+
+
+def _within(file: Path, number: int, places: list[int]) -> DataError:
+    """Of a line of a CSV in which no row begins."""
+    before = max((place for place in places if place < number), default=None)
+    what = "the header" if before is None else f"blank, or part of the row that begins in line {before}"
+    return DataError(f"{file}, line {number}: no row begins here; it is {what}")
 
 
 def _as_read(file: Path, row: PreferenceRow, result: ReadResult[PreferenceRow]) -> FoundRow:
