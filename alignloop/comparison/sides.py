@@ -11,7 +11,8 @@ from typing import Any
 
 from alignloop.data.candidates import OWN_COLUMNS
 from alignloop.data.jsonl import load_jsonl
-from alignloop.data.rawfile import read_raw
+from alignloop.data.rawfile import open_rows
+from alignloop.data.readers import first_objects
 from alignloop.errors import DataError
 from alignloop.out_file import read_beside
 from alignloop.records import CandidateRow
@@ -77,8 +78,7 @@ def read_side(file: Path, *, name: str, settings: dict[str, Any] | None = None, 
     Raises:
         DataError: it holds something else, or no rewards.
     """
-    first = read_raw(file).rows[0].value
-    if not isinstance(first, dict) or not first.keys() >= OWN_COLUMNS:
+    if not any(row.keys() >= OWN_COLUMNS for row in first_objects(open_rows(file), columns={})):
         raise DataError(
             f"{file}: holds no scored candidates; `alignloop score REWARD_MODEL {file} --out ...` makes them"
         )

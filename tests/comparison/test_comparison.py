@@ -243,6 +243,11 @@ def test_bad_files(tmp_path: Path) -> None:
         read_side(own, name="a")
     with pytest.raises(DataError, match="no such file"):
         read_side(tmp_path / "none.jsonl", name="a")
+    for first in ("{", "[1]", '{"prompt": "Hi"}'):
+        odd = tmp_path / "odd.jsonl"
+        odd.write_text(f"{first}\n{unscored.read_text()}")
+        with pytest.raises(DataError, match=r"odd.jsonl, line 1.*The file should hold CandidateRow lines"):
+            read_side(odd, name="a")
 
 
 @pytest.mark.parametrize(
