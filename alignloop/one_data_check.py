@@ -189,6 +189,7 @@ def as_json(checked: CheckedFile) -> dict[str, Any]:
         "annotators": dict(tally.annotators),
         "scores_against_choice": tally.scores["against"],
         "scores_tied": tally.scores["tie"],
+        "with_ids_left_out": tally.num_with_ids,
         "carried": dict(tally.carried_columns),
         "scripts": checked.scripts,
         "lengths": lengths,

@@ -46,6 +46,9 @@ def check_text(checked: CheckedFile, *, num_rows: int, num_bad: int) -> str:
         lines += _field("annotated", "; ".join(annotators))
         if scores := scores_text(tally.scores["against"], tally.scores["tie"], of=tally.num_rows):
             lines += _field("SCORES", scores)
+    if tally.num_with_ids:
+        rows = "1 row has" if tally.num_with_ids == 1 else f"{tally.num_with_ids:,} rows have"
+        lines += _field("left out", f"{rows} token ids (chosen_ids, rejected_ids): a run tokenises the texts itself")
     if tally.carried:
         lines += _field("not trained", f"{counted(tally.carried_columns)}: columns that are carried along in meta")
     if checked.scripts:

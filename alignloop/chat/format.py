@@ -20,7 +20,7 @@ from alignloop.chat.encoder import Encoder
 from alignloop.chat.layout import MEND, Layout, Slot, Turn
 from alignloop.chat.reasoning import THINK_END, THINK_START, split_reasoning
 from alignloop.chat.segments import Piece, Segment, encode_segments
-from alignloop.chat.template_defaults import Value, in_yaml
+from alignloop.chat.template_defaults import SWITCHES, Value, in_yaml
 from alignloop.chat.tokens import CompletionTokens, DialogTokens
 from alignloop.errors import ModelError
 from alignloop.records import Message

@@ -7,6 +7,7 @@ pydantic.ValidationError --plain_problems--> (field, sentence), ...
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from itertools import islice
@@ -16,6 +17,8 @@ from pydantic import ValidationError
 
 EXCERPT = 200
 """Characters of a row or value that are shown."""
+MAX_DEPTH = 64
+"""Lists and objects within each other, in columns that are carried along."""
 _MISSING = "missing"
 _STEP = re.compile(r"\[(\d+)\]|\.?([^.\[]+)")
 _KINDS = {
@@ -50,7 +53,10 @@ def shown(value: object) -> str:
     names = {str: "text", int: "number", float: "number", bool: "boolean", list: "list", dict: "object"}
     if value is None:
         return "null"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4,300 digits
+        text = "that cannot be shown"
     return f"the {names.get(type(value), type(value).__name__)} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
@@ -139,6 +145,28 @@ def check_text(value: object, field: str) -> str:
             "character pair that was cut apart: remove it",
         ) from None
     return value
+
+
+def check_nested(value: object, field: str, *, depth: int = 0) -> None:
+    """Free columns are carried along and written again: every value in them must be writable.
+
+    Raises:
+        BadRow: it holds a text or a number that cannot be, or is nested more than `MAX_DEPTH` deep.
+    """
+    if depth > MAX_DEPTH:
+        raise BadRow(None, f"is nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, str):
+        check_text(value, field)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            check_text(name, field)
+            if type(item) is not str or not is_clean(item):
+                check_nested(item, f"{field}.{name}", depth=depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            check_nested(item, f"{field}[{index}]", depth=depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(field, "is a number too large to be written again")
 
 
 def plain_problems(error: ValidationError) -> tuple[tuple[str | None, str], ...]:

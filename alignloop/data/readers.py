@@ -21,7 +21,7 @@ from alignloop.data.columns import NOTICED, check_columns, in_file, named, refus
 from alignloop.data.forms import FORMS, Form, detect, form_of
 from alignloop.data.problems import BadRow, plain_problems, shown, value_at
 from alignloop.data.rawfile import RawFile, RawRow, no_rows, open_rows, part_of
-from alignloop.data.rows import Dialogs, Maker, Options, preference_rows, prompt_rows, sft_rows
+from alignloop.data.rows import Dialogs, Maker, Options, has_ids, preference_rows, prompt_rows, sft_rows
 from alignloop.data.scored import Placed, check_scored, groups, merged
 from alignloop.data.sft_forms import SFT_FORMS
 from alignloop.errors import DataError
@@ -77,6 +77,7 @@ class Reading(Generic[T]):
         num_kept: those that were read. A ranked list, or a dialog with `every_turn`, is one of them however many
             rows come of it.
         seen: form -> its rows. The file's own form is among them, with the rows that look like it.
+        num_with_ids: kept rows whose token ids (`chosen_ids`, `rejected_ids`) are left out.
         cut_short: the row at which the file breaks off, though it should go on.
 
     Raises:
@@ -106,7 +107,7 @@ class Reading(Generic[T]):
         self.form = self._found_form() if name is None else _named(name, self._forms)
         if self.form.grouped:
             self.lines = None
-        self.num_read = self.num_kept = self.num_rejected = 0
+        self.num_read = self.num_kept = self.num_rejected = self.num_with_ids = 0
         self._own = Seen(0, 0)
         self.seen: dict[str, Seen] = {self.form.name: self._own}
         self.cut_short: RejectedRow | None = None
@@ -133,6 +134,7 @@ class Reading(Generic[T]):
                 yield self._reject(raw, bad)
             else:
                 self.num_kept += 1
+                self.num_with_ids += self.kind == "preferences" and has_ids(row)
                 yield from cast("Sequence[T]", made)
 
     def _groups(self) -> Iterator[T | RejectedRow]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from alignloop.data.built import preference
 from alignloop.data.dialogs import BadTurn, check_dialog
 from alignloop.data.forms import Form, Pair, RawObject
-from alignloop.data.problems import BadRow, check_text, is_clean, shown
+from alignloop.data.problems import BadRow, check_nested, check_text, is_clean, shown
 from alignloop.data.turns import beside_turns, says_no, system_turn, untrained_turn
 from alignloop.records import (
     STRENGTHS,
@@ -30,7 +30,6 @@ from alignloop.records import (
 )
 
 Dialogs = Literal["last_turn", "every_turn"]
-_MAX_DEPTH = 64
 _OWN_SFT = frozenset({"id", "messages", "origin", "source"})
 _TURN_COLUMNS = frozenset({"messages", "prompt", "conversations", "chosen", "rejected", "edited", "completion"})
 _COMPARED = frozenset({"chosen", "rejected", "edited", "strength", "annotator"})
@@ -113,7 +112,7 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
         free = {name: _meta_text(row[name]) for name in ("meta", "judge") if type(row.get(name)) is str}
         own = SftRow.model_validate({**row, **free})
         for name, value in own.model_dump().items():
-            _check_nested(value, name)
+            check_nested(value, name)
         _checked(own.messages, row, form, ends_with="assistant")
         _check_length(own.messages, (), options)
         return [own]
@@ -132,7 +131,7 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
         raise BadRow(marked, "says that the turn is not to be trained on, and every turn would be: leave such rows out")
     for name in ("strength", "annotator") if found.pairs else ():
         if row.get(name) is not None:
-            _check_nested(row[name], name)
+            check_nested(row[name], name)
             meta[name] = row[name]
     row_id = _id(row, [part for turn in messages for part in (turn.role, turn.content)], source)
     origin: Literal["preference", "given"] = "preference" if found.pairs else "given"
@@ -261,6 +260,14 @@ _COLUMN_NAMES = frozenset(_COLUMNS)
 _ABSENT: dict[str, Any] = {name: read(None, name) for name, read in _COLUMNS.items()}
 
 
+_ID_COLUMNS = tuple(name for name, read in _COLUMNS.items() if read is _no_ids)
+
+
+def has_ids(row: RawObject) -> bool:
+    """Whether a preference brings token ids, which are left out."""
+    return any(name in row and row[name] is not None for name in _ID_COLUMNS)
+
+
 def _strength(value: object) -> Strength | None:
     """The strength in our spelling (`Significantly better` is the paper's)."""
     if value == "":
@@ -308,7 +315,7 @@ def _meta(row: RawObject, form: Form) -> dict[str, Any]:
         kind = type(value)
         if kind is int or value is None or (kind is str and is_clean(value) and is_clean(name)):
             continue
-        _check_nested(meta, "meta")
+        check_nested(meta, "meta")
         break
     return meta
 
@@ -319,21 +326,3 @@ def _meta_text(text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-def _check_nested(value: object, field: str, *, depth: int = 0) -> None:
-    """Free columns are carried along and written again: every value in them must be writable."""
-    if depth > _MAX_DEPTH:
-        raise BadRow(None, f"is nested more than {_MAX_DEPTH} levels deep")
-    if isinstance(value, str):
-        check_text(value, field)
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            check_text(name, field)
-            if type(item) is not str or not is_clean(item):
-                _check_nested(item, f"{field}.{name}", depth=depth + 1)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_nested(item, f"{field}[{index}]", depth=depth + 1)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise BadRow(field, "is a number too large to be written again")

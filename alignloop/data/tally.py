@@ -42,6 +42,7 @@ class Tally:
     Attributes:
         num_read, num_kept, num_rejected: rows of the file.
         num_rows: rows made of them: a ranked list makes several.
+        num_with_ids: of those kept, rows whose token ids are left out.
         prompt_characters, completion_characters: of each row; of a preference its longer completion, of a prompt none.
         prompts, rows: a hash of each row's dialog, and of the whole row.
         shapes: what rows have in common -> rows.
@@ -56,6 +57,7 @@ class Tally:
     num_kept: int = 0
     num_rejected: int = 0
     num_rows: int = 0
+    num_with_ids: int = 0
     prompt_characters: array[int] = field(default_factory=lambda: array("I"))
     completion_characters: array[int] = field(default_factory=lambda: array("I"))
     prompts: array[int] = field(default_factory=lambda: array("q"))
@@ -81,6 +83,7 @@ class Tally:
         self.num_read += reading.num_read
         self.num_kept += reading.num_kept
         self.num_rejected += reading.num_rejected
+        self.num_with_ids += reading.num_with_ids
         self.seen = dict(reading.seen)
         self.cut_short = reading.cut_short
 
@@ -89,7 +92,7 @@ class Tally:
 
         Rows that cannot be read have their true lines then; the sources of rows that can are those of the part.
         """
-        for name in ("num_read", "num_kept", "num_rejected", "num_rows"):
+        for name in ("num_read", "num_kept", "num_rejected", "num_rows", "num_with_ids"):
             setattr(self, name, getattr(self, name) + getattr(later, name))
         for name in ("prompt_characters", "completion_characters", "prompts", "rows"):
             getattr(self, name).extend(getattr(later, name))

@@ -6,15 +6,15 @@ pairs --questions--> ToAnnotateRow, a file --a person--> AnnotatedRow, a file --
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from alignloop.chat.reasoning import answer_of, has_answer, join_reasoning, split_reasoning
-from alignloop.data.problems import BadRow, check_text, plain_problems, shown
+from alignloop.data.parsing import BOM, parse_row
+from alignloop.data.problems import BadRow, check_nested, check_text, plain_problems, shown
 from alignloop.errors import DataError
 from alignloop.judging.annotate import Annotations, Pair, preference
 from alignloop.records import STRENGTHS, AnnotatedRow, PreferenceRow, Strength, ToAnnotateRow, VerdictRow
@@ -69,9 +69,9 @@ def read_answers(path: Path, *, asked: Sequence[ToAnnotateRow], where: str | Non
     answers: dict[str, AnnotatedRow] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
-    for number, text in _numbered_lines(path, name):
+    for number, offset, line in _numbered_lines(path, name):
         try:
-            row = _checked(_answer(text), known)
+            row = _checked(_answer(parse_row(line, line=None, offset=offset)), known)
             if row.id in lines and answers.get(row.id) != row:
                 raise BadRow("id", f"{row.id} has another answer in line {lines[row.id]}: keep one of the two")
         except BadRow as bad:
@@ -90,13 +90,13 @@ def read_answers(path: Path, *, asked: Sequence[ToAnnotateRow], where: str | Non
 def answered_ids(path: Path) -> set[str]:
     """Ids that have a choice, of a file that may still be in the making: what cannot be read counts for nothing."""
     found = set()
-    for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n"):
+    for _, offset, line in _numbered_lines(path, str(path)):
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse_row(line, line=None, offset=offset)
+        except BadRow:
             continue
-        if isinstance(row, dict) and row.get("choice") not in (None, ""):
-            found.add(str(row.get("id")))
+        if isinstance(row, dict) and row.get("choice") not in (None, "") and type(row.get("id")) is str:
+            found.add(row["id"])
     return found
 
 
@@ -160,26 +160,22 @@ def _verdict(pair: Pair, answer: AnnotatedRow) -> VerdictRow:
     )
 
 
-def _numbered_lines(path: Path, name: str) -> list[tuple[int, str]]:
+def _numbered_lines(path: Path, name: str) -> Iterator[tuple[int, int, bytes]]:
+    """(number, first byte, bytes) of the lines that are not blank."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: is no text in UTF-8 ({error.reason}, byte {error.start}): save it as UTF-8") from None
+        data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror})") from error
-    # Not `splitlines`: it also breaks at U+2028 and its like, which JSON allows inside a text.
-    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from None
+    offset = 0
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.removeprefix(BOM).strip():
+            yield number, offset, line
+        offset += len(line) + 1
 
 
-def _answer(text: str) -> AnnotatedRow:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise BadRow(None, f"is not JSON ({error}): write one object a line") from None
-    except RecursionError:
-        raise BadRow(None, "is nested too deeply") from None
+def _answer(value: object) -> AnnotatedRow:
     if not isinstance(value, dict):
-        raise BadRow(None, f"must be a JSON object, found {shown(value)}")
+        raise BadRow(None, f"must be a JSON object, found {shown(value)}: write one object a line")
     values = {key: item for key, item in value.items() if key in _OWN and key != "meta" and item not in (None, "")}
     if "id" not in values:
         raise BadRow("id", "is missing: repeat the id of the pair")
@@ -221,8 +217,7 @@ def _free_columns(value: Mapping[str, Any]) -> dict[str, Any]:
     free |= given or {}
     for key, item in free.items():
         check_text(key, "meta")
-        if isinstance(item, str):
-            check_text(item, key)
+        check_nested(item, key)
     return free
 
 

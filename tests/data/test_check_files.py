@@ -54,6 +54,18 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert [(row.line, row.field) for row in tally.bad] == [(5, None), (6, "chosen")]
 
 
+def test_token_ids_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    rows = [preference(1, chosen_ids=[1, 2]), preference(2, rejected_ids=[3], chosen_ids=None), preference(3)]
+    bad = preference(4, chosen="", chosen_ids=[4])
+    path = write(tmp_path / "a.jsonl", [*rows, preference(5, chosen_ids=None), bad])
+    assert check_file(path, workers=1).tally.num_with_ids == 2
+    assert check_file(path, kind="prompts", workers=1).tally.num_with_ids == 0
+    json_file = tmp_path / "check.json"
+    checked = command("check", str(path), "--base", "none", "--json", str(json_file)).stdout
+    assert "left out    2 rows have token ids (chosen_ids, rejected_ids): a run tokenises" in checked
+    assert '"with_ids_left_out": 2,' in json_file.read_text()
+
+
 def test_several_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_files, "MIN_PART", 1000)
     rows: list[Any] = [preference(n % 150, strength="better") for n in range(300)]

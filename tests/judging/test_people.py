@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignloop.errors import DataError
-from alignloop.judging.people import annotations_of, question_id, questions, read_answers
+from alignloop.judging.people import annotations_of, answered_ids, question_id, questions, read_answers
 from alignloop.records import CandidateRow, Message, PromptRow, Source
 
 ASK = [Message(role="user", content="Name a tree.")]
@@ -94,7 +94,15 @@ GOOD = {"id": "q/1/4-1", "choice": "first"}
         ({"id": "p/1/4-1", "choice": "first", "strenght": "better"}, "unknown column: did you mean 'strength'"),
         ({"id": "p/1/4-1", "choice": "first", "first": "A fir."}, "field first: is not what was asked"),
         ({"id": "q/1/4-1", "choice": "second"}, "field id: q/1/4-1 has another answer in line 1"),
-        ('{"id": "p/1/4-1", ', "line 2: is not JSON"),
+        ('{"id": "p/1/4-1", ', "line 2: invalid JSON at column 18"),
+        ('{"id": "p/1/4-1", "choice": "first", "choice": "tie"}', "line 2, field choice: stands 2 times in one object"),
+        ('{"id": "p/1/4-1", "choice": "first", "note": {"a": ["\\ud800"]}}', "field note.a.0.: holds a lone surrogate"),
+        ('{"id": "p/1/4-1", "choice": "first", "note": 1e999}', "field note: is a number too large"),
+        ('{"id": "p/1/4-1", "note": ' + "9" * 5000 + "}", "line 2: invalid JSON: Exceeds the limit"),
+        ('{"id": "p/1/4-1", "note": ' + "[" * 500 + "]" * 500 + "}", "line 2: is nested more than 64 levels deep"),
+        ("[" * 900 + "]" * 900, "line 2: must be a JSON object"),
+        ("[" * 100_000, "line 2: invalid JSON"),
+        ('{"id": "\\ud800", "choice": "first"}', "field id: holds a lone surrogate"),
         ("[1]", "line 2: must be a JSON object"),
         ({"id": "p/1/4-1", "choice": "first", "edited": "a\0b"}, "field edited: "),
     ],
@@ -156,3 +164,14 @@ def test_an_edit_without_an_answer_is_refused(tmp_path: Path) -> None:
     asked = questions([thinking_pair()])
     with pytest.raises(DataError, match="field edited: is the same text as the rejected"):
         read_answers(answers(tmp_path, {"id": "t/1/4-1", "choice": "first", "edited": "An elm."}), asked=asked)
+
+
+def test_lines_that_no_parser_takes_are_no_answers_yet(tmp_path: Path) -> None:
+    bad = ["[" * 100_000, '{"id": ' + "9" * 5000 + ', "choice": "tie"}', '{"choice": "tie", "choice": "first"}', "\xff"]
+    file = answers(tmp_path, GOOD, *bad)
+    assert answered_ids(file) == {"q/1/4-1"}
+
+
+def test_not_a_number_is_nothing_as_in_every_file(tmp_path: Path) -> None:
+    line = '{"id": "q/1/4-1", "choice": "first", "edited": NaN, "note": NaN}'
+    assert read_answers(answers(tmp_path, line), asked=ASKED)["q/1/4-1"].meta == {"note": None}
