@@ -45,11 +45,16 @@ def batches(path: Path, *, name: str) -> Iterator[Any]:
                 yield from file.iter_batches(batch_size=num_rows, row_groups=[group for group, _ in groups])
 
 
+def is_bomb(unpacked: int, *, packed: int) -> bool:
+    """Whether bytes unpack to more than texts of people's do, and to more than is held in memory at a time."""
+    return unpacked > PIECE and unpacked > _MOST_PACKED * packed
+
+
 def _num_rows(file: Any, places: Any, group: int, path: Path, name: str) -> int:
     """Rows of a batch of this row group."""
     facts = file.metadata.row_group(group)
     packed, unpacked = path.stat().st_size, facts.total_byte_size
-    if unpacked > PIECE and unpacked > _MOST_PACKED * packed:
+    if is_bomb(unpacked, packed=packed):
         raise DataError(
             f"{name}: row group {group + 1} unpacks from {packed:,} bytes at most to {unpacked:,}: write the file "
             "anew, in smaller row groups"

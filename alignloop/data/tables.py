@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from alignloop.data.arrow_sizes import check_sizes
 from alignloop.data.opened import FileKind, is_saved
 from alignloop.data.parquet_sizes import PIECE, batches
 from alignloop.errors import DataError
@@ -39,13 +40,15 @@ def arrow_rows(path: Path, name: str) -> Iterator[Any]:
     """Rows of an Arrow file, of the streaming kind (as `datasets` writes it) or the other; it is mapped, not read.
 
     Raises:
-        DataError: it is damaged, or changed while it was read.
+        DataError: it is damaged, changed while it was read, or has batches that unpack to more than memory can hold.
     """
     import pyarrow as pa
 
     num_bytes = path.stat().st_size
     with _damage_named(name, "the Arrow file"), pa.memory_map(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        check_sizes(source, is_file=is_file, name=name)
         source.seek(0)
         reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         found = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)

@@ -164,6 +164,10 @@ def _at_line(file: Path, number: int, *, key: str) -> FoundRow:
         if own.strip():
             raise _no_row_of(kind, file, number, own)
         raise _no_line(file, number, [line for line, text in _lines(file) if text.strip()], unit="line")
+    return _of_a_user(file, number, key=key)
+
+
+def _of_a_user(file: Path, number: int, *, key: str) -> FoundRow:
     raw = open_rows(file)
     try:
         result = read_preferences([file], max_bad_fraction=1.0)
@@ -171,13 +175,11 @@ def _at_line(file: Path, number: int, *, key: str) -> FoundRow:
         if not error.rejected:
             raise
         result = ReadResult([], list(error.rejected), {})
-    for read in result.rows:
-        if read.source.line == number:
-            return _as_read(file, read, result)
-    for bad in result.rejected:
-        if bad.line == number:
-            raise _unreadable(bad, unit=raw.unit)
-    if named := next((read for read in result.rows if read.id == key), None):
+    if found := next((row for row in result.rows if row.source.line == number), None):
+        return _as_read(file, found, result)
+    if bad := next((row for row in result.rejected if row.line == number), None):
+        raise _unreadable(bad, unit=raw.unit)
+    if named := next((row for row in result.rows if row.id == key), None):
         return _as_read(file, named, result)
     places = [row.line for row in raw.rows]
     if number in places and result.rows:

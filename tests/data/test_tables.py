@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from alignloop.data import parquet_sizes, separated
+from alignloop.data import arrow_sizes, parquet_sizes, separated
 from alignloop.data.check_files import check_file
 from alignloop.data.files import data_files
 from alignloop.data.rawfile import open_rows, read_raw
@@ -183,6 +183,44 @@ def test_parquet_that_unpacks_beyond_measure_is_refused(tmp_path: Path, monkeypa
     rows = [{"m": [{"role": "user", "content": f"{n % 7} " * 3000}] * (n % 3), "k": {"a": None}} for n in range(500)]
     parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
     assert values(path) == rows
+
+
+def write_arrow(path: Path, table: pa.Table, *, streamed: bool, compression: str | None) -> Path:
+    new = pa.ipc.new_stream if streamed else pa.ipc.new_file
+    with new(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("encoded", [True, False])
+def test_arrow_that_unpacks_beyond_measure_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool, encoded: bool
+) -> None:
+    texts = pa.array(["a" * (40 << 20)])  # 40 MiB in some 4 kB
+    table = pa.table({"prompt": texts.dictionary_encode() if encoded else texts})
+    path = write_arrow(tmp_path / "a.arrow", table, streamed=streamed, compression="zstd")
+    assert path.stat().st_size < 20_000
+    before = pa.default_memory_pool().max_memory()
+    kind = "dictionary" if encoded else "record batch"
+    with pytest.raises(DataError, match=f"a.arrow: {kind} 1 unpacks from [0-9,]+ bytes at most to 41,943,"):
+        values(path)
+    assert pa.default_memory_pool().max_memory() == before
+    monkeypatch.setattr(arrow_sizes, "MOST_UNPACKED", 1000)
+    small = pa.table({"prompt": ["".join(map(chr, range(40, 120))) * 20]})
+    with pytest.raises(DataError, match=r"record batch 1 .*to 1,6[0-9]{2}: write the file anew, in smaller batches"):
+        values(write_arrow(tmp_path / "b.arrow", small, streamed=streamed, compression="lz4"))
+    assert len(values(write_arrow(tmp_path / "c.arrow", small, streamed=streamed, compression=None))) == 1
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4", None])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_compressed_arrow_files_are_read(tmp_path: Path, streamed: bool, compression: str | None) -> None:
+    table = pa.Table.from_pylist(ROWS * 1000)
+    encoded = table.set_column(1, "chosen", table["chosen"].dictionary_encode())
+    for found in (table, encoded, table.slice(0, 0)):
+        path = write_arrow(tmp_path / "a.arrow", found, streamed=streamed, compression=compression)
+        assert values(path) == found.to_pylist()
 
 
 def test_a_broken_row_of_a_table_is_named(tmp_path: Path) -> None:
