@@ -6,6 +6,7 @@ jinja2's `find_undeclared_variables` counts a name that is set in both branches 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from alignloop.chat.trial import template_environment
@@ -52,7 +53,7 @@ class _Reads:
             self._all([*macro.args, *macro.body], inner)
         return self._free
 
-    def _all(self, found: list[nodes.Node], own: set[str]) -> set[str]:
+    def _all(self, found: Sequence[nodes.Node], own: set[str]) -> set[str]:
         for node in found:
             self._visit(node, own)
         return own
@@ -72,7 +73,7 @@ class _Reads:
             self._all([*node.body, *([node.filter] if node.filter else []), node.target], own)
         elif isinstance(node, nodes.If):
             self._visit(node.test, own)
-            branches = [node.body, *([other] for other in node.elif_), node.else_]
+            branches: list[Sequence[nodes.Node]] = [node.body, *([other] for other in node.elif_), node.else_]
             own.update(*[self._all(branch, set(own)) for branch in branches])
         elif isinstance(node, nodes.For):
             self._visit(node.iter, own)
@@ -83,9 +84,11 @@ class _Reads:
             self._all(node.values, own)
             self._all([*node.targets, *node.body], set(own))
         elif isinstance(node, nodes.Macro | nodes.CallBlock):
-            self._all([*node.defaults, *([node.call] if isinstance(node, nodes.CallBlock) else [])], own)
+            self._all(node.defaults, own)
             self._macros.append((node, own))
             if isinstance(node, nodes.Macro):
                 own.add(node.name)
+            else:
+                self._visit(node.call, own)
         else:
             self._all(list(node.iter_child_nodes()), own)

@@ -105,7 +105,11 @@ def _dialogs() -> list[list[Mapping[str, str]]]:
     system, user, assistant = ({"role": role, "content": "word"} for role in ("system", "user", "assistant"))
     thought = assistant | dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "word")
     tagged = assistant | {"content": join_reasoning("word", "word")}
-    dialogs = [[user], [system, user], *([user, answer] for answer in (assistant, thought, tagged))]
+    dialogs: list[list[Mapping[str, str]]] = [
+        [user],
+        [system, user],
+        *([user, answer] for answer in (assistant, thought, tagged)),
+    ]
     return [*dialogs, [user, thought] * _LONG_DIALOG]
 
 
