@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -101,16 +101,12 @@ def _tojson(value: Any, **options: Any) -> str:
     return json.dumps(value, **({"ensure_ascii": False} | options))
 
 
-def _dialogs() -> list[list[Mapping[str, str]]]:
+def _dialogs() -> list[list[dict[str, str]]]:
     system, user, assistant = ({"role": role, "content": "word"} for role in ("system", "user", "assistant"))
     thought = assistant | dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "word")
     tagged = assistant | {"content": join_reasoning("word", "word")}
-    dialogs: list[list[Mapping[str, str]]] = [
-        [user],
-        [system, user],
-        *([user, answer] for answer in (assistant, thought, tagged)),
-    ]
-    return [*dialogs, [user, thought] * _LONG_DIALOG]
+    answered = [[user, answer] for answer in (assistant, thought, tagged)]
+    return [[user], [system, user], *answered, [user, thought] * _LONG_DIALOG]
 
 
 def _renderings() -> Iterator[dict[str, Any]]:

@@ -34,9 +34,7 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
     "condition",
     [
         "enable_thinking is defined and enable_thinking",
-        "enable_thinking is defined and not enable_thinking",
         "thinking is defined and thinking",
-        "messages[-1].thinking is defined",
         "'</think>' in messages[-1].content",
     ],
 )
