@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from scripts.faults import digests, kill_test
 from scripts.faults import fuzz as fuzz_script
-from scripts.faults import kill_test
 from scripts.faults.fuzz import Findings, fuzz
 from scripts.faults.mutations import odd_bytes, odd_value
 from scripts.faults.outcome import differences
@@ -54,6 +54,8 @@ def test_descendants_are_all_below() -> None:
         (kill_test, "--kills-a-run 0", "must be at least 1"),
         (kill_test, "--work {full}", "is no empty folder"),
         (kill_test, "--json {full}/none/kills.json", "no file can be written there"),
+        (digests, "{full}/none.txt --check", "no such list"),
+        (digests, "{full}", "no file can be written there"),
         (fuzz_script, "--minutes nan", "must be above 0"),
         (fuzz_script, "--minutes inf", "must be above 0"),
         (fuzz_script, "--out {full}/file", "is no folder"),
@@ -71,6 +73,36 @@ def test_wrong_arguments_are_said_before_anything_runs(
 def test_a_run_that_fails_by_itself_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert kill_test.main(["--set", "nonsense", "--work", str(tmp_path / "work")]) == 1
     assert "--set nonsense: expected a.b=value" in capsys.readouterr().err
+
+
+def test_a_list_of_digests_names_what_differs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    outcome = {"round-00/01_ingest": {"config": {"a": 1}, "seed": 3}, "final/a b": "sha256:0", "rounds": [{"b": 2}]}
+    found = digests.digests_of(outcome)
+    assert list(found) == ["final/a#b", "round-00/01_ingest#config", "round-00/01_ingest#seed", "rounds"]
+    head = {"commit": "c", "folder": "f", "processor": "p: 1", "threads": "1", "run": "r --rounds 2"}
+    file = tmp_path / "list.txt"
+    file.write_text(digests.text_of(head, found))
+    assert digests.read(file.read_text()) == (head, found)
+    assert digests._compare(file, {**head, "commit": "d"}, found) == 0
+    assert capsys.readouterr().out == f"0 of 4 differ from {file} (c)\n"
+    other = digests.digests_of({**outcome, "round-00/01_ingest": {"config": {"a": 2}, "seed": 3}})
+    assert digests._compare(file, {**head, "processor": "q"}, other) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "processor: p: 1 -> q: the two need not be the same"
+    assert said[1].startswith("differs: round-00/01_ingest#config: ")
+    assert said[2:] == [f"1 of 4 differ from {file} (c)"]
+
+
+def test_a_run_whose_digests_cannot_be_had_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "FOLDER", tmp_path / "fixed")
+    assert digests.main([str(tmp_path / "list.txt"), "--set", "nonsense"]) == 1
+    assert "--set nonsense: expected a.b=value" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "fixed").mkdir()
+    assert digests.main([str(tmp_path / "list.txt")]) == 1
+    assert "another call is at work there" in capsys.readouterr().err
 
 
 def test_a_seed_makes_the_same_inputs() -> None:

@@ -1,0 +1,169 @@
+"""What a short run publishes, as a list of digests: written before a change that may not change a byte, checked after.
+
+    copy of the code at a fixed path --run--> everything published --> NAME DIGEST, a line each --> written, or compared
+
+Rows name the file they come from by its path, so the code runs from a copy that lies at the same path whatever checkout
+it is of. Numbers depend on the processor's instructions and on the threads: the list says in its head which they were,
+and a list of another machine says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from alignloop.artifacts import fingerprint
+from scripts.faults.outcome import Outcome, differences, whole
+from scripts.faults.running import Run
+from scripts.faults.timeline import RunFailedError, watched
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = Path(__file__).with_name("kill_test.yaml")
+FOLDER = Path(tempfile.gettempdir()) / "alignloop-digests"
+"""Always the same: what is published names it."""
+COPIED = ("alignloop", "recipes")
+HEAD = "# "
+
+
+def digests_of(outcome: Outcome) -> dict[str, str]:
+    """One digest a file, a manifest's field, or a file of rows whose times are left out."""
+    found = {}
+    for name, value in outcome.items():
+        parts = {f"{name} {field}": part for field, part in value.items()} if isinstance(value, dict) else {name: value}
+        for part_name, part in parts.items():
+            found[part_name.replace(" ", "#")] = part if isinstance(part, str) else fingerprint(part)
+    return dict(sorted(found.items()))
+
+
+def head_of(arguments: Sequence[str]) -> dict[str, str]:
+    """What a list is from: all but the commit is alike in a run that is compared with it."""
+    import torch
+
+    changed = " and changes" if _git("status", "--porcelain", "--", *COPIED) else ""
+    models = [line.partition(": ")[2] for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    return {
+        "commit": (_git("rev-parse", "HEAD") or "unknown") + changed,
+        "folder": str(FOLDER),
+        "processor": f"{models[0] if models else 'unknown'}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": f"{torch.get_num_threads()}",
+        "run": " ".join(arguments),
+    }
+
+
+def text_of(head: Mapping[str, str], digests: Mapping[str, str]) -> str:
+    """The list as a file."""
+    lines = [f"{HEAD}{name}: {value}" for name, value in head.items()]
+    return "\n".join([*lines, *(f"{name} {digest}" for name, digest in digests.items())]) + "\n"
+
+
+def read(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Head and digests of a list."""
+    lines = text.splitlines()
+    head = [line.removeprefix(HEAD).partition(": ") for line in lines if line.startswith(HEAD)]
+    rows = [line.rpartition(" ") for line in lines if line and not line.startswith(HEAD)]
+    return {name: value for name, _, value in head}, {name: digest for name, _, digest in rows}
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    """The code at its fixed path, and room for the run beside it; nothing is left.
+
+    Raises:
+        RunFailedError: another call is at work there.
+    """
+    try:
+        FOLDER.mkdir()
+    except FileExistsError as error:
+        raise RunFailedError(f"{FOLDER}: another call is at work there; where none is, remove it") from error
+    try:
+        for name in COPIED:
+            shutil.copytree(ROOT / name, FOLDER / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        yield FOLDER
+    finally:
+        shutil.rmtree(FOLDER)
+
+
+def run_once(arguments: Sequence[str]) -> dict[str, str]:
+    """The digests of one unbroken run.
+
+    Raises:
+        RunFailedError: it ended with an error.
+    """
+    with copied() as folder:
+        os.environ["PYTHONPATH"] = str(folder / "code")
+        run = Run(folder / "unbroken", arguments)
+        try:
+            run.start()
+            watched(run)
+            return digests_of(whole(run.dir))
+        finally:
+            run.end()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 where the list was written, or is the same; 1 otherwise."""
+    options = _options(argv)
+    arguments = [options.recipe, *(["--rounds", str(options.rounds)] if options.rounds else [])]
+    arguments += [part for value in options.set or () for part in ("--set", value)]
+    head = head_of([Path(options.recipe).name, *arguments[1:]])
+    try:
+        digests = run_once(arguments)
+    except RunFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if not options.check:
+        options.file.write_text(text_of(head, digests), encoding="utf-8")
+        print(f"{len(digests)} digests: {options.file}")
+        return 0
+    return _compare(options.file, head, digests)
+
+
+def _compare(file: Path, head: Mapping[str, str], digests: Mapping[str, str]) -> int:
+    known_head, known = read(file.read_text(encoding="utf-8"))
+    for name in ("folder", "processor", "threads", "run"):
+        if known_head.get(name) != head[name]:
+            print(f"{name}: {known_head.get(name)} -> {head[name]}: the two need not be the same")
+    found = differences(known, digests, partly=False)
+    for name in found:
+        print(f"differs: {name}: {known.get(name, '(not there)')} -> {digests.get(name, '(not there)')}")
+    print(f"{len(found)} of {len({*known, *digests})} differ from {file} ({known_head.get('commit')})")
+    return 1 if found else 0
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/digests", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("file", type=Path, help="the list: written, or compared with")
+    parser.add_argument("--check", action="store_true", help="compare with the list, and write nothing")
+    parser.add_argument("--recipe", default=str(RECIPE), help="default: two short rounds of every stage")
+    parser.add_argument("--rounds", type=int, help="as for `alignloop run`")
+    parser.add_argument("--set", action="append", metavar="A.B=VALUE", help="as for `alignloop run`")
+    options = parser.parse_args(argv)
+    if options.check and not options.file.is_file():
+        parser.error(f"{options.file}: no such list")
+    if not options.check and (options.file.is_dir() or not options.file.absolute().parent.is_dir()):
+        parser.error(f"{options.file}: no file can be written there")
+    if Path(options.recipe).is_file():
+        options.recipe = str(Path(options.recipe).resolve())  # the run has a folder of its own
+    return options
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the checkout; nothing where it is none."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
