@@ -1,0 +1,119 @@
+"""What every stage of the bundled recipes is fingerprinted by, held against a golden file: a run directory that was
+made before a change is taken over after it only where no fingerprint moved.
+
+Digests of artifacts are left out: `(digest)` stands in their place. Where the change is meant, and all runs are to be
+made anew, write the file anew and look at its diff:
+
+    REWRITE_GOLDEN=1 scripts/test tests/golden -n 0
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.artifacts import fingerprint
+from alignloop.config import load_recipe
+from alignloop.plan import walk
+from alignloop.preflight import Checked
+from alignloop.preflight.base import BaseFacts
+from alignloop.preflight.rows import Rows
+from alignloop.stage import Place, Standing, describe
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).with_name("fingerprints.json")
+ROUNDS = 2
+JUDGE = (
+    "judge={model: served, endpoint: 'http://127.0.0.1:9/v1'}",
+    "collect.annotator=judge",
+    "collect.num_annotations=4",
+)
+PEOPLE = (
+    "data.batches=files",
+    "collect.annotator=human",
+    "collect.num_annotations=4",
+    "prune.decontaminate.enabled=false",
+)
+RECIPES: dict[str, tuple[Path, tuple[str, ...]]] = {
+    **{path.stem: (path, ()) for path in sorted((ROOT / "recipes").glob("*.yaml"))},
+    "kill_test": (ROOT / "scripts" / "faults" / "kill_test.yaml", ()),
+    "quickstart with a bootstrap": (ROOT / "recipes" / "quickstart.yaml", ("bootstrap=always",)),
+    "quickstart with a judge": (ROOT / "recipes" / "quickstart.yaml", (*JUDGE, "prune.quality.by=either")),
+    "quickstart with people": (ROOT / "recipes" / "quickstart.yaml", PEOPLE),
+    "quickstart from the base": (
+        ROOT / "recipes" / "quickstart.yaml",
+        ("reward.start_from=base", "sft.start_from=base", "chat_template=llama3", "seed=7"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_stages_are_fingerprinted_by_what_the_golden_file_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    path, overrides = RECIPES[name]
+    found = stages_of(path, overrides, folder=tmp_path, monkeypatch=monkeypatch)
+    golden = _golden()
+    if os.environ.get("REWRITE_GOLDEN"):
+        golden["recipes"][name] = {stage: entry for stage, (entry, _) in found.items()}
+        golden["configs"] |= {entry["config"]: config for entry, config in found.values()}
+        GOLDEN.write_text(json.dumps(_used(golden), indent=1) + "\n", encoding="utf-8")
+    assert {stage: entry for stage, (entry, _) in found.items()} == golden["recipes"].get(name)
+    for entry, config in found.values():
+        assert config == golden["configs"][entry["config"]]
+
+
+def test_the_golden_file_holds_these_recipes_and_no_others() -> None:
+    assert list(_golden()["recipes"]) == list(RECIPES)
+
+
+def stages_of(
+    path: Path, overrides: tuple[str, ...], *, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Stage -> what stands of it in the golden file, and its config; rounds 0 to 2, as a plan walks them."""
+    (folder / "rows.jsonl").write_text('{"prompt": "Hi", "chosen": "A", "rejected": "B"}\n')
+    data = [f"preferences={folder / 'rows.jsonl'}", f"rounds={ROUNDS}", "engine.name=vllm"]
+    recipe = load_recipe(path, overrides=[*data, *overrides])
+    if recipe.prompts:
+        recipe = load_recipe(recipe, overrides=[f"prompts={folder / 'rows.jsonl'}"])
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def standing(name: str, config: Any, inputs: Any, *, place: Place) -> Standing:
+        described = _without_digests(describe(config, inputs, seed=place.seed(name)))
+        entry = {
+            "fingerprint": fingerprint(described),
+            "config": fingerprint(described["config"]),
+            "inputs": described["inputs"],
+            "seed": described["seed"],
+        }
+        found[f"round-{place.round:02d}/{place.dir.name}"] = entry, described["config"]
+        return Standing(described, None)
+
+    monkeypatch.setattr(walk, "standing", standing)
+    checked = Checked(Rows([], [], [], []), BaseFacts(had_template=True), None, 0, ())
+    walk._walk(recipe, folder / "run", checked)
+    return found
+
+
+def _without_digests(value: Any) -> Any:
+    if isinstance(value, dict):
+        return (
+            "(digest)" if value.keys() == {"digest"} else {key: _without_digests(each) for key, each in value.items()}
+        )
+    return [_without_digests(each) for each in value] if isinstance(value, list) else value
+
+
+def _golden() -> dict[str, Any]:
+    empty: dict[str, Any] = {"recipes": {}, "configs": {}}
+    return json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.is_file() else empty
+
+
+def _used(golden: dict[str, Any]) -> dict[str, Any]:
+    """Without recipes that are gone and configs that none has any more, in a fixed order."""
+    recipes = {name: golden["recipes"][name] for name in RECIPES if name in golden["recipes"]}
+    used = sorted({entry["config"] for stages in recipes.values() for entry in stages.values()})
+    return {"recipes": recipes, "configs": {name: golden["configs"][name] for name in used}}
