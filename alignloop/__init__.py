@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alignloop.config import Recipe as Recipe
     from alignloop.config import load_recipe as load_recipe
-    from alignloop.loop import RunResult as RunResult
-    from alignloop.loop import run as run
+    from alignloop.loop.run import RunResult as RunResult
+    from alignloop.loop.run import run as run
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "RunResult", "__version__", "load_recipe", "run"]
@@ -16,8 +16,8 @@ __all__ = ["Recipe", "RunResult", "__version__", "load_recipe", "run"]
 _HOMES = {
     "Recipe": "alignloop.config",
     "load_recipe": "alignloop.config",
-    "RunResult": "alignloop.loop",
-    "run": "alignloop.loop",
+    "RunResult": "alignloop.loop.run",
+    "run": "alignloop.loop.run",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m alignloop` is `alignloop`."""
 
-from alignloop.cli import main
+from alignloop.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alignloop import cli
+from alignloop.cli import app as cli
 
 # A shell's background job begins with Ctrl-C ignored, and hands that on to every process the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

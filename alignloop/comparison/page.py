@@ -7,9 +7,9 @@ from html import escape
 
 from alignloop.comparison.result import Comparison, Distribution, Histogram, Rewards
 from alignloop.comparison.text import completion_rows, number, pvalue_text, quantile_name, setting_text
-from alignloop.plots import charts
-from alignloop.plots.drawing import draw
-from alignloop.plots.theme import STYLE
+from alignloop.report.plots import charts
+from alignloop.report.plots.drawing import draw
+from alignloop.report.plots.theme import STYLE
 
 PAGE_STYLE = """
 body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; max-width: 46rem;

@@ -24,7 +24,7 @@ from alignloop.comparison.sides import (
 )
 from alignloop.comparison.verdict import Finding, verdict
 from alignloop.errors import DataError
-from alignloop.selection.best_of_k import pick_best
+from alignloop.sampling.best_of_k import pick_best
 
 COMPARISON_VERSION = 1
 NUM_BINS = 16

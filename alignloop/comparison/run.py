@@ -10,21 +10,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignloop.alone.sample import chat_of, names_room, policy_folder, run_sampling, sampling_recipe, with_room
+from alignloop.alone.score import reward_model_folder, run_scoring
 from alignloop.artifacts import Artifact, write_text
-from alignloop.bundled import resolve_file
 from alignloop.comparison.page import comparison_page
 from alignloop.comparison.result import Comparison, compare
 from alignloop.comparison.sides import Side, read_side
 from alignloop.config import Recipe
+from alignloop.config.bundled import resolve_file
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.data.readers import read_prompts
-from alignloop.engine_log import temporary_folder
+from alignloop.engines.log import temporary_folder
 from alignloop.errors import UserError
-from alignloop.one_sampling import chat_of, names_room, policy_folder, run_sampling, sampling_recipe, with_room
-from alignloop.one_scoring import reward_model_folder, run_scoring
 from alignloop.progress import Progress
-from alignloop.run_dir import locked
-from alignloop.selection.reward_functions import load_function
+from alignloop.run_dir.layout import locked
+from alignloop.sampling.reward_functions import load_function
 from alignloop.stages import sample, score
 
 RECIPE_SUFFIXES = (".yaml", ".yml")

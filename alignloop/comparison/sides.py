@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignloop.alone.out_file import read_beside
 from alignloop.data.candidates import OWN_COLUMNS
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import first_objects
 from alignloop.errors import DataError
-from alignloop.out_file import read_beside
 from alignloop.records import CandidateRow
 from alignloop.stages.select import by_prompt, reward_of
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from alignloop.bundled import RECIPES
+from alignloop.config.bundled import RECIPES
 from alignloop.config.recipe import Recipe
+from alignloop.config.yaml_values import MAX_DEPTH, YamlProblem, YamlRefused, parse_yaml, read_yaml
 from alignloop.errors import RecipeError
 from alignloop.terminal import printable
-from alignloop.yaml_values import MAX_DEPTH, YamlProblem, YamlRefused, parse_yaml, read_yaml
 
 LISTS = ("preferences", "prompts")
 """Fields that take one value or a list."""

@@ -267,7 +267,7 @@ class Recipe(Section):
         Raises:
             UserError: one cannot be loaded.
         """
-        from alignloop.selection.reward_functions import load
+        from alignloop.sampling.reward_functions import load
 
         names = [entry.function for entry in self.score.reward_functions]
         sources = {name: load(name).digest for name in names}

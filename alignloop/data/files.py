@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alignloop.bundled import resolve_file
+from alignloop.config.bundled import resolve_file
 from alignloop.data.opened import is_pipe, is_saved
 from alignloop.data.tables import HUB
 from alignloop.errors import DataError

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignloop.bundled import QUICKSTART
 from alignloop.chat.reasoning import holds_reasoning
+from alignloop.config.bundled import QUICKSTART
 from alignloop.data.parsing import parse_line
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import (

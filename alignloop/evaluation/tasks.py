@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignloop.config.yaml_values import YamlProblem, read_yaml
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import load_checkers, read_ifeval
 from alignloop.evaluation.mmlu import GROUPS, METRICS, AnswerForm, read_mmlu, task_config
-from alignloop.yaml_values import YamlProblem, read_yaml
 
 QUICKSTART = "quickstart"
 MMLU_SHOTS = 5

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from alignloop.artifacts import fingerprint
+from alignloop.config.yaml_values import YamlProblem, read_yaml
 from alignloop.data.problems import plain_problems
 from alignloop.errors import UserError
 from alignloop.records import Strength
-from alignloop.yaml_values import YamlProblem, read_yaml
 
 BUNDLED = Path(__file__).resolve().parent / "prompts"
 PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")

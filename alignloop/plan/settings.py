@@ -8,9 +8,9 @@ from itertools import groupby
 from alignloop.chat.template_defaults import in_yaml
 from alignloop.config import Recipe
 from alignloop.config.training import AverageConfig, OptimizerConfig
+from alignloop.loop.round_inputs import files_of_rounds
 from alignloop.plan.walk import Plan
 from alignloop.preflight.averaging import STAGE_NAMES, StageName, num_checkpoints
-from alignloop.round_inputs import files_of_rounds
 from alignloop.training.variants import changed_fields, changed_in_words
 
 NAME_WIDTH = 20

@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from alignloop.artifacts import PARTIAL, Artifact, existing_parent
-from alignloop.bundled import resolve_base
 from alignloop.config import Recipe
+from alignloop.config.bundled import resolve_base
 from alignloop.engines.base import Engine
-from alignloop.gate import gated
-from alignloop.house import House, RoundHouse
-from alignloop.loop import base_inputs, from_outside, next_start, prepare, sampling_policy, template_input
+from alignloop.loop.gate import gated
+from alignloop.loop.house import House, RoundHouse
+from alignloop.loop.round import run_round
+from alignloop.loop.round_inputs import waiting
+from alignloop.loop.run import base_inputs, from_outside, next_start, prepare, sampling_policy, template_input
 from alignloop.plan.estimate import NOTHING, Estimator, Expected
 from alignloop.preflight import Checked, check
 from alignloop.preflight.findings import Findings
 from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
-from alignloop.round import run_round
-from alignloop.round_inputs import waiting
-from alignloop.run_dir import require_same, round_dir
-from alignloop.stage import ConfigT, InputsT, OutputsT, Stage, outputs_of, standing
+from alignloop.run_dir.layout import require_same, round_dir
+from alignloop.run_dir.stage import ConfigT, InputsT, OutputsT, Stage, outputs_of, standing
 from alignloop.stages import base
 
 State = Literal["published", "to do", "begun", "drift", "waits"]

@@ -10,11 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignloop.bundled import resolve_base
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.prepare import prepare_tokenizer
 from alignloop.chat.templates import Template, load_template
 from alignloop.config import Recipe
+from alignloop.config.bundled import resolve_base
 from alignloop.engines.checkpoint import longest_sequence, stored_tensors, text_config
 from alignloop.errors import ModelError
 from alignloop.preflight.adapters import check_machine, check_targets, note_high_ranks, note_new_tokens

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignloop.bundled import benchmark_data
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
+from alignloop.config.bundled import benchmark_data
 from alignloop.evaluation.ifeval import read_form
 from alignloop.evaluation.mmlu import AnswerForm, prompt_messages, read_mmlu, task_name
 from alignloop.evaluation.room import TooLong

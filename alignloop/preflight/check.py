@@ -30,7 +30,7 @@ from alignloop.preflight.rows import Rows, read_rows
 from alignloop.preflight.sampling import check_sampling
 from alignloop.preflight.tasks import check_tasks
 from alignloop.records import RejectedRow
-from alignloop.run_dir import BEFORE_A_RUN, RESOLVED
+from alignloop.run_dir.layout import BEFORE_A_RUN, RESOLVED
 from alignloop.training.accelerate_file import check_layer_classes, check_processes, unused_file
 from alignloop.training.trackers import check_trackers
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignloop.config import Recipe
 from alignloop.preflight.check import Checked
-from alignloop.run_dir import RESOLVED
+from alignloop.run_dir.layout import RESOLVED
 
 
 def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alignloop.artifacts import stage_seed
-from alignloop.bundled import resolve_file
 from alignloop.config import Recipe
+from alignloop.config.bundled import resolve_file
 from alignloop.data.files import why_not_twice
 from alignloop.data.readers import ReadResult, read_preferences, read_prompts
 from alignloop.data.scores import scores_say, scores_text

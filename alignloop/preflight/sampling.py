@@ -11,10 +11,10 @@ from alignloop.config import Recipe
 from alignloop.errors import ModelError
 from alignloop.preflight.findings import Findings
 from alignloop.records import PromptRow
-from alignloop.selection.reward_functions import load_function, missing_columns
+from alignloop.sampling.reward_functions import load_function, missing_columns
+from alignloop.sampling.steering import fitting, topics_of, with_system_prompt
 from alignloop.stages.sample import MOST_CANDIDATES, check_ids
 from alignloop.stages.score import unique
-from alignloop.stages.steering import fitting, topics_of, with_system_prompt
 
 NUM_MEASURED = 200
 """Prompts measured with their system prompts: enough to see that they do not fit, and done in well under a second."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.artifacts import Artifact
-from alignloop.bundled import benchmark_data
+from alignloop.config.bundled import benchmark_data
 from alignloop.selection.benchmark_index import BenchmarkText
 from alignloop.selection.cleaning import num_words
 

@@ -11,10 +11,10 @@ from alignloop.artifacts import Manifest, read_manifest
 from alignloop.chat.load import template_kwargs_of
 from alignloop.chat.template_defaults import Value, in_yaml
 from alignloop.config import Recipe
+from alignloop.config.yaml_values import dump_yaml
 from alignloop.records import RoundRow
 from alignloop.report.table import markdown_table
-from alignloop.run_dir import stage_dirs
-from alignloop.yaml_values import dump_yaml
+from alignloop.run_dir.layout import stage_dirs
 
 TITLE = "# {name}, round {round}"
 

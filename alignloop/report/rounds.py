@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alignloop.artifacts import Artifact, Manifest, read_manifest
 from alignloop.records import RoundRow
-from alignloop.run_dir import stage_dirs
+from alignloop.run_dir.layout import stage_dirs
 
 UNCOUNTED = ("average", "base", "evaluate", "measure")
 """Stages whose counts are not of rows."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, write_text
 from alignloop.config.training import AverageConfig
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages import training
 
 

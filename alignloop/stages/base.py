@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import BaseStageConfig
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
 
 
 @dataclass(frozen=True)

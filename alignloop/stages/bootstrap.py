@@ -13,7 +13,7 @@ from alignloop.config.recipe import BootstrapStageConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.split import round_batch
 from alignloop.records import DroppedRow, Message, PreferenceRow, SftRow
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.training import Outputs, fine_tune
 
 

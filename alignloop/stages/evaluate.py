@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import EvaluateStageConfig
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from alignloop.errors import DataError
 from alignloop.pruning.benchmarks import benchmark_files
 from alignloop.pruning.incoming import ALL_LEFT_OUT, left_out_line, without_benchmarks
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, Row
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from alignloop.config.recipe import MeasureStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.evaluation.measures.figures import Figures
 from alignloop.records import MeasuredRow, PreferenceRow, VerdictRow
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.measure_answers import (
     Answer,
     Heldout,

@@ -17,7 +17,7 @@ from alignloop.evaluation.measures.winning import by_reward, win_rate
 from alignloop.evaluation.standard_error import mean
 from alignloop.progress import Progress
 from alignloop.records import STRENGTHS, MeasuredRow, PreferenceRow
-from alignloop.selection.best_of_k import eligible, pick_best
+from alignloop.sampling.best_of_k import eligible, pick_best
 from alignloop.stages.measure_answers import Answer, endings, key_of
 from alignloop.stages.train_reward import of_strengths
 

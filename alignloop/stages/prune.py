@@ -23,8 +23,8 @@ from alignloop.pruning.items import Item, as_sft, item_of_selected, item_of_targ
 from alignloop.pruning.pipeline import prune
 from alignloop.pruning.steps import Tools
 from alignloop.records import PreferenceRow, SelectedRow
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from alignloop.engines.base import Completion, Engine, GenerateRequest
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.records import CandidateRow, DroppedRow, PromptRow
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import Stage, StageContext
-from alignloop.stages.steering import Steering, steer
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
+from alignloop.sampling.steering import Steering, steer
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat

@@ -23,9 +23,9 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.records import CandidateRow, Message, PreferenceRow
-from alignloop.selection.reward_functions import call_function, load_function
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
+from alignloop.sampling.reward_functions import call_function, load_function
 from alignloop.stages.score_batch import targets_to_score
 
 if TYPE_CHECKING:

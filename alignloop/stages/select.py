@@ -12,9 +12,9 @@ from alignloop.config.sampling import SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, SelectedRow
-from alignloop.selection.best_of_k import pass_rate, pass_threshold, pick_best, pick_random
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
+from alignloop.sampling.best_of_k import pass_rate, pass_threshold, pick_best, pick_random
 
 MANY_TRUNCATED = 0.1
 """Share of prompts without a finished candidate above which it is said; it is always in the metrics."""

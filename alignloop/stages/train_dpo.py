@@ -8,7 +8,7 @@ from alignloop.artifacts import Artifact
 from alignloop.config.recipe import DpoStageConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import PairRow, PreferenceRow
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.train_reward import of_strengths
 from alignloop.stages.training import Outputs, train_stage

@@ -9,7 +9,7 @@ from alignloop.artifacts import Artifact
 from alignloop.config.training import RewardConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import DroppedRow, PreferenceRow, Strength
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.training import Outputs, train_stage
 
 

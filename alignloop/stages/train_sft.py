@@ -8,7 +8,7 @@ from alignloop.artifacts import Artifact
 from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import SftRow
-from alignloop.stage import Stage, StageContext
+from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.bootstrap import heldout_targets
 from alignloop.stages.training import Outputs, fine_tune
 

@@ -14,8 +14,8 @@ from alignloop.artifacts import PARTIAL, Artifact, write_text
 from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.records import DroppedRow, SftRow
-from alignloop.stage import Outputs as StageOutputs
-from alignloop.stage import StageContext
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import StageContext
 
 if TYPE_CHECKING:
     from alignloop.packing.groups import PromptGroup

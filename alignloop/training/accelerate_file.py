@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignloop.bundled import RECIPES
+from alignloop.config.bundled import RECIPES
 from alignloop.config.training import OptimizerConfig, TrainingConfig
+from alignloop.config.yaml_values import YamlProblem, read_yaml
 from alignloop.errors import ModelError, UserError
 from alignloop.training.accelerate_values import LAYER_CLASSES, layer_classes, problem_of
-from alignloop.yaml_values import YamlProblem, read_yaml
 
 BUNDLED = ("ddp", "fsdp2")
 

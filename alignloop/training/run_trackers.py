@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from alignloop.artifacts import fingerprint, load_json, write_text
 from alignloop.errors import RunDirError
 from alignloop.records import RoundRow
-from alignloop.run_dir import RESOLVED, round_dir, round_numbers
+from alignloop.run_dir.layout import RESOLVED, round_dir, round_numbers
 
 TENSORBOARD = "tensorboard"
 PROJECT = "alignloop"

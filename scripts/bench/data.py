@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from alignloop.environment import prepare
+from alignloop.config.environment import prepare
 from alignloop.errors import AlignloopError
 from scripts.bench.data_cases import CASES, FULL, QUICK, Result, Setting, SkippedError
 from scripts.bench.data_table import line, to_json, to_markdown

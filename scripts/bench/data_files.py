@@ -62,8 +62,8 @@ def read(setting: Setting) -> list[Result]:
 
 def prune_100k(setting: Setting) -> list[Result]:
     """Seconds of `alignloop data prune` without a judge, embeddings given: reading, all steps, writing."""
-    if find_spec("alignloop.one_pruning") is None:
-        raise SkippedError("there is no alignloop.one_pruning")
+    if find_spec("alignloop.alone.prune") is None:
+        raise SkippedError("there is no alignloop.alone.prune")
     rows, pairs = setting.amount.num_pruned, setting.amount.pairs
     arguments = ("prune", "--rows", str(rows), "--work", str(setting.work))
     runs = [setting.child("data_files.py", *arguments) for _ in range(pairs)]
@@ -148,7 +148,7 @@ def _read(rows: int, work: Path, threads: int) -> dict[str, float]:
 
 
 def _prune(rows: int, work: Path) -> dict[str, float]:
-    from alignloop.one_pruning import prune_file
+    from alignloop.alone.prune import prune_file
     from alignloop.progress import QuietProgress
     from scripts.bench.data_rows import clustered
 

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from alignloop.config.environment import prepare, silence
 from alignloop.engines.process import EngineProcess
-from alignloop.environment import prepare, silence
 from alignloop.errors import AlignloopError
 from scripts.bench.measuring import BenchError
 from scripts.bench.page import add_flags, check_flags, heading, write

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignloop.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.process import EngineProcess
 from alignloop.evaluation.tasks import LoadedTasks

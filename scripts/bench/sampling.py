@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from alignloop.environment import prepare
+from alignloop.config.environment import prepare
 from alignloop.errors import AlignloopError
 from scripts.bench.measuring import BenchError
 from scripts.bench.page import add_flags, check_flags, heading, write

@@ -15,7 +15,7 @@ from alignloop.engines.base import GenerateRequest
 from alignloop.engines.checkpoint import text_config
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, PromptRow
-from alignloop.stage import Place, run_stage
+from alignloop.run_dir.stage import Place, run_stage
 from alignloop.stages import sample
 from scripts.bench.sampling_cases import (
     CASES,

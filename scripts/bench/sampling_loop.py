@@ -22,9 +22,9 @@ from typing import Any, Literal, Self
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from alignloop import loop
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, Engine, GenerateRequest, Loglikelihood, LoglikelihoodRequest
+from alignloop.loop.run import run as loop
 from alignloop.progress import PlainProgress
 from scripts.bench.sampling_vllm import DefaultVllm, VllmProcess
 
@@ -103,7 +103,7 @@ def run(side: Side, *, rounds: int, run_dir: Path, overrides: Sequence[str]) -> 
 
         setattr(opening, OPEN_ENGINE, open_cold)
     progress = PlainProgress(interval=30.0)
-    result = loop.run("quickstart", rounds=rounds, run_dir=run_dir, overrides=overrides, progress=progress)
+    result = loop("quickstart", rounds=rounds, run_dir=run_dir, overrides=overrides, progress=progress)
     return {
         "side": side,
         "rounds": rounds,

@@ -12,7 +12,7 @@ import random
 import shutil
 from pathlib import Path
 
-from alignloop.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART
 from alignloop.engines.base import GenerateRequest
 from alignloop.records import Message, PromptRow, Source
 from scripts.bench.sampling_cases import MIXED_MAX_TOKENS, MODELS, PROMPT_TOKENS, Generating, Size

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from alignloop.bundled import RECIPES
+from alignloop.config.bundled import RECIPES
 from alignloop.config.load import load_recipe
 from alignloop.data.check_files import check_file
 from alignloop.data.forms import FORMS

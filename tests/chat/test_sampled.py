@@ -7,11 +7,11 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from alignloop.bundled import QUICKSTART
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.sampled import completion_tokens, ids_read_as
 from alignloop.chat.template_defaults import with_defaults
 from alignloop.chat.templates import bundled_by_trl, give_template, load_template
+from alignloop.config.bundled import QUICKSTART
 from alignloop.records import CompletionText
 
 

@@ -17,9 +17,9 @@ from alignloop.comparison.text import comparison_text
 from alignloop.comparison.verdict import Finding, verdict
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.errors import DataError, UserError
-from alignloop.plots.theme import DARK, SERIES
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, FinishReason, Message
+from alignloop.report.plots.theme import DARK, SERIES
 
 
 def candidate(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alignloop import cli_data
+from alignloop.cli import data as cli_data
 from alignloop.config.data import DataConfig
 from alignloop.data import check_files
 from alignloop.data.check_files import check_file, guess_kind

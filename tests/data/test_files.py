@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignloop.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART
 from alignloop.data.files import data_files, is_pattern
 from alignloop.errors import DataError
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from alignloop.bundled import QUICKSTART
 from alignloop.chat import templates
 from alignloop.chat.format import ChatFormat
+from alignloop.config.bundled import QUICKSTART
 from alignloop.data.convert import convert
 from alignloop.data.readers import read_preferences
 from alignloop.packing.build import ranked_groups, sft_groups

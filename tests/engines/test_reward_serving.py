@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from alignloop.bundled import resolve_base, resolve_file
 from alignloop.chat.load import load_format
+from alignloop.config.bundled import resolve_base, resolve_file
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.environment import child_environment
 from alignloop.packing.groups import PromptGroup

@@ -11,7 +11,7 @@ import pytest
 from jsonschema import validate
 from transformers import PreTrainedTokenizerFast
 
-from alignloop.bundled import resolve_base
+from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest
 from alignloop.engines.process import EngineProcess

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignloop.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART
 from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.transformers_engine import TransformersEngine
 from alignloop.evaluation.evaluate import evaluate

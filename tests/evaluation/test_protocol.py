@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from alignloop.bundled import QUICKSTART
+from alignloop.alone.evaluate import find_setting
 from alignloop.chat.load import load_format
+from alignloop.config.bundled import QUICKSTART
 from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.transformers_engine import TransformersEngine
 from alignloop.errors import DataError, ModelError
 from alignloop.evaluation.evaluate import evaluate, evaluate_loaded
 from alignloop.evaluation.report import EvalReport, EvalSample
 from alignloop.evaluation.tasks import load_tasks, local_mmlu
-from alignloop.one_eval import find_setting
 from alignloop.preflight.benchmarks import local_prompts, too_long
 from alignloop.progress import QuietProgress
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignloop.bundled import QUICKSTART
-from alignloop.yaml_values import dump_yaml
+from alignloop.config.bundled import QUICKSTART
+from alignloop.config.yaml_values import dump_yaml
 
 Content = str | bytes | Sequence[Any] | Callable[[Path], object]
 """A file's text or bytes, its rows as JSON lines (a text is a line as it stands), or what makes it at its path."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from golden_case import Case, Content, base, edit, having, no_template, plan, put, without
 
-from alignloop.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART
 
 HELLO = {"role": "user", "content": "Hello!"}
 FIRST = "model.layers.0.self_attn.q_proj.weight"

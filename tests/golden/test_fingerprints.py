@@ -22,7 +22,7 @@ from alignloop.plan import walk
 from alignloop.preflight import Checked
 from alignloop.preflight.base import BaseFacts
 from alignloop.preflight.rows import Rows
-from alignloop.stage import Place, Standing, describe
+from alignloop.run_dir.stage import Place, Standing, describe
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("fingerprints.json")

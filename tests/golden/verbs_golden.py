@@ -13,7 +13,7 @@ from golden_case import SMALL, Case, base, call, edit, folder, no_template, put,
 
 from alignloop.artifacts import Manifest
 from alignloop.config import load_recipe
-from alignloop.run_dir import enter, locked
+from alignloop.run_dir.layout import enter, locked
 
 
 def run_dir(*changes: Callable[[Path], object], **recipe: Any) -> Callable[[Path], None]:

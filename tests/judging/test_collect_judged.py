@@ -17,7 +17,7 @@ from alignloop.errors import DriftError, EngineError, UserError
 from alignloop.judging import endpoint_asker
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
-from alignloop.stage import Place, run_stage
+from alignloop.run_dir.stage import Place, run_stage
 from alignloop.stages import collect
 
 HUMAN = PreferenceRow(

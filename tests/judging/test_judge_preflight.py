@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignloop.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART
 from alignloop.config.recipe import Recipe
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.judge import check_judge

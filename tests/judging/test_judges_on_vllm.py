@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from alignloop.artifacts import Artifact, read_manifest
-from alignloop.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART
 from alignloop.config.engine import EngineConfig, JudgeConfig
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
@@ -35,7 +35,7 @@ from alignloop.judging.judge import open_judge
 from alignloop.judging.prompt_file import BUNDLED
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
-from alignloop.stage import Place, run_stage
+from alignloop.run_dir.stage import Place, run_stage
 from alignloop.stages import collect
 
 pytest.importorskip("vllm")

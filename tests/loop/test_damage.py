@@ -16,12 +16,12 @@ from alignloop.artifacts import Artifact, ArtifactRecord, Manifest
 from alignloop.config import load_recipe
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.engines.base import Engine
-from alignloop.house import House
-from alignloop.loop import ingest_inputs
+from alignloop.loop.house import House
+from alignloop.loop.run import ingest_inputs
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, RoundRow, Source
-from alignloop.rounds_file import forget_rounds, write_rounds
-from alignloop.run_dir import enter, locked
+from alignloop.run_dir.layout import enter, locked
+from alignloop.run_dir.rounds_file import forget_rounds, write_rounds
 from alignloop.stages import ingest
 
 ENGINE = "engine.name=transformers"

@@ -10,12 +10,12 @@ import pytest
 
 from alignloop.config import Recipe, load_recipe
 from alignloop.engines.base import Engine
-from alignloop.house import House, round_dir
-from alignloop.loop import base_inputs, next_start, prepare
+from alignloop.loop.house import House, round_dir
+from alignloop.loop.round import run_round
+from alignloop.loop.run import base_inputs, next_start, prepare
 from alignloop.plan.walk import PlannedRound
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, Source
-from alignloop.round import run_round
 from alignloop.stages.bootstrap import Inputs as BootstrapInputs
 from alignloop.stages.bootstrap import first_batch
 

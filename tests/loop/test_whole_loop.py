@@ -19,7 +19,7 @@ from alignloop import run
 from alignloop.artifacts import digest_of, read_manifest
 from alignloop.errors import RunDirError
 from alignloop.records import RoundRow
-from alignloop.run_dir import stage_dirs
+from alignloop.run_dir.layout import stage_dirs
 
 SMALL = (
     "sample.num_prompts=12",

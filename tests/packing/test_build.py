@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from alignloop.bundled import QUICKSTART
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.load import load_format
 from alignloop.chat.tokens import CompletionTokens
+from alignloop.config.bundled import QUICKSTART
 from alignloop.errors import DataError
 from alignloop.packing.build import ranked_groups, sft_groups
 from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, SelectedRow, SftRow, Source

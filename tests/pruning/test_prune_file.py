@@ -11,13 +11,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from alignloop import cli_prune
+from alignloop.alone.out_file import manifest_of
+from alignloop.alone.prune import PrunedFile, prune_file, pruned_text
 from alignloop.artifacts import read_manifest
+from alignloop.cli import prune as cli_prune
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.readers import read_preferences, read_sft
 from alignloop.errors import DataError, UserError
-from alignloop.one_pruning import PrunedFile, prune_file, pruned_text
-from alignloop.out_file import manifest_of
 from alignloop.records import PreferenceRow, SftRow
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"

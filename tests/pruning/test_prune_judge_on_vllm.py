@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alignloop.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART
 from alignloop.config.engine import EngineConfig, JudgeConfig
 from alignloop.config.pruning import PruneConfig
 from alignloop.engines.open import open_engine

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from alignloop.artifacts import Artifact, fingerprint
-from alignloop.bundled import QUICKSTART
 from alignloop.config import load_recipe
+from alignloop.config.bundled import QUICKSTART
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import RecipeError
@@ -21,7 +21,7 @@ from alignloop.pruning.duplicates import priorities
 from alignloop.pruning.items import item_of_selected, item_of_target
 from alignloop.pruning.steps import Tools
 from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SelectedRow, SftRow, Source
-from alignloop.stage import StageContext, describe
+from alignloop.run_dir.stage import StageContext, describe
 from alignloop.stages import prune
 
 BENCHMARK = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignloop.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART
 from alignloop.config.pruning import TopicConfig
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.progress import QuietProgress

@@ -33,7 +33,7 @@ from alignloop.report.html.page import MOST_BYTES, run_page
 from alignloop.report.html.series import measure
 from alignloop.report.html.text import cut, html, visible
 from alignloop.report.html.write import write_report, write_report_or_say, write_reports
-from alignloop.run_dir import locked
+from alignloop.run_dir.layout import locked
 
 
 class Page(HTMLParser):

@@ -12,10 +12,10 @@ from alignloop.artifacts import PARTIAL, Artifact, ArtifactRecord, Manifest, dig
 from alignloop.chat.template_defaults import with_defaults
 from alignloop.config import load_recipe
 from alignloop.errors import RunDirError
-from alignloop.final import publish_final
+from alignloop.loop.final import publish_final
 from alignloop.report.model_card import vllm_snippet
 from alignloop.report.rounds import round_row
-from alignloop.rounds_file import read_rounds
+from alignloop.run_dir.rounds_file import read_rounds
 
 CHECKPOINT = {
     "config.json": '{"model_type": "llama"}',

@@ -15,7 +15,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import PeopleNeeded
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, PromptRow, Source, ToAnnotateRow
-from alignloop.stage import StageContext
+from alignloop.run_dir.stage import StageContext
 from alignloop.stages import collect
 from alignloop.stages.batch_file import read_batch
 

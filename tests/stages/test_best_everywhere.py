@@ -8,15 +8,15 @@ from typing import Any, cast
 import pytest
 
 from alignloop.artifacts import Artifact
-from alignloop.bundled import QUICKSTART
 from alignloop.chat.load import load_format
+from alignloop.config.bundled import QUICKSTART
 from alignloop.config.recipe import Recipe
 from alignloop.config.sampling import PairsConfig, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Completion, Engine
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
-from alignloop.stage import StageContext
+from alignloop.run_dir.stage import StageContext
 from alignloop.stages import collect, select
 from alignloop.stages.build_pairs import pair_candidates
 from alignloop.stages.measure_answers import Answer

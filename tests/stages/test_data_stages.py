@@ -12,7 +12,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PreferenceRow, SelectedRow, Source
-from alignloop.stage import StageContext
+from alignloop.run_dir.stage import StageContext
 from alignloop.stages import build_pairs, select
 from alignloop.stages.collect import pairs_to_annotate
 from alignloop.stages.train_reward import of_strengths

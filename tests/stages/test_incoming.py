@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from alignloop.artifacts import Artifact
-from alignloop.bundled import QUICKSTART
 from alignloop.config import load_recipe
+from alignloop.config.bundled import QUICKSTART
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError
@@ -23,7 +23,7 @@ from alignloop.preflight.lines import opening_lines
 from alignloop.progress import PlainProgress
 from alignloop.pruning.benchmarks import local_texts, task_texts
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow
-from alignloop.stage import StageContext
+from alignloop.run_dir.stage import StageContext
 from alignloop.stages import collect, ingest
 
 QUESTION = "Farmers keep nine brown hens and two grey geese behind the old stone barn near Ghent."

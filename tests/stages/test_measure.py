@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from alignloop.artifacts import Artifact, digest_of
-from alignloop.bundled import resolve_base
 from alignloop.config import load_recipe
+from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
 from alignloop.config.recipe import MeasureStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
@@ -21,7 +21,7 @@ from alignloop.evaluation.measures.figures import Figures
 from alignloop.judging.base import Appraisal, Comparison, Points, Texts, Verdict
 from alignloop.progress import QuietProgress
 from alignloop.records import MeasuredRow, Message, PreferenceRow, Source
-from alignloop.stage import StageContext
+from alignloop.run_dir.stage import StageContext
 from alignloop.stages import measure
 from alignloop.stages.measure_answers import heldout_of, key_of
 from alignloop.stages.measure_judge import add_judged

@@ -15,9 +15,9 @@ from typing import Any, Self
 import pytest
 
 from alignloop.artifacts import Artifact, derive_seed, stage_seed
-from alignloop.bundled import resolve_base
 from alignloop.chat.template_defaults import with_defaults
 from alignloop.chat.templates import bundled_by_trl, give_template, load_template
+from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
 from alignloop.config.recipe import SampleStageConfig
 from alignloop.config.sampling import SystemPrompt
@@ -28,7 +28,7 @@ from alignloop.engines.process import EngineProcess
 from alignloop.errors import DataError, EngineError, ModelError, UserError
 from alignloop.progress import Advance, Progress, QuietProgress
 from alignloop.records import CandidateRow, DroppedRow, Message, PromptRow, Source
-from alignloop.stage import Place, StageContext, run_stage
+from alignloop.run_dir.stage import Place, StageContext, run_stage
 from alignloop.stages import sample
 
 NO_SYSTEM = (

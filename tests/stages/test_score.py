@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alignloop.artifacts import Artifact
-from alignloop.bundled import resolve_base
+from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
 from alignloop.config.recipe import ScoreStageConfig
 from alignloop.config.sampling import RewardFunction, SelectConfig
@@ -20,8 +20,8 @@ from alignloop.engines.open import open_engine
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
-from alignloop.selection.reward_functions import load
-from alignloop.stage import StageContext
+from alignloop.run_dir.stage import StageContext
+from alignloop.sampling.reward_functions import load
 from alignloop.stages import score, select
 
 TEXTS = {"p": ["A river.", "No.", "The river Alder runs there."], "q": ["Yes, it is.", "A river."]}

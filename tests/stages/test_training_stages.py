@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from alignloop.alone.stage import averaging_of, parse_inputs
 from alignloop.artifacts import Artifact
-from alignloop.bundled import resolve_base
+from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import AverageConfig, AveragingConfig, DpoConfig, RewardConfig, SftConfig, Variant
@@ -18,10 +19,9 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
 from alignloop.errors import DriftError, UserError
-from alignloop.one_stage import averaging_of, parse_inputs
 from alignloop.progress import QuietProgress
 from alignloop.records import DroppedRow, Message, PairRow, PreferenceRow, SftRow, Source
-from alignloop.stage import Place, run_stage
+from alignloop.run_dir.stage import Place, run_stage
 from alignloop.stages import average, train_dpo, train_reward, train_sft
 from alignloop.stages.training import Outputs
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alignloop.plots import charts
 from alignloop.report.html import elements
 from alignloop.report.html.elements import Cell, Table, percent
 from alignloop.report.html.facts import RoundFacts, RunFacts
 from alignloop.report.html.series import alike, line, metric, present, table_of
+from alignloop.report.plots import charts
 from alignloop.report.table import MAIN_METRICS
 
 IFEVAL = {

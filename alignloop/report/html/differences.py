@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignloop.evaluation.comparing import Difference, RoundDifferences
-from alignloop.plots import charts
 from alignloop.report.html import elements
 from alignloop.report.html.climb import headline_keys
 from alignloop.report.html.elements import MISSING, Cell, Table, count
 from alignloop.report.html.facts import RunFacts
+from alignloop.report.plots import charts
 
 MOST_ROUNDS = 40
 

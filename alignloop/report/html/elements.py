@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignloop.plots.drawing import draw
 from alignloop.report.html.text import html
+from alignloop.report.plots.drawing import draw
 
 MISSING = "-"
 

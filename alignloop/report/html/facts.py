@@ -14,9 +14,9 @@ from alignloop.artifacts import Manifest, read_manifest
 from alignloop.errors import DataError, RunDirError
 from alignloop.evaluation.comparing import RoundDifferences, read_differences
 from alignloop.evaluation.report import EvalReport, read_report
+from alignloop.look.status import read_status
 from alignloop.records import RoundRow
-from alignloop.run_dir import read_resolved, stage_dirs
-from alignloop.status import read_status
+from alignloop.run_dir.layout import read_resolved, stage_dirs
 
 STDERR = "_stderr"
 """What ends the name of a measure's standard error."""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignloop.plots import charts
 from alignloop.report.html import elements
 from alignloop.report.html.climb import evenly
 from alignloop.report.html.elements import Cell, Table, count
 from alignloop.report.html.facts import RoundFacts, RunFacts, StageFacts, json_rows
 from alignloop.report.html.text import cut
+from alignloop.report.plots import charts
 
 BY = "dropped_by_"
 MOST_DROPPED_ROWS = 50_000

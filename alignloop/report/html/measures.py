@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alignloop.plots import charts
 from alignloop.report.html import elements
 from alignloop.report.html.climb import BARS, MOST_COLUMNS, evenly
 from alignloop.report.html.elements import MISSING, Cell, Table, count, percent, with_error
 from alignloop.report.html.facts import STDERR, RoundFacts, RunFacts
 from alignloop.report.html.series import line, measure, metric, present, table_of
+from alignloop.report.plots import charts
 
 MOST_OTHERS, MOST_ROWS = 8, 200
 """Measures that no group knows: so many get a chart, so many stand in the table."""

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from alignloop.plots.theme import STYLE
 from alignloop.report.html import elements
 from alignloop.report.html.climb import breakdown, climb, headline_keys
 from alignloop.report.html.completions import BUDGET_BYTES, completions
@@ -25,6 +24,7 @@ from alignloop.report.html.rewards import rewards
 from alignloop.report.html.series import measure, metric
 from alignloop.report.html.text import html
 from alignloop.report.html.work import seconds_of, work
+from alignloop.report.plots.theme import STYLE
 
 MOST_BYTES = 5_000_000
 _MARGIN_BYTES = 100_000

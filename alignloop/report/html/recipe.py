@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from alignloop.config.yaml_values import dump_yaml
 from alignloop.evaluation.report import EvalReport
 from alignloop.report.html import elements
 from alignloop.report.html.elements import Cell, Table
 from alignloop.report.html.facts import RunFacts
 from alignloop.report.html.text import cut, html
-from alignloop.yaml_values import dump_yaml
 
 MOST_CHARACTERS = 100_000
 

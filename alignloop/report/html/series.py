@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from alignloop.plots.charts import Line, Point
 from alignloop.report.html.elements import Cell, Table, number, percent, with_error
 from alignloop.report.html.facts import STDERR, RoundFacts, RunFacts
 from alignloop.report.html.protocols import task_of, why_different
+from alignloop.report.plots.charts import Line, Point
 
 Z = 1.959964
 """Standard errors on each side of a 95 % interval."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from alignloop.plots import charts
 from alignloop.report.html import elements
 from alignloop.report.html.climb import BARS, headline_keys
 from alignloop.report.html.completions import BUDGET_BYTES, OWN_SCALES, side_by_side
@@ -16,6 +15,7 @@ from alignloop.report.html.page import MOST_BYTES, document, said, warnings
 from alignloop.report.html.series import Measured, Value, alike, line, measure, metric, present
 from alignloop.report.html.text import html
 from alignloop.report.html.work import seconds_of
+from alignloop.report.plots import charts
 
 _MARGIN_BYTES = 100_000
 MOST_SETTINGS = 200

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from alignloop.plots import charts
 from alignloop.report.html import elements
 from alignloop.report.html.elements import Cell, Table, count
 from alignloop.report.html.facts import RoundFacts, RunFacts, StageFacts, json_rows
+from alignloop.report.plots import charts
 
 TOKENS = "/mean_tokens"
 MOST_STEPS = 1_000_000

@@ -1,0 +1,219 @@
+"""Benchmarks of one checkpoint, outside any run: by a run's protocol, a recipe's, or the default one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from alignloop.alone.sample import require_kwargs
+from alignloop.chat.load import template_kwargs_of
+from alignloop.chat.template_defaults import Value
+from alignloop.config import Recipe, load_recipe
+from alignloop.config.engine import EngineConfig
+from alignloop.config.evaluation import EvaluateConfig
+from alignloop.engines.checkpoint import longest_sequence, text_config
+from alignloop.engines.log import temporary_folder
+from alignloop.engines.open import open_engine
+from alignloop.errors import ModelError
+from alignloop.look.setting import recipe_of
+from alignloop.preflight.tasks import BUNDLED
+from alignloop.preflight.weights import check_causal
+from alignloop.progress import Progress
+from alignloop.run_dir.layout import RESOLVED
+
+if TYPE_CHECKING:
+    from alignloop.evaluation.report import EvalReport
+
+LONGEST = 4096
+"""Prompt and answer together, where the model has room for more."""
+NOT_SHOWN = ("type/",)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a checkpoint is measured.
+
+    Attributes:
+        evaluate: tasks, where they are looked for, lengths.
+        engine: what it computes in, and its context.
+        origin: where this comes from, for the terminal; None: the defaults.
+    """
+
+    evaluate: EvaluateConfig
+    engine: EngineConfig
+    origin: str | None = None
+    template_kwargs: Mapping[str, Value] = field(default_factory=dict)
+    """What the recipe has chat templates rendered with."""
+
+
+def find_setting(
+    checkpoint: Path,
+    *,
+    tasks: Sequence[str] | None,
+    include_path: str | None,
+    limit: int | None,
+    config: str | None,
+    engine_name: Literal["vllm", "transformers"] | None,
+    strip_reasoning: bool | None = None,
+) -> Setting:
+    """A recipe's setting where one is named; a run's where the checkpoint lies in its directory and the tasks are its
+    own, so that the figures compare with the run's rounds; else the defaults: float32, up to 4,096 tokens, lm-eval's
+    own tasks, or where none is named the bundled ones.
+
+    Args:
+        tasks, limit, strip_reasoning: None: the setting's own.
+        include_path: folder of lm-eval task files; `quickstart`: the bundled ones; empty: lm-eval's own alone; None:
+            the setting's own.
+        config: a recipe, as `alignloop run` takes it, or a run directory.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    recipe, origin = _recipe_for(checkpoint, tasks=tasks, include_path=include_path, config=config)
+    if recipe is None:
+        room = min(LONGEST, longest_sequence(text_config(checkpoint)) or LONGEST)
+        evaluate = EvaluateConfig(
+            # Named tasks mean lm-eval's, as in a recipe; with nothing named there are questions on every machine.
+            include_path="quickstart" if tasks is None and include_path is None else include_path or None,
+            max_gen_tokens=max(1, min(EvaluateConfig().max_gen_tokens, room // 2)),
+        )
+        setting = Setting(evaluate, EngineConfig(dtype="float32", max_model_len=room))
+    else:
+        setting = Setting(recipe.evaluate, recipe.engine, origin, recipe.chat_template_kwargs)
+    asked: dict[str, object] = {} if tasks is None else {"tasks": tuple(tasks)}
+    if include_path is not None:
+        asked["include_path"] = include_path or None
+    if limit is not None:
+        asked["limit"] = limit
+    if strip_reasoning is not None:
+        asked["strip_reasoning"] = strip_reasoning
+    engine = {} if engine_name is None else {"name": engine_name}
+    return replace(
+        setting,
+        evaluate=setting.evaluate.model_copy(update=asked),
+        engine=setting.engine.model_copy(update=engine),
+    )
+
+
+def evaluate_alone(
+    checkpoint: Path,
+    *,
+    tasks: Sequence[str] | None,
+    include_path: str | None = None,
+    limit: int | None = None,
+    engine_name: Literal["vllm", "transformers"] | None = None,
+    config: str | None = None,
+    chat_template: str | None = None,
+    samples_file: Path | None = None,
+    strip_reasoning: bool | None = None,
+    log_file: Path,
+    progress: Progress,
+) -> EvalReport:
+    """Run `tasks` on `checkpoint`, on whatever device the engine finds.
+
+    Args:
+        tasks, include_path, limit, config, strip_reasoning: see `find_setting`.
+        engine_name: None: vLLM where it is installed.
+        chat_template: `llama3`, `chatml`, a template that TRL bundles or a Jinja file, in place of the checkpoint's.
+        samples_file: where one JSON line a question is written.
+        log_file: gets what the engine prints.
+
+    Raises:
+        UserError: the checkpoint holds no model, or no template; a task is unknown, or its questions do not fit.
+    """
+    from alignloop.evaluation.evaluate import evaluate
+
+    if not checkpoint.is_dir():
+        raise ModelError(f"{checkpoint}: no such folder; give a Hugging Face model folder, for example <run>/final")
+    check_causal(checkpoint, text_config(checkpoint))
+    setting = find_setting(
+        checkpoint,
+        tasks=tasks,
+        include_path=include_path,
+        limit=limit,
+        config=config,
+        engine_name=engine_name,
+        strip_reasoning=strip_reasoning,
+    )
+    _say_how(setting, progress)
+    with (
+        _with_template(checkpoint, chat_template, setting.template_kwargs) as served,
+        open_engine(setting.engine, log_file=log_file, say=progress.say) as engine,
+    ):
+        return evaluate(
+            engine,
+            checkpoint=served,
+            tasks=list(setting.evaluate.tasks),
+            include_path=setting.evaluate.include_path,
+            limit=setting.evaluate.limit,
+            max_gen_tokens=setting.evaluate.max_gen_tokens,
+            seed=0,
+            max_model_len=setting.engine.max_model_len,
+            dtype=setting.engine.dtype,
+            quantization=setting.engine.quantization,
+            strip_reasoning=setting.evaluate.strip_reasoning,
+            samples_file=samples_file,
+            progress=progress,
+        )
+
+
+def _say_how(setting: Setting, progress: Progress) -> None:
+    if setting.origin is not None:
+        progress.say(f"measured as {setting.origin}")
+    elif setting.evaluate.include_path == "quickstart" and (
+        toys := [name for name in setting.evaluate.tasks if name in BUNDLED]
+    ):
+        progress.say(
+            f"{', '.join(toys)}: the bundled questions about the quickstart's world; lm-eval's own with --tasks "
+            f"{','.join(toys)}, local data with --tasks ifeval=FILE.jsonl,mmlu=FOLDER"
+        )
+
+
+def eval_text(report: EvalReport) -> str:
+    """`task/metric  value +- error  n` lines; instruction types are left to the JSON file."""
+    shown = [key for key in report.metrics if not any(part in key for part in NOT_SHOWN)]
+    shown.sort(key=lambda key: key.partition("/")[0])
+    width = max(map(len, shown), default=0)
+    lines = []
+    for key in shown:
+        error = f" +- {report.stderr[key]:.4f}" if key in report.stderr else ""
+        lines.append(f"{key:<{width}}  {report.metrics[key]:>9.4f}{error:<11}  n={report.counts.get(key, 0)}")
+    return "\n".join(lines)
+
+
+def _recipe_for(
+    checkpoint: Path, *, tasks: Sequence[str] | None, include_path: str | None, config: str | None
+) -> tuple[Recipe | None, str | None]:
+    if config is not None:
+        if (Path(config) / RESOLVED).is_file():
+            return recipe_of(Path(config)), f"the run {config} does"
+        return load_recipe(config), f"the recipe {config} says"
+    run_dir = next((folder for folder in checkpoint.resolve().parents if (folder / RESOLVED).is_file()), None)
+    if run_dir is None:
+        return None, None
+    recipe = recipe_of(run_dir)
+    is_own = tasks is None or set(tasks) <= set(recipe.evaluate.tasks)
+    is_there = include_path is None or (include_path or None) == recipe.evaluate.include_path
+    return (recipe, f"its run {run_dir} does") if is_own and is_there else (None, None)
+
+
+@contextmanager
+def _with_template(checkpoint: Path, chat_template: str | None, template_kwargs: Mapping[str, Value]) -> Iterator[Path]:
+    """The checkpoint, or a copy of it with another template."""
+    if chat_template is None:
+        require_kwargs(template_kwargs, known=template_kwargs_of(checkpoint), folder=checkpoint)
+        yield checkpoint
+        return
+    from alignloop.training.start import prepare_base
+
+    with temporary_folder() as folder:
+        prepare_base(
+            str(checkpoint),
+            chat_template=chat_template,
+            template_kwargs=template_kwargs,
+            out_dir=folder / "checkpoint",
+        )
+        yield folder / "checkpoint"

@@ -1,0 +1,338 @@
+"""Pruning without the loop: any file of dialogs or preferences in, its pruned rows out, every row accounted for.
+
+FILE --read--> items --alignloop.pruning.pipeline--> rows, dropped rows, funnel
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from alignloop.alone.dropped_file import Dropped, put_dropped, read_dropped, unreadable
+from alignloop.alone.out_file import beside, check_out, is_made, put, work_dir
+from alignloop.artifacts import Artifact, write_text
+from alignloop.config import Recipe, load_recipe
+from alignloop.config.bundled import resolve_base, resolve_file
+from alignloop.config.recipe import PruneStageConfig
+from alignloop.data.files import why_not_twice
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.data.rows import Dialogs, Options
+from alignloop.engines.log import LOG_FILE
+from alignloop.engines.open import open_engine
+from alignloop.errors import UserError
+from alignloop.loop.house import House
+from alignloop.progress import Progress, QuietProgress
+from alignloop.pruning.benchmarks import benchmark_files
+from alignloop.pruning.embeddings import POLICY, read_vectors
+from alignloop.pruning.given import given_embedding, kind_of_rows, read_given
+from alignloop.pruning.items import as_preference, as_sft
+from alignloop.pruning.pipeline import FunnelLine, Pruning, funnel_lines, prune
+from alignloop.pruning.steps import Tools
+from alignloop.pruning.written import check_suffix, write_rows
+from alignloop.records import DroppedRow, Row
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
+from alignloop.stages.prune import kept_beside, tools
+
+OWN_DEFAULTS = {"preferences": ["quickstart"], "prune": {"near_duplicates": {"enabled": True}}}
+"""Where no recipe is given. A recipe must name preferences, which pruning does not look at."""
+ROUND = 1
+FUNNEL = "funnel.json"
+
+
+class PruneFileConfig(PruneStageConfig):
+    """What a pruned file is recognised by."""
+
+    file: str
+    """As given: rows name it as their source."""
+    max_bad_fraction: float
+    form: str | None
+    columns: dict[str, str]
+    dialogs: Dialogs
+    max_characters: int
+    parquet: bool
+
+    @property
+    def options(self) -> Options:
+        """How rows are made of the file's."""
+        return Options(self.dialogs, self.max_characters, self.columns)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    rows: Artifact
+    embeddings: Artifact | None
+    policy: Artifact | None
+    """Embeds the rows where the embedder is `policy`."""
+    embedder: str | None
+    benchmarks: tuple[Artifact, ...]
+    labelled: Artifact | None
+    judge_prompts: str | None = None
+    judge_model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(StageOutputs):
+    rows: Artifact
+    dropped: Artifact
+    funnel: Artifact
+    classifier: tuple[Artifact, ...] = ()
+    answers: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True)
+class PrunedFile:
+    """What came of it.
+
+    Attributes:
+        funnel: the same as `funnel.json` beside `out`: rows by step, with why a step was skipped.
+        dropped: rows with their reasons, those that cannot be read included.
+        was_there: the file was there already, made from the same things.
+    """
+
+    out: Path
+    funnel: dict[str, Any]
+    dropped: Dropped
+    was_there: bool
+
+
+def prune_file(
+    file: str | Path,
+    *,
+    out: Path,
+    embedder: str | None = None,
+    embeddings: Path | None = None,
+    benchmarks: Sequence[str] = (),
+    form: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> PrunedFile:
+    """Prune a file of dialogs or preferences.
+
+    Steps that lack what they need (rewards, pass rates, an embedder, benchmarks) are skipped by name, in the funnel.
+
+    Args:
+        out: `.jsonl` or `.parquet`; preferences stay preferences. `<stem>.dropped.jsonl`, `<stem>.funnel.json` and a
+            manifest come to lie beside it.
+        embedder: a sentence-transformers model's folder or id, a causal model's folder (mean-pooled states), or
+            `policy`: the recipe's base (the quickstart's where no recipe is given).
+        embeddings: a `.npy` file with a vector for each row of the file, in place of an embedder.
+        benchmarks: lm-eval tasks, `ifeval=FILE`, `mmlu=FOLDER` or `quickstart`: no row may hold one of their
+            questions. None named: the recipe's, where one is given.
+        form, columns: of the rows, as `data.form` and `data.columns`; None: the recipe's, without one detected.
+        config: a recipe whose `prune`, `judge`, `engine`, `data` and `seed` are taken; None: the defaults, with
+            near-duplicate prompts dropped.
+        overrides: `a.b=value` strings, for example `prune.semantic_dedup.threshold=0.9`.
+
+    Raises:
+        UserError: bad input; nothing is written.
+    """
+    progress = progress or QuietProgress()
+    out = check_out(out)
+    check_suffix(out)
+    file = str(resolve_file(str(file), kind="preferences"))
+    recipe = load_recipe(OWN_DEFAULTS if config is None else config, overrides=overrides)
+    settings, policy = settings_of(
+        recipe,
+        file,
+        embedder=embedder,
+        benchmarks=benchmarks,
+        with_recipe=config is not None,
+        form=form,
+        columns=columns,
+        out=out,
+    )
+    _check_inputs(file, settings, embedder=embedder, embeddings=embeddings)
+    inputs = _inputs(file, settings, embeddings=embeddings, policy=policy)
+    there = is_made(out, STAGE.name, settings, inputs, run_seed=recipe.seed)
+    if not there:
+        with work_dir(out) as work:
+            outputs = _run(work, recipe, settings, inputs, progress=progress)
+            put_dropped(out, list(load_jsonl(outputs.dropped.path, DroppedRow)))
+            shutil.copyfile(outputs.funnel.path, beside(out, FUNNEL))
+            put(outputs.rows.path, out)
+    funnel = json.loads(beside(out, FUNNEL).read_text(encoding="utf-8"))
+    return PrunedFile(out, funnel, read_dropped(out), there)
+
+
+def settings_of(
+    recipe: Recipe,
+    file: str,
+    *,
+    embedder: str | None,
+    benchmarks: Sequence[str],
+    with_recipe: bool,
+    form: str | None,
+    columns: Mapping[str, str] | None,
+    out: Path,
+) -> tuple[PruneFileConfig, Path | None]:
+    """What is done, and the model whose states embed the rows, if one does.
+
+    Without an embedder, a recipe's own is taken where it is a model; its policy is not known here.
+    """
+    stage = recipe.prune_stage
+    dedup = stage.semantic_dedup
+    policy: Path | None = None
+    name = embedder if embedder is not None else dedup.embedder if dedup.embedder != POLICY else None
+    if name == POLICY:
+        policy = Path(resolve_base(recipe.base)).expanduser()
+    elif name is not None and is_causal(Path(name).expanduser()):
+        policy, name = Path(name).expanduser(), POLICY
+    if policy is not None and not policy.is_dir():
+        raise UserError(f"--embedder {embedder}: {policy} is no model folder; download it and give its path")
+    tasks, include_path = (stage.tasks, stage.include_path) if with_recipe else ((), None)
+    if benchmarks:
+        bundled = [task for task in benchmarks if task == "quickstart"]
+        tasks = (*(task for task in benchmarks if task != "quickstart"), *(("ifeval", "mmlu") if bundled else ()))
+        include_path = "quickstart" if bundled else recipe.evaluate.include_path if with_recipe else None
+    values = dict(stage) | {
+        "semantic_dedup": dedup.model_copy(update={"embedder": name or POLICY}),
+        "tasks": tasks if stage.decontaminate.enabled else (),
+        "include_path": include_path if stage.decontaminate.enabled else None,
+    }
+    reading = recipe.data.reading
+    reading |= {"form": form or reading["form"], "columns": dict(columns or reading["columns"])}
+    return PruneFileConfig(**values, **reading, file=file, parquet=out.suffix == ".parquet"), policy
+
+
+def is_causal(folder: Path) -> bool:
+    """Whether a folder holds a causal language model rather than an embedder."""
+    if (folder / "modules.json").is_file() or not (folder / "config.json").is_file():
+        return False
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError):
+        return False
+    return any(str(name).endswith("ForCausalLM") for name in names)
+
+
+def run(config: PruneFileConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+    """As a stage, so that a manifest is written and a judge's answers outlive a crash."""
+    with ctx.activity("reading"):
+        given = read_given(
+            config.file, max_bad_fraction=config.max_bad_fraction, form=config.form, options=config.options
+        )
+    with ctx.activity("pruning"):
+        pruned = prune(given.items, _tools(config, inputs, ctx, given=given))
+    for note in pruned.notes:
+        ctx.progress.say(f"  {note}")
+    make = as_preference if given.kind == "preferences" else as_sft
+    rows: list[Row] = [make(item) for item in pruned.kept]
+    bad = unreadable(given.rejected)
+    path = ctx.dir / ("rows.parquet" if config.parquet else "rows.jsonl")
+    with ctx.activity("writing"):
+        write_rows(path, rows)
+        dump_jsonl(ctx.dir / "dropped.jsonl", [*bad, *pruned.dropped])
+    counts = pruned.counts
+    counts |= {"in": counts["in"] + len(bad), "dropped": counts["dropped"] + len(bad), "dropped_by_read": len(bad)}
+    funnel = funnel_of(pruned, kind=given.kind, form=given.form, counts=counts, num_bad=len(bad))
+    write_text(ctx.dir / FUNNEL, json.dumps(funnel, indent=1, ensure_ascii=False) + "\n")
+    return Outputs(
+        rows=Artifact.of(path),
+        dropped=Artifact.of(ctx.dir / "dropped.jsonl"),
+        funnel=Artifact.of(ctx.dir / FUNNEL),
+        counts=counts,
+        metrics=pruned.metrics,
+        **kept_beside(ctx.dir),
+    )
+
+
+def funnel_of(pruning: Pruning, *, kind: str, form: str, counts: dict[str, int], num_bad: int) -> dict[str, Any]:
+    """The funnel as JSON: totals, and a line a step, reading first."""
+    read = FunnelLine("read", counts["in"], counts["in"] - num_bad, num_bad, 0.0)
+    return {
+        "kind": kind,
+        "form": form,
+        **{name: counts[name] for name in ("in", "kept", "dropped")},
+        "repeated": counts.get("repeated", 0),
+        "steps": [asdict(line) for line in (read, *pruning.funnel)],
+        "notes": list(pruning.notes),
+        "metrics": pruning.metrics,
+    }
+
+
+def pruned_text(result: PrunedFile) -> str:
+    """The funnel, and what was dropped, as a person reads them."""
+    funnel = result.funnel
+    steps = [FunnelLine(**line) for line in funnel["steps"]]
+    there = ", there already and made from the same things" if result.was_there else ""
+    more = f" and {funnel['repeated']:,} repeats" if funnel["repeated"] else ""
+    lines = [
+        f"{funnel['kept']:,} of {funnel['in']:,} rows kept{more} ({funnel['kind']}, {funnel['form']})  "
+        f"{result.out}{there}",
+        *funnel_lines(steps, num_in=funnel["in"]),
+        *funnel["notes"],
+        *result.dropped.lines(),
+        f"the funnel  {beside(result.out, FUNNEL)}",
+    ]
+    return "\n".join(lines)
+
+
+def _tools(config: PruneFileConfig, inputs: Inputs, ctx: StageContext, *, given: Any) -> Tools:
+    made = tools(config, ctx, policy=None if inputs.policy is None else inputs.policy.path)
+    changes: dict[str, Any] = {"lenient": True}
+    if inputs.embeddings is not None:
+        changes["embedding"] = given_embedding(inputs.embeddings.path, given)
+    return Tools(**{**vars(made), **changes})
+
+
+def _check_inputs(file: str, settings: PruneFileConfig, *, embedder: str | None, embeddings: Path | None) -> None:
+    """What can be known before any row is read in earnest."""
+    if (reason := why_not_twice(file)) is not None:
+        raise UserError(f"{file}: {reason}")
+    kind_of_rows(file, form=settings.form, options=settings.options)
+    if embeddings is not None:
+        if embedder is not None:
+            raise UserError("--embedder and --embeddings both are given: give one of the two")
+        read_vectors(embeddings.expanduser())
+
+
+def _inputs(file: str, settings: PruneFileConfig, *, embeddings: Path | None, policy: Path | None) -> Inputs:
+    from alignloop.judging.identity import folder_mark, model_mark, prompts_mark
+
+    prompts = settings.judging_prompts if settings.judge is not None else ()
+    labelled = None
+    if settings.topic.by == "classifier" and settings.topic.labelled is not None:
+        labelled = Artifact.of(Path(settings.topic.labelled).expanduser())
+    embedder = settings.embedder_model
+    return Inputs(
+        rows=Artifact.of(Path(file)),
+        embeddings=None if embeddings is None else Artifact.of(embeddings.expanduser()),
+        policy=None if policy is None else Artifact.of(policy),
+        embedder=None if embedder is None else folder_mark(Path(embedder).expanduser()),
+        benchmarks=benchmark_files(settings.tasks, settings.include_path),
+        labelled=labelled,
+        judge_prompts=prompts_mark(prompts) if prompts else None,
+        judge_model=model_mark(settings.judge) if prompts and settings.judge is not None else None,
+    )
+
+
+def _run(work: Path, recipe: Recipe, settings: PruneFileConfig, inputs: Inputs, *, progress: Progress) -> Outputs:
+    log_file = work / LOG_FILE
+    quiet = QuietProgress()
+    with open_engine(recipe.engine, log_file=log_file, say=lambda line: progress.say(f"  {line}")) as engine:
+        house = House(work, recipe.seed, engine, _Bars(progress, quiet), rebuild=True)
+        return house.round(ROUND).run(STAGE, settings, inputs)
+
+
+@dataclass(frozen=True)
+class _Bars:
+    """Bars, and no lines: the funnel says all."""
+
+    bars: Progress
+    lines: Progress
+
+    def task(self, label: str, *, total: int, unit: str) -> Any:
+        return self.bars.task(label, total=total, unit=unit)
+
+    def say(self, line: str) -> None:
+        self.lines.say(line)
+
+
+STAGE = Stage("prune_file", Inputs, Outputs, run)

@@ -1,0 +1,182 @@
+"""One stage alone, outside any run: on artifacts given by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alignloop.artifacts import PARTIAL, Artifact, read_manifest
+from alignloop.config import Recipe
+from alignloop.config.training import AverageConfig, AveragingConfig
+from alignloop.engines.open import open_engine
+from alignloop.errors import RunDirError, UserError
+from alignloop.progress import Progress
+from alignloop.run_dir.layout import LOCK, holder, locked, run_around
+from alignloop.run_dir.stage import Outputs, Place, Stage, run_stage
+from alignloop.stages import average
+
+CONFIGS: Mapping[str, Callable[[Recipe, Any], Any]] = {
+    "ingest": lambda recipe, inputs: recipe.ingest_stage,
+    "base": lambda recipe, inputs: recipe.base_stage,
+    "bootstrap": lambda recipe, inputs: recipe.bootstrap_stage,
+    "collect": lambda recipe, inputs: recipe.collect_stage,
+    "train_reward": lambda recipe, inputs: recipe.reward,
+    "average": lambda recipe, inputs: averaging_of(recipe.averaging, inputs),
+    "sample": lambda recipe, inputs: recipe.sample_stage,
+    "score": lambda recipe, inputs: recipe.score_stage,
+    "select": lambda recipe, inputs: recipe.select,
+    "prune": lambda recipe, inputs: recipe.prune_stage,
+    "train_sft": lambda recipe, inputs: recipe.sft,
+    "build_pairs": lambda recipe, inputs: recipe.pairs,
+    "train_dpo": lambda recipe, inputs: recipe.dpo_stage,
+    "evaluate": lambda recipe, inputs: recipe.evaluate_stage,
+    "measure": lambda recipe, inputs: recipe.measure_stage,
+}
+"""Stage -> the part of a recipe it is configured by; `average` has three, and its inputs tell which."""
+
+
+def run_alone(
+    name: str, *, recipe: Recipe, inputs: Sequence[str], out: Path, number: int, rebuild: bool, progress: Progress
+) -> Outputs:
+    """Run a stage and publish it in `out`, as a run would.
+
+    Args:
+        inputs: `field=path` strings; fields that hold several artifacts are repeated, or take a comma between paths.
+        number: the round it takes itself to be in.
+        out: the stage's folder; the engine's words go to `<out>.engine.log`.
+
+    Raises:
+        UserError: an unknown stage, or inputs it does not take, with those it does.
+    """
+    stage = stage_named(name)
+    values = parse_inputs(stage, inputs)
+    out = out.resolve()
+    run_dir = run_around(out)
+    if run_dir is not None:
+        raise UserError(
+            f"--out {out}: lies in the run directory {run_dir}, where only its own run publishes; name a folder "
+            "outside it"
+        )
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_manifest(out) is None)):
+        raise UserError(f"--out {out}: exists and holds no published stage; name a folder that does not exist yet")
+    log_file = out.with_name(out.name + ".engine.log")
+    with _owned(out), open_engine(recipe.engine, log_file=log_file, say=progress.say) as engine:
+        return run_stage(
+            stage,
+            CONFIGS[name](recipe, values),
+            values,
+            place=Place(out, number, recipe.seed),
+            engine=engine,
+            progress=progress,
+            training=recipe.training,
+            rebuild=rebuild,
+        )
+
+
+@contextmanager
+def _owned(out: Path) -> Iterator[None]:
+    """Hold the folder in which the stage works.
+
+    Raises:
+        UserError: another process makes the same.
+    """
+    partial = out.with_name(out.name + PARTIAL)
+    try:
+        with locked(partial):
+            yield
+            (out / LOCK).unlink(missing_ok=True)  # it was published with the rest
+    except RunDirError as error:
+        if partial.exists() and holder(partial) is not None:
+            raise UserError(f"--out {out}: another process makes it ({error})".replace("--run-dir", "--out")) from error
+        raise
+
+
+def stage_named(name: str) -> Stage[Any, Any, Outputs]:
+    """The stage of this name."""
+    if name not in CONFIGS:
+        near = difflib.get_close_matches(name, CONFIGS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"no stage is called {name!r}; {hint}stages: {', '.join(CONFIGS)}")
+    stage: Stage[Any, Any, Outputs] = importlib.import_module(f"alignloop.stages.{name}").STAGE
+    return stage
+
+
+def averaging_of(averaging: AveragingConfig, inputs: average.Inputs) -> AverageConfig:
+    """That of the stage the summary is of; without a summary, the one that the recipe says anything about.
+
+    Raises:
+        UserError: no summary, and the recipe says something about several.
+    """
+    if inputs.summary is not None:
+        from alignloop.training.summary import read_summary
+
+        of_stage: AverageConfig = getattr(averaging, read_summary(inputs.summary.path).objective)
+        return of_stage
+    said = {name: config for name, config in averaging if config != AverageConfig()}
+    if len(said) > 1:
+        raise UserError(
+            f"average: the recipe configures averaging.{' and averaging.'.join(said)}: say which with "
+            "--input summary=train_summary.json of the stage that trained the checkpoints"
+        )
+    return next(iter(said.values()), AverageConfig())
+
+
+def parse_inputs(stage: Stage[Any, Any, Outputs], inputs: Sequence[str]) -> Any:
+    """The stage's `Inputs`, from `field=path` strings.
+
+    Raises:
+        UserError: unknown or missing fields, or paths where nothing lies; says which inputs the stage takes.
+    """
+    kinds = typing.get_type_hints(stage.inputs)
+    given: dict[str, list[str]] = {}
+    for text in inputs:
+        field, equals, path = text.partition("=")
+        if not equals or field not in kinds:
+            what = "unknown input" if equals else "expected field=path"
+            raise UserError(f"--input {text}: {what}\n{_takes(stage)}")
+        given.setdefault(field, []).extend(part for part in path.split(",") if part)
+    values: dict[str, Any] = {}
+    for field, kind in kinds.items():
+        paths = given.get(field, [])
+        if typing.get_origin(kind) is tuple:
+            values[field] = tuple(_artifact(field, path, kind) for path in paths)
+        elif paths:
+            if len(paths) > 1:
+                raise UserError(f"--input {field}: takes one path, not {len(paths)}\n{_takes(stage)}")
+            values[field] = _artifact(field, paths[0], kind)
+        elif _optional(kind):
+            values[field] = None
+        else:
+            raise UserError(f"{stage.name}: --input {field}=PATH is missing\n{_takes(stage)}")
+    return stage.inputs(**values)
+
+
+def _artifact(field: str, text: str, kind: Any) -> Artifact | str:
+    path = Path(text).expanduser()
+    if path.exists():
+        return Artifact.of(path)
+    if str in typing.get_args(kind):
+        return text
+    raise UserError(f"--input {field}={text}: nothing lies there")
+
+
+def _optional(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
+
+
+def _takes(stage: Stage[Any, Any, Outputs]) -> str:
+    kinds = typing.get_type_hints(stage.inputs)
+    lines = [f"{stage.name} takes:"]
+    for field in dataclasses.fields(stage.inputs):
+        kind = kinds[field.name]
+        many = typing.get_origin(kind) is tuple
+        note = "one or more paths, may be left out" if many else "may be left out" if _optional(kind) else "needed"
+        lines.append(f"  --input {field.name}=PATH{'[,PATH...]' if many else ''}  ({note})")
+    return "\n".join(lines)

@@ -1,0 +1,238 @@
+"""A row under each objective: its prompt group, laid out, and what becomes of every token.
+
+Groups come from `packing.build`, pieces from `packing.layout`, reasons from `training.screening`: what is shown is what
+trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from alignloop.config import Recipe
+from alignloop.errors import DataError
+from alignloop.look.rows import InspectedRow
+from alignloop.look.setting import Setting
+from alignloop.packing.build import (
+    TrainOn,
+    candidate_groups,
+    ranked_groups,
+    sft_groups,
+)
+from alignloop.packing.groups import PromptGroup
+from alignloop.packing.layout import Piece, layout_group
+from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, SelectedRow, SftRow, Source, Strength
+from alignloop.stages.bootstrap import preferred
+from alignloop.stages.build_pairs import preference_pair
+from alignloop.stages.train_reward import of_strengths
+from alignloop.training.screening import ObjectiveName, drop_reason
+
+Use = Literal["masked", "trained", "formatting", "reward"]
+"""What becomes of a token: seen only; trained as content; a formatting token; the place a reward is read at."""
+
+OBJECTIVES: dict[type, tuple[ObjectiveName, ...]] = {
+    PreferenceRow: ("reward", "sft", "dpo"),
+    PairRow: ("dpo",),
+    SftRow: ("sft",),
+    SelectedRow: ("sft",),
+    CandidateRow: ("reward",),
+}
+"""What each kind of row serves."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a laid-out row.
+
+    Attributes:
+        index, position, segment: its place in the packed row, its position id, 0 for the prompt or the completion.
+        copy: a completion's own copy of the prompt's last token, at which its first token is predicted.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    position: int
+    segment: int
+    use: Use
+    copy: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """The prompt, or a completion. `facts` says in words what of it counts."""
+
+    name: str
+    tokens: tuple[Token, ...]
+    facts: str
+
+
+@dataclass(frozen=True)
+class View:
+    """A row under one objective.
+
+    Attributes:
+        dropped: why it would be left out; None where it trains.
+        about: what the objective does with such a row.
+        layout: (name of the part, token) in the order of the packed row, each completion with its copy of the prompt's
+            last token.
+    """
+
+    objective: ObjectiveName
+    about: str
+    parts: tuple[Part, ...]
+    dropped: str | None
+    layout: tuple[tuple[str, Token], ...]
+
+
+def views_of(
+    row: InspectedRow, setting: Setting, *, objective: ObjectiveName | None, train_on: TrainOn | None
+) -> list[View]:
+    """The row under `objective`, or under every objective that it can serve.
+
+    Raises:
+        DataError: the row cannot serve the objective.
+        ModelError: the chat template refuses the dialog.
+    """
+    serves = OBJECTIVES[type(row)]
+    if objective is not None and objective not in serves:
+        raise DataError(f"row {row.id}: rows of this kind serve {' and '.join(serves)}, not {objective}")
+    recipe = setting.recipe
+    if train_on is not None:
+        recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"train_on": train_on})})
+    return [_view(row, name, setting, recipe) for name in ([objective] if objective else serves)]
+
+
+def _view(row: InspectedRow, objective: ObjectiveName, setting: Setting, recipe: Recipe) -> View:
+    group, names = _group(row, objective, setting, recipe)
+    (piece,) = layout_group(group)
+    tokens = _tokens(piece, objective, setting)
+    sections = [[token for token in tokens if token.segment == segment] for segment in range(len(names) + 1)]
+    # The prompt is shown whole, with its last token, which the layout puts at the head of each completion.
+    prompt = [*sections[0], sections[1][0]]
+    parts = [Part("prompt", tuple(prompt), _prompt_facts(prompt))]
+    for name, section in zip(names, sections[1:], strict=True):
+        parts.append(Part(name, tuple(section[1:]), _facts(section[1:], name, objective, recipe)))
+    return View(
+        objective,
+        _about(row, objective, recipe),
+        tuple(parts),
+        _dropped(row, group, objective, recipe),
+        tuple((["prompt", *names][token.segment], token) for token in tokens),
+    )
+
+
+def _group(
+    row: InspectedRow, objective: ObjectiveName, setting: Setting, recipe: Recipe
+) -> tuple[PromptGroup, Sequence[str]]:
+    """The prompt group training makes of the row, and names of its completions."""
+    chat = setting.chat
+    if isinstance(row, CandidateRow):
+        return candidate_groups([row], chat)[0], ["candidate"]
+    if objective == "sft":
+        return sft_groups([_sft_row(row)], chat, train_on=recipe.sft.train_on)[0], ["target"]
+    if objective == "dpo":
+        pair = row if isinstance(row, PairRow) else preference_pair(_preference(row))
+        return ranked_groups([pair], chat)[0], ["chosen", "rejected"]
+    preference = _preference(row)
+    names = ["chosen", "rejected"] if preference.edited is None else ["edited", "chosen", "rejected"]
+    return ranked_groups([preference], chat)[0], names
+
+
+def _preference(row: InspectedRow) -> PreferenceRow:
+    assert isinstance(row, PreferenceRow), "OBJECTIVES says which rows serve what"
+    return row
+
+
+def _sft_row(row: InspectedRow) -> SftRow:
+    if isinstance(row, SelectedRow):
+        return SftRow(
+            id=row.id,
+            messages=[*row.messages, Message(role="assistant", content=row.completion)],
+            origin="best_of_k",
+            source=Source(file=f"round-{row.round:02d}"),
+            completion_ids=row.completion_ids,
+            finish_reason=row.finish_reason,
+        )
+    return row if isinstance(row, SftRow) else preferred(_preference(row))
+
+
+def _tokens(piece: Piece, objective: ObjectiveName, setting: Setting) -> list[Token]:
+    # A position's flags are those of the token it predicts: the next one.
+    uses: list[Use] = ["masked"] * piece.num_tokens
+    if objective == "reward":
+        for index in piece.last_index.tolist():
+            uses[index] = "reward"
+    else:
+        for index in np.flatnonzero(piece.loss_mask).tolist():
+            uses[index + 1] = "formatting" if piece.formatting_mask[index] else "trained"
+    starts = {int(np.flatnonzero(piece.segments == segment)[0]) for segment in set(piece.segments.tolist()) - {0}}
+    texts = setting.chat.token_texts(piece.token_ids.tolist())
+    return [
+        Token(
+            index,
+            int(piece.token_ids[index]),
+            texts[index],
+            int(piece.position_ids[index]),
+            int(piece.segments[index]),
+            uses[index],
+            copy=index in starts,
+        )
+        for index in range(piece.num_tokens)
+    ]
+
+
+def _dropped(row: InspectedRow, group: PromptGroup, objective: ObjectiveName, recipe: Recipe) -> str | None:
+    if isinstance(row, CandidateRow):
+        return None
+    config = {"reward": recipe.reward, "sft": recipe.sft, "dpo": recipe.dpo}[objective]
+    reason = drop_reason(group, objective=objective, max_length=config.max_length)
+    if reason is not None:
+        return reason
+    named: dict[str, tuple[Strength, ...]] = {"reward": recipe.reward.strengths, "dpo": recipe.pairs.strengths}
+    strengths = named.get(objective)
+    if strengths is not None and isinstance(row, PreferenceRow) and not of_strengths([row], strengths):
+        section = "reward" if objective == "reward" else "pairs"
+        return f"its strength is {row.strength}; {section}.strengths names {', '.join(strengths)}"
+    return None
+
+
+def _about(row: InspectedRow, objective: ObjectiveName, recipe: Recipe) -> str:
+    if isinstance(row, CandidateRow):
+        return "the reward model reads the candidate, as sampled, at its last token"
+    if objective == "reward":
+        return "ranked, best first; each one's reward is read at its last token"
+    if objective == "sft":
+        turns = "the last answer" if recipe.sft.train_on == "last_assistant" else "all answers"
+        return f"cross-entropy on {turns}, formatting tokens included"
+    nll = f"NLL of chosen x {recipe.dpo.nll_coefficient:g}" if recipe.dpo.nll_coefficient else "no NLL term"
+    masked = "without formatting tokens" if recipe.dpo.mask_formatting_tokens else "formatting tokens included"
+    return f"sums of both {masked}; {nll}"
+
+
+def _prompt_facts(tokens: Sequence[Token]) -> str:
+    num_trained = sum(token.use in ("trained", "formatting") for token in tokens)
+    trained = f"{num_trained} trained" if num_trained else "masked"
+    return f"{_count(len(tokens), 'token')}, {trained}"
+
+
+def _facts(tokens: Sequence[Token], name: str, objective: ObjectiveName, recipe: Recipe) -> str:
+    total = _count(len(tokens), "token")
+    if objective == "reward":
+        return f"{total}, reward read at the last" if tokens else total
+    num_formatting = sum(token.use == "formatting" for token in tokens)
+    num_content = sum(token.use == "trained" for token in tokens)
+    if objective == "sft":
+        return f"{total}, {num_content + num_formatting} trained, {num_formatting} of them formatting"
+    in_sums = num_content if recipe.dpo.mask_formatting_tokens else num_content + num_formatting
+    facts = f"{total}: {in_sums} in its DPO sum"
+    if name == "chosen" and recipe.dpo.nll_coefficient:
+        facts += f", {num_content + num_formatting} in the NLL"
+    return f"{facts}; {num_formatting} formatting"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

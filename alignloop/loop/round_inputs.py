@@ -1,0 +1,203 @@
+"""What a round takes from outside: its own file of preferences, and people's answers.
+
+Both may appear while a run is under way. A finished round keeps what its manifest names, so that nothing that comes
+later makes it stale.
+
+<run>/annotations/round-NN.to_annotate.jsonl    what people are asked
+<run>/annotations/round-NN.annotated.jsonl      what they say
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignloop.artifacts import Artifact, digest_of, read_manifest, write_text
+from alignloop.config import Recipe
+from alignloop.data.files import data_files
+from alignloop.errors import DataError, PeopleNeeded, UserError
+from alignloop.judging.people import ANSWER_COLUMNS, answered_ids
+from alignloop.run_dir.layout import round_dir
+
+ANNOTATIONS = "annotations"
+
+
+@dataclass(frozen=True)
+class PeopleFiles:
+    """Where a round's questions to people lie, and where their answers are looked for."""
+
+    questions: Path
+    answers: Path
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A round that waits for people.
+
+    Attributes:
+        num_needed: answers without which it does not go on.
+    """
+
+    round: int
+    files: PeopleFiles
+    num_asked: int
+    num_answered: int
+    num_needed: int
+
+    @property
+    def line(self) -> str:
+        """In one line: what is asked, what is there."""
+        pairs = "1 pair" if self.num_asked == 1 else f"{self.num_asked:,} pairs"
+        needed = "" if self.num_needed == self.num_asked else f", {self.num_needed:,} needed"
+        return f"waits for people: {self.num_answered:,} of {pairs} answered{needed}"
+
+
+def people_files(run_dir: Path, number: int) -> PeopleFiles:
+    """The two files of a round."""
+    stem = run_dir / ANNOTATIONS / f"round-{number:02d}"
+    return PeopleFiles(stem.with_suffix(".to_annotate.jsonl"), stem.with_suffix(".annotated.jsonl"))
+
+
+def answers_of(recipe: Recipe, run_dir: Path, number: int) -> Artifact | None:
+    """People's answers for a round; None where nobody is asked or nobody has answered yet."""
+    file = people_files(run_dir, number).answers
+    return Artifact.of(file) if recipe.collect.annotator == "human" and number > 1 and file.is_file() else None
+
+
+def waiting(recipe: Mapping[str, Any], run_dir: Path, number: int) -> Waiting | None:
+    """Whether a round waits for people, as far as its files say; None where it does not.
+
+    Args:
+        recipe: as plain values.
+    """
+    files = people_files(run_dir, number)
+    collect = recipe.get("collect") or {}
+    if collect.get("annotator") != "human" or not files.questions.is_file() or _collected(run_dir, number):
+        return None
+    asked = set(_ids(files.questions))
+    answered = len(asked & answered_ids(files.answers)) if files.answers.is_file() else 0
+    least = collect.get("min_annotated")
+    needed = len(asked) if least is None else min(int(least), len(asked))
+    return Waiting(number, files, len(asked), answered, needed) if answered < needed else None
+
+
+def hand_out(wait: PeopleNeeded, *, run_dir: Path, number: int) -> PeopleNeeded:
+    """Put a round's questions where people look for them, and say what to do.
+
+    A file of questions that people have changed is left as it is; one of other questions is moved aside.
+    """
+    files = people_files(run_dir, number)
+    files.questions.parent.mkdir(parents=True, exist_ok=True)
+    notes = _place(wait.questions.read_text(encoding="utf-8"), files)
+    pairs = "1 pair of completions" if wait.num_asked == 1 else f"{wait.num_asked:,} pairs of completions"
+    lines = [f"round {number} waits for people: {pairs} to compare, {wait.num_answered:,} answered"]
+    if wait.num_needed < wait.num_asked:
+        lines[0] += f" ({wait.num_needed:,} are needed)"
+    lines += [
+        f"  read   {files.questions}",
+        "         a pair a line: id, messages (the prompt), first, second",
+        f"  write  {files.answers}",
+        '         a line a pair, for example {"id": "...", "choice": "first"}',
+        *(f"         {name:<9} {what}" for name, what in ANSWER_COLUMNS.items()),
+    ]
+    if wait.num_answered and wait.num_needed == wait.num_asked:
+        lines.append("  Or set collect.min_annotated: the round then goes on with so many of them.")
+    return PeopleNeeded(
+        "\n".join([*lines, *notes]),
+        questions=files.questions,
+        num_asked=wait.num_asked,
+        num_answered=wait.num_answered,
+        num_needed=wait.num_needed,
+    )
+
+
+def _place(text: str, files: PeopleFiles) -> list[str]:
+    """Write the questions; what is worth saying of what lay there before."""
+    there = files.questions.read_text(encoding="utf-8", errors="replace") if files.questions.is_file() else text
+    if there == text:
+        write_text(files.questions, text)
+        return []
+    if _ids(files.questions) == [json.loads(line)["id"] for line in text.split("\n") if line]:
+        return [
+            f"  {files.questions.name} was changed since it was written: if your answers are in it, save it as "
+            f"{files.answers.name}"
+        ]
+    aside = files.questions.with_suffix(".before.jsonl")
+    files.questions.replace(aside)
+    write_text(files.questions, text)
+    return [f"  The questions that lay there were others: they are kept in {aside.name}"]
+
+
+def _ids(questions: Path) -> list[str]:
+    """Ids of a file of questions, without those of lines that a person has broken."""
+    ids = []
+    for line in questions.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            ids.append(str(json.loads(line)["id"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return ids
+
+
+def _collected(run_dir: Path, number: int) -> bool:
+    return any(round_dir(run_dir, number).glob("01_collect/manifest.json"))
+
+
+def files_of_rounds(recipe: Recipe, run_dir: Path | None, *, number: int) -> list[Path]:
+    """The files that rounds 1 to `number` take their preferences from, where each file is one round's.
+
+    A round takes the first file, in order, that no round before it took; where all are taken, the last once more. A
+    round that has begun its work keeps its file, whatever comes later.
+
+    Raises:
+        DataError: a pattern matches nothing, or the file a finished round was made from is gone.
+    """
+    files = [file.resolve() for file in data_files(recipe.preferences, kind="preferences")]
+    chosen: list[Path] = []
+    for round_number in range(1, number + 1):
+        known = None if run_dir is None else _recorded(run_dir, round_number)
+        free = [file for file in files if file not in chosen]
+        if known is None or run_dir is None:
+            chosen.append((free or files[-1:])[0])
+        else:
+            chosen.append(_again(known, files, run_dir, round_number))
+    return chosen
+
+
+def round_file(recipe: Recipe, run_dir: Path, number: int) -> Artifact | None:
+    """The file whose rows are a round's batch; None unless `data.batches` is `files`."""
+    if recipe.data.batches != "files":
+        return None
+    file = files_of_rounds(recipe, run_dir, number=number)[-1]
+    if not file.is_file():
+        raise DataError(f"preferences: {file}: no such file, and round {number} takes its preferences from it")
+    return Artifact.of(file)
+
+
+def _recorded(run_dir: Path, number: int) -> Mapping[str, str] | None:
+    """Digest and path of the file a round was made from; None where it has not begun."""
+    manifest = read_manifest(round_dir(run_dir, number) / "01_collect")
+    if manifest is not None and isinstance(manifest.inputs.get("file"), dict):
+        return dict(manifest.inputs["file"])
+    if number == 1:  # its file is the one whose rows were held out before it began
+        manifest = read_manifest(round_dir(run_dir, 0) / "01_ingest")
+        if manifest is not None and manifest.inputs.get("preferences"):
+            return dict(manifest.inputs["preferences"][0])
+    return None
+
+
+def _again(known: Mapping[str, str], files: Sequence[Path], run_dir: Path, number: int) -> Path:
+    """The same file now: at the same place, or moved elsewhere with the same bytes."""
+    path = (run_dir.resolve() / known["path"]).resolve()
+    if path in files:
+        return path
+    moved = [file for file in files if file.is_file() and digest_of(file) == known["digest"]]
+    if moved:
+        return moved[0]
+    raise UserError(
+        f"{path}: round {number} took its preferences from this file, which is not among `preferences` any more - put "
+        "it back, or choose another --run-dir"
+    )

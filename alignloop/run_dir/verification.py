@@ -1,0 +1,191 @@
+"""Whether published files still hold the bytes that were published.
+
+A manifest names the digest of every output. Before a stage runs, what it takes is compared with its digest, once: what
+a file looked like then (inode, size, times) is remembered in `<run>/verified.json`, and only one that looks otherwise
+is read again. `verify_run` reads everything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from alignloop.artifacts import (
+    PARTIAL,
+    Artifact,
+    ArtifactRecord,
+    digest_of,
+    files_of,
+    fingerprint,
+    load_json,
+    read_manifest,
+    size_of,
+    write_text,
+)
+from alignloop.errors import DataError, RunDirError
+from alignloop.progress import Progress
+from alignloop.run_dir.layout import STAGE_FOLDER, round_dir, round_numbers, stage_dirs, unpublished
+
+VERIFIED = "verified.json"
+WORTH_SAYING = 2_000_000_000
+"""Bytes that take seconds to read."""
+
+
+class _Known(BaseModel):
+    digest: str
+    looks: str
+
+
+class Verified:
+    """The artifacts of a run directory that are known to be whole.
+
+    Args:
+        say: told where much has to be read.
+    """
+
+    def __init__(self, run_dir: Path, *, say: Callable[[str], None] = lambda line: None) -> None:
+        self._run_dir = run_dir.resolve()
+        self._say = say
+        self._known = _read(self._run_dir / VERIFIED)
+
+    def require(self, artifacts: Iterable[Artifact]) -> None:
+        """Read those of this run that look otherwise than when they were last found whole.
+
+        Raises:
+            RunDirError: one of them does not hold the bytes that were published.
+        """
+        unknown = [artifact for artifact in artifacts if self._is_unknown(artifact)]
+        size = sum(size_of(artifact.path) for artifact in unknown if artifact.path.exists())
+        if size >= WORTH_SAYING:
+            self._say(f"  reading {size / 1e9:.1f} GB that is taken over: is it what was published?")
+        for artifact in unknown:
+            looks = _looks(artifact.path)
+            if problem := damage(artifact.path, artifact.digest):
+                folder = self._run_dir / Path(*Path(self._known_as(artifact)).parts[:2])
+                raise RunDirError(
+                    f"{problem}. Remove {folder} and run again: the stage is redone, and what follows from it is taken "
+                    "over where it comes out the same"
+                )
+            self._known[self._known_as(artifact)] = _Known(digest=artifact.digest, looks=looks)
+        if unknown:
+            self._save()
+
+    def note(self, artifacts: Sequence[Artifact]) -> None:
+        """Take these for whole: they have just been written and read."""
+        for artifact in artifacts:
+            if name := self._name(artifact):
+                self._known[name] = _Known(digest=artifact.digest, looks=_looks(artifact.path))
+        self._save()
+
+    @contextmanager
+    def linking(self, artifact: Artifact) -> Iterator[None]:
+        """Links to its files are made inside: that changes one of their times, and nothing else."""
+        before = _looks(artifact.path, changed=False)
+        yield
+        if _looks(artifact.path, changed=False) == before and self._known_as(artifact) in self._known:
+            self.note([artifact])
+
+    def _is_unknown(self, artifact: Artifact) -> bool:
+        name = self._name(artifact)
+        if name is None:
+            return False  # of the user's: its digest is taken anew in every call
+        known = self._known.get(name)
+        return known is None or known.digest != artifact.digest or known.looks != _looks(artifact.path)
+
+    def _name(self, artifact: Artifact) -> str | None:
+        """Its path in the run directory, rounds and stages that are links to another disk among it; None: outside."""
+        folders = [*self._run_dir.glob("round-*"), *self._run_dir.glob("round-*/*")]
+        for folder in (self._run_dir, *(folder for folder in folders if folder.is_symlink())):
+            with suppress(OSError, RuntimeError, ValueError):  # a link to itself; it lies elsewhere
+                inner = artifact.path.relative_to(folder.resolve())
+                return (folder / inner).relative_to(self._run_dir).as_posix()
+        return None
+
+    def _known_as(self, artifact: Artifact) -> str:
+        name = self._name(artifact)
+        assert name is not None, f"{artifact.path}: no artifact of {self._run_dir}"
+        return name
+
+    def _save(self) -> None:
+        values = {name: known.model_dump() for name, known in sorted(self._known.items())}
+        write_text(self._run_dir / VERIFIED, json.dumps(values, indent=1) + "\n")
+
+
+def damage(path: Path, digest: str) -> str | None:
+    """What is wrong with an artifact, in words; None where it holds the bytes of its digest."""
+    try:
+        found = digest_of(path)
+    except DataError as error:
+        return str(error)
+    if found == digest:
+        return None
+    return f"{path}: is damaged: its bytes are not those that were published ({found[:19]}..., not {digest[:19]}...)"
+
+
+def verify_run(run_dir: Path, *, progress: Progress) -> tuple[int, list[str]]:
+    """Read every output of every published stage; how many there are, and a line for each that is damaged, and for each
+    folder of a stage that was never published.
+
+    Raises:
+        RunDirError: a manifest cannot be read.
+    """
+    outputs = [
+        (folder / record.path, record)
+        for number in round_numbers(run_dir)
+        for folder in stage_dirs(run_dir, number)
+        for record in _records(folder)
+    ]
+    found = [
+        problem
+        for number in round_numbers(run_dir)
+        for folder in _entries(round_dir(run_dir, number))
+        if STAGE_FOLDER.fullmatch(folder.name) and not folder.name.endswith(PARTIAL)
+        if (problem := unpublished(folder))
+    ]
+    with progress.task("reading", total=len(outputs), unit="files") as advance:
+        for path, record in outputs:
+            if problem := damage(path, record.digest):
+                found.append(problem)
+            advance(1)
+    return len(outputs), found
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _records(folder: Path) -> list[ArtifactRecord]:
+    manifest = read_manifest(folder)
+    entries = [] if manifest is None else manifest.outputs.values()
+    return [record for entry in entries for record in (entry if isinstance(entry, list) else [entry])]
+
+
+def _looks(path: Path, *, changed: bool = True) -> str:
+    """What a file, or all of a folder's, look like from outside; no two contents look the same by accident.
+
+    Args:
+        changed: with the time of the last change of any kind, which nothing but time itself sets.
+    """
+    found: list[Any] = []
+    for file in files_of(path) if path.is_dir() else [path]:
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        times = [status.st_mtime_ns, *([status.st_ctime_ns] if changed else [])]
+        found.append([file.relative_to(path).as_posix(), status.st_ino, status.st_size, *times])
+    return fingerprint(found)
+
+
+def _read(path: Path) -> dict[str, _Known]:
+    """What an earlier call remembered; nothing where it cannot be read: then all is read again."""
+    try:
+        values = load_json(path)
+        return {str(name): _Known.model_validate(value) for name, value in values.items()}
+    except (ValueError, AttributeError, ValidationError):
+        return {}

@@ -1,0 +1,173 @@
+"""Recipes: every one in the tree loads; a wrong one names all that is wrong, with the nearest right key."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from alignloop.config import find_recipe, load_recipe
+from alignloop.config.load import sound_part
+from alignloop.errors import RecipeError
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def problems(values: dict[str, object], *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe({"preferences": "quickstart", **values}, overrides=overrides)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_opens_with_what_it_does(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.rounds >= 1
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 40
+
+
+def test_the_recipes_are_there() -> None:
+    assert {"quickstart", "small_gpu", "llama3_paper", "own_data"} <= {path.stem for path in RECIPES}
+
+
+def test_bundled_recipe_is_found_by_name() -> None:
+    assert find_recipe("small_gpu").name == "small_gpu.yaml"
+    assert load_recipe("small_gpu").dpo.learning_rate == 5e-7
+
+
+def test_paper_recipe_has_the_papers_numbers() -> None:
+    paper = load_recipe("llama3_paper")
+    assert (paper.rounds, paper.sample.num_candidates, paper.reward.start_from, paper.sft.start_from) == (
+        6,
+        30,
+        "base",
+        "base",
+    )
+    assert (paper.sft.learning_rate, paper.dpo.learning_rate, paper.dpo.beta, paper.dpo.nll_coefficient) == (
+        1e-5,
+        1e-5,
+        0.1,
+        0.2,
+    )
+    assert not paper.pairs.on_policy
+
+
+def commands_of(document: Path) -> list[list[str]]:
+    """The words of each `alignloop run` and `plan` in a document's shell blocks."""
+    blocks = re.findall(r"```(?:bash)?\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if re.match(r"alignloop (run|plan)\b", line)]
+    return [found[2:] for found in words]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/data.md", "docs/evaluation.md"])
+def test_the_overrides_in_documents_are_known_keys(name: str) -> None:
+    commands = commands_of(ROOT / name)
+    assert commands or name != "README.md"
+    for words in commands:
+        overrides = [after for before, after in pairwise(words) if before == "--set"]
+        recipe = words[0] if words and (ROOT / words[0]).is_file() else "quickstart"
+        assert load_recipe(recipe if recipe == "quickstart" else ROOT / recipe, overrides=overrides)
+
+
+def test_unknown_name_says_which_are_bundled() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean 'small_gpu'\?.*bundled: .*quickstart"):
+        load_recipe("smal_gpu")
+
+
+def test_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("preferences: p.jsonl\ndpo: {learning_rate: 5e-7}\nsft: {learning_rate: 1E-5}\n")
+    recipe = load_recipe(path, overrides=["reward.learning_rate=3e-4"])
+    assert recipe.dpo.learning_rate == 0.0000005
+    assert recipe.sft.learning_rate == 0.00001
+    assert recipe.reward.learning_rate == 0.0003
+
+
+def test_one_file_or_a_list() -> None:
+    assert load_recipe({"preferences": "a.jsonl"}).preferences == ("a.jsonl",)
+    assert load_recipe({"preferences": ["a.jsonl", "b.json"]}).preferences == ("a.jsonl", "b.json")
+
+
+@pytest.mark.parametrize(
+    ("values", "nearest"),
+    [
+        ({"round": 3}, "round: unknown key - did you mean 'rounds'?"),
+        ({"dpo": {"betta": 0.1}}, "dpo.betta: unknown key - did you mean 'dpo.beta'?"),
+        ({"num_candidates": 4}, "num_candidates: unknown key - did you mean 'sample.num_candidates'?"),
+        ({"K": 4}, "K: unknown key - did you mean 'sample.num_candidates'?"),
+        ({"dpo": {"lr": 1e-6}}, "dpo.lr: unknown key - did you mean 'dpo.learning_rate'?"),
+    ],
+)
+def test_unknown_key_names_the_nearest(values: dict[str, object], nearest: str) -> None:
+    assert problems(values) == (nearest,)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"rounds": 0}, "rounds"),
+        ({"rounds": -2}, "rounds"),
+        ({"sample": {"num_candidates": 0}}, "sample.num_candidates"),
+        ({"rounds": "six"}, "rounds"),
+        ({"rounds": 2.5}, "rounds"),
+        ({"rounds": True}, "rounds"),
+        ({"dpo": {"learning_rate": "fast"}}, "dpo.learning_rate"),
+        ({"reward": {"strengths": ["best"]}}, "reward.strengths"),
+        ({"sft": 3}, "sft: must be a section"),
+        ({"rounds": 100}, "rounds: must be at most 99"),
+        ({"name": "../elsewhere"}, "name: must be a plain folder name"),
+        ({"base": ""}, "base: must be a text that is not empty"),
+        ({"preferences": None}, "preferences: must be a file name or a list of them, found nothing"),
+    ],
+)
+def test_wrong_value_names_its_field(values: dict[str, object], field: str) -> None:
+    (problem,) = problems(values)
+    assert problem.startswith(field)
+
+
+def test_all_problems_at_once() -> None:
+    found = problems({"rounds": 0, "dpo": {"betta": 1}}, "sample.num_candidates=0", "novalue")
+    assert len(found) == 4
+
+
+def test_empty_and_broken_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("")
+    with pytest.raises(RecipeError, match="found nothing"):
+        load_recipe(path)
+    path.write_text("rounds: 2\nrounds: 3\n")
+    with pytest.raises(RecipeError, match=r"line 2, column 1: .*'rounds' stands here a second time"):
+        load_recipe(path)
+    path.write_text("rounds: [1\n")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        load_recipe(path)
+
+
+def test_rows_in_place_of_a_recipe_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    with pytest.raises(RecipeError, match="these are rows, not a recipe"):
+        load_recipe(path)
+
+
+def test_sound_part_keeps_what_is_right() -> None:
+    """What else is wrong with the files is looked at with the fields that are right, not with defaults."""
+    values = {"preferences": "p.jsonl", "rounds": 0, "betta": 1, "engine": {"max_model_len": 384, "dtype": 3}}
+    sound = sound_part(values, overrides=["sample.max_tokens=16", "dpo=3"])
+    assert sound is not None
+    assert (sound.preferences, sound.engine.max_model_len, sound.rounds) == (("p.jsonl",), 384, 6)
+    assert sound_part({"rounds": 0}) is None
+
+
+def test_a_pipe_is_no_recipe_and_said_to_be_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match="is a pipe or a device, no file"):
+        load_recipe(tmp_path / "pipe")

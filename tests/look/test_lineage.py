@@ -1,0 +1,345 @@
+"""A row's life and the difference of two rounds, read from a small run written by hand: every number can be counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.artifacts import Artifact, ArtifactRecord, Manifest
+from alignloop.config import load_recipe
+from alignloop.data.jsonl import dump_jsonl
+from alignloop.errors import RunDirError, UserError
+from alignloop.look.diff import diff_of
+from alignloop.look.diff_text import diff_json, diff_text
+from alignloop.look.life import lives_of
+from alignloop.look.life_text import lives_text
+from alignloop.records import (
+    CandidateRow,
+    DroppedRow,
+    Message,
+    PairRow,
+    PreferenceRow,
+    PromptRow,
+    RejectedRow,
+    Row,
+    SelectedRow,
+    SftRow,
+    Source,
+)
+from alignloop.run_dir.layout import enter, locked
+
+POLICY = "sha256:" + "ab" * 32
+
+
+def ask(text: str) -> list[Message]:
+    return [Message(role="user", content=text)]
+
+
+def stage(run: Path, number: int, name: str, outputs: dict[str, Sequence[Row]], **values: Any) -> None:
+    """Publish a stage that left these rows."""
+    folder = run / f"round-{number:02d}" / name
+    folder.mkdir(parents=True)
+    records: dict[str, Any] = {}
+    for output, rows in outputs.items():
+        dump_jsonl(folder / f"{output}.jsonl", rows)
+        artifact = Artifact.of(folder / f"{output}.jsonl")
+        records[output] = ArtifactRecord(path=f"{output}.jsonl", digest=artifact.digest, rows=artifact.rows)
+    manifest = Manifest(
+        stage=name[3:], round=number, fingerprint="x", outputs=records, seed=0, versions={}, started="", ended="",
+        seconds={}, **{"config": {}, "inputs": {}, "counts": {}, "metrics": {}, **values},
+    )  # fmt: skip
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+
+
+def preference(row_id: str, line: int | None, strength: str, *, file: str = "/data/mine.jsonl") -> PreferenceRow:
+    return PreferenceRow(
+        id=row_id, messages=ask(f"Ask {row_id}"), chosen="Yes.", rejected="No.", strength=strength,  # type: ignore[arg-type]
+        source=Source(file=file, line=line), meta={"topic": "trees"},
+    )  # fmt: skip
+
+
+def candidates(prompt: str, number: int, rewards: Sequence[float]) -> list[CandidateRow]:
+    return [
+        CandidateRow(
+            id=f"{prompt}/{number}/{k}",
+            prompt_id=prompt,
+            messages=ask(f"Tell {prompt}"),
+            completion=f"{prompt} text {k}",
+            completion_ids=[1] * (k + 1),
+            finish_reason="stop",
+            round=number,
+            policy=POLICY,
+            reward=reward,
+        )
+        for k, reward in enumerate(rewards)
+    ]  # fmt: skip
+
+
+def selected(row: CandidateRow, rewards: list[float]) -> SelectedRow:
+    return SelectedRow(
+        id=row.id, prompt_id=row.prompt_id, messages=row.messages, completion=row.completion, finish_reason="stop",
+        reward=max(rewards), random_reward=min(rewards), rewards=rewards, pass_rate=0.5, round=row.round, policy=POLICY,
+    )  # fmt: skip
+
+
+def sft(row_id: str, text: str, origin: str = "best_of_k") -> SftRow:
+    messages = [*ask(f"Ask {row_id}"), Message(role="assistant", content=text)]
+    return SftRow(id=row_id, messages=messages, origin=origin, quality_score=1.5, source=Source(file="round-01"))  # type: ignore[arg-type]
+
+
+def write_round(run: Path, number: int, prompts: dict[str, list[float]], *, whole: bool = True) -> None:
+    """A round over `prompts`; the first prompt is kept, the second lost to the first as a near twin."""
+    batch = [preference("better-1", 1, "better"), preference("slight-2", 2, "slightly_better")] if number == 1 else []
+    first = next(iter(prompts))
+    if number == 2:
+        made = preference("annotated/p/1/1/p/1/0", None, "better", file="round-01").model_copy(
+            update={"annotator": "ada"}
+        )
+        batch = [made]
+    stage(run, number, "01_collect", {"preferences": batch}, counts={"preferences": len(batch)})
+    batches = [{"path": f"round-{n:02d}/01_collect/preferences.jsonl"} for n in range(1, number + 1)]
+    named = {"strengths": ["better"]}
+    weak = [DroppedRow(id="slight-2", stage="train_reward", rule="strength", reason="slightly_better")]
+    stage(
+        run,
+        number,
+        "02_train_reward",
+        {"dropped": weak},
+        config=named,
+        inputs={"preferences": batches},
+        counts={"in": 2, "kept": 2},
+    )
+    rows = [row for prompt, rewards in prompts.items() for row in candidates(prompt, number, rewards)]
+    policy = {"policy": {"path": "round-00/02_base/checkpoint", "digest": POLICY}}
+    stage(run, number, "04_sample", {"candidates": rows, "dropped": []}, inputs=policy)
+    stage(run, number, "05_score", {"candidates": rows})
+    if not whole:
+        return
+    best = [
+        selected(candidates(prompt, number, rewards)[rewards.index(max(rewards))], rewards)
+        for prompt, rewards in prompts.items()
+    ]
+    stage(run, number, "06_select", {"selected": best})
+    lost = [
+        DroppedRow(id=row.id, stage="prune", rule="semantic_dedup", reason=f"near {best[0].id}", twin=best[0].id)
+        for row in best[1:]
+    ]
+    kept = [sft(best[0].id, best[0].completion), sft("better-1", "Yes.", "preference")][: 3 - number]
+    counts = {"in": len(best), "kept": 1, "dropped": len(lost)}
+    stage(run, number, "07_prune", {"rows": kept, "dropped": lost}, config={"human_rows": 1}, counts=counts)
+    long = [DroppedRow(id="better-1", stage="train_sft", rule="length", reason="80 tokens, max_length is 64")]
+    stage(run, number, "08_train_sft", {"dropped": long}, counts={"in": 2, "kept": 1, "dropped": 1})
+    chosen = prompts[first].index(max(prompts[first]))
+    rejected = prompts[first].index(min(prompts[first]))
+    gap = max(prompts[first]) - min(prompts[first])
+    pair = PairRow(
+        id=f"{first}/{number}/{chosen}>{rejected}", messages=ask("x"), chosen="a", rejected="b", strength="better",
+        origin="on_policy", reward_gap=gap, source=Source(file=f"round-{number:02d}"),
+    )  # fmt: skip
+    drops = [DroppedRow(id="slight-2", stage="build_pairs", rule="strength", reason="strength slightly_better")]
+    drops += [DroppedRow(id=prompt, stage="build_pairs", rule="pairs", reason="no gap") for prompt in list(prompts)[1:]]
+    window = {"preferences": [batches[-1]]}
+    stage(run, number, "10_build_pairs", {"pairs": [pair], "dropped": drops}, inputs=window)
+    stage(run, number, "11_train_dpo", {}, counts={"in": 1, "kept": 1, "dropped": 0})
+    stage(run, number, "13_evaluate", {})
+    unmeasured = [DroppedRow(id="held-3", stage="measure", rule="length", reason="too long")] * number
+    stage(run, number, "14_measure", {"dropped": unmeasured})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lineage") / "run"
+    with locked(folder):
+        enter(folder, load_recipe("quickstart"), rebuild=False)
+    prompts = [
+        PromptRow(id=name, messages=ask(f"Tell {name}"), source=Source(file="/data/prompts.jsonl", line=line))
+        for line, name in enumerate(("p", "q", "only-later"), start=1)
+    ]
+    ingested = {
+        "preferences": [preference("better-1", 1, "better"), preference("slight-2", 2, "slightly_better")],
+        "heldout": [preference("held-3", 3, "better")],
+        "prompts": prompts,
+        "rejected_rows": [RejectedRow(file="/data/mine.jsonl", line=4, field="chosen", reason="is missing", text="{")],
+    }
+    stage(folder, 0, "01_ingest", ingested)
+    write_round(folder, 1, {"p": [0.5, 2.5, 1.0], "q": [0.0, 1.0, 0.5]})
+    write_round(folder, 2, {"p": [1.5, 3.5, 2.0], "only-later": [5.0, 1.0, 2.0]})
+    write_round(folder, 3, {"q": [0.0, 1.0, 0.5]}, whole=False)
+    return folder
+
+
+def told(run: Path, row_id: str) -> list[tuple[int, str, str]]:
+    (life,) = lives_of(row_id, run)
+    return [(step.round, step.stage[3:], step.verdict) for step in life.steps]
+
+
+def test_a_preferences_life(run: Path) -> None:
+    assert told(run, "better-1") == [
+        (0, "ingest", "read"),
+        (1, "collect", "in batch"),
+        (1, "train_reward", "trained"),
+        (1, "prune", "kept"),
+        (1, "train_sft", "not trained"),  # too long
+        (2, "train_reward", "trained"),
+        (3, "train_reward", "trained"),
+    ]
+    assert told(run, "slight-2") == [
+        (0, "ingest", "read"),
+        (1, "collect", "in batch"),
+        (1, "train_reward", "not trained"),
+        (1, "prune", "not drawn"),
+        (1, "build_pairs", "no pair"),
+        (2, "train_reward", "not trained"),
+        (3, "train_reward", "not trained"),
+    ]
+    assert told(run, "held-3") == [(0, "ingest", "held out")]
+
+
+def test_rows_that_hold_a_benchmarks_question_end_where_they_came_in(tmp_path: Path) -> None:
+    reason = "holds 79% of ifeval 3, the longest piece 'x'"
+    drops = {
+        name: [
+            DroppedRow(
+                id=row_id,
+                stage="ingest",
+                rule="decontaminate",
+                reason=reason,
+                twin="ifeval 3",
+                source=Source(file=f"/data/{name}.jsonl", line=9),
+            )
+        ]
+        for name, row_id in (("dropped", "asked-9"), ("dropped_prompts", "prompt-9"))
+    }
+    with locked(tmp_path):
+        enter(tmp_path, load_recipe("quickstart"), rebuild=False)
+    stage(tmp_path, 0, "01_ingest", {"preferences": [], **drops})
+    for row_id, kind in (("asked-9", "preference"), ("prompt-9", "prompt"), ("dropped.jsonl:9", "preference")):
+        (life,) = lives_of(row_id, tmp_path)
+        assert life.kind == kind
+        assert [(step.verdict, step.text) for step in life.steps] == [("dropped", f"by decontaminate: {reason}")]
+    assert "by decontaminate: holds 79% of ifeval 3" in lives_text(lives_of("asked-9", tmp_path))
+
+
+def test_a_candidates_life_tells_rewards_pair_and_comparison(run: Path) -> None:
+    (life,) = lives_of("p/1/1", run)
+    assert [(c.reward, c.mark, c.asked) for c in life.candidates] == [
+        (0.5, "rejected", False), (2.5, "best, chosen", True), (1.0, "", False),
+    ]  # fmt: skip
+    assert life.facts["checkpoint"] == "round-00/02_base/checkpoint"
+    assert life.trained == (
+        "round 1 08_train_sft as SFT target",
+        "round 1 11_train_dpo as chosen",
+        "round 2 02_train_reward as a ranking",
+        "round 3 02_train_reward as a ranking",
+    )
+    compared = next(step for step in life.steps if step.verdict == "compared")
+    assert compared.text == "by ada: chosen over p/1/0, better"
+    (other,) = lives_of("p/1/2", run)
+    assert [step.text for step in other.steps if step.verdict == "not best"] == [
+        "reward 1 is number 2 of 3; the best, p/1/1, has 2.5"
+    ]
+    assert not other.trained
+
+
+def test_a_near_twin_is_shown_side_by_side(run: Path) -> None:
+    (life,) = lives_of("q/1/1", run)
+    (twin,) = life.twins
+    assert (twin.twin, twin.twin_text) == ("p/1/1", "Tell p\n\np text 1")
+    text = lives_text([life])
+    assert "lost to p/1/1" in text
+    assert f"{'q text 1':<38} | p text 1" in text
+    assert "Nothing trained on it." in text
+    assert max(map(len, text.split("\n"))) <= 80
+
+
+def test_a_prompts_life_names_the_rounds_that_did_not_draw_it(run: Path) -> None:
+    (life,) = lives_of("p", run)
+    assert life.facts == {"source": "/data/prompts.jsonl, line 1", "not drawn": "in round 3"}
+    assert {candidate.round for candidate in life.candidates} == {1, 2}
+    assert "not drawn     in round 3" in lives_text([life])
+    (pair,) = lives_of("p/1/1>0", run)
+    assert pair.facts["reward gap"] == 2.0
+    assert [candidate.asked for candidate in pair.candidates] == [True, True, False]
+    assert pair.trained == ("round 1 11_train_dpo as the pair",)
+
+
+def test_rows_are_found_by_line_by_beginning_and_by_likeness(run: Path) -> None:
+    assert [life.id for life in lives_of("mine.jsonl:2", run)] == ["slight-2"]
+    assert [life.id for life in lives_of("/data/prompts.jsonl:3", run)] == ["only-later"]
+    (rejected,) = lives_of("mine.jsonl:4", run)
+    assert rejected.steps[0].text == "field chosen: is missing"
+    assert [life.id for life in lives_of("only", run)] == ["only-later"]  # its candidates begin so, too
+    with pytest.raises(UserError, match=r"(?s)^p/1/: 3 rows begin so.*candidate +p/1/0.*candidate +p/1/2$"):
+        lives_of("p/1/", run)
+    with pytest.raises(UserError, match=r"bettr-1: no row .* near: better-1"):
+        lives_of("bettr-1", run)
+    with pytest.raises(UserError, match="its rows are lines 1 to 3"):
+        lives_of("mine.jsonl:77", run)
+    with pytest.raises(UserError, match=r"come from /data/mine\.jsonl, /data/prompts\.jsonl"):
+        lives_of("yours.jsonl:1", run)
+    with pytest.raises(RunDirError, match="no run lies here"):
+        lives_of("p", run / "round-01")
+
+
+def test_what_changed_between_two_rounds(run: Path) -> None:
+    found = diff_of(run, before=1, after=2)
+    assert {o.name: (o.num_before, o.num_after, o.num_common, o.share) for o in found.overlaps} == {
+        "preferences": (2, 1, 0, 0.0),
+        "prompts": (2, 2, 1, pytest.approx(1 / 3)),
+        "SFT rows": (2, 1, 0, 0.0),
+        "DPO pairs": (1, 1, 1, 1.0),
+    }
+    rewards = {change.name: (change.before, change.after) for change in found.groups["best-of-K reward"]}
+    # Best of 2.5 and 1.0, then of 3.5 and 5.0.
+    assert rewards["50%"] == (1.75, 4.25)
+    assert rewards["10%"] == (pytest.approx(1.15), pytest.approx(3.65))
+    origins = {change.name: (change.before, change.after) for change in found.groups["SFT rows by origin"]}
+    assert origins == {"best_of_k": (0.5, 1.0), "preference": (0.5, 0.0)}
+    for changes in found.groups.values():
+        assert [change.size for change in changes] == sorted((change.size for change in changes), reverse=True)
+    assert [change.size for change in found.largest] == sorted((c.size for c in found.largest), reverse=True)
+    assert max(map(len, diff_text(found).split("\n"))) <= 80 + len(str(run))
+    drops = {change.name: (change.before, change.after) for change in found.groups["drops by reason"]}
+    assert drops == {
+        "train_reward strength": (1, 1),
+        "prune semantic_dedup": (1, 1),
+        "train_sft length": (1, 1),
+        "build_pairs strength": (1, 1),
+        "build_pairs pairs": (1, 1),
+        "measure length": (1, 2),
+    }
+
+
+def test_an_unfinished_round_shows_what_it_has(run: Path) -> None:
+    found = diff_of(run, before=2, after=3)
+    assert found.missing == {3: ("select", "prune", "train_sft", "build_pairs", "train_dpo", "evaluate", "measure")}
+    text = " ".join(diff_text(found).split())
+    assert "round 3 is not finished: select, prune," in text
+    value = json.loads(diff_json(found))
+    rewards = value["groups"]["best-of-K reward"]
+    assert [row["after"] for row in rewards] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("rounds", "message"),
+    [
+        ((1, 9), "round 9: .* has no such round; it has rounds 1, 2, 3"),
+        ((0, 1), "round 0 is the base"),
+        ((2, 2), "the same round"),
+    ],
+)
+def test_rounds_that_cannot_be_compared(run: Path, rounds: tuple[int, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        diff_of(run, before=rounds[0], after=rounds[1])
+
+
+def test_the_verbs(run: Path, alignloop: Callable[..., Any]) -> None:
+    assert "preference better-1" in alignloop("why", "better-1", run).out
+    assert json.loads(alignloop("why", "p/1/1", run, "--json").out)["rows"][0]["kind"] == "candidate"
+    assert "largest changes" in alignloop("diff", run, 1, 2).out
+    wrong = alignloop("diff", run, 1, 7)
+    assert (wrong.code, "no such round" in wrong.err) == (2, True)
