@@ -225,14 +225,14 @@ def test_what_lies_beside_a_file_is_neither_waited_for_nor_written_through(tmp_p
 
 
 def test_an_interrupted_look_at_a_large_checkpoint_ends_at_once(tmp_path: Path) -> None:
-    for shard in range(64):
+    for shard in range(1024):
         with (tmp_path / f"{shard}.safetensors").open("wb") as file:
-            file.truncate(256 * 2**20)  # holds nothing: 16 GiB to read, none on the disk
+            file.truncate(256 * 2**20)  # holds nothing: 256 GiB to read, minutes of it, and none on the disk
     before = time.process_time()
     threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,)).start()
     with pytest.raises(KeyboardInterrupt):
         digest_of(tmp_path)
-    assert time.process_time() - before < 3.0
+    assert time.process_time() - before < 15.0
 
 
 @pytest.mark.parametrize("name", ["final", "final.partial", "final.before"])
