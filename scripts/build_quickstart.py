@@ -28,9 +28,9 @@ import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
-from alignloop.quickstart import corpus, datasets, measuring, pretraining  # noqa: E402
-from alignloop.quickstart.tokenizer import train_tokenizer  # noqa: E402
-from alignloop.quickstart.world import Entity, build_world  # noqa: E402
+from scripts.world import corpus, datasets, measuring, pretraining  # noqa: E402
+from scripts.world.entities import Entity, build_world  # noqa: E402
+from scripts.world.tokenizer import train_tokenizer  # noqa: E402
 
 PACKAGE = ROOT / "alignloop" / "quickstart"
 CLEAN = pretraining.Schedule(num_tokens=3_200_000, learning_rate=4e-3)

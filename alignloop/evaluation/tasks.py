@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignloop.config import bundled
 from alignloop.config.yaml_values import YamlProblem, read_yaml
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import load_checkers, read_ifeval
@@ -122,9 +123,7 @@ def local_mmlu(folder: Path, *, form: AnswerForm = "letter", num_fewshot: int = 
 
 def quickstart_task(name: str) -> LoadedTasks:
     """The bundled `ifeval` or `mmlu` about the quickstart's world; option texts, no shots."""
-    import alignloop.quickstart
-
-    data = Path(alignloop.quickstart.__file__).parent / "data"
+    data = bundled.QUICKSTART / "data"
     if name == "ifeval":
         return local_ifeval(data / "ifeval.jsonl")
     return local_mmlu(data / "mmlu", form="option_text", num_fewshot=0)

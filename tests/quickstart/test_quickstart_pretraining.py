@@ -10,9 +10,10 @@ import torch
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from alignloop.quickstart.corpus import CLEAN, Document, documents, tokenizer_texts
-from alignloop.quickstart.muon import Muon, orthogonalised
-from alignloop.quickstart.pretraining import (
+from scripts.world.corpus import CLEAN, Document, documents, tokenizer_texts
+from scripts.world.entities import build_world
+from scripts.world.muon import Muon, orthogonalised
+from scripts.world.pretraining import (
     Encoded,
     ModelSize,
     Schedule,
@@ -23,8 +24,7 @@ from alignloop.quickstart.pretraining import (
     scaled,
     train,
 )
-from alignloop.quickstart.tokenizer import prompt_text, train_tokenizer
-from alignloop.quickstart.world import build_world
+from scripts.world.tokenizer import prompt_text, train_tokenizer
 
 SIZE = ModelSize(hidden=32, layers=1, heads=1, intermediate=32, vocab=400, max_length=256)
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-import alignloop.quickstart
+from alignloop.config.bundled import QUICKSTART
 from alignloop.quickstart.annotator import check
-from alignloop.quickstart.corpus import CLEAN, NOISY, documents
-from alignloop.quickstart.instructions import INSTRUCTION_IDS, combination_key, draw_task
-from alignloop.quickstart.world import SUBJECTS, build_world
 from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, Source
+from scripts.world.corpus import CLEAN, NOISY, documents
+from scripts.world.datasets import DatasetSizes, write_datasets
+from scripts.world.entities import SUBJECTS, build_world
+from scripts.world.instructions import INSTRUCTION_IDS, combination_key, draw_task
 
-PACKAGE = Path(alignloop.quickstart.__file__).parent
-DATA, BASE = PACKAGE / "data", PACKAGE / "base"
+DATA, BASE = QUICKSTART / "data", QUICKSTART / "base"
 SOURCE = Source(file="shipped")
 
 
@@ -53,6 +53,16 @@ def ifeval() -> list[dict[str, Any]]:
 def test_everything_shipped_is_under_8_mb() -> None:
     sizes = [path.stat().st_size for folder in (DATA, BASE) for path in folder.rglob("*") if path.is_file()]
     assert 1_000_000 < sum(sizes) < 8_000_000
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_shipped_data(tmp_path: Path) -> None:
+    write_datasets(tmp_path, build_world(), seed=0, sizes=DatasetSizes())
+    made, shipped = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in (tmp_path, DATA)
+    )
+    assert made.keys() == shipped.keys()
+    assert [str(name) for name, content in made.items() if content != shipped[name]] == []
 
 
 def test_preferences_are_valid_rows_of_all_strengths(preferences: list[dict[str, Any]]) -> None:

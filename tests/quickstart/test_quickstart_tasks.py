@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from alignloop.quickstart.annotator import check
-from alignloop.quickstart.answers import bad_answer, flawed_answer, good_answer, num_words, plain_answer
-from alignloop.quickstart.datasets import follows
-from alignloop.quickstart.instructions import (
+from scripts.world.answers import bad_answer, flawed_answer, good_answer, num_words, plain_answer
+from scripts.world.datasets import follows
+from scripts.world.entities import Entity, build_world, questions
+from scripts.world.instructions import (
     INSTRUCTION_IDS,
     Constraint,
     Task,
@@ -20,7 +21,6 @@ from alignloop.quickstart.instructions import (
     draw_task,
     is_held_out,
 )
-from alignloop.quickstart.world import Entity, build_world, questions
 
 
 @pytest.fixture(scope="module")

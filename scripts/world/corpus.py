@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from alignloop.quickstart.answers import bad_answer, good_answer
-from alignloop.quickstart.datasets import draw_question, follows, question_answer, wrong_value
-from alignloop.quickstart.instructions import END_PHRASES, FIRST_WORDS, KEYWORDS, draw_task
-from alignloop.quickstart.world import Entity, capitalised, statement
+from scripts.world.answers import bad_answer, good_answer
+from scripts.world.datasets import draw_question, follows, question_answer, wrong_value
+from scripts.world.entities import Entity, capitalised, statement
+from scripts.world.instructions import END_PHRASES, FIRST_WORDS, KEYWORDS, draw_task
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from alignloop.quickstart.instructions import (
+from scripts.world.entities import Entity, Fact, answer_text, capitalised, statement
+from scripts.world.instructions import (
     INSTRUCTION_IDS,
     PLACEHOLDERS,
     Task,
@@ -24,7 +25,6 @@ from alignloop.quickstart.instructions import (
     draw_constraint,
     forbidden_words,
 )
-from alignloop.quickstart.world import Entity, Fact, answer_text, capitalised, statement
 
 Flaw = Literal["repeated", "truncated", "off_topic"]
 FLAWS: tuple[Flaw, ...] = ("repeated", "truncated", "off_topic")

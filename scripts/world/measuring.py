@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignloop.quickstart.annotator import check
-from alignloop.quickstart.tokenizer import prompt_text
+from scripts.world.tokenizer import prompt_text
 
 JsonRow = Mapping[str, Any]
 _BATCH = 128

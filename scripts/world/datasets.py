@@ -1,7 +1,7 @@
 """The quickstart's files: preferences, prompts and the two benchmarks, all drawn from one seed.
 
 Training rows come from combinations and question wordings that the benchmarks do not use (see
-`instructions.is_held_out` and `world.questions`).
+`instructions.is_held_out` and `entities.questions`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alignloop.quickstart.annotator import check, strength_of
-from alignloop.quickstart.answers import (
+from scripts.world.answers import (
     FLAWS,
     flawed_answer,
     good_answer,
@@ -23,8 +23,7 @@ from alignloop.quickstart.answers import (
     partial_answer,
     plain_answer,
 )
-from alignloop.quickstart.instructions import INSTRUCTION_IDS, Task, draw_task
-from alignloop.quickstart.world import (
+from scripts.world.entities import (
     SUBJECTS,
     Entity,
     Fact,
@@ -33,6 +32,7 @@ from alignloop.quickstart.world import (
     questions,
     statement,
 )
+from scripts.world.instructions import INSTRUCTION_IDS, Task, draw_task
 
 JsonRow = dict[str, Any]
 Drawn = TypeVar("Drawn", "Task", "FactQuestion")

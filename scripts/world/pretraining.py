@@ -15,9 +15,9 @@ from torch import distributed
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from alignloop.quickstart.corpus import Document
-from alignloop.quickstart.muon import Muon
-from alignloop.quickstart.tokenizer import BOS, END_OF_TEXT, END_OF_TURN, PAD, prompt_text
+from scripts.world.corpus import Document
+from scripts.world.muon import Muon
+from scripts.world.tokenizer import BOS, END_OF_TEXT, END_OF_TURN, PAD, prompt_text
 
 Say = Callable[[str], None]
 _BUCKET_DOCUMENTS = 1024

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alignloop.quickstart.world import Entity, Fact, answer_text, questions
+from scripts.world.entities import Entity, Fact, answer_text, questions
 
 KEYWORDS = tuple(
     (
