@@ -11,6 +11,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 NonEmptyText = Annotated[str, Field(min_length=1)]
+FOLDER_NAME = r"^[^/\\.][^/\\]*$"
+VARIABLE_NAME = r"^[A-Za-z_]\w*$"
+FUNCTION_NAME = r"^[\w.]+:[A-Za-z_]\w*$"
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from alignloop.config.base import FOLDER_NAME, FUNCTION_NAME, VARIABLE_NAME
 from alignloop.config.bundled import RECIPES
 from alignloop.config.recipe import Recipe
 from alignloop.config.yaml_values import MAX_DEPTH, YamlProblem, YamlRefused, parse_yaml, read_yaml
@@ -38,12 +39,16 @@ _TYPES = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_too_short": "a text that is not empty",
-    "string_pattern_mismatch": "a plain folder name (no slash, no dot at its start)",
     "bool_type": "true or false",
     "tuple_type": "a list",
     "model_type": "a section (`key: value` lines)",
     "dict_type": "a section (`key: value` lines)",
     "model_attributes_type": "a section (`key: value` lines)",
+}
+_PATTERNS = {
+    FOLDER_NAME: "a plain folder name (no slash, no dot at its start)",
+    VARIABLE_NAME: "a name of letters, digits and _",
+    FUNCTION_NAME: "a function as module:function",
 }
 
 
@@ -116,7 +121,7 @@ def _validated(values: dict[str, Any], problems: list[str]) -> tuple[Recipe | No
     try:
         return _model_of(values), problems
     except ValidationError as error:
-        return None, problems + [_sentence(detail) for detail in error.errors()]
+        return None, problems + _sentences(error, values)
 
 
 def _broken(value: Any, where: str = "") -> list[str]:
@@ -190,23 +195,55 @@ def _apply_override(values: dict[str, Any], override: str) -> list[str]:
     return []
 
 
-def _sentence(detail: Any) -> str:
-    """One line of plain English for one pydantic error."""
-    where = printable(".".join(str(part) for part in detail["loc"]), keep="")
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest(detail['loc'])}"
-    if detail["type"] == "value_error":
-        return str(detail["msg"]).removeprefix("Value error, ")
-    return f"{where}: {_wanted(detail)}, found {_found(detail.get('input'))}"
+def _sentences(error: ValidationError, values: Any) -> list[str]:
+    """A line of plain English for each value that is wrong; what would do instead of a union's value is one line."""
+    details: dict[tuple[int | str, ...], list[Any]] = {}
+    for detail in error.errors():
+        details.setdefault(_path_in(values, detail), []).append(detail)
+    inner = {path[:-1] for path in details if path and isinstance(path[-1], int)}
+    # What is wrong within a list says more than that a list is none of the other types.
+    return [_sentence(path, found) for path, found in details.items() if path not in inner or len(found) > 1]
 
 
-def _wanted(detail: Any) -> str:
+def _path_in(values: Any, detail: Any) -> tuple[int | str, ...]:
+    """Where in the recipe an error lies: pydantic's place without its names for the branches of a union."""
+    if detail["type"] in ("missing", "extra_forbidden", "value_error"):
+        return tuple(detail["loc"])
+    path: list[int | str] = []
+    for part in detail["loc"]:
+        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and part in range(len(values))):
+            values = values[part]
+            path.append(part)
+    return tuple(path)
+
+
+def _sentence(path: Sequence[int | str], details: Sequence[Any]) -> str:
+    where = printable(".".join(str(part) for part in path), keep="")
+    first = details[0]
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_nearest(path)}"
+    if first["type"] == "value_error":
+        message = str(first["msg"]).removeprefix("Value error, ")
+        names_it = not path or message.startswith(f"{path[0]}.")
+        return message if names_it else f"{where}: {message}"
+    wanted = list(dict.fromkeys(_wanted(path, detail) for detail in details))
+    others = [words.removeprefix("must be ") for words in wanted[1:]]
+    return f"{where}: {_joined([wanted[0], *others])}, found {_found(first.get('input'))}"
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _wanted(path: Sequence[int | str], detail: Any) -> str:
     """What a value must be, said without the library's own words for types."""
     kind, context = detail["type"], detail.get("ctx") or {}
-    if kind == "tuple_type" and detail["loc"][-1] in LISTS:
+    if kind == "tuple_type" and path[-1] in LISTS:
         return "must be a file name or a list of them"
     if kind in _TYPES:
         return f"must be {_TYPES[kind]}"
+    if kind == "string_pattern_mismatch":
+        return f"must be {_PATTERNS[context['pattern']]}"
     bounds = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     for name, words in bounds.items():
         if name in context:

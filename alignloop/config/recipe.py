@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, field_serializer, model_validator
 
-from alignloop.config.base import PositiveFloat, PositiveInt, Section
+from alignloop.config.base import FOLDER_NAME, VARIABLE_NAME, PositiveFloat, PositiveInt, Section
 from alignloop.config.collect import CollectConfig
 from alignloop.config.data import DataConfig
 from alignloop.config.engine import EngineComputes, EngineConfig, JudgeConfig
@@ -20,8 +20,6 @@ from alignloop.config.pruning import KeepOutConfig, PruneConfig
 from alignloop.config.sampling import PairsConfig, SampleConfig, ScoreConfig, SelectConfig
 from alignloop.config.training import AveragingConfig, DpoConfig, RewardConfig, SftConfig, TrainingConfig
 from alignloop.records import Strength
-
-FOLDER_NAME = r"^[^/\\.][^/\\]*$"
 
 
 class DpoStageConfig(DpoConfig):
@@ -156,7 +154,7 @@ class Recipe(Section):
     chat_template: str | None = None
     """`llama3`, `chatml`, a template that TRL bundles (docs/templates.md) or a Jinja file: given to the base, in place
     of its own where it has one."""
-    chat_template_kwargs: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], TemplateValue] = Field(
+    chat_template_kwargs: dict[Annotated[str, Field(pattern=VARIABLE_NAME)], TemplateValue] = Field(
         default_factory=dict
     )
     """What the chat template is given beside the messages, in training, sampling and evaluation alike, and in the

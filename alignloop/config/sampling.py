@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignloop.config.base import Fraction, NonEmptyText, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
+from alignloop.config.base import (
+    FUNCTION_NAME,
+    Fraction,
+    NonEmptyText,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+)
 from alignloop.records import Strength
 
 
@@ -62,7 +71,7 @@ class SampleConfig(Section):
 class RewardFunction(Section):
     """A reward of your own beside the reward model's, added to it with a weight."""
 
-    function: Annotated[str, Field(pattern=r"^[\w.]+:[A-Za-z_]\w*$")]
+    function: Annotated[str, Field(pattern=FUNCTION_NAME)]
     """`module:function`, called as TRL's GRPO trainer calls one: `function(prompts, completions, **columns)` on
     lists of message lists, returns a list of floats, None where it does not apply."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
