@@ -166,11 +166,6 @@ def test_imports_point_one_way() -> None:
 
 
 KNOWN_CIRCLES: set[tuple[str, ...]] = {
-    ("alone", "comparison"),
-    ("alone", "look", "loop", "report", "comparison"),
-    ("alone", "look", "report", "comparison"),
-    ("alone", "loop", "report", "comparison"),
-    ("comparison", "report"),
     ("config", "sampling"),
     ("look", "loop", "report"),
     ("look", "report"),

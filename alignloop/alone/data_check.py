@@ -6,7 +6,7 @@ FILES --check_file--> FileCheck --with a tokenizer: lengths in tokens, views of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from alignloop.records import PreferenceRow, PromptRow, SftRow
 
 if TYPE_CHECKING:
     from alignloop.look.setting import Setting
+    from alignloop.look.views import View
 
 NO_BASE = "none"
 """`--base none`: no tokenizer is looked for."""
@@ -28,40 +29,15 @@ NUM_TOKENISED = 500
 
 
 @dataclass(frozen=True)
-class TokenLengths:
-    """Of a sample of rows.
-
-    Attributes:
-        prompt, completion: least, 5 %, median, 95 %, most. Of a preference the longer completion counts.
-        num_rows: rows tokenised.
-    """
-
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-    num_rows: int
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What an objective would train on of the first row.
-
-    Attributes:
-        parts: (prompt or completion, what of it counts).
-        dropped: why the row would be left out; None where it trains.
-    """
-
-    name: str
-    about: str
-    parts: tuple[tuple[str, str], ...]
-    dropped: str | None
-
-
-@dataclass(frozen=True)
 class CheckedFile:
     """A file with what is known of it.
 
     Attributes:
         problem: why the file cannot be read at all; then there is no check.
+        lengths: `prompt_characters`, `completion_characters`, and where there is a tokenizer the same in `_tokens`:
+            least, 5 %, median, 95 %, most. Of a preference the longer completion counts.
+        num_tokenised: rows whose tokens were counted; None without a tokenizer.
+        views: what each objective would train on of the first row.
         note: why nothing is said of tokens; None where it is.
     """
 
@@ -69,8 +45,9 @@ class CheckedFile:
     check: FileCheck | None = None
     problem: DataError | None = None
     scripts: dict[str, float] | None = None
-    tokens: TokenLengths | None = None
-    objectives: tuple[Objective, ...] = ()
+    lengths: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    num_tokenised: int | None = None
+    views: tuple[View, ...] = ()
     base: str | None = None
     note: str | None = None
 
@@ -102,25 +79,42 @@ def check_alone(
         except DataError as error:
             checked.append(CheckedFile(file, problem=error))
             continue
-        checked.append(_with_tokens(check, file, base=base, chat_template=chat_template))
+        tally = check.tally
+        rows = [row for _, row in sorted(tally.sample, key=lambda item: item[0])]
+        scripts = shares(scripts_of("\n".join(_texts(row))) for row in rows)
+        characters = {"prompt": tally.prompt_characters, "completion": tally.completion_characters}
+        lengths = {f"{name}_characters": quantiles(counts) for name, counts in characters.items()}
+        one = CheckedFile(file, check, scripts=scripts, lengths=lengths)
+        first = next(iter(tally.first), None)
+        checked.append(_with_tokens(one, rows, first, base=base, chat_template=chat_template))
     return checked
 
 
-def _with_tokens(check: FileCheck, file: str, *, base: str | None, chat_template: str | None) -> CheckedFile:
-    rows = [row for _, row in sorted(check.tally.sample, key=lambda item: item[0])]
-    scripts = shares(scripts_of("\n".join(_texts(row))) for row in rows)
-    if base == NO_BASE or not rows:
-        note = "no row to tokenise" if not rows else "without a base, nothing is tokenised"
-        return CheckedFile(file, check, scripts=scripts, note=note)
+def _with_tokens(
+    checked: CheckedFile,
+    rows: Sequence[AnyRow],
+    first: AnyRow | None,
+    *,
+    base: str | None,
+    chat_template: str | None,
+) -> CheckedFile:
+    if first is None:
+        return replace(checked, note="no row to tokenise")
+    if base == NO_BASE:
+        return replace(checked, note="without a base, nothing is tokenised")
     from alignloop.look.setting import find_setting
+    from alignloop.look.views import views_of
 
     try:
-        setting = find_setting(Path(file), base=base or "quickstart", chat_template=chat_template, config=None)
+        setting = find_setting(Path(checked.name), base=base or "quickstart", chat_template=chat_template, config=None)
         tokens = _token_lengths(rows[:NUM_TOKENISED], setting)
-        objectives = _objectives(check.tally.first[0], setting)
+        views = () if isinstance(first, PromptRow) else views_of(first, setting, objective=None, train_on=None)
     except ModelError as error:
-        return CheckedFile(file, check, scripts=scripts, note=str(error))
-    return CheckedFile(file, check, None, scripts, tokens, objectives, setting.base)
+        return replace(checked, note=str(error))
+    num_tokenised = min(len(rows), NUM_TOKENISED)
+    return replace(
+        checked, lengths=checked.lengths | tokens, num_tokenised=num_tokenised, views=tuple(views), base=setting.base
+    )
 
 
 def _texts(row: AnyRow) -> list[str]:
@@ -128,7 +122,7 @@ def _texts(row: AnyRow) -> list[str]:
     return [*texts, row.chosen, row.rejected] if isinstance(row, PreferenceRow) else texts
 
 
-def _token_lengths(rows: Sequence[AnyRow], setting: Setting) -> TokenLengths:
+def _token_lengths(rows: Sequence[AnyRow], setting: Setting) -> dict[str, tuple[int, ...]]:
     prompts, completions = [], []
     for row in rows:
         messages, texts = row.messages, []
@@ -139,20 +133,7 @@ def _token_lengths(rows: Sequence[AnyRow], setting: Setting) -> TokenLengths:
         prompts.append(len(setting.chat.prompt_ids(messages)))
         if texts:
             completions.append(max(len(setting.chat.completion(text).token_ids) for text in texts))
-    return TokenLengths(quantiles(prompts), quantiles(completions), len(rows))
-
-
-def _objectives(row: AnyRow, setting: Setting) -> tuple[Objective, ...]:
-    from alignloop.look.views import views_of
-
-    if isinstance(row, PromptRow):
-        return ()
-    return tuple(
-        Objective(
-            view.objective, view.about, tuple((part.name, part.facts) for part in view.parts), dropped=view.dropped
-        )
-        for view in views_of(row, setting, objective=None, train_on=None)
-    )
+    return {"prompt_tokens": quantiles(prompts), "completion_tokens": quantiles(completions)}
 
 
 def as_json(checked: CheckedFile) -> dict[str, Any]:
@@ -163,13 +144,10 @@ def as_json(checked: CheckedFile) -> dict[str, Any]:
         return {"file": checked.name, "good": False, "problem": str(checked.problem), "rejected": rejected}
     check, tally = checked.check, checked.check.tally
     lengths: dict[str, Any] = {
-        "prompt_characters": _named(quantiles(tally.prompt_characters)),
-        "completion_characters": _named(quantiles(tally.completion_characters)),
+        name: dict(zip(QUANTILE_NAMES, values, strict=True)) for name, values in checked.lengths.items()
     }
-    if checked.tokens is not None:
-        lengths["prompt_tokens"] = _named(checked.tokens.prompt)
-        lengths["completion_tokens"] = _named(checked.tokens.completion)
-        lengths["rows_tokenised"] = checked.tokens.num_rows
+    if checked.num_tokenised is not None:
+        lengths["rows_tokenised"] = checked.num_tokenised
     return {
         "file": check.name,
         "good": check.is_good,
@@ -193,12 +171,16 @@ def as_json(checked: CheckedFile) -> dict[str, Any]:
         "carried": dict(tally.carried_columns),
         "scripts": checked.scripts,
         "lengths": lengths,
-        "objectives": [vars(objective) for objective in checked.objectives],
+        "objectives": [
+            {
+                "name": view.objective,
+                "about": view.about,
+                "parts": [(part.name, part.facts) for part in view.parts],
+                "dropped": view.dropped,
+            }
+            for view in checked.views
+        ],
         "note": checked.note,
         "first": [row.model_dump() for row in tally.first[:2]],
         "rejected_rows": [row.model_dump() for row in tally.bad],
     }
-
-
-def _named(values: Sequence[int]) -> dict[str, int]:
-    return dict(zip(QUANTILE_NAMES, values, strict=True))

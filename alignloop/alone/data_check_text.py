@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from alignloop.alone.data_check import CheckedFile
@@ -11,7 +11,7 @@ from alignloop.data.convert import Converted
 from alignloop.data.forms import FORMS
 from alignloop.data.scores import scores_text
 from alignloop.data.sft_forms import SFT_FORMS
-from alignloop.data.statistics import QUANTILE_NAMES, counted, quantiles
+from alignloop.data.statistics import QUANTILE_NAMES, counted
 from alignloop.data.tally import AnyRow, Tally, num_repeated
 from alignloop.records import PreferenceRow, RejectedRow
 from alignloop.terminal import printable
@@ -64,27 +64,25 @@ def check_text(checked: CheckedFile, *, num_rows: int, num_bad: int) -> str:
 
 
 def _counts(tally: Tally) -> str:
-    text = f"{tally.num_read:,} read = {tally.num_kept:,} kept + {tally.num_rejected:,} that cannot be read"
+    text = _read_text(tally)
     if tally.num_rows != tally.num_kept:
         text += f"; {tally.num_rows:,} rows come of them"
     return text
+
+
+def _read_text(counts: Tally | Converted) -> str:
+    return f"{counts.num_read:,} read = {counts.num_kept:,} kept + {counts.num_rejected:,} that cannot be read"
 
 
 def _lengths(checked: CheckedFile, tally: Tally) -> Iterator[str]:
     if not tally.num_rows:
         return
     yield f"{'lengths':<{LABEL}}{'':<24}" + "".join(f"{name:>8}" for name in QUANTILE_NAMES)
-    rows: list[tuple[str, Sequence[int]]] = [("prompt, characters", quantiles(tally.prompt_characters))]
-    if any(tally.completion_characters):
-        rows.append(("completion, characters", quantiles(tally.completion_characters)))
-    if checked.tokens is not None:
-        rows.append(("prompt, tokens", checked.tokens.prompt))
-        if any(checked.tokens.completion):
-            rows.append(("completion, tokens", checked.tokens.completion))
-    for name, values in rows:
-        yield f"{'':<{LABEL}}{name:<24}" + "".join(f"{value:>8,}" for value in values)
-    if checked.tokens is not None:
-        which = "all rows" if checked.tokens.num_rows == tally.num_rows else f"{checked.tokens.num_rows:,} of the rows"
+    for name, values in checked.lengths.items():
+        if name.startswith("prompt") or any(values):
+            yield f"{'':<{LABEL}}{name.replace('_', ', '):<24}" + "".join(f"{value:>8,}" for value in values)
+    if checked.num_tokenised is not None:
+        which = "all rows" if checked.num_tokenised == tally.num_rows else f"{checked.num_tokenised:,} of the rows"
         yield from _field("", f"tokens of {which}, by the tokenizer of {checked.base}")
     elif checked.note is not None:
         yield from _field("", f"no tokens: {checked.note}")
@@ -108,31 +106,31 @@ def _row_lines(row: AnyRow, unit: str) -> Iterator[str]:
     yield ""
     yield f"{unit} {row.source.line}, id {_short(row.id, 50)}"
     for message in row.messages:
-        yield _said(message.role, message.content)
+        yield _labelled(message.role, message.content)
     if isinstance(row, PreferenceRow):
         if row.edited is not None:
-            yield _said("edited", row.edited)
-        yield _said("chosen", row.chosen)
-        yield _said("rejected", row.rejected)
+            yield _labelled("edited", row.edited)
+        yield _labelled("chosen", row.chosen)
+        yield _labelled("rejected", row.rejected)
         if row.strength:
             yield f"  {'strength':<{LABEL - 2}}{row.strength}"
 
 
-def _said(label: str, text: str) -> str:
+def _labelled(label: str, text: str) -> str:
     return f"  {label:<{LABEL - 2}}{_short(text, WIDTH - LABEL)}"
 
 
 def _objective_lines(checked: CheckedFile, unit: str) -> Iterator[str]:
-    if not checked.objectives or checked.check is None:
+    if not checked.views or checked.check is None:
         return
     yield ""
     yield f"what each objective would train on of {unit} {checked.check.tally.first[0].source.line}"
-    for objective in checked.objectives:
-        yield from _field(f"  {objective.name}", objective.about)
-        if objective.dropped is not None:
-            yield from _field("", f"LEFT OUT: {objective.dropped}")
-        for name, facts in objective.parts:
-            yield from _field(f"    {name}", facts, width=16)
+    for view in checked.views:
+        yield from _field(f"  {view.objective}", view.about)
+        if view.dropped is not None:
+            yield from _field("", f"LEFT OUT: {view.dropped}")
+        for part in view.parts:
+            yield from _field(f"    {part.name}", part.facts, width=16)
     yield from _wrapped(f"token by token: alignloop inspect {checked.name}:LINE", indent=2)
 
 
@@ -159,11 +157,10 @@ def bad_row_lines(row: RejectedRow, unit: str) -> Iterator[str]:
 def converted_text(done: Converted) -> str:
     """What was written."""
     rows = f"{done.num_rows:,} rows  {done.out}"
-    counts = f"{done.num_read:,} read = {done.num_kept:,} kept + {done.num_rejected:,} that cannot be read"
     forms = [f"  {name}: {form}" for name, form in done.forms.items()]
     mixtures = [line for mixture in done.mixtures for line in _wrapped(mixture, indent=2)]
     rejected = [f"  their places and reasons: {done.rejected}"] if done.rejected is not None else []
-    return "\n".join([rows, *forms, *mixtures, f"  {counts}", *rejected])
+    return "\n".join([rows, *forms, *mixtures, f"  {_read_text(done)}", *rejected])
 
 
 def _field(label: str, text: str, *, width: int = LABEL) -> list[str]:

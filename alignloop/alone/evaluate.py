@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from alignloop.alone.sample import require_kwargs
+from alignloop.alone.model import require_kwargs
 from alignloop.chat.load import template_kwargs_of
 from alignloop.chat.template_defaults import Value
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.config.evaluation import EvaluateConfig
 from alignloop.engines.checkpoint import longest_sequence, text_config
-from alignloop.engines.log import temporary_folder
+from alignloop.engines.log import temporary_folder, temporary_log
 from alignloop.engines.open import open_engine
 from alignloop.errors import ModelError
 from alignloop.look.setting import recipe_of
@@ -33,93 +33,77 @@ NOT_SHOWN = ("type/",)
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvalSetting:
     """How a checkpoint is measured.
 
     Attributes:
         evaluate: tasks, where they are looked for, lengths.
         engine: what it computes in, and its context.
         origin: where this comes from, for the terminal; None: the defaults.
+        template_kwargs: what the recipe has chat templates rendered with.
     """
 
     evaluate: EvaluateConfig
     engine: EngineConfig
     origin: str | None = None
     template_kwargs: Mapping[str, Value] = field(default_factory=dict)
-    """What the recipe has chat templates rendered with."""
 
 
 def find_setting(
     checkpoint: Path,
+    asked: Mapping[str, Any],
     *,
-    tasks: Sequence[str] | None,
-    include_path: str | None,
-    limit: int | None,
-    config: str | None,
-    engine_name: Literal["vllm", "transformers"] | None,
-    strip_reasoning: bool | None = None,
-) -> Setting:
+    config: str | None = None,
+    engine_name: Literal["vllm", "transformers"] | None = None,
+) -> EvalSetting:
     """A recipe's setting where one is named; a run's where the checkpoint lies in its directory and the tasks are its
     own, so that the figures compare with the run's rounds; else the defaults: float32, up to 4,096 tokens, lm-eval's
     own tasks, or where none is named the bundled ones.
 
     Args:
-        tasks, limit, strip_reasoning: None: the setting's own.
-        include_path: folder of lm-eval task files; `quickstart`: the bundled ones; empty: lm-eval's own alone; None:
-            the setting's own.
+        asked: of `evaluate`, what is to hold in place of the setting's own. `include_path`: a folder of lm-eval task
+            files; `quickstart`: the bundled ones; empty: lm-eval's own alone.
         config: a recipe, as `alignloop run` takes it, or a run directory.
 
     Raises:
         UserError: no such recipe.
     """
-    recipe, origin = _recipe_for(checkpoint, tasks=tasks, include_path=include_path, config=config)
+    asked = {name: value or None if name == "include_path" else value for name, value in asked.items()}
+    recipe, origin = _recipe_for(checkpoint, asked, config=config)
     if recipe is None:
         room = min(LONGEST, longest_sequence(text_config(checkpoint)) or LONGEST)
         evaluate = EvaluateConfig(
             # Named tasks mean lm-eval's, as in a recipe; with nothing named there are questions on every machine.
-            include_path="quickstart" if tasks is None and include_path is None else include_path or None,
+            include_path=None if "tasks" in asked else "quickstart",
             max_gen_tokens=max(1, min(EvaluateConfig().max_gen_tokens, room // 2)),
         )
-        setting = Setting(evaluate, EngineConfig(dtype="float32", max_model_len=room))
+        setting = EvalSetting(evaluate, EngineConfig(dtype="float32", max_model_len=room))
     else:
-        setting = Setting(recipe.evaluate, recipe.engine, origin, recipe.chat_template_kwargs)
-    asked: dict[str, object] = {} if tasks is None else {"tasks": tuple(tasks)}
-    if include_path is not None:
-        asked["include_path"] = include_path or None
-    if limit is not None:
-        asked["limit"] = limit
-    if strip_reasoning is not None:
-        asked["strip_reasoning"] = strip_reasoning
-    engine = {} if engine_name is None else {"name": engine_name}
+        setting = EvalSetting(recipe.evaluate, recipe.engine, origin, recipe.chat_template_kwargs)
     return replace(
         setting,
         evaluate=setting.evaluate.model_copy(update=asked),
-        engine=setting.engine.model_copy(update=engine),
+        engine=setting.engine.model_copy(update={} if engine_name is None else {"name": engine_name}),
     )
 
 
 def evaluate_alone(
     checkpoint: Path,
+    asked: Mapping[str, Any],
     *,
-    tasks: Sequence[str] | None,
-    include_path: str | None = None,
-    limit: int | None = None,
-    engine_name: Literal["vllm", "transformers"] | None = None,
-    config: str | None = None,
-    chat_template: str | None = None,
-    samples_file: Path | None = None,
-    strip_reasoning: bool | None = None,
-    log_file: Path,
+    engine_name: Literal["vllm", "transformers"] | None,
+    config: str | None,
+    chat_template: str | None,
+    samples_file: Path | None,
     progress: Progress,
 ) -> EvalReport:
-    """Run `tasks` on `checkpoint`, on whatever device the engine finds.
+    """Run benchmarks on `checkpoint`, on whatever device the engine finds.
 
     Args:
-        tasks, include_path, limit, config, strip_reasoning: see `find_setting`.
+        asked, config: see `find_setting`.
         engine_name: None: vLLM where it is installed.
         chat_template: `llama3`, `chatml`, a template that TRL bundles or a Jinja file, in place of the checkpoint's.
         samples_file: where one JSON line a question is written.
-        log_file: gets what the engine prints.
 
     Raises:
         UserError: the checkpoint holds no model, or no template; a task is unknown, or its questions do not fit.
@@ -129,17 +113,10 @@ def evaluate_alone(
     if not checkpoint.is_dir():
         raise ModelError(f"{checkpoint}: no such folder; give a Hugging Face model folder, for example <run>/final")
     check_causal(checkpoint, text_config(checkpoint))
-    setting = find_setting(
-        checkpoint,
-        tasks=tasks,
-        include_path=include_path,
-        limit=limit,
-        config=config,
-        engine_name=engine_name,
-        strip_reasoning=strip_reasoning,
-    )
+    setting = find_setting(checkpoint, asked, config=config, engine_name=engine_name)
     _say_how(setting, progress)
     with (
+        temporary_log() as log_file,
         _with_template(checkpoint, chat_template, setting.template_kwargs) as served,
         open_engine(setting.engine, log_file=log_file, say=progress.say) as engine,
     ):
@@ -160,7 +137,7 @@ def evaluate_alone(
         )
 
 
-def _say_how(setting: Setting, progress: Progress) -> None:
+def _say_how(setting: EvalSetting, progress: Progress) -> None:
     if setting.origin is not None:
         progress.say(f"measured as {setting.origin}")
     elif setting.evaluate.include_path == "quickstart" and (
@@ -184,9 +161,7 @@ def eval_text(report: EvalReport) -> str:
     return "\n".join(lines)
 
 
-def _recipe_for(
-    checkpoint: Path, *, tasks: Sequence[str] | None, include_path: str | None, config: str | None
-) -> tuple[Recipe | None, str | None]:
+def _recipe_for(checkpoint: Path, asked: Mapping[str, Any], *, config: str | None) -> tuple[Recipe | None, str | None]:
     if config is not None:
         if (Path(config) / RESOLVED).is_file():
             return recipe_of(Path(config)), f"the run {config} does"
@@ -195,8 +170,8 @@ def _recipe_for(
     if run_dir is None:
         return None, None
     recipe = recipe_of(run_dir)
-    is_own = tasks is None or set(tasks) <= set(recipe.evaluate.tasks)
-    is_there = include_path is None or (include_path or None) == recipe.evaluate.include_path
+    is_own = set(asked.get("tasks", ())) <= set(recipe.evaluate.tasks)
+    is_there = asked.get("include_path", recipe.evaluate.include_path) == recipe.evaluate.include_path
     return (recipe, f"its run {run_dir} does") if is_own and is_there else (None, None)
 
 

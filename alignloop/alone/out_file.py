@@ -1,17 +1,21 @@
 """The file a verb makes: worked on in a folder beside it, put in place whole, with a manifest of what it is made from.
 
-<out>.work/          outlives a crash, and is gone when the file is there
+<out>.work/                 outlives a crash, and is gone when the file is there
 <out stem>.manifest.json    as a stage's: a second call that would make the same again knows it
+<out stem>.dropped.jsonl    what was dropped on the way, with reasons; not there where nothing was
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 from alignloop.artifacts import (
     MANIFEST,
@@ -23,10 +27,22 @@ from alignloop.artifacts import (
     stage_seed,
     write_text,
 )
+from alignloop.config.engine import EngineConfig
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.engines.log import LOG_FILE, log_named
+from alignloop.engines.open import open_engine
 from alignloop.errors import RunDirError, UserError
+from alignloop.loop.house import House
+from alignloop.progress import Progress
+from alignloop.records import DroppedRow, RejectedRow
 from alignloop.run_dir.layout import locked, remove_locked
-from alignloop.run_dir.stage import describe, differences
+from alignloop.run_dir.stage import ConfigT, InputsT, OutputsT, Stage, describe, differences
 
+ROUND = 1
+"""The round that stages take themselves to be in: the first that system prompts can be for."""
+NO_ENGINE = EngineConfig(name="transformers")
+"""For stages that use none: it never starts."""
+DROPPED = "dropped.jsonl"
 BEFORE_WORK = frozenset({"run.lock", "prompts.jsonl", "unscored.jsonl", ".fingerprint"})
 """What a working folder holds before a stage has made anything of worth in it."""
 
@@ -46,6 +62,19 @@ def check_out(out: Path, *, option: str = "--out") -> Path:
     if not os.access(folder, os.W_OK):
         raise UserError(f"{option} {out}: the folder {folder} cannot be written in; name another")
     return out
+
+
+def check_writable(file: Path | None, *, option: str) -> None:
+    """Raise a UserError where a report cannot be written at `file`; None is none."""
+    if file is None:
+        return
+    if file.is_dir() or not file.parent.is_dir():
+        raise UserError(f"{option} {file}: no file can be written there; name one in a folder that exists")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {file}: no file can be written there ({error.strerror}); name another") from error
 
 
 def beside(out: Path, what: str) -> Path:
@@ -83,29 +112,55 @@ def work_dir(out: Path) -> Iterator[Path]:
         raise
 
 
-def is_made(out: Path, stage: str, config: Any, inputs: Any, *, run_seed: int) -> bool:
-    """Whether `out` is what the stage would make of `config` and `inputs`, and as it was made.
+@dataclass(frozen=True)
+class OneStage(Generic[ConfigT, InputsT, OutputsT]):
+    """A stage with all that it is run on, as that of round 1 of a run of its own.
 
-    Args:
-        run_seed: what the stage's own seed is made of; it is round 1's.
-
-    Raises:
-        UserError: something else lies at `out`, or it was changed since: it is not written over.
+    Attributes:
+        seed: the run's.
     """
-    if not out.exists():
-        return False
-    described = describe(config, inputs, seed=stage_seed(run_seed, round=1, stage=stage))
-    known = read_beside(out)
-    advice = "name another file, or remove it"
-    if known is None or known.stage != stage:
-        raise UserError(f"{out} exists and is not what this command made there: {advice}")
-    if known.fingerprint != fingerprint(described):
-        changes = "\n".join(f"  - {change}" for change in differences(known, described))
-        raise UserError(f"{out} exists, made from something else:\n{changes}\nTo have the new one, {advice}")
-    records = [entry for entry in known.outputs.values() if not isinstance(entry, list)]
-    if digest_of(out) not in {record.digest for record in records}:
-        raise UserError(f"{out} exists, made from the same things, but was changed since: {advice}")
-    return True
+
+    stage: Stage[ConfigT, InputsT, OutputsT]
+    config: ConfigT
+    inputs: InputsT
+    seed: int
+    engine: EngineConfig = NO_ENGINE
+
+    def run(self, work: Path, progress: Progress, *, stage_progress: Progress | None = None) -> OutputsT:
+        """Run it in a working folder; what an earlier call left there is taken over.
+
+        Args:
+            stage_progress: gets what the stage says; None: `progress`, which gets what the engine says.
+        """
+        log_file = work / LOG_FILE
+        with (
+            log_named(log_file),
+            open_engine(self.engine, log_file=log_file, say=lambda line: progress.say(f"  {line}")) as engine,
+        ):
+            house = House(work, self.seed, engine, stage_progress or progress, rebuild=True)
+            return house.round(ROUND).run(self.stage, self.config, self.inputs)
+
+    def is_made(self, out: Path) -> bool:
+        """Whether `out` is what this would make, and as it was made.
+
+        Raises:
+            UserError: something else lies at `out`, or it was changed since: it is not written over.
+        """
+        if not out.exists():
+            return False
+        seed = stage_seed(self.seed, round=ROUND, stage=self.stage.name)
+        described = describe(self.config, self.inputs, seed=seed)
+        known = read_beside(out)
+        advice = "name another file, or remove it"
+        if known is None or known.stage != self.stage.name:
+            raise UserError(f"{out} exists and is not what this command made there: {advice}")
+        if known.fingerprint != fingerprint(described):
+            changes = "\n".join(f"  - {change}" for change in differences(known, described))
+            raise UserError(f"{out} exists, made from something else:\n{changes}\nTo have the new one, {advice}")
+        records = [entry for entry in known.outputs.values() if not isinstance(entry, list)]
+        if digest_of(out) not in {record.digest for record in records}:
+            raise UserError(f"{out} exists, made from the same things, but was changed since: {advice}")
+        return True
 
 
 def put(source: Path, out: Path) -> None:
@@ -118,6 +173,52 @@ def put(source: Path, out: Path) -> None:
         with aside.open("rb") as file:
             os.fsync(file.fileno())
     aside.replace(out)
+
+
+def there_text(was_there: bool) -> str:
+    """What follows the name of a file that was not made anew."""
+    return ", there already and made from the same things" if was_there else ""
+
+
+def unreadable(rejected: Iterable[RejectedRow]) -> list[DroppedRow]:
+    """Rows of an input file that could not be read."""
+    return [
+        DroppedRow(
+            id=f"{Path(bad.file).name}:{bad.line}",
+            stage="read",
+            rule="unreadable",
+            reason=f"field {bad.field}: {bad.reason}" if bad.field else bad.reason,
+        )
+        for bad in rejected
+    ]
+
+
+def put_dropped(out: Path, rows: Sequence[DroppedRow]) -> None:
+    """Write what was dropped on the way to `out`."""
+    file = beside(out, DROPPED)
+    if rows:
+        dump_jsonl(file, rows)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def read_dropped(out: Path) -> list[DroppedRow]:
+    """What was dropped on the way to `out`."""
+    file = beside(out, DROPPED)
+    return list(load_jsonl(file, DroppedRow)) if file.is_file() else []
+
+
+def dropped_lines(out: Path) -> list[str]:
+    """How many were dropped, by rule, with the first reason of each; none where nothing was."""
+    rows = read_dropped(out)
+    if not rows:
+        return []
+    reasons = {row.rule: row.reason for row in reversed(rows)}
+    counts = Counter(row.rule for row in rows)
+    return [
+        f"{len(rows):,} dropped  {beside(out, DROPPED)}",
+        *(f"  {count:,} {rule}, such as: {reasons[rule]}" for rule, count in counts.items()),
+    ]
 
 
 def read_beside(file: Path) -> Manifest | None:

@@ -8,12 +8,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignloop.alone.dropped_file import Dropped, put_dropped, read_dropped, unreadable
-from alignloop.alone.out_file import beside, check_out, is_made, put, work_dir
+from alignloop.alone.out_file import (
+    OneStage,
+    beside,
+    check_out,
+    dropped_lines,
+    put,
+    put_dropped,
+    there_text,
+    unreadable,
+    work_dir,
+)
 from alignloop.artifacts import Artifact, write_text
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.bundled import resolve_base, resolve_file
@@ -21,14 +30,11 @@ from alignloop.config.recipe import PruneStageConfig
 from alignloop.data.files import why_not_twice
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.rows import Dialogs, Options
-from alignloop.engines.log import LOG_FILE
-from alignloop.engines.open import open_engine
 from alignloop.errors import UserError
-from alignloop.loop.house import House
 from alignloop.progress import Progress, QuietProgress
 from alignloop.pruning.benchmarks import benchmark_files
 from alignloop.pruning.embeddings import POLICY, read_vectors
-from alignloop.pruning.given import given_embedding, kind_of_rows, read_given
+from alignloop.pruning.given import GivenRows, given_embedding, kind_of_rows, read_given
 from alignloop.pruning.items import as_preference, as_sft
 from alignloop.pruning.pipeline import FunnelLine, Pruning, funnel_lines, prune
 from alignloop.pruning.steps import Tools
@@ -40,7 +46,6 @@ from alignloop.stages.prune import kept_beside, tools
 
 OWN_DEFAULTS = {"preferences": ["quickstart"], "prune": {"near_duplicates": {"enabled": True}}}
 """Where no recipe is given. A recipe must name preferences, which pruning does not look at."""
-ROUND = 1
 FUNNEL = "funnel.json"
 
 
@@ -90,13 +95,11 @@ class PrunedFile:
 
     Attributes:
         funnel: the same as `funnel.json` beside `out`: rows by step, with why a step was skipped.
-        dropped: rows with their reasons, those that cannot be read included.
         was_there: the file was there already, made from the same things.
     """
 
     out: Path
     funnel: dict[str, Any]
-    dropped: Dropped
     was_there: bool
 
 
@@ -138,67 +141,52 @@ def prune_file(
     check_suffix(out)
     file = str(resolve_file(str(file), kind="preferences"))
     recipe = load_recipe(OWN_DEFAULTS if config is None else config, overrides=overrides)
-    settings, policy = settings_of(
-        recipe,
-        file,
-        embedder=embedder,
-        benchmarks=benchmarks,
-        with_recipe=config is not None,
-        form=form,
-        columns=columns,
-        out=out,
-    )
+    policy, name = _embedder(recipe, embedder)
+    stage, reading = dict(recipe.prune_stage), recipe.data.reading
+    stage["semantic_dedup"] = recipe.prune.semantic_dedup.model_copy(update={"embedder": name})
+    stage["tasks"], stage["include_path"] = _benchmarks(recipe, benchmarks, with_recipe=config is not None)
+    reading |= {"form": form or reading["form"], "columns": dict(columns or reading["columns"])}
+    settings = PruneFileConfig(**stage, **reading, file=file, parquet=out.suffix == ".parquet")
     _check_inputs(file, settings, embedder=embedder, embeddings=embeddings)
     inputs = _inputs(file, settings, embeddings=embeddings, policy=policy)
-    there = is_made(out, STAGE.name, settings, inputs, run_seed=recipe.seed)
-    if not there:
-        with work_dir(out) as work:
-            outputs = _run(work, recipe, settings, inputs, progress=progress)
+    pruning = OneStage(STAGE, settings, inputs, recipe.seed, recipe.engine)
+    with work_dir(out) as work:
+        was_there = pruning.is_made(out)
+        if not was_there:
+            outputs = pruning.run(work, progress, stage_progress=_Bars(progress))
             put_dropped(out, list(load_jsonl(outputs.dropped.path, DroppedRow)))
             shutil.copyfile(outputs.funnel.path, beside(out, FUNNEL))
             put(outputs.rows.path, out)
-    funnel = json.loads(beside(out, FUNNEL).read_text(encoding="utf-8"))
-    return PrunedFile(out, funnel, read_dropped(out), there)
+    return PrunedFile(out, json.loads(beside(out, FUNNEL).read_text(encoding="utf-8")), was_there)
 
 
-def settings_of(
-    recipe: Recipe,
-    file: str,
-    *,
-    embedder: str | None,
-    benchmarks: Sequence[str],
-    with_recipe: bool,
-    form: str | None,
-    columns: Mapping[str, str] | None,
-    out: Path,
-) -> tuple[PruneFileConfig, Path | None]:
-    """What is done, and the model whose states embed the rows, if one does.
+def _embedder(recipe: Recipe, embedder: str | None) -> tuple[Path | None, str]:
+    """The causal model whose states embed the rows, if one does, and what the recipe's embedder is then.
 
-    Without an embedder, a recipe's own is taken where it is a model; its policy is not known here.
+    Without one named, a recipe's own is taken where it is a model; its policy is not known here.
     """
-    stage = recipe.prune_stage
-    dedup = stage.semantic_dedup
-    policy: Path | None = None
-    name = embedder if embedder is not None else dedup.embedder if dedup.embedder != POLICY else None
-    if name == POLICY:
-        policy = Path(resolve_base(recipe.base)).expanduser()
-    elif name is not None and is_causal(Path(name).expanduser()):
-        policy, name = Path(name).expanduser(), POLICY
-    if policy is not None and not policy.is_dir():
+    own = recipe.prune.semantic_dedup.embedder
+    name = embedder if embedder is not None else own if own != POLICY else None
+    if name is None:
+        return None, POLICY
+    if name != POLICY and not is_causal(Path(name).expanduser()):
+        return None, name
+    policy = Path(resolve_base(recipe.base) if name == POLICY else name).expanduser()
+    if not policy.is_dir():
         raise UserError(f"--embedder {embedder}: {policy} is no model folder; download it and give its path")
-    tasks, include_path = (stage.tasks, stage.include_path) if with_recipe else ((), None)
-    if benchmarks:
-        bundled = [task for task in benchmarks if task == "quickstart"]
-        tasks = (*(task for task in benchmarks if task != "quickstart"), *(("ifeval", "mmlu") if bundled else ()))
-        include_path = "quickstart" if bundled else recipe.evaluate.include_path if with_recipe else None
-    values = dict(stage) | {
-        "semantic_dedup": dedup.model_copy(update={"embedder": name or POLICY}),
-        "tasks": tasks if stage.decontaminate.enabled else (),
-        "include_path": include_path if stage.decontaminate.enabled else None,
-    }
-    reading = recipe.data.reading
-    reading |= {"form": form or reading["form"], "columns": dict(columns or reading["columns"])}
-    return PruneFileConfig(**values, **reading, file=file, parquet=out.suffix == ".parquet"), policy
+    return policy, POLICY
+
+
+def _benchmarks(recipe: Recipe, benchmarks: Sequence[str], *, with_recipe: bool) -> tuple[tuple[str, ...], str | None]:
+    """Tasks whose questions no row may hold, and the folder they are looked for in."""
+    if not recipe.prune.decontaminate.enabled or not (benchmarks or with_recipe):
+        return (), None
+    if not benchmarks:
+        return recipe.evaluate.tasks, recipe.evaluate.include_path
+    tasks = tuple(task for task in benchmarks if task != "quickstart")
+    if "quickstart" in benchmarks:
+        return (*tasks, "ifeval", "mmlu"), "quickstart"
+    return tasks, recipe.evaluate.include_path if with_recipe else None
 
 
 def is_causal(folder: Path) -> bool:
@@ -261,25 +249,23 @@ def pruned_text(result: PrunedFile) -> str:
     """The funnel, and what was dropped, as a person reads them."""
     funnel = result.funnel
     steps = [FunnelLine(**line) for line in funnel["steps"]]
-    there = ", there already and made from the same things" if result.was_there else ""
     more = f" and {funnel['repeated']:,} repeats" if funnel["repeated"] else ""
     lines = [
         f"{funnel['kept']:,} of {funnel['in']:,} rows kept{more} ({funnel['kind']}, {funnel['form']})  "
-        f"{result.out}{there}",
+        f"{result.out}{there_text(result.was_there)}",
         *funnel_lines(steps, num_in=funnel["in"]),
         *funnel["notes"],
-        *result.dropped.lines(),
+        *dropped_lines(result.out),
         f"the funnel  {beside(result.out, FUNNEL)}",
     ]
     return "\n".join(lines)
 
 
-def _tools(config: PruneFileConfig, inputs: Inputs, ctx: StageContext, *, given: Any) -> Tools:
-    made = tools(config, ctx, policy=None if inputs.policy is None else inputs.policy.path)
-    changes: dict[str, Any] = {"lenient": True}
-    if inputs.embeddings is not None:
-        changes["embedding"] = given_embedding(inputs.embeddings.path, given)
-    return Tools(**{**vars(made), **changes})
+def _tools(config: PruneFileConfig, inputs: Inputs, ctx: StageContext, *, given: GivenRows) -> Tools:
+    made = replace(tools(config, ctx, policy=None if inputs.policy is None else inputs.policy.path), lenient=True)
+    if inputs.embeddings is None:
+        return made
+    return replace(made, embedding=given_embedding(inputs.embeddings.path, given))
 
 
 def _check_inputs(file: str, settings: PruneFileConfig, *, embedder: str | None, embeddings: Path | None) -> None:
@@ -313,26 +299,14 @@ def _inputs(file: str, settings: PruneFileConfig, *, embeddings: Path | None, po
     )
 
 
-def _run(work: Path, recipe: Recipe, settings: PruneFileConfig, inputs: Inputs, *, progress: Progress) -> Outputs:
-    log_file = work / LOG_FILE
-    quiet = QuietProgress()
-    with open_engine(recipe.engine, log_file=log_file, say=lambda line: progress.say(f"  {line}")) as engine:
-        house = House(work, recipe.seed, engine, _Bars(progress, quiet), rebuild=True)
-        return house.round(ROUND).run(STAGE, settings, inputs)
-
-
 @dataclass(frozen=True)
-class _Bars:
+class _Bars(QuietProgress):
     """Bars, and no lines: the funnel says all."""
 
-    bars: Progress
-    lines: Progress
+    shown: Progress
 
     def task(self, label: str, *, total: int, unit: str) -> Any:
-        return self.bars.task(label, total=total, unit=unit)
-
-    def say(self, line: str) -> None:
-        self.lines.say(line)
+        return self.shown.task(label, total=total, unit=unit)
 
 
 STAGE = Stage("prune_file", Inputs, Outputs, run)

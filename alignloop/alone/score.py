@@ -6,60 +6,40 @@ CANDIDATES --read--> candidate rows, in the reward model's tokens --the score st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from alignloop.alone.dropped_file import Dropped, put_dropped, read_dropped, unreadable
-from alignloop.alone.out_file import check_out, is_made, manifest_of, put, work_dir
-from alignloop.alone.sample import NO_RECIPE, ROUND, chat_of, model_folder
+from alignloop.alone.model import chat_of, reward_model_folder
+from alignloop.alone.out_file import (
+    OneStage,
+    check_out,
+    dropped_lines,
+    manifest_of,
+    put,
+    put_dropped,
+    there_text,
+    unreadable,
+    work_dir,
+)
+from alignloop.alone.sample import NO_RECIPE
 from alignloop.artifacts import Artifact
 from alignloop.chat.sampled import ids_read_as
-from alignloop.comparison.statistics import summary
 from alignloop.config import Recipe, load_recipe
-from alignloop.config.engine import EngineConfig
 from alignloop.config.sampling import RewardFunction
 from alignloop.data.candidates import ReadCandidates, TextPrompt, read_candidates
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
-from alignloop.engines.base import Engine
-from alignloop.engines.checkpoint import longest_sequence, tensor_shapes, text_config
-from alignloop.engines.open import open_engine
-from alignloop.errors import DataError, ModelError, UserError
-from alignloop.loop.house import House
+from alignloop.engines.checkpoint import longest_sequence, text_config
+from alignloop.errors import DataError, UserError
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import CandidateRow, DroppedRow
+from alignloop.sampling.reward_statistics import summary
 from alignloop.stages import score, select
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
 
-CLASSIFIER = "ForSequenceClassification"
 
-
-@dataclass(frozen=True)
-class Scored:
-    """What came of it.
-
-    Attributes:
-        rewards: total rewards of all candidates, in file order.
-        mean_random: mean reward of a random candidate of each prompt, drawn among those the best is picked from.
-        mean_best: mean reward of the best of each prompt.
-        extra_rewards: mean of each reward function, over the candidates it applies to.
-        dropped: candidates without room, and rows that cannot be read.
-    """
-
-    out: Path
-    best: Path | None
-    num_prompts: int
-    rewards: tuple[float, ...]
-    extra_rewards: dict[str, float]
-    mean_random: float
-    mean_best: float
-    dropped: Dropped
-    was_there: bool
-
-
-def score_alone(
+def score_file(
     reward_model: str,
     candidates: Path,
     *,
@@ -69,8 +49,8 @@ def score_alone(
     overrides: Sequence[str],
     functions: Sequence[str],
     progress: Progress,
-) -> Scored:
-    """Score every candidate of a file and find the best of each prompt.
+) -> str:
+    """Score every candidate of a file and find the best of each prompt; returns what was made, in a few lines.
 
     Args:
         reward_model: a sequence classifier with one label, as the loop's `train_reward` saves it.
@@ -82,14 +62,9 @@ def score_alone(
     Raises:
         UserError: bad input, found before the reward model is loaded where it can be.
     """
-    out = check_out(out)
-    best = None if best is None else check_out(best, option="--best")
-    if best is not None and best.absolute() == out.absolute():
-        raise UserError(f"--best {best}: is --out, too; give each file a name of its own")
-    if best is not None and manifest_of(best).absolute() == manifest_of(out).absolute():
-        raise UserError(f"--best {best}: has the name of --out but for its ending, and so has its manifest; rename it")
+    out, best = _checked(out, best)
     folder = reward_model_folder(reward_model)
-    recipe = scoring_recipe(config, overrides, functions=functions)
+    recipe = _recipe(config, overrides, functions=functions)
     score.unique(recipe.score.reward_functions)
     read = read_candidates(candidates.expanduser(), max_bad_fraction=recipe.data.max_bad_fraction)
     rows, dropped = fitting_rows(
@@ -99,65 +74,56 @@ def score_alone(
         raise DataError(f"{candidates}: none of its candidates can be scored, the first because: {dropped[0].reason}")
     with work_dir(out) as work:
         dump_jsonl(work / "unscored.jsonl", rows)
-        inputs = score.Inputs(Artifact.of(work / "unscored.jsonl"), Artifact.of(folder))
-        there = is_made(out, "score", recipe.score_stage, inputs, run_seed=recipe.seed)
-        if not there and best is not None and best.exists():
+        scoring = scoring_of(recipe, Artifact.of(work / "unscored.jsonl"), folder)
+        was_there = scoring.is_made(out)
+        if not was_there and best is not None and best.exists():
             raise UserError(f"--best {best}: exists already; name another file, or remove it")
-        if not there:
-            scored = run_scoring(work / "score", recipe, inputs, progress=progress).candidates
+        if not was_there:
+            scored = scoring.run(work / "score", progress)
             put_dropped(out, dropped)
-            put(scored.path, out)
-        chosen = select.Inputs(Artifact.of(out))
-        wanted = best is not None and not is_made(best, "select", recipe.select, chosen, run_seed=recipe.seed)
-        selected = _select(work / "select", recipe, chosen)
-        if best is not None and wanted:
+            put(scored.candidates.path, out)
+        selecting = OneStage(select.STAGE, recipe.select, select.Inputs(Artifact.of(out)), recipe.seed)
+        is_wanted = best is not None and not selecting.is_made(best)
+        selected = selecting.run(work / "select", QuietProgress())
+        if best is not None and is_wanted:
             put(selected.selected.path, best)
-    return _scored(out, best, selected, was_there=there)
+    return _scored_text(out, best, selected, was_there=was_there)
 
 
-def run_scoring(work: Path, recipe: Recipe, inputs: score.Inputs, *, progress: Progress) -> score.Outputs:
-    """The score stage as round 1 of a run in `work`; no engine is started."""
-    with _no_engine(work) as engine:
-        return (
-            House(work, recipe.seed, engine, progress, rebuild=True)
-            .round(ROUND)
-            .run(score.STAGE, recipe.score_stage, inputs)
-        )
+def scoring_of(recipe: Recipe, candidates: Artifact, reward_model: Path) -> OneStage[Any, score.Inputs, score.Outputs]:
+    inputs = score.Inputs(candidates, Artifact.of(reward_model))
+    return OneStage(score.STAGE, recipe.score_stage, inputs, recipe.seed)
 
 
-def reward_model_folder(reward_model: str) -> Path:
-    """The folder of a reward model, by its config and the names of its weights.
-
-    Raises:
-        ModelError: it is another kind of model.
-    """
-    folder = model_folder(reward_model)
-    names = [str(name) for name in text_config(folder).get("architectures") or []]
-    if not any(name.endswith(CLASSIFIER) for name in names):
-        found = f"a {names[0]}" if names else "a model of unnamed architecture"
-        raise ModelError(
-            f"{folder} is {found}, no reward model: give a sequence classifier with one label, for example the "
-            "checkpoint that `alignloop stage train_reward` or a run's train_reward stage publishes"
-        )
-    heads = [shape for name, shape in tensor_shapes(folder).items() if name == "score.weight"]
-    if not heads or heads[0][0] != 1:
-        found = f"{heads[0][0]} labels" if heads else "no `score.weight`"
-        raise ModelError(f"{folder} has {found}: a reward model has a score head with one label")
-    return folder
+def _checked(out: Path, best: Path | None) -> tuple[Path, Path | None]:
+    out = check_out(out)
+    if best is None:
+        return out, None
+    best = check_out(best, option="--best")
+    if best.absolute() == out.absolute():
+        raise UserError(f"--best {best}: is --out, too; give each file a name of its own")
+    if manifest_of(best).absolute() == manifest_of(out).absolute():
+        raise UserError(f"--best {best}: has the name of --out but for its ending, and so has its manifest; rename it")
+    return out, best
 
 
-def scoring_recipe(config: str | None, overrides: Sequence[str], *, functions: Sequence[str]) -> Recipe:
-    """The recipe that scores, with the reward functions given as `module:function=weight`.
-
-    Raises:
-        RecipeError: the recipe is wrong.
-        UserError: a reward function is not written so.
-    """
+def _recipe(config: str | None, overrides: Sequence[str], *, functions: Sequence[str]) -> Recipe:
     recipe = load_recipe(NO_RECIPE if config is None else config, overrides=[*overrides, "preferences=quickstart"])
     if not functions:
         return recipe
     own = tuple(_reward_function(text) for text in functions)
     return recipe.model_copy(update={"score": recipe.score.model_copy(update={"reward_functions": own})})
+
+
+def _reward_function(text: str) -> RewardFunction:
+    name, equals, weight = text.partition("=")
+    try:
+        return RewardFunction.model_validate({"function": name, "weight": float(weight) if equals else 1.0})
+    except ValueError as error:
+        raise UserError(
+            f"--reward-function {text}: expected module:function or module:function=weight, for example "
+            "rewards:politeness=0.5"
+        ) from error
 
 
 def fitting_rows(
@@ -189,46 +155,6 @@ def fitting_rows(
     return kept, dropped
 
 
-def scored_text(result: Scored) -> str:
-    """What was made, in a few lines."""
-    spread = summary(result.rewards)
-    there = ", there already and made from the same things" if result.was_there else ""
-    lines = [
-        f"{len(result.rewards):,} candidates of {result.num_prompts:,} prompts  {result.out}{there}",
-        f"  reward of a random pick  {result.mean_random:>9.4f}",
-        f"  reward of the best       {result.mean_best:>9.4f}  ({result.mean_best - result.mean_random:+.4f})",
-        f"  all candidates: mean {spread.mean:.4f}"
-        + ("" if spread.std is None else f", standard deviation {spread.std:.4f}"),
-        "  " + "  ".join(f"{float(name):.0%} {value:.3f}" for name, value in spread.quantiles.items()),
-        *(f"  {name}: mean {value:.4f}" for name, value in result.extra_rewards.items()),
-    ]
-    if result.best is not None:
-        lines.append(f"the best of each prompt  {result.best}")
-    return "\n".join([*lines, *result.dropped.lines()])
-
-
-def _select(work: Path, recipe: Recipe, inputs: select.Inputs) -> select.Outputs:
-    with _no_engine(work) as engine:
-        house = House(work, recipe.seed, engine, QuietProgress(), rebuild=True)
-        return house.round(ROUND).run(select.STAGE, recipe.select, inputs)
-
-
-def _no_engine(work: Path) -> Engine:
-    """What stages that use none are given: it never starts."""
-    return open_engine(EngineConfig(name="transformers"), log_file=work / "engine.log")
-
-
-def _reward_function(text: str) -> RewardFunction:
-    name, equals, weight = text.partition("=")
-    try:
-        return RewardFunction.model_validate({"function": name, "weight": float(weight) if equals else 1.0})
-    except ValueError as error:
-        raise UserError(
-            f"--reward-function {text}: expected module:function or module:function=weight, for example "
-            "rewards:politeness=0.5"
-        ) from error
-
-
 def _text_rows(prompt: TextPrompt, chat: ChatFormat) -> Iterator[CandidateRow]:
     for k, candidate in enumerate(prompt.candidates):
         row = CandidateRow(
@@ -251,20 +177,24 @@ def _ids(row: CandidateRow, chat: ChatFormat) -> list[int]:
     return list(content) if row.finish_reason == "length" else [*content, chat.stop_token_ids[0]]
 
 
-def _scored(out: Path, best: Path | None, selected: select.Outputs, *, was_there: bool) -> Scored:
+def _scored_text(out: Path, best: Path | None, selected: select.Outputs, *, was_there: bool) -> str:
     rows = list(load_jsonl(out, CandidateRow))
+    spread = summary([select.reward_of(row) for row in rows])
     extra: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.extra_rewards.items():
             extra.setdefault(name, []).append(value)
-    return Scored(
-        out=out,
-        best=best,
-        num_prompts=len({row.prompt_id for row in rows}),
-        rewards=tuple(select.reward_of(row) for row in rows),
-        extra_rewards={name: sum(values) / len(values) for name, values in extra.items()},
-        mean_random=selected.metrics["mean_reward_random"],
-        mean_best=selected.metrics["mean_reward_best"],
-        dropped=read_dropped(out),
-        was_there=was_there,
-    )
+    of_random, of_best = selected.metrics["mean_reward_random"], selected.metrics["mean_reward_best"]
+    num_prompts = len({row.prompt_id for row in rows})
+    lines = [
+        f"{len(rows):,} candidates of {num_prompts:,} prompts  {out}{there_text(was_there)}",
+        f"  reward of a random pick  {of_random:>9.4f}",
+        f"  reward of the best       {of_best:>9.4f}  ({of_best - of_random:+.4f})",
+        f"  all candidates: mean {spread.mean:.4f}"
+        + ("" if spread.std is None else f", standard deviation {spread.std:.4f}"),
+        "  " + "  ".join(f"{float(name):.0%} {value:.3f}" for name, value in spread.quantiles.items()),
+        *(f"  {name}: mean {sum(values) / len(values):.4f}" for name, values in extra.items()),
+    ]
+    if best is not None:
+        lines.append(f"the best of each prompt  {best}")
+    return "\n".join([*lines, *dropped_lines(out)])

@@ -11,25 +11,17 @@ import signal
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from alignloop import __version__
-from alignloop.cli import data as cli_data
-from alignloop.cli import look as cli_lineage
-from alignloop.cli import report as cli_report
-from alignloop.cli import sample as cli_sampling
-from alignloop.cli.sample import SetOption
+from alignloop.cli import data, evaluate, look, run, sample
 from alignloop.config import environment
 from alignloop.errors import AlignloopError, Interrupted, PeopleNeeded, UserError
 from alignloop.streams import guard
 from alignloop.terminal import printable, say
-
-if TYPE_CHECKING:
-    from alignloop.loop.run import RunResult
 
 # Newer typers carry a click of their own: the class that is caught must be that one.
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
@@ -73,19 +65,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a bundled recipe's name.")]
-RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Overrides the recipe's number of rounds.")]
-RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<the recipe's name>.")]
-TasksOption = Annotated[str | None, typer.Option(metavar="NAMES", help="With commas; default: its run's or bundled.")]
-IncludeOption = Annotated[
-    str | None, typer.Option(metavar="quickstart|DIR", help="Looked through first; empty: lm-eval's.")
-]
-ProtocolOption = Annotated[
-    str | None, typer.Option(metavar="RECIPE|RUN_DIR", help="Whose protocol holds; default: its run's.")
-]
-StripOption = Annotated[bool, typer.Option("--strip-reasoning", help="Judge what follows </think> alone.")]
-RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Do stages again that no longer match, and all after.")]
-
 
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
@@ -94,214 +73,19 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-@app.command()
-def run(
-    recipe: RecipeArgument = "quickstart",
-    rounds: RoundsOption = None,
-    run_dir: RunDirOption = None,
-    overrides: SetOption = None,
-    rebuild: RebuildOption = False,
-) -> None:
-    """Run a recipe, or go on with it.
-
-    What an earlier call has published is not run again.
-
-    \b
-    alignloop run                            the quickstart, offline
-    alignloop run --rounds 8                 two rounds more on a run of six
-    alignloop run my.yaml --run-dir runs/mine
-    alignloop run my.yaml --set dpo.beta=0.2 --set sample.num_candidates=16
-    """
-    from alignloop.config import load_recipe
-    from alignloop.engines.log import LOG_FILE, log_named
-    from alignloop.loop.run import run as run_loop
-    from alignloop.progress import for_terminal
-
-    config = load_recipe(recipe, overrides=[*(overrides or ()), *([] if rounds is None else [f"rounds={rounds}"])])
-    folder = run_dir if run_dir is not None else Path("runs") / config.name
-    with log_named(folder / LOG_FILE):
-        result = run_loop(config, run_dir=folder, rebuild=rebuild, progress=for_terminal())
-    say("\n" + result_text(result))
-
-
-@app.command()
-def plan(
-    recipe: RecipeArgument = "quickstart",
-    rounds: RoundsOption = None,
-    run_dir: RunDirOption = None,
-    overrides: SetOption = None,
-    rebuild: RebuildOption = False,
-) -> None:
-    """Say what `run` would do, and what is wrong.
-
-    Every error in recipe, data and base is found before any model is loaded; nothing is written.
-
-    \b
-    alignloop plan my.yaml
-    alignloop plan my.yaml --rounds 8 --run-dir runs/mine
-    """
-    from alignloop.plan import make_plan, plan_text, recipe_or_problems
-
-    config = recipe_or_problems(recipe, overrides=overrides or (), rounds=rounds)
-    folder = run_dir if run_dir is not None else Path("runs") / config.name
-    planned = make_plan(config, run_dir=folder, rebuild=rebuild)
-    say(plan_text(planned))
-    if planned.drifted:
-        raise UserError("published stages no longer match (see `drift`): put it back, or pass --rebuild")
-
-
-@app.command()
-def status(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")] = Path("runs/quickstart"),
-    verify: Annotated[bool, typer.Option("--verify", help="Read all that is published: is it whole?")] = False,
-) -> None:
-    """Say what a run directory holds.
-
-    Also whether a run is at work in it, and the table so far.
-    """
-    from alignloop.look.status import read_status, status_text, verify_text
-    from alignloop.progress import for_terminal
-
-    if verify:
-        say(verify_text(run_dir, progress=for_terminal()))
-        return
-    say(status_text(read_status(run_dir)))
-
-
-@app.command(name="eval")
-def eval_checkpoint(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A Hugging Face model folder.")] = None,
-    tasks: TasksOption = None,
-    include_path: IncludeOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, for a quick look.")] = None,
-    config: ProtocolOption = None,
-    chat_template: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="In place of the model's own.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report there.")] = None,
-    samples: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all answers and verdicts there.")] = None,
-    engine: Annotated[Literal["vllm", "transformers"] | None, typer.Option(help="What generates.")] = None,
-    responses: Annotated[Path | None, typer.Option(metavar="FILE", help="Score these, without a model.")] = None,
-    benchmark: Annotated[str | None, typer.Option(metavar="ifeval=DATA", help="The prompts that they answer.")] = None,
-    strip_reasoning: StripOption = False,
-) -> None:
-    """Run benchmarks on a checkpoint, or on responses.
-
-    \b
-    alignloop eval runs/quickstart/final
-    alignloop eval my-model --tasks ifeval=input_data.jsonl,mmlu=mmlu/
-    alignloop eval --responses mine.jsonl --benchmark ifeval=input_data.jsonl
-    """
-    from alignloop.cli import evaluate as cli_eval
-
-    cli_eval.check_files(json_file=json_file, samples=samples)
-    if responses is not None or benchmark is not None:
-        model_options = {
-            "CHECKPOINT": checkpoint,
-            "--tasks": tasks,
-            "--include-path": include_path,
-            "--limit": limit,
-            "--config": config,
-            "--chat-template": chat_template,
-            "--engine": engine,
-            "--samples": samples,
-        }
-        cli_eval.score(
-            responses,
-            benchmark=benchmark,
-            json_file=json_file,
-            strip_reasoning=strip_reasoning,
-            model_options=model_options,
-        )
-        return
-    if checkpoint is None:
-        raise UserError("eval: name a CHECKPOINT to measure, or --responses FILE --benchmark ifeval=DATA to score")
-    cli_eval.measure(
-        checkpoint,
-        tasks=tasks,
-        include_path=include_path,
-        limit=limit,
-        config=config,
-        chat_template=chat_template,
-        engine=engine,
-        json_file=json_file,
-        samples=samples,
-        strip_reasoning=strip_reasoning or None,
-    )
-
-
-@app.command()
-def stage(
-    name: Annotated[str, typer.Argument(help="For example sample, score, train_dpo.")],
-    out: Annotated[Path, typer.Option(help="The folder to publish in.")],
-    config: Annotated[str, typer.Option(help="Recipe that configures it.")] = "quickstart",
-    inputs: Annotated[
-        list[str] | None, typer.Option("--input", metavar="FIELD=PATH", help="An artifact it takes; repeatable.")
-    ] = None,
-    overrides: SetOption = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The run's seed; default: the recipe's.")] = None,
-    number: Annotated[int, typer.Option("--round", min=0, help="The round it takes itself to be in.")] = 1,
-    rebuild: RebuildOption = False,
-) -> None:
-    """Run one stage alone on given artifacts. Without --input it says which it takes.
-
-    \b
-    alignloop stage select --out best --input candidates=scored.jsonl
-    alignloop stage average --out mean --input checkpoints=step-100,step-200
-    """
-    from alignloop.alone.stage import run_alone
-    from alignloop.config import load_recipe
-    from alignloop.engines.log import log_named
-    from alignloop.progress import for_terminal
-
-    seeds = [] if seed is None else [f"seed={seed}"]
-    recipe = load_recipe(config, overrides=[*(overrides or ()), *seeds])
-    with log_named(out.with_name(out.name + ".engine.log")):
-        outputs = run_alone(
-            name, recipe=recipe, inputs=inputs or (), out=out, number=number, rebuild=rebuild, progress=for_terminal()
-        )
-    for key, value in {**outputs.counts, **outputs.metrics}.items():
-        say(f"{key}  {value:g}")
-    say(f"published in {out}")
-
-
-@app.command()
-def inspect(
-    row: Annotated[str, typer.Argument(metavar="ROW", help="FILE:LINE, FILE:ID or RUN_DIR:ID.")],
-    objective: Annotated[
-        Literal["reward", "sft", "dpo"] | None, typer.Option(help="Default: all that the row can serve.")
-    ] = None,
-    base: Annotated[str | None, typer.Option(help="Whose tokenizer; default: the run's, or the quickstart's.")] = None,
-    chat_template: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="In place of the base's own, as in the recipe.")
-    ] = None,
-    config: Annotated[str | None, typer.Option(metavar="RECIPE", help="Lengths, strengths and base.")] = None,
-    train_on: Annotated[
-        Literal["last_assistant", "all_assistant"] | None, typer.Option(help="As in the recipe's sft.")
-    ] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Also a table of ids and positions.")] = False,
-) -> None:
-    """Show which tokens of a row are trained.
-
-    \b
-    alignloop inspect data.jsonl:1 --base my-model --chat-template llama3
-    alignloop inspect runs/mine/round-01/09_build_pairs/pairs.jsonl:3
-    """
-    from alignloop.look.rows import find_row
-    from alignloop.look.screen import print_views
-    from alignloop.look.setting import find_setting
-    from alignloop.look.views import views_of
-
-    found = find_row(row)
-    setting = find_setting(found.file, base=base, chat_template=chat_template, config=config)
-    print_views(found, views_of(found.row, setting, objective=objective, train_on=train_on), setting=setting, ids=ids)
-
-
-app.add_typer(cli_data.app)
-app.command()(cli_report.report)
-app.command()(cli_sampling.sample)
-app.command()(cli_sampling.score)
-app.command(name="compare-sampling")(cli_sampling.compare_sampling)
-app.command()(cli_lineage.why)
-app.command()(cli_lineage.diff)
+app.command()(run.run)
+app.command()(run.plan)
+app.command()(look.status)
+app.command(name="eval")(evaluate.evaluate)
+app.command()(run.stage)
+app.command()(look.inspect)
+app.add_typer(data.app)
+app.command()(look.report)
+app.command()(sample.sample)
+app.command()(sample.score)
+app.command(name="compare-sampling")(sample.compare_sampling)
+app.command()(look.why)
+app.command()(look.diff)
 
 
 @app.command()
@@ -312,42 +96,6 @@ def recipes() -> None:
     for path in sorted(RECIPES.glob("*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
         say(_wrapped(f"{path.stem:<16} {first}", width=80, indent=17))
-
-
-def result_text(result: RunResult) -> str:
-    """The tables of a finished run, what it took, and how to load the final model."""
-    from alignloop.chat.load import template_kwargs_of
-    from alignloop.report.model_card import transformers_snippet, vllm_snippet
-    from alignloop.report.table import text_tables
-
-    minutes, seconds = divmod(round(result.seconds), 60)
-    starts = "no engine start (all was published)" if not result.num_engine_starts else "1 engine start"
-    if result.num_engine_starts > 1:
-        starts = f"{result.num_engine_starts} engine starts"
-    path = str(result.final_model)
-    kwargs = template_kwargs_of(Path(path))
-    return "\n".join(
-        [
-            text_tables(result.rounds),
-            "",
-            f"took         {minutes} min {seconds} s, {starts}, peak memory at most {peak_gib():.1f} GiB",
-            f"best round   {result.final_round}, by {result.best_metric}",
-            f"final model  {path} (its model card: README.md)",
-            *([f"report       {result.report}"] if result.report.is_file() else []),
-            "",
-            *_indented("# transformers\n" + transformers_snippet(path, template_kwargs=kwargs)),
-            "",
-            *_indented("# vLLM\n" + vllm_snippet(path, template_kwargs=kwargs)),
-        ]
-    )
-
-
-def peak_gib() -> float:
-    """An upper bound of the memory in use at any time, in GiB: this process's peak and its largest child's."""
-    import resource
-
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
 
 
 def main() -> None:
@@ -429,7 +177,3 @@ def _wrapped(line: str, *, width: int, indent: int | None = None) -> str:
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _indented(text: str) -> list[str]:
-    return [f"  {line}" for line in text.splitlines()]

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from alignloop.cli import prune as cli_prune
-from alignloop.errors import UserError
+from alignloop.cli.options import ConfigOption, SetOption
 from alignloop.terminal import say
 
 app = typer.Typer(
@@ -69,18 +68,17 @@ def check(
     """
     from alignloop.alone.data_check import as_json, check_alone
     from alignloop.alone.data_check_text import check_text
+    from alignloop.alone.out_file import check_writable
     from alignloop.artifacts import write_text
     from alignloop.data.columns import parse_columns
     from alignloop.data.rows import Options
 
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise UserError(f"--json {json_file}: no file can be written there; name one in a folder that exists")
-    columns = parse_columns(column or ())
+    check_writable(json_file, option="--json")
     found = check_alone(
         files,
         kind=kind,
         form=form,
-        options=Options(dialogs, max_characters, columns),
+        options=Options(dialogs, max_characters, parse_columns(column or ())),
         base=base,
         chat_template=chat_template,
         workers=workers,
@@ -129,4 +127,57 @@ def convert(
     say(converted_text(done))
 
 
-app.command()(cli_prune.prune)
+@app.command()
+def prune(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Dialogs to fine-tune on, or preferences, in any form that is read.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The rows that are kept: .jsonl or .parquet.")],
+    embedder: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|ID|policy", help="Embeds rows; without one none are compared by meaning."),
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="Vectors you have, one a row of FILE, in its order.")
+    ] = None,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="ifeval=FILE, mmlu=FOLDER, quickstart, an lm-eval task; repeatable."),
+    ] = None,
+    form: Annotated[str | None, typer.Option(help="Of the rows; default: detected.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OURS=THEIRS", help="A column by its name: prompt=question; repeatable."),
+    ] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Prune a file of rows.
+
+    Steps: clean, topic, quality, difficulty, duplicates, benchmarks, mix.
+
+    Steps that lack what they need (rewards, a judge, an embedder) are skipped by name. What is dropped goes to
+    <out>.dropped.jsonl with its reason, the funnel to <out>.funnel.json.
+
+    \b
+    alignloop data prune rows.jsonl --out kept.jsonl --embedder my-minilm
+    alignloop data prune pairs.parquet --out kept.parquet --benchmarks ifeval=ifeval.jsonl
+    alignloop data prune rows.jsonl --out kept.jsonl --set prune.semantic_dedup.threshold=0.9
+    """
+    from alignloop.alone.prune import prune_file, pruned_text
+    from alignloop.data.columns import parse_columns
+    from alignloop.progress import for_terminal
+
+    result = prune_file(
+        file,
+        out=out,
+        embedder=embedder,
+        embeddings=embeddings,
+        benchmarks=benchmarks or (),
+        form=form,
+        columns=parse_columns(column or ()),
+        config=config,
+        overrides=overrides or (),
+        progress=for_terminal(),
+    )
+    say(pruned_text(result))

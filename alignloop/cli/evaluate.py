@@ -1,96 +1,115 @@
-"""What `alignloop eval` does: a checkpoint's benchmarks, or verdicts on responses that exist already."""
+"""The verb that measures: `eval`, of a checkpoint or of responses that exist already."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
+import typer
+
+from alignloop.cli.options import EngineOption
 from alignloop.errors import UserError
 from alignloop.terminal import say
 
-
-def check_files(*, json_file: Path | None, samples: Path | None) -> None:
-    """Raise a UserError where one of them cannot be written: known before hours of work, not after them."""
-    for option, path in (("--json", json_file), ("--samples", samples)):
-        if path is not None:
-            _check_file(option, path)
-    if samples is not None and json_file is not None and samples.resolve() == json_file.resolve():
-        raise UserError(f"--json and --samples {samples}: the report would replace the answers; name two files")
-
-
-def _check_file(option: str, path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{option} {path}: no file can be written there; name one in a folder that exists")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{option} {path}: no file can be written there ({error.strerror}); name another") from error
+TasksOption = Annotated[str | None, typer.Option(metavar="NAMES", help="With commas; default: its run's or bundled.")]
+IncludeOption = Annotated[
+    str | None, typer.Option(metavar="quickstart|DIR", help="Looked through first; empty: lm-eval's.")
+]
+ProtocolOption = Annotated[
+    str | None, typer.Option(metavar="RECIPE|RUN_DIR", help="Whose protocol holds; default: its run's.")
+]
 
 
-def measure(
-    checkpoint: Path,
-    *,
-    tasks: str | None,
-    include_path: str | None,
-    limit: int | None,
-    config: str | None,
-    chat_template: str | None,
-    engine: Literal["vllm", "transformers"] | None,
-    json_file: Path | None,
-    samples: Path | None,
-    strip_reasoning: bool | None,
+def evaluate(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A Hugging Face model folder.")] = None,
+    tasks: TasksOption = None,
+    include_path: IncludeOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, for a quick look.")] = None,
+    config: ProtocolOption = None,
+    chat_template: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="In place of the model's own.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report there.")] = None,
+    samples: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all answers and verdicts there.")] = None,
+    engine: EngineOption = None,
+    responses: Annotated[Path | None, typer.Option(metavar="FILE", help="Score these, without a model.")] = None,
+    benchmark: Annotated[str | None, typer.Option(metavar="ifeval=DATA", help="The prompts that they answer.")] = None,
+    strip_reasoning: Annotated[
+        bool, typer.Option("--strip-reasoning", help="Judge what follows </think> alone.")
+    ] = False,
 ) -> None:
-    """Print a checkpoint's figures, and write the files that were asked for."""
+    """Run benchmarks on a checkpoint, or on responses.
+
+    \b
+    alignloop eval runs/quickstart/final
+    alignloop eval my-model --tasks ifeval=input_data.jsonl,mmlu=mmlu/
+    alignloop eval --responses mine.jsonl --benchmark ifeval=input_data.jsonl
+    """
     from alignloop.alone.evaluate import eval_text, evaluate_alone
     from alignloop.artifacts import write_text
-    from alignloop.engines.log import temporary_log
     from alignloop.progress import for_terminal
 
-    with temporary_log() as log_file:
-        report = evaluate_alone(
+    _check_files(json_file=json_file, samples=samples)
+    if responses is not None or benchmark is not None:
+        of_models = {
+            "CHECKPOINT": checkpoint,
+            "--tasks": tasks,
+            "--include-path": include_path,
+            "--limit": limit,
+            "--config": config,
+            "--chat-template": chat_template,
+            "--engine": engine,
+            "--samples": samples,
+        }
+        text, report = _of_responses(responses, benchmark, strip_reasoning=strip_reasoning, of_models=of_models)
+    elif checkpoint is None:
+        raise UserError("eval: name a CHECKPOINT to measure, or --responses FILE --benchmark ifeval=DATA to score")
+    else:
+        asked = {
+            "tasks": None if tasks is None else tuple(name for name in tasks.split(",") if name),
+            "include_path": include_path,
+            "limit": limit,
+            "strip_reasoning": strip_reasoning or None,
+        }
+        measured = evaluate_alone(
             checkpoint,
-            tasks=None if tasks is None else [name for name in tasks.split(",") if name],
-            include_path=include_path,
-            limit=limit,
+            {name: value for name, value in asked.items() if value is not None},
             config=config,
             chat_template=chat_template,
             engine_name=engine,
             samples_file=samples,
-            strip_reasoning=strip_reasoning,
-            log_file=log_file,
             progress=for_terminal(),
         )
-    say(eval_text(report))
+        text, report = eval_text(measured), measured.model_dump_json(indent=1)
+    say(text)
     if json_file is not None:
-        write_text(json_file, report.model_dump_json(indent=1) + "\n")
+        write_text(json_file, report + "\n")
 
 
-def score(
-    responses: Path | None,
-    *,
-    benchmark: str | None,
-    json_file: Path | None,
-    strip_reasoning: bool,
-    model_options: Mapping[str, object],
-) -> None:
-    """Print the verdicts' figures, and write them with the verdicts to `json_file`.
+def _check_files(*, json_file: Path | None, samples: Path | None) -> None:
+    """Known before hours of work, not after them."""
+    from alignloop.alone.out_file import check_writable
+
+    check_writable(json_file, option="--json")
+    check_writable(samples, option="--samples")
+    if samples is not None and json_file is not None and samples.resolve() == json_file.resolve():
+        raise UserError(f"--json and --samples {samples}: the report would replace the answers; name two files")
+
+
+def _of_responses(
+    responses: Path | None, benchmark: str | None, *, strip_reasoning: bool, of_models: Mapping[str, object]
+) -> tuple[str, str]:
+    """The verdicts' figures as text, and with the verdicts as JSON.
 
     Args:
-        model_options: what only a model needs, by name: none may be given.
+        of_models: options that only a model needs: none may be given.
     """
-    from alignloop.artifacts import write_text
     from alignloop.evaluation.responses import responses_text, score_file
 
     if responses is None or benchmark is None:
         lacking = "--responses FILE" if responses is None else "--benchmark ifeval=DATA.jsonl"
         raise UserError(f"eval: {lacking} is missing: responses are scored against the prompts that they answer")
-    if given := [name for name, value in model_options.items() if value is not None]:
+    if given := [name for name, value in of_models.items() if value is not None]:
         raise UserError(f"eval: {', '.join(given)} and --responses: existing responses are scored without a model")
     scored = score_file(responses, benchmark=benchmark, strip_reasoning=strip_reasoning)
-    say(responses_text(scored))
-    if json_file is not None:
-        write_text(json_file, json.dumps(scored.as_json(), indent=1, ensure_ascii=False) + "\n")
+    return responses_text(scored), json.dumps(scored.as_json(), indent=1, ensure_ascii=False)

@@ -1,15 +1,80 @@
-"""The verbs that tell where rows come from and what became of them: `why`, `diff`."""
+"""The verbs that look at rows and runs: `status`, `inspect`, `report`, `why`, `diff`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from alignloop.terminal import say, say_json
 
 JsonOption = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
+
+
+def status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")] = Path("runs/quickstart"),
+    verify: Annotated[bool, typer.Option("--verify", help="Read all that is published: is it whole?")] = False,
+) -> None:
+    """Say what a run directory holds.
+
+    Also whether a run is at work in it, and the table so far.
+    """
+    from alignloop.look.status import read_status, status_text, verify_text
+    from alignloop.progress import for_terminal
+
+    if verify:
+        say(verify_text(run_dir, progress=for_terminal()))
+        return
+    say(status_text(read_status(run_dir)))
+
+
+def inspect(
+    row: Annotated[str, typer.Argument(metavar="ROW", help="FILE:LINE, FILE:ID or RUN_DIR:ID.")],
+    objective: Annotated[
+        Literal["reward", "sft", "dpo"] | None, typer.Option(help="Default: all that the row can serve.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Whose tokenizer; default: the run's, or the quickstart's.")] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="In place of the base's own, as in the recipe.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(metavar="RECIPE", help="Lengths, strengths and base.")] = None,
+    train_on: Annotated[
+        Literal["last_assistant", "all_assistant"] | None, typer.Option(help="As in the recipe's sft.")
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Also a table of ids and positions.")] = False,
+) -> None:
+    """Show which tokens of a row are trained.
+
+    \b
+    alignloop inspect data.jsonl:1 --base my-model --chat-template llama3
+    alignloop inspect runs/mine/round-01/09_build_pairs/pairs.jsonl:3
+    """
+    from alignloop.look.rows import find_row
+    from alignloop.look.screen import print_views
+    from alignloop.look.setting import find_setting
+    from alignloop.look.views import views_of
+
+    found = find_row(row)
+    setting = find_setting(found.file, base=base, chat_template=chat_template, config=config)
+    print_views(found, views_of(found.row, setting, objective=objective, train_on=train_on), setting=setting, ids=ids)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are compared.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default, of one run: RUN/report.html.")] = None,
+) -> None:
+    """Make the report of a run, or of several to compare.
+
+    One HTML file that opens offline. Of a run that has not finished a round it shows what there is.
+
+    \b
+    alignloop report runs/quickstart
+    alignloop report runs/one runs/two --out compared.html
+    """
+    from alignloop.report.html.write import write_reports
+
+    say(f"report  {write_reports(runs, out=out)}")
 
 
 def why(

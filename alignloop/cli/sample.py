@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from alignloop.cli.options import ConfigOption, EngineOption, SeedOption, SetOption
 from alignloop.errors import UserError
 from alignloop.terminal import say
-
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Overrides a field of the recipe; repeatable.")
-]
-ConfigOption = Annotated[str | None, typer.Option(metavar="RECIPE", help="Settings not given here; default: ours.")]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="Default: the recipe's.")]
 
 
 def sample(
@@ -28,7 +23,7 @@ def sample(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion.")] = None,
     seed: SeedOption = None,
     system_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Before each prompt without one.")] = None,
-    engine: Annotated[Literal["vllm", "transformers"] | None, typer.Option(help="What generates.")] = None,
+    engine: EngineOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -37,7 +32,7 @@ def sample(
     \b
     alignloop sample my-model prompts.jsonl --out candidates.jsonl -k 16
     """
-    from alignloop.alone.sample import sample_alone, sampled_text
+    from alignloop.alone.sample import sample_file
     from alignloop.progress import for_terminal
 
     given = {
@@ -48,7 +43,7 @@ def sample(
         "seed": seed,
         "engine.name": engine,
     }
-    result = sample_alone(
+    made = sample_file(
         checkpoint,
         prompts,
         out=out,
@@ -57,7 +52,7 @@ def sample(
         system_prompt=system_prompt,
         progress=for_terminal(),
     )
-    say(sampled_text(result))
+    say(made)
 
 
 def score(
@@ -79,10 +74,10 @@ def score(
     \b
     alignloop score my-rm candidates.jsonl --out scored.jsonl --best best.jsonl
     """
-    from alignloop.alone.score import score_alone, scored_text
+    from alignloop.alone.score import score_file
     from alignloop.progress import for_terminal
 
-    result = score_alone(
+    made = score_file(
         reward_model,
         candidates,
         out=out,
@@ -92,7 +87,7 @@ def score(
         functions=functions or (),
         progress=for_terminal(),
     )
-    say(scored_text(result))
+    say(made)
 
 
 def compare_sampling(

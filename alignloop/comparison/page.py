@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from alignloop.comparison.result import Comparison, Distribution, Histogram, Rewards
-from alignloop.comparison.text import completion_rows, number, pvalue_text, quantile_name, setting_text
+from alignloop.comparison.result import Comparison, Rewards
+from alignloop.comparison.text import completion_rows, difference_rows, number, reward_rows, setting_text
 from alignloop.report.plots import charts
 from alignloop.report.plots.drawing import draw
 from alignloop.report.plots.theme import STYLE
@@ -36,9 +36,9 @@ def comparison_page(found: Comparison) -> str:
             *_who(found),
             *(f"<p>{escape(sentence)}</p>" for sentence in found.verdict),
             "<h2>Rewards of all candidates</h2>",
-            plot(found.all.histogram, (found.all.a.mean, found.all.b.mean), title="Rewards of all candidates"),
+            _plot(found.all, "Rewards of all candidates"),
             f"<h2>Rewards of the best of {escape(found.best_of)}</h2>",
-            plot(found.best.histogram, (found.best.a.mean, found.best.b.mean), title="Rewards of the best candidates"),
+            _plot(found.best, "Rewards of the best candidates"),
             *_tables(found),
             "</body></html>",
             "",
@@ -46,18 +46,17 @@ def comparison_page(found: Comparison) -> str:
     )
 
 
-def plot(histogram: Histogram, means: tuple[float, float], *, title: str) -> str:
+def _plot(rewards: Rewards, title: str) -> str:
     """Two distributions as outlines over one axis, their means as lines."""
+    sides = (("A", rewards.a, rewards.histogram.a), ("B", rewards.b, rewards.histogram.b))
     spec = charts.outlines(
-        histogram.edges,
-        [
-            charts.Outline("A", tuple(histogram.a), means[0]),
-            charts.Outline("B", tuple(histogram.b), means[1]),
-        ],
+        rewards.histogram.edges,
+        [charts.Outline(name, tuple(shares), side.mean) for name, side, shares in sides],
         x_title="reward (upright lines: means)",
         y_title="% of completions",
     )
-    alt = f"{title}: mean of A {number(means[0])}, of B {number(means[1])}; the numbers are in the table below"
+    means = f"mean of A {number(rewards.a.mean)}, of B {number(rewards.b.mean)}"
+    alt = f"{title}: {means}; the numbers are in the table below"
     return f'<figure class="chart">{draw(spec, alt=alt)}</figure>'
 
 
@@ -76,12 +75,12 @@ def _who(found: Comparison) -> Iterable[str]:
 def _tables(found: Comparison) -> Iterable[str]:
     kinds = (found.all, found.best)
     best = f"best of {found.best_of}"
-    sides = [side for kind in kinds for side in (kind.a, kind.b)]
+    rewards = [(name, *cells) for name, cells in reward_rows(kinds)]
+    differences = [(name, *(cell.replace("+-", "±") for cell in cells)) for _, name, cells in difference_rows(kinds)]
     yield "<h2>Numbers</h2>"
-    yield _table(["reward", "all, A", "all, B", f"{best}, A", f"{best}, B"], _distribution_rows(sides))
-    yield _table(["B against A", "all candidates", best], _difference_rows(kinds))
-    of_a, of_b = completion_rows(found.a.completions), completion_rows(found.b.completions)
-    yield _table(["completions", "A", "B"], [(name, a, b) for (name, a), (_, b) in zip(of_a, of_b, strict=True)])
+    yield _table(["reward", "all, A", "all, B", f"{best}, A", f"{best}, B"], rewards)
+    yield _table(["B against A", "all candidates", best], differences)
+    yield _table(["completions", "A", "B"], [(name, *cells) for name, cells in completion_rows(found)])
     yield (
         '<p class="notes">The p-value by candidates takes them all as independent of each other; the one by prompt '
         f"comes from {found.all.difference.num_swaps} random exchanges of A and B prompt by prompt. &plusmn; is one "
@@ -89,23 +88,6 @@ def _tables(found: Comparison) -> Iterable[str]:
     )
     if found.notes:
         yield '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in found.notes) + "</ul>"
-
-
-def _distribution_rows(sides: Sequence[Distribution]) -> Iterable[Sequence[str]]:
-    yield ["n", *(f"{side.n:,}" for side in sides)]
-    yield ["mean", *(number(side.mean) for side in sides)]
-    yield ["standard deviation", *(number(side.std) for side in sides)]
-    for name in sides[0].quantiles:
-        yield [quantile_name(name), *(number(side.quantiles[name]) for side in sides)]
-
-
-def _difference_rows(kinds: Sequence[Rewards]) -> Iterable[Sequence[str]]:
-    differences = [kind.difference for kind in kinds]
-    yield ["mean difference by prompt", *(f"{d.mean:+.4f} ± {number(d.stderr)}" for d in differences)]
-    yield ["p (paired t)", *(pvalue_text(d.mean_pvalue) for d in differences)]
-    yield ["KS statistic", *(number(d.ks) for d in differences)]
-    yield ["p (by candidates)", *(pvalue_text(d.ks_pvalue) for d in differences)]
-    yield ["p (by prompt)", *(pvalue_text(d.swap_pvalue) for d in differences)]
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

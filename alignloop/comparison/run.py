@@ -5,27 +5,26 @@ A, B ─► scored file, or recipe ─► <dir>/a, <dir>/b: sample, score ─►
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignloop.alone.sample import chat_of, names_room, policy_folder, run_sampling, sampling_recipe, with_room
-from alignloop.alone.score import reward_model_folder, run_scoring
-from alignloop.artifacts import Artifact, write_text
+from alignloop.alone.model import policy_folder, reward_model_folder
+from alignloop.alone.sample import Sampling, sampling_of
+from alignloop.alone.score import scoring_of
+from alignloop.artifacts import write_text
+from alignloop.comparison.compare import compare
 from alignloop.comparison.page import comparison_page
-from alignloop.comparison.result import Comparison, compare
+from alignloop.comparison.result import Comparison
 from alignloop.comparison.sides import Side, read_side
 from alignloop.config import Recipe
-from alignloop.config.bundled import resolve_file
-from alignloop.data.jsonl import dump_jsonl
-from alignloop.data.readers import read_prompts
 from alignloop.engines.log import temporary_folder
 from alignloop.errors import UserError
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import locked
 from alignloop.sampling.reward_functions import load_function
-from alignloop.stages import sample, score
+from alignloop.stages import score
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 ROW_SUFFIXES = (".jsonl", ".json")
@@ -67,15 +66,6 @@ class Models:
     prompts: str | None = None
 
 
-@dataclass(frozen=True)
-class _Making:
-    """What all recipes of a comparison share."""
-
-    policy: Path
-    reward_model: Path
-    prompts: str
-
-
 def compare_sampling(
     a: Asked, b: Asked, *, models: Models, out: Path | None, seed: int | None, progress: Progress
 ) -> Comparison:
@@ -91,24 +81,26 @@ def compare_sampling(
         EngineError: the engine died too often.
     """
     asked = {"a": a, "b": b}
-    _check_options(asked, models, seed=seed)
-    if out is not None:
-        out = _checked_folder(out)
-    making, recipes = None, {}
+    options = _checked_options(asked, models, seed=seed)
+    out = None if out is None else _checked_folder(out)
+    recipes, sides, reward_model = {}, {}, None
     if a.is_recipe or b.is_recipe:
-        making = _making(models)
-        recipes = {letter: _recipe(one, making, seed=seed) for letter, one in asked.items() if one.is_recipe}
-        _check_scoring(recipes)
-    sides = {
-        letter: read_side(Path(one.source).expanduser(), name=one.name)
-        for letter, one in asked.items()
-        if not one.is_recipe
-    }
+        policy, reward_model = policy_folder(options["--policy"]), reward_model_folder(options["--reward-model"])
+        seeds = () if seed is None else (f"seed={seed}",)
+        recipes = {
+            letter: sampling_of(policy, options["--prompts"], one.source, [*one.overrides, *seeds])
+            for letter, one in asked.items()
+            if one.is_recipe
+        }
+        _check_scoring([sampling.recipe for sampling in recipes.values()])
+    for letter, one in asked.items():
+        if not one.is_recipe:
+            sides[letter] = read_side(Path(one.source).expanduser(), name=one.name)
     with _working_folder(out) as folder:
-        for letter, recipe in recipes.items():
-            assert making is not None
+        for letter, sampling in recipes.items():
+            assert reward_model is not None
             progress.say(f"{letter.upper()}  {asked[letter].name}")
-            sides[letter] = _made(recipe, making, name=asked[letter].name, folder=folder / letter, progress=progress)
+            sides[letter] = _made(sampling, reward_model, asked[letter].name, folder / letter, progress=progress)
         found = compare(sides["a"], sides["b"])
         if out is not None:
             write_text(out / JSON_FILE, found.model_dump_json(indent=1) + "\n")
@@ -116,8 +108,8 @@ def compare_sampling(
     return found
 
 
-def _check_options(asked: Mapping[str, Asked], models: Models, *, seed: int | None) -> None:
-    """Every option that is missing, and every one that nothing would be done with."""
+def _checked_options(asked: Mapping[str, Asked], models: Models, *, seed: int | None) -> dict[str, str]:
+    """The models and prompts by their options; every option that is missing is named, and every one of no use."""
     given = {"--policy": models.policy, "--reward-model": models.reward_model, "--prompts": models.prompts}
     recipes = [one.source for one in asked.values() if one.is_recipe]
     missing = [option for option, value in given.items() if value is None]
@@ -134,48 +126,27 @@ def _check_options(asked: Mapping[str, Asked], models: Models, *, seed: int | No
     for letter, one in asked.items():
         if one.overrides and not one.is_recipe:
             raise UserError(f"--set-{letter}: {one.source} is a file of scored candidates: only a recipe has settings")
+    return {option: value for option, value in given.items() if value is not None}
 
 
-def _making(models: Models) -> _Making:
-    assert models.policy is not None
-    assert models.reward_model is not None
-    assert models.prompts is not None
-    return _Making(policy_folder(models.policy), reward_model_folder(models.reward_model), models.prompts)
-
-
-def _recipe(asked: Asked, making: _Making, *, seed: int | None) -> Recipe:
-    """The recipe, its engine with as much room as its prompts need."""
-    overrides = [*asked.overrides, *([] if seed is None else [f"seed={seed}"])]
-    recipe = sampling_recipe(asked.source, overrides, checkpoint=making.policy)
-    read = read_prompts([resolve_file(making.prompts, kind="prompts")], max_bad_fraction=recipe.data.max_bad_fraction)
-    return with_room(recipe, read.rows, chat=chat_of(making.policy), given=names_room(asked.source, overrides))
-
-
-def _check_scoring(recipes: Mapping[str, Recipe]) -> None:
+def _check_scoring(recipes: Sequence[Recipe]) -> None:
     """Two recipes must score alike: else their rewards differ for another reason than the sampling."""
-    scores = [recipe.score for recipe in recipes.values()]
-    if any(found != scores[0] for found in scores):
+    if any(recipe.score != recipes[0].score for recipe in recipes):
         raise UserError(
             "A and B have different `score` sections: their rewards would differ whatever is sampled. Make them the "
             "same, for example with --set-b"
         )
-    for recipe in recipes.values():
-        score.unique(recipe.score.reward_functions)
-        for entry in recipe.score.reward_functions:
-            load_function(entry.function)  # one that cannot be loaded is found before the engine starts
+    for entry in score.unique(recipes[0].score.reward_functions):
+        load_function(entry.function)  # one that cannot be loaded is found before the engine starts
 
 
-def _made(recipe: Recipe, making: _Making, *, name: str, folder: Path, progress: Progress) -> Side:
+def _made(sampling: Sampling, reward_model: Path, name: str, folder: Path, *, progress: Progress) -> Side:
     """Sample and score a recipe in `folder`; what lies there, made from the same things, is taken over."""
+    recipe = sampling.recipe
     folder.mkdir(parents=True, exist_ok=True)
-    read = read_prompts([resolve_file(making.prompts, kind="prompts")], max_bad_fraction=recipe.data.max_bad_fraction)
-    dump_jsonl(folder / "prompts.jsonl", read.rows)
-    inputs = sample.Inputs(Artifact.of(making.policy), Artifact.of(folder / "prompts.jsonl"))
-    sampled = run_sampling(folder, recipe, inputs, progress=progress)
-    scored = run_scoring(
-        folder, recipe, score.Inputs(sampled.candidates, Artifact.of(making.reward_model)), progress=progress
-    )
-    dropped = {"could not be read": len(read.rejected), "left no room for a completion": sampled.counts["dropped"]}
+    sampled = sampling.stage(folder).run(folder, progress)
+    scored = scoring_of(recipe, sampled.candidates, reward_model).run(folder, progress)
+    dropped = {"could not be read": len(sampling.rejected), "left no room for a completion": sampled.counts["dropped"]}
     return read_side(
         scored.candidates.path,
         name=name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,7 @@ from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import first_objects
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow
-from alignloop.stages.select import by_prompt, reward_of
-
-
-@dataclass(frozen=True)
-class PromptCandidates:
-    """The K candidates of a prompt with what is compared of them."""
-
-    rewards: tuple[float, ...]
-    truncated: tuple[bool, ...]
-    num_tokens: tuple[int, ...]
-    texts: tuple[str, ...]
-
-    def first(self, num_candidates: int) -> PromptCandidates:
-        """The first of them: candidates are drawn alike, so the first are as good as any."""
-        cut = slice(num_candidates)
-        return PromptCandidates(self.rewards[cut], self.truncated[cut], self.num_tokens[cut], self.texts[cut])
+from alignloop.stages.select import by_prompt
 
 
 @dataclass(frozen=True)
@@ -62,12 +47,12 @@ class Pairing:
     """Prompts of two sides.
 
     Attributes:
-        a, b: N prompts each, in the same order.
+        a, b: the candidates of N prompts each, in the same order.
         only_in_a, only_in_b: how many are not in the other.
     """
 
-    a: tuple[PromptCandidates, ...]
-    b: tuple[PromptCandidates, ...]
+    a: list[list[CandidateRow]]
+    b: list[list[CandidateRow]]
     only_in_a: int
     only_in_b: int
 
@@ -117,26 +102,26 @@ def pair_up(a: Side, b: Side) -> Pairing:
         )
     common = [name for name in a.rows if name in partners]
     return Pairing(
-        a=tuple(_prompt(a.rows[name]) for name in common),
-        b=tuple(_prompt(b.rows[partners[name]]) for name in common),
+        a=[a.rows[name] for name in common],
+        b=[b.rows[partners[name]] for name in common],
         only_in_a=len(a.rows) - len(common),
         only_in_b=len(b.rows) - len(common),
     )
 
 
 def common_num_candidates(pairing: Pairing) -> Pairing:
-    """Each prompt with as many candidates in A as in B: the best of more is higher by itself."""
-    counts = [min(len(x.rewards), len(y.rewards)) for x, y in zip(pairing.a, pairing.b, strict=True)]
-    a, b = (
-        tuple(prompt.first(count) for prompt, count in zip(side, counts, strict=True))
-        for side in (pairing.a, pairing.b)
-    )
-    return Pairing(a, b, pairing.only_in_a, pairing.only_in_b)
+    """Each prompt with as many candidates in A as in B: the best of more is higher by itself.
+
+    Candidates are drawn alike, so the first are as good as any.
+    """
+    counts = [min(len(x), len(y)) for x, y in zip(pairing.a, pairing.b, strict=True)]
+    a, b = ([rows[:k] for rows, k in zip(side, counts, strict=True)] for side in (pairing.a, pairing.b))
+    return replace(pairing, a=a, b=b)
 
 
-def num_candidates_text(prompts: Iterable[PromptCandidates]) -> str:
+def num_candidates_text(prompts: Iterable[Sequence[CandidateRow]]) -> str:
     """`4`, or `4 to 8` where prompts have different numbers of candidates."""
-    counts = [len(prompt.rewards) for prompt in prompts]
+    counts = [len(rows) for rows in prompts]
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
@@ -173,15 +158,6 @@ def _dialog(name: str, row: CandidateRow) -> str:
 
 def _id_and_last_turn(name: str, row: CandidateRow) -> str:
     return json.dumps([name, row.messages[-1].content])
-
-
-def _prompt(rows: Sequence[CandidateRow]) -> PromptCandidates:
-    return PromptCandidates(
-        rewards=tuple(reward_of(row) for row in rows),
-        truncated=tuple(row.finish_reason == "length" for row in rows),
-        num_tokens=tuple(len(row.completion_ids) for row in rows),
-        texts=tuple(row.completion for row in rows),
-    )
 
 
 def _start(side: Side) -> str:

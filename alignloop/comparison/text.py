@@ -1,12 +1,12 @@
-"""A comparison on a terminal: at most 80 columns of plain text."""
+"""A comparison on a terminal: at most 80 columns of plain text. The rows of its tables are the page's, too."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from alignloop.comparison.result import Comparison, Completions, Histogram, Rewards
+from alignloop.comparison.result import Comparison, Difference, Histogram, Rewards
 
 WIDTH = 80
 LABEL = 20
@@ -14,11 +14,14 @@ CELL = 13
 BAR = 25
 MISSING = "-"
 QUANTILE_NAMES = {"0.5": "median"}
+Row = tuple[str, list[str]]
+"""A label and its cells."""
 
 
 def comparison_text(found: Comparison) -> str:
     """Who is compared, rewards, completions, histogram, verdict."""
-    lines = [*_who(found), "", *_rewards(found), "", *_completions(found), "", *_histogram(found.all.histogram), ""]
+    completions = [_row(*row) for row in (("completions", ["A", "B"]), *completion_rows(found))]
+    lines = [*_who(found), "", *_rewards(found), "", *completions, "", *_histogram(found.all.histogram), ""]
     for sentence in found.verdict:
         lines += _wrapped(sentence)
     for note in found.notes:
@@ -61,51 +64,52 @@ def _who(found: Comparison) -> list[str]:
     return lines
 
 
-def _rewards(found: Comparison) -> list[str]:
+def _rewards(found: Comparison) -> Iterator[str]:
     kinds = (found.all, found.best)
     over = ["all candidates".center(2 * CELL), f"best of {found.best_of}".center(2 * CELL)]
-    lines = [(" " * LABEL + "".join(over)).rstrip(), _row("reward", ["A", "B", "A", "B"])]
-    lines.append(_row("n", [f"{side.n:,}" for kind in kinds for side in (kind.a, kind.b)]))
-    lines.append(_row("mean", [number(side.mean) for kind in kinds for side in (kind.a, kind.b)]))
-    lines.append(_row("standard deviation", [number(side.std) for kind in kinds for side in (kind.a, kind.b)]))
-    lines += [
-        _row(quantile_name(name), [number(side.quantiles[name]) for kind in kinds for side in (kind.a, kind.b)])
-        for name in found.all.a.quantiles
-    ]
-    lines += ["", _row("B - A, by prompt", _wide(kinds, _paired))]
-    lines.append(_row("  p (paired t)", _wide(kinds, lambda kind: pvalue_text(kind.difference.mean_pvalue))))
-    lines.append(_row("KS statistic", _wide(kinds, lambda kind: number(kind.difference.ks))))
-    lines.append(_row("  p (candidates)", _wide(kinds, lambda kind: pvalue_text(kind.difference.ks_pvalue))))
-    lines.append(_row("  p (by prompt)", _wide(kinds, lambda kind: pvalue_text(kind.difference.swap_pvalue))))
-    return lines
+    yield (" " * LABEL + "".join(over)).rstrip()
+    for row in (("reward", ["A", "B", "A", "B"]), *reward_rows(kinds)):
+        yield _row(*row)
+    yield ""
+    for label, _, cells in difference_rows(kinds):
+        yield _row(label, [part for cell in cells for part in ("", cell)])  # of two columns' width
 
 
-def _paired(kind: Rewards) -> str:
-    difference = kind.difference
-    error = MISSING if difference.stderr is None else f"{difference.stderr:.4f}"
-    return f"{difference.mean:+.4f} +- {error}"
+def reward_rows(kinds: Sequence[Rewards]) -> Iterator[Row]:
+    """What each side's rewards are like: of each kind A, then B."""
+    sides = [side for kind in kinds for side in (kind.a, kind.b)]
+    yield "n", [f"{side.n:,}" for side in sides]
+    yield "mean", [number(side.mean) for side in sides]
+    yield "standard deviation", [number(side.std) for side in sides]
+    for name in sides[0].quantiles:
+        yield quantile_name(name), [number(side.quantiles[name]) for side in sides]
 
 
-def _wide(kinds: Sequence[Rewards], cell: Any) -> list[str]:
-    """Cells of two columns' width."""
-    return [part for kind in kinds for part in ("", cell(kind))]
+DIFFERENCES: tuple[tuple[str, str, Callable[[Difference], str]], ...] = (
+    ("B - A, by prompt", "mean difference by prompt", lambda found: f"{found.mean:+.4f} +- {number(found.stderr)}"),
+    ("  p (paired t)", "p (paired t)", lambda found: pvalue_text(found.mean_pvalue)),
+    ("KS statistic", "KS statistic", lambda found: number(found.ks)),
+    ("  p (candidates)", "p (by candidates)", lambda found: pvalue_text(found.ks_pvalue)),
+    ("  p (by prompt)", "p (by prompt)", lambda found: pvalue_text(found.swap_pvalue)),
+)
+"""Label on the terminal, on the page, and the cell."""
 
 
-def _completions(found: Comparison) -> list[str]:
-    rows = zip(completion_rows(found.a.completions), completion_rows(found.b.completions), strict=True)
-    return [_row("completions", ["A", "B"]), *(_row(name, [of_a, of_b]) for (name, of_a), (_, of_b) in rows)]
+def difference_rows(kinds: Sequence[Rewards]) -> Iterator[tuple[str, str, list[str]]]:
+    """Both labels, and B against A in each kind."""
+    for label, long_label, cell in DIFFERENCES:
+        yield label, long_label, [cell(kind.difference) for kind in kinds]
 
 
-def completion_rows(side: Completions) -> list[tuple[str, str]]:
-    """(name, value) of what completions look like."""
-    return [
-        ("cut at the limit", f"{side.truncated:.1%}"),
-        ("tokens, mean", f"{side.mean_tokens:,.1f}"),
-        ("tokens, 95 %", f"{side.p95_tokens:,.0f}"),
-        ("characters, mean", f"{side.mean_characters:,.1f}"),
-        ("empty", f"{side.empty:.1%}"),
-        ("distinct", f"{side.distinct:.1%}"),
-    ]
+def completion_rows(found: Comparison) -> Iterator[Row]:
+    """What each side's completions look like."""
+    sides = (found.a.completions, found.b.completions)
+    yield "cut at the limit", [f"{side.truncated:.1%}" for side in sides]
+    yield "tokens, mean", [f"{side.mean_tokens:,.1f}" for side in sides]
+    yield "tokens, 95 %", [f"{side.p95_tokens:,.0f}" for side in sides]
+    yield "characters, mean", [f"{side.mean_characters:,.1f}" for side in sides]
+    yield "empty", [f"{side.empty:.1%}" for side in sides]
+    yield "distinct", [f"{side.distinct:.1%}" for side in sides]
 
 
 def _histogram(histogram: Histogram) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from alignloop.comparison.result import Rewards
 
 NUM_TESTS = 4
 """Means and distributions, of all candidates and of the best of K: one of four small p-values is no small p-value."""
@@ -13,24 +13,7 @@ UNSEEN_ERRORS = 2.8
 """A shift of this many standard errors is found in four of five cases (1.96 + 0.84, normal approximation)."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The difference of one kind of rewards.
-
-    Attributes:
-        mean, stderr, mean_pvalue: of the per-prompt difference, B minus A.
-        swap_pvalue: how often a random exchange of A and B sets the distributions as far apart.
-        std: of A's rewards: the yardstick of sizes.
-    """
-
-    mean: float
-    stderr: float | None
-    mean_pvalue: float | None
-    swap_pvalue: float
-    std: float | None
-
-
-def verdict(everything: Finding, best: Finding, *, num_prompts: int, best_of: str, same_rewards: bool) -> list[str]:
+def verdict(everything: Rewards, best: Rewards, *, num_prompts: int, best_of: str, same_rewards: bool) -> list[str]:
     """Sentences: one on the outcome, then how far it can be trusted.
 
     Args:
@@ -41,11 +24,12 @@ def verdict(everything: Finding, best: Finding, *, num_prompts: int, best_of: st
     if num_prompts < 2:
         return ["One common prompt: nothing can be said about the two."]
     lines = [_outcome(everything, best, best_of=best_of)]
-    if everything.stderr and not _found(everything, sure=True):
+    stderr = everything.difference.stderr
+    if stderr and not (_shifted(everything, SURE) or _spread(everything, SURE)):
+        unseen = UNSEEN_ERRORS * stderr
         lines.append(
-            "That is no proof that they are alike: a shift of the mean reward below about "
-            f"{UNSEEN_ERRORS * everything.stderr:.3g}{_in_std(UNSEEN_ERRORS * everything.stderr, everything.std)} "
-            "could well go unseen here."
+            f"That is no proof that they are alike: a shift of the mean reward below about {unseen:.3g}"
+            f"{_in_std(unseen, everything)} could well go unseen here."
         )
     if num_prompts < FEW_PROMPTS:
         lines.append(f"With {num_prompts} prompts even the standard errors are rough: take more.")
@@ -53,46 +37,45 @@ def verdict(everything: Finding, best: Finding, *, num_prompts: int, best_of: st
     return lines
 
 
-def _outcome(everything: Finding, best: Finding, *, best_of: str) -> str:
+def _outcome(everything: Rewards, best: Rewards, *, best_of: str) -> str:
     kinds = (("all candidates", everything), (f"the best of {best_of}", best))
-    for sure, word in ((True, "differ"), (False, "may differ, but chance is not ruled out")):
-        shifted = [_shift(name, finding) for name, finding in kinds if _shifted(finding, sure=sure)]
+    for level, word in ((SURE, "differ"), (HINT, "may differ, but chance is not ruled out")):
+        shifted = [_shift(name, rewards) for name, rewards in kinds if _shifted(rewards, level)]
         if shifted:
             return f"A and B {word}: " + "; ".join(shifted) + "."
-        spread = [name for name, finding in kinds if _spread(finding, sure=sure)]
+        spread = [name for name, rewards in kinds if _spread(rewards, level)]
         if spread:
             return (
                 f"A and B {word}: not in their mean rewards, but in how those of {' and of '.join(spread)} are spread; "
                 "look at the quantiles."
             )
     return (
-        "No difference was found: B's mean reward is "
-        f"{everything.mean:+.3g} +- {_error(everything)} from A's over all candidates, {best.mean:+.3g} +- "
-        f"{_error(best)} for the best of {best_of}."
+        f"No difference was found: B's mean reward is {everything.difference.mean:+.3g} +- {_error(everything)} from "
+        f"A's over all candidates, {best.difference.mean:+.3g} +- {_error(best)} for the best of {best_of}."
     )
 
 
-def _shift(name: str, finding: Finding) -> str:
-    way = "higher" if finding.mean > 0 else "lower"
-    size = _in_std(abs(finding.mean), finding.std)
-    return f"B's mean reward of {name} is {way} by {abs(finding.mean):.3g} +- {_error(finding)}{size}"
+def _shift(name: str, rewards: Rewards) -> str:
+    mean = rewards.difference.mean
+    way = "higher" if mean > 0 else "lower"
+    size = _in_std(abs(mean), rewards)
+    return f"B's mean reward of {name} is {way} by {abs(mean):.3g} +- {_error(rewards)}{size}"
 
 
-def _shifted(finding: Finding, *, sure: bool) -> bool:
-    return finding.mean_pvalue is not None and finding.mean_pvalue < (SURE if sure else HINT)
+def _shifted(rewards: Rewards, level: float) -> bool:
+    pvalue = rewards.difference.mean_pvalue
+    return pvalue is not None and pvalue < level
 
 
-def _spread(finding: Finding, *, sure: bool) -> bool:
-    return finding.swap_pvalue < (SURE if sure else HINT)
+def _spread(rewards: Rewards, level: float) -> bool:
+    return rewards.difference.swap_pvalue < level
 
 
-def _found(finding: Finding, *, sure: bool) -> bool:
-    return _shifted(finding, sure=sure) or _spread(finding, sure=sure)
+def _error(rewards: Rewards) -> str:
+    stderr = rewards.difference.stderr
+    return "?" if stderr is None else f"{stderr:.2g}"
 
 
-def _error(finding: Finding) -> str:
-    return "?" if finding.stderr is None else f"{finding.stderr:.2g}"
-
-
-def _in_std(size: float, std: float | None) -> str:
-    return f" ({size / std:.2g} of A's standard deviation)" if std else ""
+def _in_std(size: float, rewards: Rewards) -> str:
+    """A size by the yardstick of A's rewards."""
+    return f" ({size / rewards.a.std:.2g} of A's standard deviation)" if rewards.a.std else ""

@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 
 from alignloop.artifacts import Manifest
+from alignloop.comparison.compare import compare
 from alignloop.comparison.page import comparison_page
-from alignloop.comparison.result import Comparison, compare
+from alignloop.comparison.result import Comparison, Difference, Histogram, Rewards
 from alignloop.comparison.run import Asked, Models, compare_sampling
 from alignloop.comparison.sides import Side, read_side
 from alignloop.comparison.text import comparison_text
-from alignloop.comparison.verdict import Finding, verdict
+from alignloop.comparison.verdict import verdict
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.errors import DataError, UserError
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, FinishReason, Message
 from alignloop.report.plots.theme import DARK, SERIES
+from alignloop.sampling.reward_statistics import Summary
 
 
 def candidate(
@@ -115,15 +117,20 @@ def test_completions_by_hand() -> None:
     assert facts.distinct == pytest.approx(2 / 3)
 
 
-def of(mean: float, stderr: float, pvalue: float, swap: float) -> Finding:
-    return Finding(mean=mean, stderr=stderr, mean_pvalue=pvalue, swap_pvalue=swap, std=2.0)
+def of(mean: float, stderr: float, pvalue: float, swap: float) -> Rewards:
+    """B against A, whose rewards have a standard deviation of 2."""
+    side = Summary(n=9, mean=0.0, std=2.0, quantiles={})
+    difference = Difference(
+        mean=mean, stderr=stderr, mean_pvalue=pvalue, ks=0.1, ks_pvalue=swap, swap_pvalue=swap, num_swaps=999
+    )
+    return Rewards(a=side, b=side, difference=difference, histogram=Histogram(edges=[], a=[], b=[]))
 
 
 NOTHING = of(0.1, 0.1, 0.3, 0.4)
 
 
 def test_verdict_claims_no_more_than_was_found() -> None:
-    def words(everything: Finding, best: Finding, *, num_prompts: int = 100) -> str:
+    def words(everything: Rewards, best: Rewards, *, num_prompts: int = 100) -> str:
         return " ".join(verdict(everything, best, num_prompts=num_prompts, best_of="4", same_rewards=False))
 
     none = words(NOTHING, NOTHING)
@@ -144,16 +151,13 @@ def test_verdict_claims_no_more_than_was_found() -> None:
 
 @pytest.fixture
 def comparison() -> Comparison:
-    a = side(
-        "<b>one</b> & a name that is rather longer than a line of a terminal has columns, or so it seems.jsonl", {}
+    name = "<b>one</b> & a name that is rather longer than a line of a terminal has columns, or so it seems.jsonl"
+    of_a = {str(n): [n % 7 - 3.0, n % 5 + 0.25] for n in range(40)}
+    of_b = {str(n): [n % 7 - 2.0, n % 3 + 0.5] for n in range(50)}
+    return compare(
+        side(name, of_a, settings={"sample": {"temperature": 1.0}}),
+        side("two.jsonl", of_b, settings={"sample": {"temperature": 0.7}}),
     )
-    a = side(
-        a.name, {str(n): [n % 7 - 3.0, n % 5 + 0.25] for n in range(40)}, settings={"sample": {"temperature": 1.0}}
-    )
-    b = side(
-        "two.jsonl", {str(n): [n % 7 - 2.0, n % 3 + 0.5] for n in range(50)}, settings={"sample": {"temperature": 0.7}}
-    )
-    return compare(a, b)
 
 
 def test_text_fits_a_terminal(comparison: Comparison) -> None:

@@ -212,16 +212,16 @@ def test_a_runs_checkpoint_is_measured_as_the_run_does(tmp_path: Path) -> None:
         json.dumps({"run_version": 1, "recipe": recipe.model_dump(mode="json")})
     )
     own = shutil.copytree(QUICKSTART / "base", tmp_path / "run" / "round-01" / "model")
-    asked: dict[str, Any] = {"include_path": None, "limit": None, "config": None, "engine_name": None}
-    setting = find_setting(own, tasks=None, **asked)
+    setting = find_setting(own, {})
     assert setting.evaluate == recipe.evaluate
     assert setting.engine == recipe.engine
-    assert find_setting(own, tasks=["ifeval"], **asked).evaluate.limit == 7
+    assert find_setting(own, {"tasks": ("ifeval",)}).evaluate.limit == 7
     # Other tasks than the run's have lengths of their own; so has a checkpoint outside any run.
-    other = find_setting(own, tasks=["gsm8k"], **asked)
+    other = find_setting(own, {"tasks": ("gsm8k",)})
     assert (other.evaluate.limit, other.engine.max_model_len, other.engine.dtype) == (None, 2048, "float32")
-    outside = find_setting(QUICKSTART / "base", tasks=None, **asked)
+    outside = find_setting(QUICKSTART / "base", {})
     assert outside.evaluate.include_path == "quickstart"
     assert outside.origin is None
-    named = find_setting(QUICKSTART / "base", tasks=None, **{**asked, "config": str(tmp_path / "run"), "limit": 3})
+    assert find_setting(QUICKSTART / "base", {"include_path": ""}).evaluate.include_path is None
+    named = find_setting(QUICKSTART / "base", {"limit": 3}, config=str(tmp_path / "run"))
     assert (named.evaluate.limit, named.engine.max_model_len) == (3, recipe.engine.max_model_len)

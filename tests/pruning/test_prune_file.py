@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from alignloop.alone.out_file import manifest_of
+from alignloop.alone.out_file import manifest_of, read_dropped
 from alignloop.alone.prune import PrunedFile, prune_file, pruned_text
 from alignloop.artifacts import read_manifest
-from alignloop.cli import prune as cli_prune
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.readers import read_preferences, read_sft
 from alignloop.errors import DataError, UserError
@@ -53,7 +50,11 @@ def test_dialogs_are_pruned_and_every_row_is_accounted_for(tmp_path: Path) -> No
     result = prune_file(file, out=tmp_path / "kept.jsonl", overrides=["prune.quality.top_fraction=0.75"])
     # clean: the shouting row; quality: 3 of the 4 left; near duplicates: b, worse than a, is gone by then or now.
     assert [row.id for row in load_jsonl(tmp_path / "kept.jsonl", SftRow)] == ["a", "e"]
-    assert {row.id: row.rule for row in result.dropped.rows} == {"c": "clean", "d": "quality", "b": "near_duplicates"}
+    assert {row.id: row.rule for row in read_dropped(result.out)} == {
+        "c": "clean",
+        "d": "quality",
+        "b": "near_duplicates",
+    }
     assert (result.funnel["in"], result.funnel["kept"], result.funnel["dropped"]) == (5, 2, 3)
     assert set(skips(result)) == {"topic", "difficulty", "semantic_dedup", "decontaminate", "mix"}
     text = pruned_text(result)
@@ -129,7 +130,7 @@ def test_given_vectors_stand_for_rows_in_file_order(tmp_path: Path) -> None:
     overrides = ["data.max_bad_fraction=0.5", "prune.near_duplicates.enabled=false"]
     result = prune_file(file, out=tmp_path / "kept.jsonl", embeddings=tmp_path / "v.npy", overrides=overrides)
     assert [row.id for row in load_jsonl(tmp_path / "kept.jsonl", SftRow)] == ["0", "1", "2"]
-    unread, near = result.dropped.rows
+    unread, near = read_dropped(result.out)
     assert (unread.rule, unread.id) == ("unreadable", "rows.jsonl:2")
     assert (near.id, near.twin) == ("3", "1")
     assert near.cosine == pytest.approx(1.0)
@@ -150,29 +151,12 @@ def test_given_vectors_stand_for_rows_in_file_order(tmp_path: Path) -> None:
     assert not (tmp_path / "x.jsonl").exists()
 
 
-def test_wrong_calls_write_nothing(tmp_path: Path) -> None:
-    file = written(tmp_path / "rows.jsonl", ROWS)
-    for out, said in (("kept.csv", ".jsonl or .parquet"), ("no/kept.jsonl", "does not exist")):
-        with pytest.raises(UserError, match=said):
-            prune_file(file, out=tmp_path / out)
-    with pytest.raises(UserError, match="no such file"):
-        prune_file(tmp_path / "none.jsonl", out=tmp_path / "kept.jsonl")
-    bad = written(tmp_path / "bad.jsonl", [dialog("a", "b", id="x", reward="high")])
-    with pytest.raises(DataError, match=r"bad\.jsonl, line 1, field reward: 'high': a finite number"):
-        prune_file(bad, out=tmp_path / "kept.jsonl")
-    with pytest.raises(UserError, match="there is no `judge` section"):
-        prune_file(file, out=tmp_path / "kept.jsonl", overrides=["prune.quality.by=judge"])
-    assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [".jsonl", ".jsonl"]
-
-
-def test_the_verb(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(cli_prune.prune)
-    file, out = written(tmp_path / "rows.jsonl", ROWS), tmp_path / "kept.jsonl"
-    result = CliRunner().invoke(app, [str(file), "--out", str(out), "--set", "prune.clean.enabled=false"])
-    assert result.exit_code == 0, result.output
-    assert "prune.clean.enabled is false" in result.output
-    assert out.is_file()
+def test_the_verb(alignloop: Any, tmp_path: Path) -> None:
+    written(tmp_path / "rows.jsonl", ROWS)
+    result = alignloop("data", "prune", "rows.jsonl", "--out", "kept.jsonl", "--set", "prune.clean.enabled=false")
+    assert result.code == 0, result.err
+    assert "prune.clean.enabled is false" in result.out
+    assert (tmp_path / "kept.jsonl").is_file()
 
 
 def test_real_preferences_come_out_as_preferences(tmp_path: Path) -> None:
@@ -206,9 +190,9 @@ def test_real_candidates_by_the_quickstarts_own_states(tmp_path: Path) -> None:
     made = written(tmp_path / "rows.jsonl", [row for row in rows if row["completion"].strip()])
     overrides = ["prune.near_duplicates.enabled=false", "prune.semantic_dedup.threshold=0.999"]
     result = prune_file(made, out=tmp_path / "kept.jsonl", embedder="policy", overrides=overrides)
-    near = {row.id for row in result.dropped.rows if row.rule == "semantic_dedup"}
-    gone = {row.id for row in result.dropped.rows}
+    near = {row.id for row in read_dropped(result.out) if row.rule == "semantic_dedup"}
+    gone = {row.id for row in read_dropped(result.out)}
     twins = [(row["id"], f"copy-{row['id']}") for row in rows[:10] if row["completion"].strip()]
     assert all(first in gone or copy in gone for first, copy in twins)
     assert len(near) <= len(twins) + 5
-    assert all(row.twin is not None for row in result.dropped.rows if row.id in near)
+    assert all(row.twin is not None for row in read_dropped(result.out) if row.id in near)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from alignloop.comparison.statistics import bin_edges, bin_shares
 from alignloop.report.html import elements
 from alignloop.report.html.climb import evenly
 from alignloop.report.html.elements import Table, percent
 from alignloop.report.html.facts import RoundFacts, RunFacts, json_rows
 from alignloop.report.plots import charts
+from alignloop.sampling.reward_statistics import bin_edges, bin_shares
 
 MOST_PROMPTS = 20_000
 MOST_ROUNDS = 9

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from alignloop.comparison.statistics import bin_edges, bin_shares, ks_test, paired_difference, summary, swap_test
+from alignloop.sampling.reward_statistics import bin_edges, bin_shares, ks_test, paired_difference, summary, swap_test
 
 
 def test_summary_by_hand() -> None:

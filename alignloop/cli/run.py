@@ -1,0 +1,148 @@
+"""The verbs that run: `run`, `plan`, `stage`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignloop.cli.options import SetOption
+from alignloop.errors import UserError
+from alignloop.terminal import say
+
+if TYPE_CHECKING:
+    from alignloop.loop.run import RunResult
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a bundled recipe's name.")]
+RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Overrides the recipe's number of rounds.")]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<the recipe's name>.")]
+RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Do stages again that no longer match, and all after.")]
+
+
+def run(
+    recipe: RecipeArgument = "quickstart",
+    rounds: RoundsOption = None,
+    run_dir: RunDirOption = None,
+    overrides: SetOption = None,
+    rebuild: RebuildOption = False,
+) -> None:
+    """Run a recipe, or go on with it.
+
+    What an earlier call has published is not run again.
+
+    \b
+    alignloop run                            the quickstart, offline
+    alignloop run --rounds 8                 two rounds more on a run of six
+    alignloop run my.yaml --run-dir runs/mine
+    alignloop run my.yaml --set dpo.beta=0.2 --set sample.num_candidates=16
+    """
+    from alignloop.config import load_recipe
+    from alignloop.engines.log import LOG_FILE, log_named
+    from alignloop.loop.run import run as run_loop
+    from alignloop.progress import for_terminal
+
+    config = load_recipe(recipe, overrides=[*(overrides or ()), *([] if rounds is None else [f"rounds={rounds}"])])
+    folder = run_dir if run_dir is not None else Path("runs") / config.name
+    with log_named(folder / LOG_FILE):
+        result = run_loop(config, run_dir=folder, rebuild=rebuild, progress=for_terminal())
+    say("\n" + result_text(result))
+
+
+def plan(
+    recipe: RecipeArgument = "quickstart",
+    rounds: RoundsOption = None,
+    run_dir: RunDirOption = None,
+    overrides: SetOption = None,
+    rebuild: RebuildOption = False,
+) -> None:
+    """Say what `run` would do, and what is wrong.
+
+    Every error in recipe, data and base is found before any model is loaded; nothing is written.
+
+    \b
+    alignloop plan my.yaml
+    alignloop plan my.yaml --rounds 8 --run-dir runs/mine
+    """
+    from alignloop.plan import make_plan, plan_text, recipe_or_problems
+
+    config = recipe_or_problems(recipe, overrides=overrides or (), rounds=rounds)
+    folder = run_dir if run_dir is not None else Path("runs") / config.name
+    planned = make_plan(config, run_dir=folder, rebuild=rebuild)
+    say(plan_text(planned))
+    if planned.drifted:
+        raise UserError("published stages no longer match (see `drift`): put it back, or pass --rebuild")
+
+
+def stage(
+    name: Annotated[str, typer.Argument(help="For example sample, score, train_dpo.")],
+    out: Annotated[Path, typer.Option(help="The folder to publish in.")],
+    config: Annotated[str, typer.Option(help="Recipe that configures it.")] = "quickstart",
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="FIELD=PATH", help="An artifact it takes; repeatable.")
+    ] = None,
+    overrides: SetOption = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The run's seed; default: the recipe's.")] = None,
+    number: Annotated[int, typer.Option("--round", min=0, help="The round it takes itself to be in.")] = 1,
+    rebuild: RebuildOption = False,
+) -> None:
+    """Run one stage alone on given artifacts. Without --input it says which it takes.
+
+    \b
+    alignloop stage select --out best --input candidates=scored.jsonl
+    alignloop stage average --out mean --input checkpoints=step-100,step-200
+    """
+    from alignloop.alone.stage import run_alone
+    from alignloop.config import load_recipe
+    from alignloop.engines.log import log_named
+    from alignloop.progress import for_terminal
+
+    seeds = [] if seed is None else [f"seed={seed}"]
+    recipe = load_recipe(config, overrides=[*(overrides or ()), *seeds])
+    with log_named(out.with_name(out.name + ".engine.log")):
+        outputs = run_alone(
+            name, recipe=recipe, inputs=inputs or (), out=out, number=number, rebuild=rebuild, progress=for_terminal()
+        )
+    for key, value in {**outputs.counts, **outputs.metrics}.items():
+        say(f"{key}  {value:g}")
+    say(f"published in {out}")
+
+
+def result_text(result: RunResult) -> str:
+    """The tables of a finished run, what it took, and how to load the final model."""
+    from alignloop.chat.load import template_kwargs_of
+    from alignloop.report.model_card import transformers_snippet, vllm_snippet
+    from alignloop.report.table import text_tables
+
+    minutes, seconds = divmod(round(result.seconds), 60)
+    starts = "no engine start (all was published)" if not result.num_engine_starts else "1 engine start"
+    if result.num_engine_starts > 1:
+        starts = f"{result.num_engine_starts} engine starts"
+    path = str(result.final_model)
+    kwargs = template_kwargs_of(Path(path))
+    return "\n".join(
+        [
+            text_tables(result.rounds),
+            "",
+            f"took         {minutes} min {seconds} s, {starts}, peak memory at most {peak_gib():.1f} GiB",
+            f"best round   {result.final_round}, by {result.best_metric}",
+            f"final model  {path} (its model card: README.md)",
+            *([f"report       {result.report}"] if result.report.is_file() else []),
+            "",
+            *_indented("# transformers\n" + transformers_snippet(path, template_kwargs=kwargs)),
+            "",
+            *_indented("# vLLM\n" + vllm_snippet(path, template_kwargs=kwargs)),
+        ]
+    )
+
+
+def peak_gib() -> float:
+    """An upper bound of the memory in use at any time, in GiB: this process's peak and its largest child's."""
+    import resource
+
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]
