@@ -20,6 +20,7 @@ IncludeOption = Annotated[
 ProtocolOption = Annotated[
     str | None, typer.Option(metavar="RECIPE|RUN_DIR", help="Whose protocol holds; default: its run's.")
 ]
+StripOption = Annotated[bool, typer.Option("--strip-reasoning", help="Judge what follows </think> alone.")]
 
 
 def evaluate(
@@ -34,9 +35,7 @@ def evaluate(
     engine: EngineOption = None,
     responses: Annotated[Path | None, typer.Option(metavar="FILE", help="Score these, without a model.")] = None,
     benchmark: Annotated[str | None, typer.Option(metavar="ifeval=DATA", help="The prompts that they answer.")] = None,
-    strip_reasoning: Annotated[
-        bool, typer.Option("--strip-reasoning", help="Judge what follows </think> alone.")
-    ] = False,
+    strip_reasoning: StripOption = False,
 ) -> None:
     """Run benchmarks on a checkpoint, or on responses.
 
