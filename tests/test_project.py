@@ -75,7 +75,10 @@ def imports_in(tree: ast.AST, *, eager: bool) -> Iterator[tuple[int, str]]:
 
 
 def all_imports(path: Path) -> Iterator[tuple[int, str]]:
-    return imports_in(parsed(path), eager=False)
+    """Line and dotted name of every import, those inside functions and for type checkers too."""
+    for node in ast.walk(parsed(path)):
+        for name in imported_names(node):
+            yield node.lineno, name  # type: ignore[attr-defined]
 
 
 def run_python(program: str, *, cwd: Path = ROOT, options: tuple[str, ...] = ()) -> str:
@@ -190,7 +193,7 @@ def package_imports() -> dict[str, set[str]]:
     known = {room_of(path) for path in modules()}
     graph: dict[str, set[str]] = {name: set() for name in known}
     for path in modules():
-        for _, name in all_imports(path):
+        for _, name in imports_in(parsed(path), eager=False):
             first, _, rest = name.partition(".")
             if first == "alignloop":
                 target = rest.split(".")[0]
