@@ -11,10 +11,10 @@ The same seed gives the same data files; the weights also depend on the machine'
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +28,7 @@ import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
-from scripts.world import corpus, datasets, measuring, pretraining  # noqa: E402
+from scripts.world import corpus, datasets, pretraining  # noqa: E402
 from scripts.world.entities import Entity, build_world  # noqa: E402
 from scripts.world.tokenizer import train_tokenizer  # noqa: E402
 
@@ -56,6 +56,8 @@ def main() -> None:
         _in_processes(options, rendezvous=f"file://{scratch}/rendezvous")
     total = sum(path.stat().st_size for folder in (data, base) for path in folder.rglob("*") if path.is_file())
     say(f"done: {total / 1e6:.2f} MB in {data} and {base}")
+    for folder in (options.clean, base):
+        _measure(folder.resolve())
 
 
 def _options() -> argparse.Namespace:
@@ -96,11 +98,9 @@ def _build_base(rank: int, options: argparse.Namespace, rendezvous: str) -> None
         _train(model, tokenizer, world, corpus.CLEAN, CLEAN, options, rank=rank, tell=tell)
         if first:
             _save(model, tokenizer, options.clean)
-            _report(model, tokenizer, options.out / "data", title="after clean training")
     _train(model, tokenizer, world, corpus.NOISY, NOISY, options, rank=rank, tell=tell)
     if first:
         _save(model, tokenizer, options.out / "base")
-        _report(model, tokenizer, options.out / "data", title="the base, after noisy training")
     distributed.destroy_process_group()
 
 
@@ -136,24 +136,11 @@ def _train(
     pretraining.train(model, tokenizer, stream, schedule=scaled, seed=options.seed, say=tell)
 
 
-def _report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Path, *, title: str) -> None:
-    rows = measuring.read_jsonl((data / "ifeval.jsonl").read_text())
-    following = measuring.measure_following(model, tokenizer, rows, num_candidates=10)
-    questions = [row for path in sorted((data / "mmlu" / "test").glob("*.csv")) for row in _csv_rows(path)]
-    knowledge = measuring.measure_knowledge(model, tokenizer, questions)
-    asked = measuring.measure_knowledge(model, tokenizer, questions, form="Question: {question}\nAnswer:")
-    say(
-        f"{title}: {len(rows)} held-out prompts, greedy {following.greedy:.3f}, one sample {following.sampled:.3f}, "
-        f"best of 10 {following.oracle:.3f}, stopped {following.stopped:.3f}; {len(questions)} questions, "
-        f"right option likeliest {knowledge:.3f} ({asked:.3f} as `Question: ... Answer:`)"
-    )
-    for name, (share, count) in following.by_type.items():
-        say(f"    {name:48s} {share:.2f} of {count}")
-
-
-def _csv_rows(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
+def _measure(folder: Path) -> None:
+    """What the checkpoint can do, on the benchmarks that ship."""
+    command = ["alignloop", "eval", str(folder), "--tasks", "ifeval,mmlu", "--include-path", "quickstart"]
+    say(" ".join(command))
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

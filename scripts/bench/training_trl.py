@@ -1,4 +1,4 @@
-"""TRL's side of the training benchmark: its three trainers, with what costs time for nothing switched off.
+"""TRL's side of the training cases: its three trainers, with what costs time for nothing switched off.
 
 Rows come tokenised, so that lengths are those of our side. Reward and SFT trainers take such rows; `DPOTrainer` always
 tokenises, so its preparation is passed over.
@@ -6,12 +6,11 @@ tokenises, so its preparation is passed over.
 
 from __future__ import annotations
 
-import gc
 import logging
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,17 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import first_fit_decreasing
-from scripts.bench.stopwatch import MemoryWatch
-from scripts.bench.training_cases import (
+from scripts.bench.training import Request
+from scripts.bench.training_rows import MAX_LENGTH, load_groups
+from scripts.bench.training_sides import (
     BETA,
-    CASES,
     LEARNING_RATE,
     MAX_GRAD_NORM,
-    MAX_LENGTH,
     NLL_COEFFICIENT,
     WEIGHT_DECAY,
-    Measurement,
-    Request,
+    Passed,
+    model_of,
+    warm_up_groups,
 )
 
 
@@ -77,55 +76,33 @@ class _PreTokenisedDpo(DPOTrainer):
         return dataset
 
 
-def measure(request: Request, *, warm_up: Sequence[PromptGroup], groups: Sequence[PromptGroup]) -> Measurement:
-    """One optimiser step on `warm_up`, then one timed pass over `groups` from the same start."""
-    warnings.simplefilter("ignore")
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    disable_progress_bars()
-    with tempfile.TemporaryDirectory(prefix="bench-trl-") as folder:
-        # One for both passes: a second one would break the first trainer of the process.
-        args = _arguments(request, warm_up=warm_up, out_dir=folder)
-        first_loss, _, _ = _train(request, warm_up, args=args)
-        gc.collect()
-        watch = MemoryWatch()
-        _, seconds, num_tokens = _train(request, groups, args=args)
-        return Measurement(
-            examples=len(groups),
-            seconds=seconds,
-            tokens=num_tokens,
-            memory_mib=watch.above_mib(),
-            peak_mib=watch.peak_mib(),
-            first_loss=first_loss,
-        )
-
-
-def _train(request: Request, groups: Sequence[PromptGroup], *, args: Any) -> tuple[float, float, int]:
-    """(mean loss of the steps, seconds, positions) of one epoch. Loading and preparing are not counted."""
-    case = CASES[request.case]
-    models = Path(request.work) / request.size
-    trainer_class = {"reward": RewardTrainer, "dpo": _PreTokenisedDpo, "sft": SFTTrainer}[case.kind]
-    rows = {"reward": _reward_rows, "dpo": _dpo_rows, "sft": _sft_rows}[case.kind](groups)
+def train_trl(request: Request, groups: Sequence[PromptGroup]) -> Passed:
+    """One epoch. Loading and preparing are not counted; DPO's reference is, whenever it is computed."""
+    kind = request.spec.kind
+    trainer_class = {"reward": RewardTrainer, "dpo": _PreTokenisedDpo, "sft": SFTTrainer}[kind]
+    rows = {"reward": _reward_rows, "dpo": _dpo_rows, "sft": _sft_rows}[kind](groups)
     watch = _Watch()
     trainer = trainer_class(
-        model=str(models / ("reward" if case.kind == "reward" else "policy")),
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        callbacks=[watch],
+        model=str(model_of(request)), args=_arguments(request), train_dataset=Dataset.from_list(rows), callbacks=[watch]
     )
     counting = trainer.data_collator = _CountingCollator(trainer.data_collator)
     output = trainer.train()
     seconds = watch.ended - watch.started + getattr(trainer, "reference_seconds", 0.0)
-    return output.training_loss, seconds, counting.num_tokens
+    return [output.training_loss], seconds, counting.num_tokens
 
 
-def _arguments(request: Request, *, warm_up: Sequence[PromptGroup], out_dir: str) -> Any:
-    case, setting = CASES[request.case], request.setting
-    rows_per_step = _rows_per_step(request, warm_up=warm_up)
+@cache
+def _arguments(request: Request) -> Any:
+    """Of both passes, made once: a second one would break the first trainer of the process."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    disable_progress_bars()
+    rows_per_step = _rows_per_step(request)
     # Whole forward passes make a step: with a remainder the step would be smaller than ours.
-    per_forward = next(rows for rows in range(min(setting.rows, rows_per_step), 0, -1) if rows_per_step % rows == 0)
+    per_forward = next(n for n in range(min(request.num_rows, rows_per_step), 0, -1) if rows_per_step % n == 0)
     shared: dict[str, Any] = {
-        "output_dir": out_dir,
+        "output_dir": str(Path(request.work) / "trl"),
         "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": False,
@@ -147,11 +124,11 @@ def _arguments(request: Request, *, warm_up: Sequence[PromptGroup], out_dir: str
         "model_init_kwargs": {"dtype": "float32", "attn_implementation": "sdpa"},
         "seed": 0,
     }
-    if case.kind == "reward":
+    if request.spec.kind == "reward":
         return RewardConfig(**shared)
-    if case.kind == "sft":
-        return SFTConfig(**shared, packing=True, packing_strategy=setting.packing)
-    if case.grouped:
+    if request.spec.kind == "sft":
+        return SFTConfig(**shared, packing=True, packing_strategy=request.extra)
+    if request.spec.grouped:
         # The sampler reads the `length` column, which would be taken away as unused.
         shared |= {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False}
     return DPOConfig(
@@ -159,22 +136,19 @@ def _arguments(request: Request, *, warm_up: Sequence[PromptGroup], out_dir: str
         beta=BETA,
         loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, NLL_COEFFICIENT],
-        precompute_ref_log_probs=setting.precompute_ref,
+        precompute_ref_log_probs=bool(request.extra),
     )
 
 
-def _rows_per_step(request: Request, *, warm_up: Sequence[PromptGroup]) -> int:
+def _rows_per_step(request: Request) -> int:
     """Rows of TRL's dataset that make a step; of SFT the packed rows that the warm-up's groups, one step's, fill."""
-    batch_groups = request.amount.batch_groups
-    kind = CASES[request.case].kind
-    if kind == "reward":
-        num_completions = len(warm_up[0].completions)
-        return batch_groups * num_completions * (num_completions - 1) // 2
-    if kind == "dpo":
-        return batch_groups
-    sizes = [group.num_tokens for group in warm_up]
-    rows = len(first_fit_decreasing(sizes, capacity=MAX_LENGTH))
-    return -(-rows // request.setting.rows) * request.setting.rows
+    groups = load_groups(Path(request.work), request.spec.rows, amount=request.amount, short=request.short)
+    warm_up = warm_up_groups(groups, count=request.batch_groups)
+    if request.spec.kind == "sft":
+        filled = len(first_fit_decreasing([group.num_tokens for group in warm_up], capacity=MAX_LENGTH))
+        return -(-filled // request.num_rows) * request.num_rows
+    num_completions = len(warm_up[0].completions)
+    return request.batch_groups * num_completions * (num_completions - 1) // 2
 
 
 def _reward_rows(groups: Sequence[PromptGroup]) -> list[dict[str, Any]]:

@@ -57,92 +57,83 @@ MIN_WORDS = (14, 18, 22, 26)
 
 Relation = Literal["less than", "at least"]
 
-_TEXTS: dict[str, tuple[str, ...]] = {
-    "keywords:existence": (
-        "Include the keywords {keywords} in your answer.",
-        "Your answer must contain the words {keywords}.",
-    ),
-    "keywords:frequency": (
-        "The word {keyword} should appear at least {frequency} times.",
-        "Use the word {keyword} at least {frequency} times.",
-    ),
-    "keywords:forbidden_words": (
-        "Do not include the word {forbidden_words}.",
-        "Do not use the keyword {forbidden_words} in your answer.",
-    ),
-    "length_constraints:number_words": (
-        "Answer with {relation} {num_words} words.",
-        "Use {relation} {num_words} words.",
-    ),
-    "length_constraints:number_paragraphs": (
-        "Write {num_paragraphs} paragraphs separated by ***.",
-        "There should be {num_paragraphs} paragraphs. Separate them with the divider ***.",
-    ),
-    "length_constraints:nth_paragraph_first_word": (
-        "Write {num_paragraphs} paragraphs separated by two new lines. Paragraph {nth_paragraph} must start with the "
-        "word {first_word}.",
-    ),
-    "detectable_content:number_placeholders": (
-        "Include at least {num_placeholders} placeholders in square brackets such as [address].",
-        "Your answer must contain at least {num_placeholders} placeholders such as [name].",
-    ),
-    "detectable_content:postscript": (
-        "At the end add a postscript starting with {postscript_marker}",
-        "Add a postscript that starts with {postscript_marker}",
-    ),
-    "detectable_format:number_bullet_lists": (
-        "Your answer must contain exactly {num_bullets} bullet points.",
-        "Answer with exactly {num_bullets} bullet points such as: * point",
-    ),
-    "detectable_format:constrained_response": (
-        'Answer with one of these: "My answer is yes." "My answer is no." "My answer is maybe."',
-        "Choose from: My answer is yes. My answer is no. My answer is maybe.",
-    ),
-    "detectable_format:number_highlighted_sections": (
-        "Highlight at least {num_highlights} parts of your answer with markdown like *this*.",
-        "Highlight at least {num_highlights} sections, i.e. *highlighted section*.",
-    ),
-    "detectable_format:multiple_sections": (
-        "Your answer must have {num_sections} sections. Mark each with {section_spliter} X.",
-        "Write {num_sections} sections and begin each with {section_spliter} and its number.",
-    ),
-    "detectable_format:json_format": (
-        "Wrap the entire output in JSON format.",
-        "Your whole answer should be in JSON format.",
-    ),
-    "detectable_format:title": (
-        "Add a title wrapped in double angular brackets such as <<title>>.",
-        "Your answer must contain a title in double angular brackets, i.e. <<title>>.",
-    ),
-    "combination:two_responses": (
-        "Give two different responses separated by 6 asterisk symbols: ******.",
-        "Write two different answers with ****** between them.",
-    ),
-    "combination:repeat_prompt": (
-        "First repeat the request word for word, then give your answer.",
-        "Before you answer, repeat the request without change.",
-    ),
-    "startend:end_checker": (
-        "Finish your answer with this exact phrase: {end_phrase}",
-        "End with the exact phrase {end_phrase}",
-    ),
-    "startend:quotation": (
-        "Wrap your entire response with double quotation marks.",
-        "Put your whole answer in double quotation marks.",
-    ),
-    "change_case:english_capital": (
-        "Your entire response should be in all capital letters.",
-        "Use only capital letters.",
-    ),
-    "change_case:english_lowercase": (
-        "Your entire response should be in all lowercase letters.",
-        "Use only lowercase letters. No capital letters are allowed.",
-    ),
-    "punctuation:no_comma": (
-        "Do not use any commas.",
-        "Refrain from the use of any commas in your response.",
-    ),
-}
+
+def _texts(block: str) -> dict[str, tuple[str, ...]]:
+    """Names of instruction types, and indented below each the wordings it has in prompts."""
+    found: dict[str, tuple[str, ...]] = {}
+    for line in block.strip().splitlines():
+        if not line.startswith(" "):
+            found[name := line] = ()
+        else:
+            found[name] += (" ".join(line.split()),)
+    return found
+
+
+_TEXTS = _texts("""
+keywords:existence
+    Include the keywords {keywords} in your answer.
+    Your answer must contain the words {keywords}.
+keywords:frequency
+    The word {keyword} should appear at least {frequency} times.
+    Use the word {keyword} at least {frequency} times.
+keywords:forbidden_words
+    Do not include the word {forbidden_words}.
+    Do not use the keyword {forbidden_words} in your answer.
+length_constraints:number_words
+    Answer with {relation} {num_words} words.
+    Use {relation} {num_words} words.
+length_constraints:number_paragraphs
+    Write {num_paragraphs} paragraphs separated by ***.
+    There should be {num_paragraphs} paragraphs. Separate them with the divider ***.
+length_constraints:nth_paragraph_first_word
+    Write {num_paragraphs} paragraphs separated by two new lines. Paragraph {nth_paragraph} must start with the word\
+    {first_word}.
+detectable_content:number_placeholders
+    Include at least {num_placeholders} placeholders in square brackets such as [address].
+    Your answer must contain at least {num_placeholders} placeholders such as [name].
+detectable_content:postscript
+    At the end add a postscript starting with {postscript_marker}
+    Add a postscript that starts with {postscript_marker}
+detectable_format:number_bullet_lists
+    Your answer must contain exactly {num_bullets} bullet points.
+    Answer with exactly {num_bullets} bullet points such as: * point
+detectable_format:constrained_response
+    Answer with one of these: "My answer is yes." "My answer is no." "My answer is maybe."
+    Choose from: My answer is yes. My answer is no. My answer is maybe.
+detectable_format:number_highlighted_sections
+    Highlight at least {num_highlights} parts of your answer with markdown like *this*.
+    Highlight at least {num_highlights} sections, i.e. *highlighted section*.
+detectable_format:multiple_sections
+    Your answer must have {num_sections} sections. Mark each with {section_spliter} X.
+    Write {num_sections} sections and begin each with {section_spliter} and its number.
+detectable_format:json_format
+    Wrap the entire output in JSON format.
+    Your whole answer should be in JSON format.
+detectable_format:title
+    Add a title wrapped in double angular brackets such as <<title>>.
+    Your answer must contain a title in double angular brackets, i.e. <<title>>.
+combination:two_responses
+    Give two different responses separated by 6 asterisk symbols: ******.
+    Write two different answers with ****** between them.
+combination:repeat_prompt
+    First repeat the request word for word, then give your answer.
+    Before you answer, repeat the request without change.
+startend:end_checker
+    Finish your answer with this exact phrase: {end_phrase}
+    End with the exact phrase {end_phrase}
+startend:quotation
+    Wrap your entire response with double quotation marks.
+    Put your whole answer in double quotation marks.
+change_case:english_capital
+    Your entire response should be in all capital letters.
+    Use only capital letters.
+change_case:english_lowercase
+    Your entire response should be in all lowercase letters.
+    Use only lowercase letters. No capital letters are allowed.
+punctuation:no_comma
+    Do not use any commas.
+    Refrain from the use of any commas in your response.
+""")
 INSTRUCTION_IDS = tuple(_TEXTS)
 
 _LAYOUTS = frozenset(

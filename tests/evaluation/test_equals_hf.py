@@ -18,7 +18,7 @@ from alignloop.progress import QuietProgress
 
 MMLU = Path(__file__).resolve().parents[2] / "../shared/data/mmlu"
 NUM_QUESTIONS = 2
-"""Of each of the ten subjects; scripts/bench/evaluation.py compares them all."""
+"""Of each of the ten subjects; scripts/bench/run.py --cases mmlu_equal compares them all."""
 TIE = 1e-4
 """Nats between two options below which float noise may turn their order."""
 
