@@ -20,7 +20,7 @@ from typing import Any
 
 from scripts.bench.case import BenchError
 
-LOG_LINES = 25
+LOG_LINES, CLOSE_SECONDS = 25, 20
 _hosted: Any = None
 
 
@@ -70,9 +70,9 @@ class Hosted:
     def close(self) -> None:
         with suppress(BenchError):
             self._result(_end)
-        with suppress(ProcessLookupError, AttributeError):
-            os.killpg(self.pid, signal.SIGKILL)  # exit handlers of torch and vLLM can hang, and nothing is left to save
         self._pool.shutdown()
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # what it started and did not end
 
     def __enter__(self) -> Hosted:
         return self
@@ -120,6 +120,7 @@ def _call(verb: str, *arguments: Any) -> Any:
 
 
 def _end() -> None:
+    signal.alarm(CLOSE_SECONDS)  # exit handlers of torch and vLLM can hang, and nothing is left to save
     if hasattr(_hosted, "end"):
         _hosted.end()
 
