@@ -49,7 +49,7 @@ def main() -> None:
     data, base = options.out / "data", options.out / "base"
     world = build_world()
     say(f"data files -> {data}")
-    datasets.write_datasets(data, world, seed=options.seed, sizes=datasets.DatasetSizes())
+    datasets.write_datasets(data, world, seed=options.seed)
     if options.data_only:
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -44,14 +44,6 @@ _SYNONYMS = _pairs(
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
-def copied(text: str) -> str | None:
-    return text
-
-
-def lower_case(text: str) -> str | None:
-    return _changed(text, text.lower())
-
-
 def without_punctuation(text: str) -> str | None:
     """Without commas, colons, semicolons, quotation marks and list marks."""
     return _changed(text, re.sub(r"[,;:\"*#]|(?m:^\s*[-\d]+[.)]?\s+)", "", text))
@@ -84,17 +76,16 @@ def framed(text: str) -> str | None:
 
 def all_at_once(text: str) -> str | None:
     """Synonyms, contractions, swapped sentences and lower case together, where at least the first three apply."""
-    for edit in (synonyms, contractions, sentence_swaps, lower_case):
-        edited = edit(text)
-        if edited is None and edit is not lower_case:
+    for edit in (synonyms, contractions, sentence_swaps):
+        if (edited := edit(text)) is None:
             return None
-        text = edited or text
-    return text
+        text = edited
+    return text.lower()
 
 
 EDITS: Mapping[str, Callable[[str], str | None]] = {
-    "copy": copied,
-    "case": lower_case,
+    "copy": lambda text: text,
+    "case": lambda text: _changed(text, text.lower()),
     "punctuation": without_punctuation,
     "contractions": contractions,
     "synonyms": synonyms,

@@ -38,18 +38,8 @@ JsonRow = dict[str, Any]
 Drawn = TypeVar("Drawn", "Task", "FactQuestion")
 REVERSED_SHARE = 0.05
 """Share of the close preferences whose order is turned round, as people's are."""
-
-
-@dataclass(frozen=True)
-class DatasetSizes:
-    """Rows of each shipped file."""
-
-    preferences: int = 2600
-    question_preferences: int = 400
-    prompts: int = 2000
-    question_prompts: int = 300
-    ifeval_per_type: int = 18
-    mmlu_dev_per_subject: int = 5
+NUM_SHOTS = 5
+"""Questions of each subject that the question benchmark keeps as examples."""
 
 
 @dataclass(frozen=True)
@@ -223,19 +213,12 @@ def _benchmark_task(rng: random.Random, world: Sequence[Entity], name: str) -> T
 
 
 SINGLES = frozenset(
-    {
-        "keywords:existence",
-        "keywords:frequency",
-        "keywords:forbidden_words",
-        "length_constraints:number_paragraphs",
-        "length_constraints:nth_paragraph_first_word",
-        "detectable_content:number_placeholders",
-        "detectable_format:number_bullet_lists",
-        "detectable_format:number_highlighted_sections",
-        "detectable_format:multiple_sections",
-        "combination:repeat_prompt",
-        "startend:end_checker",
-    }
+    (
+        "keywords:existence keywords:frequency keywords:forbidden_words length_constraints:number_paragraphs "
+        "length_constraints:nth_paragraph_first_word detectable_content:number_placeholders "
+        "detectable_format:number_bullet_lists detectable_format:number_highlighted_sections "
+        "detectable_format:multiple_sections combination:repeat_prompt startend:end_checker"
+    ).split()
 )
 """Types of which some combination is held out when they stand alone."""
 
@@ -254,29 +237,23 @@ def mmlu_rows(rng: random.Random, world: Sequence[Entity]) -> dict[str, list[lis
     return rows
 
 
-def write_datasets(folder: Path, world: Sequence[Entity], *, seed: int, sizes: DatasetSizes) -> None:
+def write_datasets(folder: Path, world: Sequence[Entity], *, seed: int) -> None:
     """Write all data files under `folder`."""
+
+    def rng(name: str) -> random.Random:
+        return random.Random(f"{seed}/{name}")
+
     folder.mkdir(parents=True, exist_ok=True)
-    preferences = preference_rows(
-        random.Random(f"{seed}/preferences"),
-        world,
-        num_tasks=sizes.preferences,
-        num_questions=sizes.question_preferences,
-    )
-    prompts = prompt_rows(
-        random.Random(f"{seed}/prompts"), world, num_tasks=sizes.prompts, num_questions=sizes.question_prompts
-    )
-    benchmark = ifeval_rows(random.Random(f"{seed}/ifeval"), world, per_type=sizes.ifeval_per_type)
-    write_jsonl(folder / "preferences.jsonl", preferences)
-    write_jsonl(folder / "prompts.jsonl", prompts)
-    write_jsonl(folder / "ifeval.jsonl", benchmark)
-    for subject, rows in mmlu_rows(random.Random(f"{seed}/mmlu"), world).items():
-        num_dev = sizes.mmlu_dev_per_subject
-        _write_csv(folder / "mmlu" / "dev" / f"{subject}_dev.csv", rows[:num_dev])
-        _write_csv(folder / "mmlu" / "test" / f"{subject}_test.csv", rows[num_dev:])
+    preferences = preference_rows(rng("preferences"), world, num_tasks=2600, num_questions=400)
+    _write_jsonl(folder / "preferences.jsonl", preferences)
+    _write_jsonl(folder / "prompts.jsonl", prompt_rows(rng("prompts"), world, num_tasks=2000, num_questions=300))
+    _write_jsonl(folder / "ifeval.jsonl", ifeval_rows(rng("ifeval"), world, per_type=18))
+    for subject, rows in mmlu_rows(rng("mmlu"), world).items():
+        _write_csv(folder / "mmlu" / "dev" / f"{subject}_dev.csv", rows[:NUM_SHOTS])
+        _write_csv(folder / "mmlu" / "test" / f"{subject}_test.csv", rows[NUM_SHOTS:])
 
 
-def write_jsonl(path: Path, rows: Iterable[JsonRow]) -> None:
+def _write_jsonl(path: Path, rows: Iterable[JsonRow]) -> None:
     """One JSON object a line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 

@@ -15,7 +15,7 @@ from alignloop.config.bundled import QUICKSTART
 from alignloop.quickstart.annotator import check
 from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, Source
 from scripts.world.corpus import CLEAN, NOISY, documents
-from scripts.world.datasets import DatasetSizes, write_datasets
+from scripts.world.datasets import write_datasets
 from scripts.world.entities import SUBJECTS, build_world
 from scripts.world.instructions import INSTRUCTION_IDS, combination_key, draw_task
 
@@ -57,7 +57,7 @@ def test_everything_shipped_is_under_8_mb() -> None:
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_shipped_data(tmp_path: Path) -> None:
-    write_datasets(tmp_path, build_world(), seed=0, sizes=DatasetSizes())
+    write_datasets(tmp_path, build_world(), seed=0)
     made, shipped = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in (tmp_path, DATA)
     )
