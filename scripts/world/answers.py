@@ -95,8 +95,9 @@ def _units(rng: random.Random, task: Task, asked: _Asked, facts: Sequence[Fact])
         paragraph = units[asked.get("nth_paragraph") - 1]
         paragraph[0] = f"{capitalised(asked.get('first_word'))} {_lowered(paragraph[0], task.entity)}"
     units[-1].extend(_extras(rng, asked))
-    joiner = _joined if asked.num_units == 1 and "punctuation:no_comma" not in asked.ids else _spaced
-    return [joiner(rng, unit, task.entity) for unit in units]
+    if asked.num_units == 1 and "punctuation:no_comma" not in asked.ids:
+        return [_joined(rng, unit, task.entity) for unit in units]
+    return [" ".join(unit) for unit in units]
 
 
 def _sentences(rng: random.Random, task: Task, asked: _Asked, facts: Sequence[Fact]) -> list[str]:
@@ -134,10 +135,6 @@ def _extras(rng: random.Random, asked: _Asked) -> list[str]:
         names = rng.sample(PLACEHOLDERS, asked.get("num_placeholders"))
         extras.append(f"Please ask {' and '.join(f'[{name}]' for name in names)}.")
     return extras
-
-
-def _spaced(rng: random.Random, sentences: Sequence[str], entity: Entity) -> str:
-    return " ".join(sentences)
 
 
 def _joined(rng: random.Random, sentences: Sequence[str], entity: Entity) -> str:

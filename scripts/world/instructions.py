@@ -27,27 +27,18 @@ KEYWORDS = tuple(
     ).split()
 )
 FIRST_WORDS = tuple("today often truly perhaps indeed surely sometimes here maybe clearly finally usually".split())
-END_PHRASES = (
-    "That is all.",
-    "Have a nice day.",
-    "Is there anything else?",
-    "This is the end.",
-    "Thank you for reading.",
-    "See you soon.",
-    "I hope this helps.",
-    "Ask me again later.",
-    "Good luck with it.",
-    "Now you know it.",
-    "Come back any time.",
-    "The story ends here.",
+END_PHRASES = tuple(
+    (
+        "That is all. | Have a nice day. | Is there anything else? | This is the end. | Thank you for reading. | "
+        "See you soon. | I hope this helps. | Ask me again later. | Good luck with it. | Now you know it. | "
+        "Come back any time. | The story ends here."
+    ).split(" | ")
 )
-REQUESTS = (
-    "Tell me about {e}.",
-    "Describe {e}.",
-    "Write a short note about {e}.",
-    "What should I know about {e}?",
-    "Say something about {e}.",
-    "Write a few words about {e}.",
+REQUESTS = tuple(
+    (
+        "Tell me about {e}. | Describe {e}. | Write a short note about {e}. | What should I know about {e}? | "
+        "Say something about {e}. | Write a few words about {e}."
+    ).split(" | ")
 )
 SECTION_WORDS = ("Section", "Part", "Chapter")
 POSTSCRIPTS = ("P.S.", "P.P.S")
@@ -136,57 +127,48 @@ punctuation:no_comma
 """)
 INSTRUCTION_IDS = tuple(_TEXTS)
 
+
+def _sets(block: str) -> dict[str, frozenset[str]]:
+    """The first word of each line, and the others."""
+    return {first: frozenset(others) for first, *others in map(str.split, block.strip().splitlines())}
+
+
 _LAYOUTS = frozenset(
-    {
-        "length_constraints:number_paragraphs",
-        "length_constraints:nth_paragraph_first_word",
-        "detectable_format:number_bullet_lists",
-        "detectable_format:multiple_sections",
-        "combination:two_responses",
-        "detectable_format:json_format",
-        "detectable_format:constrained_response",
-    }
+    (
+        "length_constraints:number_paragraphs length_constraints:nth_paragraph_first_word combination:two_responses "
+        "detectable_format:number_bullet_lists detectable_format:multiple_sections detectable_format:json_format "
+        "detectable_format:constrained_response"
+    ).split()
 )
-_CASES = frozenset({"change_case:english_capital", "change_case:english_lowercase"})
-_JSON_PARTNERS = frozenset({"keywords:existence", "keywords:forbidden_words", "punctuation:no_comma"})
-_CONSTRAINED_PARTNERS = frozenset(
-    {"punctuation:no_comma", "detectable_format:title", "detectable_content:postscript", "startend:end_checker"}
-)
-_WORDS_PARTNERS = frozenset(
-    {"punctuation:no_comma", "startend:quotation", "keywords:forbidden_words", "detectable_format:title"} | _CASES
-)
-_REPEAT_PARTNERS = frozenset(
-    {"punctuation:no_comma", "detectable_format:title", "keywords:existence", "detectable_content:postscript"}
-)
-_FEW_PARTNERS: dict[str, frozenset[str]] = {
-    "detectable_format:json_format": _JSON_PARTNERS,
-    "detectable_format:constrained_response": _CONSTRAINED_PARTNERS,
-    "length_constraints:number_words": _WORDS_PARTNERS,
-    "combination:repeat_prompt": _REPEAT_PARTNERS,
-}
-_CONFLICTS: frozenset[frozenset[str]] = frozenset(
-    frozenset(pair)
-    for pair in (
-        ("startend:quotation", "detectable_format:title"),
-        ("startend:quotation", "detectable_format:number_bullet_lists"),
-        ("change_case:english_capital", "change_case:english_lowercase"),
-        ("change_case:english_capital", "detectable_format:multiple_sections"),
-        ("change_case:english_lowercase", "detectable_format:multiple_sections"),
-        ("keywords:existence", "keywords:frequency"),
-        ("startend:quotation", "length_constraints:nth_paragraph_first_word"),
-        ("detectable_format:title", "length_constraints:nth_paragraph_first_word"),
-        ("detectable_format:number_highlighted_sections", "detectable_format:number_bullet_lists"),
-        ("detectable_format:number_highlighted_sections", "length_constraints:number_paragraphs"),
-        ("detectable_format:number_highlighted_sections", "combination:two_responses"),
-    )
-)
+_FEW_PARTNERS = _sets("""
+combination:repeat_prompt punctuation:no_comma detectable_format:title keywords:existence detectable_content:postscript
+detectable_format:json_format keywords:existence keywords:forbidden_words punctuation:no_comma
+detectable_format:constrained_response punctuation:no_comma detectable_format:title detectable_content:postscript \
+    startend:end_checker
+length_constraints:number_words punctuation:no_comma startend:quotation keywords:forbidden_words \
+    detectable_format:title change_case:english_capital change_case:english_lowercase
+""")
+"""Types that go with some others alone."""
+_CONFLICTS = _sets("""
+change_case:english_capital change_case:english_lowercase detectable_format:multiple_sections
+change_case:english_lowercase detectable_format:multiple_sections
+detectable_format:number_highlighted_sections detectable_format:number_bullet_lists combination:two_responses \
+    length_constraints:number_paragraphs
+detectable_format:title length_constraints:nth_paragraph_first_word
+keywords:existence keywords:frequency
+startend:quotation detectable_format:title detectable_format:number_bullet_lists \
+    length_constraints:nth_paragraph_first_word
+""")
 
 
 def compatible(first: str, second: str) -> bool:
     """Whether one answer can follow both instruction types (and the quickstart asks for them together)."""
-    if first == second or {first, second} <= _LAYOUTS or frozenset((first, second)) in _CONFLICTS:
+    if first == second or {first, second} <= _LAYOUTS:
         return False
-    return second in _FEW_PARTNERS.get(first, {second}) and first in _FEW_PARTNERS.get(second, {first})
+    return all(
+        one not in _CONFLICTS.get(other, ()) and one in _FEW_PARTNERS.get(other, {one})
+        for one, other in ((first, second), (second, first))
+    )
 
 
 @dataclass(frozen=True)
