@@ -12,12 +12,13 @@ from types import ModuleType
 
 import pytest
 
+from alignloop.process_state import descendants
 from scripts.faults import digests, kill_test
 from scripts.faults import fuzz as fuzz_script
 from scripts.faults.fuzz import Findings, fuzz
 from scripts.faults.mutations import odd_bytes, odd_value
 from scripts.faults.outcome import differences
-from scripts.faults.running import At, descendants
+from scripts.faults.running import At, is_alive
 from scripts.faults.targets import TARGETS, Input, Target
 from scripts.faults.timeline import Span, points
 
@@ -44,7 +45,12 @@ def test_descendants_are_all_below() -> None:
         while not descendants(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         (below,) = descendants(process.pid)
+        assert is_alive(process.pid)
         subprocess.run(["kill", "-9", str(process.pid), str(below)], check=True)
+        while is_alive(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.returncode is None, "not waited for yet"
+        assert not is_alive(process.pid)
 
 
 @pytest.mark.parametrize(

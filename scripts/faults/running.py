@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignloop.artifacts import PARTIAL
+from alignloop.process_state import descendants
 
 Kind = Literal["main", "engine", "worker"]
 KINDS: tuple[Kind, ...] = ("main", "engine", "worker")
@@ -146,18 +147,9 @@ def gone_within(condition: Callable[[], bool], seconds: float) -> bool:
     return condition()
 
 
-def descendants(pid: int) -> list[int]:
-    """Children, their children, and so on, that are alive."""
-    parents = {int(folder.name): _parent(int(folder.name)) for folder in Path("/proc").glob("[0-9]*")}
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one and child not in found]
-    return [one for one in found[1:] if is_alive(one)]
-
-
 def is_alive(pid: int) -> bool:
-    fields = _stat(pid)
-    return bool(fields) and fields[0] != "Z"
+    """What has ended, and is not yet waited for, has no command line any more."""
+    return bool(command_of(pid))
 
 
 def command_of(pid: int) -> str:
@@ -165,18 +157,6 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
-
-
-def _parent(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[1]) if fields else 0
-
-
-def _stat(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
 
 
 def _time(path: Path) -> float:
