@@ -29,6 +29,58 @@ FinishReason = Literal["stop", "length"]
 ComparedBy = Literal["people", "judge", "simulated"]
 
 
+def candidate_id(prompt_id: str, *, round: int, k: int) -> str:
+    """`<prompt id>/<round>/<k>`."""
+    return f"{candidates_of(prompt_id, round=round)}{k}"
+
+
+def candidates_of(prompt_id: str, *, round: int) -> str:
+    """What the ids of a prompt's candidates of a round begin with, and those of the pairs of them."""
+    return f"{prompt_id}/{round}/"
+
+
+def split_candidate_id(row_id: str) -> tuple[str, str]:
+    """A candidate's prompt id and its `k`."""
+    start, _, k = row_id.rpartition("/")
+    return start.rpartition("/")[0], k
+
+
+def pair_id(chosen_id: str, rejected_k: int) -> str:
+    """`<chosen candidate's id>><k of the rejected one>`: two candidates of one prompt."""
+    return f"{chosen_id}>{rejected_k}"
+
+
+def split_pair_id(row_id: str) -> tuple[str, str]:
+    """The ids of the two candidates of a pair: chosen, rejected."""
+    chosen, _, k = row_id.rpartition(">")
+    return chosen, f"{chosen.rpartition('/')[0]}/{k}"
+
+
+def question_id(first_id: str, second_id: str) -> str:
+    """`<first candidate's id>-<k of the second>`: what people are asked to compare."""
+    return f"{first_id}-{split_candidate_id(second_id)[1]}"
+
+
+def verdict_id(first_id: str, second_id: str) -> str:
+    """The id of a judge's comparison of two candidates, as they are shown."""
+    return f"{first_id}/{second_id}"
+
+
+def annotation_id(chosen_id: str, rejected_id: str) -> str:
+    """The id of a preference that an annotator made of two candidates."""
+    return f"annotated/{chosen_id}/{rejected_id}"
+
+
+def split_annotation_id(row_id: str) -> tuple[str, str]:
+    """The ids of the two candidates of such a preference: chosen, rejected. Empty where it is no such preference."""
+    kind, *parts = row_id.split("/")
+    if kind != "annotated" or len(parts) % 2:
+        return "", ""
+    # Both are of one prompt: their ids have as many parts.
+    half = len(parts) // 2
+    return "/".join(parts[:half]), "/".join(parts[half:])
+
+
 @dataclass(frozen=True)
 class CompletionText:
     """A completion that trains.
@@ -57,6 +109,11 @@ class Message(Row):
     content: str
 
 
+def round_name(number: int) -> str:
+    """`round-03`: a round's folder, and the source of the rows that it makes."""
+    return f"round-{number:02d}"
+
+
 class Source(Row):
     """Where a row comes from: enough to find it again."""
 
@@ -64,6 +121,18 @@ class Source(Row):
     """File name as given by the user, or `round-NN` for rows the loop made."""
     line: int | None = None
     """1-based line (JSONL) or element (JSON array)."""
+
+    @classmethod
+    def of_round(cls, number: int) -> Source:
+        return cls(file=round_name(number))
+
+    @property
+    def is_round(self) -> bool:
+        """Whether the loop made the row."""
+        return self.line is None and self.file.startswith("round-")
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}, line {self.line}"
 
 
 class PreferenceRow(Row):

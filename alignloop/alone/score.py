@@ -31,7 +31,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, UserError
 from alignloop.progress import Progress, QuietProgress
-from alignloop.records import CandidateRow, DroppedRow
+from alignloop.records import CandidateRow, DroppedRow, candidate_id
 from alignloop.sampling.reward_statistics import summary
 from alignloop.stages import score, select
 
@@ -158,7 +158,7 @@ def fitting_rows(
 def _text_rows(prompt: TextPrompt, chat: ChatFormat) -> Iterator[CandidateRow]:
     for k, candidate in enumerate(prompt.candidates):
         row = CandidateRow(
-            id=f"{prompt.id}/0/{k}",
+            id=candidate_id(prompt.id, round=0, k=k),
             prompt_id=prompt.id,
             messages=list(prompt.messages),
             completion=candidate.text,

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from alignloop.chat.reasoning import answer_of
 from alignloop.errors import UserError
 from alignloop.judging.base import Comparison, Judge, Verdict
-from alignloop.records import CandidateRow, ComparedBy, PreferenceRow, PromptRow, Source, Strength, VerdictRow
+from alignloop.records import (
+    CandidateRow,
+    ComparedBy,
+    PreferenceRow,
+    PromptRow,
+    Source,
+    Strength,
+    VerdictRow,
+    annotation_id,
+    verdict_id,
+)
 
 Pair = tuple[PromptRow, CandidateRow, CandidateRow]
 
@@ -76,12 +86,12 @@ def preference(
 ) -> PreferenceRow:
     """What an annotator, of whatever kind, said of two of a round's candidates."""
     return PreferenceRow(
-        id=f"annotated/{chosen.id}/{rejected.id}",
+        id=annotation_id(chosen.id, rejected.id),
         messages=prompt.messages,
         chosen=chosen.completion,
         rejected=rejected.completion,
         strength=strength,
-        source=Source(file=f"round-{chosen.round:02d}"),
+        source=Source.of_round(chosen.round),
         annotator=annotator,
         compared_by=compared_by,
         chosen_ids=chosen.completion_ids or None,
@@ -96,7 +106,7 @@ def preference(
 def _comparison(pair: Pair) -> Comparison:
     prompt, first, second = pair
     shown = (answer_of(candidate.completion) for candidate in (first, second))
-    return Comparison(f"{first.id}/{second.id}", tuple(prompt.messages), *shown)
+    return Comparison(verdict_id(first.id, second.id), tuple(prompt.messages), *shown)
 
 
 def _is_won(verdict: Verdict) -> bool:

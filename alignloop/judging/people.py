@@ -17,7 +17,15 @@ from alignloop.data.parsing import BOM, parse_row
 from alignloop.data.problems import BadRow, check_nested, check_text, plain_problems, shown
 from alignloop.errors import DataError
 from alignloop.judging.annotate import Annotations, Pair, preference
-from alignloop.records import STRENGTHS, AnnotatedRow, PreferenceRow, Strength, ToAnnotateRow, VerdictRow
+from alignloop.records import (
+    STRENGTHS,
+    AnnotatedRow,
+    PreferenceRow,
+    Strength,
+    ToAnnotateRow,
+    VerdictRow,
+    question_id,
+)
 
 ANSWER_COLUMNS = {
     "id": "the pair's",
@@ -32,12 +40,6 @@ _OWN = tuple(AnnotatedRow.model_fields)
 _SHOWN_PROBLEMS = 8
 
 
-def question_id(pair: Pair) -> str:
-    """`<prompt id>/<round>/<k>-<k>`, in the order the two are shown."""
-    _, first, second = pair
-    return f"{first.id}-{second.id.rpartition('/')[2]}"
-
-
 def questions(pairs: Sequence[Pair]) -> list[ToAnnotateRow]:
     """What people are asked; nothing in it tells the two candidates apart but their answers.
 
@@ -45,7 +47,7 @@ def questions(pairs: Sequence[Pair]) -> list[ToAnnotateRow]:
     """
     return [
         ToAnnotateRow(
-            id=question_id(pair),
+            id=question_id(pair[1].id, pair[2].id),
             messages=pair[0].messages,
             first=answer_of(pair[1].completion),
             second=answer_of(pair[2].completion),
@@ -108,7 +110,7 @@ def annotations_of(pairs: Sequence[Pair], answers: Mapping[str, AnnotatedRow]) -
     rows: list[PreferenceRow] = []
     verdicts: list[VerdictRow] = []
     for pair in pairs:
-        answer = answers.get(question_id(pair))
+        answer = answers.get(question_id(pair[1].id, pair[2].id))
         if answer is None or answer.choice is None:
             continue
         if answer.choice != "tie":
@@ -149,7 +151,7 @@ def _edited(chosen: str, edited: str | None) -> str | None:
 def _verdict(pair: Pair, answer: AnnotatedRow) -> VerdictRow:
     assert answer.choice is not None, "only pairs with an answer have a verdict"
     return VerdictRow(
-        id=question_id(pair),
+        id=question_id(pair[1].id, pair[2].id),
         first=pair[1].id,
         second=pair[2].id,
         winner=answer.choice,

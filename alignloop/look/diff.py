@@ -13,7 +13,7 @@ from typing import Literal
 
 from alignloop.errors import UserError
 from alignloop.look.round_facts import QUANTILES, RoundFacts, facts_of
-from alignloop.look.run_files import RunFiles
+from alignloop.run_dir.reader import RunReader
 
 Unit = Literal["rows", "share", "value"]
 
@@ -81,7 +81,7 @@ def diff_of(run_dir: Path, *, before: int, after: int) -> Diff:
     Raises:
         UserError: no run lies there, a round has not begun, or both are the same.
     """
-    run = RunFiles(run_dir)
+    run = RunReader(run_dir)
     for number in (before, after):
         _check_round(number, run)
     if before == after:
@@ -98,14 +98,14 @@ def diff_of(run_dir: Path, *, before: int, after: int) -> Diff:
     return Diff(run_dir, before, after, missing, _overlaps(one, other), _grouped(changes))
 
 
-def _check_round(number: int, run: RunFiles) -> None:
+def _check_round(number: int, run: RunReader) -> None:
     if number == 0:
         raise UserError(f"round 0 is the base: it samples and trains nothing to hold against a round; {_rounds(run)}")
     if number not in run.rounds:
         raise UserError(f"round {number}: {run.run_dir} has no such round; {_rounds(run)}")
 
 
-def _rounds(run: RunFiles) -> str:
+def _rounds(run: RunReader) -> str:
     numbers = [number for number in run.rounds if number]
     return f"it has rounds {', '.join(map(str, numbers))}" if numbers else "no round of it has begun"
 

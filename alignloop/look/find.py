@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from alignloop.errors import UserError
-from alignloop.look.run_files import RunFiles, ids_of, marked_lines, row_of
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
+from alignloop.run_dir.reader import RunReader, ids_of, marked_rows
 
 Kind = Literal["prompt", "candidate", "preference", "pair", "verdict", "rejected row"]
 _FILES: tuple[tuple[str, str, Kind], ...] = (
@@ -47,7 +47,7 @@ class Found:
     rejected: RejectedRow | None = None
 
 
-def find(row_id: str, run: RunFiles) -> list[Found]:
+def find(row_id: str, run: RunReader) -> list[Found]:
     """The rows that are meant: one, or several where one id or one line stands for several.
 
     Raises:
@@ -73,7 +73,7 @@ def find(row_id: str, run: RunFiles) -> list[Found]:
     raise UserError(_nothing(row_id, known, run))
 
 
-def _index(run: RunFiles) -> dict[str, list[Kind]]:
+def _index(run: RunReader) -> dict[str, list[Kind]]:
     """Id -> kinds, of every row of the run."""
     known: dict[str, list[Kind]] = {}
     for number in run.rounds:
@@ -97,7 +97,7 @@ def _kinds(kinds: Iterable[str]) -> str:
     return f"{' and '.join(kinds):<10}"
 
 
-def _nothing(row_id: str, known: dict[str, list[Kind]], run: RunFiles) -> str:
+def _nothing(row_id: str, known: dict[str, list[Kind]], run: RunReader) -> str:
     names = list(known)
     if len(names) > _MOST_COMPARED:
         names = [name for name in names if name[:2] == row_id[:2]][:_MOST_COMPARED]
@@ -114,14 +114,14 @@ def same_file(given: str, known: str) -> bool:
     return one == other or one.resolve() == other or other.parts[-len(one.parts) :] == one.parts
 
 
-def _at_line(file: str, line: int, run: RunFiles) -> list[Found]:
+def _at_line(file: str, line: int, run: RunReader) -> list[Found]:
     """Rows of a line of the user's, read or rejected.
 
     Raises:
         UserError: files of that name lie in several places.
     """
     found: dict[Found, str] = {}
-    mark = (f'"line":{line}',)
+    mark = f'"line":{line}'.encode()  # JSON already: its quotes are not those of a text
     for number in run.rounds:
         for stage, output, kind in _FILES:
             if stage not in ("ingest", "collect") or output == "verdicts":
@@ -130,11 +130,10 @@ def _at_line(file: str, line: int, run: RunFiles) -> list[Found]:
             if output.startswith("dropped"):
                 model = DroppedRow
             for path in run.files(number, stage, output):
-                for at, text in _lines(path, mark[0]):
-                    row = row_of(model, text, file=path, line=at)
+                for row in marked_rows(path, model, mark):
                     if row.source and row.source.line == line and same_file(file, row.source.file):
                         found.setdefault(Found(kind, row.id), row.source.file)
-    for rejected in _rejected(run, mark[0]):
+    for rejected in _rejected(run, mark):
         if rejected.line == line and same_file(file, rejected.file):
             found.setdefault(Found("rejected row", f"{rejected.file}:{line}", rejected), rejected.file)
     places = sorted(set(found.values()))
@@ -144,22 +143,15 @@ def _at_line(file: str, line: int, run: RunFiles) -> list[Found]:
     return list(found)
 
 
-def _lines(path: Path, mark: str) -> list[tuple[int, bytes]]:
-    # The mark is JSON already: its quotes are not those of a text.
-    needle = mark.encode()
-    with path.open("rb") as lines:
-        return [(at, text) for at, text in enumerate(lines, start=1) if needle in text]
-
-
-def _rejected(run: RunFiles, mark: str) -> list[RejectedRow]:
+def _rejected(run: RunReader, mark: bytes) -> list[RejectedRow]:
     files = [file for number in run.rounds for stage in ("ingest", "collect")
              for file in run.files(number, stage, "rejected_rows")]  # fmt: skip
     files += [file for file in [run.run_dir / "rejected_rows.jsonl"] if file.is_file()]
-    rows = [row_of(RejectedRow, text, file=file, line=at) for file in files for at, text in _lines(file, mark)]
+    rows = [row for file in files for row in marked_rows(file, RejectedRow, mark)]
     return list({(row.file, row.line, row.field): row for row in rows}.values())
 
 
-def _no_line(file: str, line: int, run: RunFiles) -> str:
+def _no_line(file: str, line: int, run: RunReader) -> str:
     lines: dict[str, list[int]] = {}
     for number in run.rounds:
         for stage, output, kind in _FILES:
@@ -176,6 +168,3 @@ def _no_line(file: str, line: int, run: RunFiles) -> str:
         f"{file}:{line}: no row of {run.run_dir} comes from this line of {name}: its rows are lines {min(numbers):,} "
         f"to {max(numbers):,}; a line between them that is no row's is blank, or of a row that spans several"
     )
-
-
-__all__ = ["Found", "Kind", "find", "marked_lines", "same_file"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignloop.look.find import Found, Kind, find
-from alignloop.look.run_files import RunFiles
 from alignloop.records import DroppedRow, Message
+from alignloop.run_dir.reader import RunReader
 
 Verdict = Literal[
     "read", "rejected", "held out", "dropped", "sampled", "scored", "best", "not best", "kept", "not drawn", "in batch",
@@ -107,11 +107,11 @@ def lives_of(row_id: str, run_dir: Path) -> list[Life]:
     Raises:
         UserError: no such row, or several begin so; no run lies in `run_dir`.
     """
-    run = RunFiles(run_dir)
+    run = RunReader(run_dir)
     return [_life(found, run) for found in find(row_id, run)]
 
 
-def _life(found: Found, run: RunFiles) -> Life:
+def _life(found: Found, run: RunReader) -> Life:
     from alignloop.look.preference_life import preference_life, verdict_life
     from alignloop.look.prompt_life import candidate_life, pair_life, prompt_life
 
@@ -141,7 +141,7 @@ def place(file: str, line: int | None) -> str:
     return file if line is None else f"{file}, line {line}"
 
 
-def trained_step(run: RunFiles, number: int, stage: str, *, row_id: str, role: str, row: str = "") -> list[Step]:
+def trained_step(run: RunReader, number: int, stage: str, *, row_id: str, role: str, row: str = "") -> list[Step]:
     """The step of a row that a training stage was given; none where the stage is not published.
 
     Args:
@@ -153,7 +153,7 @@ def trained_step(run: RunFiles, number: int, stage: str, *, row_id: str, role: s
         return []
     facts: dict[str, Any] = {"role": role, **({"row": row} if row else {})}
     wanted = row or row_id
-    for drop in run.rows(number, stage, "dropped", DroppedRow, marks=(wanted,)):
+    for drop in run.rows(number, stage, "dropped", DroppedRow, mark=wanted):
         if drop.id == wanted:
-            return [Step(number, found.name, "not trained", drop.reason, {**facts, "rule": drop.rule})]
-    return [Step(number, found.name, "trained", f"as {role}{f' (row {row})' if row else ''}", facts)]
+            return [Step(number, found.dir.name, "not trained", drop.reason, {**facts, "rule": drop.rule})]
+    return [Step(number, found.dir.name, "trained", f"as {role}{f' (row {row})' if row else ''}", facts)]

@@ -5,27 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from alignloop.look.life import Step, TwinPair, trained_step
-from alignloop.look.run_files import RunFiles
 from alignloop.records import DroppedRow, PairRow, PreferenceRow, SelectedRow, SftRow
+from alignloop.run_dir.reader import RunReader
 
 PRUNED_FACTS = ("quality_score", "difficulty_score", "topic", "cluster", "judge", "tags")
 """Columns of an SFT row that pruning fills, where it does."""
 
 
-def prune_steps(run: RunFiles, number: int, row_id: str) -> list[Step]:
+def prune_steps(run: RunReader, number: int, row_id: str) -> list[Step]:
     """`prune` and, where the row is kept, `train_sft`; none where the row was not put to it."""
     found = run.stage(number, "prune")
     if found is None:
         return []
-    for row in run.rows(number, "prune", "rows", SftRow, marks=(row_id,)):
+    for row in run.rows(number, "prune", "rows", SftRow, mark=row_id):
         if row.id == row_id:
             facts = _known(row)
             told = ", ".join(f"{name} {_short(value)}" for name, value in facts.items())
-            kept = Step(number, found.name, "kept", f"for SFT{': ' + told if told else ''}", facts)
+            kept = Step(number, found.dir.name, "kept", f"for SFT{': ' + told if told else ''}", facts)
             return [kept, *trained_step(run, number, "train_sft", row_id=row_id, role="SFT target")]
-    for drop in run.rows(number, "prune", "dropped", DroppedRow, marks=(row_id,)):
+    for drop in run.rows(number, "prune", "dropped", DroppedRow, mark=row_id):
         if drop.id == row_id:
-            return [_dropped(number, found.name, drop)]
+            return [_dropped(number, found.dir.name, drop)]
     return []
 
 
@@ -50,7 +50,7 @@ def _dropped(number: int, stage: str, drop: DroppedRow) -> Step:
     return Step(number, stage, "dropped", f"by {drop.rule}: {drop.reason}", facts)
 
 
-def pair_steps(run: RunFiles, number: int, row_id: str, *, role: str, pair_id: str = "") -> list[Step]:
+def pair_steps(run: RunReader, number: int, row_id: str, *, role: str, pair_id: str = "") -> list[Step]:
     """`build_pairs` and, where there is a pair, `train_dpo`.
 
     Args:
@@ -62,16 +62,16 @@ def pair_steps(run: RunFiles, number: int, row_id: str, *, role: str, pair_id: s
     if found is None:
         return []
     wanted = pair_id or row_id
-    for row in run.rows(number, "build_pairs", "pairs", PairRow, marks=(wanted,)):
+    for row in run.rows(number, "build_pairs", "pairs", PairRow, mark=wanted):
         if row.id == row_id or (pair_id and row.id.startswith(pair_id)):
             return [
-                _paired(number, found.name, row, role),
+                _paired(number, found.dir.name, row, role),
                 *trained_step(run, number, "train_dpo", row_id=row.id, role=role),
             ]
-    for drop in run.rows(number, "build_pairs", "dropped", DroppedRow, marks=(row_id,)):
+    for drop in run.rows(number, "build_pairs", "dropped", DroppedRow, mark=row_id):
         if drop.id == row_id:
             facts = {"rule": drop.rule, "reason": drop.reason}
-            return [Step(number, found.name, "no pair", f"by {drop.rule}: {drop.reason}", facts)]
+            return [Step(number, found.dir.name, "no pair", f"by {drop.rule}: {drop.reason}", facts)]
     return []
 
 
@@ -82,7 +82,7 @@ def _paired(number: int, stage: str, row: PairRow, role: str) -> Step:
     return Step(number, stage, "pair", f"{strength}{gap}", {**facts, "origin": row.origin})
 
 
-def twins_of(run: RunFiles, steps: list[Step], *, row_id: str, text: str) -> tuple[TwinPair, ...]:
+def twins_of(run: RunReader, steps: list[Step], *, row_id: str, text: str) -> tuple[TwinPair, ...]:
     """The near twins a row lost to, with the texts of both."""
     return tuple(
         TwinPair(
@@ -100,13 +100,13 @@ def twins_of(run: RunFiles, steps: list[Step], *, row_id: str, text: str) -> tup
     )
 
 
-def _text_of(run: RunFiles, number: int, row_id: str) -> str:
+def _text_of(run: RunReader, number: int, row_id: str) -> str:
     """Prompt and completion of a row that was put to `prune`; empty where the run does not hold it."""
-    for selected in run.rows(number, "select", "selected", SelectedRow, marks=(row_id,)):
+    for selected in run.rows(number, "select", "selected", SelectedRow, mark=row_id):
         if selected.id == row_id:
             return dialog_text(selected.messages[-1].content, selected.completion)
     for earlier in range(number, 0, -1):
-        for row in run.rows(earlier, "collect", "preferences", PreferenceRow, marks=(row_id,)):
+        for row in run.rows(earlier, "collect", "preferences", PreferenceRow, mark=row_id):
             if row.id == row_id:
                 return dialog_text(row.messages[-1].content, row.best)
     return ""

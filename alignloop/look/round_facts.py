@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from alignloop.look.run_files import RunFiles
 from alignloop.records import (
     CandidateRow,
     DroppedRow,
@@ -17,6 +16,7 @@ from alignloop.records import (
     SelectedRow,
     SftRow,
 )
+from alignloop.run_dir.reader import RunReader
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -47,7 +47,7 @@ ROUND_STAGES = ("collect", "train_reward", "sample", "score", "select", "prune",
                 "train_dpo", "evaluate", "measure")  # fmt: skip
 
 
-def facts_of(run: RunFiles, number: int) -> RoundFacts:
+def facts_of(run: RunReader, number: int) -> RoundFacts:
     """Read a round; what it has not published yet is left out."""
     facts = RoundFacts(number, tuple(name for name in ROUND_STAGES if run.stage(number, name) is None))
     _count(facts, run)
@@ -60,25 +60,23 @@ def facts_of(run: RunFiles, number: int) -> RoundFacts:
     return facts
 
 
-def _count(facts: RoundFacts, run: RunFiles) -> None:
-    for stage in run.stages:
-        if stage.round != facts.round or stage.stage == "average":
+def _count(facts: RoundFacts, run: RunReader) -> None:
+    for stage in run.stages[facts.round]:
+        if stage.name == "average":
             continue
         for name, value in stage.manifest.counts.items():
-            facts.counts[f"{stage.name} {name}"] = value
+            facts.counts[f"{stage.dir.name} {name}"] = value
 
 
-def _count_drops(facts: RoundFacts, run: RunFiles) -> None:
+def _count_drops(facts: RoundFacts, run: RunReader) -> None:
     """Of every stage that publishes what it dropped; those that drop the same way in two rounds keep their names."""
-    for stage in run.stages:
-        if stage.round != facts.round:
-            continue
-        rules = Counter(row.rule for row in run.rows(facts.round, stage.stage, "dropped", DroppedRow))
+    for stage in run.stages[facts.round]:
+        rules = Counter(row.rule for row in run.rows(facts.round, stage.name, "dropped", DroppedRow))
         for rule, count in rules.items():
-            facts.drops[f"{stage.stage} {rule}"] = count
+            facts.drops[f"{stage.name} {rule}"] = count
 
 
-def _preferences(facts: RoundFacts, run: RunFiles) -> None:
+def _preferences(facts: RoundFacts, run: RunReader) -> None:
     rows = list(run.rows(facts.round, "collect", "preferences", PreferenceRow))
     if not rows:
         return
@@ -88,7 +86,7 @@ def _preferences(facts: RoundFacts, run: RunFiles) -> None:
     facts.numbers["preferences edited"] = sum(row.edited is not None for row in rows)
 
 
-def _candidates(facts: RoundFacts, run: RunFiles) -> None:
+def _candidates(facts: RoundFacts, run: RunReader) -> None:
     prompts: set[str] = set()
     topics: dict[str, str] = {}
     lengths: list[float] = []
@@ -107,7 +105,7 @@ def _candidates(facts: RoundFacts, run: RunFiles) -> None:
         facts.shares["prompts by topic"] = shares(topic or "none" for topic in topics.values())
 
 
-def _selected(facts: RoundFacts, run: RunFiles) -> None:
+def _selected(facts: RoundFacts, run: RunReader) -> None:
     rows = list(run.rows(facts.round, "select", "selected", SelectedRow))
     if not rows:
         return
@@ -117,7 +115,7 @@ def _selected(facts: RoundFacts, run: RunFiles) -> None:
     facts.quantiles["pass rate"] = quantiles([row.pass_rate for row in rows])
 
 
-def _sft(facts: RoundFacts, run: RunFiles) -> None:
+def _sft(facts: RoundFacts, run: RunReader) -> None:
     rows = list(run.rows(facts.round, "prune", "rows", SftRow))
     if not rows:
         return
@@ -142,7 +140,7 @@ def _source(row: SftRow) -> str:
     return row.source.file.rpartition("/")[2]
 
 
-def _pairs(facts: RoundFacts, run: RunFiles) -> None:
+def _pairs(facts: RoundFacts, run: RunReader) -> None:
     rows = list(run.rows(facts.round, "build_pairs", "pairs", PairRow))
     if not rows:
         return

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from alignloop.artifacts import ArtifactRecord, read_manifest
 from alignloop.chat.format import ChatFormat
 from alignloop.config import Recipe, load_recipe
 from alignloop.errors import ModelError, RunDirError
 from alignloop.preflight.base import look_at_base
 from alignloop.preflight.findings import Findings
-from alignloop.run_dir.layout import RESOLVED, read_resolved, run_around, stage_dirs
+from alignloop.run_dir.layout import RESOLVED, read_resolved, run_around
+from alignloop.run_dir.reader import published_stage
 from alignloop.stages.base import STAGE as BASE_STAGE
 
 
@@ -80,9 +80,5 @@ def recipe_of(run_dir: Path) -> Recipe:
 
 def _prepared_base(run_dir: Path) -> str | None:
     """The run's own copy of its base, with the chat template it was given; None where it is not yet made."""
-    for folder in stage_dirs(run_dir, 0):
-        manifest = read_manifest(folder)
-        if manifest is not None and manifest.stage == BASE_STAGE.name:
-            record = manifest.outputs.get("checkpoint")
-            return str(folder / record.path) if isinstance(record, ArtifactRecord) else None
-    return None
+    stage = published_stage(run_dir, 0, BASE_STAGE.name)
+    return next((str(folder) for folder in stage.files("checkpoint")), None) if stage is not None else None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from alignloop.artifacts import PARTIAL, read_manifest
 from alignloop.errors import RunDirError
 from alignloop.loop.final import final_damage
 from alignloop.loop.house import stage_line
@@ -15,7 +12,8 @@ from alignloop.loop.round_inputs import Waiting, waiting
 from alignloop.progress import Progress
 from alignloop.records import RoundRow
 from alignloop.report.table import text_tables
-from alignloop.run_dir.layout import RESOLVED, holder, read_resolved, round_numbers, stage_dirs
+from alignloop.run_dir.layout import holder, stage_folder
+from alignloop.run_dir.reader import HOW_TO_BEGIN, RunReader, begun_stage
 from alignloop.run_dir.rounds_file import read_rounds
 from alignloop.run_dir.verification import verify_run
 
@@ -59,15 +57,13 @@ def read_status(run_dir: Path) -> Status:
     Raises:
         RunDirError: there is no run there.
     """
-    resolved = read_resolved(run_dir)
-    if resolved is None:
-        raise RunDirError(_no_run(run_dir))
+    run = RunReader(run_dir, hint=HOW_TO_BEGIN)
     return Status(
         run_dir=run_dir,
-        recipe=str(resolved.get("name", "?")),
+        recipe=str(run.recipe.get("name", "?")),
         running=holder(run_dir),
-        asked=int(resolved.get("rounds", 0)),
-        rounds=tuple(_round(run_dir, number, resolved) for number in round_numbers(run_dir)),
+        asked=int(run.recipe.get("rounds", 0)),
+        rounds=tuple(_round(run, number) for number in run.rounds),
         rows=tuple(read_rounds(run_dir)),
     )
 
@@ -78,9 +74,7 @@ def verify_text(run_dir: Path, *, progress: Progress) -> str:
     Raises:
         RunDirError: there is no run there, or something is damaged: a line each.
     """
-    if read_resolved(run_dir) is None:
-        raise RunDirError(_no_run(run_dir))
-    num_outputs, damaged = verify_run(run_dir, progress=progress)
+    num_outputs, damaged = verify_run(RunReader(run_dir, hint=HOW_TO_BEGIN).run_dir, progress=progress)
     damaged += [
         f"{run_dir / row.policy}: is gone, the policy of round {row.round} in rounds.jsonl"
         for row in read_rounds(run_dir)
@@ -109,7 +103,7 @@ def status_text(status: Status) -> str:
         lines.append(f"round {entry.number}:")
         lines += entry.lines
         if entry.waits is not None and not status.running:
-            lines.append(f"  {entry.begun or '01_collect'} {entry.waits.line}")
+            lines.append(f"  {entry.begun or stage_folder(1, 'collect')} {entry.waits.line}")
             lines += [f"    read   {entry.waits.files.questions}", f"    write  {entry.waits.files.answers}"]
         elif entry.begun is not None:
             lines.append(f"  {entry.begun} {'...' if status.running else 'was begun, and is gone on with'}")
@@ -121,21 +115,12 @@ def status_text(status: Status) -> str:
     return "\n".join(lines)
 
 
-def _round(run_dir: Path, number: int, resolved: Mapping[str, Any]) -> RoundStatus:
-    folders = stage_dirs(run_dir, number)
-    manifests = [(folder.name, manifest) for folder in folders if (manifest := read_manifest(folder)) is not None]
-    partial = sorted(run_dir.glob(f"round-{number:02d}/*{PARTIAL}"))
+def _round(run: RunReader, number: int) -> RoundStatus:
+    stages = run.stages[number]
     return RoundStatus(
         number=number,
-        lines=tuple(stage_line(name, manifest, cached=False) for name, manifest in manifests),
-        seconds=sum(sum(manifest.seconds.values()) for _, manifest in manifests),
-        begun=partial[-1].name.removesuffix(PARTIAL) if partial else None,
-        waits=waiting(resolved, run_dir, number),
+        lines=tuple(stage_line(stage.dir.name, stage.manifest, cached=False) for stage in stages),
+        seconds=sum(sum(stage.manifest.seconds.values()) for stage in stages),
+        begun=begun_stage(run.run_dir, number),
+        waits=waiting(run.recipe, run.run_dir, number),
     )
-
-
-def _no_run(run_dir: Path) -> str:
-    folder = next((folder for folder in (run_dir, run_dir.parent) if folder.is_dir()), Path())
-    near = sorted(str(path.parent) for path in folder.glob(f"*/{RESOLVED}"))[:5]
-    hint = f"runs there: {', '.join(near)}" if near else "`alignloop run` starts one"
-    return f"{run_dir}: no run lies here; {hint}"

@@ -153,7 +153,7 @@ def _sft_row(row: InspectedRow) -> SftRow:
             id=row.id,
             messages=[*row.messages, Message(role="assistant", content=row.completion)],
             origin="best_of_k",
-            source=Source(file=f"round-{row.round:02d}"),
+            source=Source.of_round(row.round),
             completion_ids=row.completion_ids,
             finish_reason=row.finish_reason,
         )

@@ -14,7 +14,7 @@ from alignloop.engines.base import Engine
 from alignloop.errors import DiskFullError
 from alignloop.evaluation.comparing import forget_differences
 from alignloop.progress import Progress
-from alignloop.run_dir.layout import round_dir
+from alignloop.run_dir.layout import round_dir, stage_folder
 from alignloop.run_dir.rounds_file import forget_rounds
 from alignloop.run_dir.stage import ConfigT, InputsT, OutputsT, Place, Stage, artifacts_of, package_versions, run_stage
 from alignloop.run_dir.verification import Verified
@@ -75,7 +75,7 @@ class RoundHouse:
 
     def next_place(self, stage: str) -> Place:
         """Where the round's next stage is published, by its name."""
-        folder = self.dir / f"{len(self._stages) + 1:02d}_{stage}"
+        folder = self.dir / stage_folder(len(self._stages) + 1, stage)
         self._stages.append(stage)
         house = self.house
         return Place(folder, self.number, house.seed, occurrence=self._stages.count(stage), run_dir=house.run_dir)

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignloop.artifacts import Artifact, digest_of, read_manifest, write_text
+from alignloop.artifacts import Artifact, digest_of, write_text
 from alignloop.config import Recipe
 from alignloop.data.files import data_files
 from alignloop.errors import DataError, PeopleNeeded, UserError
 from alignloop.judging.people import ANSWER_COLUMNS, answered_ids
-from alignloop.run_dir.layout import round_dir
+from alignloop.records import round_name
+from alignloop.run_dir.reader import all_published, published_stage
 
 ANNOTATIONS = "annotations"
 
@@ -57,7 +58,7 @@ class Waiting:
 
 def people_files(run_dir: Path, number: int) -> PeopleFiles:
     """The two files of a round."""
-    stem = run_dir / ANNOTATIONS / f"round-{number:02d}"
+    stem = run_dir / ANNOTATIONS / round_name(number)
     return PeopleFiles(stem.with_suffix(".to_annotate.jsonl"), stem.with_suffix(".annotated.jsonl"))
 
 
@@ -143,7 +144,7 @@ def _ids(questions: Path) -> list[str]:
 
 
 def _collected(run_dir: Path, number: int) -> bool:
-    return any(round_dir(run_dir, number).glob("01_collect/manifest.json"))
+    return all_published(run_dir, [number], stage="collect")
 
 
 def files_of_rounds(recipe: Recipe, run_dir: Path | None, *, number: int) -> list[Path]:
@@ -179,13 +180,13 @@ def round_file(recipe: Recipe, run_dir: Path, number: int) -> Artifact | None:
 
 def _recorded(run_dir: Path, number: int) -> Mapping[str, str] | None:
     """Digest and path of the file a round was made from; None where it has not begun."""
-    manifest = read_manifest(round_dir(run_dir, number) / "01_collect")
-    if manifest is not None and isinstance(manifest.inputs.get("file"), dict):
-        return dict(manifest.inputs["file"])
+    collected = published_stage(run_dir, number, "collect")
+    if collected is not None and isinstance(collected.manifest.inputs.get("file"), dict):
+        return dict(collected.manifest.inputs["file"])
     if number == 1:  # its file is the one whose rows were held out before it began
-        manifest = read_manifest(round_dir(run_dir, 0) / "01_ingest")
-        if manifest is not None and manifest.inputs.get("preferences"):
-            return dict(manifest.inputs["preferences"][0])
+        ingested = published_stage(run_dir, 0, "ingest")
+        if ingested is not None and ingested.manifest.inputs.get("preferences"):
+            return dict(ingested.manifest.inputs["preferences"][0])
     return None
 
 

@@ -25,6 +25,7 @@ from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.run_dir.layout import require_same, round_dir
+from alignloop.run_dir.reader import all_published
 from alignloop.run_dir.stage import ConfigT, InputsT, OutputsT, Stage, outputs_of, standing
 from alignloop.stages import base
 
@@ -102,7 +103,7 @@ def _walk(recipe: Recipe, run_dir: Path, checked: Checked) -> list[PlannedStage]
     estimator = Estimator(recipe, checked)
     metrics = {"had_template": float(bool(checked.base.had_template))}
     zero = PlannedRound(house, 0, round_dir(run_dir, 0), estimator=estimator, base_metrics=metrics)
-    prepared = prepare(zero, recipe, base_inputs=_base_inputs(recipe, zero.dir))
+    prepared = prepare(zero, recipe, base_inputs=_base_inputs(recipe, run_dir))
     start, stages = prepared.start, list(zero.planned)
     rows = [round_row(run_dir, 0, policy=prepared.base, stderr={})]
     policies = {0: start.policy}
@@ -120,9 +121,9 @@ def _walk(recipe: Recipe, run_dir: Path, checked: Checked) -> list[PlannedStage]
     return stages
 
 
-def _base_inputs(recipe: Recipe, folder: Path) -> base.Inputs:
+def _base_inputs(recipe: Recipe, run_dir: Path) -> base.Inputs:
     """The base, unread where nothing was made of it yet: digesting a large one takes minutes."""
-    if any(folder.glob("*_base/manifest.json")):
+    if all_published(run_dir, [0], stage="base"):
         return base_inputs(recipe)
     return base.Inputs(Artifact(Path(resolve_base(recipe.base)).expanduser(), NOT_MADE), template_input(recipe))
 

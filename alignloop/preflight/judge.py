@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignloop.artifacts import MANIFEST
 from alignloop.config import Recipe
 from alignloop.config.engine import JudgeConfig
 from alignloop.engines.checkpoint import architecture, longest_sequence, text_config, weight_files
@@ -14,6 +13,7 @@ from alignloop.judging.prompt_file import PairwisePrompt, load_prompt
 from alignloop.preflight.base import load_tokenizer
 from alignloop.preflight.findings import Findings
 from alignloop.records import Message
+from alignloop.run_dir.reader import all_published
 
 _FIRST_ROUND = 2
 """The first round whose `collect` finds candidates of a round before."""
@@ -39,7 +39,7 @@ def check_judge(recipe: Recipe, *, run_dir: Path | None, base_folder: Path | Non
         findings.notes.append(
             "judge: the first round has no candidates to annotate yet, so in a run of one round collect never asks it"
         )
-    elif not _all_published(recipe, run_dir):
+    elif not all_published(run_dir, range(_FIRST_ROUND, recipe.rounds + 1), stage="collect"):
         check_judge_answers(recipe, config, base_folder=base_folder, findings=findings)
 
 
@@ -50,11 +50,6 @@ def check_judge_answers(recipe: Recipe, config: JudgeConfig, *, base_folder: Pat
             _check_model(recipe, config, base_folder=base_folder, findings=findings)
         else:
             _check_endpoint(config)
-
-
-def _all_published(recipe: Recipe, run_dir: Path | None) -> bool:
-    folders = [] if run_dir is None else [run_dir / f"round-{n:02d}" for n in range(_FIRST_ROUND, recipe.rounds + 1)]
-    return bool(folders) and all((folder / "01_collect" / MANIFEST).is_file() for folder in folders)
 
 
 def _check_model(recipe: Recipe, config: JudgeConfig, *, base_folder: Path | None, findings: Findings) -> None:

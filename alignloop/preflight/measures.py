@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignloop.artifacts import MANIFEST
 from alignloop.config import Recipe
 from alignloop.errors import ModelError, UserError
 from alignloop.judging.prompt_file import PairwisePrompt, load_prompt
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.judge import check_judge_answers
 from alignloop.records import PreferenceRow
+from alignloop.run_dir.reader import all_published
 from alignloop.stages.measure_answers import heldout_of
 
 if TYPE_CHECKING:
@@ -77,10 +77,5 @@ def _check_judge(recipe: Recipe, *, run_dir: Path | None, base_folder: Path | No
                 f"judge.prompt: {recipe.judge.prompt} compares no two, and measure.judge asks the judge to: name a "
                 "pairwise prompt, or set measure.judge: false"
             )
-    if not recipe.prune.judging_prompts and not _all_published(recipe, run_dir):
+    if not recipe.prune.judging_prompts and not all_published(run_dir, range(1, recipe.rounds + 1), stage="measure"):
         check_judge_answers(recipe, recipe.judge, base_folder=base_folder, findings=findings)
-
-
-def _all_published(recipe: Recipe, run_dir: Path | None) -> bool:
-    folders = [] if run_dir is None else [run_dir / f"round-{n:02d}" for n in range(1, recipe.rounds + 1)]
-    return bool(folders) and all(any(folder.glob(f"*_measure/{MANIFEST}")) for folder in folders)

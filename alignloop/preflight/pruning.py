@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignloop.artifacts import MANIFEST
 from alignloop.config import Recipe
 from alignloop.config.pruning import PruneConfig
 from alignloop.engines.checkpoint import weight_files
@@ -14,6 +13,7 @@ from alignloop.judging.prompt_file import PointsPrompt, TextsPrompt, load_prompt
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.judge import check_judge_answers
 from alignloop.records import PreferenceRow, PromptRow
+from alignloop.run_dir.reader import all_published
 
 
 def check_pruning(
@@ -42,13 +42,9 @@ def check_pruning(
     with findings.collecting():
         _check_topics(config, [*prompts, *preferences])
     asked = bool(config.judging_prompts) and recipe.judge is not None
-    if asked and recipe.judge is not None and not _all_published(recipe, run_dir):
+    is_done = all_published(run_dir, range(1, recipe.rounds + 1), stage="prune")
+    if asked and recipe.judge is not None and not is_done:
         check_judge_answers(recipe, recipe.judge, base_folder=base_folder, findings=findings)
-
-
-def _all_published(recipe: Recipe, run_dir: Path | None) -> bool:
-    folders = [] if run_dir is None else [run_dir / f"round-{n:02d}" for n in range(1, recipe.rounds + 1)]
-    return bool(folders) and all(any(folder.glob(f"*_prune/{MANIFEST}")) for folder in folders)
 
 
 def _check_prompts(config: PruneConfig) -> None:

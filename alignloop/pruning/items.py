@@ -83,7 +83,7 @@ class Item:
     def source(self) -> Source:
         """Where it comes from."""
         if isinstance(self.row, SelectedRow):
-            return Source(file=f"round-{self.row.round:02d}")
+            return Source.of_round(self.row.round)
         return self.row.source
 
     @property

@@ -14,7 +14,7 @@ from alignloop.config import Recipe
 from alignloop.config.yaml_values import dump_yaml
 from alignloop.records import RoundRow
 from alignloop.report.table import markdown_table
-from alignloop.run_dir.layout import stage_dirs
+from alignloop.run_dir.reader import published_stages
 
 TITLE = "# {name}, round {round}"
 
@@ -150,13 +150,10 @@ def _lineage(run_dir: Path, best: RoundRow) -> str:
     rows = [("policy", f"`{best.policy}`", _policy_digest(run_dir, best))]
     rows += [("reward model", f"round {best.round}", digest) for digest in _reward_model_digest(run_dir, best.round)]
     versions: Mapping[str, str] = {}
-    for folder in stage_dirs(run_dir, 0):
-        manifest = read_manifest(folder)
-        if manifest is None:
-            continue
-        versions = manifest.versions
+    for stage in published_stages(run_dir, 0):
+        versions = stage.manifest.versions
         for kind in ("preferences", "prompts"):
-            entries = manifest.inputs[kind] if manifest.stage == "ingest" else []
+            entries = stage.manifest.inputs[kind] if stage.name == "ingest" else []
             rows += [(kind, f"`{_names(entry['path'])}`", entry["digest"]) for entry in entries]
     table = "\n".join(f"| {what} | {which} | `{digest}` |" for what, which, digest in rows)
     made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -170,8 +167,8 @@ def _policy_digest(run_dir: Path, best: RoundRow) -> str:
 
 def _reward_model_digest(run_dir: Path, number: int) -> list[str]:
     """Of the average that follows `train_reward`; none in round 0."""
-    stages = [manifest for folder in stage_dirs(run_dir, number) if (manifest := read_manifest(folder))]
-    return [_checkpoint_digest(after) for before, after in pairwise(stages) if before.stage == "train_reward"]
+    stages = published_stages(run_dir, number)
+    return [_checkpoint_digest(after.manifest) for before, after in pairwise(stages) if before.name == "train_reward"]
 
 
 def _checkpoint_digest(manifest: Manifest) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignloop.artifacts import Artifact, Manifest, read_manifest
+from alignloop.artifacts import Artifact, Manifest
 from alignloop.records import RoundRow
-from alignloop.run_dir.layout import stage_dirs
+from alignloop.run_dir.reader import published_stages
 
 UNCOUNTED = ("average", "base", "evaluate", "measure")
 """Stages whose counts are not of rows."""
@@ -20,7 +20,7 @@ def round_row(run_dir: Path, number: int, *, policy: Artifact, stderr: dict[str,
         policy: the checkpoint the round ends with (of round 0: the base).
         stderr: standard errors of the benchmarks, under the metrics' names.
     """
-    manifests = [m for m in (read_manifest(folder) for folder in stage_dirs(run_dir, number)) if m is not None]
+    manifests = [stage.manifest for stage in published_stages(run_dir, number)]
     return RoundRow(
         round=number,
         policy=policy.path.relative_to(run_dir.resolve()).as_posix(),

@@ -31,6 +31,7 @@ from alignloop.artifacts import (
 from alignloop.config import Recipe
 from alignloop.config.yaml_values import dump_yaml
 from alignloop.errors import RunDirError
+from alignloop.records import round_name
 
 RESOLVED = "resolved.json"
 LOCK = "run.lock"
@@ -72,21 +73,18 @@ an endpoint or on the engine does count, and its stage's fingerprint knows.)"""
 
 def round_dir(run_dir: Path, number: int) -> Path:
     """`<run>/round-NN`."""
-    return run_dir / f"round-{number:02d}"
+    return run_dir / round_name(number)
+
+
+def stage_folder(position: int, name: str) -> str:
+    """`NN_<name>`: the folder's name of a round's stage, the first at position 1."""
+    return f"{position:02d}_{name}"
 
 
 def round_numbers(run_dir: Path) -> list[int]:
     """Rounds that have begun, in order; 0 holds what comes before the first. Other names are nobody's round."""
     found = (_ROUND.fullmatch(folder.name) for folder in run_dir.glob("round-*"))
     return sorted({int(match[1]) for match in found if match})
-
-
-def stage_dirs(run_dir: Path, number: int) -> list[Path]:
-    """Published stages of a round, in order."""
-    folder = round_dir(run_dir, number)
-    if not folder.is_dir():
-        return []
-    return sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.endswith(PARTIAL) and read_manifest(d))
 
 
 def unpublished(folder: Path) -> str | None:

@@ -19,17 +19,18 @@ from alignloop.artifacts import (
     PARTIAL,
     Artifact,
     ArtifactRecord,
+    Manifest,
     digest_of,
     files_of,
     fingerprint,
     load_json,
-    read_manifest,
     size_of,
     write_text,
 )
 from alignloop.errors import DataError, RunDirError
 from alignloop.progress import Progress
-from alignloop.run_dir.layout import STAGE_FOLDER, round_dir, round_numbers, stage_dirs, unpublished
+from alignloop.run_dir.layout import STAGE_FOLDER, round_dir, round_numbers, unpublished
+from alignloop.run_dir.reader import published_stages
 
 VERIFIED = "verified.json"
 WORTH_SAYING = 2_000_000_000
@@ -135,10 +136,10 @@ def verify_run(run_dir: Path, *, progress: Progress) -> tuple[int, list[str]]:
         RunDirError: a manifest cannot be read.
     """
     outputs = [
-        (folder / record.path, record)
+        (stage.dir / record.path, record)
         for number in round_numbers(run_dir)
-        for folder in stage_dirs(run_dir, number)
-        for record in _records(folder)
+        for stage in published_stages(run_dir, number)
+        for record in _records(stage.manifest)
     ]
     found = [
         problem
@@ -159,10 +160,8 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _records(folder: Path) -> list[ArtifactRecord]:
-    manifest = read_manifest(folder)
-    entries = [] if manifest is None else manifest.outputs.values()
-    return [record for entry in entries for record in (entry if isinstance(entry, list) else [entry])]
+def _records(manifest: Manifest) -> list[ArtifactRecord]:
+    return [record for entry in manifest.outputs.values() for record in (entry if isinstance(entry, list) else [entry])]
 
 
 def _looks(path: Path, *, changed: bool = True) -> str:

@@ -9,7 +9,7 @@ from alignloop.artifacts import Artifact, derive_seed
 from alignloop.config.sampling import PairsConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
-from alignloop.records import CandidateRow, DroppedRow, PairRow, PreferenceRow, Source
+from alignloop.records import CandidateRow, DroppedRow, PairRow, PreferenceRow, Source, pair_id
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.pairs import OnPolicyPair, PairsResult, ScoredCandidates
@@ -113,14 +113,14 @@ def pair_candidates(candidates: dict[str, list[CandidateRow]], config: PairsConf
 def _pair_row(pair: OnPolicyPair, rows: list[CandidateRow]) -> PairRow:
     chosen, rejected = rows[pair.chosen], rows[pair.rejected]
     return PairRow(
-        id=f"{chosen.id}>{pair.rejected}",
+        id=pair_id(chosen.id, pair.rejected),
         messages=chosen.messages,
         chosen=chosen.completion,
         rejected=rejected.completion,
         strength=pair.strength,
         origin="on_policy",
         reward_gap=pair.gap,
-        source=Source(file=f"round-{chosen.round:02d}"),
+        source=Source.of_round(chosen.round),
         chosen_ids=chosen.completion_ids or None,
         chosen_finish_reason=chosen.finish_reason,
         rejected_ids=rejected.completion_ids or None,

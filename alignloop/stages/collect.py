@@ -256,9 +256,7 @@ def pairs_to_annotate(candidates: list[CandidateRow], *, seed: int) -> list[Pair
         two = [best, draw.choice(others)]
         draw.shuffle(two)
         first = rows[0]
-        prompt = PromptRow(
-            id=prompt_id, messages=first.messages, source=Source(file=f"round-{first.round:02d}"), meta=first.meta
-        )
+        prompt = PromptRow(id=prompt_id, messages=first.messages, source=Source.of_round(first.round), meta=first.meta)
         pairs.append((prompt, two[0], two[1]))
     draw.shuffle(pairs)
     return pairs

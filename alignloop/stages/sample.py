@@ -23,7 +23,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Completion, Engine, GenerateRequest
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
-from alignloop.records import CandidateRow, DroppedRow, PromptRow
+from alignloop.records import CandidateRow, DroppedRow, PromptRow, candidate_id
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.steering import Steering, steer
@@ -99,7 +99,7 @@ class _Sampler:
             )
 
     def row_ids(self, prompt: PromptRow) -> list[str]:
-        return [f"{prompt.id}/{self.round}/{k}" for k in range(self.config.num_candidates)]
+        return [candidate_id(prompt.id, round=self.round, k=k) for k in range(self.config.num_candidates)]
 
 
 def run(config: SampleStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:

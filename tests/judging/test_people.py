@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignloop.errors import DataError
-from alignloop.judging.people import annotations_of, answered_ids, question_id, questions, read_answers
+from alignloop.judging.people import annotations_of, answered_ids, questions, read_answers
 from alignloop.records import CandidateRow, Message, PromptRow, Source
 
 ASK = [Message(role="user", content="Name a tree.")]
@@ -38,7 +38,7 @@ def answers(folder: Path, *rows: dict[str, Any] | str) -> Path:
 
 
 def test_questions_do_not_show_rewards() -> None:
-    assert question_id(PAIRS[0]) == "p/1/4-1"
+    assert questions(PAIRS)[0].id == "p/1/4-1"
     assert ASKED[0].model_dump() == {
         "id": "p/1/4-1",
         "messages": [{"role": "user", "content": "Name a tree."}],

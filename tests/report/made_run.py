@@ -26,11 +26,13 @@ def put(run_dir: Path, number: int, name: str, *, files: dict[str, str] | None =
     partial.mkdir(parents=True)
     for file, text in (files or {}).items():
         (partial / file).write_text(text, encoding="utf-8", errors="surrogatepass")
-    logs = [ArtifactRecord(path="train_log.jsonl", digest="sha256:0")] if "train_log.jsonl" in (files or {}) else []
+    outputs: dict[str, Any] = {Path(file).stem: ArtifactRecord(path=file, digest="sha256:0") for file in (files or {})}
+    if "train_log" in outputs:
+        outputs["logs"] = [outputs.pop("train_log")]
     empty: dict[str, Any] = {"config": {}, "counts": {}, "metrics": {}, "seconds": {}, "inputs": {}}
     manifest = Manifest(
-        stage=name.partition("_")[2], round=number, fingerprint="f", outputs={"logs": logs} if logs else {},
-        seed=0, versions={"torch": "2.13.0"}, started="", ended="", **{**empty, **fields},
+        stage=name.partition("_")[2], round=number, fingerprint="f", seed=0, versions={"torch": "2.13.0"},
+        started="", ended="", **{"outputs": outputs, **empty, **fields},
     )  # fmt: skip
     return publish(partial, manifest)
 

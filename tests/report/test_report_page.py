@@ -26,6 +26,7 @@ from made_run import (
     samples_of,
 )
 
+from alignloop.artifacts import ArtifactRecord
 from alignloop.errors import RunDirError, UserError
 from alignloop.report.html import completions
 from alignloop.report.html.facts import read_run
@@ -273,7 +274,8 @@ def test_a_run_that_has_not_finished_a_round_shows_what_there_is(tmp_path: Path)
 
 def test_older_runs_have_less(tmp_path: Path) -> None:
     run_dir = begin(tmp_path / "old", rounds=1)
-    put(run_dir, 1, "13_evaluate", seconds={"evaluating": 4.0})  # no report.json
+    gone = {"report": ArtifactRecord(path="report.json", digest="sha256:0")}
+    put(run_dir, 1, "13_evaluate", seconds={"evaluating": 4.0}, outputs=gone)
     values = row_of(1).model_dump(exclude={"measures", "flags", "gated"})
     (run_dir / "rounds.jsonl").write_text(json.dumps({**values, "round": 0}) + "\n" + json.dumps(values) + "\n")
     (run_dir / "differences.json").write_text("{")

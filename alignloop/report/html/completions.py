@@ -8,8 +8,9 @@ from typing import Any
 
 from alignloop.report.html import elements
 from alignloop.report.html.climb import evenly
-from alignloop.report.html.facts import RoundFacts, RunFacts, StageFacts, json_rows
+from alignloop.report.html.facts import RoundFacts, RunFacts, json_rows
 from alignloop.report.html.text import cut, html, marked
+from alignloop.run_dir.reader import PublishedStage
 
 MOST_PROMPTS = 200
 MOST_LINES = 200_000
@@ -175,7 +176,7 @@ def benchmark(columns: Sequence[tuple[str, RoundFacts]]) -> Found | None:
     return Found("Benchmark prompts", "evaluate/samples.jsonl of each round", tuple(dialogs.values()), is_cut)
 
 
-def _rows(stage: StageFacts | None, name: str) -> Iterable[dict[str, Any]]:
+def _rows(stage: PublishedStage | None, name: str) -> Iterable[dict[str, Any]]:
     return () if stage is None else json_rows(stage.dir / name, most=MOST_LINES)
 
 

@@ -10,28 +10,15 @@ from typing import Any
 
 import orjson
 
-from alignloop.artifacts import Manifest, read_manifest
 from alignloop.errors import DataError, RunDirError
 from alignloop.evaluation.comparing import RoundDifferences, read_differences
 from alignloop.evaluation.report import EvalReport, read_report
-from alignloop.look.status import read_status
 from alignloop.records import RoundRow
-from alignloop.run_dir.layout import read_resolved, stage_dirs
+from alignloop.run_dir.reader import HOW_TO_BEGIN, PublishedStage, RunReader
+from alignloop.run_dir.rounds_file import read_rounds
 
 STDERR = "_stderr"
 """What ends the name of a measure's standard error."""
-
-
-@dataclass(frozen=True)
-class StageFacts:
-    """A published stage."""
-
-    dir: Path
-    manifest: Manifest
-
-    @property
-    def name(self) -> str:
-        return self.manifest.stage
 
 
 @dataclass(frozen=True)
@@ -45,12 +32,12 @@ class RoundFacts:
     """
 
     number: int
-    stages: tuple[StageFacts, ...]
+    stages: tuple[PublishedStage, ...]
     row: RoundRow | None
     evaluation: EvalReport | None = None
     measures: dict[str, float] = field(default_factory=dict)
 
-    def stage(self, name: str) -> StageFacts | None:
+    def stage(self, name: str) -> PublishedStage | None:
         """The round's stage of this name; None where it is not published."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
@@ -112,18 +99,17 @@ def read_run(run_dir: Path) -> RunFacts:
     Raises:
         RunDirError: there is no run there, or one of a newer version, or a manifest is damaged.
     """
-    status = read_status(run_dir)
+    run = RunReader(run_dir, hint=HOW_TO_BEGIN)
     notes: list[str] = []
-    rows = {row.round: row for row in status.rows}
+    rows = {row.round: row for row in read_rounds(run_dir)}
     rounds = []
-    for number in sorted({*rows, *(entry.number for entry in status.rounds)}):
-        folders = stage_dirs(run_dir, number)
-        stages = tuple(StageFacts(d, manifest) for d in folders if (manifest := read_manifest(d)) is not None)
+    for number in sorted({*rows, *run.rounds}):
+        stages = run.stages.get(number, [])
         if stages or number in rows:
             rounds.append(_round(number, stages, rows.get(number), notes))
     return RunFacts(
         dir=run_dir,
-        recipe=read_resolved(run_dir) or {},
+        recipe=run.recipe,
         rounds=tuple(rounds),
         differences=_differences(run_dir, notes),
         notes=tuple(notes),
@@ -144,17 +130,17 @@ def json_rows(path: Path, *, most: int) -> Iterator[dict[str, Any]]:
                 yield value
 
 
-def _round(number: int, stages: Sequence[StageFacts], row: RoundRow | None, notes: list[str]) -> RoundFacts:
+def _round(number: int, stages: Sequence[PublishedStage], row: RoundRow | None, notes: list[str]) -> RoundFacts:
     evaluation, measures = None, dict(getattr(row, "measures", {}))
     for stage in stages:
         if stage.name == "evaluate":
             try:
-                evaluation = read_report(stage.dir / "report.json")
+                evaluation = next(map(read_report, stage.files("report")), None)
             except DataError as error:
                 notes.append(str(error).splitlines()[0])
         elif stage.name == "measure":
-            found = _json(stage.dir / "measures.json", notes)
-            measures = {**measures, **_numbers(found)}
+            for file in stage.files("measures"):
+                measures = {**measures, **_numbers(_json(file, notes))}
     return RoundFacts(number, tuple(stages), row, evaluation, measures)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from alignloop.report.html import elements
 from alignloop.report.html.climb import evenly
 from alignloop.report.html.elements import Cell, Table, count
-from alignloop.report.html.facts import RoundFacts, RunFacts, StageFacts, json_rows
+from alignloop.report.html.facts import RoundFacts, RunFacts, json_rows
 from alignloop.report.html.text import cut
 from alignloop.report.plots import charts
+from alignloop.run_dir.reader import PublishedStage
 
 BY = "dropped_by_"
 MOST_DROPPED_ROWS = 50_000
@@ -52,7 +53,7 @@ def funnel(run: RunFacts) -> str:
     return elements.section("The data, round by round", parts if any(tables) else [], name="funnel")
 
 
-def drops_of(stage: StageFacts) -> Drops:
+def drops_of(stage: PublishedStage) -> Drops:
     """From the manifest; rules it does not count, and the reasons, from `dropped.jsonl`."""
     counted = {
         name.removeprefix(BY): number
@@ -65,7 +66,7 @@ def drops_of(stage: StageFacts) -> Drops:
     return Drops(counted or written.by_rule, written.reasons)
 
 
-def _written_drops(stage: StageFacts, file: str) -> Drops:
+def _written_drops(stage: PublishedStage, file: str) -> Drops:
     seen: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     for row in json_rows(stage.dir / file, most=MOST_DROPPED_ROWS):
@@ -138,7 +139,7 @@ def _figure(name: str, title: str, rounds: Sequence[RoundFacts], drops: dict[Any
     )  # fmt: skip
 
 
-def _kept_parts(stage: StageFacts) -> dict[str, int]:
+def _kept_parts(stage: PublishedStage) -> dict[str, int]:
     counts = stage.manifest.counts
     kinds = KINDS.get(stage.name, ())
     if kinds and all(kind in counts for kind in kinds):
@@ -173,7 +174,7 @@ def _title(entry: RoundFacts) -> str:
     return "The base's data" if entry.number == 0 else f"Round {entry.number}, stage by stage"
 
 
-def _counted(stage: StageFacts) -> bool:
+def _counted(stage: PublishedStage) -> bool:
     return "in" in stage.manifest.counts
 
 

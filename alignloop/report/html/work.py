@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from alignloop.report.html import elements
 from alignloop.report.html.elements import Cell, Table, count
-from alignloop.report.html.facts import RoundFacts, RunFacts, StageFacts, json_rows
+from alignloop.report.html.facts import RoundFacts, RunFacts, json_rows
 from alignloop.report.plots import charts
+from alignloop.run_dir.reader import PublishedStage
 
 TOKENS = "/mean_tokens"
 MOST_STEPS = 1_000_000
@@ -47,7 +48,7 @@ def tokens_of(entry: RoundFacts) -> dict[str, float]:
     return {**total, **({"evaluating": evaluated} if evaluated else {})}
 
 
-def _trained_tokens(stage: StageFacts) -> float:
+def _trained_tokens(stage: PublishedStage) -> float:
     logs = stage.manifest.outputs.get("logs")
     if not isinstance(logs, list):
         return 0.0

@@ -1,0 +1,194 @@
+"""The reader of a run directory: which stages its rounds have published, where their outputs lie, and the rows in them.
+
+A stage is asked for by round, name and occurrence, an output by the name its stage publishes it under: folders' numbers
+and files' names stand in the manifests. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import ValidationError
+
+from alignloop.artifacts import MANIFEST, PARTIAL, Manifest, read_manifest
+from alignloop.data.jsonl import load_jsonl
+from alignloop.data.problems import plain_problems
+from alignloop.errors import DataError, RunDirError
+from alignloop.records import Row
+from alignloop.run_dir.layout import RESOLVED, read_resolved, round_dir, round_numbers
+
+R = TypeVar("R", bound=Row)
+_ID = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*")')
+"""Rows of our own begin with their id: it is read without reading the row."""
+_CHANGED = "The run was written by another alignloop, or changed since"
+_MOST_NEAR = 5
+HOW_TO_BEGIN = "`alignloop run` starts one"
+
+
+@dataclass(frozen=True)
+class PublishedStage:
+    """A stage that a round has published.
+
+    Attributes:
+        dir: its folder, `<run>/round-NN/NN_<name>`.
+    """
+
+    round: int
+    dir: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.stage
+
+    def files(self, output: str) -> list[Path]:
+        """What it published under this name; none where it has no such output."""
+        found = self.manifest.outputs.get(output, [])
+        return [self.dir / record.path for record in (found if isinstance(found, list) else [found])]
+
+
+def published_stages(run_dir: Path, number: int) -> list[PublishedStage]:
+    """All stages that a round has published, in order.
+
+    Raises:
+        RunDirError: a manifest cannot be read.
+    """
+    folder = round_dir(run_dir, number)
+    folders = sorted(folder.iterdir()) if folder.is_dir() else []
+    return _published(number, (inner for inner in folders if inner.is_dir() and not inner.name.endswith(PARTIAL)))
+
+
+def published_stage(run_dir: Path, number: int, name: str) -> PublishedStage | None:
+    """A round's first stage of this name; None where it is not published. No other stage's manifest is read."""
+    found = _published(number, (manifest.parent for manifest in _manifests(run_dir, number, name)[:1]))
+    return found[0] if found else None
+
+
+def all_published(run_dir: Path | None, numbers: Iterable[int], *, stage: str) -> bool:
+    """Whether there are such rounds and each has published the stage. No manifest is read."""
+    found = [run_dir is not None and bool(_manifests(run_dir, number, stage)) for number in numbers]
+    return bool(found) and all(found)
+
+
+def begun_stage(run_dir: Path, number: int) -> str | None:
+    """The folder's name of the stage a round has begun and not published; None where there is none."""
+    begun = sorted(path.name for path in round_dir(run_dir, number).glob(f"*{PARTIAL}"))
+    return begun[-1].removesuffix(PARTIAL) if begun else None
+
+
+def _manifests(run_dir: Path, number: int, stage: str) -> list[Path]:
+    return sorted(round_dir(run_dir, number).glob(f"[0-9][0-9]_{stage}/{MANIFEST}"))
+
+
+def _published(number: int, folders: Iterable[Path]) -> list[PublishedStage]:
+    read = ((folder, read_manifest(folder)) for folder in folders)
+    return [PublishedStage(number, folder, manifest) for folder, manifest in read if manifest is not None]
+
+
+class RunReader:
+    """A run and the rows of its stages.
+
+    Attributes:
+        recipe: as resolved, plain values.
+
+    Raises:
+        RunDirError: there is no run there.
+    """
+
+    def __init__(self, run_dir: Path, *, hint: str = "name the directory of a run, as runs/NAME") -> None:
+        self.run_dir = run_dir
+        resolved = read_resolved(run_dir)
+        if resolved is None:
+            near = ", ".join(_runs_near(run_dir))
+            raise RunDirError(f"{run_dir}: no run lies here; {f'runs there: {near}' if near else hint}")
+        self.recipe: dict[str, Any] = resolved
+
+    @cached_property
+    def rounds(self) -> list[int]:
+        """Numbers of the rounds that have begun; 0 holds what comes before the first."""
+        return round_numbers(self.run_dir)
+
+    @cached_property
+    def stages(self) -> dict[int, list[PublishedStage]]:
+        """Published stages by round, in order."""
+        return {number: published_stages(self.run_dir, number) for number in self.rounds}
+
+    def stage(self, number: int, name: str, *, occurrence: int = 1) -> PublishedStage | None:
+        """A round's stage of this name, the first or a later one; None where it is not published."""
+        found = [stage for stage in self.stages.get(number, []) if stage.name == name]
+        return found[occurrence - 1] if len(found) >= occurrence else None
+
+    def files(self, number: int, stage: str, output: str) -> list[Path]:
+        """The files of a stage's output; none where it is not published or has no such output."""
+        found = self.stage(number, stage)
+        return [] if found is None else [file for file in found.files(output) if file.is_file()]
+
+    def rows(self, number: int, stage: str, output: str, model: type[R], *, mark: str = "") -> Iterator[R]:
+        """Rows of an output; with a mark only those in whose text it stands.
+
+        Raises:
+            DataError: a line that is not a row of `model`.
+        """
+        for file in self.files(number, stage, output):
+            yield from load_jsonl(file, model) if not mark else marked_rows(file, model, as_json(mark))
+
+    def row(self, number: int, stage: str, output: str, model: type[R], row_id: str) -> R | None:
+        """The row of an output that has this id; None where none has."""
+        rows = self.rows(number, stage, output, model, mark=row_id)
+        return next((row for row in rows if getattr(row, "id", None) == row_id), None)
+
+
+def _runs_near(run_dir: Path) -> list[str]:
+    folder = next((folder for folder in (run_dir, run_dir.parent) if folder.is_dir()), Path())
+    return sorted(str(path.parent) for path in folder.glob(f"*/{RESOLVED}"))[:_MOST_NEAR]
+
+
+def as_json(text: str) -> bytes:
+    """A text as it stands in a line of JSON, without its quotes."""
+    return json.dumps(text, ensure_ascii=False)[1:-1].encode()
+
+
+def marked_rows(file: Path, model: type[R], mark: bytes) -> Iterator[R]:
+    """Rows of the lines that hold a mark.
+
+    Raises:
+        DataError: one of them is no row of `model`.
+    """
+    with file.open("rb") as lines:
+        for number, text in enumerate(lines, start=1):
+            if mark not in text:
+                continue
+            try:
+                yield model.model_validate_json(text)
+            except ValidationError as error:
+                field, sentence = plain_problems(error)[0]
+                where = f"{file}, line {number}" + (f", field {field}" if field else "")
+                raise DataError(f"{where}: {sentence}. {_CHANGED}") from None
+
+
+def ids_of(file: Path) -> Iterator[str]:
+    """Ids of a file's rows, in order, without reading more of them than that.
+
+    Raises:
+        DataError: a line is not JSON.
+    """
+    with file.open("rb") as lines:
+        for line, text in enumerate(lines, start=1):
+            found = _ID.match(text)
+            if found is None and not text.strip():
+                continue
+            try:
+                value = orjson.loads(text if found is None else found.group(1))
+            except orjson.JSONDecodeError as error:
+                raise DataError(f"{file}, line {line}: not JSON ({error}). {_CHANGED}") from None
+            if found is not None:
+                yield str(value)
+            elif isinstance(value, dict) and "id" in value:
+                yield str(value["id"])
