@@ -6,8 +6,10 @@ Every verb prints through `say`, `say_json` or a `Progress`; what they print is 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 
+WIDTH = 80
 _LINES = "\n\t"
 _HARMLESS = _LINES + "\u00a0\u202f\u3000\u200c\u200d"
 """Blanks of other widths, and the joiners that scripts and emoji are written with."""
@@ -35,6 +37,13 @@ def say_json(text: str) -> None:
     import typer
 
     typer.echo(_escaped(text, _HARMLESS, lambda letter: json.dumps(letter)[1:-1]))
+
+
+def wrapped(text: str, first: str = "", rest: str = "  ") -> list[str]:
+    """Lines of at most `WIDTH` columns behind these indents; words, paths and ids stay whole."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _escaped(text: str, keep: str, escape: Callable[[str], str]) -> str:

@@ -93,8 +93,7 @@ def why(
     alignloop why adab44c88dff-491/2/4 runs/mine
     alignloop why preferences.jsonl:17 runs/mine
     """
-    from alignloop.look.life import lives_of
-    from alignloop.look.life_text import lives_json, lives_text
+    from alignloop.look.why import lives_json, lives_of, lives_text
 
     lives = lives_of(row_id, run_dir)
     say_json(lives_json(lives)) if as_json else say(lives_text(lives))
@@ -114,8 +113,7 @@ def diff(
     alignloop diff runs/mine 2 3
     """
 
-    from alignloop.look.diff import diff_of
-    from alignloop.look.diff_text import diff_json, diff_text
+    from alignloop.look.diff import diff_json, diff_of, diff_text
 
     found = diff_of(run_dir, before=before, after=after)
     say_json(diff_json(found)) if as_json else say(diff_text(found))

@@ -1,4 +1,4 @@
-"""What changed between two rounds' data, the largest changes first.
+"""What changed between two rounds' data, the largest changes first; as lines of at most 80 columns, or as JSON.
 
 Changes of different kinds are made comparable: a share counts by its points, a count by its relative change, and a
 quantile by its shift in units of the first round's middle spread.
@@ -6,16 +6,22 @@ quantile by its shift in units of the first round's middle spread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from alignloop.errors import UserError
-from alignloop.look.round_facts import QUANTILES, RoundFacts, facts_of
+from alignloop.look.round_facts import CUT_OFF, NUMBERS, QUANTILES, RoundData, round_data
 from alignloop.run_dir.reader import RunReader
+from alignloop.terminal import wrapped
 
 Unit = Literal["rows", "share", "value"]
+_MOST_IDS = 3
+_NAME = 44
+_MOST_OF_GROUP = 10
+_LARGEST = 8
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Diff:
     @property
     def largest(self) -> list[Change]:
         """The largest change of every group that has one, largest first."""
-        return [changes[0] for changes in self.groups.values() if changes[0].size > 0]
+        return [changes[0] for changes in self.groups.values() if changes[0].size > 0][:_LARGEST]
 
 
 def diff_of(run_dir: Path, *, before: int, after: int) -> Diff:
@@ -82,110 +88,147 @@ def diff_of(run_dir: Path, *, before: int, after: int) -> Diff:
         UserError: no run lies there, a round has not begun, or both are the same.
     """
     run = RunReader(run_dir)
-    for number in (before, after):
-        _check_round(number, run)
-    if before == after:
-        raise UserError(f"rounds {before} and {after} are the same round: name two; {_rounds(run)}")
-    one, other = facts_of(run, before), facts_of(run, after)
-    changes = [
-        *_of_counts("rows by stage", one.counts, other.counts),
-        *_of_counts("drops by reason", one.drops, other.drops),
-        *_of_shares(one, other),
-        *_of_quantiles(one, other),
-        *_of_numbers(one, other),
-    ]
-    missing = {facts.round: facts.missing for facts in (one, other) if facts.missing}
-    return Diff(run_dir, before, after, missing, _overlaps(one, other), _grouped(changes))
-
-
-def _check_round(number: int, run: RunReader) -> None:
-    if number == 0:
-        raise UserError(f"round 0 is the base: it samples and trains nothing to hold against a round; {_rounds(run)}")
-    if number not in run.rounds:
-        raise UserError(f"round {number}: {run.run_dir} has no such round; {_rounds(run)}")
-
-
-def _rounds(run: RunReader) -> str:
-    numbers = [number for number in run.rounds if number]
-    return f"it has rounds {', '.join(map(str, numbers))}" if numbers else "no round of it has begun"
-
-
-def _grouped(changes: list[Change]) -> dict[str, tuple[Change, ...]]:
+    _check_rounds(before, after, run)
+    one, other = round_data(run, before), round_data(run, after)
     groups: dict[str, list[Change]] = {}
-    for change in sorted(changes, key=lambda change: -change.size):
+    for change in sorted(_changes(one, other), key=lambda change: -change.size):
         groups.setdefault(change.group, []).append(change)
-    return {name: tuple(members) for name, members in groups.items()}
+    return Diff(
+        run_dir,
+        before,
+        after,
+        {number: data.missing for number, data in ((before, one), (after, other)) if data.missing},
+        tuple(_overlap(name, one.rows, other.rows) for name in _names(one.rows, other.rows)),
+        {name: tuple(changes) for name, changes in groups.items()},
+    )
 
 
-def _of_counts(group: str, before: Mapping[str, float], after: Mapping[str, float]) -> list[Change]:
-    found = []
-    for name in dict.fromkeys([*before, *after]):
-        one, other = before.get(name), after.get(name)
-        found.append(Change(group, name, one, other, "rows", _relative(one, other)))
-    return found
+def _check_rounds(before: int, after: int, run: RunReader) -> None:
+    numbers = ", ".join(str(number) for number in run.rounds if number)
+    rounds = f"it has rounds {numbers}" if numbers else "no round of it has begun"
+    for number in (before, after):
+        if number == 0:
+            raise UserError(f"round 0 is the base: it samples and trains nothing to hold against a round; {rounds}")
+        if number not in run.rounds:
+            raise UserError(f"round {number}: {run.run_dir} has no such round; {rounds}")
+    if before == after:
+        raise UserError(f"rounds {before} and {after} are the same round: name two; {rounds}")
 
 
-def _relative(one: float | None, other: float | None) -> float:
-    """|change| over the larger of the two: 1 where one of them is nothing."""
-    a, b = abs(one or 0.0), abs(other or 0.0)
-    return abs((one or 0.0) - (other or 0.0)) / max(a, b) if max(a, b) else 0.0
-
-
-def _of_shares(before: RoundFacts, after: RoundFacts) -> list[Change]:
-    found = []
-    for group in dict.fromkeys([*before.shares, *after.shares]):
-        one, other = before.shares.get(group), after.shares.get(group)
-        for name in dict.fromkeys([*(one or {}), *(other or {})]):
+def _changes(before: RoundData, after: RoundData) -> Iterator[Change]:
+    for group in before.counts:
+        counts = before.counts[group], after.counts[group]
+        for name in _names(*counts):
+            yield _change(group, name, counts[0].get(name), counts[1].get(name), "rows")
+    for group in _names(before.shares, after.shares):
+        shares = before.shares.get(group), after.shares.get(group)
+        for name in _names(*(side or {} for side in shares)):
             # A name that a round's rows do not have has the share 0 there; a round without the rows has none.
-            values = [None if side is None else side.get(name, 0.0) for side in (one, other)]
-            size = abs(values[0] - values[1]) if None not in values else 0.0  # type: ignore[operator]
-            found.append(Change(group, name, values[0], values[1], "share", size))
-    return found
+            one, other = (None if side is None else side.get(name, 0.0) for side in shares)
+            yield _change(group, name, one, other, "share")
+    for group in _names(before.quantiles, after.quantiles):
+        values = before.quantiles.get(group, {}), after.quantiles.get(group, {})
+        spread = values[0]["75%"] - values[0]["25%"] if values[0] else 0.0
+        for name in (f"{quantile:.0%}" for quantile in QUANTILES):
+            yield _change(group, name, values[0].get(name), values[1].get(name), "value", spread=spread)
+    for name in _names(before.numbers, after.numbers):
+        unit: Unit = "share" if name == CUT_OFF else "rows"
+        yield _change(NUMBERS, name, before.numbers.get(name), after.numbers.get(name), unit)
 
 
-def _of_quantiles(before: RoundFacts, after: RoundFacts) -> list[Change]:
-    found = []
-    for group in dict.fromkeys([*before.quantiles, *after.quantiles]):
-        one, other = before.quantiles.get(group, ()), after.quantiles.get(group, ())
-        spread = (one[3] - one[1]) if one else 0.0
-        for at, quantile in enumerate(QUANTILES):
-            a, b = (one[at] if one else None), (other[at] if other else None)
-            shift = abs(a - b) if a is not None and b is not None else 0.0
-            size = shift / spread if spread else _relative(a, b) if shift else 0.0
-            found.append(Change(group, f"{quantile:.0%}", a, b, "value", size))
-    return found
+def _names(*sides: Iterable[str]) -> list[str]:
+    """The names of both, each once, in order."""
+    return list(dict.fromkeys(name for side in sides for name in side))
 
 
-def _of_numbers(before: RoundFacts, after: RoundFacts) -> list[Change]:
-    found = []
-    for name in dict.fromkeys([*before.numbers, *after.numbers]):
-        a, b = before.numbers.get(name), after.numbers.get(name)
-        is_share = name.endswith("(share)")
-        size = _relative(a, b)
-        if is_share:
-            size = abs(a - b) if a is not None and b is not None else 0.0
-        found.append(Change("other numbers", name, a, b, "share" if is_share else "rows", size))
-    return found
+def _change(
+    group: str, name: str, before: float | None, after: float | None, unit: Unit, *, spread: float = 0.0
+) -> Change:
+    shift, larger = abs((before or 0.0) - (after or 0.0)), max(abs(before or 0.0), abs(after or 0.0))
+    # Relative: 1 where one of them is nothing.
+    size = shift / larger if larger else 0.0
+    if unit != "rows" and (before is None or after is None):
+        size = 0.0
+    elif unit == "share":
+        size = shift
+    elif spread:
+        size = shift / spread
+    return Change(group, name, before, after, unit, size)
 
 
-_SHOWN = 3
+def _overlap(name: str, before: dict[str, frozenset[str]], after: dict[str, frozenset[str]]) -> Overlap:
+    one, other = before.get(name, frozenset()), after.get(name, frozenset())
+    common, either = len(one & other), len(one | other)
+    shown = _MOST_IDS if name in ("prompts", "preferences") else 0
+    added, lost = (tuple(sorted(ids)[:shown]) for ids in (other - one, one - other))
+    return Overlap(name, len(one), len(other), common, common / either if either else 0.0, added, lost)
 
 
-def _overlaps(before: RoundFacts, after: RoundFacts) -> tuple[Overlap, ...]:
-    found = []
-    for name in dict.fromkeys([*before.rows, *after.rows]):
-        one, other = before.rows.get(name, frozenset()), after.rows.get(name, frozenset())
-        either = len(one | other)
-        named = name in ("prompts", "preferences")
-        found.append(
-            Overlap(
-                name,
-                len(one),
-                len(other),
-                len(one & other),
-                len(one & other) / either if either else 0.0,
-                tuple(sorted(other - one)[:_SHOWN]) if named else (),
-                tuple(sorted(one - other)[:_SHOWN]) if named else (),
-            )
-        )
-    return tuple(found)
+def diff_json(diff: Diff) -> str:
+    """Everything, largest changes first."""
+    value = {
+        "run_dir": str(diff.run_dir),
+        "rounds": [diff.before, diff.after],
+        "missing": {str(number): list(stages) for number, stages in diff.missing.items()},
+        "overlaps": [asdict(overlap) for overlap in diff.overlaps],
+        "largest": [asdict(change) for change in diff.largest],
+        "groups": {name: [asdict(change) for change in changes] for name, changes in diff.groups.items()},
+    }
+    return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def diff_text(diff: Diff) -> str:
+    """For the screen."""
+    lines = [f"{diff.run_dir}: from round {diff.before} to round {diff.after}"]
+    for number, stages in diff.missing.items():
+        lines += wrapped(f"round {number} is not finished: {', '.join(stages)} not published; what there is is shown")
+    lines += ["", _head("largest changes", diff)]
+    lines += [_line(change, f"{change.group}: {change.name}") for change in diff.largest] or ["  none"]
+    lines += ["", *(line for overlap in diff.overlaps for line in _overlap_lines(overlap))]
+    for name, changes in diff.groups.items():
+        lines += ["", _head(name, diff)]
+        lines += [_line(change, change.name) for change in changes[:_MOST_OF_GROUP]]
+        if len(changes) > _MOST_OF_GROUP:
+            lines.append(f"  and {len(changes) - _MOST_OF_GROUP:,} more that changed less (--json has all)")
+    return "\n".join(lines)
+
+
+def _head(name: str, diff: Diff) -> str:
+    return f"{name:<{_NAME}}{f'round {diff.before}':>12}{f'round {diff.after}':>12}{'change':>12}"
+
+
+def _line(change: Change, name: str) -> str:
+    width = _NAME - 3
+    shown = name if len(name) <= width else f"{name[: width - 3]}..."
+    before, after = (_value(value, change.unit) for value in (change.before, change.after))
+    return f"  {shown:<{_NAME - 2}}{before:>12}{after:>12}{_step(change):>12}"
+
+
+def _value(value: float | None, unit: Unit) -> str:
+    if value is None:
+        return "-"
+    if unit == "share":
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if unit == "rows" else f"{value:,.4g}"
+
+
+def _step(change: Change) -> str:
+    if change.before is None or change.after is None:
+        return ""
+    step = change.after - change.before
+    if step == 0:
+        return "="
+    if change.unit == "share":
+        return f"{100 * step:+.1f} pts"
+    return f"{step:+,.0f}" if change.unit == "rows" else f"{step:+,.4g}"
+
+
+def _overlap_lines(overlap: Overlap) -> list[str]:
+    added, lost = overlap.num_after - overlap.num_common, overlap.num_before - overlap.num_common
+    both = f"{overlap.num_common:,} in both ({overlap.share:.1%} of all)"
+    lines = wrapped(f"{overlap.name}: {both}, {added:,} added, {lost:,} lost")
+    for what, ids, number in (("added", overlap.added, added), ("lost", overlap.lost, lost)):
+        if ids:
+            more = f", ... ({number:,})" if number > len(ids) else ""
+            lines += wrapped(f"{what}: {', '.join(ids)}{more}", "  ", "         ")
+    return lines

@@ -6,10 +6,31 @@ from dataclasses import replace
 from typing import Any
 
 from alignloop.chat.reasoning import has_answer
-from alignloop.look.life import CandidateLine, Life, Step, place
-from alignloop.look.preference_life import reward_steps
-from alignloop.look.pruning_steps import dialog_text, pair_steps, prune_steps, twins_of
-from alignloop.records import CandidateRow, DroppedRow, PairRow, PreferenceRow, PromptRow, SelectedRow, VerdictRow
+from alignloop.look.preference_life import batches_of
+from alignloop.look.steps import (
+    CandidateLine,
+    Life,
+    Step,
+    dialog_text,
+    dropped_step,
+    pair_steps,
+    prune_steps,
+    reward_steps,
+    step_of,
+    twins_of,
+)
+from alignloop.records import (
+    CandidateRow,
+    PairRow,
+    PreferenceRow,
+    PromptRow,
+    SelectedRow,
+    VerdictRow,
+    candidates_of,
+    split_annotation_id,
+    split_candidate_id,
+    split_pair_id,
+)
 from alignloop.run_dir.reader import RunReader
 
 
@@ -18,30 +39,34 @@ def prompt_life(prompt_id: str, run: RunReader) -> Life:
     row, steps = _read(prompt_id, run)
     lines: list[CandidateLine] = []
     not_drawn = []
-    best_texts: dict[int, tuple[str, str]] = {}
+    bests: dict[int, SelectedRow] = {}
     for number in (number for number in run.rounds if number):
-        rows = _candidates(run, number, prompt_id)
+        rows, compared = _candidates(run, number, prompt_id), _compared_steps(run, number, prompt_id)
         if not rows:
-            steps += (dropped := _not_sampled(run, number, prompt_id))
+            dropped = dropped_step(run, number, "sample", prompt_id)
             if not dropped and run.stage(number, "sample") is not None:
                 not_drawn.append(number)
-            steps += _compared_steps(run, number, prompt_id)
+            steps += [*dropped, *compared]
             continue
-        steps += _compared_steps(run, number, prompt_id)
-        found, best = _round_steps(run, number, rows)
-        steps += found
+        best = _selected(run, number, prompt_id)
+        steps += [*compared, *_sampled(run, number, rows), *_best_steps(run, number, best)]
         lines += _marked(run, number, rows, best)
         if best is not None:
-            best_texts[number] = (best.id, dialog_text(best.messages[-1].content, best.completion))
-    facts: dict[str, Any] = {} if row is None else {"source": place(row.source.file, row.source.line)}
+            bests[number] = best
+    facts: dict[str, Any] = {} if row is None else {"source": str(row.source)}
     if row is not None and row.meta.get("topic"):
         facts["topic"] = row.meta["topic"]
     if not_drawn:
         facts["not drawn"] = f"in round{'s' if len(not_drawn) > 1 else ''} {', '.join(map(str, not_drawn))}"
     twins = [
         twin
-        for number, (best_id, text) in best_texts.items()
-        for twin in twins_of(run, [step for step in steps if step.round == number], row_id=best_id, text=text)
+        for number, best in bests.items()
+        for twin in twins_of(
+            run,
+            [step for step in steps if step.round == number],
+            row_id=best.id,
+            text=dialog_text(best.messages, best.completion),
+        )
     ]
     messages = () if row is None else tuple(row.messages)
     return Life(prompt_id, "prompt", facts, messages, {}, tuple(lines), tuple(steps), tuple(twins))
@@ -49,65 +74,61 @@ def prompt_life(prompt_id: str, run: RunReader) -> Life:
 
 def candidate_life(candidate_id: str, run: RunReader) -> Life:
     """What became of one candidate, among the K of its prompt."""
-    number, rows = _of_candidate(candidate_id, run)
-    row = next(row for row in rows if row.id == candidate_id)
+    number, row = run.where("sample", "candidates", CandidateRow, candidate_id)
+    rows = _candidates(run, number, row.prompt_id)
+    row = next(scored for scored in rows if scored.id == candidate_id)
     prompt, steps = _read(row.prompt_id, run)
     best = _selected(run, number, row.prompt_id)
     steps = [step for step in steps if step.verdict != "read"]
-    steps += [_sampled(run, number, rows), *_place_among(run, number, rows, row, best)]
+    steps += [*_sampled(run, number, rows), *_rank_steps(run, number, rows, row, best)]
     if best is not None and best.id == candidate_id:
         steps += prune_steps(run, number, candidate_id)
-    steps += _pair_of(run, number, row)
+    steps += _pair_steps(run, number, row)
     steps += _compared_steps(run, number + 1, row.prompt_id, candidate=candidate_id)
-    facts = _candidate_facts(row, prompt, run)
     lines = [replace(line, asked=line.id == candidate_id) for line in _marked(run, number, rows, best)]
-    text = dialog_text(row.messages[-1].content, row.completion)
-    twins = twins_of(run, steps, row_id=candidate_id, text=text)
-    texts = {"completion": row.completion}
-    return Life(candidate_id, "candidate", facts, tuple(row.messages), texts, tuple(lines), tuple(steps), twins)
+    text = dialog_text(row.messages, row.completion)
+    return Life(
+        candidate_id,
+        "candidate",
+        _candidate_facts(row, prompt, run),
+        tuple(row.messages),
+        {"completion": row.completion},
+        tuple(lines),
+        tuple(steps),
+        twins_of(run, steps, row_id=candidate_id, text=text),
+    )
 
 
 def pair_life(pair_id: str, run: RunReader) -> Life:
     """A pair of two candidates: what they are, and whether DPO trained on it."""
-    for number in run.rounds:
-        for row in run.rows(number, "build_pairs", "pairs", PairRow, mark=pair_id):
-            if row.id == pair_id:
-                return _pair_life(row, number, run)
-    raise AssertionError(f"{pair_id} was found, and is not there")
-
-
-def _pair_life(row: PairRow, number: int, run: RunReader) -> Life:
-    rows = _candidates(run, number, row.id.rpartition(">")[0].rpartition("/")[0].rpartition("/")[0])
-    steps = [_sampled(run, number, rows)] if rows else []
-    steps += pair_steps(run, number, row.id, role="the pair")
-    chosen, _, rejected = row.id.rpartition(">")
-    lines = [
-        replace(line, asked=line.id in (chosen, f"{chosen.rpartition('/')[0]}/{rejected}"))
-        for line in (_marked(run, number, rows, _selected(run, number, rows[0].prompt_id)) if rows else [])
-    ]
-    facts = {
-        "prompt": rows[0].prompt_id if rows else "",
-        "strength": row.strength or "not said",
-        "reward gap": row.reward_gap,
-        **(_policy_facts(rows[0], run) if rows else {}),
-    }
-    texts = {"chosen": row.chosen, "rejected": row.rejected}
-    return Life(row.id, "pair", facts, tuple(row.messages), texts, tuple(lines), tuple(steps), ())
+    number, row = run.where("build_pairs", "pairs", PairRow, pair_id)
+    compared = split_pair_id(pair_id)
+    prompt_id = split_candidate_id(compared[0])[0]
+    rows = _candidates(run, number, prompt_id) if prompt_id else []
+    facts = {"prompt": prompt_id if rows else "", "strength": row.strength or "not said", "reward gap": row.reward_gap}
+    steps: list[Step] = []
+    lines: list[CandidateLine] = []
+    if rows:
+        facts |= _policy_facts(rows[0], run)
+        steps = _sampled(run, number, rows)
+        lines = _marked(run, number, rows, _selected(run, number, prompt_id))
+    return Life(
+        row.id,
+        "pair",
+        facts,
+        tuple(row.messages),
+        {"chosen": row.chosen, "rejected": row.rejected},
+        tuple(replace(line, asked=line.id in compared) for line in lines),
+        (*steps, *pair_steps(run, number, row.id, role="the pair")),
+    )
 
 
 def _read(prompt_id: str, run: RunReader) -> tuple[PromptRow | None, list[Step]]:
-    ingest = run.stage(0, "ingest")
     for number in run.rounds:
         for stage in ("ingest", "collect"):
-            for row in run.rows(number, stage, "prompts", PromptRow, mark=prompt_id):
-                if row.id == prompt_id:
-                    found = run.stage(number, stage)
-                    assert found is not None, "its rows were just read"
-                    return row, [Step(number, found.dir.name, "read", "to sample for")]
-    for drop in run.rows(0, "ingest", "dropped_prompts", DroppedRow, mark=prompt_id):
-        if drop.id == prompt_id and ingest is not None:
-            return None, [Step(0, ingest.dir.name, "dropped", f"by {drop.rule}: {drop.reason}", {"rule": drop.rule})]
-    return None, []
+            if row := run.row(number, stage, "prompts", PromptRow, prompt_id):
+                return row, step_of(run, number, stage, "read", "to sample for")
+    return None, dropped_step(run, 0, "ingest", prompt_id, output="dropped_prompts")
 
 
 def _candidates(run: RunReader, number: int, prompt_id: str) -> list[CandidateRow]:
@@ -117,45 +138,37 @@ def _candidates(run: RunReader, number: int, prompt_id: str) -> list[CandidateRo
     return [row for row in rows if row.prompt_id == prompt_id]
 
 
-def _of_candidate(candidate_id: str, run: RunReader) -> tuple[int, list[CandidateRow]]:
-    for number in run.rounds:
-        for row in run.rows(number, "sample", "candidates", CandidateRow, mark=candidate_id):
-            if row.id == candidate_id:
-                return number, _candidates(run, number, row.prompt_id)
-    raise AssertionError(f"{candidate_id} was found, and is not there")
-
-
 def _selected(run: RunReader, number: int, prompt_id: str) -> SelectedRow | None:
     rows = run.rows(number, "select", "selected", SelectedRow, mark=prompt_id)
     return next((row for row in rows if row.prompt_id == prompt_id), None)
 
 
-def reward_of(row: CandidateRow) -> float | None:
-    """What the candidate goes by; None before it is scored."""
+def _pair(run: RunReader, number: int, prompt_id: str) -> PairRow | None:
+    """The pair of two of a prompt's candidates of a round."""
+    start = candidates_of(prompt_id, round=number)
+    rows = run.rows(number, "build_pairs", "pairs", PairRow, mark=start)
+    return next((row for row in rows if row.id.startswith(start)), None)
+
+
+def _reward(row: CandidateRow) -> float | None:
     return row.reward if row.total_reward is None else row.total_reward
 
 
-def _not_sampled(run: RunReader, number: int, prompt_id: str) -> list[Step]:
+def _policy_path(run: RunReader, number: int) -> str | None:
+    """The checkpoint that sampled in a round."""
     stage = run.stage(number, "sample")
-    drops = run.rows(number, "sample", "dropped", DroppedRow, mark=prompt_id)
-    return [
-        Step(number, stage.dir.name, "dropped", f"by {drop.rule}: {drop.reason}", {"rule": drop.rule})
-        for drop in drops
-        if drop.id == prompt_id and stage is not None
-    ]
+    policy = {} if stage is None else stage.manifest.inputs.get("policy") or {}
+    return policy.get("path")
 
 
 def _policy_facts(row: CandidateRow, run: RunReader) -> dict[str, Any]:
-    """The checkpoint that sampled it, by digest and folder."""
-    stage = run.stage(row.round, "sample")
-    policy = {} if stage is None else stage.manifest.inputs.get("policy") or {}
-    return {"round": row.round, "policy": row.policy, "checkpoint": policy.get("path", "")}
+    return {"round": row.round, "policy": row.policy, "checkpoint": _policy_path(run, row.round) or ""}
 
 
 def _candidate_facts(row: CandidateRow, prompt: PromptRow | None, run: RunReader) -> dict[str, Any]:
     facts: dict[str, Any] = {"prompt": row.prompt_id}
     if prompt is not None:
-        facts["source"] = place(prompt.source.file, prompt.source.line)
+        facts["source"] = str(prompt.source)
     facts |= _policy_facts(row, run)
     steering = {"temperature": row.temperature, "top_p": row.top_p, "system_prompt": row.system_prompt}
     facts |= {name: value for name, value in steering.items() if value is not None}
@@ -168,95 +181,80 @@ def _candidate_facts(row: CandidateRow, prompt: PromptRow | None, run: RunReader
     return facts
 
 
-def _sampled(run: RunReader, number: int, rows: list[CandidateRow]) -> Step:
-    stage = run.stage(number, "sample")
-    assert stage is not None, "its rows were just read"
-    policy = stage.manifest.inputs.get("policy") or {}
-    where = policy.get("path", "?")
+def _sampled(run: RunReader, number: int, rows: list[CandidateRow]) -> list[Step]:
+    checkpoint = _policy_path(run, number) or "?"
     cut = sum(row.finish_reason == "length" for row in rows)
     ends = f", {cut} cut off" if cut else ""
-    facts = {"policy": rows[0].policy, "checkpoint": where, "candidates": len(rows), "cut_off": cut}
-    return Step(number, stage.dir.name, "sampled", f"{len(rows)} candidates{ends}; policy {where}", facts)
+    facts = {"policy": rows[0].policy, "checkpoint": checkpoint, "candidates": len(rows), "cut_off": cut}
+    return step_of(run, number, "sample", "sampled", f"{len(rows)} candidates{ends}; policy {checkpoint}", facts)
 
 
-def _round_steps(run: RunReader, number: int, rows: list[CandidateRow]) -> tuple[list[Step], SelectedRow | None]:
-    """What a round made of a prompt's candidates."""
-    steps = [_sampled(run, number, rows)]
-    best = _selected(run, number, rows[0].prompt_id)
+def _best_steps(run: RunReader, number: int, best: SelectedRow | None) -> list[Step]:
+    """What a round made of a prompt's best candidate, and of its pair."""
     if best is None:
-        return steps, None
-    stage = run.stage(number, "select")
-    assert stage is not None, "its row was just read"
-    steps.append(Step(number, stage.dir.name, "best", f"{best.id}: {_best_text(best)}", _best_facts(best)))
-    steps += prune_steps(run, number, best.id)
-    steps += pair_steps(run, number, best.prompt_id, role="the pair", pair_id=f"{best.prompt_id}/{number}/")
-    return steps, best
+        return []
+    pair = _pair(run, number, best.prompt_id)
+    return [
+        *step_of(run, number, "select", "best", f"{best.id}: {_best_text(best)}", _best_facts(best)),
+        *prune_steps(run, number, best.id),
+        *pair_steps(run, number, best.prompt_id, role="the pair", pair=pair),
+    ]
 
 
 def _best_text(best: SelectedRow) -> str:
-    return (
-        f"reward {best.reward:.4g}, a random one's {best.random_reward:.4g}; {best.pass_rate:.0%} of "
-        f"{len(best.rewards)} pass"
-    )
+    rewards = f"reward {best.reward:.4g}, a random one's {best.random_reward:.4g}"
+    return f"{rewards}; {best.pass_rate:.0%} of {len(best.rewards)} pass"
 
 
 def _best_facts(best: SelectedRow) -> dict[str, Any]:
     return {
         "best": best.id,
-        "reward": best.reward,
-        "random_reward": best.random_reward,
-        "pass_rate": best.pass_rate,
+        **best.model_dump(include={"reward", "random_reward", "pass_rate"}),
         "rewards": best.rewards,
     }
 
 
-def _place_among(
+def _rank_steps(
     run: RunReader, number: int, rows: list[CandidateRow], row: CandidateRow, best: SelectedRow | None
 ) -> list[Step]:
     """Whether a candidate is its prompt's best, and if not, how far it is from it."""
-    stage, reward = run.stage(number, "select"), reward_of(row)
-    if stage is None or best is None or reward is None:
+    reward = _reward(row)
+    if best is None or reward is None:
         return []
     if best.id == row.id:
-        return [Step(number, stage.dir.name, "best", _best_text(best), _best_facts(best))]
-    rank = 1 + sum((reward_of(other) or 0.0) > reward for other in rows)
+        return step_of(run, number, "select", "best", _best_text(best), _best_facts(best))
+    rank = 1 + sum((_reward(other) or 0.0) > reward for other in rows)
     why = ""
     if reward >= best.reward:
         why = "; it was cut off, and does not win over a finished one" if row.finish_reason == "length" else ""
         why = why or ("; it has no text" if not has_answer(row.completion) else "; the first of equals wins")
     text = f"reward {reward:.4g} is number {rank} of {len(rows)}; the best, {best.id}, has {best.reward:.4g}{why}"
-    return [Step(number, stage.dir.name, "not best", text, {"best": best.id, "rank": rank})]
+    return step_of(run, number, "select", "not best", text, {"best": best.id, "rank": rank})
 
 
-def _pair_of(run: RunReader, number: int, row: CandidateRow) -> list[Step]:
+def _pair_steps(run: RunReader, number: int, row: CandidateRow) -> list[Step]:
     """`build_pairs` and `train_dpo` for one candidate; the prompt's drop where there is no pair."""
-    k = row.id.rpartition("/")[2]
-    start = f"{row.prompt_id}/{number}/"
-    for pair in run.rows(number, "build_pairs", "pairs", PairRow, mark=start):
-        if pair.id.startswith(start):
-            chosen, _, rejected = pair.id.removeprefix(start).partition(">")
-            role = {chosen: "chosen", rejected: "rejected"}.get(k)
-            if role is not None:
-                return pair_steps(run, number, pair.id, role=role)
-            stage = run.stage(number, "build_pairs")
-            assert stage is not None, "its row was just read"
-            return [Step(number, stage.dir.name, "no pair", f"the prompt's pair is {pair.id}", {"pair": pair.id})]
-    return pair_steps(run, number, row.prompt_id, role="", pair_id=start)
+    pair = _pair(run, number, row.prompt_id)
+    if pair is None:
+        return pair_steps(run, number, row.prompt_id, role="")
+    role = dict(zip(split_pair_id(pair.id), ("chosen", "rejected"), strict=True)).get(row.id)
+    if role is not None:
+        return pair_steps(run, number, pair.id, role=role, pair=pair)
+    return step_of(run, number, "build_pairs", "no pair", f"the prompt's pair is {pair.id}", {"pair": pair.id})
 
 
 def _marked(run: RunReader, number: int, rows: list[CandidateRow], best: SelectedRow | None) -> list[CandidateLine]:
-    marks: dict[str, list[str]] = {}
-    if best is not None:
-        marks.setdefault(best.id, []).append("best")
-    start = f"{rows[0].prompt_id}/{number}/"
-    for pair in run.rows(number, "build_pairs", "pairs", PairRow, mark=start):
-        if pair.id.startswith(start):
-            chosen, _, rejected = pair.id.partition(">")
-            marks.setdefault(chosen, []).append("chosen")
-            marks.setdefault(start + rejected, []).append("rejected")
+    pair = _pair(run, number, rows[0].prompt_id)
+    chosen, rejected = ("", "") if pair is None else split_pair_id(pair.id)
+    taken = {"best": "" if best is None else best.id, "chosen": chosen, "rejected": rejected}
     return [
         CandidateLine(
-            number, row.id, reward_of(row), row.finish_reason, row.completion, ", ".join(marks.get(row.id, []))
+            number,
+            row.id,
+            _reward(row),
+            row.finish_reason,
+            row.completion,
+            mark=", ".join(mark for mark, row_id in taken.items() if row_id == row.id),
         )
         for row in rows
     ]
@@ -264,60 +262,42 @@ def _marked(run: RunReader, number: int, rows: list[CandidateRow], best: Selecte
 
 def _compared_steps(run: RunReader, number: int, prompt_id: str, *, candidate: str = "") -> list[Step]:
     """What annotators said in round `number` of candidates of the round before, and what trained on it."""
-    stage = run.stage(number, "collect")
-    if stage is None:
-        return []
-    mark = candidate or f"{prompt_id}/{number - 1}/"
+    start = candidates_of(prompt_id, round=number - 1)
     steps = []
-    for verdict in run.rows(number, "collect", "verdicts", VerdictRow, mark=mark):
-        of_candidate = candidate in (verdict.first, verdict.second)
-        if (of_candidate if candidate else verdict.first.startswith(mark)) and verdict.winner in ("tie", "unreadable"):
+    for verdict in run.rows(number, "collect", "verdicts", VerdictRow, mark=candidate or start):
+        is_of = candidate in (verdict.first, verdict.second) if candidate else verdict.first.startswith(start)
+        if is_of and verdict.winner in ("tie", "unreadable"):
             text = f"by {verdict.judge}: {verdict.winner} of {verdict.first} and {verdict.second}"
-            steps.append(Step(number, stage.dir.name, "compared", text, {"verdict": verdict.id}))
-    for row in run.rows(number, "collect", "preferences", PreferenceRow, mark=f"annotated/{prompt_id}/"):
-        said = _said_of(row, prompt_id, number - 1, candidate)
-        if said:
+            steps += step_of(run, number, "collect", "compared", text, {"verdict": verdict.id})
+    for row in run.rows(number, "collect", "preferences", PreferenceRow, mark=start):
+        if compared := _comparison_text(row, start, candidate):
             strength = f", {row.strength}" if row.strength else ""
             edited = ", and edited it" if row.edited else ""
             facts = {"preference": row.id, "strength": row.strength, "annotator": row.annotator}
-            text = f"by {row.annotator}: {said}{strength}{edited}"
-            steps.append(Step(number, stage.dir.name, "compared", text, facts))
-            steps += _of_annotation(run, row)
+            text = f"by {row.annotator}: {compared}{strength}{edited}"
+            steps += [*step_of(run, number, "collect", "compared", text, facts), *_of_annotation(run, row)]
     return steps
 
 
-def _said_of(row: PreferenceRow, prompt_id: str, number: int, candidate: str) -> str:
+def _comparison_text(row: PreferenceRow, start: str, candidate: str) -> str:
     """In words, what an annotation says; empty where it is of other candidates."""
-    start = f"annotated/{prompt_id}/{number}/"
-    chosen, _, rejected = row.id.removeprefix(start).partition(f"/{prompt_id}/{number}/")
-    if not row.id.startswith(start) or not rejected:
+    chosen, rejected = split_annotation_id(row.id)
+    if not chosen.startswith(start):
         return ""
-    one, other = f"{prompt_id}/{number}/{chosen}", f"{prompt_id}/{number}/{rejected}"
-    if candidate == one:
-        return f"chosen over {other}"
-    if candidate == other:
-        return f"rejected for {one}"
-    return "" if candidate else f"{one} chosen over {other}"
+    if candidate == chosen:
+        return f"chosen over {rejected}"
+    if candidate == rejected:
+        return f"rejected for {chosen}"
+    return "" if candidate else f"{chosen} chosen over {rejected}"
 
 
 def _of_annotation(run: RunReader, row: PreferenceRow) -> list[Step]:
     """Where an annotated preference trained: reward models from its round on, SFT and DPO in it."""
-    steps: list[Step] = []
-    batches = [
-        number
-        for number in run.rounds
-        if any(other.id == row.id for other in run.rows(number, "collect", "preferences", PreferenceRow, mark=row.id))
-    ]
-    for number in run.rounds:
-        steps += _through(row, reward_steps(run, number, row, batches))
+    batches = batches_of(row.id, run)
+    steps = [step for number in run.rounds for step in reward_steps(run, number, row.id, batches)]
     for number in batches:
-        steps += _through(row, prune_steps(run, number, row.id))
-        steps += _through(row, pair_steps(run, number, row.id, role="the pair"))
-    return sorted(steps, key=lambda step: (step.round, step.stage))
-
-
-def _through(row: PreferenceRow, steps: list[Step]) -> list[Step]:
-    """Steps of an annotation, told of a candidate that it compares."""
-    return [
+        steps += [*prune_steps(run, number, row.id), *pair_steps(run, number, row.id, role="the pair")]
+    by_it = [
         replace(step, text=f"{step.text}, by that comparison", facts={**step.facts, "row": row.id}) for step in steps
     ]
+    return sorted(by_it, key=lambda step: (step.round, step.stage))

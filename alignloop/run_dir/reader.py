@@ -144,6 +144,11 @@ class RunReader:
         rows = self.rows(number, stage, output, model, mark=row_id)
         return next((row for row in rows if getattr(row, "id", None) == row_id), None)
 
+    def where(self, stage: str, output: str, model: type[R], row_id: str) -> tuple[int, R]:
+        """The first round in whose output a row is, and the row; it is known to be in one."""
+        found = ((number, self.row(number, stage, output, model, row_id)) for number in self.rounds)
+        return next((number, row) for number, row in found if row is not None)
+
 
 def _runs_near(run_dir: Path) -> list[str]:
     folder = next((folder for folder in (run_dir, run_dir.parent) if folder.is_dir()), Path())

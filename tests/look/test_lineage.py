@@ -13,10 +13,8 @@ from alignloop.artifacts import Artifact, ArtifactRecord, Manifest
 from alignloop.config import load_recipe
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.errors import RunDirError, UserError
-from alignloop.look.diff import diff_of
-from alignloop.look.diff_text import diff_json, diff_text
-from alignloop.look.life import lives_of
-from alignloop.look.life_text import lives_text
+from alignloop.look.diff import diff_json, diff_of, diff_text
+from alignloop.look.why import lives_of, lives_text
 from alignloop.records import (
     CandidateRow,
     DroppedRow,

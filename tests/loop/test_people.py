@@ -13,10 +13,8 @@ from alignloop import run
 from alignloop.artifacts import digest_of, read_manifest
 from alignloop.config.bundled import QUICKSTART
 from alignloop.errors import PeopleNeeded, UserError
-from alignloop.look.diff import diff_of
-from alignloop.look.diff_text import diff_json, diff_text
-from alignloop.look.life import lives_of
-from alignloop.look.life_text import lives_json, lives_text
+from alignloop.look.diff import diff_json, diff_of, diff_text
+from alignloop.look.why import lives_json, lives_of, lives_text
 
 SMALL = (
     "engine.name=transformers",
