@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,17 +28,18 @@ from alignloop.records import (
     SelectedRow,
     SftRow,
 )
+from alignloop.run_dir.reader import as_json
 
 InspectedRow = PreferenceRow | PairRow | SftRow | SelectedRow | CandidateRow
-_OWN: tuple[type[Row], ...] = (PairRow, SftRow, CandidateRow, SelectedRow, PreferenceRow)
-_UNTRAINED: tuple[type[Row], ...] = (PromptRow, DroppedRow, RejectedRow)
 _NAMES: dict[type[Row], str] = {
-    PreferenceRow: "preference",
     PairRow: "pair",
     SftRow: "SFT row",
-    SelectedRow: "selected completion",
     CandidateRow: "candidate",
+    SelectedRow: "selected completion",
+    PreferenceRow: "preference",
 }
+_OWN: tuple[type[Row], ...] = (*_NAMES, PromptRow, DroppedRow, RejectedRow)
+"""Rows of alignloop's own: those that train, then the others."""
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 HOW = "ROW is FILE:LINE, FILE:ID or RUN_DIR:ID, for example data.jsonl:1"
 
@@ -47,7 +49,6 @@ class FoundRow:
     """A row and where it was.
 
     Attributes:
-        file: the file it stands in.
         line: 1-based line (JSON lines) or element (JSON array).
         kind: what it is, in words; for a file of the user's with the form its rows have.
     """
@@ -104,46 +105,37 @@ def _in_folder(folder: Path, row_id: str) -> FoundRow:
     files = [file for file in sorted(folder.rglob("*.jsonl")) if PARTIAL not in str(file.parent) and file.is_file()]
     if not files:
         raise DataError(f"{folder}: holds no .jsonl file. {HOW}")
-    mark = _mark(row_id)
-    untrained: DataError | None = None
+    untrained: tuple[Path, int, Row] | None = None
     for file in reversed(files):
-        for line, text in _lines(file):
-            if mark not in text:
-                continue
-            try:
-                row = _own_row(file, line, text)
-            except DataError as error:
-                untrained = error if b'"id":"' + mark + b'"' in text.replace(b" ", b"") else untrained
-                continue
-            if row is not None and row.id == row_id:
-                return FoundRow(file, line, row, _NAMES[type(row)])
+        for line, row in _of_own(file, row_id):
+            if isinstance(row, InspectedRow):
+                return _found(file, line, row)
+            untrained = file, line, row
     if untrained is not None:
-        raise untrained
+        return _found(*untrained)
     raise DataError(f"{folder}: none of its {len(files)} .jsonl files holds a row with the id {row_id!r}")
 
 
 def _of_id(file: Path, row_id: str) -> FoundRow:
-    if found := _own_of_id(file, row_id):
-        return found
+    if own := next(_of_own(file, row_id), None):
+        return _found(file, *own)
     if kind := _own_kind(file):
-        num_rows = sum(1 for _, text in _lines(file) if _parsed(text, kind) is not None)
-        num_bad = sum(1 for _, text in _lines(file) if text.strip()) - num_rows
-        raise _no_id(file, row_id, num_rows=num_rows, num_bad=num_bad)
+        texts = [text for _, text in _lines(file) if text.strip()]
+        num_rows = sum(_parsed(text, kind) is not None for text in texts)
+        raise _no_id(file, row_id, num_rows=num_rows, num_bad=len(texts) - num_rows)
     result = read_preferences([file], max_bad_fraction=1.0)
-    for read in result.rows:
-        if read.id == row_id:
-            return _as_read(file, read, result)
+    if read := next((row for row in result.rows if row.id == row_id), None):
+        return _as_read(file, read, result)
     raise _no_id(file, row_id, num_rows=len(result.rows), num_bad=len(result.rejected))
 
 
-def _own_of_id(file: Path, row_id: str) -> FoundRow | None:
-    mark = _mark(row_id)
+def _of_own(file: Path, row_id: str) -> Iterator[tuple[int, Row]]:
+    """Rows of alignloop's own with this id, with their lines."""
+    mark = as_json(row_id)
     for line, text in _lines(file):
-        parsed = _parsed(text) if mark in text else None
-        if parsed is not None and getattr(parsed, "id", None) == row_id:
-            row = _trained(file, line, parsed)
-            return FoundRow(file, line, row, _NAMES[type(row)])
-    return None
+        row = _parsed(text) if mark in text else None
+        if row is not None and getattr(row, "id", None) == row_id:
+            yield line, row
 
 
 def _no_id(file: Path, row_id: str, *, num_rows: int, num_bad: int) -> DataError:
@@ -157,9 +149,8 @@ def _no_id(file: Path, row_id: str, *, num_rows: int, num_bad: int) -> DataError
 
 def _at_line(file: Path, number: int, *, key: str) -> FoundRow:
     own = next((text for line, text in _lines(file) if line == number), b"")
-    row = _own_row(file, number, own)
-    if row is not None:
-        return FoundRow(file, number, row, _NAMES[type(row)])
+    if row := _parsed(own):
+        return _found(file, number, row)
     if kind := _own_kind(file):
         if own.strip():
             raise _no_row_of(kind, file, number, own)
@@ -178,7 +169,8 @@ def _of_a_user(file: Path, number: int, *, key: str) -> FoundRow:
     if found := next((row for row in result.rows if row.source.line == number), None):
         return _as_read(file, found, result)
     if bad := next((row for row in result.rejected if row.line == number), None):
-        raise _unreadable(bad, unit=raw.unit)
+        field = f", field {bad.field}" if bad.field else ""
+        raise DataError(f"{bad.file}, {raw.unit} {bad.line}{field}: {bad.reason}", rejected=[bad])
     if named := next((row for row in result.rows if row.id == key), None):
         return _as_read(file, named, result)
     places = [row.line for row in raw.rows]
@@ -223,30 +215,18 @@ def _no_line(file: Path, number: int, places: list[int], *, unit: str) -> DataEr
 def _own_kind(file: Path) -> type[Row] | None:
     """Which of alignloop's own rows the file holds, by its first whole line; None for a file of the user's."""
     for _, text in _lines(file):
-        try:
+        with suppress(ValueError, RecursionError):
             json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        parsed = _parsed(text)
-        return None if parsed is None else type(parsed)
+            row = _parsed(text)
+            return None if row is None else type(row)
     return None
-
-
-def _own_row(file: Path, line: int, text: bytes) -> InspectedRow | None:
-    """A row as alignloop writes it; None where it is not one.
-
-    Raises:
-        DataError: it is one that nothing trains on.
-    """
-    parsed = _parsed(text)
-    return None if parsed is None else _trained(file, line, parsed)
 
 
 def _parsed(text: bytes, *kinds: type[Row]) -> Row | None:
     """A line as the first of the kinds (all of alignloop's own) that it is; None where it is none."""
     if not text.lstrip().startswith(b"{"):
         return None
-    for kind in kinds or (*_OWN, *_UNTRAINED):
+    for kind in kinds or _OWN:
         try:
             return kind.model_validate_json(text)
         except ValidationError:
@@ -254,10 +234,20 @@ def _parsed(text: bytes, *kinds: type[Row]) -> Row | None:
     return None
 
 
-def _trained(file: Path, line: int, row: Row) -> InspectedRow:
-    if not isinstance(row, InspectedRow):
-        raise DataError(f"{file}, line {line}: {_why_untrained(row)}")
-    return row
+def _found(file: Path, line: int, row: Row) -> FoundRow:
+    """A row as alignloop writes it.
+
+    Raises:
+        DataError: nothing trains on it.
+    """
+    if isinstance(row, InspectedRow):
+        return FoundRow(file, line, row, _NAMES[type(row)])
+    what = "this is a prompt without a completion: nothing of it is trained on"
+    if isinstance(row, DroppedRow):
+        what = f"this says that {row.id} was dropped by {row.stage} ({row.rule}): {row.reason}"
+    elif isinstance(row, RejectedRow):
+        what = f"this says that {row.file}, line {row.line} could not be read: {row.reason}"
+    raise DataError(f"{file}, line {line}: {what}")
 
 
 def _no_row_of(kind: type[Row], file: Path, line: int, text: bytes) -> DataError:
@@ -269,24 +259,6 @@ def _no_row_of(kind: type[Row], file: Path, line: int, text: bytes) -> DataError
         where = f"{file}, line {line}" + (f", field {field}" if field else "")
         return DataError(f"{where}: {sentence}. The other lines are {kind.__name__}s, as alignloop writes them")
     raise AssertionError("only called for lines that are no such row")
-
-
-def _mark(row_id: str) -> bytes:
-    """An id as it stands in a line."""
-    return json.dumps(row_id, ensure_ascii=False)[1:-1].encode()
-
-
-def _why_untrained(row: Row) -> str:
-    if isinstance(row, DroppedRow):
-        return f"this says that {row.id} was dropped by {row.stage} ({row.rule}): {row.reason}"
-    if isinstance(row, RejectedRow):
-        return f"this says that {row.file}, line {row.line} could not be read: {row.reason}"
-    return "this is a prompt without a completion: nothing of it is trained on"
-
-
-def _unreadable(bad: RejectedRow, *, unit: str) -> DataError:
-    field = f", field {bad.field}" if bad.field else ""
-    return DataError(f"{bad.file}, {unit} {bad.line}{field}: {bad.reason}", rejected=[bad])
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:

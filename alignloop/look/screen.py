@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
@@ -13,14 +14,14 @@ from alignloop.chat.template_defaults import in_yaml
 from alignloop.look.rows import FoundRow
 from alignloop.look.setting import Setting
 from alignloop.look.views import Token, Use, View
-from alignloop.terminal import printable
+from alignloop.terminal import WIDTH, printable
 
-WIDTH = 80
 INDENT = "  "
 BETWEEN = "·"
 NEWLINE = "↵"
 UNFINISHED = "…"
 """Shown for a token that is the first part of a character."""
+LEGEND: tuple[Use, ...] = ("trained", "masked", "formatting", "reward")
 BRACKETS: dict[Use, tuple[str, str]] = {
     "masked": ("", ""),
     "trained": ("[", "]"),
@@ -34,21 +35,18 @@ STYLES: dict[Use, tuple[str, str]] = {
     "reward": ("bold white on magenta", "bold white on magenta"),
 }
 """Two shades each, token by token, so that their bounds are seen."""
-USES: dict[Use, str] = {
-    "trained": "trained",
-    "masked": "masked",
-    "formatting": "formatting",
-    "reward": "reward",
-}
 
 
-@dataclass(frozen=True)
-class _Span:
-    """A stretch of a line: shown text and what it is; `use` None for what is not a token's."""
+class _Chunk(NamedTuple):
+    """What of a token stands in one line."""
 
     text: str
-    use: Use | None = None
-    shade: int = 0
+    use: Use
+    shade: int
+
+    @property
+    def styled(self) -> tuple[str, str]:
+        return self.text, STYLES[self.use][self.shade]
 
 
 def print_views(
@@ -71,7 +69,7 @@ def print_views(
     ):
         _say(console, label, value)
     used = {token.use for view in views for part in view.parts for token in part.tokens}
-    _write(console, [[_Span("marks    "), *_legend(used, colour=colour)]], colour=colour)
+    _print(console, *_legend(used, colour=colour))
     for view in views:
         console.print()
         _say(console, view.objective, view.about)
@@ -79,96 +77,79 @@ def print_views(
             _say(console, "", f"LEFT OUT of training: {view.dropped}")
         for part in view.parts:
             _say(console, f"  {part.name}", part.facts, width=13)
-            _write(console, _token_lines(part.tokens, width=console.width, colour=colour), colour=colour)
+            for chunks in _lines(part.tokens, width=console.width, colour=colour):
+                _print(console, INDENT, *([chunk.styled for chunk in chunks] if colour else [_bracketed(chunks)]))
         if ids:
-            _write(console, _table(view.layout, width=console.width), colour=colour)
+            _print_table(console, view.layout, colour=colour)
+
+
+def _print(console: Console, *parts: str | tuple[str, str]) -> None:
+    console.print(Text.assemble(*parts), no_wrap=True, overflow="ignore", crop=False)
 
 
 def _say(console: Console, label: str, value: str, *, width: int = 9) -> None:
     """A label and words, wrapped under each other; paths and ids stay whole."""
-    room = max(20, console.width - width)
+    most = max(20, console.width - width)
     lines = [""]
     for word in _visible(value).split(" "):
-        fits = cell_len(lines[-1]) + cell_len(word) + 1 <= room
+        fits = cell_len(lines[-1]) + cell_len(word) + 1 <= most
         lines = [*lines[:-1], f"{lines[-1]} {word}".lstrip()] if fits or not lines[-1] else [*lines, word]
     for number, line in enumerate(lines):
-        console.print(
-            Text(f"{label if number == 0 else '':<{width}}{line}"), no_wrap=True, overflow="ignore", crop=False
-        )
+        _print(console, f"{label if number == 0 else '':<{width}}{line}")
 
 
-def _legend(used: Iterable[Use], *, colour: bool) -> list[_Span]:
-    spans: list[_Span] = []
-    for use, words in USES.items():
+def _legend(used: Collection[Use], *, colour: bool) -> list[str | tuple[str, str]]:
+    parts: list[str | tuple[str, str]] = ["marks    "]
+    for use in LEGEND:
         if use in used:
-            opening, closing = ("", "") if colour else BRACKETS[use]
-            spans += [_Span(f"{opening}{words}{closing}", use), _Span("  ")]
+            parts += [_Chunk(use, use, 0).styled if colour else _in_brackets(use, use), "  "]
     tokens = "shades: tokens" if colour else f"{BETWEEN} between tokens"
-    return [*spans, _Span(f"{tokens}  {NEWLINE} newline")]
+    return [*parts, f"{tokens}  {NEWLINE} newline"]
 
 
-def _token_lines(tokens: Sequence[Token], *, width: int, colour: bool) -> list[list[_Span]]:
+def _lines(tokens: Sequence[Token], *, width: int, colour: bool) -> list[list[_Chunk]]:
     """Tokens in lines of at most `width` cells, broken between tokens, after newlines, and within long tokens."""
-    lines: list[list[_Span]] = []
-    line: list[_Span] = []
-    room = width - cell_len(INDENT) - (0 if colour else 2)
-
-    def flush() -> None:
-        if line:
-            lines.append([_Span(INDENT), *(list(line) if colour else _bracketed(line))])
-            line.clear()
-
+    lines: list[list[_Chunk]] = [[]]
+    most = width - cell_len(INDENT) - (0 if colour else 2)
     for number, token in enumerate(tokens):
-        text = _visible(token.text) if token.text else UNFINISHED
-        for chunk in chop_cells(text, max(1, room - 2)):
-            if line and _cells(line, colour=colour) + cell_len(chunk) + (0 if colour else 3) > room:
-                flush()
-            line.append(_Span(chunk, token.use, number % 2))
+        for text in chop_cells(_token_text(token), max(1, most - 2)):
+            shown = "".join(chunk.text for chunk in lines[-1]) if colour else _bracketed(lines[-1])
+            if lines[-1] and cell_len(shown) + cell_len(text) + (0 if colour else 3) > most:
+                lines.append([])
+            lines[-1].append(_Chunk(text, token.use, number % 2))
         if token.text.endswith("\n"):
-            flush()
-    flush()
-    return lines
+            lines.append([])
+    return [line for line in lines if line]
 
 
-def _cells(line: Sequence[_Span], *, colour: bool) -> int:
-    return sum(cell_len(span.text) for span in (line if colour else _bracketed(line)))
-
-
-def _bracketed(line: Sequence[_Span]) -> list[_Span]:
+def _bracketed(chunks: Sequence[_Chunk]) -> str:
     """Runs of one use in their brackets, with a mark between tokens."""
-    spans: list[_Span] = []
-    before: Use | None = None
-    for number, span in enumerate(line):
-        assert span.use is not None, "only tokens are bracketed"
-        if span.use != before:
-            spans += [_Span(BRACKETS[before][1] if before else "")]
-            spans += [_Span(BETWEEN if number and "masked" in (span.use, before) else "")]
-            spans += [_Span(BRACKETS[span.use][0])]
-        elif number:
-            spans += [_Span(BETWEEN)]
-        spans.append(span)
-        before = span.use
-    return [*spans, _Span(BRACKETS[before][1] if before else "")]
+    text, before = "", ""
+    for number, (use, members) in enumerate(groupby(chunks, key=lambda chunk: chunk.use)):
+        # Brackets part two runs; beside a masked one, which has none, a mark does.
+        text += BETWEEN if number and "masked" in (use, before) else ""
+        text += _in_brackets(BETWEEN.join(chunk.text for chunk in members), use)
+        before = use
+    return text
 
 
-def _table(layout: Sequence[tuple[str, Token]], *, width: int) -> list[list[_Span]]:
+def _in_brackets(text: str, use: Use) -> str:
+    opening, closing = BRACKETS[use]
+    return f"{opening}{text}{closing}"
+
+
+def _print_table(console: Console, layout: Sequence[tuple[str, Token]], *, colour: bool) -> None:
     """Every token of the packed row in its order."""
-    lines = [[_Span(f"{INDENT}{'index':>6}{'id':>8}{'position':>10}{'segment':>9}  {'what':<22}token")]]
+    _print(console, f"{INDENT}{'index':>6}{'id':>8}{'position':>10}{'segment':>9}  {'what':<22}token")
     for name, token in layout:
-        text = _visible(token.text) if token.text else UNFINISHED
-        what = f"{name}, {'copy' if token.copy else USES[token.use]}"
+        what = f"{name}, {'copy' if token.copy else token.use}"
         head = f"{INDENT}{token.index:>6}{token.token_id:>8}{token.position:>10}{token.segment:>9}  {what:<22}"
-        room = max(4, width - cell_len(head))
-        lines.append([_Span(head), _Span(chop_cells(text, room)[0], token.use, token.index % 2)])
-    return lines
+        text = chop_cells(_token_text(token), max(4, console.width - cell_len(head)))[0]
+        _print(console, head, _Chunk(text, token.use, token.index % 2).styled if colour else text)
 
 
-def _write(console: Console, lines: Sequence[Sequence[_Span]], *, colour: bool) -> None:
-    for line in lines:
-        text = Text()
-        for span in line:
-            text.append(span.text, STYLES[span.use][span.shade] if colour and span.use else None)
-        console.print(text, no_wrap=True, overflow="ignore", crop=False)
+def _token_text(token: Token) -> str:
+    return _visible(token.text) if token.text else UNFINISHED
 
 
 def _visible(text: str) -> str:
