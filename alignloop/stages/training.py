@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from alignloop.artifacts import PARTIAL, Artifact, write_text
 from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import dump_jsonl
-from alignloop.records import DroppedRow, SftRow
+from alignloop.records import DroppedRow, SftRow, round_name
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import StageContext
 
@@ -71,7 +71,7 @@ def train_stage(
             seed=ctx.seed,
             progress=ctx.progress,
             training=ctx.training,
-            run_name=f"round-{ctx.round:02d}/{_folder_name(ctx)}",
+            run_name=f"{round_name(ctx.round)}/{_folder_name(ctx)}",
         )
     dropped = [*left_out, *_dropped(trained, [group.id for group in groups], stage=ctx.name)]
     checkpoints = tuple(Artifact.of(path) for variant in trained for path in variant.result.checkpoints)

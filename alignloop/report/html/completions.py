@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,6 @@ from alignloop.report.html import elements
 from alignloop.report.html.climb import evenly
 from alignloop.report.html.facts import RoundFacts, RunFacts, json_rows
 from alignloop.report.html.text import cut, html, marked
-from alignloop.run_dir.reader import PublishedStage
 
 MOST_PROMPTS = 200
 MOST_LINES = 200_000
@@ -124,7 +123,7 @@ def heldout(columns: Sequence[tuple[str, RoundFacts]], *, scale: str = ONE_SCALE
     stages = [(label, entry.stage("measure")) for label, entry in columns]
     is_cut = False
     for label, stage in stages:
-        for row in _rows(stage, "completions.jsonl"):
+        for row in json_rows(stage, "completions", most=MOST_LINES):
             key = str(row.get("id", ""))
             if key not in dialogs:
                 if len(dialogs) == MOST_PROMPTS:
@@ -157,7 +156,7 @@ def benchmark(columns: Sequence[tuple[str, RoundFacts]]) -> Found | None:
     is_cut = False
     for label, entry in columns:
         seen: set[tuple[str, str, str]] = set()
-        for row in _rows(entry.stage("evaluate"), "samples.jsonl"):
+        for row in json_rows(entry.stage("evaluate"), "samples", most=MOST_LINES):
             # With its prompt: runs may have asked other data under the same name.
             key = str(row.get("task", "")), str(row.get("index", 0)), str(row.get("prompt", ""))
             if row.get("response") is None or key in seen:  # a second filter of the same answer
@@ -174,10 +173,6 @@ def benchmark(columns: Sequence[tuple[str, RoundFacts]]) -> Found | None:
     if not dialogs:
         return None
     return Found("Benchmark prompts", "evaluate/samples.jsonl of each round", tuple(dialogs.values()), is_cut)
-
-
-def _rows(stage: PublishedStage | None, name: str) -> Iterable[dict[str, Any]]:
-    return () if stage is None else json_rows(stage.dir / name, most=MOST_LINES)
 
 
 def _prompt(row: dict[str, Any]) -> str:

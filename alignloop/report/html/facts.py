@@ -116,18 +116,19 @@ def read_run(run_dir: Path) -> RunFacts:
     )
 
 
-def json_rows(path: Path, *, most: int) -> Iterator[dict[str, Any]]:
-    """The objects of a `.jsonl`, at most so many; none where there is no such file. A broken line is passed over."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for line in islice(file, most):
-            try:
-                value = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(value, dict):
-                yield value
+def json_rows(stage: PublishedStage | None, output: str, *, most: int) -> Iterator[dict[str, Any]]:
+    """Rows of a stage's output, at most so many of a file; none where there is none. A broken line is passed over."""
+    for path in () if stage is None else stage.files(output):
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            for line in islice(file, most):
+                try:
+                    value = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    continue
+                if isinstance(value, dict):
+                    yield value
 
 
 def _round(number: int, stages: Sequence[PublishedStage], row: RoundRow | None, notes: list[str]) -> RoundFacts:

@@ -62,14 +62,14 @@ def drops_of(stage: PublishedStage) -> Drops:
     }
     if stage.name == "select" and stage.manifest.counts.get("dropped"):
         return Drops({SELECT: stage.manifest.counts["dropped"]}, {})
-    written = _written_drops(stage, "dropped.jsonl")
+    written = _written_drops(stage, "dropped")
     return Drops(counted or written.by_rule, written.reasons)
 
 
-def _written_drops(stage: PublishedStage, file: str) -> Drops:
+def _written_drops(stage: PublishedStage, output: str) -> Drops:
     seen: Counter[str] = Counter()
     reasons: dict[str, str] = {}
-    for row in json_rows(stage.dir / file, most=MOST_DROPPED_ROWS):
+    for row in json_rows(stage, output, most=MOST_DROPPED_ROWS):
         rule = str(row.get("rule", "?"))
         seen[rule] += 1
         reasons.setdefault(rule, cut(str(row.get("reason", "")), num_characters=REASON_CHARACTERS))
@@ -157,7 +157,7 @@ def _round_table(entry: RoundFacts, drops: dict[Any, Drops]) -> str:
         rows.append((stage.dir.name, *map(count, numbers), _why(drops[stage.dir])))
         if "prompts_in" in counts:
             numbers = (counts["prompts_in"], counts.get("prompts"), counts.get("prompts_dropped"))
-            why = _why(_written_drops(stage, "dropped_prompts.jsonl"))
+            why = _why(_written_drops(stage, "dropped_prompts"))
             rows.append((f"{stage.dir.name}: prompts", *map(count, numbers), why))
     heads = ("stage", "in", "kept", "dropped", "why (with the first row's reason)")
     return elements.table(Table(heads, tuple(rows)), name=f"stages-{entry.number}") if rows else ""

@@ -50,7 +50,7 @@ def picks_of(entry: RoundFacts) -> Picks | None:
     if stage is None:
         return None
     best, random = [], []
-    for row in json_rows(stage.dir / "selected.jsonl", most=MOST_PROMPTS):
+    for row in json_rows(stage, "selected", most=MOST_PROMPTS):
         pair = row.get("reward"), row.get("random_reward")
         if all(isinstance(value, int | float) and math.isfinite(value) for value in pair):
             best.append(float(pair[0]))  # type: ignore[arg-type]

@@ -49,11 +49,7 @@ def tokens_of(entry: RoundFacts) -> dict[str, float]:
 
 
 def _trained_tokens(stage: PublishedStage) -> float:
-    logs = stage.manifest.outputs.get("logs")
-    if not isinstance(logs, list):
-        return 0.0
-    rows = (row for log in logs for row in json_rows(stage.dir / log.path, most=MOST_STEPS))
-    return sum(float(row.get("num_tokens", 0.0)) for row in rows)
+    return sum(float(row.get("num_tokens", 0.0)) for row in json_rows(stage, "logs", most=MOST_STEPS))
 
 
 def _evaluated_tokens(entry: RoundFacts) -> float:
