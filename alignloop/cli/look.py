@@ -20,13 +20,13 @@ def status(
 
     Also whether a run is at work in it, and the table so far.
     """
-    from alignloop.look.status import read_status, status_text, verify_text
+    from alignloop.look.status import status_text, verify_text
     from alignloop.progress import for_terminal
 
     if verify:
         say(verify_text(run_dir, progress=for_terminal()))
         return
-    say(status_text(read_status(run_dir)))
+    say(status_text(run_dir))
 
 
 def inspect(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignloop.errors import UserError
-from alignloop.look.round_facts import CUT_OFF, NUMBERS, QUANTILES, RoundData, round_data
+from alignloop.look.round_data import CUT_OFF, NUMBERS, QUANTILES, RoundData, round_data
 from alignloop.run_dir.reader import RunReader
 from alignloop.terminal import wrapped
 

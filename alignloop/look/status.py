@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from alignloop.errors import RunDirError
@@ -10,62 +9,11 @@ from alignloop.loop.final import final_damage
 from alignloop.loop.house import stage_line
 from alignloop.loop.round_inputs import Waiting, waiting
 from alignloop.progress import Progress
-from alignloop.records import RoundRow
 from alignloop.report.table import text_tables
 from alignloop.run_dir.layout import holder, stage_folder
 from alignloop.run_dir.reader import HOW_TO_BEGIN, RunReader, begun_stage
 from alignloop.run_dir.rounds_file import read_rounds
 from alignloop.run_dir.verification import verify_run
-
-
-@dataclass(frozen=True)
-class RoundStatus:
-    """A round's published stages as lines, and the folder of the one begun; None where none is.
-
-    Attributes:
-        waits: for people; None where it does not.
-    """
-
-    number: int
-    lines: tuple[str, ...]
-    seconds: float
-    begun: str | None
-    waits: Waiting | None = None
-
-
-@dataclass(frozen=True)
-class Status:
-    """A run directory at a glance.
-
-    Attributes:
-        running: the process at work; None where nothing runs.
-        asked: rounds the recipe asks for.
-        rows: the finished rounds, the base's first.
-    """
-
-    run_dir: Path
-    recipe: str
-    running: str | None
-    asked: int
-    rounds: tuple[RoundStatus, ...]
-    rows: tuple[RoundRow, ...]
-
-
-def read_status(run_dir: Path) -> Status:
-    """Look, without touching anything.
-
-    Raises:
-        RunDirError: there is no run there.
-    """
-    run = RunReader(run_dir, hint=HOW_TO_BEGIN)
-    return Status(
-        run_dir=run_dir,
-        recipe=str(run.recipe.get("name", "?")),
-        running=holder(run_dir),
-        asked=int(run.recipe.get("rounds", 0)),
-        rounds=tuple(_round(run, number) for number in run.rounds),
-        rows=tuple(read_rounds(run_dir)),
-    )
 
 
 def verify_text(run_dir: Path, *, progress: Progress) -> str:
@@ -74,7 +22,8 @@ def verify_text(run_dir: Path, *, progress: Progress) -> str:
     Raises:
         RunDirError: there is no run there, or something is damaged: a line each.
     """
-    num_outputs, damaged = verify_run(RunReader(run_dir, hint=HOW_TO_BEGIN).run_dir, progress=progress)
+    run = RunReader(run_dir, hint=HOW_TO_BEGIN)
+    num_outputs, damaged = verify_run(run.run_dir, progress=progress)
     damaged += [
         f"{run_dir / row.policy}: is gone, the policy of round {row.round} in rounds.jsonl"
         for row in read_rounds(run_dir)
@@ -90,37 +39,40 @@ def verify_text(run_dir: Path, *, progress: Progress) -> str:
     return f"{run_dir}: all {num_outputs:,} outputs of its stages hold the bytes that were published"
 
 
-def status_text(status: Status) -> str:
-    """For the screen: finished rounds in a line each, the open one stage by stage, the table so far."""
-    done = max((row.round for row in status.rows), default=0)
-    running = f"running as process {status.running}" if status.running else "not running"
-    lines = [f"{status.run_dir}: {status.recipe}, {done} of {status.asked} rounds done, {running}"]
-    finished = {row.round for row in status.rows}
-    for entry in status.rounds:
-        if entry.number in finished and entry.waits is None:
-            lines.append(f"round {entry.number}: {len(entry.lines)} stages, {entry.seconds:.0f} s")
-            continue
-        lines.append(f"round {entry.number}:")
-        lines += entry.lines
-        if entry.waits is not None and not status.running:
-            lines.append(f"  {entry.begun or stage_folder(1, 'collect')} {entry.waits.line}")
-            lines += [f"    read   {entry.waits.files.questions}", f"    write  {entry.waits.files.answers}"]
-        elif entry.begun is not None:
-            lines.append(f"  {entry.begun} {'...' if status.running else 'was begun, and is gone on with'}")
-    if status.rows:
-        lines += ["", text_tables(status.rows)]
-    if not status.running and done < status.asked:
-        when = " when people are done" if any(entry.waits for entry in status.rounds) else ""
+def status_text(run_dir: Path) -> str:
+    """Finished rounds in a line each, the open one stage by stage, the table so far. Only looks.
+
+    Raises:
+        RunDirError: there is no run there.
+    """
+    run = RunReader(run_dir, hint=HOW_TO_BEGIN)
+    holding, rows = holder(run_dir), read_rounds(run_dir)
+    done, wanted = max((row.round for row in rows), default=0), int(run.recipe.get("rounds", 0))
+    running = f"running as process {holding}" if holding else "not running"
+    lines = [f"{run_dir}: {run.recipe.get('name', '?')}, {done} of {wanted} rounds done, {running}"]
+    waits = {number: waiting(run.recipe, run_dir, number) for number in run.rounds}
+    finished = {row.round for row in rows}
+    for number, wait in waits.items():
+        if number in finished and wait is None:
+            seconds = sum(sum(stage.manifest.seconds.values()) for stage in run.stages[number])
+            lines.append(f"round {number}: {len(run.stages[number])} stages, {seconds:.0f} s")
+        else:
+            lines += [f"round {number}:", *_open_round(run, number, wait, is_running=holding is not None)]
+    if rows:
+        lines += ["", text_tables(rows)]
+    if holding is None and done < wanted:
+        when = " when people are done" if any(waits.values()) else ""
         lines += ["", f"The same `alignloop run` goes on from here{when}."]
     return "\n".join(lines)
 
 
-def _round(run: RunReader, number: int) -> RoundStatus:
-    stages = run.stages[number]
-    return RoundStatus(
-        number=number,
-        lines=tuple(stage_line(stage.dir.name, stage.manifest, cached=False) for stage in stages),
-        seconds=sum(sum(stage.manifest.seconds.values()) for stage in stages),
-        begun=begun_stage(run.run_dir, number),
-        waits=waiting(run.recipe, run.run_dir, number),
-    )
+def _open_round(run: RunReader, number: int, wait: Waiting | None, *, is_running: bool) -> list[str]:
+    """Its published stages, and what becomes of the one that has begun."""
+    lines = [stage_line(stage.dir.name, stage.manifest, cached=False) for stage in run.stages[number]]
+    begun = begun_stage(run.run_dir, number)
+    if wait is not None and not is_running:
+        lines.append(f"  {begun or stage_folder(1, 'collect')} {wait.line}")
+        lines += [f"    read   {wait.files.questions}", f"    write  {wait.files.answers}"]
+    elif begun is not None:
+        lines.append(f"  {begun} {'...' if is_running else 'was begun, and is gone on with'}")
+    return lines

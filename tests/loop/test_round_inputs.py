@@ -12,7 +12,7 @@ from alignloop.artifacts import Artifact, Manifest
 from alignloop.config import load_recipe
 from alignloop.config.recipe import Recipe
 from alignloop.errors import DataError, PeopleNeeded, RecipeError, UserError
-from alignloop.look.status import read_status, status_text
+from alignloop.look.status import status_text
 from alignloop.loop.round_inputs import files_of_rounds, hand_out, people_files, waiting
 from alignloop.plan import make_plan, plan_text
 from alignloop.preflight import check
@@ -121,11 +121,11 @@ def test_plan_and_status_say_that_people_are_waited_for(tmp_path: Path) -> None:
         assert part in str(wait)
 
     files.answers.write_text('{"id":"p/1/0-1","choice":"first"}\nhalf a li')
-    for text in (status_text(read_status(run_dir)), plan_text(make_plan(recipe, run_dir=run_dir))):
+    for text in (status_text(run_dir), plan_text(make_plan(recipe, run_dir=run_dir))):
         assert "waits for people: 1 of 2 pairs answered" in text
         assert str(files.answers) in text
     assert "  01_collect          waits" in plan_text(make_plan(recipe, run_dir=run_dir))
-    assert "goes on from here when people are done" in status_text(read_status(run_dir))
+    assert "goes on from here when people are done" in status_text(run_dir)
     enough = recipe.model_copy(update={"collect": recipe.collect.model_copy(update={"min_annotated": 1})})
     assert waiting(enough.model_dump(), run_dir, 2) is None
 
