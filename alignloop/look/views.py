@@ -132,22 +132,17 @@ def _group(
     chat = setting.chat
     if isinstance(row, CandidateRow):
         return candidate_groups([row], chat)[0], ["candidate"]
-    if objective == "sft":
+    if isinstance(row, PairRow):
+        return ranked_groups([row], chat)[0], ["chosen", "rejected"]
+    if isinstance(row, SftRow | SelectedRow) or objective == "sft":
         return sft_groups([_sft_row(row)], chat, train_on=recipe.sft.train_on)[0], ["target"]
     if objective == "dpo":
-        pair = row if isinstance(row, PairRow) else preference_pair(_preference(row))
-        return ranked_groups([pair], chat)[0], ["chosen", "rejected"]
-    preference = _preference(row)
-    names = ["chosen", "rejected"] if preference.edited is None else ["edited", "chosen", "rejected"]
-    return ranked_groups([preference], chat)[0], names
+        return ranked_groups([preference_pair(row)], chat)[0], ["chosen", "rejected"]
+    edited = [] if row.edited is None else ["edited"]
+    return ranked_groups([row], chat)[0], [*edited, "chosen", "rejected"]
 
 
-def _preference(row: InspectedRow) -> PreferenceRow:
-    assert isinstance(row, PreferenceRow), "OBJECTIVES says which rows serve what"
-    return row
-
-
-def _sft_row(row: InspectedRow) -> SftRow:
+def _sft_row(row: SftRow | SelectedRow | PreferenceRow) -> SftRow:
     if isinstance(row, SelectedRow):
         return SftRow(
             id=row.id,
@@ -157,7 +152,7 @@ def _sft_row(row: InspectedRow) -> SftRow:
             completion_ids=row.completion_ids,
             finish_reason=row.finish_reason,
         )
-    return row if isinstance(row, SftRow) else preferred(_preference(row))
+    return row if isinstance(row, SftRow) else preferred(row)
 
 
 def _tokens(piece: Piece, objective: ObjectiveName, setting: Setting) -> list[Token]:

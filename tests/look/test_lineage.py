@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,9 @@ def ask(text: str) -> list[Message]:
 
 
 def stage(run: Path, number: int, name: str, outputs: dict[str, Sequence[Row]], **values: Any) -> None:
-    """Publish a stage that left these rows."""
+    """Publish a stage that left these rows, under names that the real one publishes them under."""
+    published = import_module(f"alignloop.stages.{name[3:]}").STAGE.outputs
+    assert outputs.keys() <= {field.name for field in dataclasses.fields(published)}, name
     folder = run / f"round-{number:02d}" / name
     folder.mkdir(parents=True)
     records: dict[str, Any] = {}
