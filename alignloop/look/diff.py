@@ -42,7 +42,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class RowOverlap:
     """Rows of one kind that stand in both rounds.
 
     Attributes:
@@ -72,7 +72,7 @@ class Diff:
     before: int
     after: int
     missing: dict[int, tuple[str, ...]]
-    overlaps: tuple[Overlap, ...]
+    overlaps: tuple[RowOverlap, ...]
     groups: dict[str, tuple[Change, ...]]
 
     @property
@@ -156,12 +156,12 @@ def _change(
     return Change(group, name, before, after, unit, size)
 
 
-def _overlap(name: str, before: dict[str, frozenset[str]], after: dict[str, frozenset[str]]) -> Overlap:
+def _overlap(name: str, before: dict[str, frozenset[str]], after: dict[str, frozenset[str]]) -> RowOverlap:
     one, other = before.get(name, frozenset()), after.get(name, frozenset())
     common, either = len(one & other), len(one | other)
     shown = _MOST_IDS if name in ("prompts", "preferences") else 0
     added, lost = (tuple(sorted(ids)[:shown]) for ids in (other - one, one - other))
-    return Overlap(name, len(one), len(other), common, common / either if either else 0.0, added, lost)
+    return RowOverlap(name, len(one), len(other), common, common / either if either else 0.0, added, lost)
 
 
 def diff_json(diff: Diff) -> str:
@@ -223,7 +223,7 @@ def _step(change: Change) -> str:
     return f"{step:+,.0f}" if change.unit == "rows" else f"{step:+,.4g}"
 
 
-def _overlap_lines(overlap: Overlap) -> list[str]:
+def _overlap_lines(overlap: RowOverlap) -> list[str]:
     added, lost = overlap.num_after - overlap.num_common, overlap.num_before - overlap.num_common
     both = f"{overlap.num_common:,} in both ({overlap.share:.1%} of all)"
     lines = wrapped(f"{overlap.name}: {both}, {added:,} added, {lost:,} lost")

@@ -37,7 +37,7 @@ _LINE = re.compile(r"(?P<file>.+):(?P<line>[0-9]{1,12})")
 
 
 @dataclass(frozen=True)
-class Found:
+class RowKey:
     """A row by kind and id.
 
     Attributes:
@@ -49,7 +49,7 @@ class Found:
     rejected: RejectedRow | None = None
 
 
-def find(row_id: str, run: RunReader) -> list[Found]:
+def find(row_id: str, run: RunReader) -> list[RowKey]:
     """The rows that are meant: one, or several where one id or one line stands for several.
 
     Raises:
@@ -57,13 +57,13 @@ def find(row_id: str, run: RunReader) -> list[Found]:
     """
     known = _index(run)
     if row_id in known:
-        return [Found(kind, row_id) for kind in known[row_id]]
+        return [RowKey(kind, row_id) for kind in known[row_id]]
     match = _LINE.fullmatch(row_id)
     if match and (found := _at_line(match["file"], int(match["line"]), run)):
         return found
     begin_so = _roots([name for name in known if row_id and name.startswith(row_id)])
     if len(begin_so) == 1:
-        return [Found(kind, begin_so[0]) for kind in known[begin_so[0]]]
+        return [RowKey(kind, begin_so[0]) for kind in known[begin_so[0]]]
     if begin_so:
         more = f"\n  and {len(begin_so) - _MOST_LISTED:,} more" if len(begin_so) > _MOST_LISTED else ""
         listed = "\n".join(f"  {' and '.join(known[name]):<10}  {name}" for name in begin_so[:_MOST_LISTED])
@@ -107,23 +107,23 @@ def _is_same_file(named: str, known: str) -> bool:
     return one == other or one.resolve() == other or other.parts[-len(one.parts) :] == one.parts
 
 
-def _at_line(file: str, line: int, run: RunReader) -> list[Found]:
+def _at_line(file: str, line: int, run: RunReader) -> list[RowKey]:
     """Rows of a line of the user's, read or rejected.
 
     Raises:
         UserError: several files have that name.
     """
-    found: dict[Found, str] = {}
+    found: dict[RowKey, str] = {}
     mark = f'"line":{line}'.encode()  # JSON already: its quotes are not those of a text
     for number in run.rounds:
         for stage, output, kind, model in _FROM_FILES:
             for path in run.files(number, stage, output):
                 for row in marked_rows(path, model, mark):
                     if row.source and row.source.line == line and _is_same_file(file, row.source.file):
-                        found.setdefault(Found(kind, row.id), row.source.file)
+                        found.setdefault(RowKey(kind, row.id), row.source.file)
     for rejected in _rejected(run, mark):
         if rejected.line == line and _is_same_file(file, rejected.file):
-            found.setdefault(Found("rejected row", f"{rejected.file}:{line}", rejected), rejected.file)
+            found.setdefault(RowKey("rejected row", f"{rejected.file}:{line}", rejected), rejected.file)
     files = sorted(set(found.values()))
     if len(files) > 1:
         listed = "\n".join(f"  {name}:{line}" for name in files)

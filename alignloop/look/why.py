@@ -10,7 +10,7 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
-from alignloop.look.find import Found, find
+from alignloop.look.find import RowKey, find
 from alignloop.look.preference_life import preference_life, verdict_life
 from alignloop.look.prompt_life import candidate_life, pair_life, prompt_life
 from alignloop.look.steps import CandidateLine, Life, Step, TwinPair
@@ -46,7 +46,7 @@ def lives_of(row_id: str, run_dir: Path) -> list[Life]:
     return [_life(found, run) for found in find(row_id, run)]
 
 
-def _life(found: Found, run: RunReader) -> Life:
+def _life(found: RowKey, run: RunReader) -> Life:
     row = found.rejected
     if row is None:
         return _TELL[found.kind](found.id, run)
