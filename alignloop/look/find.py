@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignloop.errors import UserError
-from alignloop.look.steps import Kind
+from alignloop.look.life import Kind
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
 from alignloop.run_dir.reader import RunReader, ids_of, marked_rows
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignloop.look.life import Life, Step
 from alignloop.look.steps import (
-    Life,
-    Step,
     dialog_text,
     dropped_step,
     pair_steps,

@@ -10,10 +10,11 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
+from alignloop.look.candidate_life import candidate_life
 from alignloop.look.find import RowKey, find
+from alignloop.look.life import CandidateLine, Life, Step, TwinPair
 from alignloop.look.preference_life import preference_life, verdict_life
-from alignloop.look.prompt_life import candidate_life, pair_life, prompt_life
-from alignloop.look.steps import CandidateLine, Life, Step, TwinPair
+from alignloop.look.prompt_life import pair_life, prompt_life
 from alignloop.records import Source, split_candidate_id
 from alignloop.run_dir.layout import stage_folder
 from alignloop.run_dir.reader import RunReader
