@@ -1,44 +1,21 @@
-"""What changed between two rounds' data, the largest changes first; as lines of at most 80 columns, or as JSON.
-
-Changes of different kinds are made comparable: a share counts by its points, a count by its relative change, and a
-quantile by its shift in units of the first round's middle spread.
-"""
+"""What changed between two rounds' data, the largest changes first; as lines of at most 80 columns, or as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from alignloop.errors import UserError
-from alignloop.look.round_data import CUT_OFF, NUMBERS, QUANTILES, RoundData, round_data
+from alignloop.look.changes import Change, Unit, changes_of, names_of
+from alignloop.look.round_data import round_data
 from alignloop.run_dir.reader import RunReader
 from alignloop.terminal import wrapped
 
-Unit = Literal["rows", "share", "value"]
 _MOST_IDS = 3
 _NAME = 44
 _MOST_OF_GROUP = 10
 _LARGEST = 8
-
-
-@dataclass(frozen=True)
-class Change:
-    """One number in both rounds.
-
-    Attributes:
-        before, after: None where a round has none: the stage is not published, or there is no such name in it.
-        size: how large the change is, 0 and up; comparable between changes of all kinds.
-    """
-
-    group: str
-    name: str
-    before: float | None
-    after: float | None
-    unit: Unit
-    size: float
 
 
 @dataclass(frozen=True)
@@ -91,14 +68,14 @@ def diff_of(run_dir: Path, *, before: int, after: int) -> Diff:
     _check_rounds(before, after, run)
     one, other = round_data(run, before), round_data(run, after)
     groups: dict[str, list[Change]] = {}
-    for change in sorted(_changes(one, other), key=lambda change: -change.size):
+    for change in sorted(changes_of(one, other), key=lambda change: -change.size):
         groups.setdefault(change.group, []).append(change)
     return Diff(
         run_dir,
         before,
         after,
         {number: data.missing for number, data in ((before, one), (after, other)) if data.missing},
-        tuple(_overlap(name, one.rows, other.rows) for name in _names(one.rows, other.rows)),
+        tuple(_overlap(name, one.rows, other.rows) for name in names_of(one.rows, other.rows)),
         {name: tuple(changes) for name, changes in groups.items()},
     )
 
@@ -113,47 +90,6 @@ def _check_rounds(before: int, after: int, run: RunReader) -> None:
             raise UserError(f"round {number}: {run.run_dir} has no such round; {rounds}")
     if before == after:
         raise UserError(f"rounds {before} and {after} are the same round: name two; {rounds}")
-
-
-def _changes(before: RoundData, after: RoundData) -> Iterator[Change]:
-    for group in before.counts:
-        counts = before.counts[group], after.counts[group]
-        for name in _names(*counts):
-            yield _change(group, name, counts[0].get(name), counts[1].get(name), "rows")
-    for group in _names(before.shares, after.shares):
-        shares = before.shares.get(group), after.shares.get(group)
-        for name in _names(*(side or {} for side in shares)):
-            # A name that a round's rows do not have has the share 0 there; a round without the rows has none.
-            one, other = (None if side is None else side.get(name, 0.0) for side in shares)
-            yield _change(group, name, one, other, "share")
-    for group in _names(before.quantiles, after.quantiles):
-        values = before.quantiles.get(group, {}), after.quantiles.get(group, {})
-        spread = values[0]["75%"] - values[0]["25%"] if values[0] else 0.0
-        for name in (f"{quantile:.0%}" for quantile in QUANTILES):
-            yield _change(group, name, values[0].get(name), values[1].get(name), "value", spread=spread)
-    for name in _names(before.numbers, after.numbers):
-        unit: Unit = "share" if name == CUT_OFF else "rows"
-        yield _change(NUMBERS, name, before.numbers.get(name), after.numbers.get(name), unit)
-
-
-def _names(*sides: Iterable[str]) -> list[str]:
-    """The names of both, each once, in order."""
-    return list(dict.fromkeys(name for side in sides for name in side))
-
-
-def _change(
-    group: str, name: str, before: float | None, after: float | None, unit: Unit, *, spread: float = 0.0
-) -> Change:
-    shift, larger = abs((before or 0.0) - (after or 0.0)), max(abs(before or 0.0), abs(after or 0.0))
-    # Relative: 1 where one of them is nothing.
-    size = shift / larger if larger else 0.0
-    if unit != "rows" and (before is None or after is None):
-        size = 0.0
-    elif unit == "share":
-        size = shift
-    elif spread:
-        size = shift / spread
-    return Change(group, name, before, after, unit, size)
 
 
 def _overlap(name: str, before: dict[str, frozenset[str]], after: dict[str, frozenset[str]]) -> RowOverlap:
