@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from alignloop.artifacts import PARTIAL
 from alignloop.data.opened import is_saved
-from alignloop.data.problems import plain_problems
 from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import ReadResult, read_preferences
 from alignloop.errors import DataError
-from alignloop.records import (
-    CandidateRow,
-    DroppedRow,
-    PairRow,
-    PreferenceRow,
-    PromptRow,
-    RejectedRow,
-    Row,
-    SelectedRow,
-    SftRow,
+from alignloop.look.own_rows import (
+    FoundRow,
+    InspectedRow,
+    found_row,
+    lines_of,
+    no_row_of,
+    own_kind,
+    own_row,
+    own_rows_of,
 )
-from alignloop.run_dir.reader import as_json
+from alignloop.records import (
+    PreferenceRow,
+    Row,
+)
 
-InspectedRow = PreferenceRow | PairRow | SftRow | SelectedRow | CandidateRow
-_NAMES: dict[type[Row], str] = {
-    PairRow: "pair",
-    SftRow: "SFT row",
-    CandidateRow: "candidate",
-    SelectedRow: "selected completion",
-    PreferenceRow: "preference",
-}
-_OWN: tuple[type[Row], ...] = (*_NAMES, PromptRow, DroppedRow, RejectedRow)
-"""Rows of alignloop's own: those that train, then the others."""
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 HOW = "ROW is FILE:LINE, FILE:ID or RUN_DIR:ID, for example data.jsonl:1"
-
-
-@dataclass(frozen=True)
-class FoundRow:
-    """A row and where it was.
-
-    Attributes:
-        line: 1-based line (JSON lines) or element (JSON array).
-        kind: what it is, in words; for a file of the user's with the form its rows have.
-    """
-
-    file: Path
-    line: int
-    row: InspectedRow
-    kind: str
 
 
 def find_row(place: str) -> FoundRow:
@@ -107,35 +77,26 @@ def _in_folder(folder: Path, row_id: str) -> FoundRow:
         raise DataError(f"{folder}: holds no .jsonl file. {HOW}")
     untrained: tuple[Path, int, Row] | None = None
     for file in reversed(files):
-        for line, row in _of_own(file, row_id):
+        for line, row in own_rows_of(file, row_id):
             if isinstance(row, InspectedRow):
-                return _found(file, line, row)
+                return found_row(file, line, row)
             untrained = file, line, row
     if untrained is not None:
-        return _found(*untrained)
+        return found_row(*untrained)
     raise DataError(f"{folder}: none of its {len(files)} .jsonl files holds a row with the id {row_id!r}")
 
 
 def _of_id(file: Path, row_id: str) -> FoundRow:
-    if own := next(_of_own(file, row_id), None):
-        return _found(file, *own)
-    if kind := _own_kind(file):
-        texts = [text for _, text in _lines(file) if text.strip()]
-        num_rows = sum(_parsed(text, kind) is not None for text in texts)
+    if own := next(own_rows_of(file, row_id), None):
+        return found_row(file, *own)
+    if kind := own_kind(file):
+        texts = [text for _, text in lines_of(file) if text.strip()]
+        num_rows = sum(own_row(text, kind) is not None for text in texts)
         raise _no_id(file, row_id, num_rows=num_rows, num_bad=len(texts) - num_rows)
     result = read_preferences([file], max_bad_fraction=1.0)
     if read := next((row for row in result.rows if row.id == row_id), None):
         return _as_read(file, read, result)
     raise _no_id(file, row_id, num_rows=len(result.rows), num_bad=len(result.rejected))
-
-
-def _of_own(file: Path, row_id: str) -> Iterator[tuple[int, Row]]:
-    """Rows of alignloop's own with this id, with their lines."""
-    mark = as_json(row_id)
-    for line, text in _lines(file):
-        row = _parsed(text) if mark in text else None
-        if row is not None and getattr(row, "id", None) == row_id:
-            yield line, row
 
 
 def _no_id(file: Path, row_id: str, *, num_rows: int, num_bad: int) -> DataError:
@@ -148,13 +109,13 @@ def _no_id(file: Path, row_id: str, *, num_rows: int, num_bad: int) -> DataError
 
 
 def _at_line(file: Path, number: int, *, key: str) -> FoundRow:
-    own = next((text for line, text in _lines(file) if line == number), b"")
-    if row := _parsed(own):
-        return _found(file, number, row)
-    if kind := _own_kind(file):
+    own = next((text for line, text in lines_of(file) if line == number), b"")
+    if row := own_row(own):
+        return found_row(file, number, row)
+    if kind := own_kind(file):
         if own.strip():
-            raise _no_row_of(kind, file, number, own)
-        raise _no_line(file, number, [line for line, text in _lines(file) if text.strip()], unit="line")
+            raise no_row_of(kind, file, number, own)
+        raise _no_line(file, number, [line for line, text in lines_of(file) if text.strip()], unit="line")
     return _of_a_user(file, number, key=key)
 
 
@@ -210,62 +171,3 @@ def _no_line(file: Path, number: int, places: list[int], *, unit: str) -> DataEr
     if number < 1:
         return DataError(f"{file}: {unit}s are counted from 1, there is no {unit} {number}; {rows}")
     return DataError(f"{file}: has no {unit} {number}; {rows}")
-
-
-def _own_kind(file: Path) -> type[Row] | None:
-    """Which of alignloop's own rows the file holds, by its first whole line; None for a file of the user's."""
-    for _, text in _lines(file):
-        with suppress(ValueError, RecursionError):
-            json.loads(text)
-            row = _parsed(text)
-            return None if row is None else type(row)
-    return None
-
-
-def _parsed(text: bytes, *kinds: type[Row]) -> Row | None:
-    """A line as the first of the kinds (all of alignloop's own) that it is; None where it is none."""
-    if not text.lstrip().startswith(b"{"):
-        return None
-    for kind in kinds or _OWN:
-        try:
-            return kind.model_validate_json(text)
-        except ValidationError:
-            continue
-    return None
-
-
-def _found(file: Path, line: int, row: Row) -> FoundRow:
-    """A row as alignloop writes it.
-
-    Raises:
-        DataError: nothing trains on it.
-    """
-    if isinstance(row, InspectedRow):
-        return FoundRow(file, line, row, _NAMES[type(row)])
-    what = "this is a prompt without a completion: nothing of it is trained on"
-    if isinstance(row, DroppedRow):
-        what = f"this says that {row.id} was dropped by {row.stage} ({row.rule}): {row.reason}"
-    elif isinstance(row, RejectedRow):
-        what = f"this says that {row.file}, line {row.line} could not be read: {row.reason}"
-    raise DataError(f"{file}, line {line}: {what}")
-
-
-def _no_row_of(kind: type[Row], file: Path, line: int, text: bytes) -> DataError:
-    """What keeps a line from being a row like the others of its file."""
-    try:
-        kind.model_validate_json(text)
-    except ValidationError as error:
-        field, sentence = plain_problems(error)[0]
-        where = f"{file}, line {line}" + (f", field {field}" if field else "")
-        return DataError(f"{where}: {sentence}. The other lines are {kind.__name__}s, as alignloop writes them")
-    raise AssertionError("only called for lines that are no such row")
-
-
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    if file.is_dir():  # a saved data set has rows, but no lines
-        return
-    try:
-        with file.open("rb") as opened:
-            yield from enumerate(opened, start=1)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}. Check its permissions") from error

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from alignloop.chat.template_defaults import in_yaml
-from alignloop.look.rows import FoundRow
+from alignloop.look.own_rows import FoundRow
 from alignloop.look.setting import Setting
 from alignloop.look.views import Token, Use, View
 from alignloop.terminal import WIDTH, printable

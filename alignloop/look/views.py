@@ -14,7 +14,7 @@ import numpy as np
 
 from alignloop.config import Recipe
 from alignloop.errors import DataError
-from alignloop.look.rows import InspectedRow
+from alignloop.look.own_rows import InspectedRow
 from alignloop.look.setting import Setting
 from alignloop.packing.build import (
     TrainOn,
