@@ -13,7 +13,8 @@ from rich.text import Text
 from alignloop.chat.template_defaults import in_yaml
 from alignloop.look.own_rows import FoundRow
 from alignloop.look.setting import Setting
-from alignloop.look.views import Token, Use, View
+from alignloop.look.tokens import Token, Use
+from alignloop.look.views import View
 from alignloop.terminal import WIDTH, printable
 
 INDENT = "  "

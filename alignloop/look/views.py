@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
 
 from alignloop.config import Recipe
 from alignloop.errors import DataError
 from alignloop.look.own_rows import InspectedRow
 from alignloop.look.setting import Setting
+from alignloop.look.tokens import Part, Token, completion_facts, prompt_facts, tokens_of
 from alignloop.packing.build import (
     TrainOn,
     candidate_groups,
@@ -23,15 +21,12 @@ from alignloop.packing.build import (
     sft_groups,
 )
 from alignloop.packing.groups import PromptGroup
-from alignloop.packing.layout import Piece, layout_group
+from alignloop.packing.layout import layout_group
 from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, SelectedRow, SftRow, Source, Strength
 from alignloop.stages.bootstrap import preferred
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.train_reward import of_strengths
 from alignloop.training.screening import ObjectiveName, drop_reason
-
-Use = Literal["masked", "trained", "formatting", "reward"]
-"""What becomes of a token: seen only; trained as content; a formatting token; the place a reward is read at."""
 
 OBJECTIVES: dict[type, tuple[ObjectiveName, ...]] = {
     PreferenceRow: ("reward", "sft", "dpo"),
@@ -41,33 +36,6 @@ OBJECTIVES: dict[type, tuple[ObjectiveName, ...]] = {
     CandidateRow: ("reward",),
 }
 """What each kind of row serves."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of a laid-out row.
-
-    Attributes:
-        index, position, segment: its place in the packed row, its position id, 0 for the prompt or the completion.
-        copy: a completion's own copy of the prompt's last token, at which its first token is predicted.
-    """
-
-    index: int
-    token_id: int
-    text: str
-    position: int
-    segment: int
-    use: Use
-    copy: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """The prompt, or a completion. `facts` says in words what of it counts."""
-
-    name: str
-    tokens: tuple[Token, ...]
-    facts: str
 
 
 @dataclass(frozen=True)
@@ -109,13 +77,13 @@ def views_of(
 def _view(row: InspectedRow, objective: ObjectiveName, setting: Setting, recipe: Recipe) -> View:
     group, names = _group(row, objective, setting, recipe)
     (piece,) = layout_group(group)
-    tokens = _tokens(piece, objective, setting)
+    tokens = tokens_of(piece, objective, setting)
     sections = [[token for token in tokens if token.segment == segment] for segment in range(len(names) + 1)]
     # The prompt is shown whole, with its last token, which the layout puts at the head of each completion.
     prompt = [*sections[0], sections[1][0]]
-    parts = [Part("prompt", tuple(prompt), _prompt_facts(prompt))]
+    parts = [Part("prompt", tuple(prompt), prompt_facts(prompt))]
     for name, section in zip(names, sections[1:], strict=True):
-        parts.append(Part(name, tuple(section[1:]), _facts(section[1:], name, objective, recipe)))
+        parts.append(Part(name, tuple(section[1:]), completion_facts(section[1:], name, objective, recipe)))
     return View(
         objective,
         _about(row, objective, recipe),
@@ -155,31 +123,6 @@ def _sft_row(row: SftRow | SelectedRow | PreferenceRow) -> SftRow:
     return row if isinstance(row, SftRow) else preferred(row)
 
 
-def _tokens(piece: Piece, objective: ObjectiveName, setting: Setting) -> list[Token]:
-    # A position's flags are those of the token it predicts: the next one.
-    uses: list[Use] = ["masked"] * piece.num_tokens
-    if objective == "reward":
-        for index in piece.last_index.tolist():
-            uses[index] = "reward"
-    else:
-        for index in np.flatnonzero(piece.loss_mask).tolist():
-            uses[index + 1] = "formatting" if piece.formatting_mask[index] else "trained"
-    starts = {int(np.flatnonzero(piece.segments == segment)[0]) for segment in set(piece.segments.tolist()) - {0}}
-    texts = setting.chat.token_texts(piece.token_ids.tolist())
-    return [
-        Token(
-            index,
-            int(piece.token_ids[index]),
-            texts[index],
-            int(piece.position_ids[index]),
-            int(piece.segments[index]),
-            uses[index],
-            copy=index in starts,
-        )
-        for index in range(piece.num_tokens)
-    ]
-
-
 def _dropped(row: InspectedRow, group: PromptGroup, objective: ObjectiveName, recipe: Recipe) -> str | None:
     if isinstance(row, CandidateRow):
         return None
@@ -206,28 +149,3 @@ def _about(row: InspectedRow, objective: ObjectiveName, recipe: Recipe) -> str:
     nll = f"NLL of chosen x {recipe.dpo.nll_coefficient:g}" if recipe.dpo.nll_coefficient else "no NLL term"
     masked = "without formatting tokens" if recipe.dpo.mask_formatting_tokens else "formatting tokens included"
     return f"sums of both {masked}; {nll}"
-
-
-def _prompt_facts(tokens: Sequence[Token]) -> str:
-    num_trained = sum(token.use in ("trained", "formatting") for token in tokens)
-    trained = f"{num_trained} trained" if num_trained else "masked"
-    return f"{_count(len(tokens), 'token')}, {trained}"
-
-
-def _facts(tokens: Sequence[Token], name: str, objective: ObjectiveName, recipe: Recipe) -> str:
-    total = _count(len(tokens), "token")
-    if objective == "reward":
-        return f"{total}, reward read at the last" if tokens else total
-    num_formatting = sum(token.use == "formatting" for token in tokens)
-    num_content = sum(token.use == "trained" for token in tokens)
-    if objective == "sft":
-        return f"{total}, {num_content + num_formatting} trained, {num_formatting} of them formatting"
-    in_sums = num_content if recipe.dpo.mask_formatting_tokens else num_content + num_formatting
-    facts = f"{total}: {in_sums} in its DPO sum"
-    if name == "chosen" and recipe.dpo.nll_coefficient:
-        facts += f", {num_content + num_formatting} in the NLL"
-    return f"{facts}; {num_formatting} formatting"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
