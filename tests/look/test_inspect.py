@@ -6,8 +6,8 @@ import io
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from alignloop.cli import app as cli
 from alignloop.config import load_recipe
-from alignloop.config.bundled import QUICKSTART
+from alignloop.config.bundled import QUICKSTART, resolve_base
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.look.rows import find_row
 from alignloop.look.screen import print_views
@@ -46,18 +45,10 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """The verb, in this process, in an empty folder, off a terminal: (exit code, out, err)."""
-    monkeypatch.chdir(tmp_path)
+def inspect(alignloop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The verb off a terminal: (exit code, out, err)."""
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["alignloop", "inspect", *map(str, arguments)])
-        code = cli._exit_code()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return lambda *arguments: astuple(alignloop("inspect", *arguments))
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -190,19 +181,12 @@ def test_rows_of_a_run(inspect: Call, tmp_path: Path) -> None:
     assert "none of its 2 .jsonl files holds a row with the id 'nobody'" in unknown[2]
 
 
-def test_a_runs_own_base_is_taken(inspect: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignloop.artifacts import Artifact
-    from alignloop.config.bundled import resolve_base
-
+def test_a_runs_own_base_is_taken(inspect: Call, alignloop: Callable[..., Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     with locked(run):
         enter(run, load_recipe("quickstart"), rebuild=False)
-    base = Artifact.of(Path(resolve_base("quickstart")))
-    monkeypatch.setattr(
-        sys, "argv",
-        ["alignloop", "stage", "base", "--out", str(tmp_path / "prepared"), "--input", f"base={base.path}"],
-    )  # fmt: skip
-    assert cli._exit_code() == 0
+    base = Path(resolve_base("quickstart")).resolve()
+    assert alignloop("stage", "base", "--out", tmp_path / "prepared", "--input", f"base={base}").code == 0
     (run / "round-01").mkdir()
     shutil.copytree(tmp_path / "prepared", run / "round-00" / "02_base")  # a run alone publishes in its directory
     dump_jsonl(run / "round-01" / "pairs.jsonl", [PAIR])
@@ -296,19 +280,18 @@ def test_a_line_of_a_csv_in_which_no_row_begins(inspect: Call, tmp_path: Path) -
     assert "row      d.csv:6" in inspect("d.csv:6")[1]
 
 
-def test_plan_finds_a_template_whose_spans_cannot_be_found(
-    tmp_path: Path, base_copies: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_plan_finds_a_template_whose_spans_cannot_be_found(alignloop: Callable[..., Any], base_copies: None) -> None:
     overrides = ("base=broken", "engine.name=transformers", "training.trackers=[tensorbord,neptune]")
     arguments = [argument for override in overrides for argument in ("--set", override)]
-    monkeypatch.setattr(sys, "argv", ["alignloop", "plan", *arguments])
-    assert cli._exit_code() == 2
-    said = capsys.readouterr().err
-    assert "base: broken: the chat template's generation prompt" in said
-    assert "differs from what its dialogs have before an answer" in said
-    assert "unknown tracker 'tensorbord' - did you mean 'tensorboard'?" in said
-    assert "pip install neptune" in said
+    found = alignloop("plan", *arguments)
+    assert found.code == 2
+    for part in (
+        "base: broken: the chat template's generation prompt",
+        "differs from what its dialogs have before an answer",
+        "unknown tracker 'tensorbord' - did you mean 'tensorboard'?",
+        "pip install neptune",
+    ):
+        assert part in found.err
 
 
 @pytest.mark.parametrize(
@@ -359,10 +342,6 @@ def test_ids_with_letters_beyond_ascii_are_found_in_a_folder(inspect: Call, tmp_
 @pytest.fixture
 def base_copies(tmp_path: Path) -> None:
     """`broken`: a base whose template's spans cannot be found. `bare`: one without a template."""
-    import shutil
-
-    from alignloop.config.bundled import resolve_base
-
     template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|eot_id|>{% endfor %}"
     for name, jinja in (("broken", template + "{% if add_generation_prompt %}<|bot|>{% endif %}"), ("bare", None)):
         shutil.copytree(resolve_base("quickstart"), tmp_path / name)
@@ -393,15 +372,11 @@ def in_colour(row: str, *, width: int = 80) -> str:
 
 
 def test_colour_tells_tokens_and_uses_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, value in (("NO_COLOR", None), ("TERM", "xterm")):
-        monkeypatch.delenv(variable, raising=False)
-        if value:
-            monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     path = write(tmp_path / "d.jsonl", GOOD)
     shown = in_colour(f"{path}:1")
-    styles = dict(reversed(re.findall(r"\x1b\[([\d;]+)m([^\x1b]+)\x1b\[0m", shown)))
     by_text = {text: style for style, text in re.findall(r"\x1b\[([\d;]+)m([^\x1b]+)\x1b\[0m", shown)}
-    assert styles
     # Neighbours in two shades, and each use in its own.
     assert len({by_text[text] for text in (" hill", "A", "<|eot_id|>", "user")}) == 4
     assert by_text["trained"] in (by_text["A"], by_text[" hill"])
