@@ -19,7 +19,7 @@ from alignloop import run
 from alignloop.artifacts import digest_of, read_manifest
 from alignloop.errors import RunDirError
 from alignloop.records import RoundRow
-from alignloop.run_dir.layout import stage_dirs
+from alignloop.run_dir.reader import published_stages
 
 SMALL = (
     "sample.num_prompts=12",
@@ -43,7 +43,7 @@ STAGES = (
 
 
 def stages_of(run_dir: Path, number: int) -> list[str]:
-    return [folder.name.split("_", 1)[1] for folder in stage_dirs(run_dir, number)]
+    return [stage.name for stage in published_stages(run_dir, number)]
 
 
 def outcome(run_dir: Path) -> list[dict[str, object]]:
@@ -89,7 +89,7 @@ def test_the_best_of_k_is_the_best_finished_one(unbroken: Path) -> None:
 
 def test_lineage_is_linked_by_digests(unbroken: Path) -> None:
     """SFT starts from what sampled, DPO from and against the averaged SFT model, round 2 from round 1's policy."""
-    manifests = {f"{r}/{d.name}": read_manifest(d) for r in (1, 2) for d in stage_dirs(unbroken, r)}
+    manifests = {f"{r}/{stage.dir.name}": stage.manifest for r in (1, 2) for stage in published_stages(unbroken, r)}
     inputs = {name: manifest.inputs for name, manifest in manifests.items() if manifest}
     outputs = {name: manifest.outputs for name, manifest in manifests.items() if manifest}
     dpo = inputs["1/11_train_dpo"]
@@ -127,7 +127,7 @@ def test_other_settings_are_refused_and_named(unbroken: Path) -> None:
 
 def test_a_manifest_that_was_edited_is_refused(unbroken: Path) -> None:
     """Someone edits a published file's digest: the file is not what it says."""
-    manifest = stage_dirs(unbroken, 2)[0] / "manifest.json"
+    manifest = published_stages(unbroken, 2)[0].dir / "manifest.json"
     text = manifest.read_text()
     digest = read_manifest(manifest.parent).outputs["preferences"].digest
     try:
