@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,23 +26,12 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(load_reward_model(BASE, seed=0), tmp_path_factory.mktemp("rm") / "rm", companions=BASE)
 
 
-def prompts_file(folder: Path, *texts: str) -> Path:
-    file = folder / "prompts.jsonl"
-    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-    return file
-
-
-def own_file(folder: Path) -> Path:
-    rows = [
-        {
-            "prompt": "Tell me about Emma.",
-            "candidates": ["She is kind.", {"completion": " Two lines.\n", "by": "m"}, ""],
-        },
-        {"prompt": "Name a river.", "candidates": ["word " * 3000, "The Elbe. \U0001f30a"]},
-    ]
-    file = folder / "own.jsonl"
+def rows_file(file: Path, *rows: dict[str, Any]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+
+
+def prompts_file(folder: Path, *texts: str) -> None:
+    rows_file(folder / "prompts.jsonl", *({"prompt": text} for text in texts))
 
 
 def names(folder: Path) -> set[str]:
@@ -83,17 +72,8 @@ def test_sample_then_score_then_compare(alignloop, tmp_path: Path, reward_model:
     (tmp_path / "rewards.py").write_text(
         "def short(completions, **columns):\n    return [-len(c[0]['content']) for c in completions]\n"
     )
-    scored = alignloop(
-        "score",
-        reward_model,
-        "c.jsonl",
-        "--out",
-        "s.jsonl",
-        "--best",
-        "b.jsonl",
-        "--reward-function",
-        "rewards:short=10",
-    )
+    into = ("--out", "s.jsonl", "--best", "b.jsonl")
+    scored = alignloop("score", reward_model, "c.jsonl", *into, "--reward-function", "rewards:short=10")
     assert scored.code == 0, scored.err
     after = list(load_jsonl(tmp_path / "s.jsonl", CandidateRow))
     assert [row.completion for row in after] == [row.completion for row in rows]
@@ -121,18 +101,8 @@ def test_what_a_crash_left_is_taken_over(alignloop, tmp_path: Path, monkeypatch:
     from alignloop.engines.process import EngineProcess
 
     prompts_file(tmp_path, "Tell me about Emma.", "Name a river.", "Name a town.")
-    command = (
-        "sample",
-        "quickstart",
-        "prompts.jsonl",
-        "-k",
-        "2",
-        *SHORT,
-        "--set",
-        "sample.shard_prompts=1",
-        "--system-prompt",
-        "Be brief: end soon.",
-    )
+    how = ("--set", "sample.shard_prompts=1", "--system-prompt", "Be brief: end soon.")
+    command = ("sample", "quickstart", "prompts.jsonl", "-k", "2", *SHORT, *how)
     whole = alignloop(*command, "--out", "whole.jsonl")
     assert whole.code == 0, whole.err
     assert {row.system_prompt for row in load_jsonl(tmp_path / "whole.jsonl", CandidateRow)} == {"Be brief: end soon."}
@@ -158,7 +128,12 @@ def test_what_a_crash_left_is_taken_over(alignloop, tmp_path: Path, monkeypatch:
 
 
 def test_candidates_of_the_users_own(alignloop, tmp_path: Path, reward_model: Path) -> None:
-    own_file(tmp_path)
+    first = ["She is kind.", {"completion": " Two lines.\n", "by": "m"}, ""]
+    rows_file(
+        tmp_path / "own.jsonl",
+        {"prompt": "Tell me about Emma.", "candidates": first},
+        {"prompt": "Name a river.", "candidates": ["word " * 3000, "The Elbe. \U0001f30a"]},
+    )
     scored = alignloop("score", reward_model, "own.jsonl", "--out", "s.jsonl", "--best", "b.jsonl")
     assert scored.code == 0, scored.err
     rows = list(load_jsonl(tmp_path / "s.jsonl", CandidateRow))
@@ -192,93 +167,29 @@ def test_recipes_are_sampled_scored_and_compared(alignloop, tmp_path: Path, rewa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "command",
     [
-        (("nowhere", "prompts.jsonl", "--out", "c.jsonl"), "nowhere: no such folder"),
-        (("prompts.jsonl", "prompts.jsonl", "--out", "c.jsonl"), "this is a file; give a Hugging Face model folder"),
-        (("hollow", "prompts.jsonl", "--out", "c.jsonl"), "holds no config.json"),
-        (("rm", "prompts.jsonl", "--out", "c.jsonl"), "which writes no text"),
-        (("bare", "prompts.jsonl", "--out", "c.jsonl"), "alignloop stage base --out prepared"),
-        (("quickstart", "none.jsonl", "--out", "c.jsonl"), "none.jsonl: no such file"),
-        (("quickstart", "empty.jsonl", "--out", "c.jsonl"), "empty.jsonl: the file is empty"),
-        (("quickstart", "prompts.jsonl", "--out", "hollow"), "--out hollow: this is a folder"),
-        (("quickstart", "prompts.jsonl", "--out", "no/c.jsonl"), "does not exist; make it first"),
-        (("quickstart", "prompts.jsonl", "--out", "prompts.jsonl"), "prompts.jsonl exists and is not what"),
-        (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "-k", "0"), "Invalid value for '--num-candidates'"),
-        (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--max-tokens", "5000"), "has room for 2048"),
-        (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--set", "engine.max_model_len=4096"), "2048 tokens only"),
-        (
-            ("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--temperature", "hot"),
-            "--temperature hot: expected a number",
-        ),
-        (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--temperature", "1,0.5"), "begins above its end"),
-        (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--top-p", "1.5"), "sample.top_p"),
-        (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--system-prompt", " "), "--system-prompt: is empty"),
-        (
-            ("strict", "prompts.jsonl", "--out", "c.jsonl", "--system-prompt", "Be kind."),
-            "(prompts.jsonl, line 1), with a system prompt of sample.system_prompts: ",
-        ),
-        (("quickstart", "prompts.jsonl", "--out", "c.jsonl", "--config", "none.yaml"), "none.yaml"),
-        (
-            (
-                "quickstart",
-                "prompts.jsonl",
-                "--out",
-                "c.jsonl",
-                "--set",
-                "chat_template_kwargs={enable_thinking: true}",
-            ),
-            "the recipe says {enable_thinking: true}, and the chat template of",
-        ),
+        ("sample", "quickstart", "prompts.jsonl", "--out", "prompts.jsonl"),
+        ("sample", "quickstart", "prompts.jsonl", "--out", "c.jsonl", "--max-tokens", "5000"),
+        ("score", "quickstart", "prompts.jsonl", "--out", "s.jsonl"),
+        ("score", "rm", "own.jsonl", "--out", "own.jsonl"),
+        ("score", "rm", "own.jsonl", "--out", "s.jsonl", "--best", "own.jsonl"),
+        ("compare-sampling", "quickstart", "own.jsonl", "--policy", "nowhere", "--out", "compared"),
+        ("data", "prune", "prompts.jsonl", "--out", "kept.jsonl"),
+        ("stage", "score", "--out", "scored", "--input", "candidates=none.jsonl"),
     ],
 )
-def test_sample_refuses_before_the_engine_starts(
-    alignloop, tmp_path: Path, reward_model: Path, arguments: tuple[str, ...], message: str
+def test_what_is_refused_leaves_nothing(
+    alignloop, tmp_path: Path, reward_model: Path, command: tuple[str, ...]
 ) -> None:
+    """What is said of it stands in tests/golden."""
     prompts_file(tmp_path, "Name a river.")
-    (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "hollow").mkdir()
+    rows_file(tmp_path / "own.jsonl", {"prompt": "Name a river.", "candidates": ["The Elbe.", "A hill."]})
     (tmp_path / "rm").symlink_to(reward_model)
-    shutil.copytree(BASE, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template.jinja"))
-    strict = shutil.copytree(BASE, tmp_path / "strict") / "chat_template.jinja"
-    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    strict.write_text(no_system + strict.read_text())
-    before = names(tmp_path)
-    outcome = alignloop("sample", *arguments)
-    assert outcome.code == 2
-    assert message in " ".join(outcome.err.split())
-    assert "engine: start" not in outcome.out
-    assert names(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("base", "own.jsonl", "--out", "s.jsonl"), "no reward model"),
-        (("nowhere", "own.jsonl", "--out", "s.jsonl"), "nowhere: no such folder"),
-        (("rm", "none.jsonl", "--out", "s.jsonl"), "none.jsonl: no such file"),
-        (("rm", "prompts.jsonl", "--out", "s.jsonl"), "holds no candidates"),
-        (("rm", "own.jsonl", "--out", "s.jsonl", "--best", "s.jsonl"), "is --out, too"),
-        (("rm", "own.jsonl", "--out", "s.jsonl", "--best", "own.jsonl"), "--best own.jsonl: exists already"),
-        (("rm", "own.jsonl", "--out", "s.jsonl", "--best", "s.json"), "the name of --out but for its ending"),
-        (("rm", "own.jsonl", "--out", "own.jsonl"), "own.jsonl exists and is not what"),
-        (("rm", "own.jsonl", "--out", "s.jsonl", "--reward-function", "short"), "expected module:function"),
-        (("rm", "own.jsonl", "--out", "s.jsonl", "--reward-function", "a:b=x"), "expected module:function"),
-        (("rm", "own.jsonl", "--out", "s.jsonl", "--reward-function", "not_there:b"), "not_there"),
-    ],
-)
-def test_score_refuses_before_the_model_is_loaded(
-    alignloop, tmp_path: Path, reward_model: Path, arguments: tuple[str, ...], message: str
-) -> None:
-    prompts_file(tmp_path, "Name a river.")
-    own_file(tmp_path)
-    (tmp_path / "rm").symlink_to(reward_model)
-    (tmp_path / "base").symlink_to(BASE)
-    before = names(tmp_path)
-    outcome = alignloop("score", *arguments)
-    assert outcome.code == 2
-    assert message in " ".join(outcome.err.split())
-    assert names(tmp_path) == before
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+    assert alignloop(*command).code == 2
+    assert names(tmp_path) == {"prompts.jsonl", "own.jsonl", "rm"}
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_text_that_its_row_calls_cut_is_scored_without_an_end_and_never_the_best(tmp_path: Path) -> None:
@@ -289,7 +200,7 @@ def test_a_text_that_its_row_calls_cut_is_scored_without_an_end_and_never_the_be
     chat = load_format(QUICKSTART / "base")
     file = tmp_path / "mine.jsonl"
     cut = {"completion": "The Elbe is", "finish_reason": "length"}
-    file.write_text(json.dumps({"prompt": "Name a river.", "candidates": [cut, "The Elbe."]}) + "\n")
+    rows_file(file, {"prompt": "Name a river.", "candidates": [cut, "The Elbe."]})
     rows, _ = fitting_rows(read_candidates(file, max_bad_fraction=0.0), chat=chat, room=None, say=print)
     assert [row.finish_reason for row in rows] == ["length", "stop"]
     assert rows[0].completion_ids == list(chat.completion("The Elbe is").token_ids[:-1])

@@ -1,4 +1,4 @@
-"""The command line on real input, good and bad: exit codes, messages, and a clean stop."""
+"""The command line: help, exit codes, one stage alone, and a clean stop. What it finds wrong: tests/golden."""
 
 from __future__ import annotations
 
@@ -51,54 +51,6 @@ def test_version_and_recipes(alignloop) -> None:
     assert "six rounds" in listed.lower()
 
 
-def test_unknown_verb_and_option(alignloop) -> None:
-    wrong = alignloop("rnu")
-    assert wrong.code == 2
-    assert "No such command" in wrong.err
-    assert alignloop("run", "--round", "3").code == 2
-
-
-@pytest.mark.parametrize("verb", ["run", "plan"])
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--rounds", "0"], "rounds: "),
-        (["--set", "sample.num_candidates=0"], "sample.num_candidates: "),
-        (["--set", "dpo.betta=0.2"], "dpo.betta: unknown key - did you mean 'dpo.beta'?"),
-        (["--set", "rounds=many"], "rounds: "),
-        (["--set", "preferences=none.jsonl"], "none.jsonl: no such file"),
-        (["--set", "preferences=empty.jsonl"], "empty.jsonl: the file is empty"),
-        (["--set", "preferences=broken.jsonl"], "broken.jsonl, line 2"),
-        (["--set", "preferences=nochosen.jsonl"], "nochosen.jsonl, line 2, field chosen: is missing"),
-        (["--set", "preferences=same.jsonl"], "chosen and rejected are the same text"),
-        (["--set", "base=hollow"], "no config.json"),
-        (["--set", "base=holow"], "near: hollow"),
-        (["none.yaml"], "no such file"),
-    ],
-)
-def test_bad_input_is_said_before_anything_runs(
-    alignloop, tmp_path: Path, verb: str, arguments: list[str], message: str
-) -> None:
-    write(tmp_path / "empty.jsonl", "")
-    write(tmp_path / "broken.jsonl", GOOD_ROW + '\n{"prompt": "Hi", \n')
-    write(tmp_path / "nochosen.jsonl", GOOD_ROW + '\n{"prompt": "Hi", "rejected": "No."}\n')
-    write(tmp_path / "same.jsonl", GOOD_ROW + '\n{"prompt": "Hi", "chosen": "No.", "rejected": "No."}\n')
-    (tmp_path / "hollow").mkdir()
-    outcome = alignloop(verb, "--set", ENGINE, *arguments)
-    assert outcome.code == 2
-    assert message in outcome.err
-    assert "Traceback" not in outcome.err
-    assert not list(tmp_path.glob("runs/*/round-*"))
-
-
-def test_plan_names_recipe_and_data_errors_together(alignloop, tmp_path: Path) -> None:
-    path = write(tmp_path / "r.yaml", "preferences: none.jsonl\nbase: nowhere/at/all\nroundz: 2\n")
-    outcome = alignloop("plan", path)
-    assert outcome.code == 2
-    for part in ("did you mean 'rounds'?", "none.jsonl: no such file", "nowhere/at/all: no such folder"):
-        assert part in outcome.err
-
-
 def test_plan_of_the_quickstart(alignloop, tmp_path: Path) -> None:
     outcome = alignloop("plan", "--set", ENGINE, "--rounds", "2")
     assert outcome.code == 0, outcome.err
@@ -124,36 +76,6 @@ def make_run_dir(folder: Path, *overrides: str) -> Path:
     with locked(folder):
         enter(folder, load_recipe("quickstart", overrides=[ENGINE, *overrides]), rebuild=False)
     return folder
-
-
-@pytest.mark.parametrize("verb", ["run", "plan"])
-def test_run_directory_of_another_recipe(alignloop, tmp_path: Path, verb: str) -> None:
-    folder = make_run_dir(tmp_path / "mine", "dpo.beta=0.5")
-    outcome = alignloop(verb, "--set", ENGINE, "--run-dir", folder)
-    assert outcome.code == 2
-    assert "is a run of another recipe" in outcome.err
-    assert "dpo.beta: 0.5 -> 0.1" in outcome.err
-
-
-def test_run_directory_of_a_newer_version(alignloop, tmp_path: Path) -> None:
-    folder = make_run_dir(tmp_path / "mine")
-    resolved = json.loads((folder / "resolved.json").read_text())
-    (folder / "resolved.json").write_text(json.dumps({**resolved, "run_version": 99}))
-    for verb in ("run", "plan"):
-        outcome = alignloop(verb, "--set", ENGINE, "--run-dir", folder)
-        assert outcome.code == 2
-        assert "99 was written by a newer alignloop" in outcome.err
-    assert "newer alignloop" in alignloop("status", folder).err
-
-
-def test_manifest_of_a_newer_version(alignloop, tmp_path: Path) -> None:
-    folder = make_run_dir(tmp_path / "mine")
-    stage = folder / "round-00" / "01_ingest"
-    stage.mkdir(parents=True)
-    (stage / "manifest.json").write_text('{"manifest_version": 99}')
-    outcome = alignloop("plan", "--set", ENGINE, "--run-dir", folder)
-    assert outcome.code == 2
-    assert "manifest_version 99" in outcome.err
 
 
 def test_run_directory_in_use(alignloop, tmp_path: Path) -> None:
@@ -185,32 +107,13 @@ def test_a_run_that_may_not_begin_writes_nothing(alignloop, tmp_path: Path) -> N
     assert not (tmp_path / "new").exists()
 
 
-def test_status_where_there_is_no_run(alignloop, tmp_path: Path) -> None:
-    make_run_dir(tmp_path / "runs" / "mine")
-    outcome = alignloop("status", "runs/other")
-    assert outcome.code == 2
-    assert "no run lies here" in outcome.err
-    assert "runs/mine" in outcome.err
-
-
-def test_stage_says_which_inputs_it_takes(alignloop, tmp_path: Path) -> None:
-    missing = alignloop("stage", "score", "--out", "scored")
-    assert missing.code == 2
-    assert "--input candidates=PATH is missing" in missing.err
-    assert "--input reward_model=PATH" in missing.err
-    unknown = alignloop("stage", "score", "--out", "scored", "--input", "rm=x")
-    assert unknown.code == 2
-    assert "--input rm=x: unknown input" in unknown.err
-    nothing = alignloop("stage", "score", "--out", "scored", "--input", "candidates=none.jsonl")
-    assert nothing.code == 2
-    assert "nothing lies there" in nothing.err
-    assert "did you mean score?" in alignloop("stage", "scor", "--out", "scored").err
-    assert list(tmp_path.iterdir()) == []
+def rivers(file: Path, *numbers: int) -> Path:
+    rows = ({"prompt": f"Name river {n}.", "chosen": f"River {n}.", "rejected": "No."} for n in numbers)
+    return write(file, "\n".join(map(json.dumps, rows)))
 
 
 def test_one_stage_alone(alignloop, tmp_path: Path) -> None:
-    rows = [json.dumps({"prompt": f"Name river {n}.", "chosen": f"River {n}.", "rejected": "No."}) for n in range(30)]
-    first, second = write(tmp_path / "a.jsonl", "\n".join(rows[:20])), write(tmp_path / "b.jsonl", "\n".join(rows[20:]))
+    first, second = rivers(tmp_path / "a.jsonl", *range(20)), rivers(tmp_path / "b.jsonl", *range(20, 30))
     command = ("stage", "ingest", "--out", "in", "--set", ENGINE, "--set", "data.heldout_fraction=0.2")
     outcome = alignloop(*command, "--input", f"preferences={first},{second}")
     assert outcome.code == 0, outcome.err
@@ -226,8 +129,7 @@ def test_one_stage_alone(alignloop, tmp_path: Path) -> None:
 
 
 def test_one_stage_is_the_same_in_any_folder(alignloop, tmp_path: Path) -> None:
-    rows = [json.dumps({"prompt": f"Name river {n}.", "chosen": f"River {n}.", "rejected": "No."}) for n in range(30)]
-    data = write(tmp_path / "a.jsonl", "\n".join(rows))
+    data = rivers(tmp_path / "a.jsonl", *range(30))
     manifests = []
     for folder in ("one", "two"):
         outcome = alignloop("stage", "ingest", "--out", folder, "--set", ENGINE, "--input", f"preferences={data}")
@@ -248,15 +150,6 @@ def test_an_error_of_training_does_not_point_to_the_engine(alignloop, tmp_path: 
     assert outcome.code == 1
     assert "sft: there is no row to train on" in outcome.err
     assert "engine" not in outcome.err
-
-
-def test_stage_does_not_publish_over_other_files(alignloop, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    write(tmp_path / "mine" / "notes.txt", "words")
-    data = write(tmp_path / "a.jsonl", GOOD_ROW)
-    outcome = alignloop("stage", "ingest", "--out", "mine", "--set", ENGINE, "--input", f"preferences={data}")
-    assert outcome.code == 2
-    assert "holds no published stage" in outcome.err
 
 
 def test_a_stage_alone_has_one_owner(alignloop, tmp_path: Path) -> None:
@@ -287,32 +180,6 @@ def test_stage_does_not_publish_into_a_run(alignloop, tmp_path: Path) -> None:
         assert outcome.code == 2
         assert f"lies in the run directory {folder}" in outcome.err
     assert (folder / "round-02").is_dir()
-
-
-def test_eval_refuses_before_it_starts(alignloop, tmp_path: Path) -> None:
-    (tmp_path / "rm").mkdir()
-    config = {"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"}
-    write(tmp_path / "rm" / "config.json", json.dumps(config))
-    refused = alignloop("eval", "rm", "--engine", "transformers")
-    assert refused.code == 2
-    assert "writes no text" in refused.err
-    for place in ("nowhere/report.json", "/proc/report.json"):
-        refused = alignloop("eval", "rm", "--json", place)
-        assert refused.code == 2
-        assert "no file can be written there" in refused.err
-    refused = alignloop("eval", "rm", "--json", "one.json", "--samples", "./one.json")
-    assert refused.code == 2
-    assert "name two files" in refused.err
-
-
-def test_eval_says_which_ifeval_it_is(alignloop) -> None:
-    base, bundled = QUICKSTART / "base", "ifeval, ifeval: the bundled questions about the quickstart's world"
-    for include_path, is_bundled in ((("--include-path", "quickstart"), True), ((), False)):
-        outcome = alignloop("eval", base, "--tasks", "ifeval,ifeval", "--engine", "transformers", *include_path)
-        assert outcome.code == 2
-        said = " ".join((outcome.out + outcome.err).split())
-        assert (bundled in said) is is_bundled
-        assert "is named twice" in said
 
 
 VERBS = ("run plan status eval stage inspect report sample score compare-sampling why diff recipes data").split()
@@ -353,12 +220,6 @@ def test_eval_leaves_no_folder_behind(alignloop, tmp_path: Path, monkeypatch: py
     (tmp_path / "temporary").mkdir()
     assert alignloop("eval", tmp_path / "none", "--engine", "transformers").code == 2
     assert list((tmp_path / "temporary").iterdir()) == []
-
-
-def test_eval_of_no_model(alignloop, tmp_path: Path) -> None:
-    outcome = alignloop("eval", tmp_path / "none", "--engine", "transformers")
-    assert outcome.code == 2
-    assert "no such folder" in outcome.err
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from alignloop.comparison.sides import Side, read_side
 from alignloop.comparison.text import comparison_text
 from alignloop.comparison.verdict import verdict
 from alignloop.data.jsonl import dump_jsonl
-from alignloop.errors import DataError, UserError
+from alignloop.errors import DataError
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, FinishReason, Message
 from alignloop.report.plots.theme import DARK, SERIES
@@ -252,27 +252,3 @@ def test_bad_files(tmp_path: Path) -> None:
         odd.write_text(f"{first}\n{unscored.read_text()}")
         with pytest.raises(DataError, match=r"odd.jsonl, line 1.*The file should hold CandidateRow lines"):
             read_side(odd, name="a")
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "models", "message"),
-    [
-        (Asked("quickstart"), Asked("two.jsonl"), Models(policy="x"), "--reward-model, --prompts"),
-        (Asked("one.jsonl"), Asked("two.jsonl"), Models(policy="x"), "--policy: A and B are files"),
-        (Asked("one.jsonl", ("sample.top_p=0.9",)), Asked("two.jsonl"), Models(), "--set-a: one.jsonl is a file"),
-        (Asked("quickstart"), Asked("quickstart"), Models("none", "none", "quickstart"), "none: no such folder"),
-        (Asked("quickstart"), Asked("quickstart"), Models("quickstart", "quickstart", "quickstart"), "no reward model"),
-    ],
-)
-def test_wrong_options(a: Asked, b: Asked, models: Models, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        compare_sampling(a, b, models=models, out=None, seed=None, progress=QuietProgress())
-
-
-def test_the_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    one = write_scored(tmp_path / "one.jsonl", {"x": 1.0})
-    for out, message in ((tmp_path, "holds other things"), (one, "this is a file")):
-        with pytest.raises(UserError, match=message):
-            compare_sampling(
-                Asked(str(one)), Asked(str(one)), models=Models(), out=out, seed=None, progress=QuietProgress()
-            )

@@ -68,6 +68,13 @@ def reward_model(path: Path) -> None:
     save_file(tensors, path / "model.safetensors")
 
 
+def no_system(path: Path) -> None:
+    """The chat template refuses dialogs with a system prompt."""
+    template = path / "chat_template.jinja"
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template.write_text(refusal + template.read_text(encoding="utf-8"), encoding="utf-8")
+
+
 def candidate(number: int, **columns: Any) -> dict[str, Any]:
     """A scored candidate as the `score` stage writes it; `columns` in place of its own."""
     made: dict[str, Any] = {
@@ -79,8 +86,6 @@ def candidate(number: int, **columns: Any) -> dict[str, Any]:
         "finish_reason": "stop",
         "round": 1,
         "policy": "sha256:0",
-        "seed": 0,
-        "sampling": {},
         "reward": 0.5,
         "total_reward": 0.5,
     }
@@ -101,6 +106,12 @@ def staged(name: str, *words: str, **files: Any) -> Case:
 def sampled(*words: str, **files: Any) -> Case:
     """`alignloop sample` into a new file."""
     return call("sample", *words, "--out", "candidates.jsonl", "--engine", "transformers", **files)
+
+
+def evaluated(tasks: str, *words: str) -> Case:
+    """`alignloop eval` of the bundled base."""
+    command = ("eval", "my-base", "--engine", "transformers", "--tasks", tasks, *words)
+    return call(*command, **{"my-base": base()})
 
 
 def pruned(*words: str, **files: Any) -> Case:
@@ -290,18 +301,29 @@ FILES: dict[str, Case] = {
     "prune-by-a-policy-that-is-not-there": pruned(
         "--out", "out.jsonl", "--embedder", "policy", "--set", "base=./nowhere"
     ),
+    "prune-by-no-judge": pruned("--out", "out.jsonl", "--set", "prune.quality.by=judge"),
     "prune-of-a-hub": call("data", "prune", "hub:owner/name", "--out", "out.jsonl"),
     "prune-over-another": pruned("--out", "out.jsonl", out__jsonl="{}\n"),
     "sample-of-no-model": sampled("nowhere", "good.jsonl"),
     "sample-of-a-reward-model": sampled("rm", "good.jsonl", rm=reward_model),
+    "sample-of-a-file": sampled("good.jsonl", "good.jsonl"),
+    "sample-of-a-folder-without-a-config": sampled("hollow", "good.jsonl", hollow=folder),
     "sample-of-no-prompts": sampled("quickstart", "god.jsonl"),
     "sample-of-bad-prompts": sampled("quickstart", "bad.jsonl", bad__jsonl=[{"prompt": ""}, {"prompt": 3}]),
+    "sample-of-an-empty-file": sampled("quickstart", "bad.jsonl", bad__jsonl=""),
+    "sample-of-no-candidates": sampled("quickstart", "good.jsonl", "-k", "0"),
+    "sample-by-no-recipe": sampled("quickstart", "good.jsonl", "--config", "none.yaml"),
     "sample-without-a-template": sampled("my-base", "good.jsonl", **{"my-base": base(no_template)}),
     "sample-at-no-temperature": sampled("quickstart", "good.jsonl", "--temperature", "warm"),
     "sample-at-a-range-the-wrong-way": sampled("quickstart", "good.jsonl", "--temperature", "1.0,0.5"),
     "sample-without-room": sampled("quickstart", "good.jsonl", "--max-tokens", "100000"),
     "sample-with-more-room-than-there-is": sampled("quickstart", "good.jsonl", "--set", "engine.max_model_len=100000"),
     "sample-with-an-empty-system-prompt": sampled("quickstart", "good.jsonl", "--system-prompt", " "),
+    "sample-with-a-system-prompt-that-is-refused": sampled(
+        "my-base", "good.jsonl", "--system-prompt", "Be kind.", **{"my-base": base(no_system)}
+    ),
+    "sample-of-more-than-all-probability": sampled("quickstart", "good.jsonl", "--top-p", "1.5"),
+    "sample-into-a-folder": sampled("quickstart", "good.jsonl", candidates__jsonl=folder),
     "sample-with-other-kwargs": sampled(
         "quickstart", "good.jsonl", "--set", "chat_template_kwargs.enable_thinking=true"
     ),
@@ -310,18 +332,28 @@ FILES: dict[str, Case] = {
     "score-without-a-head": scored(model=base(architectures=["LlamaForSequenceClassification"])),
     "score-of-no-candidates": scored(rows=[row(1)]),
     "score-of-bad-candidates": scored(rows=[{"prompt": "Hi", "candidates": []}, {"prompt": "Hi", "candidates": "A"}]),
+    "score-of-no-file": call("score", "rm", "none.jsonl", "--out", "scored.jsonl", rm=reward_model),
+    "score-over-its-candidates": scored("--out", "rows.jsonl"),
     "score-of-candidates-twice": scored(rows=[candidate(0), candidate(1, id="c0")]),
     "score-of-two-prompts-by-one-id": scored(rows=[candidate(0), candidate(2, prompt_id="p0")]),
     "score-into-one-file-twice": scored("--best", "scored.jsonl"),
     "score-into-files-of-one-name": scored("--best", "scored.json"),
     "score-over-another-best": scored("--best", "best.jsonl", best__jsonl="{}\n"),
     "score-by-no-function": scored("--reward-function", "length"),
+    "score-by-a-weight-of-words": scored("--reward-function", "rewards:length=x"),
+    "score-by-a-module-that-is-not-there": scored("--reward-function", "not_there:length"),
     "compare-without-models": call("compare-sampling", "quickstart", "quickstart"),
     "compare-of-files-with-models": call(
         "compare-sampling", "a.jsonl", "a.jsonl", "--policy", "quickstart", a__jsonl=[candidate(0)]
     ),
     "compare-of-files-with-settings": call(
         "compare-sampling", "a.jsonl", "b.jsonl", "--set-a", "seed=1", a__jsonl=[candidate(0)], b__jsonl=[candidate(0)]
+    ),
+    "compare-with-other-kwargs": call(
+        "compare-sampling",
+        *("quickstart", "quickstart", "--policy", "quickstart", "--reward-model", "rm", "--prompts", "good.jsonl"),
+        *("--set-a", "chat_template_kwargs.enable_thinking=true"),
+        rm=reward_model,
     ),
     "compare-of-unscored-candidates": call(
         "compare-sampling",
@@ -338,6 +370,20 @@ FILES: dict[str, Case] = {
         a__jsonl=[candidate(0)],
         b__jsonl=[candidate(8, messages=[{"role": "user", "content": "Name a hill."}])],
     ),
+    "compare-by-no-reward-model": call(
+        "compare-sampling",
+        *(
+            "quickstart",
+            "quickstart",
+            "--policy",
+            "quickstart",
+            "--reward-model",
+            "quickstart",
+            "--prompts",
+            "good.jsonl",
+        ),
+    ),
+    "compare-into-a-file": call("compare-sampling", "a.jsonl", "a.jsonl", "--out", "a.jsonl", a__jsonl=[candidate(0)]),
     "compare-into-a-folder-of-others": call(
         "compare-sampling",
         "a.jsonl",
@@ -352,7 +398,10 @@ FILES: dict[str, Case] = {
     "eval-of-a-reward-model": call("eval", "rm", rm=reward_model),
     "eval-by-no-recipe": call("eval", "my-base", "--config", "smal_gpu", **{"my-base": base()}),
     "eval-into-no-folder": call("eval", "my-base", "--json", "none/report.json"),
+    "eval-into-a-folder-of-the-system": call("eval", "my-base", "--json", "/proc/report.json"),
     "eval-into-one-file-twice": call("eval", "my-base", "--json", "a.json", "--samples", "a.json"),
+    "eval-of-bundled-questions-twice": evaluated("ifeval,ifeval", "--include-path", "quickstart"),
+    "eval-of-lm-evals-questions-twice": evaluated("ifeval,ifeval"),
     "eval-of-responses-without-prompts": call("eval", "--responses", "good.jsonl"),
     "eval-of-responses-with-a-model": call(
         "eval", "my-base", "--responses", "good.jsonl", "--benchmark", "ifeval", "--limit", "3"
