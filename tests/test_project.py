@@ -27,7 +27,7 @@ ENGINE_ONLY = {"vllm", "ray"}
 
 ORDER = [
     {"errors", "process_state", "progress", "records", "streams", "temporary", "terminal"},
-    {"artifacts", "chat", "config", "objectives", "packing", "sampling", "selection"},
+    {"artifacts", "chat", "config", "objectives", "packing", "sampling"},
     {"data", "engines", "evaluation", "judging", "quickstart", "run_dir", "training"},
     {"pruning"},
     {"stages"},
@@ -214,17 +214,65 @@ def circles(graph: dict[str, set[str]]) -> set[tuple[str, ...]]:
     return found
 
 
-@pytest.mark.parametrize("room", ["objectives", "selection"])
-def test_math_is_pure(room: str) -> None:
-    impure = {"config", "artifacts", "progress", "engines"}
+PURE = [
+    "objectives",
+    "sampling/best_of_k.py",
+    "sampling/pairs.py",
+    *(f"pruning/{name}.py" for name in ("benchmark_index", "clusters", "language", "text_units", "vectors", "verdict")),
+]
+VERDICTS = [
+    ("clean", "clean"),
+    ("quality", "top_or_best_rated"),
+    ("quality", "is_code"),
+    ("difficulty", "difficulty_window"),
+    ("near_duplicates", "near_duplicates"),
+    ("semantic_dedup", "semantic_dedup"),
+    ("decontaminate", "decontaminate"),
+    ("mix", "mix_by_share"),
+    ("mix", "mix_by_epochs"),
+]
+"""Of a step of pruning that stands in one file with its rule: the rule."""
+IMPURE = {"config", "artifacts", "progress", "engines", "judging", "data"}
+IMPURE_MODULES = {"alignloop.pruning.step", "alignloop.pruning.items", "alignloop.pruning.judge"}
+
+
+def is_impure(name: str) -> bool:
+    return name in {"logging", "pathlib", *IMPURE_MODULES} or (
+        name.startswith("alignloop.") and name.split(".")[1] in IMPURE
+    )
+
+
+@pytest.mark.parametrize("folder_or_file", PURE)
+def test_math_is_pure(folder_or_file: str) -> None:
+    files = [path for path in modules() if (PACKAGE / folder_or_file) in (path, *path.parents)]
+    assert files
     found = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
-        for path in modules()
-        if room_of(path) == room
+        for path in files
         for line, name in all_imports(path)
-        if name == "logging" or (name.startswith("alignloop.") and name.split(".")[1] in impure)
+        if is_impure(name)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(("module", "function"), VERDICTS)
+def test_the_rule_of_a_pruning_step_takes_values_and_reads_nothing(module: str, function: str) -> None:
+    """Neither it nor what it calls of its module names anything of a config, a file, a model or the screen."""
+    tree = parsed(PACKAGE / "pruning" / f"{module}.py")
+    impure = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and is_impure(str(node.module))
+        for alias in node.names
+    }
+    assert impure, "the step below reads its config"
+    of_module = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    queue, named = [function], set()
+    for name in queue:
+        used = {node.id for node in ast.walk(of_module[name]) if isinstance(node, ast.Name)}
+        named |= used
+        queue += [other for other in sorted(used & of_module.keys()) if other not in queue]
+    assert named & (impure | {"open"}) == set()
 
 
 def test_functions_stay_short() -> None:

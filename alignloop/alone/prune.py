@@ -33,12 +33,11 @@ from alignloop.data.rows import Dialogs, Options
 from alignloop.errors import UserError
 from alignloop.progress import Progress, QuietProgress
 from alignloop.pruning.benchmarks import benchmark_files
-from alignloop.pruning.embeddings import POLICY, read_vectors
-from alignloop.pruning.given import GivenRows, given_embedding, kind_of_rows, read_given
+from alignloop.pruning.embedding import POLICY, read_vectors
+from alignloop.pruning.file import FileRows, check_suffix, file_embedding, kind_of_rows, read_rows, write_rows
 from alignloop.pruning.items import as_preference, as_sft
 from alignloop.pruning.pipeline import FunnelLine, Pruning, funnel_lines, prune
-from alignloop.pruning.steps import Tools
-from alignloop.pruning.written import check_suffix, write_rows
+from alignloop.pruning.step import Tools
 from alignloop.records import DroppedRow, Row
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
@@ -203,23 +202,23 @@ def is_causal(folder: Path) -> bool:
 def run(config: PruneFileConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     """As a stage, so that a manifest is written and a judge's answers outlive a crash."""
     with ctx.activity("reading"):
-        given = read_given(
+        read = read_rows(
             config.file, max_bad_fraction=config.max_bad_fraction, form=config.form, options=config.options
         )
     with ctx.activity("pruning"):
-        pruned = prune(given.items, _tools(config, inputs, ctx, given=given))
+        pruned = prune(read.items, _tools(config, inputs, ctx, read=read))
     for note in pruned.notes:
         ctx.progress.say(f"  {note}")
-    make = as_preference if given.kind == "preferences" else as_sft
+    make = as_preference if read.kind == "preferences" else as_sft
     rows: list[Row] = [make(item) for item in pruned.kept]
-    bad = unreadable(given.rejected)
+    bad = unreadable(read.rejected)
     path = ctx.dir / ("rows.parquet" if config.parquet else "rows.jsonl")
     with ctx.activity("writing"):
         write_rows(path, rows)
         dump_jsonl(ctx.dir / "dropped.jsonl", [*bad, *pruned.dropped])
     counts = pruned.counts
     counts |= {"in": counts["in"] + len(bad), "dropped": counts["dropped"] + len(bad), "dropped_by_read": len(bad)}
-    funnel = funnel_of(pruned, kind=given.kind, form=given.form, counts=counts, num_bad=len(bad))
+    funnel = funnel_of(pruned, kind=read.kind, form=read.form, counts=counts, num_bad=len(bad))
     write_text(ctx.dir / FUNNEL, json.dumps(funnel, indent=1, ensure_ascii=False) + "\n")
     return Outputs(
         rows=Artifact.of(path),
@@ -261,11 +260,11 @@ def pruned_text(result: PrunedFile) -> str:
     return "\n".join(lines)
 
 
-def _tools(config: PruneFileConfig, inputs: Inputs, ctx: StageContext, *, given: GivenRows) -> Tools:
+def _tools(config: PruneFileConfig, inputs: Inputs, ctx: StageContext, *, read: FileRows) -> Tools:
     made = replace(tools(config, ctx, policy=None if inputs.policy is None else inputs.policy.path), lenient=True)
     if inputs.embeddings is None:
         return made
-    return replace(made, embedding=given_embedding(inputs.embeddings.path, given))
+    return replace(made, embedding=file_embedding(inputs.embeddings.path, read))
 
 
 def _check_inputs(file: str, settings: PruneFileConfig, *, embedder: str | None, embeddings: Path | None) -> None:

@@ -84,7 +84,7 @@ def _texts_prompt(field: str, name: str) -> TextsPrompt:
 def _check_classifier(config: PruneConfig) -> None:
     """Its model is there, and the rows it learns from can be read, or it knows its labels."""
     from alignloop.pruning.classifier import classifier_labels
-    from alignloop.pruning.labelled import read_labelled
+    from alignloop.pruning.topic import read_labelled
 
     topic = config.topic
     if topic.by != "classifier" or topic.model is None:

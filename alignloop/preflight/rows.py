@@ -17,7 +17,7 @@ from alignloop.data.split import heldout_split, prompt_key, round_batch
 from alignloop.errors import DataError, UserError
 from alignloop.preflight.findings import Findings
 from alignloop.pruning.benchmarks import is_local, local_texts
-from alignloop.pruning.incoming import ALL_LEFT_OUT, apart, left_out_line
+from alignloop.pruning.decontaminate import ALL_LEFT_OUT, left_out_line, without_benchmarks
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, Strength
 from alignloop.stages import ingest
 from alignloop.stages.ingest import NO_PROMPT_LEFT, prompts_of
@@ -98,7 +98,7 @@ def without_local_benchmarks(
         benchmarks = local_texts(keep_out.tasks, keep_out.include_path)
     except UserError:  # `check_tasks` says what is wrong with the benchmarks
         return rows, []
-    kept, dropped = apart(rows, benchmarks, keep_out, stage="ingest")
+    kept, dropped = without_benchmarks(rows, keep_out, stage="ingest", benchmarks=benchmarks)
     if dropped and kept:
         findings.left_out.append(left_out_line(dropped, num_in=len(rows), what=what))
     elif dropped:

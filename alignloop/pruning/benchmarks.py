@@ -7,18 +7,19 @@ other task names --load_tasks--> lm-eval tasks --doc_to_text, options--> Benchma
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from alignloop.artifacts import Artifact
 from alignloop.config.bundled import benchmark_data
-from alignloop.selection.benchmark_index import BenchmarkText
-from alignloop.selection.cleaning import num_words
+from alignloop.errors import DataError
+from alignloop.evaluation.measures.texts import words
+from alignloop.pruning.benchmark_index import BenchmarkText
 
 MIN_WORDS = 8
-"""A shorter question says too little to be told from others: its options stand with it."""
+"""A shorter question tells too little to be known from others: its options stand with it."""
 BUNDLED = "quickstart"
 """The `include_path` under which `ifeval` and `mmlu` are the bundled ones."""
 
@@ -58,28 +59,25 @@ def local_texts(tasks: tuple[str, ...], include_path: str | None) -> tuple[Bench
     Raises:
         DataError: wrong data: file, line and field; or a kind that reads no local data.
     """
-    from alignloop.errors import DataError
+    found = [benchmark_data(task, bundled=include_path == BUNDLED) for task in tasks]
+    return tuple(text for kind, path in filter(None, found) for text in _local_texts(kind, path))
+
+
+def _local_texts(kind: str, path: Path) -> Iterator[BenchmarkText]:
     from alignloop.evaluation.ifeval import read_form
     from alignloop.evaluation.mmlu import read_mmlu, task_name
     from alignloop.evaluation.tasks import LOCAL, not_local
 
-    texts: list[BenchmarkText] = []
-    for task in tasks:
-        found = benchmark_data(task, bundled=include_path == BUNDLED)
-        if found is None:
-            continue
-        kind, path = found
-        if kind not in LOCAL:
-            raise DataError(not_local(kind, path=path))
-        if kind == "ifeval":
-            texts += _numbered(kind, [row.prompt for _, row in read_form(path)])
-            continue
-        for subject in read_mmlu(path):
-            # lm-eval's generative tasks have no options to score: there a short question stands alone.
-            form, with_options = ("letter", True) if kind == "mmlu" else ("generated", False)
-            asked = [standing_alone(row["question"], row["choices"] if with_options else []) for row in subject.test]
-            texts += _numbered(task_name(subject.name, form=form), asked)  # type: ignore[arg-type]
-    return tuple(texts)
+    if kind not in LOCAL:
+        raise DataError(not_local(kind, path=path))
+    if kind == "ifeval":
+        yield from _numbered(kind, [row.prompt for _, row in read_form(path)])
+        return
+    # lm-eval's generative tasks have no options to score: there a short question stands alone.
+    scored = kind == "mmlu"
+    for subject in read_mmlu(path):
+        questions = [standing_alone(row["question"], row["choices"] if scored else []) for row in subject.test]
+        yield from _numbered(task_name(subject.name, form="letter" if scored else "generated"), questions)
 
 
 def _numbered(task: str, questions: Sequence[str]) -> list[BenchmarkText]:
@@ -88,14 +86,18 @@ def _numbered(task: str, questions: Sequence[str]) -> list[BenchmarkText]:
 
 def task_texts(name: str, task: Any) -> list[BenchmarkText]:
     """The questions of one lm-eval task, without shots and description: what the model is asked, row by row."""
-    return _numbered(name, [question_text(task, doc) for doc in task.eval_docs])
+    return _numbered(name, [_question_text(task, doc) for doc in task.eval_docs])
 
 
-def question_text(task: Any, doc: Any) -> str:
+def _question_text(task: Any, doc: Any) -> str:
     """A question; with its options where it is too short to stand alone."""
-    choices = options(task, doc)
-    asked = doc.get("question") if isinstance(doc.get("choices"), list) else None
-    text = asked if isinstance(asked, str) else task.doc_to_text(doc)
+    listed = isinstance(doc.get("choices"), list)
+    choices: list[str] = []
+    if task.OUTPUT_TYPE == "multiple_choice":
+        options = (doc["choices"] if listed else task.doc_to_choice(doc)) or []
+        choices = [str(choice) for choice in options if _is_option(choice)]
+    question = doc.get("question") if listed else None
+    text = question if isinstance(question, str) else task.doc_to_text(doc)
     if isinstance(text, int):  # of tasks that fill a gap: which of the options begins the text
         text = choices[text] if 0 <= text < len(choices) else ""
     if isinstance(text, list):
@@ -104,18 +106,15 @@ def question_text(task: Any, doc: Any) -> str:
 
 
 def standing_alone(text: str, choices: Sequence[Any]) -> str:
-    """A question; with its options where it is too short. Letters alone are no option."""
-    if num_words(text) >= MIN_WORDS:
+    """A question; with its options where it is too short."""
+    if len(words(text)) >= MIN_WORDS:
         return text
-    return "\n".join([text, *(str(choice) for choice in choices if len(str(choice).strip()) > 1)])
+    return "\n".join([text, *(str(choice) for choice in choices if _is_option(choice))])
 
 
-def options(task: Any, doc: Any) -> list[str]:
-    """The texts of a question's options; letters alone are no text."""
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return []
-    given = doc.get("choices") if isinstance(doc.get("choices"), list) else task.doc_to_choice(doc)
-    return [str(choice) for choice in given or [] if len(str(choice).strip()) > 1]
+def _is_option(choice: Any) -> bool:
+    """Letters alone are no option."""
+    return len(str(choice).strip()) > 1
 
 
 def benchmark_files(tasks: Sequence[str], include_path: str | None) -> tuple[Artifact, ...]:

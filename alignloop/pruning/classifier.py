@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,11 @@ from alignloop.artifacts import fingerprint, write_text
 from alignloop.config.pruning import TopicConfig
 from alignloop.errors import ModelError, TrainingError, UserError
 from alignloop.progress import Progress
-from alignloop.pruning.labelled import Labelled, read_labelled
-from alignloop.selection.topics import accuracy, heldout_places, majority_share
+from alignloop.pruning.topic import read_labelled
 
 FOLDER = "topic_classifier"
 MARK = "trained_on.json"
-"""Written last into the folder: what it was trained on, and how well it did."""
+"""Stands in the folder, put there last: what it was trained on, and how well it did."""
 _WARMUP_SHARE = 0.1
 _WEIGHT_DECAY = 0.01
 
@@ -35,15 +36,6 @@ class Classified:
     labels: list[str]
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A model with its tokenizer, on its device; `labels` by output."""
-
-    model: Any
-    tokenizer: Any
-    labels: tuple[str, ...]
 
 
 def classify(
@@ -62,127 +54,34 @@ def classify(
     """
     assert config.model is not None, "the recipe checks that there is one"
     if config.labelled is None:
-        classifier = load_classifier(Path(config.model).expanduser())
-        return Classified(predict(classifier, texts, config=config, progress=progress), {})
-    rows = read_labelled(Path(config.labelled).expanduser())
-    classifier, measured = _trained(rows, config, folder=folder, seed=seed, progress=progress)
-    if measured["heldout_accuracy"] < config.min_accuracy:
+        classifier = _known(Path(config.model).expanduser(), config)
+        return Classified(classifier.labels_of(texts, progress=progress), {})
+    classifier, measured = _trained(config, folder=folder, seed=seed, progress=progress)
+    right, majority = measured["heldout_accuracy"], measured["heldout_majority"]
+    if right < config.min_accuracy:
         raise UserError(
-            f"topic classifier: {measured['heldout_accuracy']:.3f} of {measured['num_heldout']:.0f} held-out rows are "
-            f"right, under prune.topic.min_accuracy ({config.min_accuracy:g}; always giving the commonest topic: "
-            f"{measured['heldout_majority']:.3f}): label more rows, or take a better prune.topic.model"
+            f"topic classifier: {right:.3f} of {measured['num_heldout']:.0f} held-out rows are right, under "
+            f"prune.topic.min_accuracy ({config.min_accuracy:g}; always giving the commonest topic: {majority:.3f}): "
+            "label more rows, or take a better prune.topic.model"
         )
     note = (
-        f"topic classifier: {measured['heldout_accuracy']:.3f} of {measured['num_heldout']:.0f} held-out rows right "
-        f"(always giving the commonest topic: {measured['heldout_majority']:.3f})"
+        f"topic classifier: {right:.3f} of {measured['num_heldout']:.0f} held-out rows right "
+        f"(always giving the commonest topic: {majority:.3f})"
     )
-    return Classified(predict(classifier, texts, config=config, progress=progress), measured, (note,))
+    return Classified(classifier.labels_of(texts, progress=progress), measured, (note,))
 
 
-def _trained(
-    rows: Labelled, config: TopicConfig, *, folder: Path | None, seed: int, progress: Progress
-) -> tuple[Classifier, dict[str, float]]:
-    """Fine-tuned, or taken over from `folder`."""
-    source = Path(str(config.model)).expanduser()
-    key = fingerprint(
-        [rows.texts, rows.topics, config.model_dump(mode="json", exclude={"labelled", "by", "min_accuracy"}), seed]
-    )
-    place = None if folder is None else folder / FOLDER
-    if place is not None and (known := _read_mark(place)) is not None and known["key"] == key:
-        return load_classifier(place), known["measured"]
-    held = heldout_places(rows.topics, fraction=config.heldout_fraction, seed=seed)
-    learnt = [index for index in range(len(rows.texts)) if index not in held]
-    classifier = fine_tune(
-        source,
-        [rows.texts[index] for index in learnt],
-        [rows.topics[index] for index in learnt],
-        config=config,
-        seed=seed,
-        progress=progress,
-    )
-    order = sorted(held)
-    wanted = [rows.topics[index] for index in order]
-    given = predict(classifier, [rows.texts[index] for index in order], config=config, progress=progress)
-    measured = {
-        "heldout_accuracy": accuracy(wanted, given),
-        "heldout_majority": majority_share(wanted),
-        "num_heldout": float(len(wanted)),
-    }
-    if place is not None:
-        _keep(classifier, place, {"key": key, "measured": measured})
-    return classifier, measured
+def heldout_rows(labels: Sequence[str], *, fraction: float, seed: int) -> list[int]:
+    """Rows to measure on, ascending: `fraction` of each label's, at least one where it has two or more, none of one.
 
-
-def fine_tune(
-    source: Path, texts: Sequence[str], topics: Sequence[str], *, config: TopicConfig, seed: int, progress: Progress
-) -> Classifier:
-    """Train a sequence classifier from a model's weights. Deterministic on CPU.
-
-    Raises:
-        ModelError: no model or tokenizer there.
-        TrainingError: the loss is not finite.
+    Drawn with the seed; a label keeps at least one row to learn from.
     """
-    import torch
-
-    labels = tuple(sorted(set(topics)))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        classifier = _load(source, labels)
-        model = classifier.model.train()
-        ids = _encoded(classifier, texts, max_length=config.max_length)
-        targets = [labels.index(topic) for topic in topics]
-        num_steps = max(1, math.ceil(config.epochs * len(texts) / config.batch_rows))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
-        warmup = max(1, round(_WARMUP_SHARE * num_steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warmup, (num_steps - step) / max(1, num_steps - warmup), 1.0)
-        )
-        batches = _batches(len(texts), size=config.batch_rows, number=num_steps, seed=seed)
-        with progress.task("topic classifier", total=num_steps, unit="steps") as advance:
-            for batch in batches:
-                logits = _logits(classifier, [ids[index] for index in batch])
-                wanted = torch.tensor([targets[index] for index in batch], device=logits.device)
-                loss = torch.nn.functional.cross_entropy(logits.float(), wanted)
-                if not bool(torch.isfinite(loss)):
-                    raise TrainingError(
-                        "topic classifier: the loss is not finite: lower prune.topic.learning_rate, or change its model"
-                    )
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                advance(1)
-    return classifier
-
-
-def predict(classifier: Classifier, texts: Sequence[str], *, config: TopicConfig, progress: Progress) -> list[str]:
-    """The likeliest label of each text."""
-    import torch
-
-    model = classifier.model.eval()
-    ids = _encoded(classifier, texts, max_length=config.max_length)
-    found = [""] * len(texts)
-    order = sorted(range(len(texts)), key=lambda index: -len(ids[index]))  # texts of a length side by side
-    size = 4 * config.batch_rows
-    with torch.inference_mode(), progress.task("topics", total=len(texts), unit="rows") as advance:
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            best = _logits(Classifier(model, classifier.tokenizer, classifier.labels), [ids[index] for index in batch])
-            for index, label in zip(batch, best.argmax(-1).tolist(), strict=True):
-                found[index] = classifier.labels[label]
-            advance(len(batch))
-    return found
-
-
-def load_classifier(folder: Path) -> Classifier:
-    """A sequence classifier that knows its labels.
-
-    Raises:
-        ModelError: it is none.
-    """
-    labels = classifier_labels(folder)
-    return _load(folder, labels)
+    held: set[int] = set()
+    for label in sorted(set(labels)):
+        rows = [index for index, found in enumerate(labels) if found == label]
+        number = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        held.update(random.Random(f"{seed}/{label}").sample(rows, number))
+    return sorted(held)
 
 
 def classifier_labels(folder: Path) -> tuple[str, ...]:
@@ -205,51 +104,154 @@ def classifier_labels(folder: Path) -> tuple[str, ...]:
     return tuple(str(id2label[str(index)]) for index in range(len(id2label)))
 
 
-def _load(folder: Path, labels: tuple[str, ...]) -> Classifier:
+def _known(folder: Path, config: TopicConfig) -> _Classifier:
+    """A sequence classifier that knows its labels."""
+    return _Classifier(folder, classifier_labels(folder), config)
+
+
+def _trained(
+    config: TopicConfig, *, folder: Path | None, seed: int, progress: Progress
+) -> tuple[_Classifier, dict[str, float]]:
+    """Fine-tuned, or taken over from `folder`; and how well it does on rows it never saw."""
+    texts, topics = read_labelled(Path(str(config.labelled)).expanduser())
+    made_of = config.model_dump(mode="json", exclude={"labelled", "by", "min_accuracy"})
+    key = fingerprint([texts, topics, made_of, seed])
+    kept = None if folder is None else folder / FOLDER
+    if kept is not None and (mark := _read_mark(kept)) is not None and mark["key"] == key:
+        return _known(kept, config), mark["measured"]
+    held = heldout_rows(topics, fraction=config.heldout_fraction, seed=seed)
+    learnt = sorted(set(range(len(texts))) - set(held))
+    classifier = _fine_tuned(
+        [texts[row] for row in learnt], [topics[row] for row in learnt], config=config, seed=seed, progress=progress
+    )
+    wanted = [topics[row] for row in held]
+    found = classifier.labels_of([texts[row] for row in held], progress=progress)
+    measured = {
+        "heldout_accuracy": sum(a == b for a, b in zip(wanted, found, strict=True)) / len(wanted),
+        "heldout_majority": max(Counter(wanted).values()) / len(wanted),
+        "num_heldout": float(len(wanted)),
+    }
+    if kept is not None:
+        classifier.save(kept, {"key": key, "measured": measured})
+    return classifier, measured
+
+
+def _fine_tuned(
+    texts: Sequence[str], topics: Sequence[str], *, config: TopicConfig, seed: int, progress: Progress
+) -> _Classifier:
+    """A sequence classifier from a model's weights. Deterministic on CPU.
+
+    Raises:
+        ModelError: no model or tokenizer there.
+        TrainingError: the loss is not finite.
+    """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from alignloop.training.models import quiet_transformers
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        with quiet_transformers():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                num_labels=len(labels),
-                id2label=dict(enumerate(labels)),
-                label2id={label: index for index, label in enumerate(labels)},
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                local_files_only=True,
-            )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"prune.topic.model: {folder}: no usable model and tokenizer: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # The last token that is no pad is where a decoder's classifier reads.
-    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.padding_side = "right"
-    return Classifier(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, labels)
-
-
-def _encoded(classifier: Classifier, texts: Sequence[str], *, max_length: int) -> list[list[int]]:
-    if not texts:
-        return []
-    encoded = classifier.tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    return [list(ids) or [classifier.tokenizer.pad_token_id] for ids in encoded]
+    labels = tuple(sorted(set(topics)))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        classifier = _Classifier(Path(str(config.model)).expanduser(), labels, config)
+        model = classifier.model.train()
+        ids = classifier.encoded(texts)
+        num_steps = max(1, math.ceil(config.epochs * len(texts) / config.batch_rows))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
+        warmup = max(1, round(_WARMUP_SHARE * num_steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warmup, (num_steps - step) / max(1, num_steps - warmup), 1.0)
+        )
+        with progress.task("topic classifier", total=num_steps, unit="steps") as advance:
+            for batch in _batches(len(texts), size=config.batch_rows, number=num_steps, seed=seed):
+                logits = classifier.logits([ids[row] for row in batch])
+                wanted = torch.tensor([labels.index(topics[row]) for row in batch], device=logits.device)
+                loss = torch.nn.functional.cross_entropy(logits.float(), wanted)
+                if not bool(torch.isfinite(loss)):
+                    raise TrainingError(
+                        "topic classifier: the loss is not finite: lower prune.topic.learning_rate, or change its model"
+                    )
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                advance(1)
+    return classifier
 
 
-def _logits(classifier: Classifier, ids: Sequence[Sequence[int]]) -> Any:
-    """[B, L] for a batch of token ids."""
-    batch = classifier.tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt").to(classifier.model.device)
-    return classifier.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+class _Classifier:
+    """A model with its tokenizer, on its device; `labels` by output.
+
+    Raises:
+        ModelError: no usable model and tokenizer in the folder.
+    """
+
+    def __init__(self, folder: Path, labels: tuple[str, ...], config: TopicConfig) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from alignloop.training.models import quiet_transformers
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            with quiet_transformers():
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    folder,
+                    num_labels=len(labels),
+                    id2label=dict(enumerate(labels)),
+                    label2id={label: index for index, label in enumerate(labels)},
+                    dtype=torch.float32,
+                    ignore_mismatched_sizes=True,
+                    local_files_only=True,
+                )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"prune.topic.model: {folder}: no usable model and tokenizer: {error}") from error
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        # The last token that is no pad is where a decoder's classifier reads.
+        model.config.get_text_config().pad_token_id = model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.tokenizer.padding_side = "right"
+        self.model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.labels, self._config = labels, config
+
+    def labels_of(self, texts: Sequence[str], *, progress: Progress) -> list[str]:
+        """The likeliest label of each text."""
+        import torch
+
+        self.model.eval()
+        ids = self.encoded(texts)
+        found = [""] * len(texts)
+        order = sorted(range(len(texts)), key=lambda row: -len(ids[row]))  # texts of a length side by side
+        size = 4 * self._config.batch_rows
+        with torch.inference_mode(), progress.task("topics", total=len(texts), unit="rows") as advance:
+            for start in range(0, len(order), size):
+                batch = order[start : start + size]
+                best = self.logits([ids[row] for row in batch]).argmax(-1).tolist()
+                for row, label in zip(batch, best, strict=True):
+                    found[row] = self.labels[label]
+                advance(len(batch))
+        return found
+
+    def encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text's beginning; one pad where it has none."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self._config.max_length)["input_ids"]
+        return [list(ids) or [self.tokenizer.pad_token_id] for ids in encoded]
+
+    def logits(self, ids: Sequence[Sequence[int]]) -> Any:
+        """[B, L] for a batch of token ids."""
+        batch = self.tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt").to(self.model.device)
+        return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+    def save(self, folder: Path, mark: dict[str, Any]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_text(folder / MARK, json.dumps(mark, indent=1) + "\n")
 
 
 def _batches(num_rows: int, *, size: int, number: int, seed: int) -> list[list[int]]:
     """`number` batches of rows, each epoch in an order of its own."""
-    import random
-
     draw = random.Random(seed)
     order: list[int] = []
     while len(order) < number * size:
@@ -259,17 +261,9 @@ def _batches(num_rows: int, *, size: int, number: int, seed: int) -> list[list[i
     return [order[start : start + size] for start in range(0, number * size, size)]
 
 
-def _keep(classifier: Classifier, place: Path, mark: dict[str, Any]) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    classifier.model.save_pretrained(place)
-    classifier.tokenizer.save_pretrained(place)
-    write_text(place / MARK, json.dumps(mark, indent=1) + "\n")
-
-
-def _read_mark(place: Path) -> dict[str, Any] | None:
+def _read_mark(folder: Path) -> dict[str, Any] | None:
     try:
-        mark = json.loads((place / MARK).read_text(encoding="utf-8"))
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return mark if isinstance(mark, dict) and {"key", "measured"} <= mark.keys() else None

@@ -1,15 +1,69 @@
-"""Step 4: neither what all solve nor what none solves."""
+"""Step 4, difficulty (4.2.3): by the pass rate of the K candidates, a judge's points, or the number of intentions.
+
+What all candidates solve teaches little, what none solves may be noise: rows outside a window are dropped. Intentions
+are counted after InsTag (Lu et al. 2023): the more of them, the more complex the prompt.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from alignloop.errors import UserError
 from alignloop.judging.prompt_file import PointsPrompt, load_prompt
 from alignloop.pruning.items import LEAST_DIFFICULTY, Item
-from alignloop.pruning.quality import prompt_name
-from alignloop.pruning.steps import StepResult, Tools, lacking, left, skipped
-from alignloop.selection.difficulty import distinct_intentions, intentions_window, pass_rate_window, points_window
+from alignloop.pruning.judge import prompt_name
+from alignloop.pruning.step import Step, StepResult, Tools, lacking, left, skipped
+from alignloop.pruning.verdict import Pruned, drop, pruned
+from alignloop.sampling.best_of_k import check_finite
+
+
+def difficulty_window(
+    ids: Sequence[str],
+    *,
+    values: Sequence[float | None],
+    low: float,
+    high: float | None,
+    name: str,
+    easy_is_high: bool = False,
+) -> Pruned:
+    """Keep rows whose value lies in [low, high]; rows without one are kept.
+
+    Args:
+        values: pass rates in [0, 1], points for difficulty, or numbers of intentions; None where none is known.
+        high: None: no limit.
+        name: of the values, for reasons and metrics: `pass_rate`, `points`, `intentions`.
+        easy_is_high: high values are easy ones.
+
+    Raises:
+        ValueError: a value that is not finite, or an empty window.
+    """
+    high = float("inf") if high is None else high
+    if low > high:
+        raise ValueError(f"min_{name} {low} is above max_{name} {high}: nothing would be kept")
+    known = [value for value in values if value is not None]
+    check_finite(known, name=name if name.endswith("s") else f"{name}s")
+    drops = {}
+    for index, (row_id, value) in enumerate(zip(ids, values, strict=True)):
+        if value is None or low <= value <= high:
+            continue
+        under = value < low
+        why = "too easy" if under != easy_is_high else "too hard"
+        limit = f"under {low:.3g}" if under else f"over {high:.3g}"
+        drops[index] = drop(row_id, "difficulty", f"{name.replace('_', ' ')} {value:.3g} is {limit} ({why})")
+    return pruned(ids, drops, metrics={f"mean_{name}": sum(known) / len(known)} if known else None)
+
+
+def distinct_intentions(intentions: Iterable[str]) -> list[str]:
+    """The intentions that are not the same but for case, spaces and punctuation, as first named."""
+    found: dict[str, str] = {}
+    for text in intentions:
+        key = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+        if key:
+            found.setdefault(key, text.strip())
+    return list(found.values())
 
 
 def difficulty_step(items: Sequence[Item], tools: Tools) -> StepResult:
@@ -17,6 +71,8 @@ def difficulty_step(items: Sequence[Item], tools: Tools) -> StepResult:
     config = tools.config.difficulty
     if not config.enabled:
         return skipped(items, "prune.difficulty.enabled is false")
+    if config.by != "pass_rate" and tools.judge is None:
+        return lacking(items, tools, step="difficulty", why=f"by is {config.by}, but there is no `judge` section")
     return _WAYS[config.by](items, tools)
 
 
@@ -25,72 +81,59 @@ def _by_pass_rate(items: Sequence[Item], tools: Tools) -> StepResult:
     if all(item.pass_rate is None for item in items):
         why = "no row has a pass rate (a `pass_rate` column): set prune.difficulty.by to judge or intentions"
         return skipped(items, why)
-    scored = [item if item.pass_rate is None else item.with_pass_rate(item.pass_rate) for item in items]
-    verdict = pass_rate_window(
+    verdict = difficulty_window(
         [item.id for item in items],
-        pass_rates=[item.pass_rate for item in items],
-        min_pass_rate=config.min_pass_rate,
-        max_pass_rate=config.max_pass_rate,
+        values=[item.pass_rate for item in items],
+        low=config.min_pass_rate,
+        high=config.max_pass_rate,
+        name="pass_rate",
+        easy_is_high=True,
     )
-    return left(scored, verdict)
+    return left([item if item.pass_rate is None else item.with_pass_rate(item.pass_rate) for item in items], verdict)
 
 
 def _by_points(items: Sequence[Item], tools: Tools) -> StepResult:
     config = tools.config.difficulty
-    if tools.judge is None:
-        return lacking(items, tools, step="difficulty", why="by is judge, but there is no `judge` section")
     prompt = load_prompt(config.prompt)
     if not isinstance(prompt, PointsPrompt):
         raise UserError(f"prune.difficulty.prompt: {config.prompt} gives no points; name one of `kind: points`")
-    given = tools.judge.points(config.prompt, items)
+    assert tools.judge is not None, "the step has looked"
+    points = [answer.points for answer in tools.judge.points(config.prompt, items)]
     scored = [
         item
-        if one.points is None
-        else item.with_(
-            judge={**item.judge, prompt_name(config.prompt): one.points},
-            difficulty_score=float(one.points),
-            priority_difficulty=one.points / prompt.verdict.maximum,
+        if found is None
+        else replace(
+            item,
+            judge={**item.judge, prompt_name(config.prompt): found},
+            difficulty_score=float(found),
+            priority_difficulty=found / prompt.verdict.maximum,
         )
-        for item, one in zip(items, given, strict=True)
+        for item, found in zip(items, points, strict=True)
     ]
-    points = [one.points for one in given]
-    verdict = points_window(
-        [item.id for item in items], points=points, min_points=config.min_points, max_points=config.max_points
-    )
-    return _with_unreadable(left(scored, verdict), points.count(None))
+    ids = [item.id for item in items]
+    verdict = difficulty_window(ids, values=points, low=config.min_points, high=config.max_points, name="points")
+    return left(scored, verdict, num_unreadable=float(points.count(None)))
 
 
 def _by_intentions(items: Sequence[Item], tools: Tools) -> StepResult:
     config = tools.config.difficulty
-    if tools.judge is None:
-        return lacking(items, tools, step="difficulty", why="by is intentions, but there is no `judge` section")
-    given = tools.judge.texts(config.intentions_prompt, items)
-    tags = [None if one.texts is None else tuple(distinct_intentions(one.texts)) for one in given]
-    most = max((len(found) for found in tags if found is not None), default=0) or 1
+    assert tools.judge is not None, "the step has looked"
+    answers = [answer.texts for answer in tools.judge.texts(config.intentions_prompt, items)]
+    tags = [None if texts is None else tuple(distinct_intentions(texts)) for texts in answers]
+    counts = [None if found is None else len(found) for found in tags]
+    most = max((count for count in counts if count is not None), default=0) or 1
     scored = [
         item
-        if found is None
-        else item.with_(
-            tags=found, difficulty_score=float(len(found)), priority_difficulty=max(len(found) / most, LEAST_DIFFICULTY)
+        if count is None
+        else replace(
+            item, tags=found, difficulty_score=float(count), priority_difficulty=max(count / most, LEAST_DIFFICULTY)
         )
-        for item, found in zip(items, tags, strict=True)
+        for item, found, count in zip(items, tags, counts, strict=True)
     ]
-    verdict = intentions_window(
-        [item.id for item in items],
-        counts=[None if found is None else len(found) for found in tags],
-        min_intentions=config.min_intentions,
-        max_intentions=None if config.max_intentions < 0 else config.max_intentions,
-    )
-    return _with_unreadable(left(scored, verdict), tags.count(None))
+    high = None if config.max_intentions < 0 else config.max_intentions
+    ids = [item.id for item in items]
+    verdict = difficulty_window(ids, values=counts, low=config.min_intentions, high=high, name="intentions")
+    return left(scored, verdict, num_unreadable=float(counts.count(None)))
 
 
-def _with_unreadable(result: StepResult, number: int) -> StepResult:
-    """Rows whose answer cannot be read stay, and are counted."""
-    return StepResult(result.items, result.dropped, {**result.metrics, "num_unreadable": float(number)})
-
-
-_WAYS: Mapping[str, Callable[[Sequence[Item], Tools], StepResult]] = {
-    "pass_rate": _by_pass_rate,
-    "judge": _by_points,
-    "intentions": _by_intentions,
-}
+_WAYS: Mapping[str, Step] = {"pass_rate": _by_pass_rate, "judge": _by_points, "intentions": _by_intentions}

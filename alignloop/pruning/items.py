@@ -26,6 +26,7 @@ class Item:
         from_people: see `is_peoples`; such a row carries no reward and passes the steps that go by one.
         as_target: a preference of a round, whose best completion becomes an SFT row.
         judge: points by judging prompt.
+        best_rating: points of the quality judge over the most it gives.
         tags: intentions; None where no judge was asked or its answer cannot be read.
         difficulty_score: higher is harder, on the scale of the step that set it.
         priority_difficulty: the same in (0, 1]; None where nothing is known.
@@ -44,7 +45,6 @@ class Item:
     fine_topic: str | None = None
     judge: dict[str, int] = field(default_factory=dict)
     best_rating: float | None = None
-    """Points of the quality judge over the most it gives."""
     tags: tuple[str, ...] | None = None
     difficulty_score: float | None = None
     priority_difficulty: float | None = None
@@ -56,12 +56,14 @@ class Item:
         return "\n\n".join(message.content for message in self.messages if message.role == "user")
 
     @property
+    def last_question(self) -> str:
+        """The user's last turn."""
+        return next((message.content for message in reversed(self.messages) if message.role == "user"), "")
+
+    @property
     def completions(self) -> list[str]:
         """Its own, and of a preference those that it was preferred to."""
-        row = self.row
-        if not isinstance(row, PreferenceRow):
-            return [self.completion]
-        return [self.completion, *([] if row.edited is None else [row.chosen]), row.rejected]
+        return [best.text for best in self.row.ranked] if isinstance(self.row, PreferenceRow) else [self.completion]
 
     @property
     def text(self) -> str:
@@ -70,18 +72,12 @@ class Item:
         return "\n\n".join((self.prompt, self.completion, *rejected))
 
     @property
-    def asked(self) -> str:
-        """The last thing the user said."""
-        return next((message.content for message in reversed(self.messages) if message.role == "user"), "")
-
-    @property
     def dialog(self) -> list[Message]:
         """With the completion."""
         return [*self.messages, Message(role="assistant", content=self.completion)]
 
     @property
     def source(self) -> Source:
-        """Where it comes from."""
         if isinstance(self.row, SelectedRow):
             return Source.of_round(self.row.round)
         return self.row.source
@@ -89,48 +85,27 @@ class Item:
     @property
     def quality_score(self) -> float | None:
         """The reward; without one, what an earlier score or the judge says."""
-        if self.reward is not None:
-            return self.reward
-        return self.best_rating
-
-    def column(self, name: str) -> Any:
-        """A free column of the source, or None."""
-        return self.row.meta.get(name)
-
-    def with_(self, **changes: Any) -> Item:
-        """The item with what a step found."""
-        return replace(self, **changes)
+        return self.best_rating if self.reward is None else self.reward
 
     def with_pass_rate(self, pass_rate: float) -> Item:
         """The item with what its prompt's pass rate says of difficulty."""
+        difficulty = 1.0 - pass_rate
         return replace(
             self,
             pass_rate=pass_rate,
-            difficulty_score=1.0 - pass_rate,
-            priority_difficulty=max(1.0 - pass_rate, LEAST_DIFFICULTY),
+            difficulty_score=difficulty,
+            priority_difficulty=max(difficulty, LEAST_DIFFICULTY),
         )
 
 
 def item_of_selected(row: SelectedRow) -> Item:
     """The best of K of a prompt; an empty completion is cleaning's to drop, with a reason."""
-    return Item(
-        id=row.id,
-        row=row,
-        messages=tuple(row.messages),
-        completion=row.completion,
-        truncated=row.finish_reason == "length",
-        reward=row.reward,
-    ).with_pass_rate(row.pass_rate)
+    return replace(_item(row, row.picked), reward=row.reward).with_pass_rate(row.pass_rate)
 
 
-def is_peoples(row: PreferenceRow, *, strengths: Sequence[Strength]) -> bool:
-    """Whether people wrote its best completion, or chose it at one of the `strengths` (or said nothing of strength).
-
-    What a judge or the simulated annotator picked is a candidate of the policy like any other, and what people hardly
-    preferred may be no better than what they rejected.
-    """
-    chosen = row.compared_by == "people" and (row.strength is None or row.strength in strengths)
-    return chosen or row.edited is not None
+def item_of_preference(row: PreferenceRow) -> Item:
+    """A preference by what was liked best of it: edited, else chosen."""
+    return _item(row, row.ranked[0])
 
 
 def item_of_target(row: PreferenceRow, *, strengths: Sequence[Strength], pass_rate: float | None = None) -> Item:
@@ -140,27 +115,25 @@ def item_of_target(row: PreferenceRow, *, strengths: Sequence[Strength], pass_ra
         strengths: those that train the reward model.
         pass_rate: of its prompt's candidates, where the round has sampled for it.
     """
-    item = item_of_preference(row).with_(as_target=True)
+    item = replace(item_of_preference(row), as_target=True)
     if is_peoples(row, strengths=strengths):
-        return item.with_(from_people=True)
-    rewarded = item.with_(reward=row.chosen_reward)
-    return rewarded if pass_rate is None else rewarded.with_pass_rate(pass_rate)
+        return replace(item, from_people=True)
+    item = replace(item, reward=row.chosen_reward)
+    return item if pass_rate is None else item.with_pass_rate(pass_rate)
 
 
-def item_of_preference(row: PreferenceRow) -> Item:
-    """A preference by what was liked best of it: edited, else chosen."""
-    best = row.ranked[0]
-    return Item(
-        id=row.id,
-        row=row,
-        messages=tuple(row.messages),
-        completion=best.text,
-        truncated=best.finish_reason == "length",
-    )
+def is_peoples(row: PreferenceRow, *, strengths: Sequence[Strength]) -> bool:
+    """Whether people wrote its best completion, or chose it at one of the `strengths` (or named no strength).
+
+    What a judge or the simulated annotator picked is a candidate of the policy like any other, and what people hardly
+    preferred may be no better than what they rejected.
+    """
+    chosen = row.compared_by == "people" and (row.strength is None or row.strength in strengths)
+    return chosen or row.edited is not None
 
 
 def item_of_sft(row: SftRow, *, reward: float | None = None, pass_rate: float | None = None) -> Item:
-    """A dialog with its target; what an earlier pruning wrote down is taken up."""
+    """A dialog with its target; what an earlier pruning found is taken up."""
     return Item(
         id=row.id,
         row=row,
@@ -177,38 +150,24 @@ def item_of_sft(row: SftRow, *, reward: float | None = None, pass_rate: float | 
     )
 
 
+def _item(row: SelectedRow | PreferenceRow, best: CompletionText) -> Item:
+    truncated = best.finish_reason == "length"
+    return Item(id=row.id, row=row, messages=tuple(row.messages), completion=best.text, truncated=truncated)
+
+
 def as_sft(item: Item) -> SftRow:
     """The row to train on, with its lineage."""
     row = item.row
-    found = {
-        "quality_score": item.quality_score,
-        "difficulty_score": item.difficulty_score,
-        "topic": item.topic,
-        "fine_topic": item.fine_topic,
-        "judge": item.judge,
-        "tags": list(item.tags or ()),
-        "cluster": item.cluster,
-    }
     if isinstance(row, SftRow):
-        return row.model_copy(update={**found, "id": item.id})
+        return row.model_copy(update={**_found(item), "id": item.id})
     lineage: dict[str, Any] = {"origin": "preference"}
     if isinstance(row, SelectedRow):
-        lineage = {
-            "origin": "best_of_k",
-            "prompt_id": row.prompt_id,
-            "round": row.round,
-            "policy": row.policy,
-            "rewards": row.rewards,
-        }
-    lineage |= _as_sampled(item.completion, row.picked if isinstance(row, SelectedRow) else row.ranked[0])
-    return SftRow(id=item.id, messages=item.dialog, source=item.source, meta=row.meta, **lineage, **found)
-
-
-def _as_sampled(text: str, known: CompletionText) -> dict[str, Any]:
-    """How a completion was sampled; nothing of it holds where a step has changed the text."""
-    if text != known.text:
-        return {}
-    return {"completion_ids": known.token_ids, "finish_reason": known.finish_reason}
+        names = ("prompt_id", "round", "policy", "rewards")
+        lineage = {"origin": "best_of_k", **{name: getattr(row, name) for name in names}}
+    best = row.picked if isinstance(row, SelectedRow) else row.ranked[0]
+    if item.completion == best.text:  # how it was sampled holds for no other text
+        lineage |= {"completion_ids": best.token_ids, "finish_reason": best.finish_reason}
+    return SftRow(id=item.id, messages=item.dialog, source=item.source, meta=row.meta, **lineage, **_found(item))
 
 
 PRUNING = "pruning"
@@ -218,7 +177,14 @@ PRUNING = "pruning"
 def as_preference(item: Item) -> PreferenceRow:
     """The preference row; what the steps found stands in its `meta`, for preferences have no columns for it."""
     assert isinstance(item.row, PreferenceRow), "only preferences become preferences"
-    found = {
+    known = {name: value for name, value in _found(item).items() if value not in (None, {}, [])}
+    meta = {**item.row.meta, PRUNING: known} if known else item.row.meta
+    return item.row.model_copy(update={"id": item.id, "meta": meta})
+
+
+def _found(item: Item) -> dict[str, Any]:
+    """What the steps found, by column."""
+    return {
         "topic": item.topic,
         "fine_topic": item.fine_topic,
         "quality_score": item.quality_score,
@@ -227,6 +193,3 @@ def as_preference(item: Item) -> PreferenceRow:
         "tags": list(item.tags or ()),
         "cluster": item.cluster,
     }
-    known = {name: value for name, value in found.items() if value not in (None, {}, [])}
-    meta = {**item.row.meta, PRUNING: known} if known else item.row.meta
-    return item.row.model_copy(update={"id": item.id, "meta": meta})

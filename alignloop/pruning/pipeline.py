@@ -7,22 +7,23 @@ items --clean--> --topic (labels)--> --quality--> --difficulty--> --near_duplica
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
 from alignloop.pruning.clean import clean_step
-from alignloop.pruning.contamination import decontaminate_step
+from alignloop.pruning.decontaminate import decontaminate_step
 from alignloop.pruning.difficulty import difficulty_step
-from alignloop.pruning.duplicates import near_duplicates_step, semantic_dedup_step
 from alignloop.pruning.items import Item
-from alignloop.pruning.mixing import mix_step
+from alignloop.pruning.mix import mix_step
+from alignloop.pruning.near_duplicates import near_duplicates_step
 from alignloop.pruning.quality import quality_step
-from alignloop.pruning.steps import StepResult, Tools
+from alignloop.pruning.semantic_dedup import semantic_dedup_step
+from alignloop.pruning.step import Step, StepResult, Tools
 from alignloop.pruning.topic import topic_step
 from alignloop.records import DroppedRow
 
-STEPS: Mapping[str, Callable[[Sequence[Item], Tools], StepResult]] = {
+STEPS: Mapping[str, Step] = {
     "clean": clean_step,
     "topic": topic_step,
     "quality": quality_step,
@@ -90,10 +91,7 @@ def prune(items: Sequence[Item], tools: Tools) -> Pruning:
         result = step(left, tools) if left else StepResult(left, skipped="no row is left")
         left = result.items
         assert num_in == len(left) - result.repeated + len(result.dropped), f"{name}: rows vanished"
-        dropped += [
-            DroppedRow(id=drop.id, stage="prune", rule=name, reason=drop.reason, twin=drop.twin, cosine=drop.cosine)
-            for drop in result.dropped
-        ]
+        dropped += result.dropped
         metrics |= {f"{name}_{key}": value for key, value in result.metrics.items() if key not in _COUNTED}
         notes += result.notes
         num_kept = num_in - len(result.dropped)
@@ -105,8 +103,6 @@ def prune(items: Sequence[Item], tools: Tools) -> Pruning:
 
 
 _COUNTED = ("num_in", "num_kept", "num_dropped")
-
-
 WIDTH = 80
 
 

@@ -1,29 +1,141 @@
-"""Step 3: the top quartile by reward, or the judge's maximum."""
+"""Step 3, quality (4.2.3): a row is good with a reward in the top quarter, or the judge's maximum; either one keeps.
+
+The judge gives general rows three points, code two. Quality times difficulty is what the two steps of deduplication
+rank rows by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from alignloop.config.pruning import QualityConfig
 from alignloop.errors import UserError
 from alignloop.judging.prompt_file import PointsPrompt, load_prompt
-from alignloop.pruning.asking import PruneJudge
 from alignloop.pruning.items import Item
-from alignloop.pruning.steps import StepResult, Tools, lacking, left, skipped
-from alignloop.selection.quality import Rating, top_or_best_rated
-from alignloop.selection.topics import is_code
+from alignloop.pruning.judge import PruneJudge, prompt_name
+from alignloop.pruning.step import StepResult, Tools, lacking, left, skipped
+from alignloop.pruning.verdict import Pruned, drop, pruned
+from alignloop.sampling.best_of_k import check_finite
+
+PEOPLE_FIRST = 2.0
+"""A priority above any product of two numbers in (0, 1]."""
+_FENCED = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Rating:
+    """Points a judge gave, and the most it could give; `points` is None where its answer cannot be read."""
+
+    points: int | None
+    maximum: int
+
+
+def top_or_best_rated(
+    ids: Sequence[str],
+    *,
+    rewards: Sequence[float | None],
+    ratings: Sequence[Rating | None],
+    fraction: float,
+    must_be_good: Sequence[bool] | None = None,
+) -> Pruned:
+    """Keep rows whose reward is in the top fraction or whose rating is the judge's maximum.
+
+    The top fraction is the `ceil(fraction * N)` of highest reward among the N rows with one, ties going to the first;
+    a row with neither reward nor rating is kept, for nothing speaks against it, unless it must be good. A rating that
+    cannot be read keeps no row.
+
+    Args:
+        rewards: raw rewards of one reward model, never normalised per prompt; None where a row has none.
+        ratings: None where the judge was not asked.
+        fraction: share of rewarded rows kept, in [0, 1].
+        must_be_good: whether a row without reward and rating is dropped. None: no row is.
+
+    Raises:
+        ValueError: a reward that is not finite, or a fraction outside [0, 1].
+    """
+    known = {index: reward for index, reward in enumerate(rewards) if reward is not None}
+    top, least = _top(known, fraction=fraction)
+    best = {index for index, rating in enumerate(ratings) if rating is not None and rating.points == rating.maximum}
+    passing = top | best
+    drops = {}
+    for index, (row_id, reward, rating) in enumerate(zip(ids, rewards, ratings, strict=True)):
+        reasons = [] if reward is None else [f"score {reward:.4g} is not in the top {fraction:.0%} (from {least:.4g})"]
+        if rating is not None:
+            reasons.append(_rated(rating))
+        if not reasons and must_be_good is not None and must_be_good[index]:
+            reasons.append("it has neither a reward nor a judge's points")
+        if reasons and index not in passing:
+            drops[index] = drop(row_id, "quality", "; ".join(reasons))
+    metrics = {"num_top_reward": float(len(top)), "num_best_rated": float(len(best))}
+    given = [rating.points for rating in ratings if rating is not None]
+    if given:
+        metrics["num_unreadable"] = float(given.count(None))
+    if top:
+        metrics["least_quality_score"] = least
+    return pruned(ids, drops, metrics=metrics)
+
+
+def _top(scores: dict[int, float], *, fraction: float) -> tuple[set[int], float]:
+    """Indexes of the top fraction, and the least score among them (infinite where there is none)."""
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"fraction is {fraction}; it must lie in [0, 1]")
+    check_finite(list(scores.values()), name="quality_scores")
+    # 0.07 * 100 is a hair above 7 in floating point, and ceil would keep an eighth row.
+    num_kept = math.ceil(round(fraction * len(scores), 9))
+    order = sorted(scores, key=lambda index: (-scores[index], index))[:num_kept]
+    return set(order), scores[order[-1]] if order else math.inf
+
+
+def _rated(rating: Rating) -> str:
+    if rating.points is None:
+        return "the judge's answer cannot be read"
+    return f"the judge gave {rating.points} of {rating.maximum} points"
+
+
+def is_code(topic: str | None, *texts: str, code_topics: Collection[str]) -> bool:
+    """Whether a row is code: its topic is one of `code_topics` (but for case), or a text holds a fenced block."""
+    if topic is not None and topic.strip().casefold() in {name.casefold() for name in code_topics}:
+        return True
+    return any(_FENCED.search(text) for text in texts)
+
+
+def shares_not_higher(rewards: Iterable[float]) -> dict[float, float]:
+    """Reward -> share of the rewards that are not higher, in (0, 1]: raw rewards have no zero to multiply with."""
+    ordered = sorted(rewards)
+    return {reward: (index + 1) / len(ordered) for index, reward in enumerate(ordered)}
+
+
+def priorities_of(items: Sequence[Item], *, by_reward: bool) -> list[float]:
+    """Quality x difficulty (4.2.3), both in (0, 1]; people's rows come before all.
+
+    A reward counts as the share of rows whose reward is not higher; where the judge was asked, too, its share of the
+    maximum counts where it is more. What nothing is known of counts as 1.
+    """
+    share = shares_not_higher(item.reward for item in items if item.reward is not None)
+
+    def priority(item: Item) -> float:
+        if item.from_people:
+            return PEOPLE_FIRST
+        scores = [share[item.reward]] if item.reward is not None and by_reward else []
+        scores += [item.best_rating] if item.best_rating is not None else []
+        return max(scores, default=1.0) * (1.0 if item.priority_difficulty is None else item.priority_difficulty)
+
+    return [priority(item) for item in items]
 
 
 def quality_step(items: Sequence[Item], tools: Tools) -> StepResult:
-    """Keep what reward or judge says is good; people's rows pass unless the judge is to see them."""
+    """Keep what reward or judge finds good; people's rows pass unless the judge is to see them."""
     config = tools.config.quality
     if not config.enabled:
         return skipped(items, "prune.quality.enabled is false")
-    by_reward, by_judge = config.by in ("reward", "either"), config.by in ("judge", "either")
-    rewarded = [item.reward is not None and by_reward for item in items]
+    by_judge = config.by in ("judge", "either")
+    rewards = [item.reward if config.by in ("reward", "either") else None for item in items]
     if by_judge and tools.judge is None:
         return lacking(items, tools, step="quality", why=f"by is {config.by}, but there is no `judge` section")
-    if config.by == "reward" and not any(rewarded):
+    if config.by == "reward" and all(reward is None for reward in rewards):
         if any(item.from_people for item in items) and not tools.lenient:
             return skipped(items, "no row has a reward: all are people's")
         why = "no row has a reward (a `reward` column): score the rows, or set prune.quality.by to judge"
@@ -31,10 +143,10 @@ def quality_step(items: Sequence[Item], tools: Tools) -> StepResult:
     rated = list(items)
     ratings: list[Rating | None] = [None] * len(items)
     if by_judge and tools.judge is not None:
-        rated, ratings = rate_quality(items, config, judge=tools.judge)
+        rated, ratings = _rate(items, config, judge=tools.judge)
     verdict = top_or_best_rated(
         [item.id for item in items],
-        rewards=[item.reward if is_one else None for item, is_one in zip(items, rewarded, strict=True)],
+        rewards=rewards,
         ratings=ratings,
         fraction=config.top_fraction,
         must_be_good=[not (tools.lenient or item.from_people) for item in items],
@@ -42,33 +154,24 @@ def quality_step(items: Sequence[Item], tools: Tools) -> StepResult:
     return left(rated, verdict)
 
 
-def rate_quality(
-    items: Sequence[Item], config: QualityConfig, *, judge: PruneJudge
-) -> tuple[list[Item], list[Rating | None]]:
-    """Each item with its points, and its rating: code by two points, anything else by three."""
+def _rate(items: Sequence[Item], config: QualityConfig, *, judge: PruneJudge) -> tuple[list[Item], list[Rating | None]]:
+    """Each item with its points, and its rating: code by one prompt, anything else by another."""
     rated = list(items)
     ratings: list[Rating | None] = [None] * len(items)
-    asked = [n for n, item in enumerate(items) if config.judge_human_rows or not item.from_people]
-    code = [n for n in asked if _is_code(items[n], config)]
-    general = sorted(set(asked) - set(code))
-    for prompt, members in ((config.general_prompt, general), (config.code_prompt, code)):
+    members: dict[str, list[int]] = {config.general_prompt: [], config.code_prompt: []}
+    for index, item in enumerate(items):
+        if config.judge_human_rows or not item.from_people:
+            code = is_code(item.topic, item.last_question, item.completion, code_topics=config.code_topics)
+            members[config.code_prompt if code else config.general_prompt].append(index)
+    for prompt, indexes in members.items():
         loaded = load_prompt(prompt)
         if not isinstance(loaded, PointsPrompt):
             raise UserError(f"prune.quality: {prompt} gives no points; name a judging prompt of `kind: points`")
         maximum = loaded.verdict.maximum
-        given = judge.points(prompt, [items[n] for n in members]) if members else []
-        for n, one in zip(members, given, strict=True):
-            ratings[n] = Rating(one.points, maximum)
-            if one.points is not None:
-                points = {**items[n].judge, prompt_name(prompt): one.points}
-                rated[n] = items[n].with_(judge=points, best_rating=one.points / maximum)
+        answers = judge.points(prompt, [items[index] for index in indexes]) if indexes else []
+        for index, answer in zip(indexes, answers, strict=True):
+            ratings[index] = Rating(answer.points, maximum)
+            if answer.points is not None:
+                points = {**items[index].judge, prompt_name(prompt): answer.points}
+                rated[index] = replace(items[index], judge=points, best_rating=answer.points / maximum)
     return rated, ratings
-
-
-def _is_code(item: Item, config: QualityConfig) -> bool:
-    return is_code(item.topic, item.asked, item.completion, code_topics=config.code_topics)
-
-
-def prompt_name(prompt: str) -> str:
-    """A prompt's name in the rows: that of a file without its path."""
-    return prompt.rpartition("/")[2].removesuffix(".yaml")

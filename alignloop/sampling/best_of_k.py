@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
 import numpy as np
 
-from alignloop.selection.verdicts import check_finite
+
+def check_finite(values: Sequence[float], *, name: str) -> None:
+    """Raises ValueError where a value is NaN or infinite: a broken score must not sort anywhere in silence."""
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            raise ValueError(f"{name}[{index}] is {value}: scores must be finite numbers")
 
 
 def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool], empty: Sequence[bool]) -> int:

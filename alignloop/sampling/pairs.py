@@ -13,12 +13,10 @@ from typing import Literal
 import numpy as np
 
 from alignloop.chat.reasoning import has_answer
-from alignloop.records import STRENGTHS, Strength
-from alignloop.sampling.best_of_k import comparable, pick_best
-from alignloop.selection.verdicts import Drop, check_finite
+from alignloop.records import STRENGTHS, DroppedRow, Strength
+from alignloop.sampling.best_of_k import check_finite, comparable, pick_best
 
 Pairing = Literal["best_worst", "best_random", "gap"]
-_RULE = "pairs"
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class PairsResult:
     """Pairs and drops, one or the other per prompt, both in input order."""
 
     pairs: tuple[OnPolicyPair, ...]
-    dropped: tuple[Drop, ...]
+    dropped: tuple[DroppedRow, ...]
     metrics: dict[str, float]
 
 
@@ -109,12 +107,12 @@ def build_pairs(
         max_pairs: at most this many, widest gap first (ties: first prompt first); -1: all.
         allow_truncated_rejected: see `best_and_lower`.
     """
-    drops: dict[int, Drop] = {}
+    drops: dict[int, DroppedRow] = {}
     open_pairs: dict[int, tuple[int, tuple[int, ...]]] = {}
     for index, prompt in enumerate(prompts):
         answer = best_and_lower(prompt, allow_truncated_rejected=allow_truncated_rejected)
         if isinstance(answer, str):
-            drops[index] = Drop(prompt.prompt_id, _RULE, answer)
+            drops[index] = _drop(prompt.prompt_id, answer)
         else:
             open_pairs[index] = answer
     if not open_pairs:
@@ -123,7 +121,7 @@ def build_pairs(
     gaps = np.array([gap for _, _, gap in found.values()], dtype=np.float64)
     least = max(min_gap, float(np.quantile(gaps, min_gap_quantile)))
     for index, reason in _too_narrow({i: f[2] for i, f in found.items()}, least=least, max_pairs=max_pairs).items():
-        drops[index] = Drop(prompts[index].prompt_id, _RULE, reason)
+        drops[index] = _drop(prompts[index].prompt_id, reason)
     pairs = tuple(
         OnPolicyPair(prompts[index].prompt_id, *found[index], strength)
         for index, strength in zip(found, _strengths(gaps), strict=True)
@@ -132,6 +130,10 @@ def build_pairs(
     metrics = {"num_in": float(len(prompts)), "num_pairs": float(len(pairs)), "least_gap": least}
     metrics["mean_gap"] = sum(pair.gap for pair in pairs) / len(pairs) if pairs else 0.0
     return PairsResult(pairs, tuple(drops[index] for index in sorted(drops)), metrics)
+
+
+def _drop(prompt_id: str, reason: str) -> DroppedRow:
+    return DroppedRow(id=prompt_id, stage="build_pairs", rule="pairs", reason=reason)
 
 
 def _paired(

@@ -11,7 +11,7 @@ from alignloop.config.data import DataConfig
 from alignloop.config.pruning import KeepOutConfig
 from alignloop.data.readers import read_preferences
 from alignloop.data.split import prompt_key, without_prompts
-from alignloop.pruning.incoming import ALL_LEFT_OUT, without_benchmarks
+from alignloop.pruning.decontaminate import ALL_LEFT_OUT, without_benchmarks
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
 from alignloop.stages.ingest import prompts_of
 

@@ -47,7 +47,7 @@ def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         num_prompts = len(candidates)
         paired = pair_candidates(candidates, config, seed=ctx.seed)
         pairs += [_pair_row(pair, candidates[pair.prompt_id]) for pair in paired.pairs]
-        dropped += [_dropped(drop.id, drop.rule, drop.reason) for drop in paired.dropped]
+        dropped += paired.dropped
         metrics = {name: paired.metrics[name] for name in ("least_gap", "mean_gap") if name in paired.metrics}
     if not pairs:
         first = f"; the first: {dropped[0].id}: {dropped[0].reason}" if dropped else ""

@@ -16,7 +16,7 @@ from alignloop.data.readers import read_preferences, read_prompts
 from alignloop.data.split import heldout_split, prompt_key
 from alignloop.errors import DataError
 from alignloop.pruning.benchmarks import benchmark_files
-from alignloop.pruning.incoming import ALL_LEFT_OUT, left_out_line, without_benchmarks
+from alignloop.pruning.decontaminate import ALL_LEFT_OUT, left_out_line, without_benchmarks
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, Row
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext

@@ -16,12 +16,12 @@ from alignloop.config.recipe import PruneStageConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.split import prompt_key
 from alignloop.errors import DataError
-from alignloop.pruning.asking import PruneJudge
 from alignloop.pruning.benchmarks import benchmark_files, benchmark_texts
-from alignloop.pruning.embeddings import POLICY, Embedding, embedding_by
+from alignloop.pruning.embedding import embedding_by
 from alignloop.pruning.items import Item, as_sft, item_of_selected, item_of_target
+from alignloop.pruning.judge import PruneJudge
 from alignloop.pruning.pipeline import prune
-from alignloop.pruning.steps import Tools
+from alignloop.pruning.step import Tools
 from alignloop.records import PreferenceRow, SelectedRow
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
@@ -110,16 +110,12 @@ def tools(config: PruneStageConfig, ctx: StageContext, *, policy: Path | None) -
             max_model_len=None if config.judge_engine is None else config.judge_engine.max_model_len,
             progress=ctx.progress,
         )
-    embedding: Embedding | None = None
-    if policy is not None or config.semantic_dedup.embedder != POLICY:
-        embedding = embedding_by(
-            config.semantic_dedup.embedder, policy=policy, progress=ctx.progress, release=ctx.engine.sleep
-        )
+    embedder = config.semantic_dedup.embedder
     return Tools(
         config=config,
         seed=ctx.seed,
         judge=judge,
-        embedding=embedding,
+        embedding=embedding_by(embedder, policy=policy, progress=ctx.progress, release=ctx.engine.sleep),
         benchmarks=(lambda: benchmark_texts(config.tasks, config.include_path)) if config.tasks else None,
         folder=ctx.dir,
         progress=ctx.progress,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.selection.semantic_dedup import ROUNDING, CompareTo, DedupResult, semantic_dedup
+from alignloop.pruning.semantic_dedup import ROUNDING, CompareTo, DedupResult, semantic_dedup
 from scripts.bench.case import Reading
 from scripts.bench.made_up import Planted, clustered, recall
 from scripts.bench.processes import MemoryWatch

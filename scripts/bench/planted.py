@@ -15,7 +15,7 @@ from pathlib import Path
 
 from alignloop.engines.sentence_embedder import embed_texts
 from alignloop.progress import PlainProgress
-from alignloop.selection.near_duplicates import near_duplicates
+from alignloop.pruning.near_duplicates import near_duplicates
 from scripts.bench.case import Reading
 from scripts.bench.dedup import THRESHOLD, dedup
 

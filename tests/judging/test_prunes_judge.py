@@ -16,10 +16,10 @@ from alignloop.judging.base import Appraisal
 from alignloop.judging.judge import open_judge
 from alignloop.judging.prompt_file import TextsPrompt, load_prompt
 from alignloop.judging.reading import AnswerReader, UnreadableAnswer
-from alignloop.pruning.asking import PruneJudge
 from alignloop.pruning.items import Item, item_of_sft
+from alignloop.pruning.judge import PruneJudge
 from alignloop.pruning.pipeline import Pruning, prune
-from alignloop.pruning.steps import Tools
+from alignloop.pruning.step import Tools
 from alignloop.records import Message, SftRow, Source
 
 LABELS = ("code", "history")

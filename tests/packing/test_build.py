@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def test_the_best_of_k_reaches_training_as_it_was_sampled(chat: ChatFormat) -> N
     assert (row.completion_ids, row.finish_reason) == (ids, "length")
     assert as_sft(item_of_sft(row)).completion_ids == ids
     assert item_of_sft(row).truncated
-    changed = as_sft(item.with_(completion="The Elbe."))
+    changed = as_sft(replace(item, completion="The Elbe."))
     assert (changed.completion_ids, changed.finish_reason) == (None, None)
     annotated = preference(chosen_ids=ids, chosen_finish_reason="length")
     assert as_sft(item_of_preference(annotated)).completion_ids == ids

@@ -12,10 +12,10 @@ from alignloop.config.bundled import QUICKSTART
 from alignloop.config.engine import EngineConfig, JudgeConfig
 from alignloop.config.pruning import PruneConfig
 from alignloop.engines.open import open_engine
-from alignloop.pruning.asking import PruneJudge
 from alignloop.pruning.items import item_of_sft
+from alignloop.pruning.judge import PruneJudge
 from alignloop.pruning.pipeline import prune
-from alignloop.pruning.steps import Tools
+from alignloop.pruning.step import Tools
 from alignloop.records import Message, SftRow, Source
 
 pytest.importorskip("vllm")

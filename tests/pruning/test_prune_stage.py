@@ -17,9 +17,8 @@ from alignloop.errors import RecipeError
 from alignloop.preflight.findings import Findings
 from alignloop.preflight.pruning import check_pruning
 from alignloop.progress import QuietProgress
-from alignloop.pruning.duplicates import priorities
 from alignloop.pruning.items import item_of_selected, item_of_target
-from alignloop.pruning.steps import Tools
+from alignloop.pruning.quality import priorities_of
 from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SelectedRow, SftRow, Source
 from alignloop.run_dir.stage import StageContext, describe
 from alignloop.stages import prune
@@ -139,12 +138,11 @@ def test_in_deduplication_the_better_text_stays_whoever_picked_it() -> None:
     )  # fmt: skip
     best = item_of_selected(selected(1, "Where does Iris live?", "Iris lives in Northam."))
     items = [item_of_target(picked, strengths=("better",), pass_rate=0.5), best]
-    tools = Tools(config=load_recipe("quickstart").prune, seed=0)
     # Rewards -2 and 1 are places 1/2 and 2/2; the prompt is as difficult for both.
-    assert priorities(items, tools) == [0.25, 0.5]
+    assert priorities_of(items, by_reward=True) == [0.25, 0.5]
     people = picked.model_copy(update={"compared_by": "people"})
-    assert priorities([item_of_target(people, strengths=("better",)), best], tools) == [2.0, 0.5]
-    assert priorities([item_of_target(people, strengths=("significantly_better",)), best], tools)[0] < 1.0
+    assert priorities_of([item_of_target(people, strengths=("better",)), best], by_reward=True) == [2.0, 0.5]
+    assert priorities_of([item_of_target(people, strengths=("significantly_better",)), best], by_reward=True)[0] < 1.0
 
 
 def test_what_the_recipe_names_is_part_of_the_fingerprint(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:

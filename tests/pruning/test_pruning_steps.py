@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 
 from alignloop.config.pruning import PruneConfig
 from alignloop.errors import DataError
-from alignloop.pruning.duplicates import priorities
-from alignloop.pruning.embeddings import GivenEmbedding, centred, read_vectors
+from alignloop.pruning.benchmark_index import BenchmarkText
+from alignloop.pruning.embedding import FileEmbedding, read_vectors
 from alignloop.pruning.items import Item, as_preference, as_sft, item_of_preference, item_of_selected, item_of_sft
 from alignloop.pruning.pipeline import Pruning, funnel_lines, prune
-from alignloop.pruning.steps import Tools
+from alignloop.pruning.quality import priorities_of
+from alignloop.pruning.step import Tools
 from alignloop.records import Message, PreferenceRow, SelectedRow, SftRow, Source
-from alignloop.selection.benchmark_index import BenchmarkText
 
 OFF: dict[str, Any] = {
     name: {"enabled": False}
@@ -55,7 +56,8 @@ def preference(row_id: str, *, from_people: bool = True, **values: Any) -> Item:
         "rejected": "Seven.",
         "source": Source(file="given.jsonl", line=3),
     }
-    return item_of_preference(PreferenceRow(**{**made, **values})).with_(from_people=from_people, as_target=from_people)
+    item = item_of_preference(PreferenceRow(**{**made, **values}))
+    return replace(item, from_people=from_people, as_target=from_people)
 
 
 def pruned(items: list[Item], *, lenient: bool = False, tools: dict[str, Any] | None = None, **config: Any) -> Pruning:
@@ -118,18 +120,19 @@ def test_balanced_patterns_and_languages_come_from_the_config() -> None:
 
 def test_priorities_are_quality_times_difficulty_and_people_first() -> None:
     items = [selected("a", -5.0, 0.0), selected("b", 10.0, 0.5), preference("human")]
-    tools = Tools(config=PruneConfig(), seed=0)
     # Quality is the place among rewards: 1/2 and 2/2; difficulty 1 - pass rate: 1 and 0.5.
-    assert priorities(items, tools) == [0.5, 0.5, 2.0]
-    judged = items[0].with_(best_rating=1.0, priority_difficulty=1 / 3)
-    assert priorities([judged, items[1]], tools) == pytest.approx([1 / 3, 0.5])  # 3 of 3 points, 1 of 3 for difficulty
-    assert priorities([preference("alone", from_people=False)], tools) == [1.0]
+    assert priorities_of(items, by_reward=True) == [0.5, 0.5, 2.0]
+    judged = replace(items[0], best_rating=1.0, priority_difficulty=1 / 3)
+    assert priorities_of([judged, items[1]], by_reward=True) == pytest.approx(
+        [1 / 3, 0.5]
+    )  # 3 of 3 points, 1 of 3 for difficulty
+    assert priorities_of([preference("alone", from_people=False)], by_reward=True) == [1.0]
 
 
 def test_the_nearest_and_worse_row_loses_with_its_twin_and_cosine() -> None:
     items = [selected("a", 1.0), selected("b", 3.0), selected("c", 2.0)]
     vectors = np.array([[1.0, 0.0], [0.9999, 0.01414], [0.0, 1.0]], dtype=np.float32)
-    embedding = GivenEmbedding(vectors, {"a": 0, "b": 1, "c": 2})
+    embedding = FileEmbedding(vectors, {"a": 0, "b": 1, "c": 2})
     result = pruned(items, semantic_dedup={"threshold": 0.99}, tools={"embedding": embedding})
     assert ids(result) == ["b", "c"]
     (drop,) = result.dropped
@@ -251,9 +254,12 @@ def test_preferences_come_out_as_preferences() -> None:
     assert (found.chosen, found.rejected) == ("Blue.", "Seven.")
 
 
-def test_centred_removes_the_shared_direction() -> None:
-    embeddings = np.array([[10.0, 1.0], [10.0, -1.0]], dtype=np.float32)
-    assert centred(embeddings).tolist() == [[0.0, 1.0], [0.0, -1.0]]
+@pytest.mark.parametrize(("centred", "kept"), [(False, ["b"]), (True, ["a", "b"])])
+def test_a_policys_vectors_are_compared_without_their_shared_direction(centred: bool, kept: list[str]) -> None:
+    vectors = np.array([[10.0, 1.0], [10.0, -1.0]], dtype=np.float32)  # cosine 0.98; without their mean -1
+    embedding = FileEmbedding(vectors, {"a": 0, "b": 1}, centred=centred)
+    items = [selected("a", 1.0), selected("b", 2.0)]
+    assert ids(pruned(items, semantic_dedup={"threshold": 0.9}, tools={"embedding": embedding})) == kept
 
 
 def test_vectors_that_are_none(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from alignloop.config.bundled import QUICKSTART
 from alignloop.config.pruning import TopicConfig
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.progress import QuietProgress
-from alignloop.pruning.classifier import MARK, classify
-from alignloop.pruning.labelled import read_labelled
+from alignloop.pruning.classifier import MARK, classify, heldout_rows
+from alignloop.pruning.topic import read_labelled
 
 BASE = str(QUICKSTART / "base")
 QUESTIONS = {
@@ -49,6 +49,14 @@ def test_it_learns_is_measured_kept_and_taken_over(tmp_path: Path) -> None:
     # What was kept is a classifier of anyone's.
     ready = config(None, model=str(tmp_path / "topic_classifier"))
     assert classify(texts, ready, folder=None, seed=0, progress=QuietProgress()).labels == found.labels
+
+
+def test_every_topic_is_learnt_from_and_measured_on() -> None:
+    labels = ["a"] * 20 + ["b"] * 2 + ["c"]
+    held = heldout_rows(labels, fraction=0.1, seed=3)
+    assert [labels[row] for row in held] == ["a", "a", "b"]  # 2 of 20, 1 of 2, none of a single row
+    assert held == heldout_rows(labels, fraction=0.1, seed=3)
+    assert len(heldout_rows(labels, fraction=0.99, seed=3)) == 19 + 1
 
 
 def test_one_that_is_too_bad_stops_with_its_figures(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Exact and near duplicates of texts, for prompts above all: normalised equality, then MinHash (Broder 1997).
+"""Step 5, near duplicates: of rows whose prompts share (nearly) all their words the best stays.
+
+The paper prunes by meaning alone (4.2.3, step 6); the same words are found sooner, and without a model: normalised
+equality, then MinHash (Broder 1997).
 
 texts --units, n-grams--> sets --MinHash--> signatures --bands--> pairs worth a look --> estimated Jaccard
 
@@ -14,9 +17,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.selection.text_units import Hashes, Texts, mixed, normalised
-from alignloop.selection.unit_hashes import UnitHashes
-from alignloop.selection.verdicts import Drop, Pruned, check_finite, pruned
+from alignloop.pruning.items import Item
+from alignloop.pruning.quality import priorities_of
+from alignloop.pruning.step import StepResult, Tools, left, skipped
+from alignloop.pruning.text_units import Hashes, Texts, UnitHashes, mixed, normalised, starts_of
+from alignloop.pruning.verdict import Pruned, drop, pruned
+from alignloop.records import DroppedRow, PreferenceRow
+from alignloop.sampling.best_of_k import check_finite
 
 RULE = "near_duplicates"
 _SEED = 0x616C69676E
@@ -45,29 +52,30 @@ def near_duplicates(
         ids: N row ids.
         texts: N texts.
         jaccard: least estimated Jaccard similarity that drops, in (0, 1]; None: only the same texts are dropped.
-        num_perm: MinHash values a text; a pair at `jaccard` is missed one time in a hundred or less.
-        ngram: units (words; characters in scripts without spaces) a sequence.
+        num_perm: MinHash values a text, 1 or more; a pair at `jaccard` is missed one time in a hundred or less.
+        ngram: units (words; characters in scripts without spaces) a sequence, 1 or more.
         priorities: N numbers, higher first; the first row in this order is kept. None: the input's order.
 
     Raises:
-        ValueError: shapes that do not fit, or a number out of its range.
+        ValueError: a priority that is not finite.
     """
-    _check(ids, texts, jaccard, num_perm, ngram, priorities)
-    order = range(len(ids))
-    ranked = order if priorities is None else sorted(order, key=lambda row: (-priorities[row], row))
+    order = list(range(len(ids)))
+    if priorities is not None:
+        check_finite(priorities, name="priorities")
+        order.sort(key=lambda row: (-priorities[row], row))
     plain = [normalised(text) for text in texts]
-    drops: dict[int, Drop] = {}
+    drops: dict[int, DroppedRow] = {}
     first: dict[str, int] = {}
-    for row in ranked:
+    for row in order:
         twin = first.setdefault(plain[row], row)
         if twin != row:
-            drops[row] = Drop(ids[row], RULE, f"same text as {ids[twin]}, but for case and spaces", ids[twin])
+            drops[row] = drop(ids[row], RULE, f"same text as {ids[twin]}, but for case and spaces", ids[twin])
     num_exact = len(drops)
     if jaccard is not None:
-        left = [row for row in ranked if row not in drops]
-        for place, twin, estimate in _near([plain[row] for row in left], jaccard, num_perm, ngram):
-            row, other = left[place], ids[left[twin]]
-            drops[row] = Drop(ids[row], RULE, f"estimated Jaccard {estimate:.2f} to {other}", other)
+        others = [row for row in order if row not in drops]
+        for place, twin, estimate in _near([plain[row] for row in others], jaccard, num_perm, ngram):
+            row, other = others[place], ids[others[twin]]
+            drops[row] = drop(ids[row], RULE, f"estimated Jaccard {estimate:.2f} to {other}", other)
     counts = {"num_exact": float(num_exact), "num_near": float(len(drops) - num_exact)}
     return pruned(ids, drops, metrics=counts)
 
@@ -111,7 +119,7 @@ def shingles(texts: Texts, ngram: int) -> Texts:
     hashes = np.insert(grams.hashes, grams.starts[short], whole)
     counts = grams.lengths.copy()
     counts[short] = 1
-    return Texts(hashes, np.concatenate([[0], np.cumsum(counts)]))
+    return Texts(hashes, starts_of(counts))
 
 
 def rows_per_band(jaccard: float, num_perm: int) -> int:
@@ -155,21 +163,21 @@ def _shared_buckets(found: NDArray[np.uint32], rows: int) -> NDArray[np.int64]:
     return buckets
 
 
-def _check(
-    ids: Sequence[str],
-    texts: Sequence[str],
-    jaccard: float | None,
-    num_perm: int,
-    ngram: int,
-    priorities: Sequence[float] | None,
-) -> None:
-    if len(ids) != len(texts) or (priorities is not None and len(priorities) != len(ids)):
-        num = "" if priorities is None else f" and {len(priorities)} priorities"
-        raise ValueError(f"{len(texts)} texts{num} for {len(ids)} ids")
-    if jaccard is not None and not 0.0 < jaccard <= 1.0:
-        raise ValueError(f"jaccard is {jaccard}: above 0 and at most 1, or None for exact duplicates alone")
-    for name, value in (("num_perm", num_perm), ("ngram", ngram)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1")
-    if priorities is not None:
-        check_finite(priorities, name="priorities")
+def near_duplicates_step(items: Sequence[Item], tools: Tools) -> StepResult:
+    """Drop rows whose prompt has (nearly) the same words as a better row's."""
+    config = tools.config.near_duplicates
+    if not config.enabled:
+        return skipped(items, "prune.near_duplicates.enabled is false")
+    verdict = near_duplicates(
+        [item.id for item in items],
+        texts=[item.text if _compares_row(item, config.of) else item.prompt for item in items],
+        jaccard=config.jaccard,
+        num_perm=config.num_perm,
+        priorities=priorities_of(items, by_reward=tools.config.quality.by != "judge"),
+    )
+    return left(items, verdict)
+
+
+def _compares_row(item: Item, of: str) -> bool:
+    """Whether a row's completions are compared along with its prompt."""
+    return of == "row" or (of == "auto" and isinstance(item.row, PreferenceRow) and not item.as_target)

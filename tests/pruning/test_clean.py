@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from alignloop.selection.cleaning import (
+from alignloop.evaluation.measures.texts import repeated_ngram_share, words
+from alignloop.pruning.clean import (
     CleanRow,
     clean,
     matching,
-    num_words,
     opens_with_apology,
-    repeated_ngram_share,
 )
-from alignloop.selection.verdicts import Pruned
+from alignloop.pruning.verdict import Pruned
 
 CANDIDATES = Path(__file__).resolve().parents[2] / "../shared/data/candidates/alpacaeval_120x20.jsonl"
 
@@ -61,7 +60,7 @@ def test_each_rule_names_itself() -> None:
 def test_repeated_ngram_share_by_hand() -> None:
     assert repeated_ngram_share("one two three") == 0.0
     assert repeated_ngram_share("a b c d a b c d") == pytest.approx(1 / 5)  # abcd bcda cdab dabc abcd
-    assert num_words("hello, world 你好 x1") == 5
+    assert len(words("hello, world 你好 x1")) == 5
 
 
 @pytest.mark.parametrize(

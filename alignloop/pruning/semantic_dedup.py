@@ -1,4 +1,7 @@
-"""Semantic deduplication (The Llama 3 Herd of Models, 4.2.3; SemDeDup, Abbas et al. 2023).
+"""Step 6, semantic deduplication (4.2.3; SemDeDup, Abbas et al. 2023): of dialogs that mean the same the best stays.
+
+Dialogs are clustered by their embeddings; within a cluster, sorted by quality x difficulty, a row is kept where its
+cosine to all rows before it stays under a threshold.
 
 embeddings --unit length, k-means--> clusters --by quality x difficulty, best first--> greedy cosine threshold
 
@@ -8,14 +11,17 @@ The answer depends on the rows alone: not on block sizes, threads or the order i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.selection.clusters import Labels, nearest_clusters
-from alignloop.selection.vectors import (
+from alignloop.pruning.clusters import Labels, nearest_clusters
+from alignloop.pruning.items import Item
+from alignloop.pruning.quality import priorities_of
+from alignloop.pruning.step import StepResult, Tools, lacking, left, skipped
+from alignloop.pruning.vectors import (
     BLOCK,
     Floats,
     Indexes,
@@ -26,7 +32,8 @@ from alignloop.selection.vectors import (
     one_blas_thread,
     reach,
 )
-from alignloop.selection.verdicts import Drop, Pruned, pruned
+from alignloop.pruning.verdict import Pruned, drop, pruned
+from alignloop.sampling.best_of_k import check_finite
 
 CompareTo = Literal["seen", "kept"]
 _BLOCK = 1024
@@ -56,18 +63,12 @@ class DedupResult:
     metrics: dict[str, float]
     clusters: Labels = field(compare=False)
 
-    def verdicts(self, ids: Sequence[str]) -> Pruned:
+    def verdict(self, ids: Sequence[str]) -> Pruned:
         """The same with the rows' ids, as the other pruning steps answer."""
-        drops = {
-            twin.dropped: Drop(
-                ids[twin.dropped],
-                "semantic_dedup",
-                f"cosine {twin.cosine:.4f} to {ids[twin.twin]}",
-                ids[twin.twin],
-                twin.cosine,
-            )
-            for twin in self.twins
-        }
+        drops = {}
+        for each in self.twins:
+            twin, reason = ids[each.twin], f"cosine {each.cosine:.4f} to {ids[each.twin]}"
+            drops[each.dropped] = drop(ids[each.dropped], "semantic_dedup", reason, twin, each.cosine)
         return pruned(ids, drops, metrics=self.metrics)
 
 
@@ -91,18 +92,23 @@ def semantic_dedup(
         embeddings: [N, D], any lengths; a zero vector is near to nothing.
         priorities: N numbers, higher first (quality x difficulty); ties go to the first row.
         threshold: a cosine that reaches it (to 1e-6) drops the later row.
-        rows_per_cluster: N / this many clusters, rounded up.
+        rows_per_cluster: N / this many clusters, rounded up; 1 or more.
         compare_to: `seen` compares with all earlier rows of the cluster (the paper), `kept` with those kept.
         num_nearest: two rows are compared where they share one of their this many nearest clusters. 1: rows of
             different clusters are never compared (the paper), and near-duplicates on two sides of a border are both
-            kept. Only with `seen`; time within clusters grows with its square.
+            kept. More only with `seen`; time within clusters grows with its square.
         num_threads: default all cores given to the process.
 
     Raises:
-        ValueError: a value that is not finite, shapes that do not fit, a number out of its range.
+        ValueError: a value that is not finite, or shapes that do not fit.
     """
     ranked = np.asarray(priorities, dtype=np.float64)
-    _check(embeddings, ranked, threshold, rows_per_cluster, compare_to, num_nearest, num_threads)
+    if embeddings.ndim != 2 or len(embeddings) != len(ranked):
+        raise ValueError(f"embeddings of shape {embeddings.shape} do not fit {len(ranked)} priorities")
+    if not np.isfinite(ranked).all():
+        check_finite(ranked.tolist(), name="priorities")
+    # What is kept in one of several clusters would depend on the others: the config refuses it.
+    assert num_nearest == 1 or compare_to == "seen"
     num_threads = num_threads or cores()
     with one_blas_thread():
         units = UnitRows(embeddings, num_threads=num_threads)
@@ -203,31 +209,23 @@ def _best_twins(found: Sequence[tuple[Indexes, Indexes]], order: Indexes) -> tup
     return dropped[first], twins[first]
 
 
-def _check(
-    embeddings: NDArray[np.floating],
-    priorities: NDArray[np.float64],
-    threshold: float,
-    rows_per_cluster: int,
-    compare_to: str,
-    num_nearest: int,
-    num_threads: int | None,
-) -> None:
-    if embeddings.ndim != 2 or len(embeddings) != len(priorities):
-        raise ValueError(f"embeddings of shape {embeddings.shape} do not fit {len(priorities)} priorities")
-    if not np.isfinite(priorities).all():
-        bad = int(np.flatnonzero(~np.isfinite(priorities))[0])
-        raise ValueError(f"priorities[{bad}] is {priorities[bad]}: scores must be finite numbers")
-    if not np.isfinite(threshold):
-        raise ValueError(f"threshold is {threshold}: a cosine is wanted")
-    for name, value in (("rows_per_cluster", rows_per_cluster), ("num_nearest", num_nearest)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1")
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads is {num_threads}: it must be at least 1")
-    if compare_to not in ("seen", "kept"):
-        raise ValueError(f"compare_to is {compare_to!r}: `seen` or `kept`")
-    if num_nearest > 1 and compare_to == "kept":
-        raise ValueError(
-            f"num_nearest is {num_nearest} with compare_to `kept`: what is kept in one cluster would depend on the "
-            "others; take `seen`, or one cluster a row"
-        )
+def semantic_dedup_step(items: Sequence[Item], tools: Tools) -> StepResult:
+    """Drop dialogs that mean the same as a better one of their cluster."""
+    config = tools.config.semantic_dedup
+    if not config.enabled:
+        return skipped(items, "prune.semantic_dedup.enabled is false")
+    if tools.embedding is None:
+        why = "nothing embeds the rows: name an embedder, or give embeddings"
+        return lacking(items, tools, step="semantic_dedup", why=why)
+    vectors = tools.embedding.dialogs(items)
+    found = semantic_dedup(
+        vectors - vectors.mean(axis=0, keepdims=True) if tools.embedding.centred else vectors,
+        priorities=priorities_of(items, by_reward=tools.config.quality.by != "judge"),
+        threshold=config.threshold,
+        rows_per_cluster=config.rows_per_cluster,
+        compare_to=config.compare_to,
+        num_nearest=config.nearest_clusters,
+        seed=tools.seed,
+    )
+    clustered = [replace(item, cluster=label) for item, label in zip(items, found.clusters.tolist(), strict=True)]
+    return left(clustered, found.verdict([item.id for item in items]))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Indexes = NDArray[np.intp]
-Given = TypeVar("Given")
+Part = TypeVar("Part")
 Found = TypeVar("Found")
 
 BLOCK = 16_384
@@ -117,12 +117,12 @@ def blocks(length: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
-def in_threads(function: Callable[[Given], Found], given: Iterable[Given], *, num_threads: int) -> list[Found]:
+def in_threads(function: Callable[[Part], Found], parts: Iterable[Part], *, num_threads: int) -> list[Found]:
     """`function` of each, in order; numpy lets other threads run while it multiplies."""
     if num_threads == 1:
-        return [function(one) for one in given]
+        return [function(part) for part in parts]
     with ThreadPoolExecutor(num_threads) as pool:
-        return list(pool.map(function, given))
+        return list(pool.map(function, parts))
 
 
 def cores() -> int:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-import alignloop.selection.benchmark_index as module
-from alignloop.selection.benchmark_index import BenchmarkText, longest_run
-from alignloop.selection.decontaminate import decontaminate
-from alignloop.selection.text_units import normalised, units
-from alignloop.selection.unit_hashes import UnitHashes
+import alignloop.pruning.benchmark_index as module
+from alignloop.pruning.benchmark_index import BenchmarkText, longest_run
+from alignloop.pruning.decontaminate import decontaminate
+from alignloop.pruning.text_units import UnitHashes, normalised, units
 
 QUESTION = BenchmarkText("mmlu_astronomy", "17", "Why does the Moon always show the same face to the Earth below it?")
 SHORT = BenchmarkText("trivia", "3", "Who wrote Hamlet?")
@@ -165,8 +164,7 @@ def test_embeddings() -> None:
         ["a", "b", "c", "d"],
         texts=["one", "two", "three", "four"],
         benchmarks=benchmarks,
-        embeddings=rows,
-        benchmark_embeddings=asked,
+        embeddings=(rows, asked),
         threshold=0.9,
     )
     assert answer.kept == (2, 3)
@@ -190,23 +188,12 @@ def test_nothing_to_do_and_bad_input() -> None:
     assert check("a b c d e", "", "?!").kept == (0, 1, 2)
     assert check("a b c d e", benchmarks=[]).kept == (0,)
     assert check("a b c d e", "", benchmarks=[BenchmarkText("t", "1", "")]).kept == (0, 1)
-    for more, message in (
-        ({"ngram": 0}, "ngram is 0"),
-        ({"min_share": 0.0}, "min_share is 0.0"),
-        ({"threshold": 1.5}, "threshold is 1.5"),
-        ({"num_threads": 0}, "num_threads is 0"),
-        ({"embeddings": np.zeros((1, 2))}, "both or none"),
-        ({"embeddings": np.zeros((2, 2)), "benchmark_embeddings": np.zeros((4, 2))}, r"embeddings of shape \(2, 2\)"),
-        ({"embeddings": np.zeros((1, 2)), "benchmark_embeddings": np.zeros((4, 3))}, "one embedder for both"),
-        (
-            {"embeddings": np.full((1, 2), np.nan), "benchmark_embeddings": np.zeros((4, 2))},
-            r"embeddings\[0\] holds NaN",
-        ),
+    for rows, questions, message in (
+        (np.full((1, 2), np.nan), np.zeros((4, 2)), r"embeddings\[0\] holds NaN"),
+        (np.zeros((1, 2)), np.full((4, 2), np.inf), r"benchmark_embeddings\[0\] holds NaN or inf"),
     ):
         with pytest.raises(ValueError, match=message):
-            check("text", **more)
-    with pytest.raises(ValueError, match="1 texts for 2 ids"):
-        decontaminate(["a", "b"], texts=["x"], benchmarks=[])
+            check("text", embeddings=(rows, questions))
 
 
 def test_longest_run() -> None:

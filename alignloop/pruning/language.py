@@ -56,7 +56,7 @@ _ENGLISH_SHARE = 0.15
 
 
 def language_mismatch(prompt: str, completion: str, *, detect: bool = False) -> str | None:
-    """Why the completion is in another language than its prompt; None where it is not, or nothing can be said.
+    """Why the completion is in another language than its prompt; None where it is not, or nothing can be told.
 
     Args:
         prompt: what the user asked last.
@@ -70,21 +70,22 @@ def language_mismatch(prompt: str, completion: str, *, detect: bool = False) -> 
 
 def _mismatch(prompt: str, completion: str, *, detect: bool) -> str | None:
     """As `language_mismatch`, of texts without code, whatever the prompt asks for."""
-    asked, given = letters_by_script(prompt), letters_by_script(completion)
-    num_asked, num_given = sum(asked.values()), sum(given.values())
-    if num_asked < MIN_LETTERS or num_given < MIN_LETTERS:
+    of_prompt, of_completion = letters_by_script(prompt), letters_by_script(completion)
+    num_prompt, num_completion = of_prompt.total(), of_completion.total()
+    if num_prompt < MIN_LETTERS or num_completion < MIN_LETTERS:
         return None
-    script = max(asked, key=lambda name: asked[name])
-    if asked[script] < _MAIN_SHARE * num_asked:
+    script = max(of_prompt, key=lambda name: of_prompt[name])
+    other = max(of_completion, key=lambda name: of_completion[name])
+    if of_prompt[script] < _MAIN_SHARE * num_prompt:
         return None
-    other = max(given, key=lambda name: given[name])
     if other == script:
-        long_enough = min(asked[script], given[script]) >= MIN_DETECT_LETTERS
+        long_enough = min(of_prompt[script], of_completion[script]) >= MIN_DETECT_LETTERS
         return _detected_mismatch(prompt, completion) if detect and long_enough else None
     # Japanese is written with Han letters, too.
-    if {script, other} == {"Han", "Japanese"} or given[script] >= _LEAST_SHARE * num_given:
+    if {script, other} == {"Han", "Japanese"} or of_completion[script] >= _LEAST_SHARE * num_completion:
         return None
-    return f"the prompt is in {script} script, {given[other] / num_given:.0%} of the completion in {other}"
+    share = of_completion[other] / num_completion
+    return f"the prompt is in {script} script, {share:.0%} of the completion in {other}"
 
 
 def prose(text: str) -> str:
@@ -109,10 +110,10 @@ def letters_by_script(text: str) -> Counter[str]:
 def _detected_mismatch(prompt: str, completion: str) -> str | None:
     if looks_english(prompt) and looks_english(completion):
         return None
-    asked, given = detected(prompt), detected(completion)
-    if asked is None or given is None or asked == given:
+    first, second = detected(prompt), detected(completion)
+    if first is None or second is None or first == second:
         return None
-    return f"the prompt is in the language {asked!r}, the completion in {given!r} (langdetect, both surer than 0.99)"
+    return f"the prompt is in the language {first!r}, the completion in {second!r} (langdetect, both surer than 0.99)"
 
 
 def looks_english(text: str) -> bool:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from alignloop.selection.mix import Mixed, copy_id, mix_by_epochs, mix_by_share
+from alignloop.pruning.mix import Mixed, copy_id, mix_by_epochs, mix_by_share
 
 GROUPS = ["code"] * 8 + ["chat"] * 20 + [None] * 4
 IDS = [f"r{n}" for n in range(len(GROUPS))]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alignloop.selection.language import detected, language_mismatch, letters_by_script, prose
+from alignloop.pruning.language import detected, language_mismatch, letters_by_script, prose
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 ENGLISH = "Please tell me how a bicycle stays upright while it moves along the road."

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.selection.vectors import BLOCK, Floats, Indexes, UnitRows, blocks, in_threads
+from alignloop.pruning.vectors import BLOCK, Floats, Indexes, UnitRows, blocks, in_threads
 
 Labels = NDArray[np.int32]
 _SAMPLE_PER_CLUSTER = 32

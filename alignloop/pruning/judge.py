@@ -1,4 +1,4 @@
-"""The recipe's judge, put to pruning's questions: one prompt file a question, finished answers on disk.
+"""The recipe's judge, asked pruning's questions: one prompt file a question, finished answers on disk.
 
 items --appraisals--> judge of a prompt --> points | texts
 """
@@ -19,7 +19,7 @@ from alignloop.judging.prompt_file import PointsPrompt, TextsPrompt, load_prompt
 from alignloop.progress import Progress, QuietProgress
 from alignloop.pruning.items import Item
 
-Answered = TypeVar("Answered", bound=Points | Texts)
+Answer = TypeVar("Answer", bound=Points | Texts)
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,13 @@ class PruneJudge:
         Raises:
             UserError: the prompt gives none, or not one answer can be read.
         """
-        loaded = load_prompt(prompt)
-        wants = isinstance(loaded, PointsPrompt) and loaded.wants_completion
         judge = self._judge(prompt)
-        return readable(judge.rate(appraisals(items, with_completion=wants)), judge=judge.name, prompt=prompt)
+        return _some_readable(judge.rate(_appraisals(prompt, items)), judge=judge.name, prompt=prompt)
 
     def texts(self, prompt: str, items: Sequence[Item], *, labels: Sequence[str] = ()) -> list[Texts]:
         """Texts per item; errors as for `points`."""
-        loaded = load_prompt(prompt)
-        wants = isinstance(loaded, TextsPrompt) and loaded.wants_completion
         judge = self._judge(prompt, labels=labels)
-        return readable(judge.describe(appraisals(items, with_completion=wants)), judge=judge.name, prompt=prompt)
+        return _some_readable(judge.describe(_appraisals(prompt, items)), judge=judge.name, prompt=prompt)
 
     def _judge(self, prompt: str, *, labels: Sequence[str] = ()) -> Judge:
         return open_judge(
@@ -68,25 +64,27 @@ class PruneJudge:
         )
 
 
-def appraisals(items: Sequence[Item], *, with_completion: bool) -> list[Appraisal]:
+def prompt_name(prompt: str) -> str:
+    """A prompt's name in the rows: that of a file without its path."""
+    return prompt.rpartition("/")[2].removesuffix(".yaml")
+
+
+def _appraisals(prompt: str, items: Sequence[Item]) -> list[Appraisal]:
     """What the judge sees of each: the dialog, its completion apart where the prompt grades it.
 
     Without, the completion is not shown: a topic, a difficulty and intentions are the prompt's.
     """
-    return [Appraisal(item.id, item.messages, item.completion if with_completion else None) for item in items]
+    loaded = load_prompt(prompt)
+    graded = isinstance(loaded, PointsPrompt | TextsPrompt) and loaded.wants_completion
+    return [Appraisal(item.id, item.messages, item.completion if graded else None) for item in items]
 
 
-def readable(given: list[Answered], *, judge: str, prompt: str) -> list[Answered]:
-    """The answers, where there is one among them.
-
-    Raises:
-        UserError: not one can be read.
-    """
-    found = [one.points if isinstance(one, Points) else one.texts for one in given]
-    if given and all(answer is None for answer in found):
+def _some_readable(answers: list[Answer], *, judge: str, prompt: str) -> list[Answer]:
+    found = [one.points if isinstance(one, Points) else one.texts for one in answers]
+    if answers and all(answer is None for answer in found):
         raise UserError(
-            f"judge {judge}, prompt {prompt}: none of its {len(given)} answers can be read. The first: "
-            f"{given[0].reason}\nTake another judge.model, prompt or judge.max_tokens. (On vLLM answers are held to "
+            f"judge {judge}, prompt {prompt}: none of its {len(answers)} answers can be read. The first: "
+            f"{answers[0].reason}\nTake another judge.model, prompt or judge.max_tokens. (On vLLM answers are held to "
             "the prompt's schema; elsewhere the model must write such JSON by itself.)"
         )
-    return given
+    return answers

@@ -1,4 +1,4 @@
-"""What every step of pruning is given and answers."""
+"""What every step of pruning gets and answers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from alignloop.config.pruning import PruneConfig
 from alignloop.errors import DataError
 from alignloop.progress import Progress, QuietProgress
 from alignloop.pruning.items import Item
-from alignloop.selection.verdicts import Drop, Pruned
+from alignloop.pruning.verdict import Pruned
+from alignloop.records import DroppedRow
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from alignloop.pruning.asking import PruneJudge
-    from alignloop.pruning.embeddings import Embedding
-    from alignloop.selection.benchmark_index import BenchmarkText
+    from alignloop.pruning.benchmark_index import BenchmarkText
+    from alignloop.pruning.embedding import Embedding
+    from alignloop.pruning.judge import PruneJudge
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,19 @@ class StepResult:
     """
 
     items: list[Item]
-    dropped: tuple[Drop, ...] = ()
+    dropped: tuple[DroppedRow, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     skipped: str | None = None
     notes: tuple[str, ...] = ()
     repeated: int = 0
 
 
-def left(items: Sequence[Item], verdict: Pruned) -> StepResult:
-    """The items that a verdict keeps."""
-    return StepResult([items[index] for index in verdict.kept], verdict.dropped, verdict.metrics)
+Step = Callable[[Sequence[Item], Tools], StepResult]
+
+
+def left(items: Sequence[Item], verdict: Pruned, **metrics: float) -> StepResult:
+    """The items that a verdict keeps; `metrics` beside the verdict's own."""
+    return StepResult([items[index] for index in verdict.kept], verdict.dropped, {**verdict.metrics, **metrics})
 
 
 def skipped(items: Sequence[Item], why: str) -> StepResult:
@@ -71,11 +75,7 @@ def skipped(items: Sequence[Item], why: str) -> StepResult:
 
 
 def lacking(items: Sequence[Item], tools: Tools, *, step: str, why: str) -> StepResult:
-    """The step lacks what it needs: skipped by name, or an error where a recipe asks for it.
-
-    Raises:
-        DataError: a run's recipe asks for the step.
-    """
+    """The step lacks what it needs: skipped by name, or a DataError where a run's recipe asks for it."""
     if tools.lenient:
         return skipped(items, why)
     raise DataError(f"prune.{step}: {why}")

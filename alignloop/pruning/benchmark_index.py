@@ -16,12 +16,9 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.selection.text_units import Hashes, Texts, joined, normalised, units
-from alignloop.selection.unit_hashes import UnitHashes
-from alignloop.selection.vectors import blocks
-from alignloop.selection.verdicts import Drop
+from alignloop.pruning.text_units import Hashes, Texts, UnitHashes, joined, normalised, starts_of, units
+from alignloop.pruning.vectors import blocks
 
-RULE = "decontaminate"
 NGRAM = 3
 MIN_SHARE = 0.7
 """With 3-grams: one changed word leaves a question of 12 units 7 of its 10, and one of 16 units 11 of its 14."""
@@ -78,7 +75,6 @@ class BenchmarkIndex:
     """
 
     def __init__(self, benchmarks: Sequence[BenchmarkText], *, ngram: int, min_share: float) -> None:
-        _check_rule(ngram, min_share)
         self._benchmarks = benchmarks
         self._hasher = UnitHashes()
         self._units = [units(normalised(benchmark.text)) for benchmark in benchmarks]
@@ -91,19 +87,12 @@ class BenchmarkIndex:
                 lengths.setdefault(min(ngram, len(words)), []).append(question)
         self._tables = [self._table(sorted(found), length, min_share) for length, found in sorted(lengths.items())]
 
-    def drops(self, ids: Sequence[str], texts: Iterable[str]) -> dict[int, Drop]:
-        """Index of each text that holds a question -> its drop, with the question as twin.
-
-        Args:
-            ids, texts: N of both; texts are taken some at a time.
-        """
-        drops = {}
+    def held(self, texts: Iterable[str]) -> Iterator[tuple[int, BenchmarkText, str]]:
+        """(text, the question it holds, what it has of it in words) for each text that holds one, in order."""
         for row, overlap in self.overlaps(texts):
             question = self._benchmarks[overlap.question]
             run = joined(overlap.longest[:_LONGEST_SHOWN]) + (" ..." if len(overlap.longest) > _LONGEST_SHOWN else "")
-            reason = f"holds {overlap.share:.0%} of {question.name}, the longest piece {run!r}"
-            drops[row] = Drop(ids[row], RULE, reason, question.name)
-        return drops
+            yield row, question, f"holds {overlap.share:.0%} of {question.name}, the longest piece {run!r}"
 
     def overlaps(self, texts: Iterable[str]) -> Iterator[tuple[int, Overlap]]:
         """(text, its greatest overlap) for each that holds a question, in order; ties go to the first question."""
@@ -132,8 +121,7 @@ class BenchmarkIndex:
 
     def _table(self, questions: Sequence[int], length: int, min_share: float) -> _Table:
         hashes = [self._hasher.words(self._units[question]) for question in questions]
-        texts = Texts(np.concatenate(hashes), np.concatenate([[0], np.cumsum([len(found) for found in hashes])]))
-        return _Table(np.array(questions, dtype=np.intp), texts.ngrams(length), length, min_share)
+        return _Table(np.array(questions, dtype=np.intp), Texts.of(hashes).ngrams(length), length, min_share)
 
 
 def _taken(remaining: Iterator[str]) -> list[str]:
@@ -167,7 +155,7 @@ class _Table:
         frequency = np.bincount(gram, minlength=len(known))
         order = np.lexsort((gram, frequency[gram], of_question))
         self._grams = gram[order]
-        self._starts = np.concatenate([[0], np.cumsum(self._totals)])
+        self._starts = starts_of(self._totals)
         least = np.ceil(np.round(min_share * self._totals, 9)).astype(np.intp)
         num_finding = self._totals - np.maximum(least, 1) + 1
         finding = np.arange(len(keys)) - np.repeat(self._starts[:-1], self._totals) < np.repeat(
@@ -240,10 +228,3 @@ def longest_run(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
         if longest > best:
             best, end = longest, position + 1
     return tuple(first[end - best : end])
-
-
-def _check_rule(ngram: int, min_share: float) -> None:
-    if ngram < 1:
-        raise ValueError(f"ngram is {ngram}: it must be at least 1")
-    if not 0.0 < min_share <= 1.0:
-        raise ValueError(f"min_share is {min_share}: above 0 and at most 1")

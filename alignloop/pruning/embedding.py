@@ -1,4 +1,4 @@
-"""How rows become vectors: by the policy, by a sentence-transformers model, or by vectors given in a file.
+"""How rows become vectors: by the policy, by a sentence-transformers model, or from a file of vectors.
 
 items, texts --Embedding--> Float32 [N, D]
 """
@@ -8,19 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from alignloop.errors import DataError
 from alignloop.progress import Progress
 from alignloop.pruning.items import Item
 from alignloop.records import Message
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
-
+Floats = NDArray[np.float32]
 POLICY = "policy"
 EMBED_BATCH_TOKENS = 16_384
 EMBED_BATCH_TEXTS = 64
@@ -38,7 +36,7 @@ class Embedding(Protocol):
         """[N, D] of whole dialogs, completions included."""
 
     def prompts(self, texts: Sequence[str]) -> Floats | None:
-        """[N, D] of texts as a user's; None where only given rows have vectors."""
+        """[N, D] of texts as a user's; None where only the rows have vectors."""
 
 
 @dataclass(frozen=True)
@@ -90,38 +88,28 @@ class SentenceEmbedding:
 
 
 @dataclass(frozen=True)
-class GivenEmbedding:
-    """Vectors that the user has: a row of `vectors` [M, D] for each id in `place`."""
+class FileEmbedding:
+    """Vectors that the user has: a row of `vectors` [M, D] for each id in `row_of`."""
 
     vectors: Floats
-    place: Mapping[str, int]
+    row_of: Mapping[str, int]
     centred: bool = False
 
     def dialogs(self, items: Sequence[Item]) -> Floats:
-        found: Floats = self.vectors[[self.place[item.id] for item in items]]
+        found: Floats = self.vectors[[self.row_of[item.id] for item in items]]
         return found
 
     def prompts(self, texts: Sequence[str]) -> None:
         return None
 
 
-def embedding_by(name: str, *, policy: Path | None, progress: Progress, release: Callable[[], None]) -> Embedding:
-    """`policy`, or a sentence-transformers model's folder or id.
-
-    Raises:
-        DataError: `policy`, and there is none.
-    """
+def embedding_by(
+    name: str, *, policy: Path | None, progress: Progress, release: Callable[[], None]
+) -> Embedding | None:
+    """`policy`, or a sentence-transformers model's folder or id; None: `policy`, and there is none."""
     if name != POLICY:
         return SentenceEmbedding(name, progress, release)
-    if policy is None:
-        raise DataError("semantic_dedup.embedder is `policy`, but no policy is given: name a model")
-    return PolicyEmbedding(policy, progress, release)
-
-
-def centred(embeddings: Floats) -> Floats:
-    """Without their mean."""
-    result: Floats = embeddings - embeddings.mean(axis=0, keepdims=True)
-    return result
+    return None if policy is None else PolicyEmbedding(policy, progress, release)
 
 
 def read_vectors(path: Path) -> Floats:
@@ -130,15 +118,12 @@ def read_vectors(path: Path) -> Floats:
     Raises:
         DataError: there is none, or it holds something else.
     """
-    import numpy as np
-
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: no .npy file of vectors ({error}): save them with numpy.save(path, array)") from error
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f":
-        what = (
-            f"an array of shape {vectors.shape} and type {vectors.dtype}" if isinstance(vectors, np.ndarray) else "no"
-        )
+        found = isinstance(vectors, np.ndarray)
+        what = f"an array of shape {vectors.shape} and type {vectors.dtype}" if found else "no"
         raise DataError(f"{path}: holds {what}: floating point numbers of shape [rows, dimensions] are wanted")
     return vectors

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from alignloop.pruning.benchmark_index import MIN_SHARE, NGRAM, WHOLE_UNITS, BenchmarkIndex, BenchmarkText
 from alignloop.pruning.benchmarks import local_texts
-from alignloop.selection.benchmark_index import MIN_SHARE, NGRAM, WHOLE_UNITS, BenchmarkIndex, BenchmarkText
-from alignloop.selection.text_units import normalised, units
+from alignloop.pruning.text_units import normalised, units
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -38,7 +38,7 @@ def index(questions: tuple[BenchmarkText, ...]) -> BenchmarkIndex:
 
 
 def found(index: BenchmarkIndex, texts: Sequence[str]) -> int:
-    return len(index.drops([str(number) for number in range(len(texts))], texts))
+    return sum(1 for _ in index.held(texts))
 
 
 def near_copies(words: Sequence[str], kind: str, draw: random.Random) -> Iterator[str]:

@@ -1,0 +1,206 @@
+"""Step 7, decontamination: nothing trains on a question of the run's own benchmarks.
+
+The paper measures contamination by n-grams (5.1.4); here what holds a question, by n-grams or by embedding, is dropped.
+Where rows come in (preferences, held-out rows, prompts, demonstrations) each is looked at once, by n-grams, whichever
+stage trains on it; the step of `prune` looks at what the policy has written since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignloop.config.pruning import DecontaminateConfig, KeepOutConfig
+from alignloop.pruning.benchmark_index import MIN_SHARE, NGRAM, BenchmarkIndex, BenchmarkText
+from alignloop.pruning.benchmarks import benchmark_texts
+from alignloop.pruning.embedding import Embedding
+from alignloop.pruning.items import Item
+from alignloop.pruning.step import StepResult, Tools, left, skipped
+from alignloop.pruning.vectors import BLOCK, UnitRows, blocks, cores, in_threads, one_blas_thread
+from alignloop.pruning.verdict import Pruned, drop, pruned
+from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SftRow
+
+RULE = "decontaminate"
+THRESHOLD, POLICY_THRESHOLD = 0.9, 0.99
+"""Least cosines that drop, of a sentence-transformers model's vectors and of a policy's states."""
+NO_VECTORS = "decontaminate: only words were compared: prompts of benchmarks have no given embeddings"
+ALL_LEFT_OUT = (
+    "take other data, name other evaluate.tasks, raise prune.decontaminate.min_share, or set "
+    "prune.decontaminate.enabled: false"
+)
+"""What to do where no row is left."""
+Vectors = NDArray[np.floating]
+RowT = TypeVar("RowT", PreferenceRow, PromptRow, SftRow)
+
+
+def decontaminate(
+    ids: Sequence[str],
+    *,
+    texts: Sequence[str],
+    benchmarks: Sequence[BenchmarkText],
+    ngram: int = NGRAM,
+    min_share: float = MIN_SHARE,
+    embeddings: tuple[Vectors, Vectors] | None = None,
+    threshold: float = THRESHOLD,
+    num_threads: int | None = None,
+) -> Pruned:
+    """Drop rows that hold a benchmark's question, or, where embeddings are known, mean nearly the same as one.
+
+    A question of fewer than `WHOLE_UNITS` units counts where the row has all of it in one piece; one of fewer than
+    four, where it is the whole row. Case, punctuation and spaces do not matter. The reason names task, question and
+    the longest run of words in common, or the cosine.
+
+    Args:
+        ids, texts: N rows; of a dialog, all that is trained on and its prompt.
+        benchmarks: Q questions.
+        ngram: units (words; characters in scripts without spaces) a sequence.
+        min_share: a row with this share of a question's n-grams or more is dropped, in (0, 1].
+        embeddings: [N, D] of the rows and [Q, D] of the questions; a zero vector is near to nothing.
+        threshold: least cosine that drops.
+        num_threads: of the embedding check; default all cores given to the process.
+
+    Raises:
+        ValueError: a vector that is not finite.
+    """
+    drops = _by_words(ids, texts, BenchmarkIndex(benchmarks, ngram=ngram, min_share=min_share))
+    num_by_text = len(drops)
+    if embeddings is not None and len(benchmarks):
+        nearest, cosines = _nearest(*embeddings, num_threads=num_threads or cores())
+        for row in np.flatnonzero(cosines >= threshold).tolist():
+            if row not in drops:
+                name, cosine = benchmarks[nearest[row]].name, min(float(cosines[row]), 1.0)
+                drops[row] = drop(ids[row], RULE, f"cosine {cosine:.4f} to {name}", name, cosine)
+    counts = {"num_by_text": float(num_by_text), "num_by_embedding": float(len(drops) - num_by_text)}
+    return pruned(ids, drops, metrics=counts)
+
+
+def _by_words(ids: Sequence[str], texts: Iterable[str], index: BenchmarkIndex) -> dict[int, DroppedRow]:
+    return {row: drop(ids[row], RULE, reason, question.name) for row, question, reason in index.held(texts)}
+
+
+def _nearest(
+    embeddings: Vectors, of_questions: Vectors, *, num_threads: int
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Nearest question of each row, and the cosine; -inf where either is a zero vector."""
+    with one_blas_thread():
+        rows = UnitRows(embeddings, num_threads=num_threads)
+        unit_questions = UnitRows(of_questions, name="benchmark_embeddings", num_threads=num_threads)
+        questions = unit_questions.take(slice(None))
+        zero = unit_questions.norms == 0
+
+        def nearest(part: slice) -> NDArray[np.intp]:
+            products = rows.take(part) @ questions.T
+            products[:, zero] = -np.inf
+            return products.argmax(axis=1)
+
+        # Blocks of rows whose products with all questions are as large as a block of embeddings.
+        size = max(1, BLOCK * 256 // max(len(questions), 256))
+        places = np.concatenate(in_threads(nearest, blocks(len(rows), size), num_threads=num_threads))
+        cosines = np.empty(len(rows))
+        for part in blocks(len(rows), BLOCK):
+            pairs = np.einsum("nd,nd->n", rows.take(part).astype(np.float64), questions[places[part]])
+            cosines[part] = np.where((rows.norms[part] > 0) & ~zero[places[part]], pairs, -np.inf)
+    return places, cosines
+
+
+def decontaminate_step(items: Sequence[Item], tools: Tools) -> StepResult:
+    """Drop rows that hold a benchmark's question, by words, and by embedding where prompts can be embedded."""
+    config = tools.config.decontaminate
+    if not config.enabled:
+        return skipped(items, "prune.decontaminate.enabled is false")
+    if tools.benchmarks is None:
+        return skipped(items, "no benchmarks are named")
+    benchmarks = tools.benchmarks()
+    by_meaning = config.embedding_threshold is not None
+    vectors = _vectors(items, benchmarks, tools.embedding) if by_meaning and tools.embedding is not None else None
+    verdict = decontaminate(
+        [item.id for item in items],
+        texts=[_held_text(item.messages, *item.completions) for item in items],
+        benchmarks=benchmarks,
+        ngram=config.ngram,
+        min_share=config.min_share,
+        embeddings=vectors,
+        threshold=_threshold(config, tools.embedding),
+    )
+    notes = (NO_VECTORS,) if vectors is None and by_meaning else ()
+    return replace(left(items, verdict, num_questions=float(len(benchmarks))), notes=notes)
+
+
+def _threshold(config: DecontaminateConfig, embedding: Embedding | None) -> float:
+    if config.embedding_threshold == "auto":
+        return POLICY_THRESHOLD if embedding is not None and embedding.centred else THRESHOLD
+    return config.embedding_threshold or 1.0
+
+
+def _vectors(
+    items: Sequence[Item], benchmarks: Sequence[BenchmarkText], embedding: Embedding
+) -> tuple[Vectors, Vectors] | None:
+    """Of the rows' prompts and of the questions, from one model; None where nothing embeds them."""
+    found = embedding.prompts([*(item.prompt for item in items), *(question.text for question in benchmarks)])
+    if found is None:
+        return None
+    rows, questions = found[: len(items)], found[len(items) :]
+    if not embedding.centred:
+        return rows, questions
+    mean = rows.mean(axis=0, keepdims=True)
+    return rows - mean, questions - mean
+
+
+def without_benchmarks(
+    rows: Sequence[RowT],
+    keep_out: KeepOutConfig | None,
+    *,
+    stage: str,
+    benchmarks: Sequence[BenchmarkText] | None = None,
+) -> tuple[list[RowT], list[DroppedRow]]:
+    """(rows that hold no question of the benchmarks, the others with their reasons), each in input order.
+
+    Args:
+        keep_out: the benchmarks; None: every row stays.
+        stage: that drops them.
+        benchmarks: their questions, where they are loaded already.
+
+    Raises:
+        DataError: the benchmarks' data is wrong, or cannot be had.
+    """
+    if keep_out is None:
+        return list(rows), []
+    if benchmarks is None:
+        benchmarks = benchmark_texts(keep_out.tasks, keep_out.include_path)
+    index = BenchmarkIndex(benchmarks, ngram=keep_out.ngram, min_share=keep_out.min_share)
+    drops = _by_words([row.id for row in rows], (_row_text(row) for row in rows), index)
+    dropped = [row.model_copy(update={"stage": stage, "source": rows[number].source}) for number, row in drops.items()]
+    return [row for number, row in enumerate(rows) if number not in drops], dropped
+
+
+def _row_text(row: PreferenceRow | PromptRow | SftRow) -> str:
+    """All texts of a row that a model may be trained on, or sample for."""
+    if not isinstance(row, PreferenceRow):
+        return _held_text(row.messages)
+    return _held_text(row.messages, row.chosen, row.rejected, *([] if row.edited is None else [row.edited]))
+
+
+def _held_text(messages: Sequence[Message], *completions: str) -> str:
+    """A dialog with completions as one text, in which questions are looked for."""
+    return "\n\n".join([*(message.content for message in messages), *completions])
+
+
+def left_out_line(dropped: Sequence[DroppedRow], *, num_in: int, what: str) -> str:
+    """One line for the screen: how many rows are left out, and the first of them.
+
+    Args:
+        what: plural name of the rows.
+    """
+    first = dropped[0]
+    line = "" if first.source is None or first.source.line is None else f", line {first.source.line}"
+    file = "" if first.source is None else f" ({Path(first.source.file).name}{line})"
+    hold, are = ("holds", "is") if len(dropped) == 1 else ("hold", "are")
+    return (
+        f"decontaminate: {len(dropped):,} of {num_in:,} {what} {hold} a question of the run's benchmarks and "
+        f"{are} left out; the first: {first.id}{file} {first.reason}"
+    )
