@@ -11,28 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.pruning.text_units import Hashes, Texts, UnitHashes, joined, normalised, starts_of, units
+from alignloop.pruning.text_units import Hashes, Texts, UnitHashes, chunks, joined, normalised, units
 from alignloop.pruning.vectors import blocks
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 NGRAM = 3
 MIN_SHARE = 0.7
 """With 3-grams: one changed word leaves a question of 12 units 7 of its 10, and one of 16 units 11 of its 14."""
 WHOLE_UNITS = 12
 """A question of fewer units counts in one piece: `Which of the following is not a ...` is most of one."""
-_CHUNK = 2_048
-"""Texts whose n-grams are in memory at a time."""
-_CHUNK_CHARACTERS = 4_000_000
 _LEAST_UNITS = 4
 """A question of fewer units is everyday language: it counts where it is all a row says."""
 _FILTER_BITS = 22
 _LONGEST_SHOWN = 24
-_MOST_CANDIDATES = 1_000_000
-"""Pairs of a row and a question, and n-grams of such pairs, that are looked at together."""
+_ROWS, _PAIRS = 256, 8_192
+"""Rows, and pairs of a row and a question, that are looked at together."""
 _ROUNDING = 1e-9
 
 
@@ -96,8 +96,7 @@ class BenchmarkIndex:
 
     def overlaps(self, texts: Iterable[str]) -> Iterator[tuple[int, Overlap]]:
         """(text, its greatest overlap) for each that holds a question, in order; ties go to the first question."""
-        start, remaining = 0, iter(texts)
-        while part := _taken(remaining):
+        for start, part in chunks(texts):
             hashed = self._hasher.texts(part)
             best = self._best([pair for table in self._tables for pair in table.pairs(hashed)], part)
             for row in np.flatnonzero((hashed.lengths > 0) & (hashed.lengths < _LEAST_UNITS)) if self._whole else ():
@@ -105,7 +104,6 @@ class BenchmarkIndex:
                 if words in self._whole and int(row) not in best:
                     best[int(row)] = Overlap(self._whole[words], 1.0, words)
             yield from ((start + row, best[row]) for row in sorted(best))
-            start += len(part)
 
     def _best(self, pairs: list[tuple[int, int, float]], texts: Sequence[str]) -> dict[int, Overlap]:
         """Text -> its greatest overlap; a short question counts in one piece."""
@@ -124,17 +122,6 @@ class BenchmarkIndex:
         return _Table(np.array(questions, dtype=np.intp), Texts.of(hashes).ngrams(length), length, min_share)
 
 
-def _taken(remaining: Iterator[str]) -> list[str]:
-    """The next texts, as many as are looked at together."""
-    part, characters = [], 0
-    for text in islice(remaining, _CHUNK):
-        part.append(text)
-        characters += len(text)
-        if characters >= _CHUNK_CHARACTERS:
-            break
-    return part
-
-
 class _Table:
     """The distinct n-grams of one length of some questions; a bit field first tells the many grams that are in none.
 
@@ -145,27 +132,20 @@ class _Table:
 
     def __init__(self, questions: NDArray[np.intp], grams: Texts, length: int, min_share: float) -> None:
         self._questions, self._length, self._min_share = questions, length, min_share
-        known, gram = np.unique(grams.hashes, return_inverse=True)
-        self._known = known
-        place = np.repeat(np.arange(len(questions)), grams.lengths)
-        keys = np.unique(place * len(known) + gram)
-        of_question, gram = np.divmod(keys, len(known))
-        self._totals = np.bincount(of_question, minlength=len(questions))
+        self._known, gram = np.unique(grams.hashes, return_inverse=True)
+        self._held = self._matrix(np.repeat(np.arange(len(questions)), grams.lengths), gram, len(questions))
+        self._totals = np.diff(self._held.indptr)
+        question, gram = self._held.nonzero()
         # A question's grams, rarest first: the first of them find it.
-        frequency = np.bincount(gram, minlength=len(known))
-        order = np.lexsort((gram, frequency[gram], of_question))
-        self._grams = gram[order]
-        self._starts = starts_of(self._totals)
+        frequency = np.bincount(gram, minlength=len(self._known))
+        order = np.lexsort((gram, frequency[gram], question))
         least = np.ceil(np.round(min_share * self._totals, 9)).astype(np.intp)
         num_finding = self._totals - np.maximum(least, 1) + 1
-        finding = np.arange(len(keys)) - np.repeat(self._starts[:-1], self._totals) < np.repeat(
-            num_finding, self._totals
-        )
-        by_gram = np.argsort(self._grams[finding], kind="stable")
-        self._found = np.repeat(np.arange(len(questions)), num_finding)[by_gram]
-        self._found_starts = np.searchsorted(self._grams[finding][by_gram], np.arange(len(known) + 1))
+        place = np.arange(len(order)) - np.repeat(self._held.indptr[:-1], self._totals)
+        finding = order[place < np.repeat(num_finding, self._totals)]
+        self._finding = self._matrix(question[finding], gram[finding], len(questions)).T.tocsr()
         self._filter = np.zeros(2**_FILTER_BITS, dtype=bool)
-        self._filter[self._low(known)] = True
+        self._filter[self._low(self._known)] = True
 
     def pairs(self, texts: Texts) -> Iterator[tuple[int, int, float]]:
         """(row, question, share of the question's distinct n-grams that the row has) of those that reach the share."""
@@ -175,40 +155,24 @@ class _Table:
         gram = np.minimum(np.searchsorted(self._known, wanted), len(self._known) - 1)
         is_known = self._known[gram] == wanted
         row = np.searchsorted(grams.starts, maybe[is_known], side="right") - 1
-        keys = np.unique(row * len(self._known) + gram[is_known])  # a gram many times in one row says no more than once
-        for row, question in self._candidates(keys):
-            shares = self._shares(keys, row, question)
-            for place in np.flatnonzero(shares >= self._min_share - _ROUNDING):
-                yield int(row[place]), int(self._questions[question[place]]), float(shares[place])
+        rows = self._matrix(row, gram[is_known], len(texts.lengths))
+        for some in blocks(rows.shape[0], _ROWS):
+            row, question = (rows[some] @ self._finding).nonzero()
+            for part in blocks(len(row), _PAIRS):
+                common = rows[some][row[part]].multiply(self._held[question[part]]).sum(axis=1)
+                shares = np.asarray(common).ravel() / self._totals[question[part]]
+                for place in np.flatnonzero(shares >= self._min_share - _ROUNDING) + part.start:
+                    share = float(shares[place - part.start])
+                    yield some.start + int(row[place]), int(self._questions[question[place]]), share
 
-    def _candidates(self, keys: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """Rows and questions of which a row has one of the n-grams that find the question, some at a time."""
-        row, gram = np.divmod(keys, len(self._known))
-        first, counts = self._found_starts[gram], np.diff(self._found_starts)[gram]
-        total = np.cumsum(counts)
-        start = 0
-        while start < len(keys):
-            before = total[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(total, before + _MOST_CANDIDATES, side="right")))
-            some = counts[start:stop]
-            ends = np.cumsum(some)
-            entries = np.repeat(first[start:stop] - np.concatenate([[0], ends[:-1]]), some) + np.arange(ends[-1])
-            pairs = np.unique(np.repeat(row[start:stop], some) * len(self._questions) + self._found[entries])
-            yield np.divmod(pairs, len(self._questions))
-            start = stop
+    def _matrix(self, row: NDArray[np.intp], gram: NDArray[np.intp], num_rows: int) -> csr_matrix:
+        """[num_rows, G]: 1 where a row has a gram, however often."""
+        from scipy.sparse import csr_matrix
 
-    def _shares(self, keys: NDArray[np.intp], row: NDArray[np.intp], question: NDArray[np.intp]) -> NDArray[np.float64]:
-        """[P] share of each question's n-grams among `keys` of its row."""
-        shares = np.zeros(len(row))
-        size = max(1, _MOST_CANDIDATES // max(int(self._totals.max(initial=1)), 1))
-        for part in blocks(len(row), size):
-            totals = self._totals[question[part]]
-            ends = np.cumsum(totals)
-            entries = np.repeat(self._starts[question[part]] - (ends - totals), totals) + np.arange(ends[-1])
-            wanted = np.repeat(row[part], totals) * len(self._known) + self._grams[entries]
-            there = keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
-            shares[part] = np.add.reduceat(there, ends - totals, dtype=np.intp) / totals
-        return shares
+        found = csr_matrix((np.ones(len(row), dtype=np.int32), (row, gram)), shape=(num_rows, len(self._known)))
+        found.sum_duplicates()
+        found.data[:] = 1
+        return found
 
     @staticmethod
     def _low(hashes: Hashes) -> NDArray[np.intp]:

@@ -20,15 +20,13 @@ from numpy.typing import NDArray
 from alignloop.pruning.items import Item
 from alignloop.pruning.quality import priorities_of
 from alignloop.pruning.step import StepResult, Tools, left, skipped
-from alignloop.pruning.text_units import Hashes, Texts, UnitHashes, mixed, normalised, starts_of
+from alignloop.pruning.text_units import Hashes, Texts, UnitHashes, chunks, mixed, normalised, starts_of
 from alignloop.pruning.verdict import Pruned, drop, pruned
 from alignloop.records import DroppedRow, PreferenceRow
 from alignloop.sampling.best_of_k import check_finite
 
 RULE = "near_duplicates"
 _SEED = 0x616C69676E
-_CHUNK = 4_096
-"""Texts whose n-grams are in memory at a time."""
 _MOST_MISSED = 0.01
 
 
@@ -89,9 +87,8 @@ def signatures(texts: Sequence[str], *, num_perm: int, ngram: int) -> tuple[NDAr
     hasher = UnitHashes()
     found = np.zeros((len(texts), num_perm), dtype=np.uint32)
     has_units = np.zeros(len(texts), dtype=bool)
-    for start in range(0, len(texts), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        grams = shingles(hasher.texts(texts[part]), ngram)
+    for start, part in chunks(texts):
+        grams = shingles(hasher.texts(part), ngram)
         rows = np.flatnonzero(grams.lengths)
         has_units[start + rows] = True
         if not len(rows):

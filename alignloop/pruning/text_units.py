@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,8 @@ _SPACES = re.compile(r"\s+")
 _BASE = 0x9E3779B97F4A7C15
 """Odd, so that it has an inverse modulo 2^64."""
 _INVERSE = pow(_BASE, -1, 2**64)
-_LETTERS = 1_000_000
-"""Letters worked on together: some 40 MB."""
+_TEXTS, _LETTERS = 2_048, 1_000_000
+"""Texts, and letters, that are worked on together: some 40 MB."""
 _IS_UNIT = np.zeros(128, dtype=bool)
 _IS_UNIT[[ord(letter) for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]] = True
 
@@ -60,6 +60,20 @@ def joined(words: Sequence[str]) -> str:
             parts.append(" ")
         parts.append(word)
     return "".join(parts)
+
+
+def chunks(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """(index of the first, texts) of as many texts in a row as are worked on together."""
+    first, letters = 0, 0
+    part: list[str] = []
+    for text in texts:
+        part.append(text)
+        letters += len(text)
+        if len(part) == _TEXTS or letters >= _LETTERS:
+            yield first, part
+            first, part, letters = first + len(part), [], 0
+    if part:
+        yield first, part
 
 
 @dataclass(frozen=True)
@@ -120,9 +134,9 @@ class UnitHashes:
     def texts(self, texts: Sequence[str]) -> Texts:
         """Texts as they are -> the hashes of their units, in order."""
         found: list[Hashes] = [np.zeros(0, dtype=np.uint64)] * len(texts)
-        for rows in _groups([row for row, text in enumerate(texts) if text.isascii()], texts):
-            for row, hashes in zip(rows, self._of_ascii([texts[row] for row in rows]), strict=True):
-                found[row] = hashes
+        plain = [row for row, text in enumerate(texts) if text.isascii()]
+        for row, hashes in zip(plain, self._of_ascii([texts[row] for row in plain]), strict=True):
+            found[row] = hashes
         for row, text in enumerate(texts):
             if not text.isascii():
                 found[row] = self.words(units(normalised(text)))
@@ -133,6 +147,8 @@ class UnitHashes:
         return mixed(np.array([self._known[word] for word in words], dtype=np.uint64))
 
     def _of_ascii(self, texts: Sequence[str]) -> list[Hashes]:
+        if not texts:
+            return []
         letters = np.frombuffer("\n".join(texts).lower().encode("ascii"), dtype=np.uint8)
         inside = np.concatenate([[False], _IS_UNIT[letters], [False]])
         starts = np.flatnonzero(inside[1:] & ~inside[:-1])
@@ -156,20 +172,6 @@ class _Known(dict[str, int]):
             total, power = total + (byte + 1) * power, power * _BASE % 2**64
         self[word] = value = total % 2**64
         return value
-
-
-def _groups(rows: Sequence[int], texts: Sequence[str]) -> Iterator[list[int]]:
-    """Rows whose texts have about as many letters as are worked on together, in order."""
-    group: list[int] = []
-    letters = 0
-    for row in rows:
-        group.append(row)
-        letters += len(texts[row])
-        if letters >= _LETTERS:
-            yield group
-            group, letters = [], 0
-    if group:
-        yield group
 
 
 def _powers(base: int, size: int) -> Hashes:

@@ -29,9 +29,6 @@ class ScoredCandidates:
     truncated: tuple[bool, ...]
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        assert len(self.texts) == len(self.rewards) == len(self.truncated), f"{self.prompt_id}: K texts, rewards, flags"
-
 
 @dataclass(frozen=True)
 class OnPolicyPair:
@@ -53,15 +50,12 @@ class PairsResult:
     metrics: dict[str, float]
 
 
-def best_and_lower(
-    candidates: ScoredCandidates, *, allow_truncated_rejected: bool = False
-) -> tuple[int, tuple[int, ...]] | str:
+def best_and_lower(candidates: ScoredCandidates) -> tuple[int, tuple[int, ...]] | str:
     """The best candidate and all that may be rejected for it, or the reason why there is none.
 
     The best is the highest reward among finished candidates with text; ties go to the first. Rejected is what has a
-    lower reward. Truncated ones are not rejected either, unless allowed: they have low rewards because they break
-    off, and pairs against them teach little but length. Texts that are the same but for surrounding whitespace never
-    pair.
+    lower reward, truncated ones excepted: they have low rewards because they break off, and pairs against them teach
+    little but length. Texts that are the same but for surrounding whitespace never pair.
 
     Raises:
         ValueError: a reward that is not finite.
@@ -73,8 +67,7 @@ def best_and_lower(
     if not finished:
         return "no candidate is finished and non-empty"
     best = pick_best(rewards, truncated=truncated, empty=empty)
-    pool = [k for k, is_empty in enumerate(empty) if not is_empty] if allow_truncated_rejected else finished
-    others = [k for k in pool if candidates.texts[k].strip() != candidates.texts[best].strip()]
+    others = [k for k in finished if candidates.texts[k].strip() != candidates.texts[best].strip()]
     if not others:
         return "no second candidate that is finished and differs from the best"
     lower = tuple(k for k in others if rewards[k] < rewards[best])
@@ -89,7 +82,6 @@ def build_pairs(
     pairing: Pairing = "best_worst",
     target_gap_quantile: float = 0.5,
     max_pairs: int = -1,
-    allow_truncated_rejected: bool = False,
 ) -> PairsResult:
     """One pair a prompt, where its reward gap is wide enough among the round's.
 
@@ -105,12 +97,11 @@ def build_pairs(
             first).
         target_gap_quantile: with `gap`: the target is this quantile of the prompts' widest gaps.
         max_pairs: at most this many, widest gap first (ties: first prompt first); -1: all.
-        allow_truncated_rejected: see `best_and_lower`.
     """
     drops: dict[int, DroppedRow] = {}
     open_pairs: dict[int, tuple[int, tuple[int, ...]]] = {}
     for index, prompt in enumerate(prompts):
-        answer = best_and_lower(prompt, allow_truncated_rejected=allow_truncated_rejected)
+        answer = best_and_lower(prompt)
         if isinstance(answer, str):
             drops[index] = _drop(prompt.prompt_id, answer)
         else:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import alignloop.pruning.benchmark_index as module
+import alignloop.pruning.text_units as text_units
 from alignloop.pruning.benchmark_index import BenchmarkText, longest_run
 from alignloop.pruning.decontaminate import decontaminate
 from alignloop.pruning.text_units import UnitHashes, normalised, units
@@ -138,8 +139,9 @@ def test_pieces_of_the_index_do_not_change_the_answer(monkeypatch: pytest.Monkey
     ]
     whole = check(*texts, benchmarks=benchmarks, ngram=4, min_share=0.4)
     assert len(whole.dropped) >= 20
-    monkeypatch.setattr(module, "_MOST_CANDIDATES", 3)
-    monkeypatch.setattr(module, "_CHUNK", 7)
+    monkeypatch.setattr(module, "_PAIRS", 3)
+    monkeypatch.setattr(module, "_ROWS", 4)
+    monkeypatch.setattr(text_units, "_TEXTS", 7)
     assert check(*texts, benchmarks=benchmarks, ngram=4, min_share=0.4) == whole
 
     def plain(row: str, question: str) -> float:

@@ -20,8 +20,6 @@ def prompt(name: str, *candidates: tuple[str, float] | tuple[str, float, bool]) 
 def test_best_and_what_may_be_rejected_for_it() -> None:
     assert best_and_lower(prompt("p", ("a", 1.0), ("b", 3.0), ("c", -1.0))) == (1, (0, 2))
     assert best_and_lower(prompt("p", ("a", 1.0), ("b", 3.0, True), ("c", -1.0, True), ("d", 0.0))) == (0, (3,))
-    cut = prompt("p", ("a", 1.0), ("c", -1.0, True), ("d", 0.0))
-    assert best_and_lower(cut, allow_truncated_rejected=True) == (0, (1, 2))
     # the same text scored twice never pairs with itself, whatever float noise says
     assert best_and_lower(prompt("p", ("a", 1.0), (" a\n", -1.0), ("b", 0.0))) == (0, (2,))
     # ties with the best are no pair, though their texts differ; nor are empty texts
