@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ from alignloop.chat.reasoning import has_answer
 from alignloop.evaluation.measures.texts import NGRAM, repeated_ngram_share, words
 from alignloop.pruning.items import Item
 from alignloop.pruning.language import language_mismatch
-from alignloop.pruning.step import StepResult, Tools, left, skipped
+from alignloop.pruning.step import StepResult, Tools, left
 from alignloop.pruning.verdict import Pruned, drop, pruned
 
 # Fewer marks than this are no habit, however short the text: "Well done! 🎉" is not an excess.
@@ -28,14 +28,15 @@ _EMOJI = re.compile(
     rf"[\U0001f1e6-\U0001f1ff]{{2}}|{_PICTURE}[\ufe0f\U0001f3fb-\U0001f3ff]*(?:\u200d{_PICTURE}[\ufe0f\U0001f3fb-\U0001f3ff]*)*"
 )
 _EXCLAMATIONS = ("!", "\uff01")
-_APOLOGY = re.compile(
-    r"\W*(?:oh,?\s+|ah,?\s+|but\s+|well,?\s+)?(?:"
+APOLOGY = re.compile(
+    r"\A\W*(?:oh,?\s+|ah,?\s+|but\s+|well,?\s+)?(?:"
     r"(?:i['\u2019]?m|i\s+am|we['\u2019]?re|we\s+are)\s+(?:(?:so|very|really|truly|deeply|terribly|extremely)\s+)*(?:sorry|afraid)\b"
     r"|(?:i|we)\s+(?:(?:do|sincerely|deeply|must|would\s+like\s+to)\s+)*apologi[sz]e\b"
     r"|(?:my|our)\s+(?:\w+\s+)?apolog(?:y|ies)\b|apologies\b|sorry\b|please\s+(?:forgive|excuse)\s+me\b"
     r"|(?:非常|很|十分|真的)?(?:抱歉|对不起|遺憾|遗憾))",
     re.IGNORECASE,
 )
+"""Openings as `I'm sorry, but`, `I apologize`, `Apologies` and the like (English, Chinese)."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,11 @@ class CleanRow:
 
 @dataclass(frozen=True)
 class Balance:
-    """An over-used pattern: what completions may match it no more often than in `max_share` of the rows left.
-
-    `says`: the reason's words after the share, for example `open with an apology`.
-    """
+    """An over-used pattern: no more than `max_share` of the rows left may match it, anywhere in the completion."""
 
     name: str
-    matches: Callable[[str], object]
+    pattern: re.Pattern[str]
     max_share: float
-    says: str
 
 
 def clean(
@@ -96,21 +93,13 @@ def clean(
         )
         if reason is not None:
             reasons[index] = reason
-    for pattern in (Balance("apology", opens_with_apology, max_apology_share, "open with an apology"), *balance):
-        reasons |= _excess(rows, reasons, pattern)
+    apologies = Balance("apology", APOLOGY, max_apology_share)
+    for one in (apologies, *balance):
+        what = "open with an apology" if one is apologies else f"match {one.name}"
+        reasons |= _excess(rows, reasons, one, what=what)
     drops = {index: drop(rows[index].id, "clean", reason) for index, reason in reasons.items()}
     counts = Counter(reason.partition(":")[0].replace(" ", "_") for reason in reasons.values())
     return pruned([row.id for row in rows], drops, metrics={f"num_{name}": float(n) for name, n in counts.items()})
-
-
-def matching(name: str, regex: str, max_share: float) -> Balance:
-    """A balanced pattern by a regular expression, searched anywhere in the completion."""
-    return Balance(name, re.compile(regex).search, max_share, f"match {name}")
-
-
-def opens_with_apology(text: str) -> bool:
-    """Whether the text begins as `I'm sorry, but`, `I apologize`, `Apologies` and the like (English, Chinese)."""
-    return _APOLOGY.match(text) is not None
 
 
 def _row_rule(
@@ -144,14 +133,15 @@ def _row_rule(
     return None if mismatch is None else f"language: {mismatch}"
 
 
-def _excess(rows: Sequence[CleanRow], gone: dict[int, str], pattern: Balance) -> dict[int, str]:
-    if pattern.max_share >= 1.0:
+def _excess(rows: Sequence[CleanRow], gone: dict[int, str], balance: Balance, *, what: str) -> dict[int, str]:
+    limit = balance.max_share
+    if limit >= 1.0:
         return {}
     remaining = [index for index in range(len(rows)) if index not in gone]
-    found = [index for index in remaining if pattern.matches(rows[index].completion)]
+    found = [index for index in remaining if balance.pattern.search(rows[index].completion)]
     # a of the others' m may stay where a / (a + m) <= share.
     num_others = len(remaining) - len(found)
-    allowed = math.floor(round(pattern.max_share * num_others / (1.0 - pattern.max_share), 9))
+    allowed = math.floor(round(limit * num_others / (1.0 - limit), 9))
 
     def value(index: int) -> tuple[float, int]:
         reward = rows[index].reward
@@ -159,15 +149,13 @@ def _excess(rows: Sequence[CleanRow], gone: dict[int, str], pattern: Balance) ->
 
     excess = sorted(found, key=value)[: max(len(found) - allowed, 0)]
     share = len(found) / max(len(remaining), 1)
-    reason = f"{pattern.name}: {share:.1%} of the rows {pattern.says}, the limit is {pattern.max_share:.1%}"
+    reason = f"{balance.name}: {share:.1%} of the rows {what}, the limit is {limit:.1%}"
     return dict.fromkeys(excess, reason)
 
 
 def clean_step(items: Sequence[Item], tools: Tools) -> StepResult:
     """Drop what breaks a rule, and the excess of over-used patterns."""
     config = tools.config.clean
-    if not config.enabled:
-        return skipped(items, "prune.clean.enabled is false")
     verdict = clean(
         [CleanRow(item.id, item.completion, item.truncated, item.reward, item.last_question) for item in items],
         max_apology_share=config.max_apology_share,
@@ -176,6 +164,6 @@ def clean_step(items: Sequence[Item], tools: Tools) -> StepResult:
         max_repeated_ngram_share=config.max_repeated_ngram_share,
         drop_truncated=config.drop_truncated,
         language=config.language_mismatch,
-        balance=[matching(pattern.name, pattern.regex, pattern.max_share) for pattern in config.balance],
+        balance=[Balance(one.name, re.compile(one.regex), one.max_share) for one in config.balance],
     )
     return left(items, verdict)

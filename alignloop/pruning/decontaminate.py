@@ -111,8 +111,6 @@ def _nearest(
 def decontaminate_step(items: Sequence[Item], tools: Tools) -> StepResult:
     """Drop rows that hold a benchmark's question, by words, and by embedding where prompts can be embedded."""
     config = tools.config.decontaminate
-    if not config.enabled:
-        return skipped(items, "prune.decontaminate.enabled is false")
     if tools.benchmarks is None:
         return skipped(items, "no benchmarks are named")
     benchmarks = tools.benchmarks()
@@ -141,9 +139,9 @@ def _vectors(
     items: Sequence[Item], benchmarks: Sequence[BenchmarkText], embedding: Embedding
 ) -> tuple[Vectors, Vectors] | None:
     """Of the rows' prompts and of the questions, from one model; None where nothing embeds them."""
-    found = embedding.prompts([*(item.prompt for item in items), *(question.text for question in benchmarks)])
-    if found is None:
+    if embedding.prompts is None:
         return None
+    found = embedding.prompts([*(item.prompt for item in items), *(question.text for question in benchmarks)])
     rows, questions = found[: len(items)], found[len(items) :]
     if not embedding.centred:
         return rows, questions

@@ -69,8 +69,6 @@ def distinct_intentions(intentions: Iterable[str]) -> list[str]:
 def difficulty_step(items: Sequence[Item], tools: Tools) -> StepResult:
     """Drop rows outside the window of pass rates, points or intentions."""
     config = tools.config.difficulty
-    if not config.enabled:
-        return skipped(items, "prune.difficulty.enabled is false")
     if config.by != "pass_rate" and tools.judge is None:
         return lacking(items, tools, step="difficulty", why=f"by is {config.by}, but there is no `judge` section")
     return _WAYS[config.by](items, tools)

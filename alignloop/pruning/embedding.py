@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,98 +18,80 @@ from alignloop.progress import Progress
 from alignloop.pruning.items import Item
 from alignloop.records import Message
 
+if TYPE_CHECKING:
+    from alignloop.chat.format import ChatFormat
+
 Floats = NDArray[np.float32]
 POLICY = "policy"
 EMBED_BATCH_TOKENS = 16_384
 EMBED_BATCH_TEXTS = 64
 
 
-class Embedding(Protocol):
-    """Embeds dialogs, and prompts alone."""
-
-    @property
-    def centred(self) -> bool:
-        """Whether vectors are compared without their mean: a language model's mean-pooled states share one large
-        direction that hides all else."""
-
-    def dialogs(self, items: Sequence[Item]) -> Floats:
-        """[N, D] of whole dialogs, completions included."""
-
-    def prompts(self, texts: Sequence[str]) -> Floats | None:
-        """[N, D] of texts as a user's; None where only the rows have vectors."""
-
-
 @dataclass(frozen=True)
-class PolicyEmbedding:
-    """Mean-pooled last hidden states of a policy.
+class Embedding:
+    """Embeds dialogs, and prompts alone.
 
     Attributes:
-        release: gives accelerator memory back before the model is loaded.
+        dialogs: items -> [N, D] of whole dialogs, completions included.
+        prompts: texts -> [N, D] of texts as a user's; None: only the rows have vectors.
+        centred: vectors are compared without their mean: a language model's mean-pooled states share one large
+            direction that hides all else.
     """
 
-    checkpoint: Path
-    progress: Progress
-    release: Callable[[], None] = lambda: None
-    centred: bool = True
-
-    def dialogs(self, items: Sequence[Item]) -> Floats:
-        return self._embed([item.dialog for item in items], prompts=False)
-
-    def prompts(self, texts: Sequence[str]) -> Floats:
-        return self._embed([[Message(role="user", content=text)] for text in texts], prompts=True)
-
-    def _embed(self, dialogs: Sequence[list[Message]], *, prompts: bool) -> Floats:
-        from alignloop.chat.load import load_format
-        from alignloop.engines.embedder import embed_dialogs
-
-        chat = load_format(self.checkpoint)
-        self.release()
-        ids = [chat.prompt_ids(dialog) if prompts else chat.dialog(dialog).token_ids for dialog in dialogs]
-        return embed_dialogs(ids, checkpoint=self.checkpoint, batch_tokens=EMBED_BATCH_TOKENS, progress=self.progress)
-
-
-@dataclass(frozen=True)
-class SentenceEmbedding:
-    """A sentence-transformers model, by folder or id."""
-
-    model: str
-    progress: Progress
-    release: Callable[[], None] = lambda: None
+    dialogs: Callable[[Sequence[Item]], Floats]
+    prompts: Callable[[Sequence[str]], Floats] | None = None
     centred: bool = False
-
-    def dialogs(self, items: Sequence[Item]) -> Floats:
-        return self.prompts(["\n\n".join(message.content for message in item.dialog) for item in items])
-
-    def prompts(self, texts: Sequence[str]) -> Floats:
-        from alignloop.engines.sentence_embedder import embed_texts
-
-        self.release()
-        return embed_texts(texts, model=self.model, batch_size=EMBED_BATCH_TEXTS, progress=self.progress)
-
-
-@dataclass(frozen=True)
-class FileEmbedding:
-    """Vectors that the user has: a row of `vectors` [M, D] for each id in `row_of`."""
-
-    vectors: Floats
-    row_of: Mapping[str, int]
-    centred: bool = False
-
-    def dialogs(self, items: Sequence[Item]) -> Floats:
-        found: Floats = self.vectors[[self.row_of[item.id] for item in items]]
-        return found
-
-    def prompts(self, texts: Sequence[str]) -> None:
-        return None
 
 
 def embedding_by(
     name: str, *, policy: Path | None, progress: Progress, release: Callable[[], None]
 ) -> Embedding | None:
-    """`policy`, or a sentence-transformers model's folder or id; None: `policy`, and there is none."""
+    """`policy`, or a sentence-transformers model's folder or id; None: `policy`, and there is none.
+
+    Args:
+        release: gives accelerator memory back before the model is loaded.
+    """
     if name != POLICY:
-        return SentenceEmbedding(name, progress, release)
-    return None if policy is None else PolicyEmbedding(policy, progress, release)
+        return _by_sentences(name, progress=progress, release=release)
+    return None if policy is None else _by_policy(policy, progress=progress, release=release)
+
+
+def _by_policy(checkpoint: Path, *, progress: Progress, release: Callable[[], None]) -> Embedding:
+    """Mean-pooled last hidden states."""
+
+    def embed(ids_by: Callable[[ChatFormat], list[tuple[int, ...]]]) -> Floats:
+        from alignloop.chat.load import load_format
+        from alignloop.engines.embedder import embed_dialogs
+
+        ids = ids_by(load_format(checkpoint))
+        release()
+        return embed_dialogs(ids, checkpoint=checkpoint, batch_tokens=EMBED_BATCH_TOKENS, progress=progress)
+
+    def prompts(texts: Sequence[str]) -> Floats:
+        return embed(lambda chat: [chat.prompt_ids([Message(role="user", content=text)]) for text in texts])
+
+    def dialogs(items: Sequence[Item]) -> Floats:
+        return embed(lambda chat: [chat.dialog(item.dialog).token_ids for item in items])
+
+    return Embedding(dialogs, prompts, centred=True)
+
+
+def _by_sentences(model: str, *, progress: Progress, release: Callable[[], None]) -> Embedding:
+    def embed(texts: Sequence[str]) -> Floats:
+        from alignloop.engines.sentence_embedder import embed_texts
+
+        release()
+        return embed_texts(texts, model=model, batch_size=EMBED_BATCH_TEXTS, progress=progress)
+
+    def dialogs(items: Sequence[Item]) -> Floats:
+        return embed(["\n\n".join(message.content for message in item.dialog) for item in items])
+
+    return Embedding(dialogs, embed)
+
+
+def by_vectors(vectors: Floats, row_of: Mapping[str, int]) -> Embedding:
+    """Vectors that the user has: a row of `vectors` [M, D] for each id."""
+    return Embedding(lambda items: vectors[[row_of[item.id] for item in items]])
 
 
 def read_vectors(path: Path) -> Floats:

@@ -18,7 +18,7 @@ from alignloop.data.jsonl import dump_jsonl
 from alignloop.data.readers import Reading, read_preferences, read_sft
 from alignloop.data.rows import Options
 from alignloop.errors import DataError, UserError
-from alignloop.pruning.embedding import FileEmbedding, read_vectors
+from alignloop.pruning.embedding import Embedding, by_vectors, read_vectors
 from alignloop.pruning.items import PRUNING, Item, item_of_preference, item_of_sft
 from alignloop.records import RejectedRow, Row, SftRow
 
@@ -69,7 +69,7 @@ def read_rows(
     )
 
 
-def file_embedding(path: Path, rows: FileRows) -> FileEmbedding:
+def file_embedding(path: Path, rows: FileRows) -> Embedding:
     """The user's vectors, one for each row of the file, in its order; unreadable rows' are passed over.
 
     Raises:
@@ -77,7 +77,7 @@ def file_embedding(path: Path, rows: FileRows) -> FileEmbedding:
     """
     vectors = read_vectors(path)
     if len(vectors) == len(rows.items) and not rows.rejected:
-        return FileEmbedding(vectors, {item.id: number for number, item in enumerate(rows.items)})
+        return by_vectors(vectors, {item.id: number for number, item in enumerate(rows.items)})
     num_read = len(rows.items) + len(rows.rejected)
     lines = {item.source.line for item in rows.items} | {row.line for row in rows.rejected}
     if not len(vectors) == num_read == len(lines - {None}):
@@ -87,7 +87,7 @@ def file_embedding(path: Path, rows: FileRows) -> FileEmbedding:
             "the file, in its order"
         )
     row_of = {line: number for number, line in enumerate(sorted(line for line in lines if line is not None))}
-    return FileEmbedding(vectors, {item.id: row_of[item.source.line or 0] for item in rows.items})
+    return by_vectors(vectors, {item.id: row_of[item.source.line or 0] for item in rows.items})
 
 
 def _scored(item: Item) -> Item:

@@ -132,7 +132,7 @@ def is_peoples(row: PreferenceRow, *, strengths: Sequence[Strength]) -> bool:
     return chosen or row.edited is not None
 
 
-def item_of_sft(row: SftRow, *, reward: float | None = None, pass_rate: float | None = None) -> Item:
+def item_of_sft(row: SftRow, *, reward: float | None = None) -> Item:
     """A dialog with its target; what an earlier pruning found is taken up."""
     return Item(
         id=row.id,
@@ -141,7 +141,6 @@ def item_of_sft(row: SftRow, *, reward: float | None = None, pass_rate: float | 
         completion=row.messages[-1].content,
         truncated=row.finish_reason == "length",
         reward=reward,
-        pass_rate=pass_rate,
         topic=row.topic,
         fine_topic=row.fine_topic,
         judge=dict(row.judge),

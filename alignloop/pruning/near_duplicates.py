@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from alignloop.pruning.items import Item
 from alignloop.pruning.quality import priorities_of
-from alignloop.pruning.step import StepResult, Tools, left, skipped
+from alignloop.pruning.step import StepResult, Tools, left
 from alignloop.pruning.text_units import Hashes, Texts, UnitHashes, chunks, mixed, normalised, starts_of
 from alignloop.pruning.verdict import Pruned, drop, pruned
 from alignloop.records import DroppedRow, PreferenceRow
@@ -163,8 +163,6 @@ def _shared_buckets(found: NDArray[np.uint32], rows: int) -> NDArray[np.int64]:
 def near_duplicates_step(items: Sequence[Item], tools: Tools) -> StepResult:
     """Drop rows whose prompt has (nearly) the same words as a better row's."""
     config = tools.config.near_duplicates
-    if not config.enabled:
-        return skipped(items, "prune.near_duplicates.enabled is false")
     verdict = near_duplicates(
         [item.id for item in items],
         texts=[item.text if _compares_row(item, config.of) else item.prompt for item in items],

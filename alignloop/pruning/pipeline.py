@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
+from alignloop.config.pruning import PruneConfig
 from alignloop.pruning.clean import clean_step
 from alignloop.pruning.decontaminate import decontaminate_step
 from alignloop.pruning.difficulty import difficulty_step
@@ -88,11 +89,12 @@ def prune(items: Sequence[Item], tools: Tools) -> Pruning:
     for name, step in STEPS.items():
         started = time.monotonic()
         num_in = len(left)
-        result = step(left, tools) if left else StepResult(left, skipped="no row is left")
+        off = "no row is left" if not left else _off(name, tools.config)
+        result = step(left, tools) if off is None else StepResult(left, skipped=off)
         left = result.items
         assert num_in == len(left) - result.repeated + len(result.dropped), f"{name}: rows vanished"
         dropped += result.dropped
-        metrics |= {f"{name}_{key}": value for key, value in result.metrics.items() if key not in _COUNTED}
+        metrics |= {f"{name}_{key}": value for key, value in result.metrics.items()}
         notes += result.notes
         num_kept = num_in - len(result.dropped)
         seconds = time.monotonic() - started
@@ -102,7 +104,11 @@ def prune(items: Sequence[Item], tools: Tools) -> Pruning:
     return Pruning(left, num_kept, dropped, tuple(funnel), metrics, tuple(notes))
 
 
-_COUNTED = ("num_in", "num_kept", "num_dropped")
+def _off(name: str, config: PruneConfig) -> str | None:
+    """Why a step does nothing whatever the rows."""
+    return None if getattr(getattr(config, name), "enabled", True) else f"prune.{name}.enabled is false"
+
+
 WIDTH = 80
 
 

@@ -129,8 +129,6 @@ def priorities_of(items: Sequence[Item], *, by_reward: bool) -> list[float]:
 def quality_step(items: Sequence[Item], tools: Tools) -> StepResult:
     """Keep what reward or judge finds good; people's rows pass unless the judge is to see them."""
     config = tools.config.quality
-    if not config.enabled:
-        return skipped(items, "prune.quality.enabled is false")
     by_judge = config.by in ("judge", "either")
     rewards = [item.reward if config.by in ("reward", "either") else None for item in items]
     if by_judge and tools.judge is None:

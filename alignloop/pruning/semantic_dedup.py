@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from alignloop.pruning.clusters import Labels, nearest_clusters
 from alignloop.pruning.items import Item
 from alignloop.pruning.quality import priorities_of
-from alignloop.pruning.step import StepResult, Tools, lacking, left, skipped
+from alignloop.pruning.step import StepResult, Tools, lacking, left
 from alignloop.pruning.vectors import (
     BLOCK,
     Floats,
@@ -212,8 +212,6 @@ def _best_twins(found: Sequence[tuple[Indexes, Indexes]], order: Indexes) -> tup
 def semantic_dedup_step(items: Sequence[Item], tools: Tools) -> StepResult:
     """Drop dialogs that mean the same as a better one of their cluster."""
     config = tools.config.semantic_dedup
-    if not config.enabled:
-        return skipped(items, "prune.semantic_dedup.enabled is false")
     if tools.embedding is None:
         why = "nothing embeds the rows: name an embedder, or give embeddings"
         return lacking(items, tools, step="semantic_dedup", why=why)

@@ -28,5 +28,4 @@ def pruned(
     """The answer for N rows from the drops by index; `in == kept + dropped` holds by construction."""
     kept = tuple(index for index in range(len(ids)) if index not in drops)
     assert len(kept) + len(drops) == len(ids), "a drop names a row that is not there"
-    counts = {"num_in": float(len(ids)), "num_kept": float(len(kept)), "num_dropped": float(len(drops))}
-    return Pruned(kept, tuple(drops[index] for index in sorted(drops)), {**counts, **(metrics or {})})
+    return Pruned(kept, tuple(drops[index] for index in sorted(drops)), dict(metrics or {}))

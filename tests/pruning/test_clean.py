@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from alignloop.evaluation.measures.texts import repeated_ngram_share, words
-from alignloop.pruning.clean import (
-    CleanRow,
-    clean,
-    matching,
-    opens_with_apology,
-)
+from alignloop.pruning.clean import APOLOGY, Balance, CleanRow, clean
 from alignloop.pruning.verdict import Pruned
 
 CANDIDATES = Path(__file__).resolve().parents[2] / "../shared/data/candidates/alpacaeval_120x20.jsonl"
@@ -53,7 +49,6 @@ def test_each_rule_names_itself() -> None:
     ]
     assert "150 per 100 words" in result.dropped[3].reason
     assert "0.89" in result.dropped[4].reason
-    assert result.metrics["num_in"] == 7 == result.metrics["num_kept"] + result.metrics["num_dropped"]
     assert run([row("cut", "The cat sat", truncated=True)], drop_truncated=False).kept == (0,)
 
 
@@ -77,12 +72,12 @@ def test_repeated_ngram_share_by_hand() -> None:
     ],
 )
 def test_apologies(text: str) -> None:
-    assert opens_with_apology(text)
+    assert APOLOGY.search(text)
 
 
 @pytest.mark.parametrize("text", ["The sorry state of", "I am happy", "Apologetics is", "I said I'm sorry", "她说抱歉"])
 def test_no_apologies(text: str) -> None:
-    assert not opens_with_apology(text)
+    assert not APOLOGY.search(text)
 
 
 def test_apologies_are_balanced_to_the_share() -> None:
@@ -91,7 +86,7 @@ def test_apologies_are_balanced_to_the_share() -> None:
     result = run([*sorry, *rows], max_apology_share=0.25)
     # 2 of 8 rows are a quarter: two of four apologies go, the lowest reward first, then the later of equals
     assert [drop.id for drop in result.dropped] == ["s1", "s3"]
-    assert run([*sorry, *rows], max_apology_share=0.0).metrics["num_kept"] == 6
+    assert run([*sorry, *rows], max_apology_share=0.0).kept == (4, 5, 6, 7, 8, 9)
     assert run([*sorry, *rows], max_apology_share=1.0).dropped == ()
 
 
@@ -107,15 +102,17 @@ def test_most_real_completions_are_kept() -> None:
 def test_any_pattern_can_be_balanced_and_one_after_another() -> None:
     rows = [row(f"r{n}", f"Answer number {n} is here.") for n in range(8)]
     sure = [row(f"c{n}", "Certainly! Here it is.", reward=float(n)) for n in range(4)]
-    result = run([*rows, *sure], balance=[matching("certainly", r"(?i)^certainly\b", 0.2)])  # 2 of 10 are a fifth
+    result = run(
+        [*rows, *sure], balance=[Balance("certainly", re.compile(r"(?i)^certainly\b"), 0.2)]
+    )  # 2 of 10 are a fifth
     assert [(drop.id, drop.reason) for drop in result.dropped] == [
         ("c0", "certainly: 33.3% of the rows match certainly, the limit is 20.0%"),
         ("c1", "certainly: 33.3% of the rows match certainly, the limit is 20.0%"),
     ]
     assert result.metrics["num_certainly"] == 2
-    none = run([*rows, *sure], balance=[matching("certainly", "^Certainly", 0.0)])
-    assert none.metrics["num_kept"] == 8
-    assert run([], balance=[matching("x", "x", 0.0)]).kept == ()
+    none = run([*rows, *sure], balance=[Balance("certainly", re.compile("^Certainly"), 0.0)])
+    assert none.kept == tuple(range(8))
+    assert run([], balance=[Balance("x", re.compile("x"), 0.0)]).kept == ()
 
 
 def test_chinese_loops_and_marks_are_counted_by_character() -> None:

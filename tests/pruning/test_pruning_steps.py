@@ -12,7 +12,7 @@ import pytest
 from alignloop.config.pruning import PruneConfig
 from alignloop.errors import DataError
 from alignloop.pruning.benchmark_index import BenchmarkText
-from alignloop.pruning.embedding import FileEmbedding, read_vectors
+from alignloop.pruning.embedding import by_vectors, read_vectors
 from alignloop.pruning.items import Item, as_preference, as_sft, item_of_preference, item_of_selected, item_of_sft
 from alignloop.pruning.pipeline import Pruning, funnel_lines, prune
 from alignloop.pruning.quality import priorities_of
@@ -132,7 +132,7 @@ def test_priorities_are_quality_times_difficulty_and_people_first() -> None:
 def test_the_nearest_and_worse_row_loses_with_its_twin_and_cosine() -> None:
     items = [selected("a", 1.0), selected("b", 3.0), selected("c", 2.0)]
     vectors = np.array([[1.0, 0.0], [0.9999, 0.01414], [0.0, 1.0]], dtype=np.float32)
-    embedding = FileEmbedding(vectors, {"a": 0, "b": 1, "c": 2})
+    embedding = by_vectors(vectors, {"a": 0, "b": 1, "c": 2})
     result = pruned(items, semantic_dedup={"threshold": 0.99}, tools={"embedding": embedding})
     assert ids(result) == ["b", "c"]
     (drop,) = result.dropped
@@ -257,7 +257,7 @@ def test_preferences_come_out_as_preferences() -> None:
 @pytest.mark.parametrize(("centred", "kept"), [(False, ["b"]), (True, ["a", "b"])])
 def test_a_policys_vectors_are_compared_without_their_shared_direction(centred: bool, kept: list[str]) -> None:
     vectors = np.array([[10.0, 1.0], [10.0, -1.0]], dtype=np.float32)  # cosine 0.98; without their mean -1
-    embedding = FileEmbedding(vectors, {"a": 0, "b": 1}, centred=centred)
+    embedding = replace(by_vectors(vectors, {"a": 0, "b": 1}), centred=centred)
     items = [selected("a", 1.0), selected("b", 2.0)]
     assert ids(pruned(items, semantic_dedup={"threshold": 0.9}, tools={"embedding": embedding})) == kept
 
