@@ -14,6 +14,7 @@ Column names follow TRL where it has one (`prompt`, `chosen`, `rejected`, `compl
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -235,6 +236,14 @@ class CandidateRow(Row):
     system_prompt: str | None = None
     """What steered the completion, where it is not part of `messages`."""
     meta: dict[str, Any] = Field(default_factory=dict)
+
+
+def by_prompt(rows: Iterable[CandidateRow]) -> dict[str, list[CandidateRow]]:
+    """The candidates of each prompt, prompts and candidates in the rows' order."""
+    grouped: dict[str, list[CandidateRow]] = {}
+    for row in rows:
+        grouped.setdefault(row.prompt_id, []).append(row)
+    return grouped
 
 
 class SelectedRow(Row):

@@ -15,8 +15,7 @@ from alignloop.data.jsonl import load_jsonl
 from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import first_objects
 from alignloop.errors import DataError
-from alignloop.records import CandidateRow
-from alignloop.stages.select import by_prompt
+from alignloop.records import CandidateRow, by_prompt
 
 
 @dataclass(frozen=True)

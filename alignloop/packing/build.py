@@ -9,7 +9,7 @@ from alignloop.chat.format import ChatFormat
 from alignloop.chat.sampled import completion_tokens, sampled_tokens
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.groups import PromptGroup
-from alignloop.records import CandidateRow, PairRow, PreferenceRow, SftRow
+from alignloop.records import CandidateRow, PairRow, PreferenceRow, SftRow, by_prompt
 
 TrainOn = Literal["last_assistant", "all_assistant"]
 
@@ -47,16 +47,13 @@ def sft_groups(rows: Iterable[SftRow], chat: ChatFormat, *, train_on: TrainOn) -
 
 def candidate_groups(rows: Sequence[CandidateRow], chat: ChatFormat) -> list[PromptGroup]:
     """The K candidates of each prompt as one group, with their ids as sampled; rows of a prompt are adjacent."""
-    by_prompt: dict[str, list[CandidateRow]] = {}
-    for row in rows:
-        by_prompt.setdefault(row.prompt_id, []).append(row)
     return [
         _group(
             prompt_id,
             chat.prompt_ids(candidates[0].messages),
             [sampled_tokens(row.completion_ids, row.finish_reason, chat) for row in candidates],
         )
-        for prompt_id, candidates in by_prompt.items()
+        for prompt_id, candidates in by_prompt(rows).items()
     ]
 
 

@@ -9,12 +9,12 @@ from alignloop.artifacts import Artifact, derive_seed
 from alignloop.config.sampling import PairsConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
-from alignloop.records import CandidateRow, DroppedRow, PairRow, PreferenceRow, Source, pair_id
+from alignloop.records import CandidateRow, DroppedRow, PairRow, PreferenceRow, Source, by_prompt, pair_id
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.pairs import OnPolicyPair, PairsResult, ScoredCandidates
 from alignloop.sampling.pairs import build_pairs as pair_up
-from alignloop.stages.select import by_prompt, reward_of
+from alignloop.stages.select import reward_of
 from alignloop.stages.train_reward import of_strengths
 
 

@@ -22,12 +22,12 @@ from alignloop.errors import DataError, PeopleNeeded
 from alignloop.judging.annotate import Annotations, Pair
 from alignloop.pruning.benchmarks import benchmark_files
 from alignloop.pruning.decontaminate import RULE, left_out_line
-from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Row, Source
+from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Row, Source, by_prompt
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.best_of_k import comparable, pick_best
 from alignloop.stages.batch_file import Batch, none_left, read_batch
-from alignloop.stages.select import by_prompt, endings, passed_over, reward_of
+from alignloop.stages.select import endings, passed_over, reward_of
 
 
 @dataclass(frozen=True)

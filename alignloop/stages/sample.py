@@ -23,7 +23,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Completion, Engine, GenerateRequest
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
-from alignloop.records import CandidateRow, DroppedRow, PromptRow, candidate_id
+from alignloop.records import CandidateRow, DroppedRow, PromptRow, by_prompt, candidate_id
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.steering import Steering, steer
@@ -256,18 +256,16 @@ def _write_whole(path: Path, content: Iterable[bytes]) -> None:
 
 def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:
     """Rates over all candidates; `unique_candidates`: different texts a prompt, on average."""
-    distinct: dict[str, set[str]] = {}
-    for row in rows:
-        distinct.setdefault(row.prompt_id, set()).add(row.completion.strip())
+    prompts = by_prompt(rows)
     stopped = sum(row.finish_reason == "stop" for row in rows)
-    num_unique = sum(len(texts) for texts in distinct.values())
+    num_unique = sum(len({row.completion.strip() for row in group}) for group in prompts.values())
     return {
         "stop_rate": stopped / len(rows),
         "truncation_rate": (len(rows) - stopped) / len(rows),
         "mean_tokens": sum(len(row.completion_ids) for row in rows) / len(rows),
         "empty_rate": sum(not has_answer(row.completion) for row in rows) / len(rows),
         "reasoning_rate": sum(holds_reasoning(row.completion) for row in rows) / len(rows),
-        "unique_candidates": num_unique / len(distinct),
+        "unique_candidates": num_unique / len(prompts),
         "duplicate_rate": (len(rows) - num_unique) / len(rows),
     }
 

@@ -11,7 +11,7 @@ from alignloop.chat.reasoning import has_answer
 from alignloop.config.sampling import SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError
-from alignloop.records import CandidateRow, SelectedRow
+from alignloop.records import CandidateRow, SelectedRow, by_prompt
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.best_of_k import pass_rate, pass_threshold, pick_best, pick_random
@@ -95,14 +95,6 @@ def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> S
         policy=best.policy,
         meta=best.meta,
     )
-
-
-def by_prompt(rows: list[CandidateRow]) -> dict[str, list[CandidateRow]]:
-    """Candidates of each prompt, in file order."""
-    grouped: dict[str, list[CandidateRow]] = {}
-    for row in rows:
-        grouped.setdefault(row.prompt_id, []).append(row)
-    return grouped
 
 
 def reward_of(row: CandidateRow) -> float:

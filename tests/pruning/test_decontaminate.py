@@ -59,26 +59,22 @@ def test_two_pieces_of_a_question_count_together_and_once() -> None:
 SIXTEEN = "Farmers keep nine brown hens and two grey geese behind the old stone barn near Ghent."
 
 
-def near_copies(question: str) -> dict[str, list[str]]:
+def near_copies(question: str) -> list[str]:
     """One word changed, left out or put in at each place of a question; another case and other signs."""
     words = question.split()
-    places = range(len(words))
-    return {
-        "changed": [" ".join([*words[:at], "zebra", *words[at + 1 :]]) for at in places],
-        "left out": [" ".join([*words[:at], *words[at + 1 :]]) for at in places],
-        "put in": [" ".join([*words[:at], "zebra", *words[at:]]) for at in places],
-        "case and signs": [question.upper().replace(" ", " - "), question.replace(".", "?!").title()],
-    }
+    copies = [question.upper().replace(" ", " - "), question.replace(".", "?!").title()]
+    for at in range(len(words)):
+        before, after = words[:at], words[at + 1 :]
+        copies += map(" ".join, ([*before, "zebra", *after], [*before, *after], [*before, "zebra", *words[at:]]))
+    return copies
 
 
-@pytest.mark.parametrize("kind", ["changed", "left out", "put in", "case and signs"])
-def test_a_near_copy_of_a_question_of_sixteen_words_is_found_by_default(kind: str) -> None:
+def test_a_near_copy_of_a_question_of_sixteen_words_is_found_by_default() -> None:
     # A changed word takes three of the fourteen sequences at most: 11 / 14 = 79 % are left, and 70 % are enough.
-    copies = near_copies(SIXTEEN)[kind]
-    texts = [f"Here is one for you. {copy} How many birds are there?\n\nEleven." for copy in copies]
+    texts = [f"Here is one for you. {copy} How many birds are there?\n\nEleven." for copy in near_copies(SIXTEEN)]
     ids = [f"r{number}" for number in range(len(texts))]
     found = decontaminate(ids, texts=texts, benchmarks=[BenchmarkText("birds", "1", SIXTEEN)])
-    assert found.kept == ()
+    assert [texts[row] for row in found.kept] == []
 
 
 def test_three_changed_words_in_the_middle_are_too_many() -> None:

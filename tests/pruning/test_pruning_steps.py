@@ -100,15 +100,6 @@ def test_quality_is_the_top_of_the_round_and_people_pass() -> None:
     assert result.counts == {"in": 5, "kept": 3, "dropped": 2, "dropped_by_quality": 2}
 
 
-def test_cleaning_drops_truncated_and_empty_rows() -> None:
-    result = pruned(
-        [selected("a", 1.0), selected("b", 2.0, finish_reason="length"), selected("c", 3.0, text=" ")],
-        clean={"enabled": True},
-    )
-    assert ids(result) == ["a"]
-    assert [row.reason.partition(":")[0] for row in result.dropped] == ["truncated", "empty"]
-
-
 def test_balanced_patterns_and_languages_come_from_the_config() -> None:
     items = [selected(str(n), float(n), text="Certainly! A number.") for n in range(4)]
     items.append(selected("zh", 9.0, text="这是一个很长的中文回答\uff0c它和问题的语言不一样。"))
