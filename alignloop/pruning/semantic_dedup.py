@@ -127,15 +127,19 @@ def semantic_dedup(
         cosines = np.clip(units.cosines(dropped, twins), -1.0, 1.0)
     is_kept = np.ones(len(units), dtype=bool)
     is_kept[dropped] = False
-    sizes = np.bincount(labels[labels[:, 0] >= 0, 0])
-    metrics = {
+    triples = zip(dropped.tolist(), twins.tolist(), cosines.tolist(), strict=True)
+    nearest = np.ascontiguousarray(labels[:, 0])
+    kept = tuple(np.flatnonzero(is_kept).tolist())
+    return DedupResult(kept, tuple(Twin(*triple) for triple in triples), _sizes(nearest), nearest)
+
+
+def _sizes(labels: Labels) -> dict[str, float]:
+    sizes = np.bincount(labels[labels >= 0])
+    return {
         "num_clusters": float(np.count_nonzero(sizes)),
         "largest_cluster": float(sizes.max(initial=0)),
-        "num_zero_vectors": float(np.count_nonzero(labels[:, 0] < 0)),
+        "num_zero_vectors": float(np.count_nonzero(labels < 0)),
     }
-    triples = zip(dropped.tolist(), twins.tolist(), cosines.tolist(), strict=True)
-    answer = tuple(Twin(*triple) for triple in triples)
-    return DedupResult(tuple(np.flatnonzero(is_kept).tolist()), answer, metrics, np.ascontiguousarray(labels[:, 0]))
 
 
 def members(labels: Labels, order: Indexes) -> list[Indexes]:
