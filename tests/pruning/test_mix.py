@@ -2,8 +2,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
-
 from alignloop.pruning.mix import Mixed, copy_id, mix_by_epochs, mix_by_share
 
 GROUPS = ["code"] * 8 + ["chat"] * 20 + [None] * 4
@@ -57,14 +55,6 @@ def test_epochs_repeat_draw_and_drop() -> None:
     }
     assert kept(mix_by_epochs(IDS, groups=GROUPS, epochs={"chat": 0}, seed=1)) == {"code": 8, None: 4}
     assert mix_by_epochs(IDS, groups=GROUPS, epochs={}, seed=1).pruned.dropped == ()
-
-
-def test_shares_and_epochs_out_of_range() -> None:
-    for shares in ({"code": 0.0}, {"code": 0.7, "chat": 0.7}, {"code": 1.5}):
-        with pytest.raises(ValueError, match="shares"):
-            mix_by_share(IDS, groups=GROUPS, shares=shares, seed=1)
-    with pytest.raises(ValueError, match="0 or more"):
-        mix_by_epochs(IDS, groups=GROUPS, epochs={"code": -1.0}, seed=1)
 
 
 def test_copies_have_ids_that_no_row_has() -> None:

@@ -191,6 +191,18 @@ def test_benchmarks_count_only_where_rows_are_compared_with_them() -> None:
         (["prune.mix.epochs={code: 2}"], "topic.by is off"),
         (["prune.clean.balance=[{name: a, regex: '(', max_share: 0.1}]"], "not a regular expression"),
         (["prune.difficulty.min_points=3", "prune.difficulty.max_points=2"], "min_points"),
+        (["prune.mix.shares={code: 0}"], r"mix\.shares\.code: must be above 0"),
+        (["prune.mix.epochs={code: -1}"], r"mix\.epochs\.code: must be at least 0"),
+        (["prune.near_duplicates.jaccard=0"], "jaccard: must be above 0"),
+        (["prune.near_duplicates.num_perm=0"], "num_perm: must be at least 1"),
+        (["prune.decontaminate.min_share=0"], "min_share: must be above 0"),
+        (["prune.decontaminate.ngram=0"], "ngram: must be at least 1"),
+        (["prune.semantic_dedup.threshold=1.5"], "threshold: must be at most 1"),
+        (["prune.semantic_dedup.rows_per_cluster=0"], "rows_per_cluster: must be at least 1"),
+        (
+            ["prune.semantic_dedup.nearest_clusters=2", "prune.semantic_dedup.compare_to=kept"],
+            "nearest_clusters is 2 with compare_to `kept`",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(overrides: list[str], said: str) -> None:
