@@ -19,10 +19,10 @@ from alignloop.engines.log import temporary_folder, temporary_log
 from alignloop.engines.open import open_engine
 from alignloop.errors import ModelError
 from alignloop.look.setting import recipe_of
-from alignloop.preflight.tasks import BUNDLED
-from alignloop.preflight.weights import check_causal
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import RESOLVED
+from alignloop.stages.base.weights import check_causal
+from alignloop.stages.evaluate.check import BUNDLED
 
 if TYPE_CHECKING:
     from alignloop.evaluation.report import EvalReport

@@ -27,16 +27,17 @@ from alignloop.artifacts import (
     stage_seed,
     write_text,
 )
+from alignloop.config import Recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.log import LOG_FILE, log_named
 from alignloop.engines.open import open_engine
 from alignloop.errors import RunDirError, UserError
-from alignloop.loop.house import House
 from alignloop.progress import Progress
 from alignloop.records import DroppedRow, RejectedRow
 from alignloop.run_dir.layout import locked, remove_locked
 from alignloop.run_dir.stage import ConfigT, InputsT, OutputsT, Stage, describe, differences
+from alignloop.stages.runner import StageRunner
 
 ROUND = 1
 """The round that stages take themselves to be in: the first that system prompts can be for."""
@@ -114,16 +115,11 @@ def work_dir(out: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class OneStage(Generic[ConfigT, InputsT, OutputsT]):
-    """A stage with all that it is run on, as that of round 1 of a run of its own.
-
-    Attributes:
-        seed: the run's.
-    """
+    """A stage with all that it is run on, as that of round 1 of a run of its own."""
 
     stage: Stage[ConfigT, InputsT, OutputsT]
-    config: ConfigT
+    recipe: Recipe
     inputs: InputsT
-    seed: int
     engine: EngineConfig = NO_ENGINE
 
     def run(self, work: Path, progress: Progress, *, stage_progress: Progress | None = None) -> OutputsT:
@@ -137,8 +133,8 @@ class OneStage(Generic[ConfigT, InputsT, OutputsT]):
             log_named(log_file),
             open_engine(self.engine, log_file=log_file, say=lambda line: progress.say(f"  {line}")) as engine,
         ):
-            house = House(work, self.seed, engine, stage_progress or progress, rebuild=True)
-            return house.round(ROUND).run(self.stage, self.config, self.inputs)
+            stages = StageRunner(self.recipe, work, engine, stage_progress or progress, rebuild=True)
+            return stages.round(ROUND).run(self.stage, self.inputs)
 
     def is_made(self, out: Path) -> bool:
         """Whether `out` is what this would make, and as it was made.
@@ -148,8 +144,8 @@ class OneStage(Generic[ConfigT, InputsT, OutputsT]):
         """
         if not out.exists():
             return False
-        seed = stage_seed(self.seed, round=ROUND, stage=self.stage.name)
-        described = describe(self.config, self.inputs, seed=seed)
+        seed = stage_seed(self.recipe.seed, round=ROUND, stage=self.stage.name)
+        described = describe(self.stage.settings(self.recipe), self.inputs, seed=seed)
         known = read_beside(out)
         advice = "name another file, or remove it"
         if known is None or known.stage != self.stage.name:

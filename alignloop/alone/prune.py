@@ -26,7 +26,6 @@ from alignloop.alone.out_file import (
 from alignloop.artifacts import Artifact, write_text
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.bundled import resolve_base, resolve_file
-from alignloop.config.recipe import PruneStageConfig
 from alignloop.data.files import why_not_twice
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.rows import Dialogs, Options
@@ -41,14 +40,15 @@ from alignloop.pruning.step import Tools
 from alignloop.records import DroppedRow, Row
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.stages.prune import kept_beside, tools
+from alignloop.stages.prune import Settings, kept_beside, tools
+from alignloop.stages.prune import settings as settings_in_a_run
 
 OWN_DEFAULTS = {"preferences": ["quickstart"], "prune": {"near_duplicates": {"enabled": True}}}
 """Where no recipe is given. A recipe must name preferences, which pruning does not look at."""
 FUNNEL = "funnel.json"
 
 
-class PruneFileConfig(PruneStageConfig):
+class PruneFileConfig(Settings):
     """What a pruned file is recognised by."""
 
     file: str
@@ -141,14 +141,15 @@ def prune_file(
     file = str(resolve_file(str(file), kind="preferences"))
     recipe = load_recipe(OWN_DEFAULTS if config is None else config, overrides=overrides)
     policy, name = _embedder(recipe, embedder)
-    stage, reading = dict(recipe.prune_stage), recipe.data.reading
-    stage["semantic_dedup"] = recipe.prune.semantic_dedup.model_copy(update={"embedder": name})
-    stage["tasks"], stage["include_path"] = _benchmarks(recipe, benchmarks, with_recipe=config is not None)
+    values, reading = dict(settings_in_a_run(recipe)), recipe.data.reading
+    values["semantic_dedup"] = recipe.prune.semantic_dedup.model_copy(update={"embedder": name})
+    values["tasks"], values["include_path"] = _benchmarks(recipe, benchmarks, with_recipe=config is not None)
     reading |= {"form": form or reading["form"], "columns": dict(columns or reading["columns"])}
-    settings = PruneFileConfig(**stage, **reading, file=file, parquet=out.suffix == ".parquet")
+    settings = PruneFileConfig(**values, **reading, file=file, parquet=out.suffix == ".parquet")
     _check_inputs(file, settings, embedder=embedder, embeddings=embeddings)
     inputs = _inputs(file, settings, embeddings=embeddings, policy=policy)
-    pruning = OneStage(STAGE, settings, inputs, recipe.seed, recipe.engine)
+    stage = Stage("prune_file", Inputs, Outputs, lambda recipe: settings, run)
+    pruning = OneStage(stage, recipe, inputs, recipe.engine)
     with work_dir(out) as work:
         was_there = pruning.is_made(out)
         if not was_there:
@@ -306,6 +307,3 @@ class _Bars(QuietProgress):
 
     def task(self, label: str, *, total: int, unit: str) -> Any:
         return self.shown.task(label, total=total, unit=unit)
-
-
-STAGE = Stage("prune_file", Inputs, Outputs, run)

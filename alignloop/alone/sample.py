@@ -60,7 +60,7 @@ class Sampling:
         dump_jsonl(work / "prompts.jsonl", self.prompts)
         inputs = sample.Inputs(Artifact.of(self.policy), Artifact.of(work / "prompts.jsonl"))
         recipe = self.recipe
-        return OneStage(sample.STAGE, recipe.sample_stage, inputs, recipe.seed, recipe.engine)
+        return OneStage(sample.STAGE, recipe, inputs, recipe.engine)
 
 
 def sample_file(

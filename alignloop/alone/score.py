@@ -82,7 +82,7 @@ def score_file(
             scored = scoring.run(work / "score", progress)
             put_dropped(out, dropped)
             put(scored.candidates.path, out)
-        selecting = OneStage(select.STAGE, recipe.select, select.Inputs(Artifact.of(out)), recipe.seed)
+        selecting = OneStage(select.STAGE, recipe, select.Inputs(Artifact.of(out)))
         is_wanted = best is not None and not selecting.is_made(best)
         selected = selecting.run(work / "select", QuietProgress())
         if best is not None and is_wanted:
@@ -92,7 +92,7 @@ def score_file(
 
 def scoring_of(recipe: Recipe, candidates: Artifact, reward_model: Path) -> OneStage[Any, score.Inputs, score.Outputs]:
     inputs = score.Inputs(candidates, Artifact.of(reward_model))
-    return OneStage(score.STAGE, recipe.score_stage, inputs, recipe.seed)
+    return OneStage(score.STAGE, recipe, inputs)
 
 
 def _checked(out: Path, best: Path | None) -> tuple[Path, Path | None]:

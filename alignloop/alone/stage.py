@@ -7,14 +7,13 @@ import difflib
 import importlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alignloop.artifacts import PARTIAL, Artifact, read_manifest
 from alignloop.config import Recipe
-from alignloop.config.training import AverageConfig, AveragingConfig
 from alignloop.engines.open import open_engine
 from alignloop.errors import RunDirError, UserError
 from alignloop.progress import Progress
@@ -22,24 +21,23 @@ from alignloop.run_dir.layout import LOCK, holder, locked, run_around
 from alignloop.run_dir.stage import Outputs, Place, Stage, run_stage
 from alignloop.stages import average
 
-CONFIGS: Mapping[str, Callable[[Recipe, Any], Any]] = {
-    "ingest": lambda recipe, inputs: recipe.ingest_stage,
-    "base": lambda recipe, inputs: recipe.base_stage,
-    "bootstrap": lambda recipe, inputs: recipe.bootstrap_stage,
-    "collect": lambda recipe, inputs: recipe.collect_stage,
-    "train_reward": lambda recipe, inputs: recipe.reward,
-    "average": lambda recipe, inputs: averaging_of(recipe.averaging, inputs),
-    "sample": lambda recipe, inputs: recipe.sample_stage,
-    "score": lambda recipe, inputs: recipe.score_stage,
-    "select": lambda recipe, inputs: recipe.select,
-    "prune": lambda recipe, inputs: recipe.prune_stage,
-    "train_sft": lambda recipe, inputs: recipe.sft,
-    "build_pairs": lambda recipe, inputs: recipe.pairs,
-    "train_dpo": lambda recipe, inputs: recipe.dpo_stage,
-    "evaluate": lambda recipe, inputs: recipe.evaluate_stage,
-    "measure": lambda recipe, inputs: recipe.measure_stage,
-}
-"""Stage -> the part of a recipe it is configured by; `average` has three, and its inputs tell which."""
+STAGES = (
+    "ingest",
+    "base",
+    "bootstrap",
+    "collect",
+    "train_reward",
+    "average",
+    "sample",
+    "score",
+    "select",
+    "prune",
+    "train_sft",
+    "build_pairs",
+    "train_dpo",
+    "evaluate",
+    "measure",
+)
 
 
 def run_alone(
@@ -55,8 +53,9 @@ def run_alone(
     Raises:
         UserError: an unknown stage, or inputs it does not take, with those it does.
     """
-    stage = stage_named(name)
+    stage: Stage[Any, Any, Any] = stage_named(name)
     values = parse_inputs(stage, inputs)
+    stage = average.stage_for(recipe, values) if name == "average" else stage
     out = out.resolve()
     run_dir = run_around(out)
     if run_dir is not None:
@@ -70,7 +69,7 @@ def run_alone(
     with _owned(out), open_engine(recipe.engine, log_file=log_file, say=progress.say) as engine:
         return run_stage(
             stage,
-            CONFIGS[name](recipe, values),
+            stage.settings(recipe),
             values,
             place=Place(out, number, recipe.seed),
             engine=engine,
@@ -100,32 +99,13 @@ def _owned(out: Path) -> Iterator[None]:
 
 def stage_named(name: str) -> Stage[Any, Any, Outputs]:
     """The stage of this name."""
-    if name not in CONFIGS:
-        near = difflib.get_close_matches(name, CONFIGS, n=1)
+    if name not in STAGES:
+        near = difflib.get_close_matches(name, STAGES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"no stage is called {name!r}; {hint}stages: {', '.join(CONFIGS)}")
-    stage: Stage[Any, Any, Outputs] = importlib.import_module(f"alignloop.stages.{name}").STAGE
+        raise UserError(f"no stage is called {name!r}; {hint}stages: {', '.join(STAGES)}")
+    module = importlib.import_module(f"alignloop.stages.{name}")
+    stage: Stage[Any, Any, Outputs] = module.REWARD if name == "average" else module.STAGE
     return stage
-
-
-def averaging_of(averaging: AveragingConfig, inputs: average.Inputs) -> AverageConfig:
-    """That of the stage the summary is of; without a summary, the one that the recipe says anything about.
-
-    Raises:
-        UserError: no summary, and the recipe says something about several.
-    """
-    if inputs.summary is not None:
-        from alignloop.training.summary import read_summary
-
-        of_stage: AverageConfig = getattr(averaging, read_summary(inputs.summary.path).objective)
-        return of_stage
-    said = {name: config for name, config in averaging if config != AverageConfig()}
-    if len(said) > 1:
-        raise UserError(
-            f"average: the recipe configures averaging.{' and averaging.'.join(said)}: say which with "
-            "--input summary=train_summary.json of the stage that trained the checkpoints"
-        )
-    return next(iter(said.values()), AverageConfig())
 
 
 def parse_inputs(stage: Stage[Any, Any, Outputs], inputs: Sequence[str]) -> Any:

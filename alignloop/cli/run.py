@@ -37,15 +37,17 @@ def run(
     alignloop run my.yaml --run-dir runs/mine
     alignloop run my.yaml --set dpo.beta=0.2 --set sample.num_candidates=16
     """
-    from alignloop.config import load_recipe
-    from alignloop.engines.log import LOG_FILE, log_named
     from alignloop.loop.run import run as run_loop
     from alignloop.progress import for_terminal
 
-    config = load_recipe(recipe, overrides=[*(overrides or ()), *([] if rounds is None else [f"rounds={rounds}"])])
-    folder = run_dir if run_dir is not None else Path("runs") / config.name
-    with log_named(folder / LOG_FILE):
-        result = run_loop(config, run_dir=folder, rebuild=rebuild, progress=for_terminal())
+    result = run_loop(
+        recipe,
+        rounds=rounds,
+        run_dir=run_dir,
+        overrides=overrides or (),
+        rebuild=rebuild,
+        progress=for_terminal(),
+    )
     say("\n" + result_text(result))
 
 
@@ -64,7 +66,8 @@ def plan(
     alignloop plan my.yaml
     alignloop plan my.yaml --rounds 8 --run-dir runs/mine
     """
-    from alignloop.plan import make_plan, plan_text, recipe_or_problems
+    from alignloop.loop.plan import make_plan, recipe_or_problems
+    from alignloop.loop.plan_text import plan_text
 
     config = recipe_or_problems(recipe, overrides=overrides or (), rounds=rounds)
     folder = run_dir if run_dir is not None else Path("runs") / config.name

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from alignloop.config.base import Fraction, NonEmptyText, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
@@ -83,3 +83,35 @@ class EngineComputes(Section):
     max_model_len: PositiveInt
     engine_dtype: str
     quantization: str | None
+
+
+def computing(engine: EngineConfig) -> dict[str, Any]:
+    """The values of `EngineComputes`."""
+    return {
+        "engine": engine.name,
+        "max_model_len": engine.max_model_len,
+        "engine_dtype": engine.dtype,
+        "quantization": engine.quantization,
+    }
+
+
+class JudgeSettings(JudgeConfig):
+    """A judge as its verdicts depend on it: not on where an endpoint is, its key, or how long and how often it is
+    asked, so that none of these costs what is judged already."""
+
+    api_key_variable: str = Field("OPENAI_API_KEY", exclude=True)
+    max_retries: Annotated[int, Field(ge=0)] = Field(2, exclude=True)
+    timeout_seconds: PositiveFloat = Field(120.0, exclude=True)
+    concurrency: PositiveInt = Field(16, exclude=True)
+
+    @field_serializer("endpoint")
+    def _anywhere(self, endpoint: str | None) -> str | None:
+        return None if endpoint is None else "(any)"
+
+
+def judging(judge: JudgeConfig | None, engine: EngineConfig) -> tuple[JudgeSettings | None, EngineComputes | None]:
+    """A judge as its verdicts depend on it, and the engine that it runs on, where it runs on the run's own."""
+    if judge is None:
+        return None, None
+    on_engine = EngineComputes(**computing(engine)) if judge.endpoint is None else None
+    return JudgeSettings(**dict(judge)), on_engine

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 from alignloop.errors import DataError
-from alignloop.records import Message, PreferenceRow
+from alignloop.records import Message, PreferenceRow, PromptRow
 
 T = TypeVar("T")
+RowT = TypeVar("RowT", PreferenceRow, PromptRow)
 _SPAN = 2**64
 
 
@@ -72,13 +73,11 @@ def heldout_of_files(
     return train + later, heldout
 
 
-def without_prompts(
-    rows: Sequence[PreferenceRow], heldout: Sequence[PreferenceRow]
-) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
+def without_prompts(rows: Sequence[RowT], heldout: Sequence[PreferenceRow]) -> tuple[list[RowT], list[RowT]]:
     """(rows whose prompt no held-out row has, the others), each in input order."""
     held = {prompt_key(row.messages, seed=0) for row in heldout}
-    kept: list[PreferenceRow] = []
-    others: list[PreferenceRow] = []
+    kept: list[RowT] = []
+    others: list[RowT] = []
     for row in rows:
         (others if prompt_key(row.messages, seed=0) in held else kept).append(row)
     return kept, others

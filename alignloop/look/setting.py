@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from alignloop.chat.format import ChatFormat
 from alignloop.config import Recipe, load_recipe
 from alignloop.errors import ModelError, RunDirError
-from alignloop.preflight.base import look_at_base
-from alignloop.preflight.findings import Findings
 from alignloop.run_dir.layout import RESOLVED, read_resolved, run_around
 from alignloop.run_dir.reader import published_stage
 from alignloop.stages.base import STAGE as BASE_STAGE
+from alignloop.stages.base.check import look_at_base
+from alignloop.stages.facts import Findings
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from alignloop.errors import RunDirError
 from alignloop.loop.final import final_damage
-from alignloop.loop.house import stage_line
 from alignloop.loop.round_inputs import Waiting, waiting
 from alignloop.progress import Progress
 from alignloop.report.table import text_tables
@@ -14,6 +13,7 @@ from alignloop.run_dir.layout import holder, stage_folder
 from alignloop.run_dir.reader import HOW_TO_BEGIN, RunReader, begun_stage
 from alignloop.run_dir.rounds_file import read_rounds
 from alignloop.run_dir.verification import verify_run
+from alignloop.stages.runner import stage_line
 
 
 def verify_text(run_dir: Path, *, progress: Progress) -> str:

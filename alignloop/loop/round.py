@@ -13,8 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import Recipe
-from alignloop.loop.house import RoundHouse
 from alignloop.stages import (
     average,
     build_pairs,
@@ -29,6 +27,7 @@ from alignloop.stages import (
     train_reward,
     train_sft,
 )
+from alignloop.stages.runner import StageRunner
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,11 @@ class RoundEnd:
     measured: measure.Outputs
 
 
-def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
+def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     """Fourteen stages, each published before the next begins."""
-    given = collect.inputs(
-        recipe.collect_stage,
+    recipe = stages.recipe
+    to_collect = collect.inputs(
+        recipe,
         start.preferences,
         start.scored,
         outside=start.outside,
@@ -82,43 +82,32 @@ def run_round(house: RoundHouse, recipe: Recipe, start: RoundStart) -> RoundEnd:
         heldout=start.heldout,
         prompts=start.prompts,
     )
-    collected = house.run(collect.STAGE, recipe.collect_stage, given)
+    collected = stages.run(collect.STAGE, to_collect)
     batches = (*start.batches, collected.preferences)
     prompts = collect.prompts_to_sample(collected, start.prompts)
 
-    reward = house.run(
-        train_reward.STAGE, recipe.reward, train_reward.Inputs(start.reward_start, batches, start.heldout)
-    )
-    reward_model = house.run(average.STAGE, recipe.averaging.reward, average.of(reward)).checkpoint
+    reward = stages.run(train_reward.STAGE, train_reward.Inputs(start.reward_start, batches, start.heldout))
+    reward_model = stages.run(average.REWARD, average.of(reward)).checkpoint
 
-    sampled = house.run(sample.STAGE, recipe.sample_stage, sample.Inputs(start.policy, prompts))
-    scored = house.run(
-        score.STAGE, recipe.score_stage, score.Inputs(sampled.candidates, reward_model, collected.preferences)
-    )
-    selected = house.run(select.STAGE, recipe.select, select.Inputs(scored.candidates))
-    unpruned = prune.inputs(
-        recipe.prune_stage,
-        selected=selected.selected,
-        preferences=score.rewarded(scored, collected.preferences),
-        policy=start.policy,
-    )
-    pruned = house.run(prune.STAGE, recipe.prune_stage, unpruned)
+    sampled = stages.run(sample.STAGE, sample.Inputs(start.policy, prompts))
+    scored = stages.run(score.STAGE, score.Inputs(sampled.candidates, reward_model, collected.preferences))
+    selected = stages.run(select.STAGE, select.Inputs(scored.candidates))
+    preferences = score.rewarded(scored, collected.preferences)
+    to_prune = prune.inputs(recipe, selected=selected.selected, preferences=preferences, policy=start.policy)
+    pruned = stages.run(prune.STAGE, to_prune)
 
-    sft = house.run(train_sft.STAGE, recipe.sft, train_sft.Inputs(start.sft_start, pruned.rows, start.heldout))
-    sft_model = house.run(average.STAGE, recipe.averaging.sft, average.of(sft)).checkpoint
+    sft = stages.run(train_sft.STAGE, train_sft.Inputs(start.sft_start, pruned.rows, start.heldout))
+    sft_model = stages.run(average.SFT, average.of(sft)).checkpoint
 
     window = batches[-recipe.pairs.data_window :]
-    pairs = house.run(build_pairs.STAGE, recipe.pairs, build_pairs.Inputs(scored.candidates, window))
-    dpo = house.run(
+    pairs = stages.run(build_pairs.STAGE, build_pairs.Inputs(scored.candidates, window))
+    dpo = stages.run(
         train_dpo.STAGE,
-        recipe.dpo_stage,
         train_dpo.Inputs(start=sft_model, reference=sft_model, pairs=pairs.pairs, heldout=start.heldout),
     )
-    policy = house.run(average.STAGE, recipe.averaging.dpo, average.of(dpo)).checkpoint
+    policy = stages.run(average.DPO, average.of(dpo)).checkpoint
 
-    evaluation = house.run(evaluate.STAGE, recipe.evaluate_stage, evaluate.Inputs(policy))
-    unmeasured = measure.inputs(
-        recipe.measure_stage, start.before, policy=policy, reward_model=reward_model, heldout=start.heldout
-    )
-    measured = house.run(measure.STAGE, recipe.measure_stage, unmeasured)
+    evaluation = stages.run(evaluate.STAGE, evaluate.Inputs(policy))
+    to_measure = measure.inputs(recipe, start.before, policy=policy, reward_model=reward_model, heldout=start.heldout)
+    measured = stages.run(measure.STAGE, to_measure)
     return RoundEnd(policy, reward_model, collected.preferences, prompts, scored.candidates, evaluation, measured)

@@ -47,7 +47,7 @@ _FLOCK = "hhqqi4x"
 _ROUND = re.compile(r"round-([0-9]{2,6})")
 STAGE_FOLDER = re.compile(rf"[0-9]{{2}}_[a-z_]+({re.escape(PARTIAL)})?")
 BEFORE_A_RUN = {LOCK, "rejected_rows.jsonl"}
-"""What a directory may hold before its first run begins: preflight has said what is wrong with the data."""
+"""What a directory may hold before its first run begins: the checks have said what is wrong with the data."""
 NOT_THERE = "(not there)"
 ANY_VALUE = {
     "rounds",

@@ -12,7 +12,7 @@ import dataclasses
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,7 +38,9 @@ from alignloop.artifacts import (
     stage_seed,
     write_text,
 )
+from alignloop.config.recipe import Recipe
 from alignloop.config.training import TrainingConfig
+from alignloop.data.jsonl import dump_jsonl
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, RunDirError
 from alignloop.progress import Progress
@@ -84,6 +86,19 @@ class StageContext:
     seconds: dict[str, float] = field(default_factory=dict)
     name: str = ""
 
+    def artifact(self, name: str) -> Artifact:
+        """What the stage has left in its folder under `name`."""
+        return Artifact.of(self.dir / name)
+
+    def write_rows(self, name: str, rows: Iterable[BaseModel]) -> Artifact:
+        """Rows as a file of JSON lines in the stage's folder."""
+        dump_jsonl(self.dir / name, rows)
+        return self.artifact(name)
+
+    def write_any_rows(self, name: str, rows: Sequence[BaseModel]) -> tuple[Artifact, ...]:
+        """The same where there are rows; where there are none, no file."""
+        return (self.write_rows(name, rows),) if rows else ()
+
     @contextmanager
     def activity(self, name: str) -> Iterator[None]:
         """Count the wall seconds spent inside under `name`."""
@@ -101,11 +116,12 @@ OutputsT = TypeVar("OutputsT", bound=Outputs)
 
 @dataclass(frozen=True)
 class Stage(Generic[ConfigT, InputsT, OutputsT]):
-    """A room of a round: its name, what goes in, what comes out, and the function between."""
+    """A step of a round: what goes in, what comes out, its settings (it is fingerprinted by them), its function."""
 
     name: str
     inputs: type[InputsT]
     outputs: type[OutputsT]
+    settings: Callable[[Recipe], ConfigT]
     run: Callable[[ConfigT, InputsT, StageContext], OutputsT]
 
 
@@ -183,20 +199,44 @@ def run_stage(
     progress: Progress,
     training: TrainingConfig | None = None,
     rebuild: bool = False,
-    before_run: Callable[[Sequence[Artifact]], None] | None = None,
 ) -> OutputsT:
-    """Run a stage, or take over what it has published.
+    """Run a stage, or take over what it has published; raises as `standing` and `make_stage`."""
+    found = standing(stage.name, config, inputs, place=place)
+    manifest = found.published or make_stage(
+        stage,
+        config,
+        inputs,
+        place=place,
+        found=found,
+        engine=engine,
+        progress=progress,
+        training=training,
+        rebuild=rebuild,
+    )
+    return outputs_of(stage, place.dir, manifest)
+
+
+def make_stage(
+    stage: Stage[ConfigT, InputsT, OutputsT],
+    config: ConfigT,
+    inputs: InputsT,
+    *,
+    place: Place,
+    found: Standing,
+    engine: Engine,
+    progress: Progress,
+    training: TrainingConfig | None = None,
+    rebuild: bool = False,
+    before_run: Callable[[Sequence[Artifact]], None] | None = None,
+) -> Manifest:
+    """Run a stage of which nothing that can be taken over is published, and publish it.
 
     Args:
-        before_run: called with what the stage takes, where it has to run, before anything is changed.
+        before_run: called with what the stage takes, before anything is changed.
 
     Raises:
         DriftError: it is published, but from other config or inputs, and `rebuild` is false.
-        RunDirError: what lies there is not what was published.
     """
-    found = standing(stage.name, config, inputs, place=place)
-    if found.published is not None:
-        return outputs_of(stage, place.dir, found.published)
     if found.changes and not rebuild:
         raise DriftError(
             f"{place.dir}: published from something else than what this run asks for:\n"
@@ -208,45 +248,28 @@ def run_stage(
     if found.changes:
         progress.say(f"  {place.dir.name}: done again ({'; '.join(found.changes)})")
         remove_from(place)
-    partial = _open_partial(place, found.described)
     ctx = StageContext(
         name=stage.name,
-        dir=partial,
+        dir=_open_partial(place, found.described),
         seed=found.described["seed"],
         round=place.round,
         engine=engine,
         progress=progress,
         training=training or TrainingConfig(),
     )
-    manifest = _run_and_publish(stage, config, inputs, place=place, described=found.described, ctx=ctx)
-    return outputs_of(stage, place.dir, manifest)
-
-
-def _run_and_publish(
-    stage: Stage[ConfigT, InputsT, OutputsT],
-    config: ConfigT,
-    inputs: InputsT,
-    *,
-    place: Place,
-    described: dict[str, Any],
-    ctx: StageContext,
-) -> Manifest:
-    started = datetime.now(UTC)
-    clock = time.monotonic()
+    started, clock = _now(), time.monotonic()
     with disk_errors_named(ctx.dir):
         outputs = stage.run(config, inputs, ctx)
-        wall = time.monotonic() - clock
-        counted = sum(ctx.seconds.values())
-        manifest = _manifest(stage.name, place, described, inputs, outputs, ctx.dir)
-        manifest = manifest.model_copy(
-            update={
-                "started": started.isoformat(timespec="seconds"),
-                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": {**ctx.seconds, "other": max(0.0, wall - counted)},
-            }
+        other = max(0.0, time.monotonic() - clock - sum(ctx.seconds.values()))
+        manifest = _manifest(stage.name, place, found.described, inputs, outputs, ctx.dir).model_copy(
+            update={"started": started, "ended": _now(), "seconds": {**ctx.seconds, "other": other}}
         )
         publish(ctx.dir, manifest)
     return manifest
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def artifacts_of(values: Any) -> list[Artifact]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from alignloop.artifacts import Artifact, write_text
-from alignloop.config.training import AverageConfig
+from alignloop.config.recipe import Recipe
+from alignloop.config.training import AverageConfig, OptimizerConfig
+from alignloop.errors import UserError
+from alignloop.records import PreferenceRow
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages import training
+from alignloop.stages.facts import Facts
+from alignloop.stages.train_reward import of_strengths
+from alignloop.training.variants import num_trainings, trainings
+
+ObjectiveName = Literal["reward", "sft", "dpo"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,89 @@ def run(config: AverageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     write_text(ctx.dir / "averaged.json", averaged.model_dump_json(indent=1) + "\n")
     return Outputs(
         checkpoint=Artifact.of(path),
-        averaged=Artifact.of(ctx.dir / "averaged.json"),
+        averaged=ctx.artifact("averaged.json"),
         counts={"checkpoints": len(inputs.checkpoints), "averaged": len(used)},
     )
 
 
-STAGE = Stage("average", Inputs, Outputs, run)
+def _after(objective: ObjectiveName) -> Stage[AverageConfig, Inputs, Outputs]:
+    def settings(recipe: Recipe) -> AverageConfig:
+        config: AverageConfig = getattr(recipe.averaging, objective)
+        return config
+
+    return Stage("average", Inputs, Outputs, settings, run)
+
+
+REWARD, SFT, DPO = _after("reward"), _after("sft"), _after("dpo")
+STAGES: Mapping[ObjectiveName, Stage[AverageConfig, Inputs, Outputs]] = {"reward": REWARD, "sft": SFT, "dpo": DPO}
+"""The stage after each that trains, by its section of `averaging`."""
+
+
+def stage_for(recipe: Recipe, inputs: Inputs) -> Stage[AverageConfig, Inputs, Outputs]:
+    """The one after the stage that the summary is of; without a summary, the one that the recipe says anything about.
+
+    Raises:
+        UserError: no summary, and the recipe says something about several.
+    """
+    if inputs.summary is not None:
+        from alignloop.training.summary import read_summary
+
+        return STAGES[read_summary(inputs.summary.path).objective]
+    configured = [name for name in STAGES if STAGES[name].settings(recipe) != AverageConfig()]
+    if len(configured) > 1:
+        raise UserError(
+            f"average: the recipe configures averaging.{' and averaging.'.join(configured)}: say which with "
+            "--input summary=train_summary.json of the stage that trained the checkpoints"
+        )
+    return STAGES[configured[0] if configured else "reward"]
+
+
+def check(facts: Facts) -> None:
+    """Whether each `averaging` fits the checkpoints that its training stage will keep."""
+    for name in STAGES:
+        facts.findings.problems += _problems(facts.recipe, name, facts.rows.heldout)
+
+
+def num_checkpoints(config: OptimizerConfig) -> int:
+    """Checkpoints a training stage keeps, over all its variants; fewer where it has fewer steps."""
+    return num_trainings(config) * config.num_checkpoints
+
+
+def _problems(recipe: Recipe, name: ObjectiveName, heldout: Sequence[PreferenceRow]) -> list[str]:
+    config: AverageConfig = getattr(recipe.averaging, name)
+    stage: OptimizerConfig = getattr(recipe, name)
+    kept = num_checkpoints(stage)
+    trained = num_trainings(stage)
+    kept_in_words = f"{kept} checkpoint{'s' if kept > 1 else ''} ({name}.num_checkpoints {stage.num_checkpoints}"
+    kept_in_words += f" x {trained} variants)" if stage.variants else ")"
+    problems = []
+    if config.choose is not None and config.choose > kept:
+        problems.append(f"averaging.{name}.choose: {config.choose} of {kept_in_words} - choose fewer or keep more")
+    num_averaged = min(config.choose or kept, kept)
+    if config.weights is not None and len(config.weights) != num_averaged:
+        of = f"the {num_averaged} chosen" if num_averaged < kept else kept_in_words
+        problems.append(f"averaging.{name}.weights: {len(config.weights)} weights for {of} - give one each")
+    if config.weights is not None and not sum(config.weights) > 0.0:
+        problems.append(f"averaging.{name}.weights: all of them are zero - give at least one a share")
+    if num_averaged < kept:
+        problems += _unfit_to_choose(recipe, name, config, heldout)
+    return problems
+
+
+def _unfit_to_choose(
+    recipe: Recipe, name: ObjectiveName, config: AverageConfig, heldout: Sequence[PreferenceRow]
+) -> list[str]:
+    problems = []
+    strengths = {"reward": recipe.reward.strengths, "sft": None, "dpo": recipe.pairs.strengths}[name]
+    if not (heldout if strengths is None else of_strengths(heldout, strengths)):
+        problems.append(
+            f"averaging.{name}.choose: no held-out row to choose by (data.heldout_fraction "
+            f"{recipe.data.heldout_fraction:g}) - hold rows out, or average all checkpoints"
+        )
+    if name == "dpo" and config.metric == "loss":
+        losses = {(each.beta, each.nll_coefficient) for each, _ in trainings(recipe.dpo)}
+        if len(losses) > 1:
+            problems.append(
+                "averaging.dpo.metric: losses of other beta or nll_coefficient cannot be compared - use accuracy"
+            )
+    return problems

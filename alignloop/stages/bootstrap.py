@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import BootstrapStageConfig
+from alignloop.config.base import PositiveInt
+from alignloop.config.recipe import Recipe
+from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.split import round_batch
 from alignloop.records import DroppedRow, Message, PreferenceRow, SftRow
@@ -26,15 +29,24 @@ class Inputs:
     """Preferences never trained on, as for `train_sft`."""
 
 
-def run(config: BootstrapStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+class Settings(SftConfig):
+    """It trains as SFT does, on the first round's batch."""
+
+    batches: Literal["split", "files", "all"]
+    split_rounds: PositiveInt
+
+
+def settings(recipe: Recipe) -> Settings:
+    return Settings(**dict(recipe.sft), batches=recipe.data.batches, split_rounds=recipe.data.split_rounds)
+
+
+def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     batch, later = first_batch(list(load_jsonl(inputs.preferences.path, PreferenceRow)), config)
     rows = [preferred(row) for row in batch]
     return fine_tune(config, inputs.start, rows, heldout_targets(inputs.heldout), ctx, left_out=later)
 
 
-def first_batch(
-    rows: Sequence[PreferenceRow], config: BootstrapStageConfig
-) -> tuple[list[PreferenceRow], list[DroppedRow]]:
+def first_batch(rows: Sequence[PreferenceRow], config: Settings) -> tuple[list[PreferenceRow], list[DroppedRow]]:
     """The rows that `collect` gives the first round, and those of later rounds, which nobody has seen by then."""
     batch = round_batch(rows, round=1, batches=config.batches, split_rounds=config.split_rounds)
     taken = {row.id for row in batch}
@@ -64,4 +76,4 @@ def heldout_targets(heldout: Artifact | None) -> list[SftRow]:
     return [] if heldout is None else [preferred(row) for row in load_jsonl(heldout.path, PreferenceRow)]
 
 
-STAGE = Stage("bootstrap", Inputs, Outputs, run)
+STAGE = Stage("bootstrap", Inputs, Outputs, settings, run)

@@ -6,8 +6,9 @@ import random
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, derive_seed
+from alignloop.config.recipe import Recipe
 from alignloop.config.sampling import PairsConfig
-from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, DroppedRow, PairRow, PreferenceRow, Source, by_prompt, pair_id
 from alignloop.run_dir.stage import Outputs as StageOutputs
@@ -29,6 +30,10 @@ class Inputs:
 class Outputs(StageOutputs):
     pairs: Artifact
     dropped: Artifact
+
+
+def settings(recipe: Recipe) -> PairsConfig:
+    return recipe.pairs
 
 
 def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
@@ -54,11 +59,9 @@ def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         raise DataError(
             f"no pair for DPO: {len(rows)} preferences and {num_prompts} prompts gave none{first}. Loosen `pairs`"
         )
-    dump_jsonl(ctx.dir / "pairs.jsonl", pairs)
-    dump_jsonl(ctx.dir / "dropped.jsonl", dropped)
     return Outputs(
-        pairs=Artifact.of(ctx.dir / "pairs.jsonl"),
-        dropped=Artifact.of(ctx.dir / "dropped.jsonl"),
+        pairs=ctx.write_rows("pairs.jsonl", pairs),
+        dropped=ctx.write_rows("dropped.jsonl", dropped),
         counts={
             "in": len(rows) + num_prompts,
             "kept": len(pairs),
@@ -147,4 +150,4 @@ def _dropped(row_id: str, rule: str, reason: str) -> DroppedRow:
     return DroppedRow(id=row_id, stage="build_pairs", rule=rule, reason=reason)
 
 
-STAGE = Stage("build_pairs", Inputs, Outputs, run)
+STAGE = Stage("build_pairs", Inputs, Outputs, settings, run)

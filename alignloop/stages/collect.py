@@ -9,24 +9,34 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from alignloop.artifacts import Artifact
 from alignloop.chat.reasoning import answer_of
-from alignloop.config.recipe import CollectStageConfig
+from alignloop.config.base import PositiveInt
+from alignloop.config.collect import CollectConfig
+from alignloop.config.data import DataConfig
+from alignloop.config.engine import EngineComputes, JudgeSettings, judging
+from alignloop.config.pruning import KeepOutConfig
+from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.split import round_batch
-from alignloop.errors import DataError, PeopleNeeded
+from alignloop.errors import DataError, PeopleNeeded, UserError
 from alignloop.judging.annotate import Annotations, Pair
+from alignloop.judging.prompt_file import PairwisePrompt, load_prompt
 from alignloop.pruning.benchmarks import benchmark_files
 from alignloop.pruning.decontaminate import RULE, left_out_line
-from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Row, Source, by_prompt
+from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, by_prompt
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.best_of_k import comparable, pick_best
+from alignloop.stages.asking import KEPT, check_judge, judge_marks, open_stage_judge
 from alignloop.stages.batch_file import Batch, none_left, read_batch
+from alignloop.stages.facts import Facts
+from alignloop.stages.ingest import keep_out_of
 from alignloop.stages.select import endings, passed_over, reward_of
 
 
@@ -74,8 +84,38 @@ class FromOutside:
     answers: Artifact | None = None
 
 
+class Settings(CollectConfig):
+    judge: JudgeSettings | None
+    judge_engine: EngineComputes | None = None
+    """Where the judge runs on the run's engine."""
+    min_annotated: PositiveInt | None = Field(None, exclude=True)
+    batches: Literal["split", "files", "all"]
+    split_rounds: PositiveInt
+    reading: DataConfig | None = None
+    """How a round's own file is read, with `batches: files`."""
+    keep_out: KeepOutConfig | None = None
+    """What rows of a round's own file may not hold; None: `prune.decontaminate` is off."""
+    prompts_grow: bool = False
+    """Whether a round's own file brings prompts to sample for, too: where the recipe names no file of prompts."""
+
+
+def settings(recipe: Recipe) -> Settings:
+    judge, judge_engine = judging(recipe.judge if recipe.collect.annotator == "judge" else None, recipe.engine)
+    of_files = recipe.data.batches == "files"
+    return Settings(
+        **dict(recipe.collect),
+        judge=judge,
+        judge_engine=judge_engine,
+        batches=recipe.data.batches,
+        split_rounds=recipe.data.split_rounds,
+        reading=recipe.data if of_files else None,
+        keep_out=keep_out_of(recipe) if of_files else None,
+        prompts_grow=of_files and not recipe.prompts,
+    )
+
+
 def inputs(
-    config: CollectStageConfig,
+    recipe: Recipe,
     preferences: Artifact,
     scored: Artifact | None,
     *,
@@ -85,11 +125,9 @@ def inputs(
     prompts: Artifact | None = None,
 ) -> Inputs:
     """The stage's inputs: of what is there, that which the round's preferences come to depend on."""
-    marks: dict[str, Any] = {}
+    config, marks = settings(recipe), dict[str, Any]()
     if config.annotator == "judge" and config.judge is not None and scored is not None:
-        from alignloop.judging.identity import model_mark, prompt_mark
-
-        marks = {"judge_prompt": prompt_mark(config.judge), "judge_model": model_mark(config.judge)}
+        marks |= judge_marks(config.judge)
     if config.annotator == "human" and scored is not None:
         marks = {"answers": outside.answers}
     if outside.file is not None:
@@ -100,52 +138,56 @@ def inputs(
     return Inputs(preferences, scored, **marks)
 
 
+def check(facts: Facts) -> None:
+    """The judge compares, and can be asked, where this run will ask it."""
+    recipe, findings, judge = facts.recipe, facts.findings, facts.recipe.judge
+    if judge is None or recipe.collect.annotator != "judge":
+        return
+    if not recipe.collect.num_annotations:
+        findings.notes.append("collect.annotator is judge, but collect.num_annotations is 0: it is never asked to")
+        return
+    with findings.collecting():
+        if not isinstance(load_prompt(judge.prompt), PairwisePrompt):
+            raise UserError(f"judge.prompt: {judge.prompt} compares no two; annotating wants a pairwise prompt")
+    if recipe.rounds < FIRST_ANNOTATED:
+        findings.notes.append(
+            "judge: the first round has no candidates to annotate yet, so in a run of one round collect never asks it"
+        )
+    elif not facts.is_published(STAGE.name, first_round=FIRST_ANNOTATED):
+        check_judge(facts, judge)
+
+
 def prompts_to_sample(collected: Outputs, known: Artifact) -> Artifact:
     """What the round samples for: what was known before, or that with what its own file brought."""
     return collected.prompts[0] if collected.prompts else known
 
 
-def run(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     batch = _batch(config, inputs, ctx)
     new = Annotations([], [], {"annotated": 0}, {})
     if config.annotator != "none" and config.num_annotations and inputs.scored is not None:
         candidates = list(load_jsonl(inputs.scored.path, CandidateRow))
         with ctx.activity("annotating"):
             new = _annotated(config, candidates, inputs.answers, ctx)
-    written = _Written(ctx)
     outputs = Outputs(
-        preferences=written.always("preferences.jsonl", [*batch.rows, *new.rows]),
-        verdicts=written.where_any("verdicts.jsonl", new.verdicts),
-        prompts=written.where_any("prompts.jsonl", batch.prompts),
-        dropped=written.where_any("dropped.jsonl", batch.dropped),
-        rejected_rows=written.where_any("rejected_rows.jsonl", batch.rejected),
+        preferences=ctx.write_rows("preferences.jsonl", [*batch.rows, *new.rows]),
+        verdicts=ctx.write_any_rows("verdicts.jsonl", new.verdicts),
+        prompts=ctx.write_any_rows("prompts.jsonl", batch.prompts),
+        dropped=ctx.write_any_rows("dropped.jsonl", batch.dropped),
+        rejected_rows=ctx.write_any_rows("rejected_rows.jsonl", batch.rejected),
         counts={**batch.counts, "preferences": len(batch.rows), **new.counts},
         metrics=new.metrics,
     )
-    shutil.rmtree(ctx.dir / _KEPT, ignore_errors=True)
+    shutil.rmtree(ctx.dir / KEPT, ignore_errors=True)
     return outputs
 
 
-_KEPT = "judge"
-"""Folder of what a judge has finished, until all of it stands in the stage's files."""
 QUESTIONS = "to_annotate.jsonl"
+FIRST_ANNOTATED = 2
+"""The first round that finds candidates of a round before."""
 
 
-@dataclass(frozen=True)
-class _Written:
-    """Rows written into the stage's folder, as artifacts."""
-
-    ctx: StageContext
-
-    def always(self, name: str, rows: Sequence[Row]) -> Artifact:
-        dump_jsonl(self.ctx.dir / name, rows)
-        return Artifact.of(self.ctx.dir / name)
-
-    def where_any(self, name: str, rows: Sequence[Row]) -> tuple[Artifact, ...]:
-        return (self.always(name, rows),) if rows else ()
-
-
-def _batch(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Batch:
+def _batch(config: Settings, inputs: Inputs, ctx: StageContext) -> Batch:
     if inputs.file is None:
         everyone = list(load_jsonl(inputs.preferences.path, PreferenceRow))
         assert config.batches != "files", "the round's file is among the inputs"
@@ -169,7 +211,7 @@ def _batch(config: CollectStageConfig, inputs: Inputs, ctx: StageContext) -> Bat
 
 
 def _annotated(
-    config: CollectStageConfig, candidates: list[CandidateRow], answers: Artifact | None, ctx: StageContext
+    config: Settings, candidates: list[CandidateRow], answers: Artifact | None, ctx: StageContext
 ) -> Annotations:
     pairs = pairs_to_annotate(candidates, seed=ctx.seed)
     by = {"simulated": _simulated, "human": _by_people, "judge": _judged}[config.annotator]
@@ -179,9 +221,7 @@ def _annotated(
     return replace(made, counts={**made.counts, "prompts_without_pair": num_prompts - len(pairs), **passed})
 
 
-def _simulated(
-    config: CollectStageConfig, pairs: list[Pair], answers: Artifact | None, ctx: StageContext
-) -> Annotations:
+def _simulated(config: Settings, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
     from alignloop.quickstart.annotator import annotate
 
     rows = annotate(pairs, seed=ctx.seed)
@@ -189,26 +229,16 @@ def _simulated(
     return Annotations(kept, [], {"annotated": len(kept), "ties": len(pairs) - len(rows)}, {})
 
 
-def _judged(config: CollectStageConfig, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
+def _judged(config: Settings, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
     """The first `num_annotations` pairs: each costs, whatever comes of it."""
     from alignloop.judging.annotate import annotate
-    from alignloop.judging.judge import open_judge
 
     assert config.judge is not None, "the recipe checks that there is one"
-    judge = open_judge(
-        config.judge,
-        ctx.engine,
-        dir=ctx.dir / _KEPT,
-        seed=ctx.seed,
-        max_model_len=config.judge_engine.max_model_len if config.judge_engine is not None else None,
-        progress=ctx.progress,
-    )
+    judge = open_stage_judge(config.judge, config.judge_engine, ctx)
     return annotate(pairs[: config.num_annotations], judge=judge, both_orders=config.judge.both_orders)
 
 
-def _by_people(
-    config: CollectStageConfig, pairs: list[Pair], answers: Artifact | None, ctx: StageContext
-) -> Annotations:
+def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
     """What people said of the first `num_annotations` pairs.
 
     Raises:
@@ -261,4 +291,4 @@ def pairs_to_annotate(candidates: list[CandidateRow], *, seed: int) -> list[Pair
     return pairs
 
 
-STAGE = Stage("collect", Inputs, Outputs, run)
+STAGE = Stage("collect", Inputs, Outputs, settings, run)

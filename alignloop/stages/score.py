@@ -17,19 +17,22 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import ScoreStageConfig
-from alignloop.config.sampling import RewardFunction
-from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.config.recipe import Recipe
+from alignloop.config.sampling import RewardFunction, ScoreConfig
+from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
-from alignloop.records import CandidateRow, Message, PreferenceRow
+from alignloop.pruning.items import is_peoples
+from alignloop.records import CandidateRow, Message, PreferenceRow, Strength
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.sampling.reward_functions import call_function, load_function
-from alignloop.stages.score_batch import targets_to_score
+from alignloop.sampling.reward_functions import call_function, load, load_function, missing_columns
+from alignloop.stages.bootstrap import preferred
+from alignloop.stages.facts import Facts
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
+    from alignloop.packing.groups import PromptGroup
 
 BATCH_CANDIDATES = 256
 """Candidates a call of a reward function is given at least, where there are so many; all K of a prompt together."""
@@ -54,12 +57,46 @@ class Outputs(StageOutputs):
     """The batch, with `chosen_reward` of what is not people's, by this reward model."""
 
 
+class Settings(ScoreConfig):
+    sources: dict[str, str]
+    """Digest of the source of each reward function, by `module:function`."""
+    strengths: tuple[Strength, ...]
+    """Preferences that people chose at these strengths need no reward; those that train the reward model."""
+
+
+def settings(recipe: Recipe) -> Settings:
+    """What its reward functions do counts, too.
+
+    Raises:
+        UserError: one cannot be loaded.
+    """
+    names = [entry.function for entry in recipe.score.reward_functions]
+    sources = {name: load(name).digest for name in names}
+    return Settings(**dict(recipe.score), sources=sources, strengths=recipe.reward.strengths)
+
+
+def check(facts: Facts) -> None:
+    """Each reward function can be loaded and is given what it asks for."""
+    recipe, prompts, findings = facts.recipe, facts.rows.prompts, facts.findings
+    with findings.collecting():
+        unique(recipe.score.reward_functions)
+    columns = sorted({key for prompt in prompts for key in prompt.meta})
+    for name in {entry.function: None for entry in recipe.score.reward_functions}:
+        with findings.collecting():
+            missing = missing_columns(load_function(name), columns)
+            if missing and prompts:
+                findings.problems.append(
+                    f"reward function {name} wants {', '.join(missing)}, which is no column of the prompts (columns: "
+                    f"{', '.join(columns) or 'none'}) - add it to them, or give the parameter a default"
+                )
+
+
 def rewarded(scored: Outputs, batch: Artifact) -> Artifact:
     """The batch with its rewards; as it was where nothing of it was scored."""
     return scored.preferences[0] if scored.preferences else batch
 
 
-def run(config: ScoreStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
     from alignloop.packing.build import candidate_groups
     from alignloop.training.scoring import score_groups
@@ -69,7 +106,9 @@ def run(config: ScoreStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     chat = load_format(inputs.reward_model.path)
     check_tokenizer(rows, chat, where=str(inputs.candidates.path), reward_model=str(inputs.reward_model.path))
     batch = [] if inputs.preferences is None else list(load_jsonl(inputs.preferences.path, PreferenceRow))
-    targets = targets_to_score(batch, config, chat, room=longest_sequence(text_config(inputs.reward_model.path)))
+    targets = targets_to_score(
+        batch, chat, strengths=config.strengths, room=longest_sequence(text_config(inputs.reward_model.path))
+    )
     values: dict[str, dict[str, float]] = {}
     if config.reward_functions:
         # The user's own code first: what is wrong with it is known before the long part.
@@ -88,19 +127,64 @@ def run(config: ScoreStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         )
     raw = {row.id: reward for row, reward in zip(chain(*prompts), chain(*rewards[: len(prompts)]), strict=True)}
     scored = [scored_row(row, raw[row.id], values, config.reward_functions) for row in rows]
-    dump_jsonl(ctx.dir / "candidates.jsonl", scored)
     totals = {
         target.preference: scored_row(target.row, reward, values, config.reward_functions).total_reward
         for target, (reward,) in zip(targets, rewards[len(prompts) :], strict=True)
     }
-    if inputs.preferences is not None:
-        rewarded = (row.model_copy(update={"chosen_reward": totals.get(row.id)}) for row in batch)
-        dump_jsonl(ctx.dir / "preferences.jsonl", rewarded)
+    with_rewards = (row.model_copy(update={"chosen_reward": totals.get(row.id)}) for row in batch)
     return Outputs(
-        candidates=Artifact.of(ctx.dir / "candidates.jsonl"),
-        preferences=() if inputs.preferences is None else (Artifact.of(ctx.dir / "preferences.jsonl"),),
+        candidates=ctx.write_rows("candidates.jsonl", scored),
+        preferences=() if inputs.preferences is None else (ctx.write_rows("preferences.jsonl", with_rewards),),
         counts={} if inputs.preferences is None else {"preferences_scored": len(targets)},
         metrics=_metrics(scored, values),
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """A preference's best completion, to be scored by the same reward model as what was sampled now.
+
+    Attributes:
+        preference: its id.
+        row: as reward functions see it.
+    """
+
+    preference: str
+    row: CandidateRow
+    group: PromptGroup
+
+
+def targets_to_score(
+    batch: Sequence[PreferenceRow], chat: ChatFormat, *, strengths: Sequence[Strength], room: int | None
+) -> list[Target]:
+    """What of a batch is not people's and has room in the reward model.
+
+    Args:
+        room: longest sequence of the reward model, in tokens; None: not known.
+    """
+    from alignloop.packing.build import sft_groups
+
+    rows = [row for row in batch if not is_peoples(row, strengths=strengths)]
+    groups = sft_groups([preferred(row) for row in rows], chat, train_on="last_assistant")
+    return [
+        Target(row.id, _as_candidate(row, group), group)
+        for row, group in zip(rows, groups, strict=True)
+        if room is None or len(group.prompt_ids) + len(group.completions[0].token_ids) <= room
+    ]
+
+
+def _as_candidate(row: PreferenceRow, group: PromptGroup) -> CandidateRow:
+    best = row.ranked[0]
+    return CandidateRow(
+        id=f"preference {row.id}",
+        prompt_id=f"preference {row.id}",
+        messages=row.messages,
+        completion=best.text,
+        completion_ids=list(group.completions[0].token_ids),
+        finish_reason=best.finish_reason or "stop",
+        round=0,
+        policy="",
+        meta=row.meta,
     )
 
 
@@ -228,4 +312,4 @@ def _metrics(rows: Sequence[CandidateRow], values: dict[str, dict[str, float]]) 
     return metrics
 
 
-STAGE = Stage("score", Inputs, Outputs, run)
+STAGE = Stage("score", Inputs, Outputs, settings, run)

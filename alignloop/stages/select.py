@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, derive_seed
 from alignloop.chat.reasoning import has_answer
+from alignloop.config.recipe import Recipe
 from alignloop.config.sampling import SelectConfig
-from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, SelectedRow, by_prompt
 from alignloop.run_dir.stage import Outputs as StageOutputs
@@ -31,6 +32,10 @@ class Outputs(StageOutputs):
     selected: Artifact
 
 
+def settings(recipe: Recipe) -> SelectConfig:
+    return recipe.select
+
+
 def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     rows = list(load_jsonl(inputs.candidates.path, CandidateRow))
     if not rows:
@@ -40,7 +45,6 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         best_of(candidates, threshold=threshold, seed=derive_seed(ctx.seed, prompt_id))
         for prompt_id, candidates in by_prompt(rows).items()
     ]
-    dump_jsonl(ctx.dir / "selected.jsonl", selected)
     cut = sum(row.finish_reason == "length" for row in selected)
     if cut > MANY_TRUNCATED * len(selected):
         ctx.progress.say(
@@ -48,7 +52,7 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
             "was cut off"
         )
     return Outputs(
-        selected=Artifact.of(ctx.dir / "selected.jsonl"),
+        selected=ctx.write_rows("selected.jsonl", selected),
         counts={
             "in": len(rows),
             "kept": len(selected),
@@ -107,4 +111,4 @@ def reward_of(row: CandidateRow) -> float:
     return reward
 
 
-STAGE = Stage("select", Inputs, Outputs, run)
+STAGE = Stage("select", Inputs, Outputs, settings, run)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
-from alignloop.config.recipe import DpoStageConfig
+from alignloop.config.recipe import Recipe
+from alignloop.config.training import DpoConfig
 from alignloop.data.jsonl import load_jsonl
-from alignloop.records import PairRow, PreferenceRow
+from alignloop.records import PairRow, PreferenceRow, Strength
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.train_reward import of_strengths
@@ -24,7 +25,16 @@ class Inputs:
     """Preferences never trained on: loss and accuracy are measured on their pairs. None: they are not."""
 
 
-def run(config: DpoStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+class Settings(DpoConfig):
+    heldout_strengths: tuple[Strength, ...]
+    """Held-out pairs of these strengths are measured: those that train."""
+
+
+def settings(recipe: Recipe) -> Settings:
+    return Settings(**dict(recipe.dpo), heldout_strengths=recipe.pairs.strengths)
+
+
+def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
     from alignloop.packing.build import ranked_groups
 
@@ -42,4 +52,4 @@ def run(config: DpoStageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     )
 
 
-STAGE = Stage("train_dpo", Inputs, Outputs, run)
+STAGE = Stage("train_dpo", Inputs, Outputs, settings, run)

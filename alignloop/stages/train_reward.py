@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
+from alignloop.config.recipe import Recipe
 from alignloop.config.training import RewardConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import DroppedRow, PreferenceRow, Strength
@@ -20,6 +21,10 @@ class Inputs:
     preferences: tuple[Artifact, ...]
     """One batch a round, oldest first."""
     heldout: Artifact
+
+
+def settings(recipe: Recipe) -> RewardConfig:
+    return recipe.reward
 
 
 def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
@@ -61,4 +66,4 @@ def _weak(rows: Sequence[PreferenceRow], strengths: Sequence[Strength]) -> list[
     ]
 
 
-STAGE = Stage("train_reward", Inputs, Outputs, run)
+STAGE = Stage("train_reward", Inputs, Outputs, settings, run)

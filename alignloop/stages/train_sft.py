@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
+from alignloop.config.recipe import Recipe
 from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import SftRow
@@ -21,9 +22,13 @@ class Inputs:
     """Preferences never trained on: the loss is measured on what people liked best of them. None: it is not."""
 
 
+def settings(recipe: Recipe) -> SftConfig:
+    return recipe.sft
+
+
 def run(config: SftConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     rows = list(load_jsonl(inputs.rows.path, SftRow))
     return fine_tune(config, inputs.start, rows, heldout_targets(inputs.heldout), ctx)
 
 
-STAGE = Stage("train_sft", Inputs, Outputs, run)
+STAGE = Stage("train_sft", Inputs, Outputs, settings, run)

@@ -87,7 +87,9 @@ def _run_stage(bench: Bench, ours: Any, first: Path, rows: Sequence[Any]) -> Rea
     inputs = sample.Inputs(Artifact.of(first), Artifact.of(prompts))
     place = Place(round_dir / "04_sample", round=1, run_seed=0)
     started = time.perf_counter()
-    outputs = run_stage(sample.STAGE, recipe.sample_stage, inputs, place=place, engine=ours, progress=QuietProgress())
+    outputs = run_stage(
+        sample.STAGE, sample.settings(recipe), inputs, place=place, engine=ours, progress=QuietProgress()
+    )
     seconds = time.perf_counter() - started
     ids = [tuple(row.completion_ids) for row in load_jsonl(outputs.candidates.path, CandidateRow)]
     return {"rate": sum(map(len, ids)) / seconds, "ids": ids}

@@ -206,7 +206,7 @@ def test_an_error_that_is_not_the_engines_sends_nobody_to_its_log(
         (tmp_path / "run" / "engine.log").write_text("words")
         raise error
 
-    monkeypatch.setattr("alignloop.loop.run.run", fails)
+    monkeypatch.setattr("alignloop.loop.run.check", fails)
     error: Exception = TrainingError("the loss is not finite")
     outcome = alignloop("run", "--run-dir", "run")
     assert (outcome.code, outcome.err) == (1, "error: the loss is not finite\n")

@@ -20,7 +20,7 @@ from alignloop.engines.environment import child_environment
 from alignloop.engines.open import FALLBACK, open_engine
 from alignloop.engines.process import EngineProcess
 from alignloop.errors import EngineError, ModelError, UserError
-from alignloop.preflight.check import check
+from alignloop.loop.check import check
 
 CONFIG = EngineConfig(name="transformers", dtype="float32", max_model_len=256, max_num_seqs=8)
 GREEDY = GenerateRequest(prompt_ids=(5, 6, 7), max_tokens=6, temperature=0.0)
@@ -206,7 +206,7 @@ def test_run_and_plan_say_that_transformers_generates(
     for module in ("alignloop.engines.open", "alignloop.config.engine"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     # A disk without room: the run ends when it has said what it is about to do.
-    monkeypatch.setattr("alignloop.loop.house.shutil.disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
+    monkeypatch.setattr("alignloop.loop.disk.shutil.disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
     ran = alignloop("run", "quickstart", "--run-dir", str(tmp_path / "run"))
     assert ran.code != 0
     assert "free" in ran.err

@@ -19,8 +19,8 @@ from alignloop.evaluation.evaluate import evaluate
 from alignloop.evaluation.ifeval import require_sentence_data
 from alignloop.evaluation.reasoning import without_reasoning
 from alignloop.evaluation.report import EvalReport, EvalSample
-from alignloop.preflight.benchmarks import local_prompts, too_long
 from alignloop.progress import QuietProgress
+from alignloop.stages.evaluate.check import local_prompts, too_long
 
 THOUGHT = "<think>\nNo commas, and bullets:\n* one\n</think>\n\n"
 BENCH = [

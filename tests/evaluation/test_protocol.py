@@ -18,8 +18,8 @@ from alignloop.errors import DataError, ModelError
 from alignloop.evaluation.evaluate import evaluate, evaluate_loaded
 from alignloop.evaluation.report import EvalReport, EvalSample
 from alignloop.evaluation.tasks import load_tasks, local_mmlu
-from alignloop.preflight.benchmarks import local_prompts, too_long
 from alignloop.progress import QuietProgress
+from alignloop.stages.evaluate.check import local_prompts, too_long
 
 QUESTIONS = {
     "mills": ["Where is the mill?,by the river,on the hill,in town,nowhere,B", "Who runs it?,Ada,Bo,Cy,Dee,A"],
@@ -112,7 +112,7 @@ def test_questions_that_do_not_fit_are_counted_by_task_before_the_engine_starts(
 
 @pytest.mark.parametrize("kind", ["mmlu", "mmlu_generative"])
 @pytest.mark.parametrize("max_model_len", [330, 600, 700])
-def test_preflight_measures_what_lm_eval_builds(
+def test_the_check_measures_what_lm_eval_builds(
     kind: str, max_model_len: int, tiny_checkpoint: Path, folder: Path
 ) -> None:
     chat = load_format(tiny_checkpoint)
@@ -125,7 +125,7 @@ def test_preflight_measures_what_lm_eval_builds(
     assert lines == [str(task) for task in found if task is not None]
 
 
-def test_preflight_builds_the_messages_that_are_sent(
+def test_the_check_builds_the_messages_that_are_sent(
     engine: TransformersEngine, tiny_checkpoint: Path, folder: Path, tmp_path: Path
 ) -> None:
     for name in (f"mmlu={folder}", f"mmlu_generative={folder}"):

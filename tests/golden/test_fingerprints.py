@@ -18,11 +18,11 @@ import pytest
 
 from alignloop.artifacts import fingerprint
 from alignloop.config import load_recipe
-from alignloop.plan import walk
-from alignloop.preflight import Checked
-from alignloop.preflight.base import BaseFacts
-from alignloop.preflight.rows import Rows
+from alignloop.loop.check import Checked
+from alignloop.loop.plan import planned_stages
 from alignloop.run_dir.stage import Place, Standing, describe
+from alignloop.stages import runner
+from alignloop.stages.facts import BaseFacts, Rows
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("fingerprints.json")
@@ -93,9 +93,9 @@ def stages_of(
         found[f"round-{place.round:02d}/{place.dir.name}"] = entry, described["config"]
         return Standing(described, None)
 
-    monkeypatch.setattr(walk, "standing", standing)
+    monkeypatch.setattr(runner, "standing", standing)
     checked = Checked(Rows([], [], [], []), BaseFacts(had_template=True), None, 0, ())
-    walk._walk(recipe, folder / "run", checked)
+    planned_stages(recipe, folder / "run", checked)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from alignloop.artifacts import Artifact, Manifest, read_manifest
-from alignloop.config.recipe import CollectStageConfig, Recipe
+from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, EngineError, UserError
@@ -60,23 +60,30 @@ CANDIDATES = [
 ]
 
 
-def config(url: str, *, num: int = 10, **judge: Any) -> CollectStageConfig:
+def config(url: str, *, num: int = 10, **judge: Any) -> Recipe:
     values = {
         "preferences": ("quickstart",),
         "collect": {"annotator": "judge", "num_annotations": num},
         "judge": {"model": "m", "endpoint": url, "max_retries": 1, **judge},
     }
-    return Recipe.model_validate(values).collect_stage
+    return Recipe.model_validate(values)
 
 
-def ran(folder: Path, config: CollectStageConfig, *, candidates: list[CandidateRow] = CANDIDATES) -> Manifest:
+def ran(folder: Path, recipe: Recipe, *, candidates: list[CandidateRow] = CANDIDATES) -> Manifest:
     folder.mkdir(exist_ok=True)
     dump_jsonl(folder / "human.jsonl", [HUMAN])
     dump_jsonl(folder / "scored.jsonl", candidates)
     human, scored = Artifact.of(folder / "human.jsonl"), Artifact.of(folder / "scored.jsonl")
     place = Place(folder / "round-02" / "01_collect", 2, 0)
-    inputs = collect.inputs(config, human, scored)
-    run_stage(collect.STAGE, config, inputs, place=place, engine=cast(Engine, None), progress=QuietProgress())
+    inputs = collect.inputs(recipe, human, scored)
+    run_stage(
+        collect.STAGE,
+        collect.settings(recipe),
+        inputs,
+        place=place,
+        engine=cast(Engine, None),
+        progress=QuietProgress(),
+    )
     manifest = read_manifest(place.dir)
     assert manifest is not None
     return manifest

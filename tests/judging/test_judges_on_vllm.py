@@ -285,12 +285,10 @@ def test_collect_annotates_with_a_judge(
     )
     dump_jsonl(tmp_path / "human.jsonl", [human])
     dump_jsonl(tmp_path / "scored.jsonl", candidates())
-    inputs = collect.inputs(
-        recipe.collect_stage, Artifact.of(tmp_path / "human.jsonl"), Artifact.of(tmp_path / "scored.jsonl")
-    )
+    inputs = collect.inputs(recipe, Artifact.of(tmp_path / "human.jsonl"), Artifact.of(tmp_path / "scored.jsonl"))
     place = Place(tmp_path / "round-02" / "01_collect", 2, 0)
     outputs = run_stage(
-        collect.STAGE, recipe.collect_stage, inputs, place=place, engine=engine, progress=QuietProgress()
+        collect.STAGE, collect.settings(recipe), inputs, place=place, engine=engine, progress=QuietProgress()
     )
     counts = outputs.counts
     assert counts["judged"] == 6 == counts["annotated"] + counts["ties"] + counts["unreadable"]

@@ -41,7 +41,7 @@ def ask(text: str) -> list[Message]:
 
 def stage(run: Path, number: int, name: str, outputs: dict[str, Sequence[Row]], **values: Any) -> None:
     """Publish a stage that left these rows, under names that the real one publishes them under."""
-    published = import_module(f"alignloop.stages.{name[3:]}").STAGE.outputs
+    published = import_module(f"alignloop.stages.{name[3:]}").Outputs
     assert outputs.keys() <= {field.name for field in dataclasses.fields(published)}, name
     folder = run / f"round-{number:02d}" / name
     folder.mkdir(parents=True)

@@ -16,13 +16,13 @@ from alignloop.artifacts import Artifact, ArtifactRecord, Manifest
 from alignloop.config import load_recipe
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.engines.base import Engine
-from alignloop.loop.house import House
-from alignloop.loop.run import ingest_inputs
+from alignloop.loop.rounds import ingest_inputs
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, RoundRow, Source
 from alignloop.run_dir.layout import enter, locked
 from alignloop.run_dir.rounds_file import forget_rounds, write_rounds
 from alignloop.stages import ingest
+from alignloop.stages.runner import StageRunner
 
 ENGINE = "engine.name=transformers"
 SMALL = {
@@ -64,8 +64,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = folder / "run"
     with locked(run_dir):
         enter(run_dir, recipe, rebuild=False)
-        house = House(run_dir=run_dir, seed=recipe.seed, engine=cast(Engine, None), progress=QuietProgress())
-        house.round(0).run(ingest.STAGE, recipe.ingest_stage, ingest_inputs(recipe))
+        stages = StageRunner(recipe, run_dir, cast(Engine, None), QuietProgress())
+        stages.run(ingest.STAGE, ingest_inputs(recipe))
     for number, name in ((0, "02_base"), (1, "01_collect"), (2, "01_collect")):
         kept = PreferenceRow(
             id=f"row-{number}", messages=[Message(role="user", content="Hi")], chosen="Yes.", rejected="No.",

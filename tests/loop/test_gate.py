@@ -11,7 +11,7 @@ from alignloop.config import Recipe
 from alignloop.errors import UserError
 from alignloop.loop.gate import gated
 from alignloop.loop.round import RoundEnd, RoundStart
-from alignloop.loop.run import best_round, next_start, sampling_policy
+from alignloop.loop.rounds import best_round, next_start, sampling_policy
 from alignloop.records import RoundRow
 from alignloop.stages import evaluate, measure
 

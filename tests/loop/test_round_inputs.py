@@ -13,9 +13,10 @@ from alignloop.config import load_recipe
 from alignloop.config.recipe import Recipe
 from alignloop.errors import DataError, PeopleNeeded, RecipeError, UserError
 from alignloop.look.status import status_text
+from alignloop.loop.check import check
+from alignloop.loop.plan import make_plan
+from alignloop.loop.plan_text import plan_text
 from alignloop.loop.round_inputs import files_of_rounds, hand_out, people_files, waiting
-from alignloop.plan import make_plan, plan_text
-from alignloop.preflight import check
 from alignloop.run_dir.layout import enter, locked
 
 
@@ -82,7 +83,7 @@ def test_a_file_that_comes_later_is_the_next_rounds_and_finished_rounds_keep_the
         names(recipe, run_dir, 2)
 
 
-def test_preflight_sees_what_the_rounds_will_see(tmp_path: Path) -> None:
+def test_the_checks_see_what_the_rounds_will_see(tmp_path: Path) -> None:
     write(tmp_path / "in" / "round-1.jsonl", *(f"Question {n}" for n in range(10)))
     held = check(recipe_of(tmp_path, data={"batches": "files", "heldout_fraction": 0.2})).rows.heldout
     write(tmp_path / "in" / "round-2.jsonl", held[0].messages[0].content, "Another")

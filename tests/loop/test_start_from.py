@@ -10,39 +10,37 @@ import pytest
 
 from alignloop.config import Recipe, load_recipe
 from alignloop.engines.base import Engine
-from alignloop.loop.house import House, round_dir
+from alignloop.loop.plan import DryRunner
 from alignloop.loop.round import run_round
-from alignloop.loop.run import base_inputs, next_start, prepare
-from alignloop.plan.walk import PlannedRound
+from alignloop.loop.rounds import next_start, prepare
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, Source
+from alignloop.stages import base
 from alignloop.stages.bootstrap import Inputs as BootstrapInputs
-from alignloop.stages.bootstrap import first_batch
+from alignloop.stages.bootstrap import first_batch, settings
 
 
 @dataclass
-class Watched(PlannedRound):
+class Watched(DryRunner):
     """Remembers what each stage was given."""
 
     given: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, stage: Any, config: Any, inputs: Any) -> Any:
+    def run(self, stage: Any, inputs: Any) -> Any:
         self.given[stage.name] = inputs
-        return super().run(stage, config, inputs)
+        return super().run(stage, inputs)
 
 
 def starts(recipe: Recipe, run_dir: Path) -> list[dict[str, str]]:
     """Of three rounds: stage -> folder of the checkpoint it starts from, or samples from."""
-    house = House(run_dir=run_dir, seed=recipe.seed, engine=cast(Engine, None), progress=QuietProgress())
-    zero = Watched(house, 0, round_dir(run_dir, 0), base_metrics={"had_template": 0.0})
-    start = prepare(zero, recipe, base_inputs=base_inputs(recipe)).start
-    bootstrap = zero.given.get("bootstrap")
+    stages = Watched(recipe, run_dir, cast(Engine, None), QuietProgress())
+    start = prepare(stages, base_inputs=base.inputs(recipe)).start
+    bootstrap = stages.given.get("bootstrap")
     assert bootstrap is None or (isinstance(bootstrap, BootstrapInputs) and folder(bootstrap.start) == "00/02_base")
     found = []
     for number in (1, 2, 3):
-        room = Watched(house, number, round_dir(run_dir, number))
-        end = run_round(room, recipe, start)
-        given = room.given
+        end = run_round(stages.round(number), start)
+        given = stages.given
         found.append(
             {
                 "reward": folder(given["train_reward"].start),
@@ -97,7 +95,7 @@ def row(number: int, file: str = "a") -> PreferenceRow:
     ],
 )
 def test_the_bootstrap_trains_on_the_first_rounds_batch(data: dict[str, Any], expected: list[str]) -> None:
-    config = Recipe(preferences=("a",), data=data).bootstrap_stage
+    config = settings(Recipe(preferences=("a",), data=data))
     rows = [row(number, "a" if number < 3 else "b") for number in range(6)]
     batch, later = first_batch(rows, config)
     assert [one.id for one in batch] == expected

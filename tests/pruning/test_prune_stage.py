@@ -14,14 +14,14 @@ from alignloop.config.bundled import QUICKSTART
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import RecipeError
-from alignloop.preflight.findings import Findings
-from alignloop.preflight.pruning import check_pruning
 from alignloop.progress import QuietProgress
 from alignloop.pruning.items import item_of_selected, item_of_target
 from alignloop.pruning.quality import priorities_of
 from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SelectedRow, SftRow, Source
 from alignloop.run_dir.stage import StageContext, describe
 from alignloop.stages import prune
+from alignloop.stages.facts import Facts, Findings, Rows
+from alignloop.stages.prune.check import check
 
 BENCHMARK = (
     "Write a short note about the swan. Answer with exactly 5 bullet points such as: * point Do not use the keyword "
@@ -80,9 +80,9 @@ def context(folder: Path) -> StageContext:
 
 def test_a_rounds_rows_are_pruned_by_the_quickstarts_recipe(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
     recipe = load_recipe("quickstart", overrides=["prune.human_rows=2", "prune.quality.top_fraction=1"])
-    given = prune.inputs(recipe.prune_stage, **artifacts)
+    given = prune.inputs(recipe, **artifacts)
     assert len(given.benchmarks) == 2  # the bundled ifeval and mmlu, by digest
-    outputs = prune.run(recipe.prune_stage, given, context(tmp_path / "out"))
+    outputs = prune.run(prune.settings(recipe), given, context(tmp_path / "out"))
     rows = {row.id: row for row in load_jsonl(outputs.rows.path, SftRow)}
     drops = {row.id: row for row in load_jsonl(outputs.dropped.path, DroppedRow)}
     assert drops["p1/1/0"].rule == "decontaminate"
@@ -119,7 +119,7 @@ def test_only_what_people_wrote_or_clearly_chose_skips_quality(tmp_path: Path, a
     given = {**artifacts, "preferences": Artifact.of(tmp_path / "preferences.jsonl")}
     off = [f"prune.{step}.enabled=false" for step in ("clean", "semantic_dedup", "decontaminate")]
     recipe = load_recipe("quickstart", overrides=["prune.human_rows=-1", "prune.quality.top_fraction=0.5", *off])
-    outputs = prune.run(recipe.prune_stage, prune.inputs(recipe.prune_stage, **given), context(tmp_path / "out"))
+    outputs = prune.run(prune.settings(recipe), prune.inputs(recipe, **given), context(tmp_path / "out"))
     rows = {row.id: row for row in load_jsonl(outputs.rows.path, SftRow)}
     assert set(rows) == {"p2/1/0", "p3/1/0", "clear", "silent", "written", "simulated", "good judge"}
     assert [rows[name].quality_score for name in ("clear", "silent", "written", "simulated")] == [None, None, None, 2.5]
@@ -165,7 +165,7 @@ def test_what_the_recipe_names_is_part_of_the_fingerprint(tmp_path: Path, artifa
     recipe = load_recipe("quickstart", overrides=overrides)
 
     def mark(of: Recipe) -> str:
-        return fingerprint(describe(of.prune_stage, prune.inputs(of.prune_stage, **artifacts), seed=1))
+        return fingerprint(describe(prune.settings(of), prune.inputs(of, **artifacts), seed=1))
 
     first = mark(recipe)
     assert first == mark(load_recipe("quickstart", overrides=[*overrides, "judge.timeout_seconds=5", "judge.prompt=x"]))
@@ -177,9 +177,9 @@ def test_what_the_recipe_names_is_part_of_the_fingerprint(tmp_path: Path, artifa
 
 
 def test_benchmarks_count_only_where_rows_are_compared_with_them() -> None:
-    off = load_recipe("quickstart", overrides=["prune.decontaminate.enabled=false"]).prune_stage
+    off = prune.settings(load_recipe("quickstart", overrides=["prune.decontaminate.enabled=false"]))
     assert (off.tasks, off.include_path) == ((), None)
-    assert load_recipe("quickstart").prune_stage.judge is None
+    assert prune.settings(load_recipe("quickstart")).judge is None
 
 
 @pytest.mark.parametrize(
@@ -238,13 +238,11 @@ def test_what_a_step_needs_is_looked_for_before_anything_runs(overrides: list[st
     findings = Findings()
     ask = [Message(role="user", content="x")]
     prompts = [PromptRow(id="a", messages=ask, source=Source(file="f"), meta={"topic": "code"})]
-    check_pruning(recipe, prompts=prompts, preferences=[], run_dir=None, base_folder=None, findings=findings)
+    check(Facts(recipe, findings, Rows(prompts=prompts)))
     assert said in "\n".join(findings.problems)
 
 
 def test_the_quickstart_has_nothing_to_say() -> None:
     findings = Findings()
-    check_pruning(
-        load_recipe("quickstart"), prompts=[], preferences=[], run_dir=None, base_folder=None, findings=findings
-    )
+    check(Facts(load_recipe("quickstart"), findings))
     assert (findings.problems, findings.notes) == ([], [])

@@ -180,7 +180,7 @@ def test_an_unknown_topic_names_the_known_ones() -> None:
     items = [selected("a", 1.0, meta={"topic": "code"})]
     with pytest.raises(DataError, match="no row is of topic 'coed'; did you mean 'code'\\? known: code"):
         pruned(items, lenient=True, topic={"by": "column"}, mix={"epochs": {"coed": 2}})
-    # A round may lack a topic that the run has: preflight knows those.
+    # A round may lack a topic that the run has: the checks know those.
     result = pruned(items, topic={"by": "column"}, mix={"shares": {"code": 0.5, "chat": 0.5}})
     assert (ids(result), result.notes) == (["a"], ("mix: no row is of topic 'chat', which the recipe names",))
 

@@ -15,7 +15,7 @@ import pytest
 from alignloop.alone.out_file import work_dir
 from alignloop.config import load_recipe
 from alignloop.errors import RunDirError, UserError
-from alignloop.plan import make_plan
+from alignloop.loop.plan import make_plan
 from alignloop.run_dir.layout import changed_fields, enter, holder, locked
 
 RECIPE = {"preferences": "p.jsonl", "rounds": 6}

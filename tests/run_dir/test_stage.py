@@ -14,16 +14,17 @@ import pytest
 
 from alignloop.artifacts import Artifact, Manifest, derive_seed, digest_of, disk_errors_named, read_manifest
 from alignloop.config.base import Section
+from alignloop.config.recipe import Recipe
 from alignloop.engines.base import Engine
 from alignloop.errors import DataError, DiskFullError, DriftError, RunDirError
 from alignloop.evaluation.comparing import read_differences
-from alignloop.loop.house import House
 from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.run_dir.rounds_file import read_rounds, write_rounds
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Place, Stage, StageContext, run_stage
 from alignloop.run_dir.verification import verify_run
+from alignloop.stages.runner import StageRunner
 
 
 class CountConfig(Section):
@@ -63,7 +64,11 @@ def count_rows(config: CountConfig, inputs: CountInputs, ctx: StageContext) -> C
     )
 
 
-COUNT = Stage("count", CountInputs, CountOutputs, count_rows)
+def count(**config: int) -> Stage[CountConfig, CountInputs, CountOutputs]:
+    return Stage("count", CountInputs, CountOutputs, lambda recipe: CountConfig(**config), count_rows)
+
+
+COUNT = count()
 
 
 def run_count(run_dir: Path, rows: Path, *, add: int = 1, rebuild: bool = False) -> CountOutputs:
@@ -141,7 +146,7 @@ def test_rows_that_vanish_are_a_defect(tmp_path: Path, rows: Path) -> None:
 
     with pytest.raises(AssertionError, match="rows vanished"):
         run_stage(
-            Stage("lose", CountInputs, CountOutputs, lose),
+            Stage("lose", CountInputs, CountOutputs, lambda recipe: CountConfig(), lose),
             CountConfig(),
             CountInputs(Artifact.of(rows)),
             place=Place(tmp_path / "round-01" / "01_lose", 1, 0),
@@ -210,7 +215,7 @@ def test_full_disk_is_named_and_nothing_is_published(tmp_path: Path, rows: Path)
 
     with pytest.raises(DiskFullError, match=r"disk is full.*are free.*run the same command again"):
         run_stage(
-            Stage("fill", CountInputs, CountOutputs, fill),
+            Stage("fill", CountInputs, CountOutputs, lambda recipe: CountConfig(), fill),
             CountConfig(),
             CountInputs(Artifact.of(rows)),
             place=Place(tmp_path / "round-01" / "01_fill", 1, 0),
@@ -290,23 +295,23 @@ def seeded(name: str) -> Stage:
         (ctx.dir / "total.txt").write_text(f"{ctx.name} {ctx.seed}")
         return CountOutputs(total=Artifact.of(ctx.dir / "total.txt"), parts=())
 
-    return Stage(name, CountInputs, CountOutputs, run)
+    return Stage(name, CountInputs, CountOutputs, lambda recipe: CountConfig(), run)
 
 
-def house_of(run_dir: Path, *, rebuild: bool = False) -> House:
+def runner_of(run_dir: Path, *, rebuild: bool = False) -> StageRunner:
     engine = cast(Engine, None)  # these stages use none
-    return House(run_dir=run_dir, seed=5, engine=engine, progress=QuietProgress(), rebuild=rebuild)
+    return StageRunner(Recipe(preferences=("p",), seed=5), run_dir, engine, QuietProgress(), rebuild=rebuild)
 
 
 def test_a_stage_alone_is_the_stage_in_the_run(tmp_path: Path, rows: Path) -> None:
     """Wherever it stands in its round, and whatever its folder is called."""
     inputs = CountInputs(Artifact.of(rows))
-    first, third = house_of(tmp_path / "one").round(1), house_of(tmp_path / "two").round(1)
+    first, third = runner_of(tmp_path / "one").round(1), runner_of(tmp_path / "two").round(1)
     for name in ("collect", "score"):
-        third.run(seeded(name), CountConfig(), inputs)
-    one = first.run(seeded("sample"), CountConfig(), inputs)
-    two = third.run(seeded("sample"), CountConfig(), inputs)
-    again = third.run(seeded("sample"), CountConfig(), inputs)
+        third.run(seeded(name), inputs)
+    one = first.run(seeded("sample"), inputs)
+    two = third.run(seeded("sample"), inputs)
+    again = third.run(seeded("sample"), inputs)
     alone = run_stage(
         seeded("sample"),
         CountConfig(),
@@ -321,7 +326,7 @@ def test_a_stage_alone_is_the_stage_in_the_run(tmp_path: Path, rows: Path) -> No
     assert len({manifest.fingerprint for manifest in manifests if manifest}) == 1
     # A second stage of the same name in the round draws otherwise; so does the same stage in another round.
     assert again.total.path.read_text() != two.total.path.read_text()
-    later = house_of(tmp_path / "one").round(2).run(seeded("sample"), CountConfig(), inputs)
+    later = runner_of(tmp_path / "one").round(2).run(seeded("sample"), inputs)
     assert later.total.path.read_text() != one.total.path.read_text()
 
 
@@ -337,8 +342,8 @@ def test_a_stage_of_the_old_seeds_says_that_it_is_the_seed(tmp_path: Path, rows:
 
 def test_rebuild_removes_what_was_built_on_it_and_nothing_else(tmp_path: Path, rows: Path) -> None:
     inputs = CountInputs(Artifact.of(rows))
-    house = house_of(tmp_path)
-    house.round(99).run(COUNT, CountConfig(), inputs)
+    stages = runner_of(tmp_path)
+    stages.round(99).run(COUNT, inputs)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     later = [tmp_path / "round-99/02_next", tmp_path / "round-99/02_next.partial", tmp_path / "round-100/01_count"]
@@ -347,7 +352,7 @@ def test_rebuild_removes_what_was_built_on_it_and_nothing_else(tmp_path: Path, r
         folder.mkdir(parents=True)
     (tmp_path / "round-99/zzz.txt").write_text("a note")
     (tmp_path / "round-101").symlink_to(elsewhere)
-    house_of(tmp_path, rebuild=True).round(99).run(COUNT, CountConfig(add=2), inputs)
+    runner_of(tmp_path, rebuild=True).round(99).run(count(add=2), inputs)
     assert not any(folder.exists() for folder in later)
     assert all(folder.exists() for folder in [*kept, elsewhere, tmp_path / "round-99/zzz.txt"])
     assert not (tmp_path / "round-101").exists()
@@ -360,21 +365,21 @@ def round_line(number: int) -> RoundRow:
 @pytest.mark.parametrize("how", ["rebuild", "by hand"])
 def test_a_stage_that_runs_again_takes_the_rounds_lines_with_it(tmp_path: Path, rows: Path, how: str) -> None:
     inputs = CountInputs(Artifact.of(rows))
-    house = house_of(tmp_path)
+    stages = runner_of(tmp_path)
     for number in (0, 1, 2):
-        house.round(number).run(COUNT, CountConfig(), inputs)
+        stages.round(number).run(COUNT, inputs)
     write_rounds(tmp_path, [round_line(number) for number in (0, 1, 2)])
     entries = [{"round": 1, "against": 0}, {"round": 2, "against": 1}, {"round": 2, "against": 0}]
     (tmp_path / "differences.json").write_text(json.dumps({"rounds": entries}))
-    house.round(1).run(COUNT, CountConfig(), inputs)
+    stages.round(1).run(COUNT, inputs)
     assert len(read_rounds(tmp_path)) == 3
     if how == "by hand":
         shutil.rmtree(tmp_path / "round-02")
-        house.round(2).run(COUNT, CountConfig(), inputs)
+        stages.round(2).run(COUNT, inputs)
         assert [row.round for row in read_rounds(tmp_path)] == [0, 1]
         assert [entry.round for entry in read_differences(tmp_path)] == [1]
     else:
-        house_of(tmp_path, rebuild=True).round(1).run(COUNT, CountConfig(add=3), inputs)
+        runner_of(tmp_path, rebuild=True).round(1).run(count(add=3), inputs)
         assert [row.round for row in read_rounds(tmp_path)] == [0]
         assert read_differences(tmp_path) == []
 

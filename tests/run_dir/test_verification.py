@@ -16,16 +16,17 @@ import pytest
 from alignloop.artifacts import Artifact, digest_of, read_manifest, write_text
 from alignloop.config import load_recipe
 from alignloop.config.base import Section
+from alignloop.config.recipe import Recipe
 from alignloop.engines.base import Engine
 from alignloop.errors import RunDirError
 from alignloop.loop.final import publish_final
-from alignloop.loop.house import SMALL, House
 from alignloop.records import RoundRow
 from alignloop.run_dir import verification
 from alignloop.run_dir.layout import enter, locked
 from alignloop.run_dir.rounds_file import read_rounds, write_rounds
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
+from alignloop.stages.runner import SMALL, StageRunner
 
 
 class SizeConfig(Section):
@@ -56,10 +57,6 @@ def write_model(config: SizeConfig, inputs: NoInputs | ModelInputs, ctx: StageCo
     return ModelOutputs(checkpoint=Artifact.of(folder))
 
 
-TRAIN = Stage("train", NoInputs, ModelOutputs, write_model)
-AVERAGE = Stage("average", ModelInputs, ModelOutputs, write_model)
-
-
 class Said:
     """Keeps what is said."""
 
@@ -86,10 +83,14 @@ def flip(path: Path, *, keep_time: bool = False) -> None:
 def two_stages(run_dir: Path, *, size: int) -> tuple[Path, list[str]]:
     """A stage that trains and one that takes its model; the model, and what was said."""
     said = Said()
-    house = House(run_dir=run_dir, seed=0, engine=cast(Engine, None), progress=said)  # type: ignore[arg-type]
-    rooms = house.round(1)
-    trained = rooms.run(TRAIN, SizeConfig(size=size), NoInputs())
-    rooms.run(AVERAGE, SizeConfig(size=size), ModelInputs((trained.checkpoint,)))
+
+    def config(recipe: Recipe) -> SizeConfig:
+        return SizeConfig(size=size)
+
+    recipe, engine = Recipe(preferences=("p",)), cast(Engine, None)
+    stages = StageRunner(recipe, run_dir, engine, said).round(1)  # type: ignore[arg-type]
+    trained = stages.run(Stage("train", NoInputs, ModelOutputs, config, write_model), NoInputs())
+    stages.run(Stage("average", ModelInputs, ModelOutputs, config, write_model), ModelInputs((trained.checkpoint,)))
     return trained.checkpoint.path / "model.safetensors", said.lines
 
 

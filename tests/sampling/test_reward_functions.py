@@ -208,13 +208,14 @@ def test_the_digest_is_that_of_the_code_that_runs(folder: Path) -> None:
 
 def test_the_stage_is_known_by_the_source_of_its_functions(folder: Path) -> None:
     from alignloop.config import load_recipe
+    from alignloop.stages.score import settings
 
-    assert load_recipe("quickstart").score_stage.sources == {}
+    assert settings(load_recipe("quickstart")).sources == {}
     (folder / "mine_d.py").write_text("def f(**columns): return [1.0]\n")
     recipe = load_recipe("quickstart", overrides=["score.reward_functions=[{function: 'mine_d:f', weight: 0.5}]"])
-    stage = recipe.score_stage
+    stage = settings(recipe)
     assert stage.sources == {"mine_d:f": load("mine_d:f").digest}
     assert stage.reward_functions[0].weight == 0.5
     (folder / "mine_d.py").write_text("def f(**columns): return [3.0]\n")
     assert digest(folder, "mine_d:f") != stage.sources["mine_d:f"]
-    assert recipe.score_stage != stage
+    assert settings(recipe) != stage

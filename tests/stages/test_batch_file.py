@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_case import ASK, candidate, context, write
 
 from alignloop.artifacts import Artifact
 from alignloop.config.data import DataConfig
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import PeopleNeeded
-from alignloop.progress import QuietProgress
-from alignloop.records import CandidateRow, Message, PreferenceRow, PromptRow, Source, ToAnnotateRow
-from alignloop.run_dir.stage import StageContext
+from alignloop.records import Message, PreferenceRow, PromptRow, Source, ToAnnotateRow
 from alignloop.stages import collect
 from alignloop.stages.batch_file import read_batch
-
-ASK = [Message(role="user", content="Name a tree.")]
-
-
-def context(folder: Path, *, number: int = 2) -> StageContext:
-    folder.mkdir(exist_ok=True)
-    return StageContext(dir=folder, seed=7, round=number, engine=None, progress=QuietProgress())  # type: ignore[arg-type]
-
-
-def write(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def raw(row_id: str, prompt: str, chosen: str = "Yes.") -> dict[str, str]:
@@ -63,25 +49,18 @@ def test_every_row_of_a_rounds_file_is_accounted_for(tmp_path: Path) -> None:
     assert [row.messages[0].content for row in read(file, [], prompts=[]).prompts] == ["A", " held OUT"]
 
 
-def candidate(prompt: str, k: int, text: str, reward: float, *, finish: str = "stop") -> CandidateRow:
-    return CandidateRow(
-        id=f"{prompt}/1/{k}", prompt_id=prompt, messages=ASK, completion=text, completion_ids=[1],
-        finish_reason=finish, round=1, policy="sha256:0", reward=reward,
-    )  # fmt: skip
-
-
 CANDIDATES = [
     candidate("p", 0, "An oak.", 3.0),
     candidate("p", 1, "An elm.", 2.0),
     candidate("q", 0, "A fir.", 1.0),
     candidate("q", 1, "A yew.", 0.5),
-    candidate("q", 2, "A yew as tall as", 9.0, finish="length"),  # cut off: never shown
+    candidate("q", 2, "A yew as tall as", 9.0, finish_reason="length"),  # cut off: never shown
     candidate("r", 0, "A box.", 1.0),
     candidate("r", 1, " ", 5.0),  # empty: never shown, and nothing is left to compare with
 ]
 
 
-def people(folder: Path, answers: Path | None, **more: Any) -> tuple[Any, collect.Inputs]:
+def people(folder: Path, answers: Path | None, **more: Any) -> tuple[Recipe, collect.Inputs]:
     values = {"preferences": ("quickstart",), "collect": {"annotator": "human", "num_annotations": 5, **more}}
     recipe = Recipe.model_validate(values)
     human = PreferenceRow(id="h", messages=ASK, chosen="Ash.", rejected="No.", source=Source(file="f", line=1))
@@ -89,26 +68,27 @@ def people(folder: Path, answers: Path | None, **more: Any) -> tuple[Any, collec
     dump_jsonl(folder / "scored.jsonl", CANDIDATES)
     outside = collect.FromOutside(answers=None if answers is None else Artifact.of(answers))
     scored = Artifact.of(folder / "scored.jsonl")
-    config = recipe.collect_stage
-    return config, collect.inputs(config, Artifact.of(folder / "p.jsonl"), scored, outside=outside)
+    return recipe, collect.inputs(recipe, Artifact.of(folder / "p.jsonl"), scored, outside=outside)
 
 
 def test_a_round_stops_for_people_and_goes_on_with_their_answers(tmp_path: Path) -> None:
-    config, inputs = people(tmp_path, None)
+    recipe, inputs = people(tmp_path, None)
     with pytest.raises(PeopleNeeded) as wait:
-        collect.run(config, inputs, context(tmp_path / "a"))
+        collect.run(collect.settings(recipe), inputs, context(tmp_path / "a", number=2))
     assert (wait.value.num_asked, wait.value.num_answered, wait.value.num_needed) == (2, 0, 2)
     asked = list(load_jsonl(wait.value.questions, ToAnnotateRow))
     assert sorted(sorted((row.first, row.second)) for row in asked) == [["A fir.", "A yew."], ["An elm.", "An oak."]]
     assert "reward" not in wait.value.questions.read_text()
 
     answers = write(tmp_path / "answers.jsonl", {"id": asked[0].id, "choice": "first"})
-    config, inputs = people(tmp_path, answers)
+    recipe, inputs = people(tmp_path, answers)
     with pytest.raises(PeopleNeeded, match="1 of 2 pairs of completions have no answer yet"):
-        collect.run(config, inputs, context(tmp_path / "a"))
+        collect.run(collect.settings(recipe), inputs, context(tmp_path / "a", number=2))
     enough, _ = people(tmp_path, answers, min_annotated=1)
-    assert enough.model_dump() == config.model_dump()  # what is done does not depend on it
-    outputs = collect.run(enough, inputs, context(tmp_path / "b"))
+    assert (
+        collect.settings(enough).model_dump() == collect.settings(recipe).model_dump()
+    )  # what is done does not depend on it
+    outputs = collect.run(collect.settings(enough), inputs, context(tmp_path / "b", number=2))
     assert outputs.counts == {
         "preferences": 1,
         "asked": 2,
@@ -124,9 +104,9 @@ def test_a_round_stops_for_people_and_goes_on_with_their_answers(tmp_path: Path)
 
 
 def test_nobody_is_asked_in_the_first_round_or_where_nothing_differs(tmp_path: Path) -> None:
-    config, inputs = people(tmp_path, None)
-    first = collect.inputs(config, inputs.preferences, None)
-    assert collect.run(config, first, context(tmp_path / "a", number=1)).counts["preferences"] == 1
+    recipe, inputs = people(tmp_path, None)
+    first = collect.inputs(recipe, inputs.preferences, None)
+    assert collect.run(collect.settings(recipe), first, context(tmp_path / "a", number=1)).counts["preferences"] == 1
     dump_jsonl(tmp_path / "scored.jsonl", CANDIDATES[-2:])
-    alone = collect.inputs(config, inputs.preferences, Artifact.of(tmp_path / "scored.jsonl"))
-    assert collect.run(config, alone, context(tmp_path / "b")).counts["asked"] == 0
+    alone = collect.inputs(recipe, inputs.preferences, Artifact.of(tmp_path / "scored.jsonl"))
+    assert collect.run(collect.settings(recipe), alone, context(tmp_path / "b", number=2)).counts["asked"] == 0

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from stage_case import candidate, context, written
 
-from alignloop.artifacts import Artifact
 from alignloop.chat.load import load_format
 from alignloop.config.bundled import QUICKSTART
 from alignloop.config.recipe import Recipe
 from alignloop.config.sampling import PairsConfig, SelectConfig
-from alignloop.data.jsonl import dump_jsonl, load_jsonl
-from alignloop.engines.base import Completion, Engine
-from alignloop.progress import QuietProgress
+from alignloop.data.jsonl import load_jsonl
+from alignloop.engines.base import Completion
 from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
-from alignloop.run_dir.stage import StageContext
 from alignloop.stages import collect, select
 from alignloop.stages.build_pairs import pair_candidates
-from alignloop.stages.measure_answers import Answer
-from alignloop.stages.measure_rewards import Rewards, Scored, best_picks
+from alignloop.stages.measure.answers import Answer
+from alignloop.stages.measure.rewards import Rewards, Scored, best_picks
 
 ASK = [Message(role="user", content="Where does the otter live?")]
 META = {"answer": "river", "options": ["river", "cave"]}
@@ -34,24 +32,11 @@ SAMPLED = [
 ]
 
 
-def candidates(prompt: str = "p", sampled: Any = SAMPLED) -> list[CandidateRow]:
+def candidates(sampled: Any = SAMPLED) -> list[CandidateRow]:
     return [
-        CandidateRow(
-            id=f"{prompt}/1/{k}", prompt_id=prompt, messages=ASK, completion=text, completion_ids=[k + 1],
-            finish_reason=reason, round=1, policy="sha256:x", reward=reward, meta=META,
-        )
+        candidate("p", k, text, reward, messages=ASK, completion_ids=[k + 1], finish_reason=reason, meta=META)
         for k, (text, reward, reason) in enumerate(sampled)
-    ]  # fmt: skip
-
-
-def context(folder: Path, *, number: int) -> StageContext:
-    folder.mkdir(exist_ok=True)
-    return StageContext(dir=folder, seed=7, round=number, engine=cast(Engine, None), progress=QuietProgress())
-
-
-def written(path: Path, rows: Any) -> Artifact:
-    dump_jsonl(path, rows)
-    return Artifact.of(path)
+    ]
 
 
 def test_select_picks_the_fourth_and_counts_what_it_passed_over(tmp_path: Path) -> None:
@@ -89,8 +74,8 @@ def test_the_simulated_annotator_sees_none_that_is_cut_or_empty(tmp_path: Path, 
     )
     people = written(tmp_path / "people.jsonl", [])
     scored = written(tmp_path / "scored.jsonl", candidates(sampled=sampled))
-    inputs = collect.inputs(recipe.collect_stage, people, scored)
-    outputs = collect.run(recipe.collect_stage, inputs, context(tmp_path / "a", number=2))
+    inputs = collect.inputs(recipe, people, scored)
+    outputs = collect.run(collect.settings(recipe), inputs, context(tmp_path / "a", number=2))
     rows = [(row.chosen, row.rejected) for row in load_jsonl(outputs.preferences.path, PreferenceRow)]
     assert rows == ([] if only_cut else [("In the river.", "In the cave.")])
     assert outputs.counts == {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_case import context, write
 
 from alignloop.artifacts import Artifact
 from alignloop.config import load_recipe
@@ -16,24 +16,18 @@ from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError
 from alignloop.evaluation.tasks import load_tasks
-from alignloop.plan import make_plan, plan_text
-from alignloop.preflight import check
-from alignloop.preflight.findings import PreflightError
-from alignloop.preflight.lines import opening_lines
+from alignloop.loop.check import check
+from alignloop.loop.plan import make_plan
+from alignloop.loop.plan_text import opening_lines, plan_text
 from alignloop.progress import PlainProgress
 from alignloop.pruning.benchmarks import local_texts, task_texts
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow
-from alignloop.run_dir.stage import StageContext
 from alignloop.stages import collect, ingest
+from alignloop.stages.facts import ProblemsError
 
 QUESTION = "Farmers keep nine brown hens and two grey geese behind the old stone barn near Ghent."
 CHANGED = QUESTION.replace("geese", "ducks")
 """One word of sixteen is another: 11 of 14 sequences of three are left."""
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def pair(name: str, prompt: str, chosen: str = "Yes.", rejected: str = "No.", **more: Any) -> dict[str, Any]:
@@ -55,22 +49,17 @@ PROMPTS = [{"id": "p", "prompt": "Sing."}, {"id": "q", "prompt": f"Tell me. {CHA
 def recipe_of(folder: Path, *overrides: str) -> Recipe:
     """Of preferences and prompts in `folder`, with one benchmark of one question."""
     row = {"key": 1, "prompt": QUESTION, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
-    benchmark = write(folder / "bench.jsonl", [row])
+    benchmark = write(folder / "bench.jsonl", row)
     return load_recipe(
-        {"preferences": [str(write(folder / "pairs.jsonl", PAIRS))], "evaluate": {"tasks": [f"ifeval={benchmark}"]}},
+        {"preferences": [str(write(folder / "pairs.jsonl", *PAIRS))], "evaluate": {"tasks": [f"ifeval={benchmark}"]}},
         overrides=["data.max_bad_fraction=0.5", "engine.max_model_len=1024", "sample.max_tokens=512", *overrides],
     )
 
 
-def context(folder: Path, number: int = 0) -> StageContext:
-    folder.mkdir()
-    return StageContext(dir=folder, seed=7, round=number, engine=None, progress=PlainProgress())  # type: ignore[arg-type]
-
-
 def ingested(recipe: Recipe, out: Path, *, prompts: tuple[Artifact, ...] = ()) -> ingest.Outputs:
     files = tuple(Artifact.of(Path(file)) for file in recipe.preferences)
-    given = ingest.inputs(recipe.ingest_stage, preferences=files, prompts=prompts)
-    return ingest.run(recipe.ingest_stage, given, context(out))
+    given = ingest.inputs(recipe, preferences=files, prompts=prompts)
+    return ingest.run(ingest.settings(recipe), given, context(out, number=0, progress=PlainProgress()))
 
 
 def drops(files: Sequence[Artifact]) -> list[DroppedRow]:
@@ -79,7 +68,7 @@ def drops(files: Sequence[Artifact]) -> list[DroppedRow]:
 
 def test_ingest_leaves_out_preferences_and_prompts_that_hold_a_question(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
-    prompts = (Artifact.of(write(tmp_path / "prompts.jsonl", PROMPTS)),)
+    prompts = (Artifact.of(write(tmp_path / "prompts.jsonl", *PROMPTS)),)
     outputs = ingested(recipe, tmp_path / "out", prompts=prompts)
     kept = [row.id for file in (outputs.preferences, outputs.heldout) for row in load_jsonl(file.path, PreferenceRow)]
     assert sorted(kept) == ["other", "plain", "third"]
@@ -103,17 +92,17 @@ def test_without_a_file_of_prompts_none_of_the_prompts_holds_a_question(tmp_path
     prompts = [row.messages[0].content for row in load_jsonl(outputs.prompts.path, PromptRow)]
     assert prompts == ["Name a colour.", "Name a tree.", "Name a river."]
     off = recipe_of(tmp_path, "prune.decontaminate.enabled=false")
-    assert off.keep_out is None
+    assert ingest.keep_out_of(off) is None
     assert ingested(off, tmp_path / "off").counts["dropped"] == 0
 
 
 def test_a_rounds_own_file_passes_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = recipe_of(tmp_path, "data.batches=files")
     first = ingested(recipe, tmp_path / "ingest")
-    file = Artifact.of(write(tmp_path / "second.jsonl", [pair("s1", CHANGED), pair("s2", "Name a lake.")]))
-    config = recipe.collect_stage
+    file = Artifact.of(write(tmp_path / "second.jsonl", pair("s1", CHANGED), pair("s2", "Name a lake.")))
+    config = collect.settings(recipe)
     given = collect.inputs(
-        config,
+        recipe,
         first.preferences,
         None,
         outside=collect.FromOutside(file=file),
@@ -122,7 +111,7 @@ def test_a_rounds_own_file_passes_it_too(tmp_path: Path, capsys: pytest.CaptureF
     )
     assert [artifact.path.name for artifact in given.benchmarks] == ["bench.jsonl"]
     capsys.readouterr()
-    outputs = collect.run(config, given, context(tmp_path / "collect", 2))
+    outputs = collect.run(config, given, context(tmp_path / "collect", number=2, progress=PlainProgress()))
     assert "decontaminate: 1 of 2 rows of the round holds a question" in capsys.readouterr().out
     assert [row.id for row in load_jsonl(outputs.preferences.path, PreferenceRow)] == ["s2"]
     assert [(row.id, row.stage, row.rule) for row in drops(outputs.dropped)] == [("s1", "collect", "decontaminate")]
@@ -135,9 +124,9 @@ def test_a_rounds_own_file_passes_it_too(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_rounds_file_of_which_no_row_is_left_is_named(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "data.batches=files")
     first = ingested(recipe, tmp_path / "ingest")
-    file = write(tmp_path / "second.jsonl", [pair("s1", CHANGED), pair("s2", "Name a lake.", chosen=CHANGED)])
+    file = write(tmp_path / "second.jsonl", pair("s1", CHANGED), pair("s2", "Name a lake.", chosen=CHANGED))
     given = collect.inputs(
-        recipe.collect_stage,
+        recipe,
         first.preferences,
         None,
         outside=collect.FromOutside(file=Artifact.of(file)),
@@ -148,23 +137,23 @@ def test_a_rounds_file_of_which_no_row_is_left_is_named(tmp_path: Path) -> None:
         r"second\.jsonl: is the file of round 2, .*: 2 hold a question .*, 0 have the prompt .*: take other data, name"
     )
     with pytest.raises(DataError, match=said):
-        collect.run(recipe.collect_stage, given, context(tmp_path / "collect", 2))
+        collect.run(collect.settings(recipe), given, context(tmp_path / "collect", number=2, progress=PlainProgress()))
     files = [*recipe.preferences, str(file)]
-    with pytest.raises(PreflightError, match=said):
+    with pytest.raises(ProblemsError, match=said):
         check(recipe.model_copy(update={"preferences": files}))
     check(recipe.model_copy(update={"preferences": files, "rounds": 1}))  # no round takes it
 
 
 def test_prompts_of_which_none_is_left_are_an_error_where_they_come_in(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "data.heldout_fraction=0.4")
-    prompts = (Artifact.of(write(tmp_path / "prompts.jsonl", PROMPTS[1:2])),)
+    prompts = (Artifact.of(write(tmp_path / "prompts.jsonl", *PROMPTS[1:2])),)
     with pytest.raises(
         DataError, match=r"1 of 1 prompts holds a question .*\nNothing is left to sample for: take other"
     ):
         ingested(recipe, tmp_path / "held", prompts=prompts)
     heldout = load_jsonl(ingested(recipe, tmp_path / "own").heldout.path, PreferenceRow)
     same = [{"prompt": row.messages[0].content} for row in heldout]
-    prompts = (Artifact.of(write(tmp_path / "same.jsonl", same)),)
+    prompts = (Artifact.of(write(tmp_path / "same.jsonl", *same)),)
     with pytest.raises(DataError, match="none is left to sample for once those of the held-out preferences"):
         ingested(recipe, tmp_path / "same", prompts=prompts)
 
@@ -189,8 +178,8 @@ def test_a_plan_says_what_will_be_left_out_and_what_it_cannot_compare(tmp_path: 
 
 def test_where_every_row_holds_a_question_plan_and_ingest_say_so(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
-    write(tmp_path / "pairs.jsonl", PAIRS[:1])
-    with pytest.raises(PreflightError, match=r"1 of 1 preferences holds a question .* take other data"):
+    write(tmp_path / "pairs.jsonl", *PAIRS[:1])
+    with pytest.raises(ProblemsError, match=r"1 of 1 preferences holds a question .* take other data"):
         check(recipe)
     with pytest.raises(DataError, match="Nothing is left to train on"):
         ingested(recipe, tmp_path / "out")

@@ -13,7 +13,7 @@ from alignloop.artifacts import Artifact, digest_of
 from alignloop.config import load_recipe
 from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
-from alignloop.config.recipe import MeasureStageConfig
+from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
@@ -23,8 +23,9 @@ from alignloop.progress import QuietProgress
 from alignloop.records import MeasuredRow, Message, PreferenceRow, Source
 from alignloop.run_dir.stage import StageContext
 from alignloop.stages import measure
-from alignloop.stages.measure_answers import heldout_of, key_of
-from alignloop.stages.measure_judge import add_judged
+from alignloop.stages.measure import Settings, settings
+from alignloop.stages.measure.answers import heldout_of, key_of
+from alignloop.stages.measure.judge import add_judged
 
 QUESTIONS = ("Tell me about the bear.", "What is a river?", "Who made the scissors?", "Name a town.")
 SET = ("measure.num_prompts=3", "measure.num_candidates=2", "measure.max_tokens=12", "engine.name=transformers")
@@ -56,8 +57,12 @@ class Listening(QuietProgress):
         self.lines.append(line)
 
 
-def recipe_config(*more: str) -> MeasureStageConfig:
-    return load_recipe("quickstart", overrides=[*SET, *more]).measure_stage
+def recipe(*more: str) -> Recipe:
+    return load_recipe("quickstart", overrides=[*SET, *more])
+
+
+def recipe_config(*more: str) -> Settings:
+    return settings(recipe(*more))
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +124,7 @@ def in_round_one(
     policy: str, models: dict[str, Artifact], heldout: Artifact, of_base: measure.Outputs
 ) -> measure.Inputs:
     before = measure.of_base(models["base"], of_base)
-    return measure.inputs(
-        recipe_config(), before, policy=models[policy], reward_model=models["reward"], heldout=heldout
-    )
+    return measure.inputs(recipe(), before, policy=models[policy], reward_model=models["reward"], heldout=heldout)
 
 
 def test_of_the_base_there_is_what_needs_no_reward_model(of_base: measure.Outputs) -> None:
@@ -217,9 +220,7 @@ def test_the_next_round_is_held_against_this_one_and_scored_by_the_first_reward_
     """The same policy again, another reward model: it ties with the last round, and the first model says the same."""
     one = measured(tmp_path / "1", in_round_one("policy", models, heldout, of_base), engine)
     before = measure.after(measure.of_base(models["base"], of_base), reward_model=models["reward"], measured=one)
-    inputs = measure.inputs(
-        recipe_config(), before, policy=models["policy"], reward_model=models["first"], heldout=heldout
-    )
+    inputs = measure.inputs(recipe(), before, policy=models["policy"], reward_model=models["first"], heldout=heldout)
     two = measured(tmp_path / "2", inputs, engine, round=2)
     assert two.metrics["win_rate/previous_ties"] == 1.0
     for name in ("policy_heldout", "random", "base_heldout"):

@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
+from stage_case import context
 
 from alignloop.artifacts import Artifact, derive_seed, stage_seed
 from alignloop.chat.template_defaults import with_defaults
 from alignloop.chat.templates import bundled_by_trl, give_template, load_template
 from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
-from alignloop.config.recipe import SampleStageConfig
 from alignloop.config.sampling import SystemPrompt
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Completion, Engine, GenerateRequest, Loglikelihood, LoglikelihoodRequest
@@ -93,10 +93,10 @@ def policy() -> Artifact:
     return Artifact.of(Path(resolve_base("quickstart")))
 
 
-def config(**values: Any) -> SampleStageConfig:
+def config(**values: Any) -> sample.Settings:
     default = {"num_candidates": 3, "max_tokens": 6, "shard_prompts": 2, "max_model_len": 128}
     engine = {"engine": "vllm", "engine_dtype": "float32", "quantization": None}
-    return SampleStageConfig(**{**default, **engine, **values})
+    return sample.Settings(**{**default, **engine, **values})
 
 
 def prompt(n: int, **values: Any) -> PromptRow:
@@ -116,7 +116,7 @@ def sampled(
     folder: Path,
     policy: Artifact,
     prompts: Sequence[PromptRow],
-    settings: SampleStageConfig,
+    settings: sample.Settings,
     engine: Engine | None = None,
     *,
     number: int = 1,
@@ -311,18 +311,13 @@ def test_bad_input_is_named_before_the_engine_is_asked(policy: Artifact, tmp_pat
         sampled(tmp_path, policy, [prompt(0)], config(num_candidates=16_385), engine)
 
 
-def context(folder: Path, engine: Engine) -> StageContext:
-    folder.mkdir(exist_ok=True)
-    return StageContext(dir=folder, seed=11, round=1, engine=engine, progress=QuietProgress())
-
-
 PROMPTS = [prompt(n) for n in range(7)]
 
 
 @pytest.fixture
 def unbroken(policy: Artifact, tmp_path: Path) -> bytes:
     inputs = sample.Inputs(policy, written(tmp_path, PROMPTS))
-    outputs = sample.run(config(), inputs, context(tmp_path / "unbroken", ScriptedEngine()))
+    outputs = sample.run(config(), inputs, context(tmp_path / "unbroken", seed=11, engine=ScriptedEngine()))
     return outputs.candidates.path.read_bytes()
 
 
@@ -330,10 +325,10 @@ def unbroken(policy: Artifact, tmp_path: Path) -> bytes:
 def test_a_crash_costs_one_shard(policy: Artifact, tmp_path: Path, unbroken: bytes, dies_at: int) -> None:
     inputs = sample.Inputs(policy, written(tmp_path, PROMPTS))
     with pytest.raises(EngineError):
-        sample.run(config(), inputs, context(tmp_path / "room", ScriptedEngine(dies_at=dies_at)))
+        sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=ScriptedEngine(dies_at=dies_at)))
     assert len(list((tmp_path / "room").glob("shard-*.jsonl"))) == dies_at
     again = ScriptedEngine()
-    outputs = sample.run(config(), inputs, context(tmp_path / "room", again))
+    outputs = sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=again))
     assert outputs.candidates.path.read_bytes() == unbroken
     assert len(again.requests) == 4 - dies_at  # 7 prompts are 4 shards
     assert {path.name for path in (tmp_path / "room").iterdir()} == {"candidates.jsonl", "dropped.jsonl"}
@@ -364,10 +359,10 @@ def test_a_shard_that_is_not_whole_is_sampled_again(
 ) -> None:
     inputs = sample.Inputs(policy, written(tmp_path, PROMPTS))
     with pytest.raises(EngineError):
-        sample.run(config(), inputs, context(tmp_path / "room", ScriptedEngine(dies_at=3)))
+        sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=ScriptedEngine(dies_at=3)))
     damage(tmp_path / "room")
     again = ScriptedEngine()
-    outputs = sample.run(config(), inputs, context(tmp_path / "room", again))
+    outputs = sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=again))
     assert outputs.candidates.path.read_bytes() == unbroken
     assert [len(call) for call in again.requests] == [2, 1]  # the damaged one and the last
     assert {path.name for path in (tmp_path / "room").iterdir()} == {"candidates.jsonl", "dropped.jsonl"}
@@ -375,10 +370,10 @@ def test_a_shard_that_is_not_whole_is_sampled_again(
 
 def test_a_crash_after_the_last_shard_costs_nothing(policy: Artifact, tmp_path: Path, unbroken: bytes) -> None:
     inputs = sample.Inputs(policy, written(tmp_path, PROMPTS))
-    first = sample.run(config(), inputs, context(tmp_path / "room", ScriptedEngine()))
+    first = sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=ScriptedEngine()))
     (tmp_path / "room" / "shard-00002.jsonl").write_text("left when it was killed between two removals")
     again = ScriptedEngine(dies_at=0)
-    outputs = sample.run(config(), inputs, context(tmp_path / "room", again))
+    outputs = sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=again))
     assert outputs.candidates.path.read_bytes() == unbroken
     assert outputs.metrics == first.metrics
     assert {path.name for path in (tmp_path / "room").iterdir()} == {"candidates.jsonl", "dropped.jsonl"}
@@ -395,7 +390,7 @@ def test_a_crash_after_the_last_shard_costs_nothing(policy: Artifact, tmp_path: 
     ],
 )
 def test_shards_of_another_configuration_or_other_prompts_are_not_taken_over(
-    policy: Artifact, tmp_path: Path, settings: SampleStageConfig, prompts: list[PromptRow]
+    policy: Artifact, tmp_path: Path, settings: sample.Settings, prompts: list[PromptRow]
 ) -> None:
     with pytest.raises(EngineError):
         sampled(tmp_path, policy, PROMPTS, config(), ScriptedEngine(dies_at=3))
@@ -412,7 +407,7 @@ def test_what_a_prompt_is_sampled_depends_on_no_other_prompt(policy: Artifact, t
     (tmp_path / "few").mkdir()
     inputs = sample.Inputs(policy, written(tmp_path / "few", [PROMPTS[5], PROMPTS[2]]))
     settings = config(shard_prompts=1)
-    outputs = sample.run(settings, inputs, context(tmp_path / "few" / "room", ScriptedEngine()))
+    outputs = sample.run(settings, inputs, context(tmp_path / "few" / "room", seed=11, engine=ScriptedEngine()))
     lines = set(unbroken.splitlines())
     assert [line in lines for line in outputs.candidates.path.read_bytes().splitlines()] == [True] * 6
 

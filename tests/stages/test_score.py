@@ -12,7 +12,6 @@ import pytest
 from alignloop.artifacts import Artifact
 from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
-from alignloop.config.recipe import ScoreStageConfig
 from alignloop.config.sampling import RewardFunction, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
@@ -101,8 +100,8 @@ def rows() -> list[CandidateRow]:
     return made
 
 
-def stage_config(**config: Any) -> ScoreStageConfig:
-    return ScoreStageConfig(dtype="float32", sources={}, strengths=("significantly_better", "better"), **config)
+def stage_config(**config: Any) -> score.Settings:
+    return score.Settings(dtype="float32", sources={}, strengths=("significantly_better", "better"), **config)
 
 
 def scored(

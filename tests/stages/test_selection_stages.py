@@ -1,4 +1,4 @@
-"""select and build_pairs where candidates are odd: total rewards, empty, cut off, alike."""
+"""select, the pairs of collect, and build_pairs on rows small enough to follow by hand, odd ones among them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_case import ASK, candidate, context, preference, written
 
-from alignloop.artifacts import Artifact, derive_seed
+from alignloop.artifacts import derive_seed
 from alignloop.config.sampling import PairsConfig, SelectConfig
-from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError
 from alignloop.progress import QuietProgress
-from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PreferenceRow, SelectedRow, Source
-from alignloop.run_dir.stage import StageContext
+from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PreferenceRow, SelectedRow
 from alignloop.stages import build_pairs, select
-
-ASK = [Message(role="user", content="Name a colour.")]
+from alignloop.stages.collect import pairs_to_annotate
+from alignloop.stages.train_reward import of_strengths
 
 
 class Heard(QuietProgress):
@@ -28,28 +28,11 @@ class Heard(QuietProgress):
         self.lines.append(line)
 
 
-def context(folder: Path, progress: QuietProgress | None = None) -> StageContext:
-    engine: Any = None  # neither stage asks one
-    return StageContext(dir=folder, seed=7, round=1, engine=engine, progress=progress or QuietProgress())
-
-
-def candidate(prompt: str, k: int, text: str, reward: float, **values: Any) -> CandidateRow:
-    made = {"id": f"{prompt}/1/{k}", "prompt_id": prompt, "messages": ASK, "completion": text, "completion_ids": [1]}
-    return CandidateRow(
-        **{**made, "finish_reason": "stop", "round": 1, "policy": "sha256:x", "reward": reward, **values}
-    )
-
-
-def written(folder: Path, name: str, rows: Any) -> Artifact:
-    dump_jsonl(folder / name, rows)
-    return Artifact.of(folder / name)
-
-
 def selected(
     folder: Path, rows: list[CandidateRow], progress: QuietProgress | None = None
 ) -> tuple[select.Outputs, list[SelectedRow]]:
-    scored = written(folder, "scored.jsonl", rows)
-    outputs = select.run(SelectConfig(), select.Inputs(scored), context(folder, progress))
+    scored = written(folder / "scored.jsonl", rows)
+    outputs = select.run(SelectConfig(), select.Inputs(scored), context(folder, progress=progress))
     return outputs, list(load_jsonl(outputs.selected.path, SelectedRow))
 
 
@@ -105,17 +88,12 @@ def paired(
 ) -> tuple[build_pairs.Outputs, list[PairRow], dict[str, str]]:
     folder.mkdir(exist_ok=True)
     inputs = build_pairs.Inputs(
-        written(folder, "scored.jsonl", rows), (written(folder, "preferences.jsonl", preferences),)
+        written(folder / "scored.jsonl", rows), (written(folder / "preferences.jsonl", preferences),)
     )
     outputs = build_pairs.run(PairsConfig(**{"min_gap_quantile": 0.0, **config}), inputs, context(folder))
     assert outputs.counts["in"] == outputs.counts["kept"] + outputs.counts["dropped"]
     drops = {row.id: f"{row.rule}: {row.reason}" for row in load_jsonl(outputs.dropped.path, DroppedRow)}
     return outputs, list(load_jsonl(outputs.pairs.path, PairRow)), drops
-
-
-def preference(row_id: str, **values: Any) -> PreferenceRow:
-    made = {"id": row_id, "messages": ASK, "chosen": "Blue.", "rejected": "Seven.", "source": Source(file="f")}
-    return PreferenceRow(**{**made, **values})
 
 
 def test_pairs_go_by_the_total_reward_and_carry_what_training_sees(tmp_path: Path) -> None:
@@ -164,3 +142,79 @@ def test_an_edit_that_says_what_was_rejected_is_no_pair(tmp_path: Path) -> None:
     assert [pair.id for pair in pairs] == ["good"]
     assert drops == {"same": "same_text: edited and rejected are the same text"}
     assert outputs.counts["preference_pairs"] == 1
+
+
+def test_select_keeps_the_best_and_a_matched_random_reward(tmp_path: Path) -> None:
+    rows = [
+        candidate("p", 0, "red", 1.0),
+        candidate("p", 1, "blue", 3.0),
+        candidate("p", 2, "green and", 9.0, finish_reason="length"),  # best reward, but cut off: never picked
+        candidate("q", 0, "one", -1.0),
+        candidate("q", 1, "two", -2.0),
+        candidate("q", 2, "three", -3.0),
+    ]
+    scored = written(tmp_path / "scored.jsonl", rows)
+    outputs = select.run(SelectConfig(pass_quantile=0.5), select.Inputs(scored), context(tmp_path))
+    picked = list(load_jsonl(outputs.selected.path, SelectedRow))
+    assert [row.id for row in picked] == ["p/1/1", "q/1/0"]
+    assert [row.rewards for row in picked] == [[1.0, 3.0, 9.0], [-1.0, -2.0, -3.0]]
+    # The median of -3 -2 -1 1 3 9 is 0: all of p's candidates pass, none of q's.
+    assert [row.pass_rate for row in picked] == [1.0, 0.0]
+    assert outputs.counts == {"in": 6, "kept": 2, "dropped": 4, "truncated": 1, "empty": 0}
+    assert outputs.metrics["mean_reward_best"] == pytest.approx((3.0 - 1.0) / 2)
+    assert all(row.random_reward in row.rewards for row in picked)
+
+
+def test_select_without_rewards_says_which_stage_is_missing(tmp_path: Path) -> None:
+    scored = written(tmp_path / "scored.jsonl", [candidate("p", 0, "red", None)])
+    with pytest.raises(DataError, match="p/1/0 has no reward: run the score stage"):
+        select.run(SelectConfig(), select.Inputs(scored), context(tmp_path))
+
+
+def test_annotation_sets_the_reward_models_pick_against_another_text() -> None:
+    rows = [candidate("p", 0, "red", 1.0), candidate("p", 1, "blue", 3.0), candidate("p", 2, "blue ", 2.0)]
+    rows += [candidate("q", k, "same", float(k)) for k in range(3)]  # nothing to compare
+    ((prompt, first, second),) = pairs_to_annotate(rows, seed=1)
+    assert prompt.id == "p"
+    assert {first.id, second.id} == {"p/1/1", "p/1/0"}
+    assert pairs_to_annotate(rows, seed=1) == pairs_to_annotate(rows, seed=1)
+
+
+def test_only_named_strengths_train_and_silent_rows_do() -> None:
+    rows = [preference("a", strength="better"), preference("b", strength="slightly_better"), preference("c")]
+    assert [row.id for row in of_strengths(rows, ["better"])] == ["a", "c"]
+
+
+def test_build_pairs_accounts_for_every_row_and_prompt(tmp_path: Path) -> None:
+    preferences = [
+        preference("a", strength="better", edited="Deep blue."),
+        preference("b", strength="marginally_better"),
+    ]
+    rows = [
+        candidate("p", 0, "red", 1.0),
+        candidate("p", 1, "blue", 3.0),
+        candidate("q", 0, "same", 1.0),
+        candidate("q", 1, "same", 2.0),
+    ]
+    inputs = build_pairs.Inputs(
+        written(tmp_path / "scored.jsonl", rows), (written(tmp_path / "preferences.jsonl", preferences),)
+    )
+    outputs = build_pairs.run(PairsConfig(min_gap_quantile=0.0), inputs, context(tmp_path))
+    pairs = list(load_jsonl(outputs.pairs.path, PairRow))
+    assert [(pair.origin, pair.chosen, pair.rejected) for pair in pairs] == [
+        ("preference", "Deep blue.", "Seven."),
+        ("on_policy", "blue", "red"),
+    ]
+    assert pairs[1].reward_gap == pytest.approx(2.0)
+    drops = {row.id: row.rule for row in load_jsonl(outputs.dropped.path, DroppedRow)}
+    assert drops == {"b": "strength", "q": "pairs"}
+    assert outputs.counts["in"] == outputs.counts["kept"] + outputs.counts["dropped"] == 4
+
+
+def test_build_pairs_with_nothing_left_names_the_counts(tmp_path: Path) -> None:
+    inputs = build_pairs.Inputs(
+        written(tmp_path / "scored.jsonl", [candidate("q", 0, "same", 1.0)]),
+        (written(tmp_path / "preferences.jsonl", [preference("b", strength="marginally_better")]),),
+    )
+    with pytest.raises(DataError, match="1 preferences and 1 prompts gave none"):
+        build_pairs.run(PairsConfig(), inputs, context(tmp_path))

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_case import written
 
-from alignloop.alone.stage import averaging_of, parse_inputs
+from alignloop.alone.stage import parse_inputs
 from alignloop.artifacts import Artifact
 from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import AverageConfig, AveragingConfig, DpoConfig, RewardConfig, SftConfig, Variant
-from alignloop.data.jsonl import dump_jsonl, load_jsonl
+from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
 from alignloop.errors import DriftError, UserError
@@ -53,11 +54,6 @@ def preference(n: int, *, strength: str | None = None, chosen: str | None = None
         strength=strength,  # type: ignore[arg-type]
         source=Source(file="f"),
     )
-
-
-def written(path: Path, rows: Any) -> Artifact:
-    dump_jsonl(path, rows)
-    return Artifact.of(path)
 
 
 def summary_of(outputs: Outputs) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, engine: 
     def averaged(config: AverageConfig, *, rebuild: bool = False) -> average.Outputs:
         place = Place(tmp_path / "round-01" / "03_average", 1, 0)
         return run_stage(
-            average.STAGE,
+            average.SFT,
             config,
             average.of(trained()),
             place=place,
@@ -156,7 +152,7 @@ def test_rows_that_no_variant_has_drawn_are_counted(base: Artifact, engine: Engi
     assert [entry["metrics"] for entry in summary_of(outputs)["checkpoints"]] == [{}, {}]
     with pytest.raises(UserError, match=r"averaging\.sft\.choose: the checkpoints have no loss on held-out rows"):
         run_stage(
-            average.STAGE,
+            average.SFT,
             AverageConfig(choose=1),
             average.of(outputs),
             place=Place(tmp_path / "round-01" / "09_average", 1, 0),
@@ -210,7 +206,7 @@ def test_dpo_is_measured_on_held_out_pairs_of_its_strengths(base: Artifact, engi
         for n in range(2)
     ]
     recipe = Recipe(preferences=("p.jsonl",), dpo=DpoConfig(**QUICK), pairs={"strengths": ("better",)})  # type: ignore[arg-type]
-    config = recipe.dpo_stage
+    config = train_dpo.settings(recipe)
     assert config.heldout_strengths == ("better",)
 
     def metrics(place: str, heldout: list[PreferenceRow]) -> dict[str, float]:
@@ -236,13 +232,18 @@ def test_dpo_is_measured_on_held_out_pairs_of_its_strengths(base: Artifact, engi
 
 def test_a_stage_alone_knows_its_averaging(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    alone = parse_inputs(average.STAGE, [f"checkpoints={tmp_path / 'a'}"])
+    alone = parse_inputs(average.SFT, [f"checkpoints={tmp_path / 'a'}"])
     assert alone.summary is None
-    assert averaging_of(AveragingConfig(), alone) == AverageConfig()
-    sft = AverageConfig(weights=(1, 2))
-    assert averaging_of(AveragingConfig(sft=sft), alone) == sft
+
+    def config(inputs: average.Inputs, **averaging: AverageConfig) -> AverageConfig:
+        recipe = Recipe(preferences=("p.jsonl",), averaging=AveragingConfig(**averaging))
+        return average.stage_for(recipe, inputs).settings(recipe)
+
+    assert config(alone) == AverageConfig()
+    sft, dpo = AverageConfig(weights=(1, 2)), AverageConfig(choose=1)
+    assert config(alone, sft=sft) == sft
     with pytest.raises(UserError, match=r"averaging\.sft and averaging\.dpo: say which"):
-        averaging_of(AveragingConfig(sft=sft, dpo=AverageConfig(choose=1)), alone)
+        config(alone, sft=sft, dpo=dpo)
     (tmp_path / "train_summary.json").write_text(json.dumps({"objective": "dpo", "checkpoints": []}))
-    told = parse_inputs(average.STAGE, [f"checkpoints={tmp_path / 'a'}", f"summary={tmp_path / 'train_summary.json'}"])
-    assert averaging_of(AveragingConfig(sft=sft, dpo=AverageConfig(choose=1)), told) == AverageConfig(choose=1)
+    told = parse_inputs(average.SFT, [f"checkpoints={tmp_path / 'a'}", f"summary={tmp_path / 'train_summary.json'}"])
+    assert config(told, sft=sft, dpo=dpo) == dpo

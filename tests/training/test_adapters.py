@@ -32,9 +32,9 @@ from alignloop.packing.batch import collate
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
-from alignloop.preflight.base import look_at_base
-from alignloop.preflight.findings import Findings
 from alignloop.progress import QuietProgress
+from alignloop.stages.base.check import look_at_base
+from alignloop.stages.facts import Findings
 from alignloop.training.adapter_files import base_of, check_fits, is_adapter
 from alignloop.training.adapters import add_adapter, merged_model, trained_in_words, trained_state
 from alignloop.training.average import average_checkpoints
@@ -427,7 +427,7 @@ def test_an_adapter_that_does_not_fit_is_found_before_anything_is_loaded(policy:
 
 
 def problems(**knobs: Any) -> list[str]:
-    """What preflight finds wrong with a recipe's base and adapters."""
+    """What is found wrong with a recipe's base and adapters."""
     findings = Findings()
     look_at_base(Recipe(preferences=("quickstart",), **knobs), findings=findings)
     return findings.problems

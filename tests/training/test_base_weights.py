@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from alignloop.config.recipe import Recipe
 from alignloop.engines.checkpoint import StoredTensor
 from alignloop.errors import ModelError
-from alignloop.preflight import weights
-from alignloop.preflight.base import look_at_base
-from alignloop.preflight.findings import Findings
+from alignloop.stages.base import weights
+from alignloop.stages.base.check import look_at_base
+from alignloop.stages.facts import Findings
 from alignloop.training.base_weights import PLAIN_LAYERS, check_layers
 from alignloop.training.models import load_policy
 from alignloop.training.start import prepare_base

@@ -1,0 +1,145 @@
+"""Rows and tokens a stage will see, as far as they follow from the recipe and the files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alignloop.config import Recipe
+from alignloop.config.training import OptimizerConfig, Variant
+from alignloop.data.split import round_batch
+from alignloop.loop.check import Checked, sampled_prompts
+from alignloop.records import Strength
+from alignloop.stages.train_reward import of_strengths
+from alignloop.training.data_order import step_sizes
+from alignloop.training.variants import num_drawn, trainings
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What goes into a stage; None where it cannot be told.
+
+    Attributes:
+        rows: rows in, or candidates made.
+        tokens: through the model, epochs and variants counted; completions are taken to be as long as the preferences'.
+    """
+
+    rows: int | None = None
+    tokens: int | None = None
+
+
+NOTHING = Expected()
+
+
+class Estimator:
+    """Expectations of one recipe on one set of files."""
+
+    def __init__(self, recipe: Recipe, checked: Checked) -> None:
+        self._recipe, self._checked = recipe, checked
+        self._lengths = checked.lengths
+        self._num_prompts = sampled_prompts(recipe, num_prompts=checked.num_prompts)
+
+    def of(self, stage: str, *, number: int) -> Expected:
+        """Of a stage by name, in a round."""
+        recipe, prompts = self._recipe, self._num_prompts
+        new = self._batch(number) + self._annotated(number)
+        if stage in ("sample", "score"):
+            return self._sampling()
+        if stage == "train_reward":
+            return self._training(self._preferences_to_date(number), recipe.reward, num_completions=2)
+        if stage == "train_sft":
+            return self._training(self._sft_rows(number), recipe.sft, num_completions=1)
+        if stage == "train_dpo":
+            return self._training(self._pairs(number), recipe.dpo, num_completions=2)
+        if stage == "bootstrap":
+            return self._training(self._batch(1), recipe.sft, num_completions=1)
+        rows = {
+            "ingest": self._checked.num_read,
+            "collect": new,
+            "select": prompts * recipe.sample.num_candidates,
+            "prune": prompts + self._human(new),
+            "build_pairs": new + prompts,
+            "measure": self._checked.num_heldout,
+        }
+        return Expected(rows.get(stage))
+
+    def _sampling(self) -> Expected:
+        k = self._recipe.sample.num_candidates
+        tokens = None
+        if self._lengths is not None:
+            completion = min(self._lengths.completion, self._recipe.sample.max_tokens)
+            tokens = int(self._num_prompts * (self._lengths.prompt + k * completion))
+        return Expected(self._num_prompts * k, tokens)
+
+    def _training(self, rows: int, config: OptimizerConfig, *, num_completions: int) -> Expected:
+        if self._lengths is None:
+            return Expected(rows)
+        length = self._lengths.of_training(num_completions=num_completions, max_length=config.max_length)
+        return Expected(rows, int(length * sum(_rows_seen(rows, each, variant) for each, variant in trainings(config))))
+
+    def _batch(self, number: int) -> int:
+        return len(self._rows_of(number))
+
+    def _rows_of(self, number: int) -> Sequence[object]:
+        data = self._recipe.data
+        if number < 1:
+            return ()
+        return round_batch(self._checked.rows.train, round=number, batches=data.batches, split_rounds=data.split_rounds)
+
+    def _annotated(self, number: int) -> int:
+        collect = self._recipe.collect
+        return collect.num_annotations if number > 1 and collect.annotator != "none" else 0
+
+    def _preferences_to_date(self, number: int) -> int:
+        data = self._recipe.data
+        share = self._share(self._recipe.reward.strengths)
+        num_batches = data.split_rounds
+        if data.batches == "files":
+            num_batches = len({row.source.file for row in self._checked.rows.train})
+        if data.batches == "all":
+            seen = self._checked.num_preferences
+        else:
+            seen = sum(self._batch(n) for n in range(1, min(number, num_batches) + 1))
+        return round_half(share * seen) + sum(self._annotated(n) for n in range(1, number + 1))
+
+    def _human(self, new: int) -> int:
+        wanted = self._recipe.prune.human_rows
+        return new if wanted < 0 else min(wanted, new)
+
+    def _sft_rows(self, number: int) -> int:
+        """People's rows, and the part of all others that quality keeps."""
+        batch, annotated = self._batch(number), self._annotated(number)
+        peoples = self._share(self._recipe.reward.strengths) * batch
+        if self._recipe.collect.annotator == "human":
+            peoples += annotated
+        new = batch + annotated
+        drawn = self._human(new) / new if new else 0.0
+        quality = self._recipe.prune.quality
+        kept = quality.top_fraction if quality.enabled else 1.0
+        return round_half(kept * (self._num_prompts + drawn * (new - peoples)) + drawn * peoples)
+
+    def _pairs(self, number: int) -> int:
+        pairs = self._recipe.pairs
+        window = range(max(1, number - pairs.data_window + 1), number + 1)
+        human = round_half(self._share(pairs.strengths) * sum(self._batch(n) + self._annotated(n) for n in window))
+        own = round_half((1.0 - pairs.min_gap_quantile) * self._num_prompts) if pairs.on_policy else 0
+        return _capped(human, pairs.max_preference_pairs) + _capped(own, pairs.max_on_policy)
+
+    def _share(self, strengths: Sequence[Strength]) -> float:
+        train = self._checked.rows.train
+        return len(of_strengths(train, strengths)) / len(train) if train else 0.0
+
+
+def _rows_seen(rows: int, config: OptimizerConfig, variant: Variant) -> int:
+    """Rows through one training, epochs counted."""
+    drawn = num_drawn(rows, fraction=variant.data_fraction)
+    return sum(step_sizes(drawn, batch_groups=config.batch_groups, epochs=config.epochs, max_steps=config.max_steps))
+
+
+def round_half(value: float) -> int:
+    """To the nearest whole number."""
+    return int(value + 0.5)
+
+
+def _capped(value: int, cap: int) -> int:
+    return value if cap < 0 else min(value, cap)

@@ -1,0 +1,210 @@
+"""What a run would do: its rounds in a dry pass, with every stage looked at as the run looks at it."""
+
+from __future__ import annotations
+
+import shutil
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from alignloop.artifacts import PARTIAL, Artifact, Manifest, existing_parent
+from alignloop.config import Recipe, load_recipe
+from alignloop.config.bundled import resolve_base
+from alignloop.config.load import sound_part
+from alignloop.engines.base import Engine
+from alignloop.errors import RecipeError
+from alignloop.loop.check import Checked, check
+from alignloop.loop.estimate import Estimator, Expected
+from alignloop.loop.gate import gated
+from alignloop.loop.round_inputs import waiting
+from alignloop.loop.rounds import run_rounds, sampling_policy
+from alignloop.progress import QuietProgress
+from alignloop.records import RoundRow
+from alignloop.report.rounds import round_row
+from alignloop.run_dir.layout import require_same
+from alignloop.run_dir.reader import all_published
+from alignloop.run_dir.stage import ConfigT, InputsT, Outputs, OutputsT, Place, Stage, Standing
+from alignloop.stages import base, evaluate
+from alignloop.stages.facts import Findings, ProblemsError
+from alignloop.stages.runner import StageRunner
+
+State = Literal["published", "to do", "begun", "drift", "waits"]
+NOT_MADE = "not made yet"
+"""Digest of what a stage has still to make."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of one round.
+
+    Attributes:
+        name: its folder's name.
+        state: `published`: taken over; `begun`: goes on where it stopped; `drift`: published from something else;
+            `waits`: for people, see `changes`.
+        changes: what differs, where the state is `drift`; empty where only an earlier stage's result will. What is
+            asked and where, where it is `waits`.
+        seconds: what it took, where it is published.
+        reference: digest of DPO's reference model, where that is made already.
+    """
+
+    round: int
+    name: str
+    state: State
+    expected: Expected
+    changes: tuple[str, ...] = ()
+    seconds: float | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run, stage by stage."""
+
+    recipe: Recipe
+    run_dir: Path
+    checked: Checked
+    stages: tuple[PlannedStage, ...]
+    free_bytes: int
+
+    @property
+    def drifted(self) -> bool:
+        """Whether `run` would refuse without `--rebuild`."""
+        return any(stage.state == "drift" for stage in self.stages)
+
+
+def recipe_or_problems(source: str, *, overrides: Sequence[str], rounds: int | None) -> Recipe:
+    """The recipe; where it is wrong, what else is wrong with its files is said too.
+
+    Raises:
+        UserError: with all problems of the recipe, its files and its base.
+    """
+    more = [*overrides] if rounds is None else [*overrides, f"rounds={rounds}"]
+    try:
+        return load_recipe(source, overrides=more)
+    except RecipeError as error:
+        sound = sound_part(source, overrides=more)
+        if sound is None:
+            raise
+        alone = Findings()
+        with alone.collecting():
+            check(sound)
+        if not alone.problems:
+            raise
+        raise ProblemsError([*error.problems, *alone.problems]) from error
+
+
+def make_plan(recipe: Recipe, *, run_dir: Path, rebuild: bool = False) -> Plan:
+    """What `run` would do now. Loads no model and writes nothing.
+
+    Args:
+        rebuild: stages that no longer match are planned to be done again.
+
+    Raises:
+        UserError: with everything that is wrong in recipe, files, base and run directory.
+    """
+    findings = Findings()
+    with findings.collecting():
+        require_same(run_dir, recipe, rebuild=rebuild)
+    checked: Checked | None = None
+    with findings.collecting():
+        checked = check(recipe)
+    findings.raise_problems()
+    assert checked is not None, "no problem, but nothing checked"
+    stages = planned_stages(recipe, run_dir, checked, rebuild=rebuild)
+    free = shutil.disk_usage(existing_parent(run_dir)).free
+    return Plan(recipe, run_dir, checked, tuple(stages), free)
+
+
+def planned_stages(recipe: Recipe, run_dir: Path, checked: Checked, *, rebuild: bool = False) -> list[PlannedStage]:
+    """Every stage of every round."""
+    stages = DryRunner(
+        recipe,
+        run_dir,
+        cast(Engine, None),  # no stage runs, so nothing asks for one
+        QuietProgress(),
+        rebuild=rebuild,
+        had_template=bool(checked.base.had_template),
+        estimator=Estimator(recipe, checked),
+    )
+
+    def ended(number: int, policy: Artifact, evaluation: evaluate.Outputs, earlier: list[RoundRow]) -> RoundRow:
+        """As the run has it, as far as its benchmarks are published."""
+        row = round_row(run_dir, number, policy=policy, stderr={})
+        measured = all(each.metrics for each in (row, *earlier))
+        return gated(row, earlier, recipe) if earlier and measured else row
+
+    run_rounds(stages, base_inputs=_base_inputs(recipe, run_dir), ended=ended, choose=_policy)
+    return stages.planned
+
+
+def _base_inputs(recipe: Recipe, run_dir: Path) -> base.Inputs:
+    """The base, unread where nothing was made of it yet: digesting a large one takes minutes."""
+    if all_published(run_dir, [0], stage="base"):
+        return base.inputs(recipe)
+    folder = Path(resolve_base(recipe.base)).expanduser()
+    return base.Inputs(Artifact(folder, NOT_MADE), base.template_input(recipe))
+
+
+def _policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[int, Artifact]) -> Artifact:
+    if all(recipe.best_metric in row.metrics for row in rows):
+        return sampling_policy(recipe, rows, policies)
+    return Artifact(policies[0].path / "best", NOT_MADE)
+
+
+@dataclass
+class DryRunner(StageRunner):
+    """Looks at every stage instead of running it; what is not published yet is stood in for."""
+
+    had_template: bool = False
+    estimator: Estimator | None = None
+    planned: list[PlannedStage] = field(default_factory=list)
+
+    def make(
+        self,
+        stage: Stage[ConfigT, InputsT, OutputsT],
+        config: ConfigT,
+        inputs: InputsT,
+        *,
+        place: Place,
+        found: Standing,
+    ) -> OutputsT:
+        """Note what would run."""
+        # What only follows from an earlier stage's drift is not listed again.
+        changes = tuple(change for change in found.changes if not change.endswith(NOT_MADE))
+        waits = self._waits() if stage.name == "collect" and not found.changes else ()
+        state: State = "to do"
+        if found.changes and not self.rebuild:
+            state = "drift"
+        elif waits:
+            state = "waits"
+        elif not found.changes and place.dir.with_name(place.dir.name + PARTIAL).is_dir():
+            state = "begun"
+        self._note(stage.name, place, state, inputs, changes=changes or waits)
+        return _stand_in(stage, place.dir, metrics={"had_template": float(self.had_template)})
+
+    def take_over(self, inputs: object, outputs: Outputs, *, place: Place, manifest: Manifest) -> None:
+        """Note what is published."""
+        self._note(manifest.stage, place, "published", inputs, seconds=sum(manifest.seconds.values()))
+
+    def _note(self, stage: str, place: Place, state: State, inputs: object, **more: Any) -> None:
+        expected = Expected() if self.estimator is None else self.estimator.of(stage, number=self.number)
+        reference: Artifact | None = getattr(inputs, "reference", None)
+        digest = None if reference is None or reference.digest == NOT_MADE else reference.digest
+        self.planned.append(PlannedStage(self.number, place.dir.name, state, expected, reference=digest, **more))
+
+    def _waits(self) -> tuple[str, ...]:
+        wait = waiting(self.recipe.model_dump(mode="json"), self.run_dir, self.number)
+        return () if wait is None else (wait.line, f"read   {wait.files.questions}", f"write  {wait.files.answers}")
+
+
+def _stand_in(stage: Stage[Any, Any, OutputsT], folder: Path, *, metrics: dict[str, float]) -> OutputsT:
+    """Outputs whose artifacts are not made yet."""
+    values: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(stage.outputs).items():
+        if name in ("counts", "metrics", "facts"):
+            continue
+        artifact = Artifact(folder.absolute() / name, NOT_MADE)
+        values[name] = (artifact,) if typing.get_origin(kind) is tuple else artifact
+    return stage.outputs(**values, metrics=metrics)

@@ -1,0 +1,230 @@
+"""A run on the screen: what it is about to do, and its plan, one round in full and the others in a line each."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from alignloop.chat.template_defaults import in_yaml
+from alignloop.config import Recipe
+from alignloop.config.training import LoraConfig, OptimizerConfig
+from alignloop.loop.check import Checked
+from alignloop.loop.plan import Plan, PlannedStage
+from alignloop.loop.round_inputs import files_of_rounds
+from alignloop.run_dir.layout import RESOLVED
+from alignloop.stages import average
+from alignloop.stages.average import ObjectiveName, num_checkpoints
+from alignloop.training.variants import changed_fields, changed_in_words
+
+NAME_WIDTH = 20
+NOTE_WIDTH = 9
+LINE_WIDTH = 80
+DIGEST_LENGTH = 19
+"""`sha256:` and the first 12 digits."""
+TRAINING = ("train_reward", "train_sft", "train_dpo", "bootstrap")
+
+
+def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[str]:
+    """Recipe, base, rows, run directory, and what is worth knowing."""
+    size = "" if checked.base.num_parameters is None else f", {in_words(checked.base.num_parameters)} parameters"
+    rejected = f", {checked.num_rejected:,} unreadable" if checked.num_rejected else ""
+    forms = ", ".join(sorted(set(checked.rows.forms.values())))
+    known = (run_dir / RESOLVED).is_file()
+    rounds = "1 round" if recipe.rounds == 1 else f"{recipe.rounds} rounds"
+    lines = [
+        f"recipe   {recipe.name}: {rounds}, K {recipe.sample.num_candidates}, seed {recipe.seed}",
+        f"base     {recipe.base}{size}",
+        f"rows     {checked.num_preferences:,} preferences, {checked.num_heldout:,} held out{rejected} ({forms}); "
+        f"{checked.num_prompts:,} prompts",
+        f"run dir  {run_dir}{', which is gone on with' if known else ''}",
+    ]
+    return lines + note_lines(checked.notes)
+
+
+def note_lines(notes: Sequence[str]) -> list[str]:
+    """Notes for the screen, as the opening has them."""
+    return [line for note in notes for line in _line("note", note, indent=NOTE_WIDTH).split("\n")]
+
+
+def plan_text(plan: Plan) -> str:
+    """Recipe, stages with rows and tokens, where each model starts, disk."""
+    lines = opening_lines(plan.checked, recipe=plan.recipe, run_dir=plan.run_dir)
+    lines += [*note_lines(plan.checked.left_out), "", *_rounds(plan), "", *setting_lines(plan), "", _disk(plan)]
+    return "\n".join(lines)
+
+
+def _rounds(plan: Plan) -> list[str]:
+    lines = [f"{'stage':<22}{'state':<11}{'rows':>9}{'tokens':>9}"]
+    in_full: set[bool] = set()
+    for number, members in groupby(plan.stages, key=lambda stage: stage.round):
+        stages = list(members)
+        published = all(stage.state == "published" for stage in stages)
+        known = any(stage.state in ("drift", "begun", "published", "waits") for stage in stages)
+        # Round 0 and the first round still to do are shown stage by stage; the rest is alike.
+        if published or (number > 0 and True in in_full and not known):
+            lines.append(_in_one_line(number, stages, published=published))
+            continue
+        if number > 0:
+            in_full.add(True)
+        lines.append(f"round {number}")
+        lines += [line for stage in stages for line in _stage_lines(stage)]
+    return lines
+
+
+def _in_one_line(number: int, stages: Sequence[PlannedStage], *, published: bool) -> str:
+    if published:
+        seconds = sum(stage.seconds or 0.0 for stage in stages)
+        return f"round {number:<16}published  all {len(stages)} stages ({seconds:.0f} s)"
+    tokens = {
+        "sample": [s.expected.tokens for s in stages if _name(s) in ("sample", "score")],
+        "train": [s.expected.tokens for s in stages if _name(s) in TRAINING],
+    }
+    told = [f"{what} {in_words(sum(t or 0 for t in found))}" for what, found in tokens.items() if any(found)]
+    return f"round {number:<16}to do      {len(stages)} stages{', tokens: ' if told else ''}{', '.join(told)}"
+
+
+def _stage_lines(stage: PlannedStage) -> list[str]:
+    rows = "" if stage.expected.rows is None else f"{stage.expected.rows:,}"
+    tokens = "" if stage.expected.tokens is None else in_words(stage.expected.tokens)
+    line = f"  {stage.name:<20}{stage.state:<11}{rows:>9}{tokens:>9}".rstrip()
+    return [line, *(f"      {change}" for change in stage.changes)]
+
+
+def _disk(plan: Plan) -> str:
+    needed, free = (in_words(number, units=_BYTES) for number in (plan.checked.disk_bytes, plan.free_bytes))
+    return f"{'disk':<{NAME_WIDTH}}about {needed} needed, {free} free at {plan.run_dir}"
+
+
+def _name(stage: PlannedStage) -> str:
+    return stage.name.partition("_")[2]
+
+
+def setting_lines(plan: Plan) -> list[str]:
+    """Policy, starts, reference and data window; then averaging, variants, adapters and processes where they are
+    other than one plain training."""
+    recipe = plan.recipe
+    references = [stage for stage in plan.stages if stage.reference is not None]
+    trained: dict[ObjectiveName, OptimizerConfig] = {name: getattr(recipe, name) for name in average.STAGES}
+    lines = [
+        *_template(plan),
+        ("sample.policy", f"{recipe.sample.policy}: {_policy(plan)}"),
+        ("reward.start_from", f"{recipe.reward.start_from}: {_REWARD_STARTS[recipe.reward.start_from]}"),
+        ("sft.start_from", f"{recipe.sft.start_from}: {_SFT_STARTS[recipe.sft.start_from]}"),
+        ("dpo start", "the SFT model of its round, which is its reference too"),
+        *(("dpo reference", f"of round {s.round}: {str(s.reference)[:DIGEST_LENGTH]}") for s in references[-1:]),
+        ("pairs.data_window", f"{recipe.pairs.data_window}: {_window(recipe)}"),
+        *_batches(plan),
+        *(
+            (f"{name}.variants" if number == 1 else "", f"{number}: {changed_in_words(changed_fields(variant))}")
+            for name, config in trained.items()
+            for number, variant in enumerate(config.variants, start=1)
+        ),
+    ]
+    if any(num_checkpoints(config) > 1 for config in trained.values()):
+        lines += [(f"averaging.{name}", _averaging(recipe, name, config)) for name, config in trained.items()]
+    else:
+        lines.append(("averaging", "none: each stage goes on with its last checkpoint"))
+    lines += [(f"{name}.lora", _adapter(config.lora)) for name, config in trained.items() if config.lora is not None]
+    if recipe.training.num_processes > 1:
+        lines.append(("training", f"{recipe.training.num_processes} processes, {recipe.training.accelerate}"))
+    return [_line(*line) for line in lines]
+
+
+_REWARD_STARTS = {
+    "base": "the base, with a new head, in every round",
+    "previous": "the last round's (round 1: the base, new head)",
+}
+_SFT_STARTS = {"base": "the base, in every round", "previous": "the last round's policy (round 1: the base)"}
+
+
+def _line(name: str, text: str, *, indent: int = NAME_WIDTH) -> str:
+    return textwrap.fill(
+        text,
+        width=LINE_WIDTH,
+        initial_indent=f"{name:<{indent}}",
+        subsequent_indent=" " * indent,
+        # Paths stay whole: they are there to be copied.
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _template(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What the chat template is rendered with, where anything was chosen or found."""
+    chat = plan.checked.base.chat
+    if chat is not None and chat.template_kwargs:
+        whose = "" if plan.recipe.chat_template_kwargs else ", as answers without reasoning need it"
+        able = "answers may hold reasoning" if chat.trains_reasoning else "answers hold no reasoning"
+        able = "answers hold reasoning" if chat.opens_reasoning else able
+        yield "chat template", f"{in_yaml(chat.template_kwargs)}{whose}: {able}"
+
+
+def _policy(plan: Plan) -> str:
+    bootstrapped = any(stage.round == 0 and stage.name.endswith("_bootstrap") for stage in plan.stages)
+    first = "the base, fine-tuned on the first batch" if bootstrapped else "the base"
+    later = {"previous": "the last round's policy", "best": f"the best so far by {plan.recipe.best_metric}"}
+    return f"{later[plan.recipe.sample.policy]} (round 1: {first})"
+
+
+def _window(recipe: Recipe) -> str:
+    window = recipe.pairs.data_window
+    rounds = "the round's preferences" if window == 1 else f"preferences of the last {window} rounds"
+    if recipe.data.batches == "all":
+        rounds = "all preferences (data.batches: all)"
+    return rounds + (", and best/worst of its candidates" if recipe.pairs.on_policy else "")
+
+
+def _batches(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Which file is which round's, and where the run will stop for people."""
+    recipe, name = plan.recipe, "data.batches"
+    files = []
+    if recipe.data.batches == "files":
+        files = files_of_rounds(recipe, plan.run_dir, number=recipe.rounds)
+    for file, members in groupby(enumerate(files, start=1), key=lambda entry: entry[1]):
+        numbers = [number for number, _ in members]
+        rounds = f"round {numbers[0]}" if len(numbers) == 1 else f"rounds {numbers[0]} to {numbers[-1]}"
+        yield name, f"{rounds}: {file.name}"
+        name = ""
+    if recipe.collect.annotator == "human" and recipe.rounds > 1:
+        needed = recipe.collect.min_annotated
+        enough = "" if needed is None else f", {needed} answers are enough"
+        text = "human: each round from 2 on stops until people have compared its pairs (at most "
+        yield "collect.annotator", f"{text}{recipe.collect.num_annotations}{enough})"
+
+
+def _averaging(recipe: Recipe, name: ObjectiveName, stage: OptimizerConfig) -> str:
+    """`uniform over 6 (3 checkpoints x 2 variants)`."""
+    config = average.STAGES[name].settings(recipe)
+    kept = num_checkpoints(stage)
+    if kept == 1:
+        return "none: its last checkpoint"
+    several = "checkpoints" if stage.num_checkpoints > 1 else "checkpoint"
+    what = f"{kept} checkpoints"
+    if stage.variants:
+        what = f"{kept} ({stage.num_checkpoints} {several} x {len(stage.variants)} variants)"
+    if config.choose is not None and config.choose < kept:
+        best = {"loss": "lowest", "accuracy": "highest"}[config.metric]
+        what = f"the {config.choose} of {what} with the {best} held-out {config.metric}"
+        if config.choose == 1:
+            return what
+    if config.weights is None:
+        return f"uniform over {what}"
+    return f"weights {', '.join(f'{weight:g}' for weight in config.weights)} over {what}"
+
+
+def _adapter(lora: LoraConfig) -> str:
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+    quantized = "" if lora.quantize == "none" else f", base weights in {lora.quantize}"
+    return f"rank {lora.rank}, alpha {lora.alpha:g}, on {modules}{quantized}; merged for the next stage"
+
+
+_UNITS = {"T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3}
+_BYTES = {" TB": 1e12, " GB": 1e9, " MB": 1e6, " kB": 1e3}
+
+
+def in_words(number: float, *, units: Mapping[str, float] = _UNITS) -> str:
+    """12_345_678 -> `12.3M`."""
+    unit = next((name for name, size in units.items() if number >= size), None)
+    return f"{number:.0f}" if unit is None else f"{number / units[unit]:.1f}{unit}"

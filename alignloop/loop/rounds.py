@@ -1,0 +1,163 @@
+"""Rounds 0..N in order: what each hands to the next, and which policy samples.
+
+round 0: ingest -> base -> evaluate -> [bootstrap -> average] -> measure
+round r: run_round(start resolved from rounds 0..r-1) -> a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from alignloop.artifacts import Artifact
+from alignloop.config import Recipe
+from alignloop.data.files import data_files
+from alignloop.errors import PeopleNeeded
+from alignloop.loop.gate import require_metric
+from alignloop.loop.round import RoundEnd, RoundStart, run_round
+from alignloop.loop.round_inputs import answers_of, files_of_rounds, hand_out, round_file
+from alignloop.records import RoundRow
+from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest, measure
+from alignloop.stages.runner import StageRunner
+
+Ended = Callable[[int, Artifact, evaluate.Outputs, list[RoundRow]], RoundRow]
+"""(round, its policy, its benchmarks, the rows before) -> its row."""
+
+
+def run_rounds(
+    stages: StageRunner,
+    *,
+    base_inputs: base.Inputs,
+    ended: Ended,
+    choose: Callable[[Recipe, Sequence[RoundRow], Mapping[int, Artifact]], Artifact] | None = None,
+) -> list[RoundRow]:
+    """All rounds of the runner's recipe.
+
+    Args:
+        choose: the policy that samples from round 2 on; None: `sampling_policy`.
+
+    Raises:
+        PeopleNeeded: a round waits for people's answers; its questions lie where people look for them.
+    """
+    recipe, run_dir, say = stages.recipe, stages.run_dir, stages.progress.say
+    say("round 0: the base")
+    prepared = prepare(stages.round(0), base_inputs=base_inputs)
+    start, policies = prepared.start, {0: prepared.start.policy}
+    rows = [ended(0, prepared.base, prepared.evaluation, [])]
+    for number in range(1, recipe.rounds + 1):
+        say(f"round {number} of {recipe.rounds}")
+        if number > 1:
+            start = replace(start, policy=(choose or sampling_policy)(recipe, rows, policies))
+        start = replace(start, outside=from_outside(recipe, run_dir, number))
+        try:
+            end = run_round(stages.round(number), start)
+        except PeopleNeeded as wait:
+            raise hand_out(wait, run_dir=run_dir, number=number) from wait
+        policies[number] = end.policy
+        rows.append(ended(number, end.policy, end.evaluation, rows))
+        start = next_start(recipe, start, end, passed=rows[-1].gated is None)
+    return rows
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What round 0 leaves: the first round's start, the base made ready, and its benchmarks."""
+
+    start: RoundStart
+    base: Artifact
+    evaluation: evaluate.Outputs
+
+
+def prepare(stages: StageRunner, *, base_inputs: base.Inputs) -> Prepared:
+    """Round 0: the user's data, the base made ready, its benchmarks."""
+    recipe = stages.recipe
+    data = stages.run(ingest.STAGE, ingest_inputs(recipe, run_dir=stages.run_dir))
+    ready = stages.run(base.STAGE, base_inputs)
+    evaluation = stages.run(evaluate.STAGE, evaluate.Inputs(ready.checkpoint))
+    policy = ready.checkpoint  # what samples first; reward model and SFT start from the base itself
+    if wants_bootstrap(recipe, had_template=bool(ready.metrics["had_template"])):
+        stages.progress.say(
+            "  the base has no chat behaviour: to sample first it is fine-tuned on the first batch's chosen/edited"
+            " completions"
+        )
+        tuned = stages.run(bootstrap.STAGE, bootstrap.Inputs(policy, data.preferences, data.heldout))
+        policy = stages.run(average.SFT, average.of(tuned)).checkpoint
+    answered = stages.run(measure.STAGE, measure.Inputs(ready.checkpoint, data.heldout))
+    start = RoundStart(
+        policy=policy,
+        sft_start=ready.checkpoint,
+        reward_start=ready.checkpoint,
+        preferences=data.preferences,
+        heldout=data.heldout,
+        prompts=data.prompts,
+        batches=(),
+        scored=None,
+        before=measure.of_base(ready.checkpoint, answered),
+    )
+    return Prepared(start, ready.checkpoint, evaluation)
+
+
+def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool = True) -> RoundStart:
+    """`start_from: previous` goes on from this round's checkpoint, `base` from the base, where the first round began.
+
+    Args:
+        passed: whether the round's policy passed the gate; one that did not hands on its data and its reward model.
+    """
+    return replace(
+        start,
+        sft_start=end.policy if passed and recipe.sft.start_from == "previous" else start.sft_start,
+        reward_start=end.reward_model if recipe.reward.start_from == "previous" else start.reward_start,
+        prompts=end.prompts,
+        batches=(*start.batches, end.batch),
+        scored=end.scored,
+        before=measure.after(start.before, reward_model=end.reward_model, measured=end.measured),
+    )
+
+
+def sampling_policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[int, Artifact]) -> Artifact:
+    """The checkpoint a later round samples from: the last that passed the gate, or the best so far."""
+    passed = [row for row in rows[1:] if row.gated is None]
+    if not passed:
+        return policies[0]
+    if recipe.sample.policy == "previous":
+        return policies[passed[-1].round]
+    # The bare base never samples again: round 1's policy at least has chat behaviour.
+    return policies[best_round(passed, recipe.best_metric).round]
+
+
+def best_round(rows: Sequence[RoundRow], metric: str) -> RoundRow:
+    """The round with the highest `metric` among those that passed the gate; the later one of equals.
+
+    Raises:
+        UserError: the benchmarks report no such metric.
+    """
+    require_metric(metric, rows, field="best_metric")
+    return max((row for row in rows if row.gated is None), key=lambda row: (row.metrics[metric], row.round))
+
+
+def from_outside(recipe: Recipe, run_dir: Path, number: int) -> collect.FromOutside:
+    """A round's own file and people's answers, as they lie there when it begins."""
+    return collect.FromOutside(file=round_file(recipe, run_dir, number), answers=answers_of(recipe, run_dir, number))
+
+
+def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inputs:
+    """The user's files with their digests; where each is a round's own, the first round's alone.
+
+    Args:
+        run_dir: knows which file the first round took, where it has begun.
+    """
+    if recipe.data.batches == "files":
+        preferences = files_of_rounds(recipe, run_dir, number=1)
+    else:
+        preferences = data_files(recipe.preferences, kind="preferences")
+    return ingest.inputs(
+        recipe,
+        preferences=tuple(Artifact.of(file) for file in preferences),
+        prompts=tuple(Artifact.of(file) for file in data_files(recipe.prompts, kind="prompts")),
+    )
+
+
+def wants_bootstrap(recipe: Recipe, *, had_template: bool) -> bool:
+    """`auto`: a base that brings no chat template has no chat behaviour to sample from."""
+    return recipe.bootstrap == "always" or (recipe.bootstrap == "auto" and not had_template)

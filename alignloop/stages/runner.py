@@ -1,0 +1,158 @@
+"""Runs a recipe's stages in its run directory, round by round, and leaves a line of each on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from alignloop.artifacts import Artifact, Manifest, size_of
+from alignloop.config.recipe import Recipe
+from alignloop.engines.base import Engine
+from alignloop.evaluation.comparing import forget_differences
+from alignloop.progress import Progress
+from alignloop.run_dir.layout import round_dir, stage_folder
+from alignloop.run_dir.rounds_file import forget_rounds
+from alignloop.run_dir.stage import (
+    ConfigT,
+    InputsT,
+    Outputs,
+    OutputsT,
+    Place,
+    Stage,
+    Standing,
+    artifacts_of,
+    make_stage,
+    outputs_of,
+    package_versions,
+    standing,
+)
+from alignloop.run_dir.verification import Verified
+
+LINE_WIDTH = 80
+SMALL = 16_000_000
+"""Bytes."""
+
+
+@dataclass
+class StageRunner:
+    """Runs stages in order, each in its numbered folder of the round.
+
+    Attributes:
+        rebuild: redo published stages that no longer match, instead of refusing.
+        number: the round's; 0 holds what comes before the first.
+    """
+
+    recipe: Recipe
+    run_dir: Path
+    engine: Engine
+    progress: Progress
+    rebuild: bool = False
+    number: int = 0
+    _names: list[str] = field(default_factory=list)
+    _noted: set[str] = field(default_factory=set)
+
+    @cached_property
+    def verified(self) -> Verified:
+        """What of the run directory is known to be whole."""
+        return Verified(self.run_dir, say=self.progress.say)
+
+    @property
+    def dir(self) -> Path:
+        """The round's folder."""
+        return round_dir(self.run_dir, self.number)
+
+    def round(self, number: int) -> StageRunner:
+        """Begin a round: its stages are numbered from 1."""
+        self.number = number
+        self._names.clear()
+        return self
+
+    def run(self, stage: Stage[ConfigT, InputsT, OutputsT], inputs: InputsT) -> OutputsT:
+        """Run `stage` as the round's next, or take over what it has published."""
+        self._names.append(stage.name)
+        place = Place(
+            self.dir / stage_folder(len(self._names), stage.name),
+            self.number,
+            self.recipe.seed,
+            occurrence=self._names.count(stage.name),
+            run_dir=self.run_dir,
+        )
+        config = stage.settings(self.recipe)
+        found = standing(stage.name, config, inputs, place=place)
+        if found.published is None:
+            return self.make(stage, config, inputs, place=place, found=found)
+        outputs = outputs_of(stage, place.dir, found.published)
+        self.take_over(inputs, outputs, place=place, manifest=found.published)
+        return outputs
+
+    def make(
+        self,
+        stage: Stage[ConfigT, InputsT, OutputsT],
+        config: ConfigT,
+        inputs: InputsT,
+        *,
+        place: Place,
+        found: Standing,
+    ) -> OutputsT:
+        """Run a stage that is not published, or published from something else."""
+        if found.known is None:
+            self.progress.say(f"  {place.dir.name} ...")
+        manifest = make_stage(
+            stage,
+            config,
+            inputs,
+            place=place,
+            found=found,
+            engine=self.engine,
+            progress=self.progress,
+            training=self.recipe.training,
+            rebuild=self.rebuild,
+            before_run=self._begin,
+        )
+        outputs = outputs_of(stage, place.dir, manifest)
+        self.verified.note(artifacts_of(outputs))
+        self.progress.say(stage_line(place.dir.name, manifest, cached=False))
+        return outputs
+
+    def take_over(self, inputs: object, outputs: Outputs, *, place: Place, manifest: Manifest) -> None:
+        """What is small is read back; what is large is looked at where a stage takes it."""
+        self.verified.require(artifact for artifact in artifacts_of(outputs) if size_of(artifact.path) <= SMALL)
+        self._note_versions(f"{self.dir.name}/{place.dir.name}", manifest)
+        self.progress.say(stage_line(place.dir.name, manifest, cached=True))
+
+    def _begin(self, taken: Sequence[Artifact]) -> None:
+        """A stage that runs takes whole files, and what is said of its round, and of all later ones, goes."""
+        self.verified.require(taken)
+        forget_rounds(self.run_dir, self.number)
+        forget_differences(self.run_dir, self.number)
+
+    def _note_versions(self, stage: str, manifest: Manifest) -> None:
+        """Say, once a run, which packages are not those that a stage taken over was made with."""
+        now = package_versions()
+        changes = [
+            f"{name} {manifest.versions.get(name, '(none)')} -> {now.get(name, '(none)')}"
+            for name in sorted({*manifest.versions, *now})
+            if manifest.versions.get(name) != now.get(name)
+        ]
+        new = [change for change in changes if change not in self._noted]
+        if new and manifest.versions:
+            self._noted.update(new)
+            self.progress.say(f"  note: other packages than when {stage} was published: {', '.join(new)}")
+
+
+def stage_line(name: str, manifest: Manifest, *, cached: bool) -> str:
+    """One line: the stage, its time, its rows, and as many of its metrics as a screen is wide."""
+    counts = manifest.counts
+    facts = []
+    if "in" in counts:
+        facts.append(f"{counts['kept']:,} of {counts['in']:,} rows kept")
+    facts += [f"{key} {value:.3g}" for key, value in manifest.metrics.items()]
+    time = "cached" if cached else f"{sum(manifest.seconds.values()):.1f} s"
+    line = f"  {name:<18}{time:>8}  {facts[0] if facts else ''}".rstrip()
+    for fact in facts[1:]:
+        if len(line) + len(fact) + 2 > LINE_WIDTH:
+            break
+        line += f", {fact}"
+    return line

@@ -1,0 +1,237 @@
+"""The plan: what is published, what would run, what drifted and why, and the rows and tokens it expects."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignloop.artifacts import stage_seed
+from alignloop.config import load_recipe
+from alignloop.config.recipe import Recipe
+from alignloop.engines.open import open_engine
+from alignloop.errors import UserError
+from alignloop.loop.check import check
+from alignloop.loop.disk import run_bytes
+from alignloop.loop.estimate import Estimator
+from alignloop.loop.plan import make_plan
+from alignloop.loop.plan_text import plan_text
+from alignloop.loop.rounds import ingest_inputs
+from alignloop.progress import QuietProgress
+from alignloop.run_dir.layout import enter, locked
+from alignloop.run_dir.stage import Place, run_stage
+from alignloop.stages import ingest
+
+
+def recipe_of(folder: Path, **values: Any) -> Recipe:
+    """100 preference rows with strengths by turns, of as many prompts; nothing held out."""
+    strengths = ["significantly_better", "better", "slightly_better", "marginally_better"]
+    path = folder / "p.jsonl"
+    if not path.exists():
+        rows = [
+            {"prompt": f"Name river {n}.", "chosen": f"River {n}.", "rejected": "No.", "strength": strengths[n % 4]}
+            for n in range(100)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small: dict[str, Any] = {
+        "preferences": str(path),
+        "rounds": 3,
+        "data": {"heldout_fraction": 0.0, "split_rounds": 4},
+        "sample": {"max_tokens": 64, "num_candidates": 5, "num_prompts": 40},
+        "evaluate": {"include_path": "quickstart"},
+        "engine": {"max_model_len": 384, "name": "transformers"},
+        **{stage: {"max_length": 384} for stage in ("reward", "sft", "dpo")},
+    }
+    return load_recipe({**small, **values})
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "rows"),
+    [
+        ("ingest", 0, 100),
+        ("collect", 1, 25),  # 100 rows in 4 batches
+        ("train_reward", 1, 13),  # half of the 25 are significantly better or better: 12.5
+        ("train_reward", 3, 38),  # half of 75
+        ("train_reward", 9, 50),  # past the last batch nothing is new
+        ("sample", 1, 200),  # 40 prompts x 5
+        ("score", 2, 200),
+        ("select", 1, 200),
+        ("prune", 1, 65),  # 40 best of K + 25 of people
+        (
+            "train_sft",
+            1,
+            26,
+        ),  # 12.5 of people, and the top quarter of the 40 and of the 12.5 that they hardly preferred
+        ("build_pairs", 1, 65),
+        ("train_dpo", 1, 33),  # 12.5 of people, and the wider half of 40
+    ],
+)
+def test_expected_rows(tmp_path: Path, stage: str, number: int, rows: int) -> None:
+    recipe = recipe_of(tmp_path)
+    assert Estimator(recipe, check(recipe)).of(stage, number=number).rows == rows
+
+
+def test_expected_tokens_of_sampling(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    checked = check(recipe)
+    assert checked.lengths is not None
+    expected = int(40 * (checked.lengths.prompt + 5 * checked.lengths.completion))
+    assert Estimator(recipe, checked).of("sample", number=1).tokens == expected
+
+
+def test_expected_tokens_of_variants_are_those_of_all_trainings(tmp_path: Path) -> None:
+    """13 rows once, twice, and half of them (6 or 7) once: 13 + 26 + 6 row lengths."""
+    once = recipe_of(tmp_path)
+    variants = [{}, {"epochs": 2}, {"data_fraction": 0.5}]
+    thrice = recipe_of(tmp_path, reward={"max_length": 384, "variants": variants})
+    one = Estimator(once, check(once)).of("train_reward", number=1)
+    all_three = Estimator(thrice, check(thrice)).of("train_reward", number=1)
+    assert one.tokens is not None
+    assert all_three.rows == one.rows == 13
+    assert all_three.tokens == pytest.approx(one.tokens * 45 / 13, abs=4)
+    few = recipe_of(tmp_path, reward={"max_length": 384, "variants": [{"max_steps": 2, "batch_groups": 3}]})
+    assert Estimator(few, check(few)).of("train_reward", number=1).tokens == pytest.approx(one.tokens * 6 / 13, abs=1)
+
+
+def test_disk_holds_the_checkpoints_of_all_variants(tmp_path: Path) -> None:
+    def needed(**dpo: Any) -> int:
+        recipe = recipe_of(tmp_path, dpo={"max_length": 384, "num_checkpoints": 2, **dpo})
+        return run_bytes(recipe, num_parameters=1_000_000, num_prompts=10, prompt_tokens=5.0)
+
+    # Two more variants of two checkpoints each, 4 MB a checkpoint, three rounds.
+    assert needed(variants=[{}, {"beta": 0.2}, {"seed": 1}]) - needed() == 3 * 2 * 2 * 4_000_000
+
+
+def test_a_plan_of_nothing_done_yet(tmp_path: Path) -> None:
+    plan = make_plan(recipe_of(tmp_path), run_dir=tmp_path / "run")
+    before = [stage.name for stage in plan.stages if stage.round == 0]
+    assert before == ["01_ingest", "02_base", "03_evaluate", "04_measure"]
+    assert [len([s for s in plan.stages if s.round == number]) for number in (1, 2, 3)] == [14, 14, 14]
+    assert {stage.state for stage in plan.stages} == {"to do"}
+    assert not (tmp_path / "run").exists()
+    assert all(len(line) <= 90 for line in plan_text(plan).splitlines() if str(tmp_path) not in line)
+
+
+def test_a_base_without_a_template_is_planned_with_bootstrap(tmp_path: Path) -> None:
+    plan = make_plan(recipe_of(tmp_path, bootstrap="always"), run_dir=tmp_path / "run")
+    assert [stage.name for stage in plan.stages if stage.round == 0][3:] == ["04_bootstrap", "05_average", "06_measure"]
+    (line,) = [line for line in plan_text(plan).splitlines() if "sample.policy" in line]
+    assert "(round 1: the base, fine-tuned" in " ".join(plan_text(plan).split()), line
+
+
+def publish_ingest(recipe: Recipe, run_dir: Path) -> None:
+    with locked(run_dir), open_engine(recipe.engine, log_file=run_dir / "engine.log") as engine:
+        enter(run_dir, recipe, rebuild=False)
+        place = Place(run_dir / "round-00" / "01_ingest", 0, recipe.seed)
+        inputs = ingest_inputs(recipe)
+        run_stage(ingest.STAGE, ingest.settings(recipe), inputs, place=place, engine=engine, progress=QuietProgress())
+
+
+def test_published_begun_and_drifted_stages(tmp_path: Path) -> None:
+    recipe, run_dir = recipe_of(tmp_path), tmp_path / "run"
+    publish_ingest(recipe, run_dir)
+    (run_dir / "round-00" / "02_base.partial").mkdir()
+    plan = make_plan(recipe, run_dir=run_dir)
+    assert [stage.state for stage in plan.stages[:3]] == ["published", "begun", "to do"]
+    assert not plan.drifted
+
+    data = tmp_path / "p.jsonl"
+    data.write_text(data.read_text().replace("River 7.", "River Seven."))
+    plan = make_plan(recipe, run_dir=run_dir)
+    assert plan.drifted
+    assert plan.stages[0].state == "drift"
+    (change,) = plan.stages[0].changes
+    assert change.startswith("input.preferences.0.digest: sha256:")
+    assert not make_plan(recipe, run_dir=run_dir, rebuild=True).drifted
+
+
+def test_another_recipe_and_bad_data_are_told_together(tmp_path: Path) -> None:
+    recipe, run_dir = recipe_of(tmp_path), tmp_path / "run"
+    publish_ingest(recipe, run_dir)
+    other = recipe.model_copy(update={"seed": 5, "base": str(tmp_path / "none")})
+    with pytest.raises(UserError, match=r"(?s)2 problems.*seed: 0 -> 5.*no such folder"):
+        make_plan(other, run_dir=run_dir)
+
+
+def test_plan_and_run_agree_on_seeds(tmp_path: Path) -> None:
+    """The held-out rows the checks count are those `ingest` holds out."""
+    recipe, run_dir = recipe_of(tmp_path, data={"heldout_fraction": 0.2}, seed=3), tmp_path / "run"
+    publish_ingest(recipe, run_dir)
+    held = (run_dir / "round-00/01_ingest/heldout.jsonl").read_text().splitlines()
+    manifest = json.loads((run_dir / "round-00/01_ingest/manifest.json").read_text())
+    assert manifest["seed"] == stage_seed(3, round=0, stage="ingest")
+    checked = check(recipe)
+    assert {json.loads(line)["id"] for line in held} == {row.id for row in checked.rows.heldout}
+    assert len(held) > 5
+
+
+def settings_of(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """The plan's settings, by name; lines that go on are joined."""
+    lines = plan_text(make_plan(recipe, run_dir=folder / "run")).split("\n\n")[2].splitlines()
+    settings: dict[str, str] = {}
+    for line in lines:
+        assert len(line) <= 80, line
+        name = line[:20].strip() or list(settings)[-1]
+        settings[name] = f"{settings.get(name, '')} {line[20:].strip()}".strip()
+    return settings
+
+
+def test_a_plan_says_where_each_model_comes_from(tmp_path: Path) -> None:
+    assert settings_of(recipe_of(tmp_path), tmp_path) == {
+        "sample.policy": "best: the best so far by ifeval/mean (round 1: the base)",
+        "reward.start_from": "previous: the last round's (round 1: the base, new head)",
+        "sft.start_from": "previous: the last round's policy (round 1: the base)",
+        "dpo start": "the SFT model of its round, which is its reference too",
+        "pairs.data_window": "1: the round's preferences, and best/worst of its candidates",
+        "averaging": "none: each stage goes on with its last checkpoint",
+    }
+
+
+def test_a_plan_says_what_is_averaged_adapted_and_run_in_parallel(tmp_path: Path) -> None:
+    recipe = recipe_of(
+        tmp_path,
+        data={"heldout_fraction": 0.1},
+        reward={"max_length": 384, "num_checkpoints": 2, "start_from": "base"},
+        sft={"max_length": 384, "lora": {"rank": 8}},
+        dpo={"max_length": 384, "num_checkpoints": 3, "variants": [{}, {"beta": 0.2, "seed": 1}]},
+        averaging={"reward": {"weights": [1, 3]}, "dpo": {"choose": 2, "metric": "accuracy"}},
+        pairs={"data_window": 2, "on_policy": False},
+        training={"num_processes": 2, "accelerate": "fsdp2"},
+    )
+    settings = settings_of(recipe, tmp_path)
+    assert settings["reward.start_from"] == "base: the base, with a new head, in every round"
+    assert settings["pairs.data_window"] == "2: preferences of the last 2 rounds"
+    assert settings["dpo.variants"] == "1: the stage as it is 2: seed 1, beta 0.2"
+    assert settings["averaging.reward"] == "weights 1, 3 over 2 checkpoints"
+    assert settings["averaging.sft"] == "none: its last checkpoint"
+    assert settings["averaging.dpo"] == (
+        "uniform over the 2 of 6 (3 checkpoints x 2 variants) with the highest held-out accuracy"
+    )
+    assert settings["sft.lora"] == "rank 8, alpha 32, on all-linear; merged for the next stage"
+    assert settings["training"] == "2 processes, fsdp2"
+
+
+def test_the_reference_is_named_by_its_digest_where_it_is_made(tmp_path: Path) -> None:
+    plan = make_plan(recipe_of(tmp_path), run_dir=tmp_path / "run")
+    assert all(stage.reference is None for stage in plan.stages)
+    digest = "sha256:" + "0123456789abcdef" * 4
+    made = tuple(
+        replace(stage, reference=digest) if (stage.round, stage.name) == (2, "11_train_dpo") else stage
+        for stage in plan.stages
+    )
+    assert "dpo reference       of round 2: sha256:0123456789ab\n" in plan_text(replace(plan, stages=made))
+    assert "dpo reference" not in plan_text(plan)
+
+
+def test_what_the_chat_template_is_rendered_with_is_in_the_plan(tmp_path: Path) -> None:
+    def line(**values: Any) -> str:
+        text = plan_text(make_plan(recipe_of(tmp_path, chat_template="qwen3", **values), run_dir=tmp_path / "run"))
+        return next(line for line in text.splitlines() if line.startswith("chat template"))
+
+    assert line(chat_template_kwargs={"enable_thinking": True}).split() == (
+        "chat template {enable_thinking: true}: answers may hold reasoning".split()
+    )
+    assert "{enable_thinking: false}, as answers without reasoning need" in line()
