@@ -26,7 +26,7 @@ HEAVY_ROOMS = {"engines", "training", "evaluation", "objectives", "packing"}
 ENGINE_ONLY = {"vllm", "ray"}
 
 ORDER = [
-    {"errors", "process_state", "progress", "records", "streams", "temporary", "terminal"},
+    {"errors", "progress", "records", "streams", "temporary", "terminal"},
     {"artifacts", "chat", "config", "objectives", "packing", "sampling"},
     {"data", "engines", "evaluation", "judging", "quickstart", "run_dir", "training"},
     {"pruning"},

@@ -16,7 +16,7 @@ from alignloop.artifacts import size_of
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest, LoglikelihoodRequest
 from alignloop.engines.pipe import LOOK_SECONDS
-from alignloop.process_state import SAID_SECONDS, SignsOfLife, group_members, is_stopped, stopped_line
+from alignloop.engines.process_state import SAID_SECONDS, SignsOfLife, group_members, is_stopped, stopped_line
 
 SAID_SHARE = 0.1
 """A silent engine is said after this share of `engine.stall_seconds`, and after SAID_SECONDS at the latest."""

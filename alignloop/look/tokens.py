@@ -11,7 +11,7 @@ import numpy as np
 from alignloop.config import Recipe
 from alignloop.look.setting import Setting
 from alignloop.packing.layout import Piece
-from alignloop.training.screening import ObjectiveName
+from alignloop.training.job import ObjectiveName
 
 Use = Literal["masked", "trained", "formatting", "reward"]
 """What becomes of a token: seen only; trained as content; a formatting token; the place a reward is read at."""

@@ -26,7 +26,7 @@ from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, Sel
 from alignloop.stages.bootstrap import preferred
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.train_reward import of_strengths
-from alignloop.training.screening import ObjectiveName, drop_reason
+from alignloop.training.job import ObjectiveName, drop_reason
 
 OBJECTIVES: dict[type, tuple[ObjectiveName, ...]] = {
     PreferenceRow: ("reward", "sft", "dpo"),

@@ -11,7 +11,7 @@ from alignloop.data.split import round_batch
 from alignloop.loop.check import Checked, sampled_prompts
 from alignloop.records import Strength
 from alignloop.stages.train_reward import of_strengths
-from alignloop.training.data_order import step_sizes
+from alignloop.training.job import step_sizes
 from alignloop.training.variants import num_drawn, trainings
 
 

@@ -188,7 +188,7 @@ class _Classifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from alignloop.training.models import quiet_transformers
+        from alignloop.training.model import quiet_transformers
 
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)

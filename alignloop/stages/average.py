@@ -42,8 +42,14 @@ def of(trained: training.Outputs) -> Inputs:
 
 
 def run(config: AverageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
-    from alignloop.training.average import average_checkpoints, shares_of
-    from alignloop.training.summary import AveragedCheckpoint, AverageSummary, entries_of, read_summary
+    from alignloop.training.average import (
+        AveragedCheckpoint,
+        AverageSummary,
+        average_checkpoints,
+        entries_of,
+        read_summary,
+        shares_of,
+    )
 
     summary = None if inputs.summary is None else read_summary(inputs.summary.path)
     entries = entries_of(inputs.checkpoints, summary)
@@ -89,7 +95,7 @@ def stage_for(recipe: Recipe, inputs: Inputs) -> Stage[AverageConfig, Inputs, Ou
         UserError: no summary, and the recipe says something about several.
     """
     if inputs.summary is not None:
-        from alignloop.training.summary import read_summary
+        from alignloop.training.average import read_summary
 
         return STAGES[read_summary(inputs.summary.path).objective]
     configured = [name for name in STAGES if STAGES[name].settings(recipe) != AverageConfig()]

@@ -1,12 +1,14 @@
 """Which accelerate configuration a training runs under, and whether it can: before a model is loaded.
 
-Torch-free to import.
+accelerate stops at a key it does not know, but lets one of `fsdp_config` fall without a word: both are found here, held
+against accelerate's own names. Torch-free to import.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,20 @@ from alignloop.config.bundled import RECIPES
 from alignloop.config.training import OptimizerConfig, TrainingConfig
 from alignloop.config.yaml_values import YamlProblem, read_yaml
 from alignloop.errors import ModelError, UserError
-from alignloop.training.accelerate_values import LAYER_CLASSES, layer_classes, problem_of
 
 BUNDLED = ("ddp", "fsdp2")
+OLD_KEYS = ("fp16", "dynamo_backend")
+"""Of earlier versions; accelerate still reads them."""
+LAYER_CLASSES = "fsdp_transformer_layer_cls_to_wrap"
+_ELSEWHERE = {
+    "deepspeed_config": "training runs with data parallel or FSDP",
+    "main_process_ip": "training runs on one machine",
+    "mpirun_config": "training runs on one machine",
+    "megatron_lm_config": "training runs with data parallel or FSDP",
+    "fp8_config": "the stage's dtype decides, float32 or bfloat16",
+    "parallelism_config": "tensor and context parallel training are not supported",
+}
+_SWITCHES = ("fsdp_reshard_after_forward", "fsdp_offload_params", "fsdp_activation_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -43,11 +56,23 @@ def accelerate_file(training: TrainingConfig) -> AccelerateFile:
         UserError: no such file, not one of accelerate's, or something in it that training here cannot do.
     """
     path = _path(training.accelerate)
-    values = _read(path)
-    if problem := problem_of(values, training):
+    try:
+        values = read_yaml(path)
+    except YamlProblem as error:
+        raise UserError(f"{path}: not a readable YAML file: {error}") from error
+    if not isinstance(values, dict) or "distributed_type" not in values:
+        raise UserError(f"{path}: no accelerate configuration: it has no `distributed_type` - run `accelerate config`")
+    section = values.get("fsdp_config") or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{path}: fsdp_config is {section!r}: a mapping of names and values is wanted")
+    # accelerate takes its keys without the `fsdp_`, too.
+    fsdp = {name if name.startswith("fsdp") else f"fsdp_{name}": value for name, value in section.items()}
+    for problem in _problems(values, fsdp, training):
         raise UserError(f"{path}: {problem}")
     sharded = values.get("distributed_type") == "FSDP"
-    classes = layer_classes(values) if sharded else ()
+    by_class = sharded and str(fsdp.get("fsdp_auto_wrap_policy")).upper() == "TRANSFORMER_BASED_WRAP"
+    names = fsdp.get(LAYER_CLASSES) if by_class else None
+    classes = tuple(names.split(",")) if isinstance(names, str) else ()
     return AccelerateFile(path, sharded, str(values.get("mixed_precision") or "no"), classes)
 
 
@@ -123,11 +148,93 @@ def _path(name: str) -> Path:
     return path
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        values = read_yaml(path)
-    except YamlProblem as error:
-        raise UserError(f"{path}: not a readable YAML file: {error}") from error
-    if not isinstance(values, dict) or "distributed_type" not in values:
-        raise UserError(f"{path}: no accelerate configuration: it has no `distributed_type` - run `accelerate config`")
-    return values
+# ---- what in a file stands against this training, and what to do ----------------------------------------------------
+
+
+def _problems(values: Mapping[str, Any], fsdp: Mapping[str, Any], training: TrainingConfig) -> Iterator[str]:
+    """The first counts; `fsdp` has the values of `fsdp_config`, by the full names of their keys."""
+    yield from _unknown_keys(values, fsdp)
+    numbers = {name: values.get(name) for name in ("num_processes", "num_machines", "machine_rank")}
+    for name, number in (numbers | {"fsdp_min_num_params": fsdp.get("fsdp_min_num_params")}).items():
+        if number is not None and type(number) is not int:
+            yield f"{name} is {number!r}: a whole number is wanted"
+    yield from _elsewhere(values)
+    count = values.get("num_processes")
+    if count is not None and count != training.num_processes:
+        yield (
+            f"num_processes is {count}, training.num_processes is {training.num_processes}: make them equal, or leave "
+            "it out of the file"
+        )
+    if training.num_processes > 1:
+        yield from _wrong_kinds(values, fsdp, training)
+        if values["distributed_type"] == "FSDP":
+            yield from _wrong_choices(fsdp)
+
+
+def _unknown_keys(values: Mapping[str, Any], fsdp: Mapping[str, Any]) -> Iterator[str]:
+    from accelerate.commands.config.config_args import ClusterConfig
+    from accelerate.commands.launch import launch_command_parser
+
+    known = {*ClusterConfig.__dataclass_fields__, *OLD_KEYS}
+    options = {action.dest for action in launch_command_parser()._actions}
+    known_fsdp = {name for name in options if name.startswith("fsdp_")} | {"fsdp_ignored_modules"}
+    for name in values:
+        if name not in known:
+            inside = "; it belongs under fsdp_config" if name in known_fsdp else _near(name, known)
+            yield f"unknown key {name!r}{inside} - leave it out, or write the file anew with `accelerate config`"
+    for name in fsdp:
+        if name not in known_fsdp:
+            yield (
+                f"fsdp_config: unknown key {name!r}{_near(name, known_fsdp)} - leave it out; known keys: "
+                f"{', '.join(sorted(known_fsdp))}"
+            )
+
+
+def _near(name: object, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _elsewhere(values: Mapping[str, Any]) -> Iterator[str]:
+    """What asks for another machine, or for another way of training."""
+    if values.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
+        yield f"compute_environment is {values['compute_environment']}: training runs here (LOCAL_MACHINE)"
+    if (values.get("num_machines") or 1) != 1:
+        yield f"num_machines is {values['num_machines']}: training runs on one machine"
+    for name, reason in _ELSEWHERE.items():
+        if values.get(name):
+            yield f"{name}: {reason} - leave it out"
+
+
+def _wrong_kinds(values: Mapping[str, Any], fsdp: Mapping[str, Any], training: TrainingConfig) -> Iterator[str]:
+    kind = values["distributed_type"]
+    if kind not in ("MULTI_GPU", "FSDP"):
+        yield f"distributed_type is {kind}: MULTI_GPU (data parallel) or FSDP is wanted, on a CPU too"
+    gpus = values.get("gpu_ids")
+    if gpus not in (None, "all") and len(str(gpus).split(",")) < training.num_processes:
+        yield (
+            f"gpu_ids is {gpus}, training.num_processes is {training.num_processes}: name a GPU for each process (such "
+            'as "0,1"), or all'
+        )
+    version = fsdp.get("fsdp_version") or 1
+    if kind == "FSDP" and str(version) != "2":
+        yield f"fsdp_version is {version}: set fsdp_version: 2 (`accelerate to-fsdp2` rewrites the file)"
+
+
+def _wrong_choices(fsdp: Mapping[str, Any]) -> Iterator[str]:
+    """A value that accelerate does not take, or that the recipe has a key of its own for."""
+    from accelerate.utils.constants import FSDP_AUTO_WRAP_POLICY, FSDP_STATE_DICT_TYPE
+
+    for name, choices in (
+        ("fsdp_auto_wrap_policy", FSDP_AUTO_WRAP_POLICY),
+        ("fsdp_state_dict_type", FSDP_STATE_DICT_TYPE),
+    ):
+        if fsdp.get(name) is not None and str(fsdp[name]).upper() not in choices:
+            yield f"{name} is {fsdp[name]!r}{_near(fsdp[name], choices)} - one of {', '.join(choices)} is wanted"
+    for name in _SWITCHES:
+        if fsdp.get(name) is not None and str(fsdp[name]).lower() not in ("true", "false"):
+            yield f"{name} is {fsdp[name]!r}: true or false is wanted"
+    if str(fsdp.get("fsdp_activation_checkpointing")).lower() == "true":
+        yield "fsdp_activation_checkpointing: set gradient_checkpointing: true in the recipe's stages instead"
+    if fsdp.get(LAYER_CLASSES) is not None and not isinstance(fsdp[LAYER_CLASSES], str):
+        yield f"{LAYER_CLASSES} is {fsdp[LAYER_CLASSES]!r}: names of classes with commas between them are wanted"

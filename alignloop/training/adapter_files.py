@@ -9,7 +9,7 @@ from typing import Any
 
 from alignloop.engines.checkpoint import tensor_shapes
 from alignloop.errors import ModelError
-from alignloop.training.vocabulary import INPUT_EMBEDDING
+from alignloop.training.base_weights import INPUT_EMBEDDING, by
 
 ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
@@ -28,11 +28,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The adapter's config.
-
-    Raises:
-        ModelError: it is no JSON object, or not of a LoRA adapter of a causal language model.
-    """
+    """Its JSON object; a ModelError where it is none, or not of a LoRA adapter of a causal language model."""
     path = folder / ADAPTER_CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -82,23 +78,14 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def adapter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name (without PEFT's prefix) -> shape of the adapter's tensors, from the header of its file.
-
-    Raises:
-        ModelError: there is no adapter_model.safetensors, or it is broken.
-    """
+    """Name (without PEFT's prefix) -> shape of the adapter's tensors, from the header of its file."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder}: holds no adapter_model.safetensors; save the adapter again as safetensors")
     return {name.removeprefix(PREFIX): shape for name, shape in tensor_shapes(folder).items()}
 
 
 def check_fits(folder: Path, base_shapes: Shapes, *, base: str) -> None:
-    """Every tensor of the adapter has its place in the base.
-
-    Args:
-        folder: the adapter's.
-        base_shapes: name -> shape of the base's tensors.
-        base: the base, for the message.
+    """Hold every tensor of the adapter in `folder` against those of its base.
 
     Raises:
         ModelError: it names adapter, base and the first tensor that does not fit.
@@ -120,7 +107,7 @@ def check_fits(folder: Path, base_shapes: Shapes, *, base: str) -> None:
         weight = tuple(reversed(target)) if turned else target
         if not _agrees(part, shape, weight):
             raise ModelError(
-                f"{does_not_fit}: {name} is {_by(shape)}, and the base's {module} {_by(target)}; give the base it was "
+                f"{does_not_fit}: {name} is {by(shape)}, and the base's {module} {by(target)}; give the base it was "
                 "trained on"
             )
         if part == TOKEN_ROWS and (beyond := _token_beyond(config, rows=target[0])) is not None:
@@ -160,13 +147,9 @@ def _agrees(part: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     """`weight` is [out, in]."""
     if part == "full":
         return shape == weight
-    if part == "lora_A":
+    if part in ("lora_A", TOKEN_ROWS):
         return len(shape) == 2 and shape[1] == weight[-1]
-    if part == "lora_B":
-        return len(shape) == 2 and shape[0] == weight[0]
-    if part == TOKEN_ROWS:
-        return len(shape) == 2 and shape[1] == weight[-1]
-    return True
+    return part != "lora_B" or (len(shape) == 2 and shape[0] == weight[0])
 
 
 def _token_beyond(config: Mapping[str, Any], *, rows: int) -> int | None:
@@ -174,7 +157,3 @@ def _token_beyond(config: Mapping[str, Any], *, rows: int) -> int | None:
     named = config.get("trainable_token_indices") or []
     lists = named.values() if isinstance(named, dict) else [named]
     return next((index for indices in lists for index in indices if index >= rows), None)
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from alignloop.config.training import LoraConfig
 from alignloop.errors import ModelError
 from alignloop.training.adapter_files import ADAPTER_CONFIG, PREFIX, check_fits
-from alignloop.training.models import load_policy, load_reward_model, quiet_transformers
+from alignloop.training.model import load_policy, load_reward_model, quiet_transformers
 from alignloop.training.token_rows import add_token_rows, merge_rows, num_new_tokens, saved_rows
 
 ADAPTER = "default"
@@ -41,12 +41,8 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int, new_token_ids: Seq
     fully beside the adapter. What trains is float32, whatever the frozen weights are held in.
 
     Args:
-        model: a transformers model; its class stays what it is.
         seed: of the A matrices. torch's global generator is left as it was.
         new_token_ids: tokens whose rows of embedding and output head train, too.
-
-    Returns:
-        `model`.
 
     Raises:
         ModelError: a name in `target_modules` is that of no linear layer.
@@ -54,13 +50,12 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int, new_token_ids: Seq
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    layers = linear_layers(model)
-    targets = _targets(layers, config, model=model)
+    layers = _linear_layers(model)
     transposed = any(type(module).__name__ == "Conv1D" for module in layers.values())
     peft_config = PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,
-        target_modules=sorted(targets),
+        target_modules=sorted(_targets(layers, config, model=model)),
         lora_dropout=0.0,
         fan_in_fan_out=transposed,
         task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",
@@ -84,11 +79,10 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int, new_token_ids: Seq
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether `add_adapter` was here."""
-    return any(True for _ in adapted_layers(model))
+    return any(True for _ in _adapted_layers(model))
 
 
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name, layer) of every layer with an adapter; the name is the one the layer has without."""
     from peft.tuners.lora import LoraLayer
 
@@ -97,7 +91,7 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def linear_layers(model: Any) -> dict[str, nn.Module]:
+def _linear_layers(model: Any) -> dict[str, nn.Module]:
     """Every linear layer by name, but the output head and the score head."""
     from transformers.pytorch_utils import Conv1D
 
@@ -133,15 +127,17 @@ def merged_model(model: Any, *, start: Path, state_dict: Mapping[str, Tensor] | 
     trained = trained_state(model) if state_dict is None else state_dict
     plain = load_policy(start) if model.can_generate() else load_reward_model(start, seed=0)
     with torch.no_grad():
-        for name, layer in adapted_layers(model):
+        for name, layer in _adapted_layers(model):
             weight = plain.get_parameter(f"{name}.weight")
-            if _is_quantized(layer):
-                weight.copy_(_dequantized(layer))
+            held = layer.get_base_layer().weight
+            if type(held).__name__ == "Params4bit":
+                from peft.utils.integrations import dequantize_bnb_weight
+
+                weight.copy_(dequantize_bnb_weight(held, state=held.quant_state).float().cpu())
             delta = layer.scaling[ADAPTER] * (_whole(trained, name, "lora_B") @ _whole(trained, name, "lora_A"))
             weight.add_(delta.T if layer.fan_in_fan_out else delta)
-        for name, value in trained.items():
-            if name == f"{SCORE}.weight":
-                plain.get_parameter(name).copy_(value.float().cpu())
+        if (head := trained.get(f"{SCORE}.weight")) is not None:
+            plain.get_parameter(f"{SCORE}.weight").copy_(head.float().cpu())
     merge_rows(model, plain, trained=trained)
     return plain
 
@@ -149,13 +145,11 @@ def merged_model(model: Any, *, start: Path, state_dict: Mapping[str, Tensor] | 
 def save_adapter(
     model: Any, directory: Path, *, start: Path, merged: nn.Module, state_dict: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write PEFT's own files, for PeftModel.from_pretrained on the checkpoint that training started from.
+    """Write PEFT's own files, for PeftModel.from_pretrained on `start`, the checkpoint that training started from.
 
     Its config names that checkpoint relative to `directory`, so that a run can be moved as a whole.
 
     Args:
-        directory: is made.
-        start: the checkpoint that training started from.
         merged: what `merged_model` made of the model.
         state_dict: as for `merged_model`.
     """
@@ -164,7 +158,7 @@ def save_adapter(
     trained = trained_state(model) if state_dict is None else state_dict
     tensors = {
         f"{PREFIX}{name}.{part}.weight": _whole(trained, name, part)
-        for name, _ in adapted_layers(model)
+        for name, _ in _adapted_layers(model)
         for part in ("lora_A", "lora_B")
     }
     config = model.peft_config[ADAPTER].to_dict()
@@ -184,11 +178,7 @@ def save_adapter(
 
 
 def merge_into_base(adapter: Path, base: Path) -> nn.Module:
-    """An adapter that someone trained, merged into its base in float32.
-
-    Raises:
-        ModelError: it does not fit.
-    """
+    """An adapter that someone trained, merged into its base in float32; a ModelError where it does not fit."""
     from peft import PeftModel
 
     model = load_policy(base)
@@ -221,7 +211,7 @@ def _draw(model: nn.Module, *, seed: int) -> None:
     """A as PEFT draws it (uniform, Kaiming with a = sqrt 5), but from a generator of its own, layer after layer."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for _, layer in adapted_layers(model):
+        for _, layer in _adapted_layers(model):
             weight = layer.lora_A[ADAPTER].weight
             bound = 1 / math.sqrt(weight.shape[1])
             weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
@@ -229,17 +219,6 @@ def _draw(model: nn.Module, *, seed: int) -> None:
 
 def _whole(trained: Mapping[str, Tensor], name: str, part: str) -> Tensor:
     return trained[f"{name}.{part}.{ADAPTER}.weight"].float().cpu().contiguous()
-
-
-def _is_quantized(layer: Any) -> bool:
-    return type(layer.get_base_layer().weight).__name__ == "Params4bit"
-
-
-def _dequantized(layer: Any) -> Tensor:
-    from peft.utils.integrations import dequantize_bnb_weight
-
-    weight = layer.get_base_layer().weight
-    return dequantize_bnb_weight(weight, state=weight.quant_state).float().cpu()
 
 
 def _num_numbers(parameter: Any) -> int:

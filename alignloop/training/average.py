@@ -1,4 +1,7 @@
-"""Model averaging on disk: several checkpoints in, one complete Hugging Face directory out."""
+"""Model averaging on disk: several checkpoints in, one complete Hugging Face directory out.
+
+What can be averaged, and what was, stand in small JSON files that a person can read too.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,88 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from alignloop.artifacts import Artifact
 from alignloop.config.training import AverageConfig
-from alignloop.errors import ModelError, UserError
+from alignloop.errors import DataError, ModelError, UserError
 from alignloop.objectives.averaging import average_tensors, check_same_names, normalised_weights
 from alignloop.training.checkpoints import written_aside
+from alignloop.training.job import ObjectiveName
+
+SUMMARY_VERSION = 1
+
+
+class TrainedCheckpoint(BaseModel):
+    """One checkpoint that a training stage kept."""
+
+    # A held-out loss may be infinite or NaN: JSON's null would lose which.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    file: str
+    """Folder, relative to the stage's."""
+    digest: str
+    step: int | None = None
+    """Optimiser steps trained, of its own training; None where nobody said."""
+    variant: int | None = None
+    """Counted from 1; None where the stage is trained once, as it is."""
+    changed: dict[str, Any] = {}
+    """What the variant changes in the stage's config."""
+    metrics: dict[str, float] = {}
+    """On held-out rows; empty where there are none."""
+
+
+class TrainSummary(BaseModel):
+    """`train_summary.json`: the stage's checkpoints, oldest first, one variant after another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    summary_version: int = SUMMARY_VERSION
+    objective: ObjectiveName
+    checkpoints: tuple[TrainedCheckpoint, ...]
+
+
+class AveragedCheckpoint(TrainedCheckpoint):
+    """A checkpoint that could be averaged, with its share in the mean."""
+
+    weight: float
+    """Weights of all sum to one; 0: left out."""
+
+
+class AverageSummary(BaseModel):
+    """`averaged.json`: which checkpoints a mean is made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    summary_version: int = SUMMARY_VERSION
+    checkpoints: tuple[AveragedCheckpoint, ...]
+
+
+def read_summary(path: Path) -> TrainSummary:
+    """Of a training stage; a DataError where the file is none."""
+    try:
+        return TrainSummary.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise DataError(f"{path}: not a summary of a training stage ({error}); name its train_summary.json") from error
+
+
+def entries_of(checkpoints: Sequence[Artifact], summary: TrainSummary | None) -> list[TrainedCheckpoint]:
+    """What the summary says of each checkpoint, known by its digest; without one, its path alone."""
+    if summary is None:
+        return [TrainedCheckpoint(file=str(a.path), digest=a.digest) for a in checkpoints]
+    known = list(summary.checkpoints)
+    entries = []
+    for artifact in checkpoints:
+        entry = next((entry for entry in known if entry.digest == artifact.digest), None)
+        if entry is None:
+            raise DataError(
+                f"{artifact.path}: the summary does not name this checkpoint; it is of "
+                f"{', '.join(entry.file for entry in summary.checkpoints)}"
+            )
+        # Two variants may end in the same bytes: each entry is taken once.
+        known.remove(entry)
+        entries.append(entry)
+    return entries
 
 
 def shares_of(
@@ -46,11 +127,7 @@ def shares_of(
 def best_checkpoints(
     metrics: Sequence[Mapping[str, float]], *, choose: int, metric: str, section: str = "averaging"
 ) -> tuple[int, ...]:
-    """Indices of the best: lowest loss or highest accuracy on held-out rows, the later one of equals; in order.
-
-    Raises:
-        UserError: a checkpoint has no such metric.
-    """
+    """Indices of the best: lowest loss or highest accuracy on held-out rows, the later one of equals; in order."""
     if any(metric not in each for each in metrics):
         raise UserError(
             f"{section}.choose: the checkpoints have no {metric} on held-out rows to choose by - hold rows out "
@@ -80,7 +157,9 @@ def average_checkpoints(checkpoints: Sequence[Path], *, out_dir: Path, weights: 
     try:
         shares = normalised_weights(weights, count=len(checkpoints))
         with written_aside(out_dir) as partial:
-            _copy_all(checkpoints[-1], partial, weights=len(checkpoints) == 1)
+            for path in sorted(checkpoints[-1].iterdir()):
+                if path.is_file() and (path.suffix != ".safetensors" or len(checkpoints) == 1):
+                    shutil.copyfile(path, partial / path.name)
             if len(checkpoints) > 1:
                 _average(checkpoints, partial, shares)
     except ValueError as error:
@@ -88,12 +167,8 @@ def average_checkpoints(checkpoints: Sequence[Path], *, out_dir: Path, weights: 
     return out_dir
 
 
-def tensor_files(checkpoint: Path) -> dict[str, Path]:
-    """Tensor name -> the safetensors file that holds it.
-
-    Raises:
-        ModelError: there is none.
-    """
+def _tensor_files(checkpoint: Path) -> dict[str, Path]:
+    """Tensor name -> the safetensors file that holds it."""
     from safetensors import safe_open
 
     files = sorted(checkpoint.glob("*.safetensors"))
@@ -106,42 +181,23 @@ def tensor_files(checkpoint: Path) -> dict[str, Path]:
     return names
 
 
-def _copy_all(source: Path, target: Path, *, weights: bool) -> None:
-    for path in sorted(source.iterdir()):
-        if path.is_file() and (weights or path.suffix != ".safetensors"):
-            shutil.copyfile(path, target / path.name)
-
-
 def _average(checkpoints: Sequence[Path], target: Path, shares: Sequence[float]) -> None:
     """Writes files with the names and the tensors of the last checkpoint's."""
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
-    located = [tensor_files(path) for path in checkpoints]
+    located = [_tensor_files(path) for path in checkpoints]
     for path, names in zip(checkpoints, located, strict=True):
         check_same_names(located[-1], names, other=str(path))
     for out_file in sorted(set(located[-1].values())):
         with ExitStack() as stack:
-            readers = _Readers(stack)
+            files = {path for names in located for path in names.values()}
+            opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in sorted(files)}
             averaged = {
                 name: average_tensors(
-                    [readers.tensor(names[name], name) for names in located], weights=shares, name=name
+                    [opened[names[name]].get_tensor(name) for names in located], weights=shares, name=name
                 )
                 for name, file in located[-1].items()
                 if file == out_file
             }
             save_file(averaged, target / out_file.name, metadata={"format": "pt"})
-
-
-class _Readers:
-    """Open safetensors files, each opened once."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._open: dict[Path, Any] = {}
-
-    def tensor(self, path: Path, name: str) -> Any:
-        from safetensors import safe_open
-
-        if path not in self._open:
-            self._open[path] = self._stack.enter_context(safe_open(path, framework="pt"))
-        return self._open[path].get_tensor(name)

@@ -1,25 +1,35 @@
-"""Whether a base's weights can be trained at all: seen from config.json and the headers of their files, or read once.
+"""Whether a base can be trained at all, from config.json, its tokenizer and its weights, before a model is loaded.
 
-    pickled? quantised? in all layers of these shapes?  <- headers alone: plan, and the stage `base`
-    every number finite?                                <- the numbers: the stage `base`; plan where they are few
-    nothing missing, every shape as the model's?        <- the model made without memory: the stage `base`
+    pickled? quantised? layers of these shapes? a row for every token?  <- headers alone: plan, and the stage `base`
+    every number finite?                                                <- the numbers: `base`; plan where they are few
+    nothing missing, every shape as the model's?                        <- `check_complete` in `model.py`: `base`
 
-Torch-free, but for the last.
+Torch-free.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignloop.engines.checkpoint import StoredTensor
 from alignloop.errors import ModelError
-from alignloop.training.stored_rows import as_float32, has_floats, stored_numbers
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+INPUT_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
+OUTPUT_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+"""Stored only where it is not the input embedding."""
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""bfloat16, which numpy has not, is read as the upper half of a float32's bits."""
 PICKLES = ("pytorch_model*.bin", "model*.bin")
 LAYER = re.compile(r"(?P<before>(?:^|.*\.)(?:layers|h|blocks)\.)(?P<number>\d+)\.(?P<rest>.+)")
 QUANTIZED = re.compile(
@@ -30,17 +40,85 @@ BLOCK_NUMBERS = 2**22
 """Numbers looked at together; a block of float32 takes 16 MiB."""
 SQUARE_HEADS = ("llama", "mistral", "qwen2", "olmo", "olmo2", "granite")
 """Model types whose heads are `hidden_size / num_attention_heads` wide where config.json names no `head_dim`."""
-_REMEDY = "copy config.json and weights from one place"
 PLAIN_LAYERS = (*SQUARE_HEADS, "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3")
 """Model types whose layers are the four projections of attention and the gated three of the feed-forward part."""
+_WITHOUT = "or leave `quantize` out: LoRA over weights in bfloat16 takes about three times their memory"
+
+
+def embedding_rows(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Rows of the input embedding; None where none is known by its name."""
+    rows = [shape[0] for name, shape in shapes.items() if INPUT_EMBEDDING.search(name) and len(shape) == 2]
+    return rows[0] if len(rows) == 1 else None
+
+
+def check_tokenizer_fits(tokenizer: Any, *, num_rows: int, where: str) -> tuple[str, ...]:
+    """Refuse a tokenizer that gives ids without an embedding row.
+
+    Special tokens that nothing can produce are let through: text is never read as a special token here, so one that
+    the chat template does not write either never reaches the model (Gemma 3's image token in its text-only models).
+
+    Args:
+        num_rows: of the input embedding.
+        where: the model, for the message.
+
+    Returns:
+        The tokens without a row that cannot occur.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    beyond = sorted((number, token) for token, number in vocabulary.items() if number >= num_rows)
+    used = [(number, token) for number, token in beyond if _can_occur(tokenizer, token, number)]
+    if used:
+        number, token = used[0]
+        raise ModelError(
+            f"{where}: its tokenizer has {len(vocabulary):,} tokens, its embedding only {num_rows:,} rows: {token!r} "
+            f"has id {number} and no row. Tokenizer and weights are of different models (copy both from one place), "
+            "or the embedding was never resized (model.resize_token_embeddings(len(tokenizer)), then save it again)"
+        )
+    return tuple(token for _, token in beyond)
+
+
+def _can_occur(tokenizer: Any, token: str, number: int) -> bool:
+    added = tokenizer.added_tokens_decoder.get(number)
+    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    templates = tokenizer.chat_template or ""
+    text = templates if isinstance(templates, str) else "".join(templates.values())
+    return added is None or not added.special or number in named or token in text
+
+
+def has_floats(tensor: StoredTensor) -> bool:
+    """Whether it holds floating-point numbers that can be read here; smaller ones come with scales of their own."""
+    return tensor.dtype in _NUMPY
+
+
+def read_rows(tensor: StoredTensor, rows: Sequence[int]) -> NDArray[np.float32]:
+    """[len(rows), ...] rows of a stored tensor for which `has_floats` holds, in float32."""
+    import numpy as np
+
+    found = stored_numbers(tensor)[np.asarray(rows, dtype=np.int64)]
+    return as_float32(found, tensor)
+
+
+def stored_numbers(tensor: StoredTensor) -> NDArray[Any]:
+    """The numbers as they lie in the file, mapped into memory."""
+    import numpy as np
+
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, dtype=_NUMPY[tensor.dtype])
+    return np.memmap(tensor.file, dtype=_NUMPY[tensor.dtype], mode="r", offset=tensor.start, shape=tensor.shape)
+
+
+def as_float32(numbers: NDArray[Any], tensor: StoredTensor) -> NDArray[np.float32]:
+    """A part of `stored_numbers`, as numbers."""
+    import numpy as np
+
+    if tensor.dtype != "BF16":
+        return numbers.astype(np.float32)
+    widened: NDArray[np.float32] = (numbers.astype(np.uint32) << 16).view(np.float32)
+    return widened
 
 
 def check_is_safetensors(folder: Path) -> None:
-    """Refuse a folder whose weights are pickles alone.
-
-    Raises:
-        ModelError: it says how to convert them.
-    """
+    """Refuse a folder whose weights are pickles alone, and say how to convert them."""
     found = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if not found or any(folder.glob("*.safetensors")):
         return
@@ -57,14 +135,7 @@ def check_is_safetensors(folder: Path) -> None:
 
 
 def check_not_quantized(folder: Path, tensors: Mapping[str, StoredTensor], *, config: Mapping[str, Any]) -> None:
-    """Refuse weights in fewer bits than can be trained.
-
-    Args:
-        config: the model's `text_config`.
-
-    Raises:
-        ModelError: it names the method, and a tensor where config.json names none.
-    """
+    """Refuse weights in fewer bits than can be trained; `config` is the model's `text_config`."""
     named = config.get("quantization_config") or config.get("compression_config")
     sign = next((name for name in tensors if QUANTIZED.search(name)), None)
     small = next((name for name, tensor in tensors.items() if tensor.dtype.startswith("F8")), None)
@@ -84,9 +155,6 @@ def check_not_quantized(folder: Path, tensors: Mapping[str, StoredTensor], *, co
 def check_layers(folder: Path, tensors: Mapping[str, StoredTensor], *, config: Mapping[str, Any]) -> None:
     """Hold the shapes of the layers against each other, and against config.json where its architecture is plain.
 
-    Args:
-        config: the model's `text_config`.
-
     Raises:
         ModelError: a tensor is missing in one layer, or has another shape than it must.
     """
@@ -100,17 +168,13 @@ def check_layers(folder: Path, tensors: Mapping[str, StoredTensor], *, config: M
         for rest, shape in parts.items():
             if (expected := wanted.get(rest, shape)) != shape:
                 raise ModelError(
-                    f"{folder}: {before}{number}.{rest} is {_by(shape)}, and by config.json {_by(expected)}: they "
+                    f"{folder}: {before}{number}.{rest} is {by(shape)}, and by config.json {by(expected)}: they "
                     "are of different models, or damaged; copy both from one place"
                 )
 
 
 def check_finite(tensors: Mapping[str, StoredTensor]) -> None:
-    """Read all weights once, a block at a time.
-
-    Raises:
-        ModelError: a number is NaN or infinite; it names file and tensor.
-    """
+    """Read all weights once, a block at a time; a ModelError names file and tensor of a number that is not finite."""
     import numpy as np
 
     for name, tensor in tensors.items():
@@ -128,42 +192,6 @@ def check_finite(tensors: Mapping[str, StoredTensor]) -> None:
                 )
 
 
-def check_complete(folder: Path) -> None:
-    """Make the model without memory for its numbers, and hold every tensor against it, as loading will.
-
-    Raises:
-        ModelError: a tensor is missing or of another shape, or there is no such model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    from alignloop.training.models import quiet_transformers
-
-    try:
-        with quiet_transformers():
-            _, info = AutoModelForCausalLM.from_pretrained(
-                folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder}: no causal language model could be made of its config: {error}") from error
-    if missing := sorted(info["missing_keys"]):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(f"{folder}: its weights lack {missing[0]}{more}, which its config.json asks for; {_REMEDY}")
-    check_loaded_shapes(folder, info)
-
-
-def check_loaded_shapes(folder: Path, info: Mapping[str, Any]) -> None:
-    """Refuse a model some of whose weights were not taken over for their shape.
-
-    Args:
-        info: what from_pretrained tells with `output_loading_info`.
-
-    Raises:
-        ModelError: it names the first of them.
-    """
-    for name, stored, wanted in sorted(info["mismatched_keys"]):
-        raise ModelError(f"{folder}: {name} is {_by(stored)}, and by config.json {_by(wanted)}; {_REMEDY}")
-
-
 def _check_missing(
     folder: Path, layers: Mapping[tuple[str, int], Mapping[str, Any]], *, config: Mapping[str, Any]
 ) -> None:
@@ -172,13 +200,13 @@ def _check_missing(
     Not the first one: of some architectures it is another than the rest.
     """
     first = min((number for _, number in layers), default=0)
+    required = set(_plain_shapes(config))
     kinds = Counter((before, frozenset(parts)) for (before, _), parts in layers.items())
     for (before, number), parts in layers.items():
         own = frozenset(parts)
         whole = next(
             (kind for (where, kind), count in kinds.items() if where == before and own < kind and count > 1), own
         )
-        required = set(_plain_shapes(config)) if config.get("model_type") in PLAIN_LAYERS else set()
         alone = kinds[before, own] == 1 and number > first
         if lost := sorted((whole - own if alone else set()) | (required - own)):
             raise ModelError(
@@ -216,5 +244,19 @@ def num_bytes(tensors: Mapping[str, StoredTensor]) -> int:
     return sum(prod(tensor.shape) * sizes.get(tensor.dtype, 2) for tensor in tensors.values() if has_floats(tensor))
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def by(shape: tuple[int, ...]) -> str:
+    """`32 x 64`."""
     return " x ".join(map(str, shape))
+
+
+def check_can_quantize(where: str) -> None:
+    """Refuse `quantize: nf4` in the recipe's field `where` where it cannot run, before anything heavy is loaded."""
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"{where}: nf4 needs bitsandbytes, which is not installed: `pip install bitsandbytes`, {_WITHOUT}"
+        )
+    import torch
+
+    # device_count asks the driver without starting CUDA in this process, which later forks.
+    if torch.cuda.device_count() == 0:
+        raise ModelError(f"{where}: nf4 needs a CUDA GPU, and torch sees none here: run it where one is, {_WITHOUT}")

@@ -1,4 +1,8 @@
-"""Checkpoints: complete Hugging Face directories, written aside and renamed, so that half of one is never seen."""
+"""Checkpoints: complete Hugging Face directories, written aside and renamed, so that half of one is never seen.
+
+Resume points inside a stage: killed at any step, training goes on from the last one and ends in the same bytes. A point
+holds whole tensors by name, whatever they were split over, so that any number of processes can go on from it.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from alignloop.artifacts import is_out_of_space
 from alignloop.errors import DiskFullError
 from alignloop.training.adapters import ADAPTER_FOLDER, has_adapter, merged_model, save_adapter
-from alignloop.training.models import quiet_transformers
+from alignloop.training.model import quiet_transformers
 from alignloop.training.new_tokens import NEW_TOKENS
 
 TOKENIZER_FILES = (
@@ -29,10 +35,12 @@ TOKENIZER_FILES = (
     "chat_template.*",
 )
 GENERATION_CONFIG = "generation_config.json"
+STATE_FILE = "state.pt"
+STATE_VERSION = 2
 
 
 def save_checkpoint(
-    model: nn.Module, directory: Path, *, companions: Path, state_dict: Mapping[str, Tensor] | None = None
+    model: Any, directory: Path, *, companions: Path, state_dict: Mapping[str, Tensor] | None = None
 ) -> Path:
     """Write `model` as a complete directory: config, safetensors, tokenizer files, chat template, generation config.
 
@@ -51,7 +59,7 @@ def save_checkpoint(
             save_adapter(model, partial / ADAPTER_FOLDER, start=companions, merged=merged, state_dict=state_dict)
         else:
             save_model(model, partial, state_dict=state_dict)
-        copy_companions(companions, partial, generation=_generates(model))
+        copy_companions(companions, partial, generation=model.can_generate())
     return directory
 
 
@@ -60,10 +68,6 @@ def copy_companions(source: Path, target: Path, *, generation: bool = True) -> N
     patterns = (*TOKENIZER_FILES, NEW_TOKENS) + ((GENERATION_CONFIG,) if generation else ())
     for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
         shutil.copyfile(path, target / path.name)
-
-
-def _generates(model: Any) -> bool:
-    return bool(model.can_generate())
 
 
 def save_model(model: Any, directory: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
@@ -76,7 +80,7 @@ def save_model(model: Any, directory: Path, *, state_dict: Mapping[str, Tensor] 
 
     own = getattr(model, "generation_config", None)
     try:
-        if _generates(model):
+        if model.can_generate():
             model.generation_config = GenerationConfig()
         with quiet_transformers():
             model.save_pretrained(directory, state_dict=state_dict)
@@ -87,17 +91,15 @@ def save_model(model: Any, directory: Path, *, state_dict: Mapping[str, Tensor] 
 
 @contextmanager
 def written_aside(directory: Path) -> Iterator[Path]:
-    """A fresh directory that takes the name `directory` when the block ends well, and goes away when it does not.
-
-    Raises:
-        DiskFullError: there was no room.
-    """
+    """A fresh directory that takes the name `directory` when the block ends well, and goes away when it does not."""
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         yield partial
-        _flush_to_disk(partial)
+        for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     except BaseException as error:
         is_full = is_out_of_space(error, partial)
         shutil.rmtree(partial, ignore_errors=True)
@@ -109,7 +111,42 @@ def written_aside(directory: Path) -> Iterator[Path]:
     partial.rename(directory)
 
 
-def _flush_to_disk(directory: Path) -> None:
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+@dataclass(frozen=True)
+class ResumePoints:
+    """The resume points of one training stage.
+
+    Attributes:
+        directory: holds one `step-000200` at a time.
+        key: digest of all that the trained weights depend on; points of another key are not used.
+    """
+
+    directory: Path
+    key: str
+
+    def save(self, step: int, *, model: dict[str, Any], optimizer: dict[str, Any], rows: int) -> None:
+        """Write the point after `step` steps, then drop the older ones."""
+        older = self._points()
+        state = {"version": STATE_VERSION, "key": self.key, "step": step, "rows": rows, "model": model}
+        state["optimizer"] = optimizer
+        with written_aside(self.directory / f"step-{step:06d}") as partial:
+            torch.save(state, partial / STATE_FILE)
+        for path in older:
+            if path.name != f"step-{step:06d}":
+                shutil.rmtree(path)
+
+    def load(self) -> dict[str, Any] | None:
+        """The latest point of this key, on the CPU, or None."""
+        for path in reversed(self._points()):
+            # Mapped into memory: every process of a stage reads all of it.
+            file = path / STATE_FILE
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            if state["version"] == STATE_VERSION and state["key"] == self.key:
+                return state
+        return None
+
+    def clear(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _points(self) -> list[Path]:
+        complete = self.directory.glob("step-*")
+        return sorted(path for path in complete if path.suffix != ".partial" and (path / STATE_FILE).is_file())

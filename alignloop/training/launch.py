@@ -18,8 +18,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,21 @@ import torch
 
 from alignloop import errors
 from alignloop.config.training import TrainingConfig
+from alignloop.engines.process_state import SAID_SECONDS, SignsOfLife, descendants, is_stopped, stopped_line
 from alignloop.errors import AlignloopError, DiskFullError, TrainingError, UserError
-from alignloop.process_state import descendants, is_stopped
-from alignloop.progress import Progress, QuietProgress
+from alignloop.progress import Advance, Progress, QuietProgress
 from alignloop.temporary import make_temporary
 from alignloop.training.accelerate_file import AccelerateFile, accelerate_file
-from alignloop.training.progress_lines import ReadProgress
-from alignloop.training.row_runner import TRAINING_REMEDY
-from alignloop.training.run import RunResult
-from alignloop.training.setup import TrainJob
-from alignloop.training.watch import TrainingWatch
+from alignloop.training.job import TrainJob
+from alignloop.training.loop import RunResult
+from alignloop.training.rows import TRAINING_REMEDY
 from alignloop.training.worker import ERROR, LAUNCH_FOLDER, OUT_OF_MEMORY, PROGRESS, result_file
 
 WORKER = "alignloop.training.worker"
 POLL_SECONDS = 0.1
 CLOSE_SECONDS = 15.0
 TAIL_LINES = 30
+LOOK_SECONDS = 1.0
 
 
 def run_launched(jobs: Sequence[TrainJob], *, training: TrainingConfig, progress: Progress) -> list[RunResult]:
@@ -57,13 +56,20 @@ def run_launched(jobs: Sequence[TrainJob], *, training: TrainingConfig, progress
         UserError: there are not so many GPUs.
     """
     file = accelerate_file(training)
-    _check_devices(training, file, progress=progress)
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < training.num_processes:
+        raise UserError(
+            f"training.num_processes is {training.num_processes}, but there are {num_gpus} GPUs here: one process a GPU"
+        )
+    if file.mixed_precision != "no":
+        progress.say(f"  {file.path}: mixed_precision {file.mixed_precision} is not used: the stage's dtype decides")
     folder = jobs[0].out_dir.resolve() / LAUNCH_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     paths = _write_jobs(jobs, folder)
     while not _attempt(folder, paths, training, file, progress=progress):
-        rows = _halved(json.loads((folder / OUT_OF_MEMORY).read_text(encoding="utf-8"))["rows"])
+        if (rows := _read(folder / OUT_OF_MEMORY)["rows"] // 2) == 0:
+            raise TrainingError(f"out of memory with one row at a time: {TRAINING_REMEDY}")
         progress.say(
             f"  out of memory in one of {training.num_processes} processes: starting them again with {rows} rows per "
             "microbatch"
@@ -79,38 +85,26 @@ def run_launched(jobs: Sequence[TrainJob], *, training: TrainingConfig, progress
 def _write_jobs(jobs: Sequence[TrainJob], folder: Path) -> list[Path]:
     paths = []
     for number, job in enumerate(jobs):
-        path = folder / f"job-{number:02d}.pickle"
-        job = replace(
+        paths.append(folder / f"job-{number:02d}.pickle")
+        absolute = replace(
             job,
             checkpoint=job.checkpoint.resolve(),
             reference=None if job.reference is None else job.reference.resolve(),
             out_dir=job.out_dir.resolve(),
             progress=QuietProgress(),
         )
-        path.write_bytes(pickle.dumps(job))
-        paths.append(path)
+        paths[-1].write_bytes(pickle.dumps(absolute))
     return paths
 
 
 def _result(job_file: Path) -> RunResult:
-    values = json.loads(result_file(job_file).read_text(encoding="utf-8"))
+    values = _read(result_file(job_file))
     return RunResult(values["metrics"], tuple(values["checkpoint_metrics"]))
 
 
-def _halved(rows: int) -> int:
-    if rows == 1:
-        raise TrainingError(f"out of memory with one row at a time: {TRAINING_REMEDY}")
-    return rows // 2
-
-
-def _check_devices(training: TrainingConfig, file: AccelerateFile, *, progress: Progress) -> None:
-    num_gpus = torch.cuda.device_count()
-    if 0 < num_gpus < training.num_processes:
-        raise UserError(
-            f"training.num_processes is {training.num_processes}, but there are {num_gpus} GPUs here: one process a GPU"
-        )
-    if file.mixed_precision != "no":
-        progress.say(f"  {file.path}: mixed_precision {file.mixed_precision} is not used: the stage's dtype decides")
+def _read(file: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return values
 
 
 # ---- one start --------------------------------------------------------------------------------------------------
@@ -132,10 +126,12 @@ def _attempt(
     if (folder / OUT_OF_MEMORY).is_file():
         return False
     if (folder / ERROR).is_file():
-        raise raised(json.loads((folder / ERROR).read_text(encoding="utf-8")))
+        raise raised(_read(folder / ERROR))
     if not all(result_file(path).is_file() for path in jobs):
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
         raise TrainingError(
-            f"a training process ended without a word (the system kills processes when memory runs out). {_tail(log)}"
+            "a training process ended without a word (the system kills processes when memory runs out). "
+            f"The end of {log}:\n" + "\n".join(tail)
         )
     return True
 
@@ -210,9 +206,6 @@ def _environment() -> dict[str, str]:
     return {**inherited, **fixed}
 
 
-# ---- what went wrong --------------------------------------------------------------------------------------------
-
-
 def raised(values: dict[str, Any]) -> AlignloopError:
     """The error that a worker wrote down, as it was; a defect keeps its traceback."""
     if values["class"] == DiskFullError.__name__:
@@ -225,6 +218,128 @@ def raised(values: dict[str, Any]) -> AlignloopError:
     return TrainingError(f"a training process failed:\n{values['traceback']}")
 
 
-def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-    return f"The end of {log}:\n" + "\n".join(lines)
+# ---- watched --------------------------------------------------------------------------------------------------------
+
+
+class TrainingWatch:
+    """Whether the processes of a launched training work: one that is stopped is said, and so is that all are silent.
+
+    The others wait for it, for hours, as they wait for a process that writes a checkpoint; nothing is ended here. Time
+    in which this process itself does not look (it was stopped, too, or the machine slept) does not count.
+
+    Args:
+        launcher: its process; it looks at its workers all the time, which is no sign of life.
+        say: gets a line where a process is stopped or all are silent, and where that ends.
+        said_after: seconds of it.
+    """
+
+    def __init__(self, launcher: int, *, say: Callable[[str], None], said_after: float = SAID_SECONDS) -> None:
+        self._launcher, self._say, self._said_after = launcher, say, said_after
+        self._looked = time.monotonic()
+        self._waited = 0.0
+        self._signs = SignsOfLife([])
+        self._stopped_at: dict[int, float] = {}
+        self._said: set[int] = set()
+        self._said_silent = False
+
+    def look(self) -> None:
+        """Look again, where the last look is LOOK_SECONDS old."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._waited += min(now - self._looked, 2 * LOOK_SECONDS)
+        self._looked = now
+        workers = descendants(self._launcher)
+        self._look_for_stopped([pid for pid in workers if is_stopped(pid)])
+        self._look_for_life(workers)
+
+    def _look_for_stopped(self, stopped: list[int]) -> None:
+        for pid in [pid for pid in self._stopped_at if pid not in stopped]:
+            del self._stopped_at[pid]
+            if pid in self._said:
+                self._said.remove(pid)
+                self._say(f"  training: process {pid} is no longer stopped")
+        for pid in stopped:
+            seconds = self._waited - self._stopped_at.setdefault(pid, self._waited)
+            if seconds >= self._said_after and pid not in self._said:
+                self._said.add(pid)
+                self._say(
+                    f"  training: process {pid} {stopped_line(pid)} for {seconds:.0f} s, and the others wait for it"
+                )
+
+    def _look_for_life(self, workers: list[int]) -> None:
+        self._signs.look(workers, waited=self._waited)
+        silent = self._waited - self._signs.last
+        if self._said_silent and not silent:
+            self._said_silent = False
+            self._say("  training: its processes go on")
+        elif silent >= self._said_after and not self._stopped_at and not self._said_silent:
+            self._said_silent = True
+            pids = ", ".join(map(str, workers))
+            self._say(f"  training: none of its processes ({pids}) has used processor time for {silent:.0f} s")
+
+
+# ---- progress, from the first worker to the process that waits -------------------------------------------------------
+
+
+class WrittenProgress:
+    """A `Progress` that appends a line of JSON to a file for each call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def task(self, label: str, *, total: int, unit: str) -> Iterator[Advance]:
+        self._write(task=label, total=total, unit=unit)
+        yield lambda num_done: self._write(advance=num_done)
+        self._write(end=True)
+
+    def say(self, line: str) -> None:
+        self._write(say=line)
+
+    def _write(self, **values: Any) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+class ReadProgress:
+    """Reads what `WrittenProgress` has written so far and calls the same of `progress`.
+
+    A context manager: a task that its writer did not end is ended with the block.
+    """
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self._path, self._progress = path, progress
+        self._offset = 0
+        self._tasks: list[tuple[ExitStack, Advance]] = []
+
+    def __enter__(self) -> ReadProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._tasks:
+            self._tasks.pop()[0].close()
+
+    def pass_on(self) -> None:
+        """Pass on the lines that are new."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            self._call(json.loads(line))
+
+    def _call(self, values: dict[str, Any]) -> None:
+        if "say" in values:
+            self._progress.say(values["say"])
+        elif "task" in values:
+            stack = ExitStack()
+            task = self._progress.task(values["task"], total=values["total"], unit=values["unit"])
+            self._tasks.append((stack, stack.enter_context(task)))
+        elif "advance" in values:
+            self._tasks[-1][1](values["advance"])
+        else:
+            self._tasks.pop()[0].close()

@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from alignloop.engines.checkpoint import StoredTensor
 from alignloop.errors import ModelError
 from alignloop.records import Message
-from alignloop.training.stored_rows import has_floats, read_rows
-from alignloop.training.vocabulary import INPUT_EMBEDDING, OUTPUT_HEAD
+from alignloop.training.base_weights import INPUT_EMBEDDING, OUTPUT_HEAD, has_floats, read_rows
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -72,11 +71,7 @@ class NewTokens(BaseModel):
 
 
 def load_new_tokens(checkpoint: Path) -> tuple[NewToken, ...]:
-    """Those of a checkpoint; none where it names none.
-
-    Raises:
-        ModelError: its file cannot be read.
-    """
+    """Those of a checkpoint; none where it names none."""
     path = checkpoint / NEW_TOKENS
     if not path.is_file():
         return ()
@@ -113,7 +108,6 @@ class OwnTokens:
     """What a base's tokenizer had before a run gave it anything.
 
     Attributes:
-        num: of its tokens.
         bos, eos: which the base's training has most likely seen, however short their rows are; None where it has none.
     """
 
@@ -138,13 +132,12 @@ def find_new_tokens(
     Args:
         tokenizer: as the run will use it.
         own: what the base's tokenizer had.
-        tensors: the base's weights.
     """
     added = range(own.num, len(tokenizer))
     states: dict[int, State] = dict.fromkeys(added, "added")
-    written = sorted(index for index in _written_ids(chat) if index < own.num)
+    control = sorted(index for index in _control_ids(chat) if index < own.num)
     for matrix in _matrices(tensors):
-        for index, state in _untrained(matrix, written, tokenizer=tokenizer, trained_ids=frozenset({own.bos, own.eos})):
+        for index, state in _untrained(matrix, control, tokenizer=tokenizer, trained_ids=frozenset({own.bos, own.eos})):
             if states.get(index) != "empty":
                 states[index] = state
     names = tokenizer.convert_ids_to_tokens(sorted(states))
@@ -153,7 +146,7 @@ def find_new_tokens(
     )
 
 
-def _written_ids(chat: ChatFormat) -> frozenset[int]:
+def _control_ids(chat: ChatFormat) -> frozenset[int]:
     """Control tokens that the template writes around the texts of a dialog."""
     found: set[int] = set()
     for roles in _DIALOGS:

@@ -4,7 +4,8 @@
     RoundRow ─► track_round (a round) ──┴► TensorBoard, Weights & Biases, MLflow, trackio: one run, whatever process
 
 A run's identity at each tracker lies in `<run>/trackers/`, so a resumed run goes on in it. Nobody holds a tracker open
-between two trainings: each opens the run, adds to it and closes it.
+between two trainings: each opens the run, adds to it and closes it. `accelerate.tracking` will not do: its trackers
+need accelerate's global state, which starts CUDA in a process that forks later, and none continues a run.
 """
 
 from __future__ import annotations
@@ -29,22 +30,10 @@ from alignloop.run_dir.layout import RESOLVED, round_dir, round_numbers
 TENSORBOARD = "tensorboard"
 PROJECT = "alignloop"
 FOLDER = "trackers"
-TOLD_ROUNDS = "rounds.json"
+ROUNDS = "rounds.json"
+"""In `trackers/`: tracker -> round -> the figures it has, as a fingerprint."""
 _STAGE = re.compile(r"round-(\d+)/\d+_([^/]+)(?:/(.+))?")
 LOG = "train_log.jsonl"
-
-
-class RunTracker(Protocol):
-    """One run at one tracker, open."""
-
-    def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
-        """Add `group/name` of each metric at `step` of the axis, and see that it is stored."""
-
-    def describe(self, name: str, values: Mapping[str, Any]) -> None:
-        """Show what something was made with."""
-
-    def close(self) -> None:
-        """End the process's part in the run."""
 
 
 @dataclass(frozen=True)
@@ -78,48 +67,43 @@ def run_of(out_dir: Path, run_name: str) -> Path | None:
 
 def curve_of(out_dir: Path, run_name: str) -> Curve:
     """The curve a training's steps continue: that of the same stage in the rounds before."""
-    found = _STAGE.fullmatch(run_name)
-    run_dir = run_of(out_dir, run_name)
+    found, run_dir = _STAGE.fullmatch(run_name), run_of(out_dir, run_name)
     if found is None or run_dir is None:
         return Curve(out_dir, "train")
     number, stage, rest = int(found[1]), found[2], found[3] or "."
-    logs = (
-        log
-        for earlier in round_numbers(run_dir)
-        if earlier < number
-        for log in round_dir(run_dir, earlier).glob(f"*_{stage}/{rest}/{LOG}")
-    )
+    earlier = [round_dir(run_dir, each) for each in round_numbers(run_dir) if each < number]
+    logs = [log for folder in earlier for log in folder.glob(f"*_{stage}/{rest}/{LOG}")]
     group = stage if found[3] is None else f"{stage}/{rest}"
-    return Curve(run_dir, group, sum(_num_lines(log) for log in logs))
+    return Curve(run_dir, group, sum(log.read_bytes().count(b"\n") for log in logs))
 
 
 def names_with_tensorboard(names: Sequence[str]) -> list[str]:
-    """TensorBoard is told always where it is installed; the recipe names the others."""
+    """TensorBoard is used always where it is installed; the recipe names the others."""
     installed = [TENSORBOARD] if TENSORBOARD not in names and find_spec(TENSORBOARD) is not None else []
     return [*installed, *dict.fromkeys(names)]
 
 
-def open_run_tracker(name: str, folder: Path) -> RunTracker:
-    """The run of `folder` at a tracker: a new one, or the one that was begun.
+def first_line(error: Exception) -> str:
+    """`OSError: out of ink`."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
-    Args:
-        name: one of `RUN_TRACKERS`.
-    """
-    return RUN_TRACKERS[name](folder)
+
+# ---- a round --------------------------------------------------------------------------------------------------------
 
 
 def track_round(run_dir: Path, row: RoundRow, *, names: Sequence[str], say: Callable[[str], None]) -> None:
-    """Tell a finished round's figures to every tracker that has not been told: benchmarks, reward model, measures,
+    """Report a finished round's figures to every tracker that has not got them: benchmarks, reward model, measures,
     rows, seconds. A tracker that fails is said and left out.
 
     Args:
         names: as in `training.trackers`; TensorBoard need not be named, and those that know no runs are passed over.
     """
-    told_file = run_dir / FOLDER / TOLD_ROUNDS
-    told = _told(told_file)
+    file = run_dir / FOLDER / ROUNDS
+    reported = _reported(file)
     mark, number = fingerprint(row.model_dump(mode="json")), str(row.round)
     for name in names_with_tensorboard(names):
-        if name not in RUN_TRACKERS or told.get(name, {}).get(number) == mark:
+        if name not in RUN_TRACKERS or reported.get(name, {}).get(number) == mark:
             continue
         try:
             tracker = open_run_tracker(name, run_dir)
@@ -128,22 +112,21 @@ def track_round(run_dir: Path, row: RoundRow, *, names: Sequence[str], say: Call
                     tracker.log(row.round, values, group=group, axis="round")
             finally:
                 tracker.close()
-            told.setdefault(name, {})[number] = mark
-            told_file.parent.mkdir(exist_ok=True)
-            write_text(told_file, json.dumps(told, indent=1) + "\n")
+            reported.setdefault(name, {})[number] = mark
+            file.parent.mkdir(exist_ok=True)
+            write_text(file, json.dumps(reported, indent=1) + "\n")
         except Exception as error:  # whatever a tracker's library raises, the run is worth more
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            say(f"  tracker {name}: {type(error).__name__}: {first}; round {row.round} stands in rounds.jsonl")
+            say(f"  tracker {name}: {first_line(error)}; round {row.round} stands in rounds.jsonl")
 
 
-def _told(file: Path) -> dict[str, dict[str, str]]:
-    """Tracker -> round -> the figures it was told, as a fingerprint; nothing where that cannot be read: told again."""
+def _reported(file: Path) -> dict[str, dict[str, str]]:
+    """What `rounds.json` holds; nothing where that cannot be read: it is reported again."""
     try:
         found = load_json(file)
     except ValueError:
         return {}
-    told = found.items() if isinstance(found, dict) else ()
-    return {name: rounds for name, rounds in told if isinstance(rounds, dict)}
+    trackers = found.items() if isinstance(found, dict) else ()
+    return {name: rounds for name, rounds in trackers if isinstance(rounds, dict)}
 
 
 def round_figures(row: RoundRow) -> dict[str, dict[str, float]]:
@@ -159,6 +142,22 @@ def round_figures(row: RoundRow) -> dict[str, dict[str, float]]:
     return {name: dict(values) for name, values in groups.items() if values}
 
 
+# ---- the run at each tracker ----------------------------------------------------------------------------------------
+
+
+class RunTracker(Protocol):
+    """One run at one tracker, open."""
+
+    def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
+        """Add `group/name` of each metric at `step` of the axis, and see that it is stored."""
+
+    def describe(self, name: str, values: Mapping[str, Any]) -> None:
+        """Show what something was made with."""
+
+    def close(self) -> None:
+        """End the process's part in the run."""
+
+
 class _Tensorboard:
     """Events under `<run>/tensorboard`, all in one folder: TensorBoard shows them as one run."""
 
@@ -168,8 +167,8 @@ class _Tensorboard:
         self._writer = SummaryWriter(log_dir=str(folder / TENSORBOARD))
 
     def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
-        for name, value in _finite(metrics).items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+        for name, value in _finite(metrics, group=group).items():
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def describe(self, name: str, values: Mapping[str, Any]) -> None:
@@ -203,7 +202,7 @@ class _Wandb:
             self._run.define_metric(axis)
             self._run.define_metric(f"{group}/*", step_metric=axis)
             self._defined.add(group)
-        self._run.log({axis: step, **{f"{group}/{name}": value for name, value in _finite(metrics).items()}})
+        self._run.log({axis: step, **_finite(metrics, group=group)})
 
     def describe(self, name: str, values: Mapping[str, Any]) -> None:
         self._run.config.update({name: dict(values)}, allow_val_change=True)
@@ -213,45 +212,47 @@ class _Wandb:
 
 
 class _Mlflow:
-    """An MLflow run."""
+    """An MLflow run; its names take letters, digits and `_-. :/` alone."""
 
     def __init__(self, folder: Path) -> None:
-        mlflow: Any = import_module("mlflow")
+        self._mlflow: Any = import_module("mlflow")
 
-        self._mlflow = mlflow
         if "MLFLOW_EXPERIMENT_NAME" not in os.environ and "MLFLOW_EXPERIMENT_ID" not in os.environ:
-            mlflow.set_experiment(PROJECT)
+            self._mlflow.set_experiment(PROJECT)
         known = known_identity(folder, "mlflow")
         # A run that another process of ours left open in this one is ended: MLflow keeps one a process.
-        mlflow.end_run()
-        run = mlflow.start_run(run_id=known, run_name=None if known else folder.resolve().name)
+        self._mlflow.end_run()
+        run = self._mlflow.start_run(run_id=known, run_name=None if known else folder.resolve().name)
         if known is None:
             _remember(folder, "mlflow", str(run.info.run_id))
 
     def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
-        values = {_mlflow_name(f"{group}/{name}"): value for name, value in _finite(metrics).items()}
+        values = {self._name(name): value for name, value in _finite(metrics, group=group).items()}
         self._mlflow.log_metrics(values, step=step, synchronous=True)
 
     def describe(self, name: str, values: Mapping[str, Any]) -> None:
-        self._mlflow.log_dict(dict(values), f"config/{_mlflow_name(name).replace('/', '-')}.json")
+        self._mlflow.log_dict(dict(values), f"config/{self._name(name).replace('/', '-')}.json")
 
     def close(self) -> None:
         self._mlflow.end_run()
 
+    @staticmethod
+    def _name(name: str) -> str:
+        return re.sub(r"[^\w\-. :/]", "_", name)
+
 
 class _Trackio:
-    """A trackio run; it is told by its name, which holds the run's own identity."""
+    """A trackio run; it is known by its name, which holds the run's own identity."""
 
     def __init__(self, folder: Path) -> None:
-        trackio: Any = import_module("trackio")
+        self._trackio: Any = import_module("trackio")
 
         name = f"{folder.resolve().name}-{_identity(folder, 'trackio')}"
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-        self._trackio = trackio
-        trackio.init(project=project, name=name, resume="allow", embed=False)
+        self._trackio.init(project=project, name=name, resume="allow", embed=False)
 
     def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
-        self._trackio.log({axis: step, **{f"{group}/{name}": value for name, value in _finite(metrics).items()}})
+        self._trackio.log({axis: step, **_finite(metrics, group=group)})
 
     def describe(self, name: str, values: Mapping[str, Any]) -> None:
         """Its config is fixed when a run begins: the manifests have the stages'."""
@@ -269,17 +270,19 @@ RUN_TRACKERS: dict[str, Callable[[Path], RunTracker]] = {
 """Those that show a run as one; any other that transformers knows shows one a stage."""
 
 
+def open_run_tracker(name: str, folder: Path) -> RunTracker:
+    """The run of `folder` at one of `RUN_TRACKERS`: a new one, or the one that was begun."""
+    return RUN_TRACKERS[name](folder)
+
+
 def _identity(folder: Path, name: str) -> str:
     """The run's identity at a tracker that lets us choose it; made at first."""
     known = known_identity(folder, name)
-    if known is None:
-        known = secrets.token_hex(4)
-        _remember(folder, name, known)
-    return known
+    return known or _remember(folder, name, secrets.token_hex(4))
 
 
 def known_identity(folder: Path, name: str) -> str | None:
-    """What a tracker calls the run that a folder belongs to; None where it was told nothing yet."""
+    """What a tracker calls the run that a folder belongs to; None where it has none yet."""
     path = folder / FOLDER / f"{name}.json"
     if not path.is_file():
         return None
@@ -291,21 +294,13 @@ def known_identity(folder: Path, name: str) -> str | None:
         ) from error
 
 
-def _remember(folder: Path, name: str, identity: str) -> None:
+def _remember(folder: Path, name: str, identity: str) -> str:
     path = folder / FOLDER / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"id": identity}) + "\n")
+    return identity
 
 
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _mlflow_name(name: str) -> str:
-    """MLflow takes letters, digits, `_-. :/` alone."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _num_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+def _finite(metrics: Mapping[str, float], *, group: str) -> dict[str, float]:
+    """By `group/name`."""
+    return {f"{group}/{name}": float(value) for name, value in metrics.items() if math.isfinite(value)}

@@ -2,71 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from alignloop.config.training import DpoConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.artifacts import write_text
+from alignloop.config.training import DpoConfig, RewardConfig
 from alignloop.errors import ModelError, TrainingError
+from alignloop.objectives.dpo import masked_sums
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import auto_row_tokens, packed_num_tokens
-from alignloop.progress import Progress
 from alignloop.training.adapters import add_adapter, trained_in_words
-from alignloop.training.digests import groups_digest, key_of, weights_digest
-from alignloop.training.forward import CompletionRewards, TokenLogprobs, backbone_of, check_head
-from alignloop.training.memory import loading_memory, remedy_of
-from alignloop.training.models import (
+from alignloop.training.base_weights import check_can_quantize
+from alignloop.training.job import REFERENCE_CACHE, TrainJob, groups_digest, key_of, weights_digest
+from alignloop.training.model import (
+    CompletionRewards,
     Quantize,
+    TokenLogprobs,
+    backbone_of,
+    check_head,
     check_vocabulary,
     free_memory,
     load_policy,
     load_reward_model,
     pad_token_id_of,
+    uses_bfloat16,
 )
 from alignloop.training.new_tokens import load_new_tokens
-from alignloop.training.precision import uses_bfloat16
-from alignloop.training.processes import Processes
-from alignloop.training.quantization import check_can_quantize
-from alignloop.training.reference import MASK_VERSION, load_cached, reference_sums, store
-from alignloop.training.row_runner import RowRunner
-from alignloop.training.screening import ObjectiveName
-from alignloop.training.sharing import outputs_of
-from alignloop.training.step_losses import DpoStep, RewardStep, SftStep, StepLoss
-from alignloop.training.wrapping import wrapped
+from alignloop.training.processes import Processes, wrapped
+from alignloop.training.rows import Outputs, RowRunner, loading_memory, outputs_of, remedy_of
+from alignloop.training.step import DpoStep, StepLoss, reward_step, sft_step
 
-TrainConfig = RewardConfig | SftConfig | DpoConfig
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """The arguments of `train`, after screening.
-
-    Attributes:
-        max_rows: at most so many rows a microbatch: what memory has shown to hold; None: as the config says.
-    """
-
-    objective: ObjectiveName
-    groups: Sequence[PromptGroup]
-    eval_groups: Sequence[PromptGroup]
-    checkpoint: Path
-    reference: Path | None
-    out_dir: Path
-    config: TrainConfig
-    seed: int
-    progress: Progress
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    run_name: str = ""
-    max_rows: int | None = None
-
-    @property
-    def all_groups(self) -> list[PromptGroup]:
-        """Training groups, then held-out ones."""
-        return [*self.groups, *self.eval_groups]
+MASK_VERSION = 1
+"""Raise when the meaning of the formatting mask or of the sums changes: cached sums of old masks are then not used."""
 
 
 def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, trains: bool = True) -> nn.Module:
@@ -80,10 +53,12 @@ def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, train
         ModelError: the checkpoint cannot be loaded, does not fit the token ids or into memory, or takes no such
             adapter.
     """
-    lora = job.config.lora
-    quantize: Quantize = "none" if lora is None else lora.quantize
+    quantize: Quantize = "none" if job.config.lora is None else job.config.lora.quantize
     if quantize != "none":
-        _check_quantized(job, device=device)
+        where = f"{job.objective}.lora.quantize"
+        check_can_quantize(where)
+        if device.type != "cuda":
+            raise ModelError(f"{where}: nf4 weights are not sharded over processes: set training.accelerate: ddp")
     dtype = held_in(job, device=device)
     with loading_memory(checkpoint, dtype=dtype, device=device, remedy=remedy_of(job)):
         return _build(job, checkpoint, dtype=dtype, quantize=quantize, device=device, trains=trains)
@@ -110,13 +85,6 @@ def _build(
     return module
 
 
-def _check_quantized(job: TrainJob, *, device: torch.device) -> None:
-    where = f"{job.objective}.lora.quantize"
-    check_can_quantize(where)
-    if device.type != "cuda":
-        raise ModelError(f"{where}: nf4 weights are not sharded over processes: set training.accelerate: ddp")
-
-
 def held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
     """Weights that train are float32; under an adapter they are frozen and need no more than the forward pass uses.
 
@@ -137,7 +105,7 @@ def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunn
     return RowRunner(
         mode=mode,
         row_tokens=job.config.row_tokens or auto_row_tokens(max(packed_num_tokens(group) for group in groups)),
-        rows=min(job.config.rows_per_microbatch, job.max_rows or job.config.rows_per_microbatch),
+        rows=job.rows,
         pad_token_id=pad_token_id_of(module.model),
         device=device,
         bfloat16=uses_bfloat16(job.config.dtype, device=device, progress=job.progress),
@@ -166,23 +134,16 @@ def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
 def build_losses(job: TrainJob, *, processes: Processes) -> tuple[StepLoss, StepLoss]:
     """The objective on the training groups and on the held-out ones; for DPO this runs the reference model."""
     if job.objective == "reward":
-        return RewardStep(), RewardStep()
+        return reward_step, reward_step
     if job.objective == "sft":
-        return SftStep(), SftStep()
+        return sft_step, sft_step
     assert isinstance(job.config, DpoConfig)
     sums = _reference_sums(job, job.config, processes=processes)
     num_train = len(job.groups)
-    return _dpo_step(job.config, sums[:num_train]), _dpo_step(job.config, sums[num_train:])
+    return DpoStep(sums[:num_train], job.config), DpoStep(sums[num_train:], job.config)
 
 
-def _dpo_step(config: DpoConfig, sums: Sequence[tuple[float, ...]]) -> DpoStep:
-    return DpoStep(
-        reference=sums,
-        beta=config.beta,
-        nll_coefficient=config.nll_coefficient,
-        nll_reduction=config.nll_reduction,
-        mask_formatting_tokens=config.mask_formatting_tokens,
-    )
+# ---- DPO's reference model ------------------------------------------------------------------------------------------
 
 
 def _reference_sums(job: TrainJob, config: DpoConfig, *, processes: Processes) -> list[tuple[float, ...]]:
@@ -193,13 +154,12 @@ def _reference_sums(job: TrainJob, config: DpoConfig, *, processes: Processes) -
     reference = job.reference
     if reference is None:
         raise TrainingError("DPO needs a reference model: none was given")
-    path = job.out_dir / "reference_logprobs.json"
+    path = job.out_dir / REFERENCE_CACHE
     key = processes.of_first(lambda: _reference_key(job, config, reference))
-    cached = processes.of_first(lambda: load_cached(path, key=key))
+    cached = processes.of_first(lambda: _cached(path, key=key))
     if cached is not None:
         return cached
     module = build_module(job, reference, device=processes.load_device, trains=False)
-    assert isinstance(module, TokenLogprobs)
     runner = build_runner(job, module, processes=processes)
     sums = reference_sums(
         wrapped(module, processes=processes, bfloat16=runner.bfloat16, trains=False),
@@ -213,8 +173,42 @@ def _reference_sums(job: TrainJob, config: DpoConfig, *, processes: Processes) -
     total = iter(processes.totals([value for row in sums for value in row]))
     sums = [tuple(next(total) for _ in row) for row in sums]
     if processes.is_first:
-        store(path, sums, key=key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"key": key, "sums": sums}))
     return sums
+
+
+def reference_sums(
+    module: nn.Module, groups: Sequence[PromptGroup], *, runner: Outputs, mask_formatting_tokens: bool
+) -> list[tuple[float, ...]]:
+    """Per group the reference model's masked sum of each completion, in the group's order; 0 where `runner` runs not.
+
+    Args:
+        module: `TokenLogprobs`, or what wraps it.
+    """
+    sums: list[list[float]] = [[0.0] * len(group.completions) for group in groups]
+    with runner.progress.task("reference logprobs", total=len(groups), unit="pairs") as advance:
+        for batch, logprobs, numbers in runner.outputs(module, groups):
+            totals = masked_sums(
+                logprobs,
+                completion_index=batch.completion_index,
+                formatting_mask=batch.formatting_mask,
+                num_completions=len(batch.ranks),
+                mask_formatting_tokens=mask_formatting_tokens,
+            ).tolist()
+            owners = list(zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True))
+            for (group, completion), total in zip(owners, totals, strict=True):
+                sums[numbers[group]][completion] = total
+            advance(len({group for group, _ in owners}))
+    return [tuple(row) for row in sums]
+
+
+def _cached(path: Path, *, key: str) -> list[tuple[float, ...]] | None:
+    """Sums cached under `key`, or None where there are none or of something else."""
+    if not path.is_file():
+        return None
+    cached = json.loads(path.read_text())
+    return [tuple(row) for row in cached["sums"]] if cached["key"] == key else None
 
 
 def _reference_key(job: TrainJob, config: DpoConfig, reference: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,16 @@ from alignloop.engines.checkpoint import stored_tensors, text_config
 from alignloop.errors import ModelError
 from alignloop.training.adapter_files import base_of, has_tokenizer, is_adapter
 from alignloop.training.adapters import merge_into_base
-from alignloop.training.base_weights import check_complete, check_finite, check_is_safetensors, check_not_quantized
+from alignloop.training.base_weights import (
+    check_finite,
+    check_is_safetensors,
+    check_not_quantized,
+    check_tokenizer_fits,
+    embedding_rows,
+)
 from alignloop.training.checkpoints import GENERATION_CONFIG, copy_companions, save_model, written_aside
-from alignloop.training.models import quiet_transformers
+from alignloop.training.model import check_complete, quiet_transformers
 from alignloop.training.new_tokens import NewToken, OwnTokens, ensure_pad, find_new_tokens, save_new_tokens
-from alignloop.training.vocabulary import check_tokenizer_fits, embedding_rows
 
 NEW_ROWS_SPREAD = 0.1
 NEW_ROWS_SEED = 0
@@ -66,11 +71,9 @@ def prepare_base(
         ModelError: no model or tokenizer there, an adapter that does not fit its base, a tokenizer that does not fit
             the embedding, no template at all, or one that cannot be used.
     """
-    source, kwargs = _locate(base), template_kwargs or {}
-    if is_adapter(source):
-        with _merged(source, beside=out_dir) as merged:
-            return _prepare(merged, base=base, chat_template=chat_template, kwargs=kwargs, out_dir=out_dir)
-    return _prepare(source, base=base, chat_template=chat_template, kwargs=kwargs, out_dir=out_dir)
+    source = _locate(base)
+    with _merged(source, beside=out_dir) if is_adapter(source) else nullcontext(source) as whole:
+        return _prepare(whole, base=base, chat_template=chat_template, kwargs=template_kwargs or {}, out_dir=out_dir)
 
 
 def _prepare(
@@ -94,13 +97,15 @@ def _prepare(
     had_template = bool(brought) and len(tokenizer) == own.num
     changed = ensure_pad(tokenizer, end_ids=(own.eos, tokenizer.eos_token_id)) or template is not None
     changed = changed or tokenizer.chat_template != brought
-    stop_ids = _unique(chat.stop_token_ids, _ids(tokenizer.eos_token_id), old_eos)
+    stop_ids = list(dict.fromkeys((*chat.stop_token_ids, *_ids(tokenizer.eos_token_id), *old_eos)))
     new = find_new_tokens(tokenizer, chat, own=own, tensors=tensors)
     with written_aside(out_dir) as partial:
         if any(token.starts_anew for token in new):
             _save_with_new_rows(source, partial, base=base, new=new)
         else:
-            _copy(source, partial)
+            for path in sorted(source.iterdir()):
+                if path.is_file() and path.suffix in COPIED_SUFFIXES:
+                    shutil.copyfile(path, partial / path.name)
         save_new_tokens(partial, new)
         if changed or not (partial / "tokenizer_config.json").is_file():
             tokenizer.save_pretrained(partial)
@@ -144,8 +149,7 @@ def _merged(adapter: Path, *, beside: Path) -> Iterator[Path]:
         with written_aside(target) as partial:
             save_model(model, partial)
             copy_companions(adapter if has_tokenizer(adapter) else folder, partial, generation=False)
-            if (folder / GENERATION_CONFIG).is_file():
-                shutil.copyfile(folder / GENERATION_CONFIG, partial / GENERATION_CONFIG)
+            _copy_generation_config(folder, partial)
         del model
         yield target
     finally:
@@ -174,10 +178,9 @@ def _load_tokenizer(source: Path, *, base: str) -> Any:
     return tokenizer
 
 
-def _copy(source: Path, target: Path) -> None:
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in COPIED_SUFFIXES:
-            shutil.copyfile(path, target / path.name)
+def _copy_generation_config(source: Path, target: Path) -> None:
+    if (source / GENERATION_CONFIG).is_file():
+        shutil.copyfile(source / GENERATION_CONFIG, target / GENERATION_CONFIG)
 
 
 def _save_with_new_rows(source: Path, target: Path, *, base: str, new: Sequence[NewToken]) -> None:
@@ -203,38 +206,24 @@ def _save_with_new_rows(source: Path, target: Path, *, base: str, new: Sequence[
     generator = torch.Generator().manual_seed(NEW_ROWS_SEED)
     known = sorted(set(range(num_known)) - set(drawn))
     with torch.no_grad():
-        for embedding in {id(part.weight): part for part in _embeddings(model)}.values():
-            spread, mean = torch.std_mean(embedding.weight[known].float(), dim=0)
+        matrices = (model.get_input_embeddings(), model.get_output_embeddings())
+        for weight in {id(part.weight): part.weight for part in matrices if part is not None}.values():
+            spread, mean = torch.std_mean(weight[known].float(), dim=0)
             noise = torch.randn(len(drawn), len(mean), generator=generator)
-            rows = mean + NEW_ROWS_SPREAD * spread * noise
-            embedding.weight[drawn] = rows.to(embedding.weight.dtype)
+            weight[drawn] = (mean + NEW_ROWS_SPREAD * spread * noise).to(weight.dtype)
     save_model(model, target)
-    if (source / GENERATION_CONFIG).is_file():
-        shutil.copyfile(source / GENERATION_CONFIG, target / GENERATION_CONFIG)
+    _copy_generation_config(source, target)
 
 
-def _embeddings(model: Any) -> list[Any]:
-    parts = (model.get_input_embeddings(), model.get_output_embeddings())
-    return [part for part in parts if part is not None]
-
-
-def _set_config(directory: Path, tokenizer: Any, stop_ids: tuple[int, ...]) -> None:
+def _set_config(directory: Path, tokenizer: Any, stop_ids: list[int]) -> None:
     """eos and pad where engines look for them: the generation config and the model's config."""
-    values: dict[str, Any] = {"eos_token_id": list(stop_ids), "pad_token_id": tokenizer.pad_token_id}
+    values: dict[str, Any] = {"eos_token_id": stop_ids, "pad_token_id": tokenizer.pad_token_id}
     if tokenizer.bos_token_id is not None:
         values["bos_token_id"] = tokenizer.bos_token_id
-    _update_json(directory / GENERATION_CONFIG, values)
-    _update_json(directory / "config.json", values)
-
-
-def _update_json(path: Path, values: Mapping[str, Any]) -> None:
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps(content | dict(values), indent=2) + "\n", encoding="utf-8")
+    for path in (directory / GENERATION_CONFIG, directory / "config.json"):
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps(content | values, indent=2) + "\n", encoding="utf-8")
 
 
 def _ids(value: int | list[int] | None) -> tuple[int, ...]:
     return () if value is None else tuple(value) if isinstance(value, list) else (value,)
-
-
-def _unique(*parts: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(token for part in parts for token in part))

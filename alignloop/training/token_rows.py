@@ -48,7 +48,6 @@ def matrices_with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def num_new_tokens(model: nn.Module) -> int:
-    """Tokens whose rows train."""
     return max((len(module.get_buffer(ROW_IDS)) for _, module in matrices_with_rows(model)), default=0)
 
 
@@ -60,12 +59,9 @@ def rows_of(module: Any) -> tuple[Tensor, tuple[int, ...]] | None:
 
 @torch.no_grad()
 def merge_rows(model: nn.Module, plain: nn.Module, *, trained: Mapping[str, Tensor]) -> None:
-    """Move the rows of a plain float32 model as far as training has moved those of `model`.
+    """Move the rows of a plain float32 model as far as training has moved those of `model`: to `trained`, by name.
 
     What the frozen matrix lost where it is held in bfloat16 stays in.
-
-    Args:
-        trained: whole tensors by name, as `trained_state` gives them.
     """
     for name, module in matrices_with_rows(model):
         moved = trained[f"{name}.{ROWS}"].float().cpu() - module.get_buffer(START).cpu()

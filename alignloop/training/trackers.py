@@ -3,18 +3,18 @@
     train_log row ─► Trackers.log ─┬► run_trackers: TensorBoard, wandb, MLflow, trackio: one run with all rounds
                                    └► transformers' own callback of any other: one run a stage
 
-The callbacks are handed a stand-in for `TrainingArguments`: making a real one resets the state of accelerate, which
-the training at work stands on. `train_log.jsonl` is the record; a tracker that fails is dropped, and training goes on.
+`train_log.jsonl` is the record; a tracker that fails is dropped, and training goes on.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, make_dataclass
+from dataclasses import make_dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,48 +26,36 @@ from alignloop.training.run_trackers import (
     PROJECT,
     RUN_TRACKERS,
     TENSORBOARD,
-    Curve,
-    RunTracker,
     curve_of,
+    first_line,
     names_with_tensorboard,
     open_run_tracker,
     run_of,
 )
 
 LAST_STEP = ".told"
-"""In a training's folder: the last step its trackers were told."""
+"""In a training's folder: the last step its trackers have."""
 
-
-@dataclass(frozen=True)
-class _Needs:
-    """What a tracker needs: modules, all of them, the packages that bring them, or a variable of its environment."""
-
-    modules: tuple[str, ...]
-    packages: str
-    variable: str | None = None
-
-
-def _package(name: str) -> _Needs:
-    return _Needs((name,), name)
-
-
-TRACKERS: dict[str, _Needs] = {
-    "azure_ml": _Needs(("azureml",), "azureml-sdk"),
-    "clearml": _package("clearml"),
-    "codecarbon": _package("codecarbon"),
-    "comet_ml": _package("comet_ml"),
-    "dagshub": _Needs(("dagshub", "mlflow"), "dagshub mlflow"),
-    "dvclive": _package("dvclive"),
-    "flyte": _package("flytekit"),
-    "kubeflow": _Needs((), "", variable="KUBEFLOW_TRAINER_SERVER_URL"),
-    "mlflow": _package("mlflow"),
-    "neptune": _package("neptune"),
-    "swanlab": _package("swanlab"),
-    TENSORBOARD: _package("tensorboard"),
-    "trackio": _package("trackio"),
-    "wandb": _package("wandb"),
+TRACKERS: dict[str, tuple[str, ...]] = {
+    "azure_ml": ("azureml",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub", "mlflow"),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
+    TENSORBOARD: ("tensorboard",),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
 }
-"""Every tracker transformers knows. A table of ours, so that a recipe is checked without importing transformers."""
+"""Every tracker transformers knows, and the modules it needs: a recipe is checked without importing transformers."""
+PACKAGES = {"azureml": "azureml-sdk"}
+"""That bring a module of another name."""
+VARIABLES = {"kubeflow": "KUBEFLOW_TRAINER_SERVER_URL"}
 
 # transformers leaves these open at the end of a training; the next stage of the process must not write into them.
 _LEFT_OPEN: dict[str, Callable[[Any], object]] = {
@@ -85,21 +73,20 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     problems = [problem for name in dict.fromkeys(names) if (problem := _problem(name)) is not None]
     if problems:
-        raise RecipeError(problems, where="training")
+        raise RecipeError([f"training.trackers: {problem}" for problem in problems], where="training")
 
 
 def _problem(name: str) -> str | None:
-    needs = TRACKERS.get(name)
-    if needs is None:
+    if name not in TRACKERS:
         near = difflib.get_close_matches(name.lower(), TRACKERS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TRACKERS)}"
-        return f"training.trackers: unknown tracker {name!r} - {hint}"
-    if needs.variable is not None and not os.environ.get(needs.variable):
-        return f"training.trackers: {name} works where {needs.variable} is set (by its controller) - leave it out here"
-    missing = [module for module in needs.modules if not _installed(module)]
-    if missing:
-        what = f"{name} needs {', '.join(missing)}, not installed here"
-        return f"training.trackers: {what} - pip install {needs.packages}"
+        return f"unknown tracker {name!r} - {hint}"
+    variable = VARIABLES.get(name)
+    if variable is not None and not os.environ.get(variable):
+        return f"{name} works where {variable} is set (by its controller) - leave it out here"
+    if missing := [module for module in TRACKERS[name] if not _installed(module)]:
+        packages = " ".join(PACKAGES.get(module, module) for module in TRACKERS[name])
+        return f"{name} needs {', '.join(missing)}, not installed here - pip install {packages}"
     return None
 
 
@@ -107,6 +94,9 @@ def _installed(module: str) -> bool:
     spec = find_spec(module)
     # A mere folder of that name (wandb and others leave one where they ran) is found, too, as a namespace package.
     return spec is not None and (spec.origin is not None or find_spec(f"{module}.core") is not None)
+
+
+# ---- one training ---------------------------------------------------------------------------------------------------
 
 
 class StepTracker(Protocol):
@@ -128,7 +118,7 @@ class Trackers:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report the metrics of an optimiser step, counted from 1; steps come in order.
 
-        After a resume some steps are trained a second time, and are not told twice.
+        After a resume some steps are trained a second time, and are not reported twice.
         """
         if not self._trackers or step <= self._last_step():
             return
@@ -151,7 +141,7 @@ class Trackers:
             call()
         except Exception as error:  # whatever a tracker's library raises, hours of training are worth more
             self._trackers.remove(tracker)
-            what = f"tracker {tracker.name}: {_first_line(error)}"
+            what = f"tracker {tracker.name}: {first_line(error)}"
             self._say(f"  {what}; left out from here on, train_log.jsonl has it all")
 
 
@@ -165,7 +155,7 @@ def open_trackers(
 ) -> Trackers:
     """Start the named trackers; to be called in one process alone, with an `Accelerator` at work or without.
 
-    In a run, TensorBoard is told always where it is installed. It, Weights & Biases, MLflow and trackio have one run
+    In a run, TensorBoard is used always where it is installed. It, Weights & Biases, MLflow and trackio have one run
     for all rounds; any other has one a stage. A training outside a run is a run of its own.
 
     Args:
@@ -183,37 +173,27 @@ def open_trackers(
     opened: list[StepTracker] = []
     for name in wanted:
         try:
-            opened.append(_opened(name, out_dir=out_dir, run_name=run_name, config=config))
+            kind = _RunSteps if name in RUN_TRACKERS else _CallbackSteps
+            opened.append(kind(name, out_dir=out_dir, run_name=run_name, config=config))
         except Exception as error:  # libraries raise what they like where nobody is logged in
             if name not in names:
-                say(f"  tracker {name}: {_first_line(error)}; train_log.jsonl has it all")
+                say(f"  tracker {name}: {first_line(error)}; train_log.jsonl has it all")
                 continue
             for other in opened:
                 other.close()
             raise UserError(
-                f"training.trackers: {name} cannot start: {_first_line(error)}. Set it up, or leave it out"
+                f"training.trackers: {name} cannot start: {first_line(error)}. Set it up, or leave it out"
             ) from error
     return Trackers(opened, folder=out_dir, say=say)
-
-
-def _opened(name: str, *, out_dir: Path, run_name: str, config: Mapping[str, Any]) -> StepTracker:
-    if name in RUN_TRACKERS:
-        curve = curve_of(out_dir, run_name)
-        return _RunSteps(name, open_run_tracker(name, curve.folder), curve, config=config)
-    own = out_dir / "trackers"
-    own.mkdir(parents=True, exist_ok=True)
-    tracker = _Tracker(name, arguments=_arguments(config, output_dir=own, run_name=run_name))
-    with _default_names(run_name):
-        tracker.start()
-    return tracker
 
 
 class _RunSteps:
     """A training's steps as part of the whole run's curve."""
 
-    def __init__(self, name: str, tracker: RunTracker, curve: Curve, *, config: Mapping[str, Any]) -> None:
-        self.name, self._tracker, self._curve = name, tracker, curve
-        tracker.describe(curve.group, config)
+    def __init__(self, name: str, *, out_dir: Path, run_name: str, config: Mapping[str, Any]) -> None:
+        self.name, self._curve = name, curve_of(out_dir, run_name)
+        self._tracker = open_run_tracker(name, self._curve.folder)
+        self._tracker.describe(self._curve.group, config)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         group = self._curve.group
@@ -223,23 +203,22 @@ class _RunSteps:
         self._tracker.close()
 
 
-class _Tracker:
-    """One of transformers' callbacks, and what it is called with."""
+class _CallbackSteps:
+    """A training's steps for one of transformers' callbacks."""
 
-    def __init__(self, name: str, *, arguments: Any) -> None:
+    def __init__(self, name: str, *, out_dir: Path, run_name: str, config: Mapping[str, Any]) -> None:
+        from transformers.integrations.integration_utils import get_reporting_integration_callbacks
         from transformers.trainer_callback import TrainerControl, TrainerState
 
-        self.name, self._arguments = name, arguments
+        folder = out_dir / "trackers"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name, self._arguments = name, _arguments(config, output_dir=folder, run_name=run_name)
         self._state, self._control = TrainerState(), TrainerControl()
-        self._callback: Any = None
-
-    def start(self) -> None:
-        from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-
-        (callback,) = get_reporting_integration_callbacks([self.name])
-        self._callback = callback()
-        self._call("on_init_end")
-        self._call("on_train_begin")
+        with _default_names(run_name):
+            (callback,) = get_reporting_integration_callbacks([name])
+            self._callback = callback()
+            self._call("on_init_end")
+            self._call("on_train_begin")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         logs = {name: float(value) for name, value in metrics.items()}
@@ -249,8 +228,6 @@ class _Tracker:
         self._call("on_step_end")
 
     def close(self) -> None:
-        if self._callback is None:
-            return
         try:
             self._call("on_train_end")
         finally:
@@ -263,7 +240,10 @@ class _Tracker:
 
 
 def _arguments(config: Mapping[str, Any], *, output_dir: Path, run_name: str) -> Any:
-    """What the callbacks read of `TrainingArguments`: its class's defaults; its fields are the stage's own config."""
+    """What the callbacks read of `TrainingArguments`: its class's defaults; its fields are the stage's own config.
+
+    Making a real one resets the state of accelerate, which the training at work stands on.
+    """
     from transformers import TrainingArguments
 
     values = dict(_flat(config))
@@ -273,11 +253,14 @@ def _arguments(config: Mapping[str, Any], *, output_dir: Path, run_name: str) ->
             raise AttributeError(name)
         return getattr(TrainingArguments, name, None)
 
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
+    }
     namespace = {
         "__getattr__": fallback,
         "to_dict": lambda self: dict(values),
-        "to_sanitized_dict": lambda self: {name: _plain(value) for name, value in values.items()},
-        "to_json_string": lambda self: _json(values),
+        "to_sanitized_dict": lambda self: dict(plain),
+        "to_json_string": lambda self: json.dumps(values, indent=2, default=str),
         "output_dir": str(output_dir),
         "run_name": run_name or None,
         "project": PROJECT,
@@ -293,16 +276,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}_")
         else:
             yield f"{prefix}{name}", value
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(values, indent=2, default=str)
 
 
 @contextmanager
@@ -322,8 +295,3 @@ def _default_names(run_name: str) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

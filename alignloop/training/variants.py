@@ -9,10 +9,10 @@ Torch-free until something is trained: the plan counts what variants cost.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,16 +20,20 @@ from alignloop.artifacts import Artifact, derive_seed, write_text
 from alignloop.config.training import OptimizerConfig, TrainingConfig, Variant
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import Progress
-from alignloop.training.digests import groups_digest, key_of
-from alignloop.training.screening import Dropped, ObjectiveName
-
-if TYPE_CHECKING:
-    from alignloop.training.setup import TrainConfig
-    from alignloop.training.trainer import TrainResult
+from alignloop.training.job import (
+    REFERENCE_CACHE,
+    TRAINER_VERSION,
+    Dropped,
+    ObjectiveName,
+    TrainConfig,
+    TrainJob,
+    TrainResult,
+    groups_digest,
+    key_of,
+)
 
 RESULT = "result.json"
 """Written last in a variant's folder: where it stands, the variant is finished."""
-REFERENCE_CACHE = "reference_logprobs.json"
 
 ConfigT = TypeVar("ConfigT", bound=OptimizerConfig)
 
@@ -107,96 +111,62 @@ def train_variants(
 
     After a kill, variants that are finished are taken over and the one that was at work goes on from its resume point.
 
-    Args:
-        run_name: the stage's, for trackers.
-
     Raises:
         TrainingError, ModelError: as `train`.
     """
-    stage = _VariantStage(
-        objective, groups, eval_groups, start, reference, out_dir, config, seed, progress, training, run_name
+    from alignloop.training.loop import train
+
+    frozen = None if reference is None else reference.path
+    stage = TrainJob(
+        objective, groups, eval_groups, start.path, frozen, out_dir, config, seed, progress, training, run_name
     )
     if not config.variants:
-        every_row = tuple(range(len(groups)))
-        result = stage.train(config, every_row, out_dir, seed=seed, run_name=run_name)
-        return [TrainedVariant(None, {}, out_dir, every_row, result)]
+        return [TrainedVariant(None, {}, out_dir, tuple(range(len(groups))), train(stage))]
+    models = {"start": start.digest, "reference": None if reference is None else reference.digest}
     trained: list[TrainedVariant] = []
     for number in range(1, len(config.variants) + 1):
-        trained.append(stage.variant(number, earlier=trained))
+        trained.append(_train_variant(stage, number, models=models, earlier=trained))
     return trained
 
 
-@dataclass(frozen=True)
-class _VariantStage:
-    """The arguments of `train_variants`."""
+def _train_variant(
+    stage: TrainJob, number: int, *, models: Mapping[str, str | None], earlier: Sequence[TrainedVariant]
+) -> TrainedVariant:
+    """Train a variant, or take over what it left when it was finished.
 
-    objective: ObjectiveName
-    groups: Sequence[PromptGroup]
-    eval_groups: Sequence[PromptGroup]
-    start: Artifact
-    reference: Artifact | None
-    out_dir: Path
-    config: TrainConfig
-    seed: int
-    progress: Progress
-    training: TrainingConfig
-    run_name: str
+    Args:
+        models: digests of the models that the stage trains with.
+    """
+    from alignloop.training.loop import train
 
-    def variant(self, number: int, *, earlier: Sequence[TrainedVariant]) -> TrainedVariant:
-        """Train a variant, or take over what it left when it was finished."""
-        config, variant = trainings(self.config)[number - 1]
-        changed = changed_fields(variant)
-        seed = variant_seed(self.seed, variant)
-        rows = drawn_rows(len(self.groups), fraction=variant.data_fraction, seed=seed)
-        folder = self.out_dir / f"variant-{number:02d}"
-        key = self._key(config, rows, seed=seed)
-        result = _finished(folder, key=key)
-        self.progress.say(
-            f"  variant {number} of {len(self.config.variants)}: {changed_in_words(changed)}"
-            + (" (finished before)" if result else "")
-        )
-        if result is None:
-            _share_reference(folder, rows, earlier=earlier)
-            name = f"{self.run_name}/{folder.name}"
-            result = self.train(config, rows, folder, seed=seed, run_name=name)
-            _write_finished(folder, result, key=key)
-        return TrainedVariant(number, changed, folder, rows, result)
-
-    def train(
-        self, config: TrainConfig, rows: Sequence[int], out_dir: Path, *, seed: int, run_name: str
-    ) -> TrainResult:
-        from alignloop.training.trainer import train
-
-        return train(
-            self.objective,
-            groups=[self.groups[row] for row in rows],
-            eval_groups=self.eval_groups,
-            checkpoint=self.start.path,
-            reference=None if self.reference is None else self.reference.path,
-            out_dir=out_dir,
-            config=config,
-            seed=seed,
-            progress=self.progress,
-            training=self.training,
-            run_name=run_name,
-        )
-
-    def _key(self, config: TrainConfig, rows: Sequence[int], *, seed: int) -> str:
-        from alignloop.training.trainer import TRAINER_VERSION
-
-        return key_of(
-            trainer_version=TRAINER_VERSION,
-            objective=self.objective,
-            config=config.model_dump(mode="json"),
-            seed=seed,
-            start=self.start.digest,
-            reference=None if self.reference is None else self.reference.digest,
-            groups=groups_digest([self.groups[row] for row in rows]),
-            eval_groups=groups_digest(self.eval_groups),
-        )
+    config, variant = trainings(stage.config)[number - 1]
+    changed, seed = changed_fields(variant), variant_seed(stage.seed, variant)
+    rows = drawn_rows(len(stage.groups), fraction=variant.data_fraction, seed=seed)
+    folder = stage.out_dir / f"variant-{number:02d}"
+    groups, run_name = [stage.groups[row] for row in rows], f"{stage.run_name}/{folder.name}"
+    job = replace(stage, config=config, groups=groups, out_dir=folder, seed=seed, run_name=run_name)
+    key = key_of(
+        trainer_version=TRAINER_VERSION,
+        objective=job.objective,
+        config=config.model_dump(mode="json"),
+        seed=seed,
+        groups=groups_digest(groups),
+        eval_groups=groups_digest(job.eval_groups),
+        **models,
+    )
+    result = _finished(folder, key=key)
+    stage.progress.say(
+        f"  variant {number} of {len(stage.config.variants)}: {changed_in_words(changed)}"
+        + (" (finished before)" if result else "")
+    )
+    if result is None:
+        _share_reference(folder, rows, earlier=earlier)
+        result = train(job)
+        _write_finished(folder, result, key=key)
+    return TrainedVariant(number, changed, folder, rows, result)
 
 
-def changed_in_words(changed: dict[str, Any]) -> str:
+def changed_in_words(changed: Mapping[str, Any]) -> str:
     """`learning_rate 2e-05, seed 1`."""
     return ", ".join(f"{name} {value}" for name, value in changed.items()) or "the stage as it is"
 
@@ -217,8 +187,6 @@ class _Result(BaseModel):
 
 def _finished(folder: Path, *, key: str) -> TrainResult | None:
     """What a finished variant of this key left; None where there is none, or of something else."""
-    from alignloop.training.trainer import TrainResult
-
     path = folder / RESULT
     if not path.is_file():
         return None
@@ -229,26 +197,12 @@ def _finished(folder: Path, *, key: str) -> TrainResult | None:
     checkpoints = tuple(folder / name for name in known.checkpoints)
     if known.key != key or not all(checkpoint.is_dir() for checkpoint in checkpoints):
         return None
-    return TrainResult(
-        checkpoints=checkpoints,
-        metrics=known.metrics,
-        num_steps=known.num_steps,
-        num_tokens=known.num_tokens,
-        dropped=known.dropped,
-        checkpoint_metrics=known.checkpoint_metrics,
-    )
+    return TrainResult(**known.model_dump(exclude={"key", "checkpoints"}), checkpoints=checkpoints)
 
 
 def _write_finished(folder: Path, result: TrainResult, *, key: str) -> None:
-    known = _Result(
-        key=key,
-        checkpoints=tuple(path.relative_to(folder).as_posix() for path in result.checkpoints),
-        metrics=result.metrics,
-        num_steps=result.num_steps,
-        num_tokens=result.num_tokens,
-        dropped=result.dropped,
-        checkpoint_metrics=result.checkpoint_metrics,
-    )
+    checkpoints = tuple(path.relative_to(folder).as_posix() for path in result.checkpoints)
+    known = _Result(key=key, **{**vars(result), "checkpoints": checkpoints})
     write_text(folder / RESULT, known.model_dump_json(indent=1) + "\n")
 
 

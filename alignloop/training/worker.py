@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alignloop.training.job import TrainJob
     from alignloop.training.processes import Processes
-    from alignloop.training.setup import TrainJob
 
 LAUNCH_FOLDER = "launch"
 """In a training's own folder, while it runs on several processes."""
@@ -66,8 +66,8 @@ def _work(folder: Path) -> None:
 
 def _do(path: Path, folder: Path, processes: Processes) -> None:
     from alignloop.progress import QuietProgress
-    from alignloop.training.progress_lines import WrittenProgress
-    from alignloop.training.run import run_here
+    from alignloop.training.launch import WrittenProgress
+    from alignloop.training.loop import run_here
 
     job: TrainJob = pickle.loads(path.read_bytes())
     progress = WrittenProgress(folder / PROGRESS) if processes.is_first else QuietProgress()
@@ -77,7 +77,7 @@ def _do(path: Path, folder: Path, processes: Processes) -> None:
 
 
 def _report(folder: Path, error: BaseException) -> None:
-    from alignloop.training.run import ProcessOutOfMemory
+    from alignloop.training.loop import ProcessOutOfMemory
 
     if isinstance(error, ProcessOutOfMemory):
         _write_new(folder / OUT_OF_MEMORY, {"rows": error.rows})

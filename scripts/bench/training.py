@@ -26,7 +26,7 @@ PRELOADED = (
     "trl.trainer.dpo_trainer",
     "trl.trainer.reward_trainer",
     "trl.trainer.sft_trainer",
-    "alignloop.training.trainer",
+    "alignloop.training.loop",
     "alignloop.training.scoring",
 )
 """Importing these takes ten seconds: the server that measurements are forked from does it once."""

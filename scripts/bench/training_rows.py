@@ -63,7 +63,7 @@ def token_counts(spec: Spec, groups: Sequence[PromptGroup]) -> dict[str, float]:
 
 def _models(folder: Path, *, size: str, data_dir: Path) -> None:
     from alignloop.training.checkpoints import save_checkpoint
-    from alignloop.training.models import load_reward_model
+    from alignloop.training.model import load_reward_model
     from scripts.world.pretraining import ModelSize, new_model
     from scripts.world.tokenizer import train_tokenizer
 

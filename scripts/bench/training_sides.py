@@ -20,10 +20,11 @@ from torch import Tensor
 
 from alignloop.config.training import DpoConfig, RewardConfig, SftConfig
 from alignloop.packing.groups import PromptGroup
-from alignloop.training import run
+from alignloop.training import loop
 from alignloop.training.checkpoints import save_checkpoint
+from alignloop.training.job import TrainJob
+from alignloop.training.loop import train
 from alignloop.training.scoring import score_groups
-from alignloop.training.trainer import train
 from scripts.bench.case import Reading
 from scripts.bench.processes import MemoryWatch
 from scripts.bench.training import Request
@@ -105,9 +106,9 @@ class Stopwatch:
 def _train_ours(request: Request, groups: Sequence[PromptGroup]) -> Passed:
     """The trainer always keeps its last checkpoint; TRL keeps none here, so writing it stops the watch."""
     watch = Stopwatch()
-    saving = patch.object(run, "save_checkpoint", watch.pausing(save_checkpoint))
+    saving = patch.object(loop, "save_checkpoint", watch.pausing(save_checkpoint))
     with saving, tempfile.TemporaryDirectory(prefix="bench-ours-") as out_dir:
-        result = train(
+        job = TrainJob(
             request.spec.kind,  # type: ignore[arg-type]  # scoring is not trained
             groups=groups,
             eval_groups=[],
@@ -118,6 +119,7 @@ def _train_ours(request: Request, groups: Sequence[PromptGroup]) -> Passed:
             seed=0,
             progress=watch,
         )
+        result = train(job)
         with Path(out_dir, "train_log.jsonl").open() as log:
             first_loss = json.loads(log.readline())["loss"]
     if result.dropped:

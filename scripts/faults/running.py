@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignloop.artifacts import PARTIAL
-from alignloop.process_state import descendants
+from alignloop.engines.process_state import descendants
 
 Kind = Literal["main", "engine", "worker"]
 KINDS: tuple[Kind, ...] = ("main", "engine", "worker")

@@ -21,7 +21,7 @@ SHORT = ("--engine", "transformers", "--max-tokens", "12", "--set", "engine.dtyp
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled base with a new score head."""
     from alignloop.training.checkpoints import save_checkpoint
-    from alignloop.training.models import load_reward_model
+    from alignloop.training.model import load_reward_model
 
     return save_checkpoint(load_reward_model(BASE, seed=0), tmp_path_factory.mktemp("rm") / "rm", companions=BASE)
 

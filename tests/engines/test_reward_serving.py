@@ -19,7 +19,7 @@ from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
 from alignloop.records import Message
 from alignloop.training.checkpoints import save_checkpoint
-from alignloop.training.models import load_reward_model
+from alignloop.training.model import load_reward_model
 from alignloop.training.scoring import score_groups
 
 BASE = Path(resolve_base("quickstart"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.tokens import CompletionTokens
+from alignloop.config.training import DpoConfig
 from alignloop.objectives.dpo import dpo_loss
 from alignloop.objectives.logprobs import token_logprobs
 from alignloop.packing.batch import RowBatch, collate
@@ -19,8 +19,8 @@ from alignloop.packing.build import TrainOn, sft_groups
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 from alignloop.records import Message, SftRow, Source
-from alignloop.training.forward import TokenLogprobs
-from alignloop.training.step_losses import DpoStep, SftStep, count_step
+from alignloop.training.model import TokenLogprobs
+from alignloop.training.step import DpoStep, count_step, sft_step
 
 END, NEWLINE = 1, 2
 
@@ -51,14 +51,8 @@ def tiny_llama() -> Any:
 
 
 def dpo_step(**changes: Any) -> DpoStep:
-    step = DpoStep(
-        reference=[(-9.0, -8.0), (-5.0, -12.0)],
-        beta=0.1,
-        nll_coefficient=0.0,
-        nll_reduction="token_mean",
-        mask_formatting_tokens=True,
-    )
-    return dataclasses.replace(step, **changes)
+    config = DpoConfig(**{"nll_coefficient": 0.0} | changes)
+    return DpoStep([(-9.0, -8.0), (-5.0, -12.0)], config)
 
 
 def rows(groups: list[PromptGroup]) -> RowBatch:
@@ -169,6 +163,6 @@ def test_sft_trains_the_turns_it_is_told_to(train_on: TrainOn, trained: list[int
     batch = rows(groups)
     assert sorted(batch.target_ids.tolist()) == sorted(trained)
     logprobs = -batch.target_ids / 10
-    loss, _ = SftStep()(logprobs, batch=batch, counts=count_step(groups), group_numbers=[0])
+    loss, _ = sft_step(logprobs, batch=batch, counts=count_step(groups), group_numbers=[0])
     # last: (0.5 + 0.1) / 2 = 0.3; all: (0.3 + 0.1 + 0.5 + 0.1) / 4 = 0.25.
     assert float(loss) == pytest.approx({"last_assistant": 0.3, "all_assistant": 0.25}[train_on])

@@ -28,7 +28,7 @@ from alignloop.packing.check import choose_layout, packed_difference, packed_equ
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 from alignloop.progress import QuietProgress
-from alignloop.training.forward import CompletionRewards, TokenLogprobs, check_head
+from alignloop.training.model import CompletionRewards, TokenLogprobs, check_head
 
 VOCAB = 97
 SIZE: dict[str, Any] = {

@@ -70,7 +70,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     import torch
 
     from alignloop.training.checkpoints import save_checkpoint
-    from alignloop.training.models import load_policy, load_reward_model
+    from alignloop.training.model import load_policy, load_reward_model
 
     base = Path(resolve_base("quickstart"))
     folder = tmp_path_factory.mktemp("models")
@@ -166,8 +166,7 @@ def test_a_policy_that_has_moved(
     from alignloop.chat.load import load_format
     from alignloop.packing.build import ranked_groups
     from alignloop.packing.groups import PromptGroup
-    from alignloop.training.completion_logprobs import completion_logprobs
-    from alignloop.training.scoring import score_groups
+    from alignloop.training.scoring import completion_logprobs, score_groups
 
     inputs = in_round_one("policy", models, heldout, of_base)
     outputs = measured(tmp_path / "m", inputs, engine)

@@ -50,7 +50,7 @@ def broken(completions, **columns):
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     from alignloop.training.checkpoints import save_checkpoint
-    from alignloop.training.models import load_reward_model
+    from alignloop.training.model import load_reward_model
 
     base = Path(resolve_base("quickstart"))
     folder = tmp_path_factory.mktemp("models") / "reward"

@@ -1,19 +1,29 @@
-"""A tiny policy directory and groups of made-up tokens."""
+"""A tiny policy directory, groups of made-up tokens, and trainings of the one on the other."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from alignloop.chat.tokens import CompletionTokens
+from alignloop.config.training import DpoConfig, RewardConfig, SftConfig
 from alignloop.packing.groups import PromptGroup
+from alignloop.progress import QuietProgress
+from alignloop.training.job import TrainJob, TrainResult
+from alignloop.training.loop import train
 
 VOCAB = 64
+CONFIGS: dict[str, Any] = {"reward": RewardConfig, "sft": SftConfig, "dpo": DpoConfig}
+NUM_COMPLETIONS = {"reward": 3, "sft": 1, "dpo": 2}
 
 MakeGroups = Callable[..., list[PromptGroup]]
 
@@ -75,3 +85,80 @@ def make_groups() -> MakeGroups:
         ]
 
     return make
+
+
+class Killed(Exception):
+    pass
+
+
+class Heard:
+    """Progress that keeps what is said, and stops training from inside after some steps."""
+
+    def __init__(self, killed_after: float) -> None:
+        self.lines: list[str] = []
+        self.left = killed_after
+
+    @contextmanager
+    def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        def advance(num_done: int) -> None:
+            self.left -= num_done if unit == "steps" else 0
+            if self.left <= 0:
+                raise Killed
+
+        yield advance
+
+    def say(self, line: str) -> None:
+        self.lines.append(line.strip())
+
+
+class Runs:
+    """Trainings of the tiny policy: 24 groups, three steps an epoch, and eight held-out groups.
+
+    Attributes:
+        said: in the last of them.
+    """
+
+    def __init__(self, policy: Path, make_groups: MakeGroups) -> None:
+        self._policy, self._make_groups = policy, make_groups
+        self.said: list[str] = []
+
+    def job(self, objective: Any, out_dir: Path, **knobs: Any) -> TrainJob:
+        """Args:
+        knobs: fields of the job, or of the objective's config.
+        """
+        num, start = NUM_COMPLETIONS[objective], knobs.get("checkpoint", self._policy)
+        values: dict[str, Any] = {
+            "groups": self._make_groups(24, completions=num),
+            "eval_groups": self._make_groups(8, completions=num, seed=1),
+            "checkpoint": start,
+            "reference": start if objective == "dpo" else None,
+            "seed": 5,
+            "progress": QuietProgress(),
+        }
+        values |= {field.name: knobs.pop(field.name) for field in fields(TrainJob) if field.name in knobs}
+        settings = {"dtype": "float32", "batch_groups": 8, "learning_rate": 3e-3, "rows_per_microbatch": 2} | knobs
+        return TrainJob(objective, out_dir=out_dir, config=CONFIGS[objective](**settings), **values)
+
+    def __call__(
+        self, objective: Any, out_dir: Path, *, killed_after: float = float("inf"), **knobs: Any
+    ) -> TrainResult:
+        heard = Heard(killed_after)
+        self.said = heard.lines
+        return train(self.job(objective, out_dir, progress=heard, **knobs))
+
+    def killed(self, objective: Any, out_dir: Path, *, after: int, **knobs: Any) -> None:
+        with pytest.raises(Killed):
+            self(objective, out_dir, killed_after=after, **knobs)
+
+    @staticmethod
+    def log(out_dir: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (out_dir / "train_log.jsonl").read_text().splitlines()]
+
+    @staticmethod
+    def digest(checkpoint: Path) -> str:
+        return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def run(policy: Path, make_groups: MakeGroups) -> Runs:
+    return Runs(policy, make_groups)

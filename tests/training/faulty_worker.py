@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from alignloop.training import precision, run, setup, worker
+from alignloop.training import loop, model, worker
 
 MOST_TOKENS = 48
 """What `crowded` has memory for, in its second process."""
@@ -16,12 +16,12 @@ POISONED_CALL = 6
 
 
 def main() -> None:
-    run_here, forward = run.run_here, setup.TokenLogprobs.forward
+    run_here, forward = loop.run_here, model.TokenLogprobs.forward
     current: dict[str, Any] = {}
 
     def noted(job: Any, *, processes: Any) -> Any:
         current.update(fault=job.run_name if processes.rank == 1 else "", calls=0)
-        precision._cpu_has_bfloat16 = lambda: job.run_name == "bfloat16"
+        model._cpu_has_bfloat16 = lambda: job.run_name == "bfloat16"
         return run_here(job, processes=processes)
 
     def faulty(self: Any, batch: Any) -> torch.Tensor:
@@ -31,8 +31,8 @@ def main() -> None:
         factor = float("nan") if current["fault"] == "poisoned" and current["calls"] == POISONED_CALL else 1.0
         return forward(self, batch) * factor
 
-    run.run_here = noted
-    setup.TokenLogprobs.forward = faulty  # type: ignore[method-assign]
+    loop.run_here = noted
+    model.TokenLogprobs.forward = faulty  # type: ignore[method-assign]
     worker.main()
 
 

@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from transformers import (
 )
 
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import DpoConfig, LoraConfig, RewardConfig, SftConfig
+from alignloop.config.training import LoraConfig
 from alignloop.errors import ModelError
 from alignloop.packing.batch import collate
 from alignloop.packing.check import choose_layout
@@ -38,68 +37,19 @@ from alignloop.stages.facts import Findings
 from alignloop.training.adapter_files import base_of, check_fits, is_adapter
 from alignloop.training.adapters import add_adapter, merged_model, trained_in_words, trained_state
 from alignloop.training.average import average_checkpoints
+from alignloop.training.base_weights import check_can_quantize
 from alignloop.training.checkpoints import save_checkpoint
-from alignloop.training.forward import TokenLogprobs, check_head
-from alignloop.training.models import load_policy, load_reward_model
-from alignloop.training.quantization import check_can_quantize, nf4_config
+from alignloop.training.model import TokenLogprobs, check_head, load_policy, load_reward_model, nf4_config
 from alignloop.training.start import prepare_base
-from alignloop.training.trainer import TrainResult, train
 
 MakeGroups = Callable[..., list[PromptGroup]]
-CONFIGS: dict[str, Any] = {"reward": RewardConfig, "sft": SftConfig, "dpo": DpoConfig}
-NUM_COMPLETIONS = {"reward": 3, "sft": 1, "dpo": 2}
 LORA = {"rank": 4, "alpha": 8.0}
 IDS = torch.arange(2, 20)[None]
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
-class Notes(QuietProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
-class Killed(Exception):
-    pass
-
-
-class KilledAfter(QuietProgress):
-    """Stops training from inside, after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    @contextmanager
-    def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        def advance(num_done: int) -> None:
-            self.left -= num_done if unit == "steps" else 0
-            if self.left <= 0:
-                raise Killed
-
-        yield advance
-
-
-def run(objective: Any, policy: Path, out_dir: Path, make_groups: MakeGroups, **knobs: Any) -> TrainResult:
-    completions = NUM_COMPLETIONS[objective]
-    arguments: dict[str, Any] = {
-        "groups": make_groups(16, completions=completions),
-        "eval_groups": [],
-        "checkpoint": policy,
-        "reference": policy if objective == "dpo" else None,
-        "seed": 5,
-        "progress": QuietProgress(),
-    }
-    arguments |= {name: knobs.pop(name) for name in list(knobs) if name in arguments}
-    settings = {"dtype": "float32", "batch_groups": 8, "learning_rate": 3e-2, "rows_per_microbatch": 2, "lora": LORA}
-    return train(objective, out_dir=out_dir, config=CONFIGS[objective](**(settings | knobs)), **arguments)
-
-
-def steps(out_dir: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out_dir / "train_log.jsonl").read_text().splitlines()]
+TRAINED = {"learning_rate": 3e-2, "lora": LORA}
+"""What a training is to change."""
 
 
 def digests(checkpoint: Path) -> dict[str, str]:
@@ -281,7 +231,7 @@ def test_whole_tensors_given_beside_a_sharded_model_are_what_is_saved(policy: Pa
     assert digests(tmp_path / "plain")[name] == digests(tmp_path / "own")[name]
 
 
-def test_transposed_layers_are_merged_the_right_way_round(policy: Path, tmp_path: Path) -> None:
+def test_transposed_layers_are_merged_the_right_way_round(tmp_path: Path) -> None:
     """GPT-2 keeps its linear weights as [in, out]."""
     path = tmp_path / "gpt2"
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=64, n_inner=48)
@@ -298,14 +248,11 @@ def test_transposed_layers_are_merged_the_right_way_round(policy: Path, tmp_path
 
 
 @pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
-def test_every_objective_learns_with_an_adapter(
-    objective: str, policy: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
-    notes = Notes()
-    result = run(objective, policy, tmp_path, make_groups, epochs=6, num_checkpoints=2, progress=notes)
-    log = steps(tmp_path)
+def test_every_objective_learns_with_an_adapter(run: Any, objective: str, tmp_path: Path) -> None:
+    result = run(objective, tmp_path, epochs=6, num_checkpoints=2, **TRAINED)
+    log = run.log(tmp_path)
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
-    assert any("parameters train" in line for line in notes.lines)
+    assert any("parameters train" in line for line in run.said)
     for checkpoint in result.checkpoints:
         assert (checkpoint / "adapter" / "adapter_model.safetensors").is_file()
     first, last = (load_file(path / "model.safetensors") for path in result.checkpoints)
@@ -315,21 +262,20 @@ def test_every_objective_learns_with_an_adapter(
     assert not torch.equal(first[name], last[name])
 
 
-def test_dpo_after_an_sft_adapter_starts_at_ln_2(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
-    (sft,) = run("sft", policy, tmp_path / "sft", make_groups, epochs=4).checkpoints
-    result = run("dpo", sft, tmp_path / "dpo", make_groups, reference=sft)
+def test_dpo_after_an_sft_adapter_starts_at_ln_2(run: Any, policy: Path, tmp_path: Path) -> None:
+    (sft,) = run("sft", tmp_path / "sft", epochs=4, **TRAINED).checkpoints
+    result = run("dpo", tmp_path / "dpo", checkpoint=sft, **TRAINED)
     assert abs(result.metrics["step_0_dpo_loss"] - math.log(2)) < 1e-4
     # The trap: the base as reference (an adapter switched off) is another model, and the loss is not ln 2.
-    trapped = run("dpo", sft, tmp_path / "trap", make_groups, reference=policy)
+    trapped = run("dpo", tmp_path / "trap", checkpoint=sft, reference=policy, **TRAINED)
     assert abs(trapped.metrics["step_0_dpo_loss"] - math.log(2)) > 1e-2
 
 
-def test_a_killed_training_ends_in_the_same_bytes(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
-    knobs: dict[str, Any] = {"epochs": 3, "num_checkpoints": 3, "average_span": 0.9, "save_every_steps": 2}
-    whole = run("reward", policy, tmp_path / "whole", make_groups, **knobs)
-    with pytest.raises(Killed):
-        run("reward", policy, tmp_path / "broken", make_groups, progress=KilledAfter(4), **knobs)
-    broken = run("reward", policy, tmp_path / "broken", make_groups, **knobs)
+def test_a_killed_training_ends_in_the_same_bytes(run: Any, tmp_path: Path) -> None:
+    knobs = {"epochs": 2, "num_checkpoints": 3, "average_span": 0.9, "save_every_steps": 2, **TRAINED}
+    whole = run("reward", tmp_path / "whole", **knobs)
+    run.killed("reward", tmp_path / "broken", after=4, **knobs)
+    broken = run("reward", tmp_path / "broken", **knobs)
     assert digests(whole.checkpoints[-1]) == digests(broken.checkpoints[-1])
 
 
@@ -465,14 +411,14 @@ def test_a_special_token_without_a_row_is_let_through_where_nothing_writes_it(po
 # ---- QLoRA ------------------------------------------------------------------------------------------------------
 
 
-def test_nf4_says_what_it_lacks(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+def test_nf4_says_what_it_lacks(run: Any, tmp_path: Path) -> None:
     if find_spec("bitsandbytes") is not None and torch.cuda.device_count():
         pytest.skip("this machine can do it")
     lacking = "pip install bitsandbytes" if find_spec("bitsandbytes") is None else "needs a CUDA GPU"
     with pytest.raises(ModelError, match=lacking):
         check_can_quantize("dpo.lora.quantize")
     with pytest.raises(ModelError, match=f"sft.lora.quantize: .*{lacking}"):
-        run("sft", policy, tmp_path, make_groups, lora={"quantize": "nf4"})
+        run("sft", tmp_path, lora={"quantize": "nf4"})
 
 
 def test_nf4_is_qloras_own_format() -> None:

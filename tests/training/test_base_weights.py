@@ -20,7 +20,7 @@ from alignloop.stages.base import weights
 from alignloop.stages.base.check import look_at_base
 from alignloop.stages.facts import Findings
 from alignloop.training.base_weights import PLAIN_LAYERS, check_layers
-from alignloop.training.models import load_policy
+from alignloop.training.model import load_policy
 from alignloop.training.start import prepare_base
 
 Tensors = dict[str, torch.Tensor]

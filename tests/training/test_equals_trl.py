@@ -20,17 +20,17 @@ from safetensors.torch import load_file
 
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.load import load_format
+from alignloop.config.training import DpoConfig
 from alignloop.data.readers import read_preferences
 from alignloop.packing.build import ranked_groups
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, Source
-from alignloop.training.forward import CompletionRewards, TokenLogprobs
-from alignloop.training.models import load_policy, load_reward_model, pad_token_id_of
-from alignloop.training.reference import reference_sums
-from alignloop.training.row_runner import RowRunner
-from alignloop.training.step_losses import DpoStep, RewardStep, StepLoss, count_step
+from alignloop.training.model import CompletionRewards, TokenLogprobs, load_policy, load_reward_model, pad_token_id_of
+from alignloop.training.rows import RowRunner
+from alignloop.training.setup import reference_sums
+from alignloop.training.step import DpoStep, StepLoss, count_step, reward_step
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data/preferences"
 SOURCES = {"in the test": None, "alpacaeval": "alpacaeval_graded.jsonl", "sharegpt": "sharegpt_en.jsonl"}
@@ -285,9 +285,7 @@ def dpo_runs(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Both
     reference = TokenLogprobs(load_policy(setting.reference))
     sums = reference_sums(reference, groups, runner=runner_for(reference, groups), mask_formatting_tokens=False)
     module = TokenLogprobs(load_policy(setting.policy))
-    step_loss = DpoStep(
-        reference=sums, beta=0.1, nll_coefficient=0.2, nll_reduction="token_mean", mask_formatting_tokens=False
-    )
+    step_loss = DpoStep(sums, DpoConfig(mask_formatting_tokens=False))
     ours = our_run(module, step_loss, groups, batch_groups=PAIRS)
     moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.policy, out_dir))
     return BothRuns(theirs["steps"], ours, moved, apart, [*setting.rows])
@@ -321,7 +319,7 @@ def reward_runs(request: pytest.FixtureRequest, setting: Setting, tmp_path_facto
     assert [[ids["chosen_ids"], ids["rejected_ids"]] for ids in theirs["ids"]] == expected
 
     module = CompletionRewards(load_reward_model(setting.reward, seed=0, must_have_head=True))
-    ours = our_run(module, RewardStep(), groups, batch_groups=PAIRS if request.param == 2 else PAIRS // 3)
+    ours = our_run(module, reward_step, groups, batch_groups=PAIRS if request.param == 2 else PAIRS // 3)
     moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.reward, out_dir))
     return BothRuns(theirs["steps"], ours, moved, apart, [*setting.rows])
 

@@ -19,7 +19,7 @@ from alignloop import quickstart
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.templates import give_template, load_template
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import DpoConfig, LoraConfig, RewardConfig, SftConfig
+from alignloop.config.training import LoraConfig
 from alignloop.engines.checkpoint import stored_tensors
 from alignloop.errors import ModelError
 from alignloop.objectives.logprobs import token_logprobs
@@ -27,20 +27,15 @@ from alignloop.objectives.output_head import TileSize
 from alignloop.packing.batch import collate
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
-from alignloop.progress import QuietProgress
 from alignloop.stages.base.check import look_at_base
 from alignloop.stages.facts import Findings
 from alignloop.training.adapters import add_adapter, merged_model, trained_in_words, trained_state
 from alignloop.training.checkpoints import save_checkpoint
-from alignloop.training.forward import TokenLogprobs, check_head
-from alignloop.training.models import load_policy
+from alignloop.training.model import TokenLogprobs, check_head, load_policy
 from alignloop.training.new_tokens import NewToken, OwnTokens, find_new_tokens, load_new_tokens, save_new_tokens
 from alignloop.training.start import prepare_base
-from alignloop.training.trainer import train
 
 MakeGroups = Callable[..., list[PromptGroup]]
-CONFIGS: dict[str, Any] = {"reward": RewardConfig, "sft": SftConfig, "dpo": DpoConfig}
-NUM_COMPLETIONS = {"reward": 3, "sft": 1, "dpo": 2}
 BUNDLED_BASE = Path(quickstart.__file__).parent / "base"
 LORA = {"rank": 4, "alpha": 8.0}
 IDS = torch.arange(0, 20)[None]
@@ -178,20 +173,8 @@ def test_an_embedding_that_scales_what_it_looks_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
-def test_rows_of_new_tokens_train_and_no_others(
-    objective: Any, start: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
-    result = train(
-        objective,
-        groups=make_groups(16, completions=NUM_COMPLETIONS[objective]),
-        eval_groups=[],
-        checkpoint=start,
-        reference=start if objective == "dpo" else None,
-        out_dir=tmp_path / "out",
-        config=CONFIGS[objective](dtype="float32", batch_groups=8, learning_rate=1e-2, lora=LoraConfig(**LORA)),
-        seed=5,
-        progress=QuietProgress(),
-    )
+def test_rows_of_new_tokens_train_and_no_others(run: Any, objective: Any, start: Path, tmp_path: Path) -> None:
+    result = run(objective, tmp_path / "out", checkpoint=start, learning_rate=1e-2, lora=LoraConfig(**LORA))
     old, new = load_file(start / "model.safetensors"), load_file(result.checkpoints[-1] / "model.safetensors")
     for name in {EMBEDDING, HEAD} & new.keys():
         difference = (new[name] - old[name]).abs().amax(1)

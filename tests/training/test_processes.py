@@ -24,25 +24,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignloop.config.training import DpoConfig, LoraConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.config.training import LoraConfig, SftConfig, TrainingConfig
 from alignloop.errors import DiskFullError, ModelError, TrainingError, UserError
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 from alignloop.progress import QuietProgress
 from alignloop.training import launch
 from alignloop.training.accelerate_file import accelerate_file, check_layer_classes, check_processes, unused_file
-from alignloop.training.launch import run_launched
+from alignloop.training.job import TrainJob
+from alignloop.training.launch import ReadProgress, TrainingWatch, WrittenProgress, run_launched
+from alignloop.training.loop import RunResult, run_here, train
 from alignloop.training.new_tokens import NewToken, save_new_tokens
-from alignloop.training.progress_lines import ReadProgress, WrittenProgress
-from alignloop.training.setup import TrainJob
-from alignloop.training.sharing import num_microbatches, shares
-from alignloop.training.trainer import train
-from alignloop.training.watch import TrainingWatch
+from alignloop.training.processes import this_process
+from alignloop.training.rows import num_microbatches, shares
 
 MakeGroups = Callable[..., list[PromptGroup]]
 MakeJob = Callable[..., TrainJob]
-CONFIGS: dict[str, Any] = {"reward": RewardConfig, "sft": SftConfig, "dpo": DpoConfig}
-NUM_COMPLETIONS = {"reward": 3, "sft": 1, "dpo": 2}
 KNOBS: dict[str, Any] = {
     "dtype": "float32",
     "batch_groups": 8,
@@ -67,25 +64,9 @@ class Notes(QuietProgress):
 
 
 @pytest.fixture
-def job(policy: Path, make_groups: MakeGroups) -> MakeJob:
+def job(run: Any) -> MakeJob:
     """Jobs of six steps on 24 groups."""
-
-    def make(objective: Any, out_dir: Path, *, run_name: str = "", **knobs: Any) -> TrainJob:
-        num = NUM_COMPLETIONS[objective]
-        return TrainJob(
-            objective=objective,
-            groups=make_groups(24, completions=num),
-            eval_groups=make_groups(8, completions=num, seed=1),
-            checkpoint=policy,
-            reference=policy if objective == "dpo" else None,
-            out_dir=out_dir,
-            config=CONFIGS[objective](**KNOBS | knobs),
-            seed=5,
-            progress=QuietProgress(),
-            run_name=run_name,
-        )
-
-    return make
+    return partial(run.job, **KNOBS)
 
 
 def adapted(make: MakeJob, objective: Any, out_dir: Path) -> TrainJob:
@@ -97,22 +78,12 @@ def adapted(make: MakeJob, objective: Any, out_dir: Path) -> TrainJob:
     return replace(plain, checkpoint=start, reference=reference)
 
 
-def run_alone(job: TrainJob, out_dir: Path) -> Any:
-    return train(
-        job.objective,
-        groups=job.groups,
-        eval_groups=job.eval_groups,
-        checkpoint=job.checkpoint,
-        reference=job.reference,
-        out_dir=out_dir,
-        config=job.config,
-        seed=job.seed,
-        progress=QuietProgress(),
-    )
-
-
 def log_rows(out_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out_dir / "train_log.jsonl").read_text().splitlines()]
+
+
+def run_alone(job: TrainJob, out_dir: Path) -> RunResult:
+    return run_here(replace(job, out_dir=out_dir), processes=this_process())
 
 
 def assert_same_curve(ours: Path, theirs: Path) -> None:
@@ -140,7 +111,7 @@ def assert_same_checkpoints(ours: Path, theirs: Path) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path, job: MakeJob) -> None:
-    jobs = [job(name, tmp_path / f"two-{name}") for name in CONFIGS]
+    jobs = [job(name, tmp_path / f"two-{name}") for name in ("reward", "sft", "dpo")]
     jobs.append(adapted(job, "dpo", tmp_path / "two-adapted"))
     results = run_launched(jobs, training=TrainingConfig(num_processes=2), progress=QuietProgress())
     for each, result in zip(jobs, results, strict=True):
@@ -431,18 +402,7 @@ def test_a_file_that_does_not_fit_is_an_error(text: str, message: str, tmp_path:
 def test_a_missing_file_and_4_bit_shards_stop_before_training(tmp_path: Path, job: MakeJob) -> None:
     training = TrainingConfig(num_processes=2, accelerate=str(tmp_path / "none.yaml"))
     with pytest.raises(UserError, match=r"training\.accelerate: no such file: .*none\.yaml .* ddp, fsdp2"):
-        train(
-            "sft",
-            groups=[],
-            eval_groups=[],
-            checkpoint=tmp_path,
-            reference=None,
-            out_dir=tmp_path,
-            config=SftConfig(),
-            seed=0,
-            progress=QuietProgress(),
-            training=training,
-        )
+        train(job("sft", tmp_path, training=training))
     config = SftConfig(lora=LoraConfig(quantize="nf4"))
     with pytest.raises(UserError, match=r"sft\.lora\.quantize is nf4.*4-bit weights cannot be sharded"):
         check_processes(TrainingConfig(num_processes=2, accelerate="fsdp2"), config=config, name="sft")

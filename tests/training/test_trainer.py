@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,104 +13,43 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignloop.config.training import DpoConfig, LoraConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.config.training import LoraConfig, TrainingConfig
 from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.groups import PromptGroup
-from alignloop.progress import QuietProgress
-from alignloop.training import precision, setup
-from alignloop.training.data_order import step_batches
-from alignloop.training.schedule import learning_rate
-from alignloop.training.trainer import TrainResult, train
+from alignloop.training import model as models
+from alignloop.training import setup
+from alignloop.training.job import learning_rate, step_batches
 
 MakeGroups = Callable[..., list[PromptGroup]]
-CONFIGS: dict[str, Any] = {"reward": RewardConfig, "sft": SftConfig, "dpo": DpoConfig}
-NUM_COMPLETIONS = {"reward": 3, "sft": 1, "dpo": 2}
-
-
-class Notes(QuietProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
-class Killed(Exception):
-    pass
-
-
-class KilledAfter(Notes):
-    """Stops training from inside, after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    @contextmanager
-    def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        def advance(num_done: int) -> None:
-            if unit == "steps":
-                self.left -= num_done
-                if self.left <= 0:
-                    raise Killed
-
-        yield advance
-
-
-def run(objective: Any, policy: Path, out_dir: Path, make_groups: MakeGroups, **knobs: Any) -> TrainResult:
-    completions = NUM_COMPLETIONS[objective]
-    arguments: dict[str, Any] = {
-        "groups": make_groups(24, completions=completions),
-        "eval_groups": make_groups(8, completions=completions, seed=1),
-        "checkpoint": policy,
-        "reference": policy if objective == "dpo" else None,
-        "seed": 5,
-        "progress": QuietProgress(),
-        "training": TrainingConfig(),
-        "run_name": "",
-    }
-    arguments |= {name: knobs.pop(name) for name in list(knobs) if name in arguments}
-    settings = {"dtype": "float32", "batch_groups": 8, "learning_rate": 3e-3, "rows_per_microbatch": 2} | knobs
-    return train(objective, out_dir=out_dir, config=CONFIGS[objective](**settings), **arguments)
-
-
-def weights(checkpoint: Path) -> str:
-    return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-
-
-def log_rows(out_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out_dir / "train_log.jsonl").read_text().splitlines()]
 
 
 # ---- what comes out
 
 
 @pytest.mark.parametrize("objective", ["reward", "dpo"])
-def test_preferences_are_learnt(objective: str, policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
-    result = run(objective, policy, tmp_path, make_groups, epochs=12)
-    rows = log_rows(tmp_path)
+def test_preferences_are_learnt(run: Any, objective: str, tmp_path: Path) -> None:
+    result = run(objective, tmp_path, epochs=12)
+    rows = run.log(tmp_path)
     assert result.num_steps == len(rows) == 36
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert result.metrics["eval_accuracy"] > 0.9
     assert set(rows[0]) >= {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second"}
 
 
-def test_sft_learns_on_rows_it_has_not_seen(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+def test_sft_learns_on_rows_it_has_not_seen(run: Any, tmp_path: Path, make_groups: MakeGroups) -> None:
     # 200 rows: the tokens are random within a range, and 24 rows would be learnt by heart instead of the range.
-    result = run("sft", policy, tmp_path, make_groups, groups=make_groups(200, completions=1), epochs=2)
+    result = run("sft", tmp_path, groups=make_groups(200, completions=1), epochs=2)
     assert result.metrics["eval_loss"] < math.log(64) - 0.3
 
 
-def test_sft_steps_are_those_of_a_plain_loop(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+def test_sft_steps_are_those_of_a_plain_loop(run: Any, policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
     """transformers' own logits on one row at a time, torch's AdamW, nothing of ours but order and learning rate."""
     groups = make_groups(24, completions=1)
-    run("sft", policy, tmp_path, make_groups, groups=groups)
+    run("sft", tmp_path, groups=groups)
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     batches = step_batches(24, batch_groups=8, epochs=1, max_steps=None, seed=5)
-    for step, (batch, row) in enumerate(zip(batches, log_rows(tmp_path), strict=True)):
+    for step, (batch, row) in enumerate(zip(batches, run.log(tmp_path), strict=True)):
         rate = learning_rate(step, num_steps=3, peak=3e-3, warmup_fraction=0.05, final_fraction=0.1)
         optimizer.param_groups[0]["lr"] = rate
         logprobs = torch.cat([plain_logprobs(model, groups[number]) for number in batch])
@@ -132,22 +69,20 @@ def plain_logprobs(model: Any, group: PromptGroup) -> torch.Tensor:
     return model(input_ids=ids).logits[0].log_softmax(-1)[where, torch.tensor(completion)]
 
 
-def test_a_policy_checkpoint_is_complete(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
-    result = run("sft", policy, tmp_path, make_groups, num_checkpoints=2, average_span=0.5, epochs=2)
+def test_a_policy_checkpoint_is_complete(run: Any, policy: Path, tmp_path: Path) -> None:
+    result = run("sft", tmp_path, num_checkpoints=2, average_span=0.5, epochs=2)
     assert [path.name for path in result.checkpoints] == ["step-000003", "step-000006"]
     last = result.checkpoints[-1]
     assert AutoTokenizer.from_pretrained(last).chat_template == AutoTokenizer.from_pretrained(policy).chat_template
     assert (last / "generation_config.json").read_bytes() == (policy / "generation_config.json").read_bytes()
     model = AutoModelForCausalLM.from_pretrained(last)
     assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
-    assert weights(result.checkpoints[0]) != weights(last)
+    assert run.digest(result.checkpoints[0]) != run.digest(last)
     assert not (tmp_path / "resume").exists()
 
 
-def test_a_reward_checkpoint_is_a_classifier_of_one_label(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
-    result = run("reward", policy, tmp_path, make_groups)
+def test_a_reward_checkpoint_is_a_classifier_of_one_label(run: Any, tmp_path: Path) -> None:
+    result = run("reward", tmp_path)
     config = json.loads((result.checkpoints[0] / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert len(config["id2label"]) == 1
@@ -157,18 +92,16 @@ def test_a_reward_checkpoint_is_a_classifier_of_one_label(
     model = AutoModelForSequenceClassification.from_pretrained(result.checkpoints[0])
     assert model.score.weight.shape == (1, 32)
     # And it is where the next round's reward model starts from, its head kept.
-    again = run("reward", result.checkpoints[0], tmp_path / "next", make_groups, learning_rate=1e-12)
+    again = run("reward", tmp_path / "next", checkpoint=result.checkpoints[0], learning_rate=1e-12)
     next_model = AutoModelForSequenceClassification.from_pretrained(again.checkpoints[0])
     torch.testing.assert_close(next_model.score.weight, model.score.weight, atol=1e-8, rtol=0)
 
 
-def test_held_out_rows_are_measured_at_every_kept_checkpoint(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
+def test_held_out_rows_are_measured_at_every_kept_checkpoint(run: Any, tmp_path: Path, make_groups: MakeGroups) -> None:
     knobs = {"epochs": 2, "num_checkpoints": 3, "average_span": 0.7}
-    result = run("dpo", policy, tmp_path / "a", make_groups, **knobs)
+    result = run("dpo", tmp_path / "a", **knobs)
     assert [path.name for path in result.checkpoints] == ["step-000002", "step-000004", "step-000006"]
-    rows = log_rows(tmp_path / "a")
+    rows = run.log(tmp_path / "a")
     assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4, 6]
     for step, metrics in zip((2, 4, 6), result.checkpoint_metrics, strict=True):
         assert metrics == {name[5:]: value for name, value in rows[step - 1].items() if name.startswith("eval_")}
@@ -177,27 +110,27 @@ def test_held_out_rows_are_measured_at_every_kept_checkpoint(
     last = {name[5:]: value for name, value in result.metrics.items() if name.startswith("eval_")}
     assert last == result.checkpoint_metrics[-1]
     # What is measured is that checkpoint: trained no further from there, it measures the same.
-    again = run("sft", result.checkpoints[1], tmp_path / "b", make_groups, learning_rate=1e-12, max_steps=1)
+    again = run("sft", tmp_path / "b", checkpoint=result.checkpoints[1], learning_rate=1e-12, max_steps=1)
     eval_groups = make_groups(8, completions=1, seed=1)
     model = AutoModelForCausalLM.from_pretrained(result.checkpoints[1], dtype=torch.float32).eval()
     with torch.no_grad():
         logprobs = torch.cat([plain_logprobs(model, group) for group in eval_groups])
     assert again.checkpoint_metrics[0]["loss"] == pytest.approx(-float(logprobs.mean()), abs=1e-5)
     # Without held-out rows there is nothing to measure, and still one entry a checkpoint.
-    bare = run("sft", policy, tmp_path / "c", make_groups, eval_groups=[], num_checkpoints=2, average_span=0.5)
+    bare = run("sft", tmp_path / "c", eval_groups=[], num_checkpoints=2, average_span=0.5)
     assert bare.checkpoint_metrics == ({}, {})
     assert not any(name.startswith("eval_") for name in bare.metrics)
 
 
-def test_trackers_are_told_what_the_log_says(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+def test_trackers_are_told_what_the_log_says(run: Any, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     training = TrainingConfig(trackers=("tensorboard",))
-    run("sft", policy, tmp_path, make_groups, training=training, run_name="round-01/02_train_sft")
+    run("sft", tmp_path, training=training, run_name="round-01/02_train_sft")
     (events,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
     told = EventAccumulator(str(events)).Reload()
-    rows = log_rows(tmp_path)
+    rows = run.log(tmp_path)
     for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "nll_loss", "eval_loss"):
         values = {event.step: event.value for event in told.Scalars(f"train/{name}")}
         assert values == pytest.approx({row["step"]: row[name] for row in rows if name in row}, rel=1e-5)
@@ -208,29 +141,27 @@ def test_trackers_are_told_what_the_log_says(policy: Path, tmp_path: Path, make_
 
 @pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
 def test_the_same_arguments_give_the_same_bytes_and_leave_the_global_generator_alone(
-    objective: str, policy: Path, tmp_path: Path, make_groups: MakeGroups
+    run: Any, objective: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
-    first = run(objective, policy, tmp_path / "a", make_groups)
+    first = run(objective, tmp_path / "a")
     state = torch.get_rng_state()
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(2)
-    second = run(objective, policy, tmp_path / "b", make_groups)
-    assert weights(first.checkpoints[-1]) == weights(second.checkpoints[-1])
-    other = run(objective, policy, tmp_path / "c", make_groups, seed=6)
-    assert weights(first.checkpoints[-1]) != weights(other.checkpoints[-1])
+    second = run(objective, tmp_path / "b")
+    assert run.digest(first.checkpoints[-1]) == run.digest(second.checkpoints[-1])
+    other = run(objective, tmp_path / "c", seed=6)
+    assert run.digest(first.checkpoints[-1]) != run.digest(other.checkpoints[-1])
 
 
 @pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
-def test_the_loss_does_not_depend_on_how_a_step_is_cut(
-    objective: str, policy: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
-    one = run(objective, policy, tmp_path / "one", make_groups, rows_per_microbatch=1, row_tokens=16)
-    many = run(objective, policy, tmp_path / "many", make_groups, rows_per_microbatch=64, row_tokens=256)
-    checkpointed = run(objective, policy, tmp_path / "gc", make_groups, gradient_checkpointing=True)
-    for rows in (log_rows(tmp_path / "many"), log_rows(tmp_path / "gc")):
-        for ours, theirs in zip(log_rows(tmp_path / "one"), rows, strict=True):
+def test_the_loss_does_not_depend_on_how_a_step_is_cut(run: Any, objective: str, tmp_path: Path) -> None:
+    one = run(objective, tmp_path / "one", rows_per_microbatch=1, row_tokens=16)
+    many = run(objective, tmp_path / "many", rows_per_microbatch=64, row_tokens=256)
+    checkpointed = run(objective, tmp_path / "gc", gradient_checkpointing=True)
+    for rows in (run.log(tmp_path / "many"), run.log(tmp_path / "gc")):
+        for ours, theirs in zip(run.log(tmp_path / "one"), rows, strict=True):
             for name in set(ours) - {"tokens_per_second"}:
                 assert ours[name] == pytest.approx(theirs[name], abs=2e-4, rel=2e-4), name
     assert one.num_tokens == many.num_tokens == checkpointed.num_tokens
@@ -238,12 +169,12 @@ def test_the_loss_does_not_depend_on_how_a_step_is_cut(
 
 @pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
 def test_separate_rows_give_the_same_steps(
-    objective: str, policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+    run: Any, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(objective, policy, tmp_path / "packed", make_groups)
+    run(objective, tmp_path / "packed")
     monkeypatch.setattr(setup, "choose_layout", lambda *args, **kwargs: "separate")
-    run(objective, policy, tmp_path / "separate", make_groups)
-    for ours, theirs in zip(log_rows(tmp_path / "packed"), log_rows(tmp_path / "separate"), strict=True):
+    run(objective, tmp_path / "separate")
+    for ours, theirs in zip(run.log(tmp_path / "packed"), run.log(tmp_path / "separate"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-4)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], abs=2e-3, rel=2e-3)
 
@@ -259,35 +190,32 @@ def test_separate_rows_give_the_same_steps(
     ],
 )
 def test_killed_and_started_again_it_ends_in_the_same_bytes(
-    objective: str, killed_after: int, more: dict[str, Any], policy: Path, tmp_path: Path, make_groups: MakeGroups
+    run: Any, objective: str, killed_after: int, more: dict[str, Any], tmp_path: Path
 ) -> None:
     knobs = {"epochs": 2, "save_every_steps": 2, "num_checkpoints": 2, "average_span": 0.5, **more}
-    whole = run(objective, policy, tmp_path / "whole", make_groups, **knobs)
-    with pytest.raises(Killed):
-        run(objective, policy, tmp_path / "cut", make_groups, progress=KilledAfter(killed_after), **knobs)
-    notes = Notes()
-    resumed = run(objective, policy, tmp_path / "cut", make_groups, progress=notes, **knobs)
-    assert [weights(path) for path in resumed.checkpoints] == [weights(path) for path in whole.checkpoints]
+    whole = run(objective, tmp_path / "whole", **knobs)
+    run.killed(objective, tmp_path / "cut", after=killed_after, **knobs)
+    resumed = run(objective, tmp_path / "cut", **knobs)
+    assert [run.digest(path) for path in resumed.checkpoints] == [run.digest(path) for path in whole.checkpoints]
     saved = killed_after // 2 * 2
-    assert any(f"going on after step {saved} of 6" in line for line in notes.lines) == (saved > 0)
-    assert [row["step"] for row in log_rows(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
+    assert any(f"going on after step {saved} of 6" in line for line in run.said) == (saved > 0)
+    assert [row["step"] for row in run.log(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
     assert resumed.metrics == pytest.approx(whole.metrics)
     assert resumed.checkpoint_metrics == whole.checkpoint_metrics
 
 
-def test_a_resume_point_of_other_arguments_is_not_used(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
-    with pytest.raises(Killed):
-        run("sft", policy, tmp_path / "a", make_groups, progress=KilledAfter(2), save_every_steps=1)
-    changed = run("sft", policy, tmp_path / "a", make_groups, learning_rate=1e-3, save_every_steps=1)
-    fresh = run("sft", policy, tmp_path / "b", make_groups, learning_rate=1e-3, save_every_steps=1)
-    assert weights(changed.checkpoints[-1]) == weights(fresh.checkpoints[-1])
+def test_a_resume_point_of_other_arguments_is_not_used(run: Any, tmp_path: Path) -> None:
+    run.killed("sft", tmp_path / "a", after=2, save_every_steps=1)
+    changed = run("sft", tmp_path / "a", learning_rate=1e-3, save_every_steps=1)
+    fresh = run("sft", tmp_path / "b", learning_rate=1e-3, save_every_steps=1)
+    assert run.digest(changed.checkpoints[-1]) == run.digest(fresh.checkpoints[-1])
 
 
 # ---- DPO's reference
 
 
-def test_dpo_starts_at_ln_2_and_caches_its_reference(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
-    result = run("dpo", policy, tmp_path, make_groups)
+def test_dpo_starts_at_ln_2_and_caches_its_reference(run: Any, tmp_path: Path) -> None:
+    result = run("dpo", tmp_path)
     assert result.metrics["step_0_dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
     path = tmp_path / "reference_logprobs.json"
     cached = json.loads(path.read_text())
@@ -296,56 +224,53 @@ def test_dpo_starts_at_ln_2_and_caches_its_reference(policy: Path, tmp_path: Pat
     cached["sums"] = [[0.0, 3.0]] * 32
     path.write_text(json.dumps(cached))
     with pytest.raises(TrainingError, match="not at ln 2"):
-        run("dpo", policy, tmp_path, make_groups)
+        run("dpo", tmp_path)
     # A key that does not fit is computed anew.
     path.write_text(json.dumps(cached | {"key": "another"}))
-    assert run("dpo", policy, tmp_path, make_groups).metrics["step_0_dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert run("dpo", tmp_path).metrics["step_0_dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
-def test_dpo_without_a_reference_is_an_error(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+def test_dpo_without_a_reference_is_an_error(run: Any, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="needs a reference"):
-        run("dpo", policy, tmp_path, make_groups, reference=None)
+        run("dpo", tmp_path, reference=None)
 
 
 # ---- what goes wrong
 
 
 def test_out_of_memory_halves_the_microbatch_and_says_so(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = run("sft", policy, tmp_path / "plain", make_groups, rows_per_microbatch=2, row_tokens=24)
-    original = setup.TokenLogprobs.forward
+    plain = run("sft", tmp_path / "plain", rows_per_microbatch=2, row_tokens=24)
+    original = models.TokenLogprobs.forward
 
     def small_memory(self: Any, batch: Any) -> torch.Tensor:
         if batch.input_ids.numel() > 2 * 24:
             raise torch.OutOfMemoryError("out of memory")
         return original(self, batch)
 
-    monkeypatch.setattr(setup.TokenLogprobs, "forward", small_memory)
-    notes = Notes()
-    result = run("sft", policy, tmp_path / "small", make_groups, rows_per_microbatch=8, row_tokens=24, progress=notes)
-    assert [line.strip() for line in notes.lines] == [
+    monkeypatch.setattr(models.TokenLogprobs, "forward", small_memory)
+    result = run("sft", tmp_path / "small", rows_per_microbatch=8, row_tokens=24)
+    assert run.said == [
         "out of memory: going on with 4 rows per microbatch",
         "out of memory: going on with 2 rows per microbatch",
     ]
-    assert weights(result.checkpoints[-1]) == weights(plain.checkpoints[-1])
+    assert run.digest(result.checkpoints[-1]) == run.digest(plain.checkpoints[-1])
 
 
-def test_no_memory_for_one_row_says_what_to_lower(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_memory_for_one_row_says_what_to_lower(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(self: Any, batch: Any) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(setup.TokenLogprobs, "forward", no_memory)
+    monkeypatch.setattr(models.TokenLogprobs, "forward", no_memory)
     with pytest.raises(TrainingError, match=r"out of memory with one row of 512 tokens.*max_length"):
-        run("sft", policy, tmp_path, make_groups)
+        run("sft", tmp_path)
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_rows(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = setup.TokenLogprobs.forward
+    original = models.TokenLogprobs.forward
 
     num_calls = 0
 
@@ -354,41 +279,41 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_rows(
         num_calls += 1
         return original(self, batch) * (float("nan") if num_calls == 3 else 1.0)
 
-    monkeypatch.setattr(setup.TokenLogprobs, "forward", poisoned)
+    monkeypatch.setattr(models.TokenLogprobs, "forward", poisoned)
     with pytest.raises(TrainingError, match=r"loss is nan at step 3 of 3, rows: row-\d+"):
-        run("sft", policy, tmp_path, make_groups, rows_per_microbatch=64, row_tokens=1024)
+        run("sft", tmp_path, rows_per_microbatch=64, row_tokens=1024)
 
 
-def test_too_long_groups_are_dropped_with_their_reason(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+def test_too_long_groups_are_dropped_with_their_reason(run: Any, tmp_path: Path, make_groups: MakeGroups) -> None:
     groups = make_groups(24, completions=1)
     limit = sorted(group.longest for group in groups)[-3]
-    result = run("sft", policy, tmp_path, make_groups, max_length=limit, batch_groups=64)
+    result = run("sft", tmp_path, max_length=limit, batch_groups=64)
     too_long = [group.id for group in groups if group.longest > limit]
     assert [name for name, _ in result.dropped] == too_long
     assert f"max_length is {limit}" in result.dropped[0][1]
 
 
-def test_token_ids_outside_the_embedding_name_the_row(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> None:
+def test_token_ids_outside_the_embedding_name_the_row(run: Any, tmp_path: Path, make_groups: MakeGroups) -> None:
     groups = make_groups(4, completions=1)
     groups[2] = PromptGroup("alien", (5, 64), groups[2].completions, (0,))
     with pytest.raises(ModelError, match=r"row alien has token id 64, but the embedding has only 64 rows"):
-        run("sft", policy, tmp_path, make_groups, groups=groups)
+        run("sft", tmp_path, groups=groups)
 
 
-def test_a_path_without_a_model_says_so(tmp_path: Path, make_groups: MakeGroups) -> None:
+def test_a_path_without_a_model_says_so(run: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config.json"):
-        run("sft", tmp_path / "nothing", tmp_path / "out", make_groups)
+        run("sft", tmp_path / "out", checkpoint=tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("objective", ["reward", "dpo"])
 def test_bfloat16_autocast_keeps_float32_weights(
-    objective: str, policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+    run: Any, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Emulated where the CPU has no bfloat16: slow, but the same code path as on a GPU.
-    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: True)
-    result = run(objective, policy, tmp_path / "bf16", make_groups, dtype="bfloat16")
-    run(objective, policy, tmp_path / "exact", make_groups)
-    ours, theirs = log_rows(tmp_path / "bf16"), log_rows(tmp_path / "exact")
+    monkeypatch.setattr(models, "_cpu_has_bfloat16", lambda: True)
+    result = run(objective, tmp_path / "bf16", dtype="bfloat16")
+    run(objective, tmp_path / "exact")
+    ours, theirs = run.log(tmp_path / "bf16"), run.log(tmp_path / "exact")
     assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=2e-2)
     assert ours[0]["grad_norm"] != theirs[0]["grad_norm"], "the forward pass ran in float32"
     if objective == "dpo":
@@ -397,14 +322,13 @@ def test_bfloat16_autocast_keeps_float32_weights(
 
 
 def test_a_cpu_without_bfloat16_uses_float32_and_says_so(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: False)
-    notes = Notes()
-    result = run("sft", policy, tmp_path / "a", make_groups, dtype="bfloat16", progress=notes)
-    assert any("no bfloat16" in line for line in notes.lines)
-    exact = run("sft", policy, tmp_path / "b", make_groups)
-    assert weights(result.checkpoints[-1]) == weights(exact.checkpoints[-1])
+    monkeypatch.setattr(models, "_cpu_has_bfloat16", lambda: False)
+    result = run("sft", tmp_path / "a", dtype="bfloat16")
+    assert any("no bfloat16" in line for line in run.said)
+    exact = run("sft", tmp_path / "b")
+    assert run.digest(result.checkpoints[-1]) == run.digest(exact.checkpoints[-1])
 
 
 # ---- completions that see each other
@@ -412,12 +336,12 @@ def test_a_cpu_without_bfloat16_uses_float32_and_says_so(
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
 def test_completions_that_see_each_other_train_something_else(
-    lora: LoraConfig | None, policy: Path, tmp_path: Path, make_groups: MakeGroups
+    run: Any, lora: LoraConfig | None, tmp_path: Path
 ) -> None:
     """As in the paper's reward model: another first loss than with each completion alone, and a whole checkpoint."""
-    result = run("reward", policy, tmp_path / "seen", make_groups, isolate=False, lora=lora)
-    run("reward", policy, tmp_path / "alone", make_groups, isolate=True, lora=lora)
-    seen, alone = log_rows(tmp_path / "seen"), log_rows(tmp_path / "alone")
+    result = run("reward", tmp_path / "seen", isolate=False, lora=lora)
+    run("reward", tmp_path / "alone", isolate=True, lora=lora)
+    seen, alone = run.log(tmp_path / "seen"), run.log(tmp_path / "alone")
     assert abs(seen[0]["loss"] - alone[0]["loss"]) > 1e-6
     assert all(math.isfinite(row["grad_norm"]) and row["grad_norm"] > 0 for row in seen)
     model = AutoModelForSequenceClassification.from_pretrained(result.checkpoints[-1])
@@ -425,9 +349,7 @@ def test_completions_that_see_each_other_train_something_else(
     assert (result.checkpoints[-1] / "adapter").is_dir() == (lora is not None)
 
 
-def test_that_separate_rows_cannot_see_each_other_is_said(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
+def test_that_separate_rows_cannot_see_each_other_is_said(run: Any, policy: Path, tmp_path: Path) -> None:
     """A sliding window shorter than the rows keeps a model from packed ones."""
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -441,8 +363,7 @@ def test_that_separate_rows_cannot_see_each_other_is_said(
         torch.manual_seed(0)
         MistralForCausalLM(config).save_pretrained(base)
     for isolate in (False, True):
-        notes = Notes()
-        run("reward", base, tmp_path / str(isolate), make_groups, isolate=isolate, max_steps=1, progress=notes)
-        said = "reward.isolate: false changes nothing on separate rows" in " ".join(notes.lines)
+        run("reward", tmp_path / str(isolate), checkpoint=base, isolate=isolate, max_steps=1)
+        said = "reward.isolate: false changes nothing on separate rows" in " ".join(run.said)
         assert said is not isolate
-        assert "training on separate rows" in " ".join(notes.lines)
+        assert "training on separate rows" in " ".join(run.said)

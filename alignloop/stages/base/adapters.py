@@ -8,9 +8,8 @@ from alignloop.config import Recipe
 from alignloop.config.training import LoraConfig
 from alignloop.errors import ModelError
 from alignloop.stages.facts import Findings
+from alignloop.training.base_weights import INPUT_EMBEDDING, check_can_quantize
 from alignloop.training.new_tokens import NewToken, State
-from alignloop.training.quantization import check_can_quantize
-from alignloop.training.vocabulary import INPUT_EMBEDDING
 
 _HEADS = ("lm_head", "embed_out")
 _STATES: dict[State, str] = {

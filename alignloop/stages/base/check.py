@@ -19,9 +19,8 @@ from alignloop.stages.base.adapters import check_machine, check_targets, note_hi
 from alignloop.stages.base.weights import check_causal, check_stored
 from alignloop.stages.facts import BaseFacts, Findings
 from alignloop.training.adapter_files import base_of, check_fits, has_tokenizer, is_adapter
-from alignloop.training.base_weights import check_is_safetensors
+from alignloop.training.base_weights import check_is_safetensors, check_tokenizer_fits, embedding_rows
 from alignloop.training.new_tokens import OwnTokens, ensure_pad, find_new_tokens
-from alignloop.training.vocabulary import check_tokenizer_fits, embedding_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,8 +13,7 @@ from typing import Any
 
 from alignloop.engines.checkpoint import StoredTensor
 from alignloop.errors import ModelError
-from alignloop.training.base_weights import check_finite, check_layers, check_not_quantized, num_bytes
-from alignloop.training.vocabulary import INPUT_EMBEDDING
+from alignloop.training.base_weights import INPUT_EMBEDDING, check_finite, check_layers, check_not_quantized, num_bytes
 
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
 READ_AT_ONCE = 2**28

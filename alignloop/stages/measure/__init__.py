@@ -221,7 +221,7 @@ def _with_logprobs(
     answers: list[Answer],
     chat: ChatFormat,
 ) -> None:
-    from alignloop.training.completion_logprobs import completion_logprobs
+    from alignloop.training.scoring import completion_logprobs
 
     groups = logprob_groups(answers, chat=chat)
     policy, base = (

@@ -17,8 +17,7 @@ from alignloop.run_dir.stage import StageContext
 
 if TYPE_CHECKING:
     from alignloop.packing.groups import PromptGroup
-    from alignloop.training.screening import ObjectiveName
-    from alignloop.training.setup import TrainConfig
+    from alignloop.training.job import ObjectiveName, TrainConfig
     from alignloop.training.variants import TrainedVariant
 
 SUMMARY = "train_summary.json"
@@ -111,7 +110,7 @@ def fine_tune(
 def _summary(
     objective: ObjectiveName, trained: Sequence[TrainedVariant], checkpoints: Sequence[Artifact], ctx: StageContext
 ) -> Artifact:
-    from alignloop.training.summary import TrainedCheckpoint, TrainSummary
+    from alignloop.training.average import TrainedCheckpoint, TrainSummary
 
     described = [(variant, metrics) for variant in trained for metrics in variant.result.checkpoint_metrics]
     summary = TrainSummary(

@@ -1,30 +1,53 @@
-"""One training from its first step to its last, in this process or in one of several.
+"""One trainer for the three objectives.
 
-    reference logprobs (DPO) ─► model, wrapped ─► resume point? ─► step ─► checkpoint, evaluation, log ─► step ─► ...
+    groups ─► screen ─► step batches ─► packed rows ─► model ─► objective ─► step ─► checkpoints
+                                                                  ▲
+                     reference model ─► logprobs, once (DPO) ─────┘
 
-Everything follows from the job: no global random state is read, and on a CPU the same job gives the same bytes,
-whether or not it was killed and started again in between.
+`run_here` is a training in this process or in one of several; `launch.py` starts several, which share out the rows of
+each step. Everything follows from the job: no global random state is read, and on a CPU the same job gives the same
+bytes, whether or not it was killed and started again in between.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from alignloop.config.training import RewardConfig
 from alignloop.errors import TrainingError
 from alignloop.packing.check import is_out_of_memory
-from alignloop.training.checkpoints import save_checkpoint
-from alignloop.training.data_order import step_batches
-from alignloop.training.digests import groups_digest, key_of, weights_digest
-from alignloop.training.memory import loading_memory, out_of_memory_elsewhere, remedy_of
-from alignloop.training.models import free_memory
-from alignloop.training.new_tokens import load_new_tokens
-from alignloop.training.processes import Processes
-from alignloop.training.resume import ResumePoints
-from alignloop.training.schedule import checkpoint_steps, learning_rate
-from alignloop.training.setup import (
+from alignloop.packing.groups import PromptGroup
+from alignloop.packing.layout import packed_num_tokens
+from alignloop.training.accelerate_file import check_processes
+from alignloop.training.checkpoints import ResumePoints, save_checkpoint
+from alignloop.training.job import (
+    TRAINER_VERSION,
     TrainJob,
+    TrainResult,
+    groups_digest,
+    key_of,
+    learning_rate,
+    screen,
+    shuffled_completions,
+    weights_digest,
+)
+from alignloop.training.log import StepTeller, TrainLog
+from alignloop.training.model import free_memory
+from alignloop.training.new_tokens import load_new_tokens
+from alignloop.training.processes import (
+    Processes,
+    model_state,
+    optimizer_state,
+    restore,
+    this_process,
+    unwrapped,
+    wrapped,
+)
+from alignloop.training.rows import loading_memory, out_of_memory_elsewhere, remedy_of
+from alignloop.training.setup import (
     build_losses,
     build_module,
     build_optimizer,
@@ -32,16 +55,71 @@ from alignloop.training.setup import (
     checkpoint_gradients,
     held_in,
 )
-from alignloop.training.steps import StepResult, Trainee
-from alignloop.training.train_log import StepTeller, TrainLog
-from alignloop.training.wrapping import model_state, optimizer_state, restore, unwrapped, wrapped
+from alignloop.training.step import StepResult, Trainee
+from alignloop.training.worker import LAUNCH_FOLDER
 
 LN_2 = 0.6931471805599453
 STEP_0_TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
-TRAINER_VERSION = 2
-"""Raise when the same arguments give other weights: older resume points are then not used."""
 MODEL_PREFIX = "model."
 """Of the model's weights in the module that is trained."""
+
+
+def train(job: TrainJob) -> TrainResult:
+    """Train a job's checkpoint on its groups.
+
+    Raises:
+        TrainingError: nothing to train on, a non-finite loss, no memory for one row, DPO not starting at ln 2.
+        ModelError: a checkpoint that cannot be loaded or does not fit the token ids.
+        UserError: it cannot be trained on the processes that `training` asks for.
+    """
+    check_processes(job.training, config=job.config, name=job.objective)
+    kept, dropped = screen(job.groups, objective=job.objective, max_length=job.config.max_length)
+    held_out = _screen_held_out(job)
+    if isinstance(job.config, RewardConfig) and not job.config.isolate:
+        kept, held_out = _shuffle(kept, seed=job.seed), _shuffle(held_out, seed=job.seed)
+    job = replace(job, groups=kept, eval_groups=held_out)
+    shutil.rmtree(job.out_dir / LAUNCH_FOLDER, ignore_errors=True)  # what a failed start left
+    if job.training.num_processes == 1:
+        result = run_here(job, processes=this_process())
+    else:
+        from alignloop.training.launch import run_launched
+
+        (result,) = run_launched([job], training=job.training, progress=job.progress)
+    batches = job.batches()
+    return TrainResult(
+        checkpoints=tuple(job.checkpoint_path(step) for step in job.kept_steps()),
+        metrics=result.metrics,
+        num_steps=len(batches),
+        num_tokens=sum(packed_num_tokens(kept[number]) for batch in batches for number in batch),
+        dropped=dropped,
+        checkpoint_metrics=result.checkpoint_metrics,
+    )
+
+
+def _screen_held_out(job: TrainJob) -> list[PromptGroup]:
+    if not job.eval_groups:
+        return []
+    try:
+        kept, dropped = screen(job.eval_groups, objective=job.objective, max_length=job.config.max_length)
+    except TrainingError as error:
+        job.progress.say(f"  held-out rows: {error}; nothing is measured on them")
+        return []
+    if dropped:
+        num, reason = len(job.eval_groups), dropped[0][1]
+        job.progress.say(f"  {len(dropped)} of {num} held-out rows are left out; the first: {reason}")
+    return kept
+
+
+def _shuffle(groups: Sequence[PromptGroup], *, seed: int) -> list[PromptGroup]:
+    shuffled = []
+    for group in groups:
+        order = shuffled_completions(len(group.completions), group_id=group.id, seed=seed)
+        completions = tuple(group.completions[number] for number in order)
+        shuffled.append(replace(group, completions=completions, ranks=tuple(group.ranks[number] for number in order)))
+    return shuffled
+
+
+# ---- in one process -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -69,23 +147,29 @@ class ProcessOutOfMemory(Exception):
         self.rows = rows
 
 
-class TrainingRun:
+def run_here(job: TrainJob, *, processes: Processes) -> RunResult:
+    """Train a job whose groups are screened, and give back the memory it took.
+
+    Raises:
+        TrainingError: see `train`.
+        ProcessOutOfMemory: in one of several processes.
+    """
+    try:
+        return _Run(job, processes=processes).run()
+    finally:
+        free_memory()
+
+
+class _Run:
     """The plan of a training's steps; `run` follows it."""
 
     def __init__(self, job: TrainJob, *, processes: Processes) -> None:
         self.job, self.config, self.processes = job, job.config, processes
-        self.batches = planned_batches(job)
-        self.kept_steps = kept_steps(job)
+        self.batches, self.kept_steps = job.batches(), job.kept_steps()
         self.log = TrainLog(job.out_dir / "train_log.jsonl")
 
     def run(self) -> RunResult:
-        """Train to the end.
-
-        Raises:
-            TrainingError: see `train`.
-            ProcessOutOfMemory: in one of several processes.
-        """
-        rows = min(self.config.rows_per_microbatch, self.job.max_rows or self.config.rows_per_microbatch)
+        rows = self.job.rows
         try:
             trainee = self._trainee()
             rows = trainee.runner.rows
@@ -121,22 +205,18 @@ class TrainingRun:
             if first:
                 advance(first)
             for step in range(first, len(self.batches)):
-                result = trainee.step(
-                    self.batches[step], learning_rate=self._learning_rate(step), place=self._place(step)
-                )
+                rate, place = self._learning_rate(step), f"step {step + 1} of {len(self.batches)}"
+                result = trainee.step(self.batches[step], learning_rate=rate, place=place)
                 if step == 0 and self.job.objective == "dpo":
                     self._check_step_0(result)
                 held_out = self._keep(step + 1, trainee)
-                teller.tell(step + 1, result, learning_rate=self._learning_rate(step), held_out=held_out)
+                teller.tell(step + 1, result, learning_rate=rate, held_out=held_out)
                 self._save_point(step + 1, points, trainee)
                 advance(1)
         if not self.processes.is_first:
             return RunResult({}, ())
         points.clear()
         return self._result()
-
-    def _place(self, step: int) -> str:
-        return f"step {step + 1} of {len(self.batches)}"
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate(
@@ -166,8 +246,6 @@ class TrainingRun:
                 "run again; where it comes back, this is a defect of alignloop"
             )
 
-    # ---- what is kept -----------------------------------------------------------------------------------------
-
     def _keep(self, step: int, trainee: Trainee) -> dict[str, float]:
         """Write the checkpoint after `step` steps, if it is one to keep; its metrics on the held-out groups."""
         if step not in self.kept_steps:
@@ -178,7 +256,7 @@ class TrainingRun:
             state = model_state(trainee.module, trained_only=False)
             whole = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
         if self.processes.is_first:
-            path = checkpoint_path(self.job, step)
+            path = self.job.checkpoint_path(step)
             save_checkpoint(model, path, companions=self.job.checkpoint, state_dict=whole)
         return trainee.evaluate()
 
@@ -191,7 +269,7 @@ class TrainingRun:
             points.save(step, model=model, optimizer=optimizer, rows=trainee.runner.rows)
 
     def _restore(self, points: ResumePoints, trainee: Trainee) -> int:
-        """Steps already done: 0, or those of the last resume point, whose state is then in place."""
+        """Steps already done: 0, or those of the last resume point, whose state is then in the model."""
         state = points.load()
         if state is None:
             return 0
@@ -199,36 +277,6 @@ class TrainingRun:
         trainee.runner.rows = min(trainee.runner.rows, state["rows"])
         self.job.progress.say(f"  {self.job.objective}: going on after step {state['step']} of {len(self.batches)}")
         return int(state["step"])
-
-
-def run_here(job: TrainJob, *, processes: Processes) -> RunResult:
-    """Run a job, and give back the memory it took."""
-    try:
-        return TrainingRun(job, processes=processes).run()
-    finally:
-        free_memory()
-
-
-def planned_batches(job: TrainJob) -> list[list[int]]:
-    """The groups of each step, by number."""
-    config = job.config
-    return step_batches(
-        len(job.groups),
-        batch_groups=config.batch_groups,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        seed=job.seed,
-    )
-
-
-def kept_steps(job: TrainJob) -> tuple[int, ...]:
-    """Steps after which a checkpoint is kept."""
-    num_steps = len(planned_batches(job))
-    return checkpoint_steps(num_steps, num_checkpoints=job.config.num_checkpoints, span=job.config.average_span)
-
-
-def checkpoint_path(job: TrainJob, step: int) -> Path:
-    return job.out_dir / "checkpoints" / f"step-{step:06d}"
 
 
 def _resume_key(job: TrainJob) -> str:

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-if TYPE_CHECKING:
-    from alignloop.training.setup import TrainJob
-    from alignloop.training.steps import StepResult
-    from alignloop.training.trackers import Trackers
+from alignloop.artifacts import write_text
+from alignloop.training.job import TrainJob
+from alignloop.training.step import StepResult
+from alignloop.training.trackers import Trackers, open_trackers
 
 LAST_STEPS = 10
 HELD_OUT = "eval_"
@@ -31,9 +31,7 @@ class TrainLog:
         """Keep the lines of the first `step` steps. A line cut short by a kill goes too."""
         rows = [row for row in self.rows() if row["step"] <= step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def rows(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
@@ -77,7 +75,14 @@ class StepTeller:
     def __enter__(self) -> Self:
         if self._active:
             self._log.cut_after(self._first)
-            self._trackers = _open_trackers(self._job)
+            job = self._job
+            self._trackers = open_trackers(
+                job.training.trackers,
+                out_dir=job.out_dir,
+                run_name=job.run_name,
+                config=job.config.model_dump(mode="json"),
+                say=job.progress.say,
+            )
         return self
 
     def __exit__(
@@ -102,15 +107,3 @@ class StepTeller:
         self._log.append(step, values)
         if self._trackers is not None:
             self._trackers.log(step, values)
-
-
-def _open_trackers(job: TrainJob) -> Trackers:
-    from alignloop.training.trackers import open_trackers
-
-    return open_trackers(
-        job.training.trackers,
-        out_dir=job.out_dir,
-        run_name=job.run_name,
-        config=job.config.model_dump(mode="json"),
-        say=job.progress.say,
-    )

@@ -1,44 +1,28 @@
-"""Rewards of candidates; averages of checkpoints on disk."""
+"""Values of packed completions, rewards and logprobs, equal those of each completion in a row of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignloop.chat.tokens import CompletionTokens
-from alignloop.config.training import RewardConfig
 from alignloop.errors import ModelError
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
-from alignloop.training.average import average_checkpoints
-from alignloop.training.frozen_pass import split_groups
-from alignloop.training.scoring import score_groups
-from alignloop.training.trainer import train
+from alignloop.training.scoring import completion_logprobs, score_groups, split_group
 
 MakeGroups = Callable[..., list[PromptGroup]]
 
 
 @pytest.fixture
-def reward_model(policy: Path, tmp_path: Path, make_groups: MakeGroups) -> Path:
-    config = RewardConfig(dtype="float32", learning_rate=3e-3, batch_groups=8)
-    groups = make_groups(16, completions=2)
-    result = train(
-        "reward",
-        groups=groups,
-        eval_groups=[],
-        checkpoint=policy,
-        reference=None,
-        out_dir=tmp_path / "reward",
-        config=config,
-        seed=0,
-        progress=QuietProgress(),
-    )
-    return result.checkpoints[-1]
+def reward_model(run: Any, tmp_path: Path, make_groups: MakeGroups) -> Path:
+    checkpoint: Path = run("reward", tmp_path / "reward", groups=make_groups(16, completions=2)).checkpoints[-1]
+    return checkpoint
 
 
 def candidates(num_candidates: int) -> PromptGroup:
@@ -71,11 +55,11 @@ def test_groups_larger_than_a_microbatch_come_in_pieces() -> None:
     """Prompt of 4; candidates of 3, 2 and 5 take 4, 3 and 6: 11 hold the prompt and the first two, not the third."""
     completions = tuple(CompletionTokens((1,) * n, (False,) * n) for n in (3, 2, 5))
     group = PromptGroup("a", (1, 2, 3, 4), completions, (0, 1, 2))
-    assert split_groups([group], capacity=17) == [[group]]
-    ((first, second),) = split_groups([group], capacity=11)
+    assert split_group(group, capacity=17) == [group]
+    first, second = split_group(group, capacity=11)
     assert (first.completions, second.completions) == (completions[:2], completions[2:])
     assert first.prompt_ids == second.prompt_ids == group.prompt_ids
-    ((*alone,),) = split_groups([group], capacity=1)
+    alone = split_group(group, capacity=1)
     assert [piece.completions for piece in alone] == [(completion,) for completion in completions]
 
 
@@ -88,31 +72,40 @@ def test_nothing_to_score_needs_no_model(tmp_path: Path) -> None:
     assert score_groups([], reward_model=tmp_path / "none", progress=QuietProgress()) == []
 
 
-def shifted(policy: Path, target: Path, *, by: float) -> Path:
-    """The policy with `by` added to every weight."""
-    average_checkpoints([policy], out_dir=target)
-    path = target / "model.safetensors"
-    save_file({name: tensor + by for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
-    return target
+def group(name: str, prompt: tuple[int, ...], *completions: tuple[int, ...]) -> PromptGroup:
+    # The last token of each is formatting: it has its logprob all the same.
+    tokens = tuple(CompletionTokens(ids, (False,) * (len(ids) - 1) + (True,)) for ids in completions)
+    return PromptGroup(name, prompt, tokens, tuple(range(len(tokens))))
 
 
-def test_one_checkpoint_is_copied(policy: Path, tmp_path: Path) -> None:
-    average = average_checkpoints([policy], out_dir=tmp_path / "average")
-    assert {path.name for path in average.iterdir()} == {path.name for path in policy.iterdir()}
-    assert all((average / path.name).read_bytes() == path.read_bytes() for path in policy.iterdir())
+GROUPS = [
+    group("a", (5, 6, 7), (8, 9, 1), (10, 1), (11, 12, 13, 14, 1)),
+    group("b", (20,), (21, 1)),
+    group("c", (30, 31, 32, 33, 34, 35), (36, 37, 1), (36, 38, 39, 1)),
+]
 
 
-def test_weighted_average_on_disk_by_hand(policy: Path, tmp_path: Path) -> None:
-    other = shifted(policy, tmp_path / "other", by=4.0)
-    average = average_checkpoints([policy, other], out_dir=tmp_path / "average", weights=[3, 1])
-    plain, averaged = load_file(policy / "model.safetensors"), load_file(average / "model.safetensors")
-    for name in plain:
-        torch.testing.assert_close(averaged[name], plain[name] + 1.0, atol=1e-6, rtol=0)
-    assert AutoModelForCausalLM.from_pretrained(average).config.vocab_size == 64
-    assert (average / "tokenizer.json").is_file()
+@pytest.mark.parametrize("rows_per_microbatch", [1, 16])
+def test_equal_to_separate_rows(policy: Path, rows_per_microbatch: int) -> None:
+    found = completion_logprobs(
+        GROUPS,
+        checkpoint=policy,
+        progress=QuietProgress(),
+        rows_per_microbatch=rows_per_microbatch,
+        dtype="float32",
+    )
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    for own, each in zip(found, GROUPS, strict=True):
+        for logprobs, completion in zip(own, each.completions, strict=True):
+            row = torch.tensor([each.prompt_ids + completion.token_ids])
+            with torch.no_grad():
+                table = model(row).logits[0].log_softmax(-1)
+            start = len(each.prompt_ids)
+            expected = [table[start - 1 + k, token].item() for k, token in enumerate(completion.token_ids)]
+            assert logprobs == pytest.approx(expected, abs=1e-5)
 
 
-def test_checkpoints_that_do_not_fit_leave_nothing_behind(policy: Path, reward_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="tensors missing"):
-        average_checkpoints([policy, reward_model], out_dir=tmp_path / "average")
-    assert not list(tmp_path.glob("average*"))
+def test_no_group_no_model(tmp_path: Path) -> None:
+    assert completion_logprobs([], checkpoint=tmp_path / "nothing", progress=QuietProgress()) == []
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        completion_logprobs(GROUPS, checkpoint=tmp_path / "nothing", progress=QuietProgress())

@@ -1,4 +1,4 @@
-"""Which checkpoints are averaged, with which shares, and what a summary says of them."""
+"""Which checkpoints are averaged, with which shares; the average on disk by hand; what a summary says of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from alignloop.artifacts import Artifact
 from alignloop.config.training import AverageConfig
-from alignloop.errors import DataError, UserError
-from alignloop.training.average import average_checkpoints, best_checkpoints, shares_of
-from alignloop.training.summary import TrainedCheckpoint, TrainSummary, entries_of, read_summary
+from alignloop.errors import DataError, ModelError, UserError
+from alignloop.training.average import (
+    TrainedCheckpoint,
+    TrainSummary,
+    average_checkpoints,
+    best_checkpoints,
+    entries_of,
+    read_summary,
+    shares_of,
+)
 
 METRICS = [{"loss": 0.7, "accuracy": 0.5}, {"loss": 0.4, "accuracy": 0.6}, {"loss": 0.5, "accuracy": 0.8}]
 
@@ -89,3 +97,37 @@ def test_adapters_beside_the_merged_weights_are_left_where_they_are(policy: Path
     for name, tensor in before.items():
         assert torch.allclose(after[name], 2.0 * tensor)
     assert not (average_checkpoints(folders[:1], out_dir=tmp_path / "one") / "adapter").exists()
+
+
+def shifted(policy: Path, target: Path, *, by: float) -> Path:
+    """The policy with `by` added to every weight."""
+    average_checkpoints([policy], out_dir=target)
+    path = target / "model.safetensors"
+    save_file({name: tensor + by for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    return target
+
+
+def test_one_checkpoint_is_copied(policy: Path, tmp_path: Path) -> None:
+    average = average_checkpoints([policy], out_dir=tmp_path / "average")
+    assert {path.name for path in average.iterdir()} == {path.name for path in policy.iterdir()}
+    assert all((average / path.name).read_bytes() == path.read_bytes() for path in policy.iterdir())
+
+
+def test_weighted_average_on_disk_by_hand(policy: Path, tmp_path: Path) -> None:
+    other = shifted(policy, tmp_path / "other", by=4.0)
+    average = average_checkpoints([policy, other], out_dir=tmp_path / "average", weights=[3, 1])
+    plain, averaged = load_file(policy / "model.safetensors"), load_file(average / "model.safetensors")
+    for name in plain:
+        torch.testing.assert_close(averaged[name], plain[name] + 1.0, atol=1e-6, rtol=0)
+    assert AutoModelForCausalLM.from_pretrained(average).config.vocab_size == 64
+    assert (average / "tokenizer.json").is_file()
+
+
+def test_checkpoints_that_do_not_fit_leave_nothing_behind(policy: Path, tmp_path: Path) -> None:
+    other = average_checkpoints([policy], out_dir=tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="tensors missing"):
+        average_checkpoints([policy, other], out_dir=tmp_path / "average")
+    assert not list(tmp_path.glob("average*"))

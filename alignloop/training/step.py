@@ -1,4 +1,8 @@
-"""One optimiser step: gradients from all its microbatches, over all processes, then the update."""
+"""One optimiser step: gradients from all its microbatches, over all processes, then the update.
+
+Every loss is divided by the counts of the *whole step*, so that gradients do not depend on how the step was cut into
+microbatches: the microbatch losses and metrics of a step add up to the step's.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,126 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from alignloop.config.training import DpoConfig
 from alignloop.errors import TrainingError
+from alignloop.objectives.dpo import dpo_loss
+from alignloop.objectives.reward import reward_loss
+from alignloop.objectives.sft import sft_loss
+from alignloop.packing.batch import RowBatch
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import packed_num_tokens
-from alignloop.training.memory import stepping_memory
-from alignloop.training.processes import Processes, merged_sums
-from alignloop.training.row_runner import TRAINING_REMEDY, RowRunner
-from alignloop.training.setup import TrainJob
-from alignloop.training.sharing import outputs_of, shared_microbatches
-from alignloop.training.step_losses import StepLoss, count_step
-from alignloop.training.wrapping import without_sync
+from alignloop.training.job import TrainJob
+from alignloop.training.processes import Processes, merged_sums, without_sync
+from alignloop.training.rows import TRAINING_REMEDY, RowRunner, outputs_of, shared_microbatches, stepping_memory
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What a step's losses are divided by.
+
+    Attributes:
+        num_target_tokens: trained tokens of all completions and prompts.
+        num_chosen_tokens: tokens of the best completions.
+    """
+
+    num_groups: int
+    num_target_tokens: int
+    num_chosen_tokens: int
+
+
+def count_step(groups: Sequence[PromptGroup]) -> StepCounts:
+    """Counts of one step, from the groups alone: known before any microbatch is laid out."""
+    in_prompts = sum(sum(group.prompt_loss_mask[1:]) for group in groups if group.prompt_loss_mask is not None)
+    in_completions = sum(len(c.token_ids) for group in groups for c in group.completions)
+    chosen = sum(len(group.completions[group.ranks.index(min(group.ranks))].token_ids) for group in groups)
+    return StepCounts(num_groups=len(groups), num_target_tokens=in_prompts + in_completions, num_chosen_tokens=chosen)
+
+
+class StepLoss(Protocol):
+    """One objective."""
+
+    def __call__(
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+    ) -> tuple[Tensor, Metrics]:
+        """Loss and metrics of one microbatch, as shares of the step.
+
+        Args:
+            output: [C] rewards or [T] logprobs.
+            group_numbers: for each group of the step, as `batch.completion_group` numbers them, its number in the data.
+        """
+
+
+def reward_step(
+    output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+) -> tuple[Tensor, Metrics]:
+    """Ranked Bradley-Terry."""
+    return reward_loss(
+        output, group_index=batch.completion_group, ranks=batch.ranks, num_groups=float(counts.num_groups)
+    )
+
+
+def sft_step(
+    output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+) -> tuple[Tensor, Metrics]:
+    """Cross-entropy."""
+    return sft_loss(output, num_tokens=float(counts.num_target_tokens))
+
+
+@dataclass(frozen=True)
+class DpoStep:
+    """DPO with its NLL term.
+
+    Attributes:
+        reference: per group of the data, the reference model's sums of its two completions, in the group's order.
+    """
+
+    reference: Sequence[tuple[float, ...]]
+    config: DpoConfig
+
+    def __call__(
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+    ) -> tuple[Tensor, Metrics]:
+        chosen, rejected = pair_indices(batch)
+        reference = self._reference_sums(batch, group_numbers)
+        return dpo_loss(
+            output,
+            completion_index=batch.completion_index,
+            formatting_mask=batch.formatting_mask,
+            chosen=chosen,
+            rejected=rejected,
+            ref_chosen_logprobs=reference[chosen],
+            ref_rejected_logprobs=reference[rejected],
+            beta=self.config.beta,
+            nll_coefficient=self.config.nll_coefficient,
+            nll_reduction=self.config.nll_reduction,
+            mask_formatting_tokens=self.config.mask_formatting_tokens,
+            num_pairs=float(counts.num_groups),
+            num_chosen_tokens=float(counts.num_chosen_tokens),
+        )
+
+    def _reference_sums(self, batch: RowBatch, group_numbers: Sequence[int]) -> Tensor:
+        places = zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True)
+        sums = [self.reference[group_numbers[group]][number] for group, number in places]
+        return torch.tensor(sums, dtype=torch.float64, device=batch.ranks.device)
+
+
+def pair_indices(batch: RowBatch) -> tuple[Tensor, Tensor]:
+    """Completion indices of (chosen, rejected) of every pair, [N] each. Groups have two completions of unlike rank."""
+    # Completions sorted by group, then rank: chosen and rejected alternate.
+    keys = batch.completion_group * (int(batch.ranks.max()) + 1) + batch.ranks
+    order = keys.argsort()
+    return order[0::2], order[1::2]
+
 
 SHOWN_ROWS = 20
-NUM_BAD = "num_bad_microbatches"
 
 
 @dataclass(frozen=True)
@@ -121,10 +227,11 @@ class Trainee:
     ) -> tuple[float, dict[str, float]]:
         """Sums over the processes. One that has seen a loss that is not finite stops all of them, with its rows."""
         bad = [(value, ids) for value, ids in zip(values, members, strict=True) if not math.isfinite(value)]
-        metrics = self.processes.sums({**sums, NUM_BAD: float(len(bad))})
-        if metrics.pop(NUM_BAD):
+        *totals, num_bad = self.processes.totals([*sums.values(), float(len(bad))])
+        if num_bad:
             value, ids = next(part[0] for part in self.processes.gathered(bad) if part)
             raise _not_finite(self.job, "loss", value, place, ids)
+        metrics = dict(zip(sums, totals, strict=True))
         return metrics.pop("loss"), metrics
 
     def _clip(self) -> float:

@@ -1,0 +1,248 @@
+"""What a training goes through, from its config, groups and seed alone: which groups, in which order, at which rate.
+
+Nothing of it is saved or restored: a resumed training computes it again. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from alignloop.config.training import DpoConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.errors import TrainingError
+from alignloop.packing.groups import PromptGroup
+from alignloop.progress import Progress
+
+TRAINER_VERSION = 2
+"""Raise when the same arguments give other weights: older resume points are then not used."""
+REFERENCE_CACHE = "reference_logprobs.json"
+"""In a training's folder: what DPO's reference model gave, and the key of what it is of."""
+READ_BYTES = 2**20
+
+TrainConfig = RewardConfig | SftConfig | DpoConfig
+ObjectiveName = Literal["reward", "sft", "dpo"]
+Dropped = tuple[tuple[str, str], ...]
+"""(group id, reason)."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training; `groups` and `eval_groups` are screened before its first step.
+
+    Attributes:
+        groups: reward: two or more ranked completions each; SFT: one; DPO: chosen and rejected.
+        eval_groups: held out, of the same form; may be empty.
+        checkpoint: a complete Hugging Face directory. For `reward` a policy or base will do: it gets a new head.
+        reference: DPO's frozen model; None for the other two.
+        out_dir: gets `checkpoints/step-XXXXXX`, `train_log.jsonl`, and while it runs `resume/` and `launch/`.
+        seed: of the data order and of a new reward head.
+        training: processes and trackers; what is trained does not depend on it, but for rounding.
+        run_name: the stage, for trackers.
+        max_rows: at most so many rows a microbatch: what memory has shown to hold; None: as the config says.
+    """
+
+    objective: ObjectiveName
+    groups: Sequence[PromptGroup]
+    eval_groups: Sequence[PromptGroup]
+    checkpoint: Path
+    reference: Path | None
+    out_dir: Path
+    config: TrainConfig
+    seed: int
+    progress: Progress
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    run_name: str = ""
+    max_rows: int | None = None
+
+    @property
+    def all_groups(self) -> list[PromptGroup]:
+        """Training groups, then held-out ones."""
+        return [*self.groups, *self.eval_groups]
+
+    @property
+    def rows(self) -> int:
+        """Per microbatch, to begin with."""
+        return min(self.config.rows_per_microbatch, self.max_rows or self.config.rows_per_microbatch)
+
+    def batches(self) -> list[list[int]]:
+        """The groups of each step, by number."""
+        config = self.config
+        return step_batches(
+            len(self.groups),
+            batch_groups=config.batch_groups,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            seed=self.seed,
+        )
+
+    def kept_steps(self) -> tuple[int, ...]:
+        """Steps after which a checkpoint is kept."""
+        config = self.config
+        return checkpoint_steps(len(self.batches()), num_checkpoints=config.num_checkpoints, span=config.average_span)
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.out_dir / "checkpoints" / f"step-{step:06d}"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training made.
+
+    Attributes:
+        checkpoints: complete Hugging Face directories, oldest first, the last step's at the end.
+        metrics: `train_*` means over the last steps, `eval_*` on the held-out groups at the end, `step_0_dpo_loss`.
+        num_tokens: tokens of packed rows over all steps, padding not counted.
+        dropped: training groups that were left out.
+        checkpoint_metrics: `loss`, `accuracy`, ... on the held-out groups of each checkpoint; empty where there are no
+            such groups.
+    """
+
+    checkpoints: tuple[Path, ...]
+    metrics: dict[str, float]
+    num_steps: int
+    num_tokens: int
+    dropped: Dropped
+    checkpoint_metrics: tuple[dict[str, float], ...] = ()
+
+
+# ---- which groups ---------------------------------------------------------------------------------------------------
+
+
+def screen(
+    groups: Sequence[PromptGroup], *, objective: ObjectiveName, max_length: int
+) -> tuple[list[PromptGroup], Dropped]:
+    """Groups that train, and the others with their reasons: `in == kept + dropped`; none is cut.
+
+    Raises:
+        TrainingError: nothing is left.
+    """
+    reasons = [drop_reason(group, objective=objective, max_length=max_length) for group in groups]
+    kept = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
+    dropped = tuple((group.id, reason) for group, reason in zip(groups, reasons, strict=True) if reason is not None)
+    if kept:
+        return kept, dropped
+    if not dropped:
+        raise TrainingError(f"{objective}: there is no row to train on: the stage was given none")
+    row, reason = dropped[0]
+    raise TrainingError(
+        f"{objective}: no row is left to train on: all {len(dropped)} were dropped. The first, {row}: {reason}"
+    )
+
+
+def drop_reason(group: PromptGroup, *, objective: ObjectiveName, max_length: int) -> str | None:
+    """Why the objective cannot train on a group; None where it can."""
+    if group.longest > max_length:
+        return f"prompt and longest completion have {group.longest} tokens, max_length is {max_length}"
+    for number, completion in enumerate(group.completions):
+        if not completion.token_ids:
+            return f"completion {number} has no token to train on"
+        if objective != "reward" and all(completion.formatting_mask):
+            return f"completion {number} has formatting tokens only: its text comes to no token"
+    if objective == "reward" and len(group.completions) < 2:
+        return "it has one ranked completion: a reward model learns from two or more"
+    if objective == "reward" and len(set(group.ranks)) < 2:
+        return "all its completions have the same rank: there is nothing to compare"
+    if objective == "dpo" and (len(group.completions) != 2 or len(set(group.ranks)) != 2):
+        return f"DPO needs one chosen and one rejected completion, found ranks {list(group.ranks)}"
+    return None
+
+
+# ---- in which order -------------------------------------------------------------------------------------------------
+
+
+def step_sizes(num_groups: int, *, batch_groups: int, epochs: int, max_steps: int | None) -> list[int]:
+    """Groups of every optimiser step: in an epoch they differ by at most one, the larger ones first.
+
+    An epoch has as few steps as batches of at most `batch_groups` allow, and shares its groups out over them. Cut into
+    full batches it would end with what is left over: one group perhaps, at the learning rate of a whole batch.
+
+    Returns:
+        One number a step, at most `max_steps`: those change no batch, they leave the later ones out.
+    """
+    num_steps = -(-num_groups // batch_groups)
+    sizes = [(num_groups + step) // num_steps for step in reversed(range(num_steps))] * epochs
+    return sizes if max_steps is None else sizes[:max_steps]
+
+
+def step_batches(
+    num_groups: int, *, batch_groups: int, epochs: int, max_steps: int | None, seed: int
+) -> list[list[int]]:
+    """Group indices of every optimiser step, as many as `step_sizes` says.
+
+    Each epoch is its own permutation; batches do not cross epochs.
+    """
+    sizes = step_sizes(num_groups, batch_groups=batch_groups, epochs=epochs, max_steps=max_steps)
+    orders = (index for epoch in range(epochs) for index in _shuffled(num_groups, key=f"{seed}/epoch/{epoch}"))
+    return [list(islice(orders, size)) for size in sizes]
+
+
+def shuffled_completions(num_completions: int, *, group_id: str, seed: int) -> list[int]:
+    """Order of a group's completions in its row: where they see each other, their place must not tell their rank."""
+    return _shuffled(num_completions, key=f"{seed}/completions/{group_id}")
+
+
+def _shuffled(count: int, *, key: str) -> list[int]:
+    order = list(range(count))
+    random.Random(key).shuffle(order)
+    return order
+
+
+# ---- at which rate, and what is kept --------------------------------------------------------------------------------
+
+
+def learning_rate(step: int, *, num_steps: int, peak: float, warmup_fraction: float, final_fraction: float) -> float:
+    """Linear warm-up, then cosine from `peak` to `final_fraction * peak` at the last step; `step` is 0-based."""
+    num_warmup = int(warmup_fraction * num_steps)
+    if step < num_warmup:
+        return peak * (step + 1) / (num_warmup + 1)
+    progress = (step - num_warmup) / max(1, num_steps - 1 - num_warmup)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak * (final_fraction + (1.0 - final_fraction) * cosine)
+
+
+def checkpoint_steps(num_steps: int, *, num_checkpoints: int, span: float) -> tuple[int, ...]:
+    """Steps (1-based) after which a checkpoint is kept: evenly spaced over the last `span`, both ends included.
+
+    Fewer where the span has fewer steps than checkpoints.
+    """
+    if num_checkpoints == 1:
+        return (num_steps,)
+    first = num_steps * (1.0 - span)
+    gap = (num_steps - first) / (num_checkpoints - 1)
+    return tuple(sorted({max(1, round(num_steps - i * gap)) for i in range(num_checkpoints)}))
+
+
+# ---- what it depends on ---------------------------------------------------------------------------------------------
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """sha256 over a checkpoint's safetensors files and its config: equal where the models are equal."""
+    digest = hashlib.sha256()
+    for path in [checkpoint / "config.json", *sorted(checkpoint.glob("*.safetensors"))]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(READ_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def groups_digest(groups: Sequence[PromptGroup]) -> str:
+    """sha256 over ids, tokens, masks and ranks, in order."""
+    digest = hashlib.sha256()
+    for group in groups:
+        completions = [(c.token_ids, c.formatting_mask) for c in group.completions]
+        row = (group.id, group.prompt_ids, completions, group.ranks, group.prompt_loss_mask)
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def key_of(**parts: object) -> str:
+    """One digest of named values that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
