@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignloop.data.check_files import FileCheck, check_file
-from alignloop.data.readers import Kind
+from alignloop.data.reading import Kind
 from alignloop.data.rows import Options
 from alignloop.data.statistics import QUANTILE_NAMES, quantiles, scripts_of, shares
 from alignloop.data.tally import AnyRow, num_repeated

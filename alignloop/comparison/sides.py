@@ -13,7 +13,7 @@ from alignloop.alone.out_file import read_beside
 from alignloop.data.candidates import OWN_COLUMNS
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.rawfile import open_rows
-from alignloop.data.readers import first_objects
+from alignloop.data.reading import first_objects
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, by_prompt
 

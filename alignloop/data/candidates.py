@@ -13,7 +13,8 @@ from typing import Any
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.problems import BadRow, check_text, shown
 from alignloop.data.rawfile import open_rows
-from alignloop.data.readers import first_objects, read_prompts
+from alignloop.data.readers import read_prompts
+from alignloop.data.reading import first_objects
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, Message, RejectedRow
 

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignloop.data.file_kinds import open_bytes
 from alignloop.data.forms import form_of
-from alignloop.data.opened import open_bytes
 from alignloop.data.problems import BadRow
-from alignloop.data.ranked import ANSWERS, LISTS, is_ranked
+from alignloop.data.ranked import ANSWERS, LISTS
 from alignloop.data.rawfile import open_rows
-from alignloop.data.readers import Kind, Reading, first_objects, mixture_text
+from alignloop.data.reading import Kind, Reading, first_objects, mixture_text
 from alignloop.data.rows import Options
-from alignloop.data.scored import is_scored
-from alignloop.data.sft_forms import SFT_FORMS
+from alignloop.data.sft_forms import SFT_FORMS, compares
 from alignloop.data.tally import Tally
 from alignloop.errors import DataError
 
@@ -120,10 +119,10 @@ def guess_kind(file: Path | str, *, columns: Mapping[str, str] | None = None) ->
 
 
 def _kind_of(row: Mapping[str, Any]) -> Kind:
-    if not row.keys().isdisjoint(_COMPARED) or type(row.get("output")) is list or is_ranked(row) or is_scored(row):
+    if not row.keys().isdisjoint(_COMPARED) or compares(row):
         return "preferences"
     form = form_of(row, SFT_FORMS)
-    dialog = form.compare(row).dialog if form is not None else []
+    dialog = form.parts(row, False).messages if form is not None else []
     return "sft" if dialog and dialog[-1].role == "assistant" else "prompts"
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignloop.data.readers import Kind, Reading
+from alignloop.data.reading import Kind, Reading
+from alignloop.data.row_file import row_file
 from alignloop.data.rows import Options
 from alignloop.data.tables import HUB
-from alignloop.data.written import row_file
 from alignloop.errors import DataError, UserError
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, Row, SftRow
 
@@ -77,7 +77,9 @@ def convert(
                     reading: Reading[Any] = Reading(file, kind, form=form, options=options)
                     readings.append(reading)
                     num_rows += _copy(reading, add, reject)
-                    _check_whole(reading, beside)
+                    if not reading.num_kept:
+                        what = f"none of its {reading.num_read:,} rows can be read; reasons: {beside}"
+                        raise DataError(f"{reading.name}: {what}")
         except DataError as error:
             failed: DataError | None = error
         else:
@@ -100,6 +102,7 @@ def convert(
 
 
 def _copy(reading: Reading[Any], add: Any, reject: Any) -> int:
+    """How many rows were added; a DataError where the file breaks off."""
     num_rows = 0
     for row in reading:
         if type(row) is RejectedRow:
@@ -107,17 +110,8 @@ def _copy(reading: Reading[Any], add: Any, reject: Any) -> int:
         else:
             add(row)
             num_rows += 1
+    reading.check_whole()
     return num_rows
-
-
-def _check_whole(reading: Reading[Any], beside: Path) -> None:
-    if reading.cut_short is not None:
-        row = reading.cut_short
-        raise DataError(
-            f"{reading.name}, {reading.unit} {row.line}: {row.reason}. What is after it is lost: mend the file"
-        )
-    if not reading.num_kept:
-        raise DataError(f"{reading.name}: none of its {reading.num_read:,} rows can be read; reasons: {beside}")
 
 
 def _check_out(out: Path, files: Sequence[Path | str], *, overwrite: bool) -> None:

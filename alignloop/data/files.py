@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from alignloop.config.bundled import resolve_file
-from alignloop.data.opened import is_pipe, is_saved
+from alignloop.data.file_kinds import is_pipe, is_saved
 from alignloop.data.tables import HUB
 from alignloop.errors import DataError
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
@@ -145,6 +146,11 @@ def check_text(value: object, field: str) -> str:
             "character pair that was cut apart: remove it",
         ) from None
     return value
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number that a float can hold: neither infinite nor a whole number of hundreds of digits."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def check_nested(value: object, field: str, *, depth: int = 0) -> None:

@@ -6,12 +6,11 @@ rank are never compared.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignloop.data.problems import BadRow, shown
+from alignloop.data.problems import BadRow, is_number, shown
 from alignloop.data.turns import REASONING, is_turns, read_completion, read_reasoning, refuse_untrained
 
 BEST_FIRST = ("ranking", "ranked_completions", "ranked_responses")
@@ -92,28 +91,27 @@ def _read(row: Mapping[str, Any], column: str) -> list[Ranked]:
     if len(items) < 2:
         raise BadRow(column, f"holds {len(items)} completions; at least two are needed to compare")
     texts = [_text(item, f"{column}[{index}]") for index, item in enumerate(items)]
-    beside = next((name for name in NUMBER_LISTS if row.get(name) is not None), None)
-    if beside is not None:
-        numbers = _number_list(row[beside], beside, num=len(items), column=column)
-        rank = beside == "ranks"
-    else:
-        name = next(
-            (name for name in _NUMBERS if any(isinstance(item, Mapping) and name in item for item in items)), None
-        )
-        if name is None:
-            return [
-                Ranked(text, -float(index), None, _beside(items[index], f"{column}[{index}]"))
-                for index, text in enumerate(texts)
-            ]
-        numbers = [
-            read_number(item.get(name) if isinstance(item, Mapping) else None, f"{column}[{index}].{name}")
-            for index, item in enumerate(items)
-        ]
-        rank = name == "rank"
-    return [
-        Ranked(text, -n if rank else n, None if rank else n, _beside(items[index], f"{column}[{index}]"))
-        for index, (text, n) in enumerate(zip(texts, numbers, strict=True))
-    ]
+    numbers, name = _numbers(row, column)
+    completions = []
+    for index, (text, number) in enumerate(zip(texts, numbers, strict=True)):
+        beside = _beside(items[index], f"{column}[{index}]")
+        is_place = name in (None, "rank", "ranks")
+        completions.append(Ranked(text, -number if is_place else number, None if is_place else number, beside))
+    return completions
+
+
+def _numbers(row: Mapping[str, Any], column: str) -> tuple[list[float], str | None]:
+    """(a number for each completion, what they are called); their places in the list where the row has none."""
+    items = row[column]
+    name = next((name for name in NUMBER_LISTS if row.get(name) is not None), None)
+    if name is not None:
+        return _number_list(row[name], name, num=len(items), column=column), name
+    objects = [item if isinstance(item, Mapping) else {} for item in items]
+    name = next((name for name in _NUMBERS if any(name in item for item in objects)), None)
+    if name is None:
+        return [float(index) for index in range(len(items))], None
+    numbers = [read_number(item.get(name), f"{column}[{index}].{name}") for index, item in enumerate(objects)]
+    return numbers, name
 
 
 def _beside(item: object, place: str) -> dict[str, dict[str, Any]]:
@@ -137,15 +135,11 @@ def _number_list(value: object, name: str, *, num: int, column: str) -> list[flo
 
 def read_number(value: object, field: str) -> float:
     """A finite number."""
+    if is_number(value):
+        return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(field, f"must be a number, found {shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise BadRow(field, f"must be a number that is not infinite, found {shown(value)[:60]}")
-    return number
+    raise BadRow(field, f"must be a number that is not infinite, found {shown(value)[:60]}")
 
 
 def _text(item: object, field: str) -> str:

@@ -1,19 +1,19 @@
 """A user's file as raw JSON values with their places, one at a time. What kind of file it is, its content tells.
 
-file --opened--> JSON lines | JSON array | objects over several lines | CSV | Parquet | Arrow | a data set on a hub
+file --file_kinds--> JSON lines | JSON array | objects over several lines | CSV | Parquet | Arrow | a data set on a hub
      --parsing--> RawRow (value, or what is wrong with it), in flat memory
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from alignloop.data.elements import LONGEST, TOO_LONG, Splitter
-from alignloop.data.opened import DAMAGED, file_at, is_plain, is_tabbed, kind_of, open_bytes
+from alignloop.data.file_kinds import DAMAGED, file_at, is_plain, is_tabbed, kind_of, open_bytes
 from alignloop.data.parsing import BOM, parse_row
 from alignloop.data.problems import EXCERPT, BadRow, excerpt
 from alignloop.data.separated import records
@@ -46,39 +46,21 @@ class RawRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RawRows(Iterable[RawRow]):
-    """Rows that are read anew each time they are gone through."""
-
-    open: Callable[[], Iterator[RawRow]]
-
-    def __iter__(self) -> Iterator[RawRow]:
-        return self.open()
-
-
-@dataclass(frozen=True)
 class RawFile:
     """A file's rows, not yet read.
 
     Attributes:
         unit: what `RawRow.line` counts.
+        rows: reads them, anew each time it is called.
         lines: the file in which each row is a line, byte for byte, so that it can be read in parts; None for others.
         headed: whether a header stands before the rows (CSV).
     """
 
     name: str
     unit: Unit
-    rows: RawRows
+    rows: Callable[[], Iterator[RawRow]]
     lines: Path | None = None
     headed: bool = False
-
-
-@dataclass(frozen=True)
-class WholeFile:
-    """A file's rows, all in memory."""
-
-    name: str
-    unit: Unit
-    rows: tuple[RawRow, ...]
 
 
 def open_rows(file: Path | str) -> RawFile:
@@ -92,17 +74,15 @@ def open_rows(file: Path | str) -> RawFile:
     """
     name = str(file)
     if name.startswith(HUB):
-        return RawFile(name, "row", RawRows(lambda: _numbered(hub_rows(name))))
+        return RawFile(name, "row", lambda: _numbered(hub_rows(name)))
     path = file_at(Path(file).expanduser(), name)
     kind = kind_of(path, name)
     if table := TABLES.get(kind):
-        return RawFile(name, "row", RawRows(lambda: _numbered(table(path, name))))
+        return RawFile(name, "row", lambda: _numbered(table(path, name)))
     if kind == "csv":
-        rows = RawRows(lambda: _read(partial(_records, tabs=is_tabbed(name)), path, name))
-        return RawFile(name, "line", rows, headed=True)
+        return RawFile(name, "line", partial(_read, partial(_records, tabs=is_tabbed(name)), path, name), headed=True)
     in_lines, plain = _is_in_lines(path, name)
-    read = _lines if in_lines else _elements
-    rows = RawRows(lambda: _read(read, path, name))
+    rows = partial(_read, _lines if in_lines else _elements, path, name)
     return RawFile(name, "line" if in_lines else "element", rows, path if in_lines and plain else None)
 
 
@@ -110,20 +90,7 @@ def part_of(file: Path | str, span: tuple[int, int]) -> RawFile:
     """The lines that begin in bytes [start, end) of a JSON-lines file; they are counted from 1 again."""
     name = str(file)
     path = file_at(Path(file).expanduser(), name)
-    return RawFile(name, "line", RawRows(lambda: _read(partial(_lines, span=span), path, name)))
-
-
-def read_raw(file: Path | str) -> WholeFile:
-    """All rows of a file at once, where it is known to be small.
-
-    Raises:
-        DataError: as `open_rows`, or it holds no row.
-    """
-    raw = open_rows(file)
-    rows = tuple(raw.rows)
-    if not rows:
-        raise no_rows(raw)
-    return WholeFile(raw.name, raw.unit, rows)
+    return RawFile(name, "line", partial(_read, partial(_lines, span=span), path, name))
 
 
 def no_rows(raw: RawFile) -> DataError:

@@ -8,106 +8,71 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from alignloop.data.dialogs import Place, place_in
-from alignloop.data.forms import (
-    FORMS,
-    Comparison,
-    Form,
-    RawObject,
-    alpaca_dialog,
-    alpaca_place,
-    asked_columns,
-    asked_dialog,
-    asked_place,
-)
+from alignloop.data.asked import Dialog, RawObject, any_dialog, instruction, turns_in
+from alignloop.data.forms import FORMS, Form
+from alignloop.data.parts import Parts
 from alignloop.data.ranked import is_ranked
 from alignloop.data.scored import is_scored
-from alignloop.data.turns import REASONING, read_completion, read_reasoning, read_turns
+from alignloop.data.turns import REASONING, read_completion, read_reasoning
 from alignloop.records import Message
 
 _SHARED = frozenset({"id", "meta", "system"})
 
 
-def _answered(
-    column: str, asked: Callable[[RawObject], list[Message]] = asked_dialog
-) -> Callable[[RawObject], list[Message]]:
+def _answered(column: str, asked: Callable[[RawObject], Dialog]) -> Callable[[RawObject, bool], Parts]:
     """What was asked, and the answer of a column, what was thought before it in front."""
 
-    def dialog(row: RawObject) -> list[Message]:
+    def parts(row: RawObject, prompt_only: bool) -> Parts:
         answer, reasoning = read_completion(row.get(column), column), read_reasoning(row, "")
         text = answer if reasoning is None else reasoning.before(answer)
-        return [*asked(row), Message(role="assistant", content=text)]
+        dialog = asked(row)
+        read = _SHARED | dialog.columns | {column, *REASONING}
+        return Parts([*dialog.messages, Message(role="assistant", content=text)], (), dialog.place, read)
 
-    return dialog
-
-
-def _turns(column: str) -> Callable[[RawObject], list[Message]]:
-    return lambda row: read_turns(row.get(column), column)
+    return parts
 
 
-def _form(
-    name: str,
-    *,
-    wants: str,
-    matches: Callable[[RawObject], bool],
-    dialog: Callable[[RawObject], list[Message]],
-    place: Callable[[RawObject], Place],
-    columns: set[str],
-    reads: Callable[[RawObject], set[str]] | None = None,
-) -> Form:
-    return Form(
-        name=name,
-        wants=wants,
-        matches=matches,
-        compare=lambda row: Comparison(dialog(row), ()),
-        dialog=dialog,
-        place=place,
-        columns=frozenset(columns | _SHARED),
-        reads=None if reads is None else lambda row: reads(row) | _SHARED,
-    )
+def _turns(column: str) -> Callable[[RawObject, bool], Parts]:
+    def parts(row: RawObject, prompt_only: bool) -> Parts:
+        dialog = turns_in(row, column)
+        return Parts(dialog.messages, (), dialog.place, _SHARED | dialog.columns)
+
+    return parts
 
 
-def _compares(row: RawObject) -> bool:
+def compares(row: RawObject) -> bool:
+    """Whether a row looks like one of a preference file."""
     return row.get("chosen") is not None or type(row.get("output")) is list or is_ranked(row) or is_scored(row)
 
 
 def _if_compared(form: Form) -> Form:
-    return replace(form, matches=lambda row: _compares(row) and form.matches(row))
+    return replace(form, matches=lambda row: compares(row) and form.matches(row))
 
 
 SFT_FORMS: tuple[Form, ...] = (
     *(_if_compared(form) for form in FORMS),
-    _form(
+    Form(
         "sharegpt_sft",
-        wants="conversations (turns with from, value), the last the assistant's",
+        "conversations (turns with from, value), the last the assistant's",
         matches=lambda row: "conversations" in row,
-        dialog=_turns("conversations"),
-        place=lambda row: place_in("conversations"),
-        columns={"conversations"},
+        parts=_turns("conversations"),
     ),
-    _form(
+    Form(
         "prompt_completion",
-        wants="prompt, completion (texts, or turns with role, content)",
+        "prompt, completion (texts, or turns with role, content)",
         matches=lambda row: "completion" in row and ("prompt" in row or "messages" in row),
-        dialog=_answered("completion"),
-        place=asked_place,
-        columns={"prompt", "messages", "history", "completion", *REASONING},
-        reads=lambda row: asked_columns(row) | {"completion", *REASONING},
+        parts=_answered("completion", any_dialog),
     ),
-    _form(
+    Form(
         "messages",
-        wants="messages (turns with role, content), the last the assistant's",
+        "messages (turns with role, content), the last the assistant's",
         matches=lambda row: "messages" in row,
-        dialog=_turns("messages"),
-        place=lambda row: place_in("messages"),
-        columns={"messages"},
+        parts=_turns("messages"),
     ),
-    _form(
+    Form(
         "alpaca_sft",
-        wants="instruction, input, output (a text)",
+        "instruction, input, output (a text)",
         matches=lambda row: "instruction" in row and "output" in row,
-        dialog=_answered("output", alpaca_dialog),
-        place=alpaca_place,
-        columns={"instruction", "input", "output", "history", *REASONING},
+        parts=_answered("output", instruction),
     ),
 )

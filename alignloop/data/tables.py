@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.data.arrow_sizes import check_sizes
-from alignloop.data.opened import FileKind, is_saved
+from alignloop.data.file_kinds import FileKind, is_saved
 from alignloop.data.parquet_sizes import PIECE, batches
 from alignloop.errors import DataError
 

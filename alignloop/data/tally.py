@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
-from alignloop.data.readers import Reading, Seen
+from alignloop.data.reading import Reading, Seen
 from alignloop.data.scores import Verdict, scores_say
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
 

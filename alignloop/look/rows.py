@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from alignloop.artifacts import PARTIAL
-from alignloop.data.opened import is_saved
+from alignloop.data.file_kinds import is_saved
 from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import ReadResult, read_preferences
 from alignloop.errors import DataError
@@ -134,7 +134,7 @@ def _of_a_user(file: Path, number: int, *, key: str) -> FoundRow:
         raise DataError(f"{bad.file}, {raw.unit} {bad.line}{field}: {bad.reason}", rejected=[bad])
     if named := next((row for row in result.rows if row.id == key), None):
         return _as_read(file, named, result)
-    places = [row.line for row in raw.rows]
+    places = [row.line for row in raw.rows()]
     if number in places and result.rows:
         raise _merged(file, number, result, unit=raw.unit)
     if raw.headed and 0 < number < max(places):

@@ -17,7 +17,7 @@ from alignloop.config.bundled import RECIPES
 from alignloop.config.load import load_recipe
 from alignloop.data.check_files import check_file
 from alignloop.data.forms import FORMS
-from alignloop.data.readers import Kind, Reading
+from alignloop.data.reading import Kind, Reading
 from alignloop.errors import AlignloopError
 from alignloop.judging.prompt_file import BUNDLED, load_prompt
 from alignloop.judging.reading import AnswerReader, UnreadableAnswer

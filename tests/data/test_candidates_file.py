@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from data_files import write
 
 from alignloop.data.candidates import read_candidates
 from alignloop.data.jsonl import dump_jsonl
@@ -13,11 +13,6 @@ from alignloop.errors import DataError
 from alignloop.records import CandidateRow, Message
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data/candidates/alpacaeval_120x20.jsonl"
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def own(prompt: str, k: int, *, content: str | None = None) -> CandidateRow:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import write
 
 from alignloop.cli import data as cli_data
 from alignloop.config.data import DataConfig
@@ -22,11 +23,6 @@ SHARED = Path(__file__).resolve().parents[2] / "../shared/data/preferences"
 
 def preference(n: int, **more: Any) -> dict[str, Any]:
     return {"prompt": f"Question {n}?", "chosen": f"good {n}", "rejected": "bad", **more}
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +39,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
         "{\n",
         preference(2, chosen=""),
     ]
-    check = check_file(write(tmp_path / "a.jsonl", rows), workers=1)
+    check = check_file(write(tmp_path / "a.jsonl", *rows), workers=1)
     tally = check.tally
     assert (check.kind, check.form, check.unit, check.is_good) == ("preferences", "canonical", "line", False)
     assert (tally.num_read, tally.num_kept, tally.num_rejected, tally.num_rows) == (6, 4, 2, 4)
@@ -57,7 +53,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
 def test_token_ids_that_are_left_out_are_counted(tmp_path: Path) -> None:
     rows = [preference(1, chosen_ids=[1, 2]), preference(2, rejected_ids=[3], chosen_ids=None), preference(3)]
     bad = preference(4, chosen="", chosen_ids=[4])
-    path = write(tmp_path / "a.jsonl", [*rows, preference(5, chosen_ids=None), bad])
+    path = write(tmp_path / "a.jsonl", *rows, preference(5, chosen_ids=None), bad)
     assert check_file(path, workers=1).tally.num_with_ids == 2
     assert check_file(path, kind="prompts", workers=1).tally.num_with_ids == 0
     json_file = tmp_path / "check.json"
@@ -72,7 +68,7 @@ def test_several_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     rows[40] = rows[200] = "{\n"
     rows[250] = "\n"
     rows[270] = {"conversations": [], "chosen": "a", "rejected": "b"}
-    file = write(tmp_path / "a.jsonl", rows)
+    file = write(tmp_path / "a.jsonl", *rows)
     one, many = (check_file(file, workers=workers) for workers in (1, 3))
     assert [(row.line, row.reason, row.field) for row in one.tally.bad] == [
         (row.line, row.reason, row.field) for row in many.tally.bad
@@ -111,7 +107,7 @@ def test_several_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_kinds(tmp_path: Path, row: dict[str, Any], kind: str) -> None:
-    assert guess_kind(write(tmp_path / "a.jsonl", [row])) == kind
+    assert guess_kind(write(tmp_path / "a.jsonl", row)) == kind
 
 
 def test_scripts_and_quantiles() -> None:
@@ -131,8 +127,8 @@ def test_the_command_knows_the_recipes_limit() -> None:
 
 def test_check_says_it_all_in_80_columns(tmp_path: Path) -> None:
     rows = [preference(n, strength="better") for n in range(5)]
-    good = write(tmp_path / "good.jsonl", rows)
-    bad = write(tmp_path / "bad.jsonl", [*rows, preference(9, chosen=3), preference(8, strength="x" * 300)])
+    good = write(tmp_path / "good.jsonl", *rows)
+    bad = write(tmp_path / "bad.jsonl", *rows, preference(9, chosen=3), preference(8, strength="x" * 300))
     done = command("check", str(good))
     assert (done.returncode, done.stderr) == (0, "")
     for part in (
@@ -161,7 +157,7 @@ def test_check_says_it_all_in_80_columns(tmp_path: Path) -> None:
 
 
 def test_convert_on_the_command_line(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", [preference(1), "{\n"])
+    file = write(tmp_path / "a.jsonl", preference(1), "{\n")
     done = command("convert", str(file), "--out", str(tmp_path / "out.jsonl"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 rows" in done.stdout
@@ -172,10 +168,10 @@ def test_convert_on_the_command_line(tmp_path: Path) -> None:
 
 MEMORY = """
 import resource, sys
-from alignloop.data.readers import iter_preferences
+from alignloop.data.reading import Reading
 from alignloop.data.check_files import check_file
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-rows = iter_preferences(sys.argv[1])
+rows = iter(Reading(sys.argv[1], "preferences"))
 for _ in range(2000): next(rows)
 before = peak()
 count = 2000 + sum(1 for _ in rows)

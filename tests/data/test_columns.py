@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import rows_of, write
 
 from alignloop.chat.reasoning import join_reasoning
 from alignloop.data.check_files import check_file, guess_kind
 from alignloop.data.columns import ALIASES, TARGETS, parse_columns
 from alignloop.data.convert import convert
 from alignloop.data.ranked import LISTS, NUMBER_LISTS
-from alignloop.data.readers import Kind, Reading, iter_preferences, iter_prompts, iter_sft, read_preferences
+from alignloop.data.readers import read_preferences
+from alignloop.data.reading import Kind, Reading
 from alignloop.data.turns import REASONING, REFUSED_MEDIA, REFUSED_TOOLS, untrained_turn
 from alignloop.errors import DataError, UserError
 from alignloop.records import PreferenceRow, RejectedRow, SftRow
@@ -56,11 +57,6 @@ COLUMNS = sorted(
 FORMING = {*TARGETS, *(alias.source for alias in ALIASES), *LISTS, *NUMBER_LISTS}
 """Columns that can make another form of a row."""
 TURN_KEYS = sorted({*REASONING, *REFUSED_TOOLS, *REFUSED_MEDIA, "refusal", "name", "timestamp"})
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def read(path: Path, kind: Kind, row: dict[str, Any]) -> list[Any]:
@@ -121,7 +117,7 @@ def test_a_turn_that_is_context_may_be_marked_as_untrained(tmp_path: Path) -> No
         assert untrained_turn(made.meta) == f"messages[1].{name}"
         (bad,) = read(tmp_path / "a.jsonl", "sft", {"messages": [Q, A, B, GOOD | mark]})
         assert (bad.field, "not to be trained on" in bad.reason) == (f"messages[3].{name}", True)
-        (bad,) = iter_sft(write(tmp_path / "b.jsonl", row), dialogs="every_turn")
+        (bad,) = rows_of("sft", write(tmp_path / "b.jsonl", row), dialogs="every_turn")
         assert isinstance(bad, RejectedRow)
         assert (bad.field, "every turn would be" in bad.reason) == (f"messages[1].{name}", True)
         pair = {"messages": row["messages"][:3], "chosen": "a", "rejected": "b"}
@@ -223,7 +219,7 @@ def test_what_people_did_not_want_is_no_target(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{n}", "completion": "a", "label": n % 2 == 0} for n in range(4)]
     file = write(tmp_path / "a.jsonl", *rows)
     assert guess_kind(file) == "sft"
-    made = list(iter_sft(file))
+    made = rows_of("sft", file)
     assert [type(row) for row in made] == [SftRow, RejectedRow, SftRow, RejectedRow]
     assert [row.field for row in made if isinstance(row, RejectedRow)] == ["label", "label"]
     done = convert([file], out=tmp_path / "out.jsonl", kind="sft")
@@ -273,7 +269,7 @@ def test_scored_responses_in_rows_of_their_own(tmp_path: Path) -> None:
     assert first.meta["beside"] == {"completions[1]": {"verbosity": 1}, "completions[0]": {"verbosity": 1}}
     # Any column of scores will do where the form is named: people's labels, too.
     labels = [{"prompt": "Q", "completion": text, "label": text == "a"} for text in "ab"]
-    (row,) = iter_preferences(write(tmp_path / "b.jsonl", *labels), form="scored")
+    (row,) = rows_of("preferences", write(tmp_path / "b.jsonl", *labels), form="scored")
     assert isinstance(row, PreferenceRow)
     assert (row.chosen, row.rejected) == ("a", "b")
 
@@ -283,21 +279,26 @@ def test_columns_by_name(tmp_path: Path) -> None:
     columns = {"prompt": "ask", "chosen": "answer_a.text", "rejected": "answers[1]"}
     assert parse_columns([f"{ours} = {theirs}" for ours, theirs in columns.items()]) == columns
     file = write(tmp_path / "a.jsonl", row, row | {"answer_a": {"text": 3}})
-    made, bad = iter_preferences(file, columns=columns)
+    made, bad = rows_of("preferences", file, columns=columns)
     assert isinstance(made, PreferenceRow)
     assert (made.messages[0].content, made.chosen, made.rejected) == ("Bye?", "Bye!", "No.")
     assert isinstance(bad, RejectedRow)
     assert (bad.field, bad.value) == ("answer_a.text", "3")
-    assert [type(row).__name__ for row in iter_prompts(file, columns={"prompt": "ask"})] == ["PromptRow", "PromptRow"]
-    _, bad = iter_preferences(
+    assert [type(row).__name__ for row in rows_of("prompts", file, columns={"prompt": "ask"})] == [
+        "PromptRow",
+        "PromptRow",
+    ]
+    _, bad = rows_of(
+        "preferences",
         write(tmp_path / "b.jsonl", {"ask": "Bye?"} | PREFERENCES[0], {"answer_a": "x"} | PREFERENCES[0]),
         columns={"prompt": "ask"},
     )
     assert isinstance(bad, RejectedRow)
     assert (bad.field, "is missing" in bad.reason) == ("ask", True)
     with pytest.raises(DataError, match=r"(?s)no known form: their columns are user_prompt.*data.columns"):
-        iter_preferences(
-            write(tmp_path / "c.jsonl", {"user_prompt": "Bye?", "chosen": "I say a", "rejected": "I say b"})
+        rows_of(
+            "preferences",
+            write(tmp_path / "c.jsonl", {"user_prompt": "Bye?", "chosen": "I say a", "rejected": "I say b"}),
         )
     for pair in ("prompt", "promt=ask", "prompt="):
         with pytest.raises(UserError, match="--column"):
@@ -309,9 +310,9 @@ def test_a_column_that_no_row_has_is_named_whatever_it_is_for(tmp_path: Path) ->
     file = write(tmp_path / "a.jsonl", *rows)
     for columns in ({"system": "sys_promt"}, {"strength": "sys_promt"}, {"prompt": "sys_prompt.text"}):
         with pytest.raises(DataError, match=r"a.jsonl: .* none of the first 2 rows has; did you mean sys_prompt\?"):
-            iter_preferences(file, columns=columns)
+            rows_of("preferences", file, columns=columns)
     # A column that is there as null will do, and a dot may be part of its name.
-    first, second = iter_preferences(file, columns={"system": "sys_prompt", "prompt": "ask.text"})
+    first, second = rows_of("preferences", file, columns={"system": "sys_prompt", "prompt": "ask.text"})
     assert isinstance(first, RejectedRow)
     assert isinstance(second, PreferenceRow)
     assert second.messages[0].content == "Bye?"
@@ -320,7 +321,7 @@ def test_a_column_that_no_row_has_is_named_whatever_it_is_for(tmp_path: Path) ->
 @pytest.mark.parametrize("label", [False, 0, 0.0, "False", " 0"])
 def test_an_answer_that_people_did_not_want_is_no_target(tmp_path: Path, label: object) -> None:
     rows = [{"prompt": "Q", "completion": "a", "label": mark} for mark in (label, 1)]
-    bad, good = iter_sft(write(tmp_path / "a.jsonl", *rows))
+    bad, good = rows_of("sft", write(tmp_path / "a.jsonl", *rows))
     assert isinstance(bad, RejectedRow)
     assert (bad.field, "people did not want" in bad.reason) == ("label", True)
     assert isinstance(good, SftRow)
@@ -328,7 +329,7 @@ def test_an_answer_that_people_did_not_want_is_no_target(tmp_path: Path, label: 
 
 def test_reasoning_beside_an_empty_answer_is_refused(tmp_path: Path) -> None:
     turn = {"role": "assistant", "content": "", "reasoning_content": "Hm."}
-    (bad,) = iter_sft(write(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "Q"}, turn]}))
+    (bad,) = rows_of("sft", write(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "Q"}, turn]}))
     assert isinstance(bad, RejectedRow)
     assert (bad.field, "no answer" in bad.reason) == ("messages[1].reasoning_content", True)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import rows_of, write
 from pyarrow import parquet
 
 from alignloop.data.convert import convert, rejected_beside
 from alignloop.data.jsonl import load_jsonl
-from alignloop.data.readers import iter_preferences, iter_sft, read_preferences
-from alignloop.data.written import write_rows
+from alignloop.data.readers import read_preferences
+from alignloop.data.row_file import write_rows
 from alignloop.errors import DataError, UserError
 from alignloop.records import Message, PreferenceRow, RejectedRow, SftRow, Source
 
@@ -26,11 +27,6 @@ GOOD = {
     "n": [1, {"a": None}],
 }
 FILES = ("sharegpt_en.jsonl", "sharegpt_zh.json", "alpacaeval_graded.jsonl")
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def without_place(row: PreferenceRow) -> dict[str, Any]:
@@ -88,7 +84,7 @@ def test_sft_rows_keep_every_column(tmp_path: Path, suffix: str) -> None:
         meta={"n": 1},
     )
     assert write_rows(tmp_path / f"rows{suffix}", [row], SftRow) == 1
-    assert list(iter_sft(tmp_path / f"rows{suffix}")) == [row]
+    assert rows_of("sft", tmp_path / f"rows{suffix}") == [row]
 
 
 def test_nothing_is_written_in_part(tmp_path: Path) -> None:
@@ -109,4 +105,4 @@ def test_nothing_is_written_in_part(tmp_path: Path) -> None:
         convert([good], out=tmp_path / "out.csv")
     convert([good], out=out, overwrite=True)
     assert not rejected_beside(out).exists()
-    assert [row.id for row in iter_preferences(out) if isinstance(row, PreferenceRow)]
+    assert [row.id for row in rows_of("preferences", out) if isinstance(row, PreferenceRow)]

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from data_files import rows_of, write
 
 from alignloop.config.data import ColumnName, FormName
 from alignloop.data.columns import TARGETS
 from alignloop.data.forms import FORMS
-from alignloop.data.readers import Reading, iter_preferences, iter_prompts, iter_sft, read_preferences
+from alignloop.data.readers import read_preferences
+from alignloop.data.reading import Reading
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
 
@@ -82,11 +84,6 @@ ROWS: list[tuple[str, dict[str, Any], list[tuple[str, str]], dict[str, Any]]] = 
 ]
 
 
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize(("form", "row", "dialog", "meta"), ROWS)
 def test_a_row_of_every_form(
     tmp_path: Path, form: str, row: dict[str, Any], dialog: list[tuple[str, str]], meta: dict[str, Any]
@@ -100,10 +97,10 @@ def test_a_row_of_every_form(
     # The fast way to make a row makes what pydantic's checks make.
     assert read == PreferenceRow.model_validate(read.model_dump())
     assert read.model_dump_json() == PreferenceRow.model_validate(read.model_dump()).model_dump_json()
-    (prompt,) = iter_prompts(file)
+    (prompt,) = rows_of("prompts", file)
     assert isinstance(prompt, PromptRow)
     assert [(m.role, m.content) for m in prompt.messages] == dialog
-    (sft,) = iter_sft(file)
+    (sft,) = rows_of("sft", file)
     assert isinstance(sft, SftRow)
     assert [(m.role, m.content) for m in sft.messages] == [*dialog, ("assistant", "Bye!")]
     assert sft.origin == "preference"
@@ -158,7 +155,7 @@ def test_ranked_lists_set_the_best_against_each(
     ],
 )
 def test_bad_ranked_rows(tmp_path: Path, columns: dict[str, Any], field: str | None, reason: str) -> None:
-    (row,) = iter_preferences(write(tmp_path / "r.jsonl", {"prompt": "Q"} | columns))
+    (row,) = rows_of("preferences", write(tmp_path / "r.jsonl", {"prompt": "Q"} | columns))
     assert isinstance(row, RejectedRow)
     assert row.field == field
     assert reason in row.reason
@@ -166,10 +163,10 @@ def test_bad_ranked_rows(tmp_path: Path, columns: dict[str, Any], field: str | N
 
 def test_a_list_without_numbers_is_ranked_only_where_it_is_said_to_be(tmp_path: Path) -> None:
     file = write(tmp_path / "r.jsonl", {"prompt": "Q", "completions": ["a", "b"]})
-    (row,) = iter_preferences(file)
+    (row,) = rows_of("preferences", file)
     assert isinstance(row, RejectedRow)
     assert (row.field, row.reason) == ("chosen", "is missing: every preference row needs chosen")
-    (row,) = iter_preferences(file, form="best_first")
+    (row,) = rows_of("preferences", file, form="best_first")
     assert isinstance(row, PreferenceRow)
     assert (row.chosen, row.rejected) == ("a", "b")
 
@@ -188,8 +185,8 @@ def test_a_list_without_numbers_is_ranked_only_where_it_is_said_to_be(tmp_path: 
 )
 def test_roles_out_of_order(tmp_path: Path, turns: list[str], place: int, reason: str) -> None:
     conversations = [{"from": role, "value": f"text {n}"} for n, role in enumerate(turns)]
-    (row,) = iter_preferences(
-        write(tmp_path / "f.jsonl", {"conversations": conversations, "chosen": "a", "rejected": "b"})
+    (row,) = rows_of(
+        "preferences", write(tmp_path / "f.jsonl", {"conversations": conversations, "chosen": "a", "rejected": "b"})
     )
     assert isinstance(row, RejectedRow)
     assert row.field == f"conversations[{place}]"
@@ -201,8 +198,9 @@ def test_empty_turns_are_named_and_an_empty_system_turn_says_nothing(tmp_path: P
     def read(*texts: str) -> PreferenceRow | RejectedRow:
         roles = ("system", "user", "assistant", "user")
         turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-        (row,) = iter_preferences(
-            write(tmp_path / "f.jsonl", {"messages": turns, "chosen": "a", "rejected": "b", "system": None})
+        (row,) = rows_of(
+            "preferences",
+            write(tmp_path / "f.jsonl", {"messages": turns, "chosen": "a", "rejected": "b", "system": None}),
         )
         return row
 
@@ -229,7 +227,7 @@ def test_empty_turns_are_named_and_an_empty_system_turn_says_nothing(tmp_path: P
     ],
 )  # fmt: skip
 def test_bad_rows_of_other_forms(tmp_path: Path, row: dict[str, Any], field: str, reason: str) -> None:
-    (read,) = iter_preferences(write(tmp_path / "f.jsonl", row))
+    (read,) = rows_of("preferences", write(tmp_path / "f.jsonl", row))
     assert isinstance(read, RejectedRow)
     assert read.field == field
     assert reason in read.reason
@@ -249,28 +247,28 @@ def test_a_mixture_of_forms_is_named(tmp_path: Path) -> None:
         read_preferences([file], max_bad_fraction=0.1)
     assert mixture in str(error.value)
     # A row with a gap is no row of a form that has fewer columns.
-    (_, row) = iter_preferences(write(tmp_path / "g.jsonl", canonical, {"chosen": "a", "rejected": "b"}))
+    (_, row) = rows_of("preferences", write(tmp_path / "g.jsonl", canonical, {"chosen": "a", "rejected": "b"}))
     assert isinstance(row, RejectedRow)
     assert row.field == "prompt"
 
 
 def test_a_form_can_be_named(tmp_path: Path) -> None:
     file = write(tmp_path / "f.jsonl", {"prompt": "Bye?", "chosen": [Q2, GOOD], "rejected": [Q2, BAD]})
-    (row,) = iter_preferences(file, form="trl_implicit")
+    (row,) = rows_of("preferences", file, form="trl_implicit")
     assert isinstance(row, PreferenceRow)
     assert row.meta == {"prompt": "Bye?"}
     with pytest.raises(DataError, match="form 'sharegtp': there is no such form; there are sharegpt, ranked"):
-        iter_preferences(file, form="sharegtp")
+        rows_of("preferences", file, form="sharegtp")
 
 
 def test_every_turn(tmp_path: Path) -> None:
     file = write(tmp_path / "f.jsonl", {"id": "x", "messages": [Q, A, Q2], "chosen": GOOD, "rejected": BAD})
-    prompts = [row for row in iter_prompts(file, dialogs="every_turn") if isinstance(row, PromptRow)]
+    prompts = [row for row in rows_of("prompts", file, dialogs="every_turn") if isinstance(row, PromptRow)]
     assert [(row.id, len(row.messages)) for row in prompts] == [("x/turn-1", 1), ("x/turn-2", 3)]
-    targets = [row for row in iter_sft(file, dialogs="every_turn") if isinstance(row, SftRow)]
+    targets = [row for row in rows_of("sft", file, dialogs="every_turn") if isinstance(row, SftRow)]
     assert [(row.id, row.messages[-1].content) for row in targets] == [("x/turn-1", "Hello."), ("x/turn-2", "Bye!")]
     # Only the last turn was compared.
-    assert len(list(iter_preferences(file, dialogs="every_turn"))) == 1
+    assert len(rows_of("preferences", file, dialogs="every_turn")) == 1
 
 
 @pytest.mark.parametrize(
@@ -284,19 +282,19 @@ def test_every_turn(tmp_path: Path) -> None:
     ],
 )
 def test_files_to_fine_tune_on(tmp_path: Path, row: dict[str, Any]) -> None:
-    (read,) = iter_sft(write(tmp_path / "f.jsonl", row | {"topic": "greeting"}))
+    (read,) = rows_of("sft", write(tmp_path / "f.jsonl", row | {"topic": "greeting"}))
     assert isinstance(read, SftRow)
     assert (read.messages[-2].content, read.messages[-1].content) == ("Bye?", "Bye!")
     assert (read.origin, read.meta) == ("given", {"topic": "greeting"})
 
 
 def test_own_sft_rows_keep_their_columns(tmp_path: Path) -> None:
-    (row,) = iter_sft(write(tmp_path / "f.jsonl", {"prompt": "Q", "completion": "A"}))
+    (row,) = rows_of("sft", write(tmp_path / "f.jsonl", {"prompt": "Q", "completion": "A"}))
     assert isinstance(row, SftRow)
     scored = row.model_copy(update={"quality_score": 1.5, "difficulty_score": 2.0})
     file = tmp_path / "own.jsonl"
     file.write_text(scored.model_dump_json() + "\n", encoding="utf-8")
-    assert list(iter_sft(file)) == [scored]
+    assert rows_of("sft", file) == [scored]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +307,7 @@ def test_own_sft_rows_keep_their_columns(tmp_path: Path) -> None:
     ],
 )
 def test_bad_sft_rows(tmp_path: Path, row: dict[str, Any], field: str, reason: str) -> None:
-    (read,) = iter_sft(write(tmp_path / "f.jsonl", row))
+    (read,) = rows_of("sft", write(tmp_path / "f.jsonl", row))
     assert isinstance(read, RejectedRow)
     assert read.field == field
     assert reason in read.reason
@@ -317,8 +315,8 @@ def test_bad_sft_rows(tmp_path: Path, row: dict[str, Any], field: str, reason: s
 
 def test_over_long_rows(tmp_path: Path) -> None:
     file = write(tmp_path / "f.jsonl", {"prompt": "x" * 90, "chosen": "abcde", "rejected": "abcdefg"})
-    (row,) = iter_preferences(file, max_characters=101)
+    (row,) = rows_of("preferences", file, max_characters=101)
     assert isinstance(row, RejectedRow)
     assert "holds 102 characters of text; the limit is 101 (data.max_characters)" in row.reason
-    (row,) = iter_preferences(file, max_characters=102)
+    (row,) = rows_of("preferences", file, max_characters=102)
     assert isinstance(row, PreferenceRow)

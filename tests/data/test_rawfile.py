@@ -12,14 +12,15 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from data_files import rows_of
 from pyarrow import parquet
 
 from alignloop.data import elements
 from alignloop.data.elements import Splitter
 from alignloop.data.parsing import parse_row
 from alignloop.data.problems import BadRow
-from alignloop.data.rawfile import open_rows, read_raw
-from alignloop.data.readers import iter_preferences, read_preferences
+from alignloop.data.rawfile import open_rows
+from alignloop.data.readers import read_preferences
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, RejectedRow
 
@@ -32,7 +33,7 @@ def lines(rows: list[Any]) -> bytes:
 
 def values(path: Path, content: bytes) -> list[Any]:
     path.write_bytes(content)
-    return [row.value if row.problem is None else row.problem.reason for row in open_rows(path).rows]
+    return [row.value if row.problem is None else row.problem.reason for row in open_rows(path).rows()]
 
 
 @pytest.mark.parametrize("block", [1, 7, 2**20])
@@ -57,21 +58,21 @@ def test_parquet_and_a_local_data_set(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(ROWS)
     parquet.write_table(table, tmp_path / "rows.parquet")
     raw = open_rows(tmp_path / "rows.parquet")
-    assert [row.value for row in raw.rows] == ROWS
-    assert [row.value for row in raw.rows] == ROWS  # again
+    assert [row.value for row in raw.rows()] == ROWS
+    assert [row.value for row in raw.rows()] == ROWS  # again
     assert raw.unit == "row"
     (tmp_path / "set").mkdir()
     parquet.write_table(table, tmp_path / "set" / "train.parquet")
-    read = list(iter_preferences(f"hub:{tmp_path / 'set'}"))
+    read = rows_of("preferences", f"hub:{tmp_path / 'set'}")
     assert [row.messages[0].content for row in read if isinstance(row, PreferenceRow)] == [
         row["prompt"] for row in ROWS
     ]
     with pytest.raises(DataError, match=r"the data set cannot be read.*split .test."):
-        list(iter_preferences(f"hub:{tmp_path / 'set'}:test"))
+        rows_of("preferences", f"hub:{tmp_path / 'set'}:test")
 
 
 def test_a_hub_that_cannot_be_reached_is_named() -> None:
-    code = "from alignloop.data.readers import iter_preferences; list(iter_preferences('hub:nobody/nothing'))"
+    code = "from alignloop.data.readers import 'hub:nobody/nothing'))"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "DataError: hub:nobody/nothing: the data set cannot be read" in done.stderr
@@ -114,7 +115,7 @@ def test_broken_rows_do_not_hide_those_after_them(tmp_path: Path, content: bytes
 def test_a_file_that_is_cut_short_is_not_read_in_part(tmp_path: Path) -> None:
     whole = json.dumps(ROWS * 100).encode()
     (tmp_path / "rows.json").write_bytes(whole[: len(whole) // 2])
-    rows = list(iter_preferences(tmp_path / "rows.json"))
+    rows = rows_of("preferences", tmp_path / "rows.json")
     assert sum(isinstance(row, RejectedRow) for row in rows) == 1
     with pytest.raises(DataError, match=r"cut short.*What is after it is lost"):
         read_preferences([tmp_path / "rows.json"], max_bad_fraction=0.5)
@@ -123,7 +124,7 @@ def test_a_file_that_is_cut_short_is_not_read_in_part(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content[:-200])
         with pytest.raises(DataError, match="cannot be read any further"):
             read_preferences([tmp_path / name], max_bad_fraction=0.5)
-        assert sum(isinstance(row, RejectedRow) for row in iter_preferences(tmp_path / name)) in (1, 2)
+        assert sum(isinstance(row, RejectedRow) for row in rows_of("preferences", tmp_path / name)) in (1, 2)
 
 
 def test_one_row_can_only_be_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +149,7 @@ def test_utf16_without_a_byte_order_mark_is_named(tmp_path: Path) -> None:
 
 def test_places_of_elements(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_bytes(b'\xef\xbb\xbf[\n\n{"a": 1},\n  {"b": "\xe9"}]')
-    bad = read_raw(tmp_path / "rows.json").rows[1]
+    bad = list(open_rows(tmp_path / "rows.json").rows())[1]
     assert bad.line == 2
     assert bad.problem is not None
     assert "byte 0xe9 at byte offset 25 " in bad.problem.reason.replace(".", " ")

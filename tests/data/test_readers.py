@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import write
 
 from alignloop.data.readers import read_preferences, read_prompts
 from alignloop.errors import DataError
@@ -24,18 +25,13 @@ SHAREGPT = {
 }
 
 
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def read_one(tmp_path: Path, row: dict[str, Any]) -> PreferenceRow:
-    return read_preferences([write(tmp_path / "one.jsonl", [row])], max_bad_fraction=0.0).rows[0]
+    return read_preferences([write(tmp_path / "one.jsonl", row)], max_bad_fraction=0.0).rows[0]
 
 
 def bad(tmp_path: Path, row: Any) -> tuple[str | None, str]:
     """(field, reason) of one bad row between two good ones."""
-    path = write(tmp_path / "bad.jsonl", [GOOD, row, GOOD])
+    path = write(tmp_path / "bad.jsonl", GOOD, row, GOOD)
     result = read_preferences([path], max_bad_fraction=0.5)
     assert len(result.rows) == 2
     (verdict,) = result.rejected
@@ -75,7 +71,7 @@ def test_sharegpt_rows(tmp_path: Path) -> None:
 
 def test_json_array_equals_json_lines(tmp_path: Path) -> None:
     rows = [GOOD, GOOD | {"prompt": "Who?"}]
-    lines = read_preferences([write(tmp_path / "a.jsonl", rows)], max_bad_fraction=0)
+    lines = read_preferences([write(tmp_path / "a.jsonl", *rows)], max_bad_fraction=0)
     # told apart by content, not by name; a byte order mark is no content
     (tmp_path / "b.jsonl").write_text("\ufeff" + json.dumps(rows, indent=1), encoding="utf-8")
     array = read_preferences([tmp_path / "b.jsonl"], max_bad_fraction=0)
@@ -86,7 +82,7 @@ def test_json_array_equals_json_lines(tmp_path: Path) -> None:
 
 
 def test_ids_are_unique_and_do_not_change(tmp_path: Path) -> None:
-    first = write(tmp_path / "a.jsonl", [GOOD, GOOD, GOOD | {"id": "x"}, GOOD | {"id": "x"}, GOOD | {"id": "x~2"}])
+    first = write(tmp_path / "a.jsonl", GOOD, GOOD, GOOD | {"id": "x"}, GOOD | {"id": "x"}, GOOD | {"id": "x~2"})
     ids = [row.id for row in read_preferences([first, first], max_bad_fraction=0).rows]
     assert len(set(ids)) == 10
     assert ids[2:5] == ["x", "x~3", "x~2"]
@@ -172,7 +168,7 @@ def test_small_mercies(tmp_path: Path) -> None:
 
 def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
     path = write(
-        tmp_path / "p.jsonl", [GOOD, "{\n", GOOD | {"chosen": ""}, GOOD | {"chosen": 1}, GOOD | {"prompt": ""}, GOOD]
+        tmp_path / "p.jsonl", GOOD, "{\n", GOOD | {"chosen": ""}, GOOD | {"chosen": 1}, GOOD | {"prompt": ""}, GOOD
     )
     with pytest.raises(DataError) as error:
         read_preferences([path], max_bad_fraction=0.6)
@@ -210,7 +206,7 @@ def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    write(tmp_path / "prefs.jsonl", [GOOD])
+    write(tmp_path / "prefs.jsonl", GOOD)
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"(?s){message}"):
@@ -218,7 +214,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes | N
 
 
 def test_prompts(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.jsonl", [{"prompt": "Hi?", "key": 3}, GOOD, {"prompt": ""}])
+    path = write(tmp_path / "p.jsonl", {"prompt": "Hi?", "key": 3}, GOOD, {"prompt": ""})
     result = read_prompts([path], max_bad_fraction=0.5)
     assert [(row.messages[0].content, row.meta) for row in result.rows] == [("Hi?", {"key": 3}), ("Hi?", {})]
     assert result.forms == {str(path): "canonical"}

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from alignloop.data.check_files import check_file
 from alignloop.data.columns import TARGETS
 from alignloop.data.forms import FORMS
-from alignloop.data.readers import Kind, Reading
+from alignloop.data.reading import Kind, Reading
 from alignloop.data.rows import Options
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, RejectedRow

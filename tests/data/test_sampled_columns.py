@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import write
 
 from alignloop.data.readers import read_preferences, read_sft
 from alignloop.records import Message, PreferenceRow, SftRow, Source
@@ -26,11 +26,6 @@ OWN = PreferenceRow(
     rejected_finish_reason="length",
     chosen_reward=1.5,
 )
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def test_ids_stay_behind_and_endings_do_not(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_read_errors_name_the_file(tmp_path: Path) -> None:
 def test_a_file_that_shrinks_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(ROWS * 200)
-    rows = iter(open_rows(file).rows)
+    rows = iter(open_rows(file).rows())
     next(rows)
     os.truncate(file, 100 * len(ROWS))
     last = list(rows)[-1]

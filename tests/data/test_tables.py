@@ -12,13 +12,15 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from data_files import rows_of
 from pyarrow import parquet
 
 from alignloop.data import arrow_sizes, parquet_sizes, separated
 from alignloop.data.check_files import check_file
 from alignloop.data.files import data_files
-from alignloop.data.rawfile import open_rows, read_raw
-from alignloop.data.readers import Reading, iter_sft, read_preferences
+from alignloop.data.rawfile import open_rows
+from alignloop.data.readers import read_preferences
+from alignloop.data.reading import Reading
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, RejectedRow
 
@@ -26,7 +28,7 @@ ROWS = [{"prompt": f'Q{n}, "so"?\nYes', "chosen": f"good {n}", "rejected": "bad"
 
 
 def values(path: Path) -> list[Any]:
-    return [row.value if row.problem is None else row.problem.reason for row in open_rows(path).rows]
+    return [row.value if row.problem is None else row.problem.reason for row in open_rows(path).rows()]
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t"), ("a", ","), ("a.csv.gz", ";")])
@@ -142,7 +144,7 @@ def test_compressed_files_are_checked_on_any_number_of_cores(tmp_path: Path) -> 
 
 MEMORY = """
 import resource, sys
-from alignloop.data.readers import Reading
+from alignloop.data.reading import Reading
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 count = sum(1 for _ in Reading(sys.argv[1], "preferences"))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
@@ -229,13 +231,13 @@ def test_a_broken_row_of_a_table_is_named(tmp_path: Path) -> None:
     (bad,) = [row for row in reading if isinstance(row, RejectedRow)]
     assert (reading.unit, bad.line, bad.field) == ("row", 6, "chosen")
     (tmp_path / "kto.csv").write_text("prompt,completion,label\nQ,a,True\nQ,b,False\n")
-    assert [type(row).__name__ for row in iter_sft(tmp_path / "kto.csv")] == ["SftRow", "RejectedRow"]
+    assert [type(row).__name__ for row in rows_of("sft", tmp_path / "kto.csv")] == ["SftRow", "RejectedRow"]
 
 
 def test_csv_without_rows_and_csv_with_line_ends_of_old_macs(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n")
     with pytest.raises(DataError, match=r"a\.csv: a header and no rows"):
-        read_raw(tmp_path / "a.csv")
+        read_preferences([tmp_path / "a.csv"], max_bad_fraction=0)
     (tmp_path / "b.csv").write_bytes(b"prompt,chosen,rejected\rQ,a,b\rR,a,b\r")
     (problem,) = values(tmp_path / "b.csv")
     assert "lines end in CR alone" in problem
