@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alignloop.chat.reasoning import answer_of
 from alignloop.errors import UserError
-from alignloop.judging.base import Comparison, Judge, Verdict
+from alignloop.judging.verdicts import Comparison, Judge, Verdict
 from alignloop.records import (
     CandidateRow,
     ComparedBy,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -82,7 +81,7 @@ class _Style:
 
 
 class ChatCompletions:
-    """A client of one endpoint; many threads may use it at once.
+    """A client of one endpoint.
 
     Args:
         config: `endpoint` is set.
@@ -97,7 +96,6 @@ class ChatCompletions:
         self._config = config
         self._say = say
         self._style = _Style()
-        self._lock = Lock()
         self._key = ApiKey.of_environment(config.api_key_variable)
         self._client = HttpClient(
             headers={"Authorization": f"Bearer {self._key.value}"} if self._key.value else {},
@@ -106,16 +104,13 @@ class ChatCompletions:
             trust_env=urlsplit(self.url).hostname not in _LOCAL,  # a proxy does not know this machine's own ports
         )
 
-    def close(self) -> None:
-        self._client.close()
-
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    async def __aexit__(self, *exc: object) -> None:
+        await self._client.close()
 
-    def complete(
+    async def complete(
         self,
         messages: Sequence[Message],
         *,
@@ -136,7 +131,7 @@ class ChatCompletions:
         style = self._style
         changes: list[tuple[str, str]] = []
         while True:
-            response = self._send("POST", "/chat/completions", self._body(style, messages, values, schema))
+            response = await self._send("POST", "/chat/completions", self._body(style, messages, values, schema))
             if response.status not in (400, 422):
                 break
             parameter, message = self._refusal(response)
@@ -149,14 +144,14 @@ class ChatCompletions:
         self._adopt(style, changes)
         return reply
 
-    def models(self) -> tuple[str, ...] | None:
+    async def models(self) -> tuple[str, ...] | None:
         """Names under which models are served; None where the endpoint does not list them.
 
         Raises:
             EndpointFault, EndpointUnusable: see there.
         """
         try:
-            response = self._send("GET", "/models", None)
+            response = await self._send("GET", "/models", None)
             return tuple(self._key.taken_out(str(model["id"]))[:200] for model in response.json()["data"])
         except (ValueError, KeyError, TypeError):
             return None
@@ -178,12 +173,12 @@ class ChatCompletions:
             body["response_format"] = {"type": "json_object"}
         return body
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> HttpAnswer:
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> HttpAnswer:
         """A response that is a success, or a refusal of this very request.
 
         `GET` of a path that is not there is a response, too: few servers list their models.
         """
-        response = self._response(method, path, body)
+        response = await self._response(method, path, body)
         status = response.status
         if status < 300 or status in (400, 422) or (method == "GET" and status in (404, 405, 501)):
             return response
@@ -195,15 +190,15 @@ class ChatCompletions:
             raise EndpointUnusable(
                 f"{what} - the endpoint {key} the environment variable {self._config.api_key_variable}"
             )
-        if status in (413,):
+        if status == 413:
             raise RequestRefused(f"the endpoint refuses the request: {what}")
         raise EndpointUnusable(what)
 
-    def _response(self, method: str, path: str, body: dict[str, Any] | None) -> HttpAnswer:
+    async def _response(self, method: str, path: str, body: dict[str, Any] | None) -> HttpAnswer:
         import httpx
 
         try:
-            return self._client.request(method, self.url + path, body=body)
+            return await self._client.request(method, self.url + path, body=body)
         except httpx.ConnectTimeout as error:
             raise EndpointFault("no connection (judge.timeout_seconds)") from error
         except TooSlow as error:
@@ -247,12 +242,9 @@ class ChatCompletions:
 
     def _adopt(self, style: _Style, changes: Sequence[tuple[str, str]]) -> None:
         """What helped one request is done for all from here on; said once."""
-        if not changes:
+        if not changes or self._style == style:
             return
-        with self._lock:
-            if self._style == style:
-                return
-            self._style = style
+        self._style = style
         for name in dict.fromkeys(name for name, _ in changes):
             message = next(message for changed, message in changes if changed == name)
             what = {

@@ -12,8 +12,8 @@ import asyncio
 import json
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from alignloop.errors import UserError
@@ -27,8 +27,6 @@ LONGEST_BODY = 4 * 2**20
 DEEPEST_JSON = 64
 """Lists and objects within each other; no API's answer has ten."""
 _CLOSE_SECONDS = 5.0
-_PARSING = Lock()
-"""One at a time: parsed, a body takes many times its size."""
 
 
 class TooSlow(Exception):
@@ -58,8 +56,7 @@ class HttpAnswer:
 
     def json(self) -> Any:
         """Raises ValueError for what is no JSON, or nested beyond all sense."""
-        with _PARSING:
-            return bounded_json(self.body)
+        return bounded_json(self.body)
 
 
 def bounded_json(text: str | bytes, **hooks: Any) -> Any:
@@ -87,7 +84,7 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 class HttpClient:
-    """Many threads may ask at once; the requests run on one event loop, which can cancel them at their deadline.
+    """Many requests at a time, each with one deadline.
 
     Args:
         headers: sent with every request.
@@ -115,51 +112,30 @@ class HttpClient:
             raise UserError(
                 f"the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) cannot be used: {error}"
             ) from error
-        self._loop = asyncio.new_event_loop()
-        # A daemon: an interrupted run does not wait for a model that answers late.
-        self._thread = Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
 
-    def request(self, method: str, url: str, *, body: Mapping[str, Any] | None = None) -> HttpAnswer:
+    async def request(self, method: str, url: str, *, body: Mapping[str, Any] | None = None) -> HttpAnswer:
         """Ask once.
 
         Raises:
             TooSlow, TooLarge: see there.
             httpx.HTTPError, httpx.InvalidURL: no connection, not HTTP, no URL.
         """
+        headers = {} if body is None else {"Content-Type": "application/json"}
         content = None if body is None else json.dumps(body).encode("ascii")
-        return asyncio.run_coroutine_threadsafe(self._request(method, url, content), self._loop).result()
-
-    def close(self) -> None:
-        """Requests that are on their way are cancelled."""
-        try:
-            asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(_CLOSE_SECONDS)
-        except TimeoutError:
-            return  # a server that does not let go of its connection; the daemon ends with the process
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CLOSE_SECONDS)
-        if not self._thread.is_alive():
-            self._loop.close()
-
-    async def _shut(self) -> None:
-        own = asyncio.current_task()
-        others = [task for task in asyncio.all_tasks() if task is not own]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._client.aclose()
-
-    async def _request(self, method: str, url: str, content: bytes | None) -> HttpAnswer:
-        headers = {} if content is None else {"Content-Type": "application/json"}
         try:
             async with (
                 asyncio.timeout(self._seconds),
                 self._client.stream(method, url, content=content, headers=headers) as response,
             ):
-                body = await _body(response)
-                return HttpAnswer(response.status_code, dict(response.headers), body)
+                return HttpAnswer(response.status_code, dict(response.headers), await _body(response))
         except TimeoutError:
             raise TooSlow from None
+
+    async def close(self) -> None:
+        """A server that does not let go of its connection is not waited for."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._client.aclose()
 
 
 async def _body(response: httpx.Response) -> bytes:
@@ -174,13 +150,10 @@ async def _body(response: httpx.Response) -> bytes:
     inflate = zlib.decompressobj(wbits=47) if encoding not in ("", "identity") else None
     body = bytearray()
     async for chunk in response.aiter_raw():
-        if inflate is None:
-            body += chunk
-        else:
-            try:
-                body += inflate.decompress(chunk, LONGEST_BODY + 1 - len(body))
-            except zlib.error as error:
-                raise TooLarge(f"it cannot be decompressed ({encoding}: {error})") from None
+        try:
+            body += chunk if inflate is None else inflate.decompress(chunk, LONGEST_BODY + 1 - len(body))
+        except zlib.error as error:
+            raise TooLarge(f"it cannot be decompressed ({encoding}: {error})") from None
         if len(body) > LONGEST_BODY:
             raise TooLarge(f"it is longer than {LONGEST_BODY // 2**20} MiB, which no judge's answer is")
     return bytes(body)

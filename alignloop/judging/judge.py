@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from alignloop.artifacts import derive_seed, fingerprint
 from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import EngineError, UserError
-from alignloop.judging.base import (
-    Answer,
-    Appraisal,
-    Asker,
-    AskerFailed,
-    Comparison,
-    Finished,
-    Judge,
-    Points,
-    Question,
-    Texts,
-    Unit,
-    Verdict,
-)
-from alignloop.judging.endpoint_asker import EndpointAsker
-from alignloop.judging.engine_asker import EngineAsker
-from alignloop.judging.finished import FinishedFile
+from alignloop.judging.asking import Answer, Asker, AskerFailed, Finished, FinishedFile, Question, Unit
+from alignloop.judging.endpoint import EndpointAsker
+from alignloop.judging.engine import EngineAsker
 from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, PointsPrompt, TextsPrompt, load_prompt
 from alignloop.judging.rendering import compare_messages, rate_messages
-from alignloop.judging.verdicts import points_of, texts_of, verdict_of
+from alignloop.judging.verdicts import Appraisal, Comparison, Judge, Points, Texts, Verdict, verdict_of
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import Message
 
@@ -72,6 +59,7 @@ def judge_name(config: JudgeConfig) -> str:
     return config.model if config.endpoint is not None else Path(config.model).expanduser().resolve().name
 
 
+P = TypeVar("P", PairwisePrompt, PointsPrompt, TextsPrompt)
 _DOES = {"pairwise": "compares two", "points": "gives points", "texts": "asks for texts"}
 
 
@@ -93,40 +81,40 @@ class PromptedJudge:
         return judge_name(self._config)
 
     def compare(self, items: Sequence[Comparison]) -> list[Verdict]:
-        prompt = self._prompt
-        if not isinstance(prompt, PairwisePrompt):
-            raise UserError(
-                f"judge.prompt: {self._config.prompt} {_DOES[prompt.kind]}; comparing wants a pairwise prompt"
-            )
+        prompt = self._wanted(PairwisePrompt, "comparing wants a pairwise prompt")
         orders = (False, True) if self._config.both_orders else (False,)
         units = [
             self._unit(item.id, [compare_messages(prompt, item, swapped=swapped) for swapped in orders])
             for item in items
         ]
         answers = self._ask(units, what="comparisons")
-        return [verdict_of(item.id, given) for item, given in zip(items, answers, strict=True)]
+        return [verdict_of(item.id, both) for item, both in zip(items, answers, strict=True)]
 
     def rate(self, items: Sequence[Appraisal]) -> list[Points]:
-        prompt = self._prompt
-        if not isinstance(prompt, PointsPrompt):
-            raise UserError(f"judge.prompt: {self._config.prompt} {_DOES[prompt.kind]}; rating wants a points prompt")
-        answers = self._ask_about(prompt, items)
-        return [points_of(item.id, given) for item, given in zip(items, answers, strict=True)]
+        answers = self._ask_about(self._wanted(PointsPrompt, "rating wants a points prompt"), items)
+        return [
+            Points(item.id, answer.value if isinstance(answer.value, int) else None, answer.reason, answer.texts)
+            for item, answer in zip(items, answers, strict=True)
+        ]
 
     def describe(self, items: Sequence[Appraisal]) -> list[Texts]:
-        prompt = self._prompt
-        if not isinstance(prompt, TextsPrompt):
-            raise UserError(
-                f"judge.prompt: {self._config.prompt} {_DOES[prompt.kind]}; describing wants a texts prompt"
-            )
-        answers = self._ask_about(prompt, items)
-        return [texts_of(item.id, given) for item, given in zip(items, answers, strict=True)]
+        answers = self._ask_about(self._wanted(TextsPrompt, "describing wants a texts prompt"), items)
+        return [
+            Texts(item.id, answer.value if isinstance(answer.value, tuple) else None, answer.reason, answer.texts)
+            for item, answer in zip(items, answers, strict=True)
+        ]
 
-    def _ask_about(self, prompt: PointsPrompt | TextsPrompt, items: Sequence[Appraisal]) -> list[tuple[Answer, ...]]:
+    def _wanted(self, kind: type[P], wants: str) -> P:
+        if isinstance(self._prompt, kind):
+            return self._prompt
+        raise UserError(f"judge.prompt: {self._config.prompt} {_DOES[self._prompt.kind]}; {wants}")
+
+    def _ask_about(self, prompt: PointsPrompt | TextsPrompt, items: Sequence[Appraisal]) -> list[Answer]:
         without = next((item.id for item in items if item.completion is None), None)
         if prompt.wants_completion and without is not None:
             raise UserError(f"judge.prompt: {self._config.prompt} grades a completion, and {without} has none")
-        return self._ask([self._unit(item.id, [rate_messages(prompt, item)]) for item in items], what="items")
+        answers = self._ask([self._unit(item.id, [rate_messages(prompt, item)]) for item in items], what="items")
+        return [answer for (answer,) in answers]
 
     def _unit(self, item_id: str, asked: Sequence[tuple[Message, ...]]) -> Unit:
         questions = tuple(

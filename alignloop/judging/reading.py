@@ -7,7 +7,7 @@ import re
 from functools import partial
 from typing import Any
 
-from alignloop.judging.base import Answer
+from alignloop.judging.asking import Answer
 from alignloop.judging.http_client import bounded_json
 from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, TextsPrompt
 

@@ -11,8 +11,8 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
-from alignloop.judging.base import Appraisal, Comparison
 from alignloop.judging.prompt_file import PLACEHOLDER, PairwisePrompt, PointsPrompt, TextsPrompt
+from alignloop.judging.verdicts import Appraisal, Comparison
 from alignloop.records import Message
 
 

@@ -13,9 +13,9 @@ from typing import TypeVar
 from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import UserError
-from alignloop.judging.base import Appraisal, Judge, Points, Texts
 from alignloop.judging.judge import open_judge
 from alignloop.judging.prompt_file import PointsPrompt, TextsPrompt, load_prompt
+from alignloop.judging.verdicts import Appraisal, Judge, Points, Texts
 from alignloop.progress import Progress, QuietProgress
 from alignloop.pruning.items import Item
 

@@ -5,6 +5,7 @@ Before anything is trained its model's folder is looked at, or its endpoint call
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from alignloop.config.engine import EngineComputes, JudgeConfig, JudgeSettings
@@ -48,7 +49,7 @@ def check_judge(facts: Facts, config: JudgeConfig) -> None:
         if config.endpoint is None:
             _check_model(facts, config)
         else:
-            _check_endpoint(config)
+            asyncio.run(_check_endpoint(config))
 
 
 def _check_model(facts: Facts, config: JudgeConfig) -> None:
@@ -92,15 +93,15 @@ def _check_template(config: JudgeConfig, folder: Path) -> None:
         raise ModelError(f"judge.model: {config.model}: {error}") from error
 
 
-def _check_endpoint(config: JudgeConfig) -> None:
+async def _check_endpoint(config: JudgeConfig) -> None:
     """One call: the list of models, or, where that does not name the judge's, a question of one token."""
     listed: tuple[str, ...] = ()
-    with ChatCompletions(config) as client:
+    async with ChatCompletions(config) as client:
         try:
-            listed = client.models() or ()
+            listed = await client.models() or ()
             if config.model not in listed:
                 question = [Message(role="user", content='Reply with {"ok": true}, as JSON.')]
-                client.complete(question, temperature=0.0, max_tokens=1, seed=None, schema={"type": "object"})
+                await client.complete(question, temperature=0.0, max_tokens=1, seed=None, schema={"type": "object"})
         except (EndpointFault, EndpointUnusable, RequestRefused) as error:
             known = f". It lists the models: {', '.join(listed[:8])}" if listed else ""
             raise UserError(

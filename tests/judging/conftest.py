@@ -1,74 +1,43 @@
-"""A peer that misbehaves: an HTTP server whose replies a test decides on."""
+"""The endpoint that tests of the judge decide on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
-from typing import Any
+from http.client import parse_headers
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from threading import Thread
 
 import pytest
+from judge_peer import Peer, sent
 
-Reply = tuple[int, Any, dict[str, str]]
-"""Status, body (text, or what becomes JSON), headers."""
-
-
-class Peer:
-    """What was asked, and what is replied.
-
-    Attributes:
-        reply: of (body, number of the request, from 0).
-        models: reply to `GET /v1/models`.
-    """
-
-    def __init__(self) -> None:
-        self.reply: Callable[[dict[str, Any], int], Reply] = lambda body, number: (500, "not set", {})
-        self.models: Reply = (404, {}, {})
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.lock = Lock()
-        self.url = ""
+from alignloop.judging import endpoint
 
 
 @pytest.fixture
-def peer() -> Iterator[Peer]:
-    """The peer, on a port of this machine."""
-    peer = Peer()
+def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    """The peer, on a port of this machine; failed calls are soon made again, and no key is set."""
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self.send(peer.models if self.path == "/v1/models" else (404, {}, {}))
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with peer.lock:
-                number = len(peer.bodies)
-                peer.bodies.append(body)
-                peer.headers.append({name.lower(): value for name, value in self.headers.items()})
-            self.send(peer.reply(body, number) if self.path == "/v1/chat/completions" else (404, {}, {}))
-
-        def send(self, reply: Reply) -> None:
-            status, value, headers = reply
-            data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
-            self.send_response(status)
-            for name, text in {**headers, "content-length": str(len(data))}.items():
-                self.send_header(name, text)
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            method, path, _ = self.rfile.readline().decode().split(" ", 2)
+            headers = {name.lower(): value for name, value in parse_headers(self.rfile).items()}
+            reply = peer.answer(method, path, headers, self.rfile.read(int(headers.get("content-length", 0))))
+            if isinstance(reply, tuple):
+                status, value, more = reply
+                data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+                reply = sent(data, status=status, headers="".join(f"{k}: {v}\r\n" for k, v in more.items()))
             with suppress(OSError):  # the judge has hung up
-                self.end_headers()
-                self.wfile.write(data)
+                reply(self.connection)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    peer = Peer(f"http://127.0.0.1:{server.server_address[1]}/v1")
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    peer.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     yield peer
     server.shutdown()
     server.server_close()

@@ -14,7 +14,7 @@ from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, EngineError, UserError
-from alignloop.judging import endpoint_asker
+from alignloop.judging import endpoint
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
 from alignloop.run_dir.stage import Place, run_stage
@@ -206,7 +206,7 @@ def test_truncated_candidates_are_not_compared(peer: Any, tmp_path: Path) -> Non
 def test_a_broken_run_goes_on_elsewhere_and_ends_with_the_same_bytes(
     peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_asker, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
     peer.reply = by_length
     unbroken = ran(tmp_path / "unbroken", config(peer.url))
     peer.reply = lambda body, number: by_length(body, number) if number < 6 else (500, "gone", {})

@@ -11,24 +11,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from judge_peer import Peer, Reply
 
 from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import EngineError, UserError
-from alignloop.judging import endpoint_asker
-from alignloop.judging.base import Comparison, Judge, Verdict
 from alignloop.judging.judge import open_judge
+from alignloop.judging.verdicts import Appraisal, Comparison, Judge, Verdict
 from alignloop.progress import QuietProgress
 from alignloop.records import Message
 
 GOOD = '{"reason": "", "verdict": "A better"}'
-Reply = tuple[int, Any, dict[str, str]]
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_asker, "FIRST_WAIT", 0.01)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+POINTS = '{"reason": "", "points": 2}'
 
 
 class Said(QuietProgress):
@@ -70,7 +64,7 @@ def by_content(body: dict[str, Any]) -> Reply:
     )
 
 
-def test_verdicts_of_both_orders(peer: Any, tmp_path: Path) -> None:
+def test_verdicts_of_both_orders(peer: Peer, tmp_path: Path) -> None:
     peer.reply = lambda body, number: by_content(body)
     verdicts = judge_of(peer.url, tmp_path, both_orders=True).compare(items(5))
     assert winners(verdicts) == ["first"] * 5
@@ -92,7 +86,7 @@ def test_verdicts_of_both_orders(peer: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "A", None, '{"reason": "", "verdict": "C"}'])
-def test_an_unreadable_answer_is_asked_for_again(peer: Any, tmp_path: Path, bad: str | None) -> None:
+def test_an_unreadable_answer_is_asked_for_again(peer: Peer, tmp_path: Path, bad: str | None) -> None:
     peer.reply = lambda body, number: chat(GOOD if number == 2 else bad)
     (verdict,) = judge_of(peer.url, tmp_path, max_retries=2).compare(items(1))
     assert verdict.winner == "first"
@@ -102,7 +96,7 @@ def test_an_unreadable_answer_is_asked_for_again(peer: Any, tmp_path: Path, bad:
     assert peer.bodies[1]["seed"] != peer.bodies[2]["seed"]
 
 
-def test_what_stays_unreadable_is_counted_as_that(peer: Any, tmp_path: Path) -> None:
+def test_what_stays_unreadable_is_counted_as_that(peer: Peer, tmp_path: Path) -> None:
     peer.reply = lambda body, number: chat("Both are fine.", finish="length")
     (verdict,) = judge_of(peer.url, tmp_path, max_retries=1).compare(items(1))
     assert verdict.winner == "unreadable"
@@ -121,13 +115,13 @@ def test_what_stays_unreadable_is_counted_as_that(peer: Any, tmp_path: Path) -> 
         (200, {"choices": []}, {}),
     ],
 )
-def test_failures_that_pass(peer: Any, tmp_path: Path, failure: Reply) -> None:
+def test_failures_that_pass(peer: Peer, tmp_path: Path, failure: Reply) -> None:
     peer.reply = lambda body, number: failure if number < 2 else chat(GOOD)
     assert winners(judge_of(peer.url, tmp_path, max_retries=2).compare(items(1))) == ["first"]
     assert len(peer.bodies) == 3
 
 
-def test_a_busy_endpoint_is_given_more_time_than_a_broken_one(peer: Any, tmp_path: Path) -> None:
+def test_a_busy_endpoint_is_given_more_time_than_a_broken_one(peer: Peer, tmp_path: Path) -> None:
     peer.reply = lambda body, number: error(429, "slow down") if number < 5 else chat(GOOD)
     assert winners(judge_of(peer.url, tmp_path, max_retries=0).compare(items(1))) == ["first"]
 
@@ -156,7 +150,7 @@ def refusing(*refused: str) -> Callable[[dict[str, Any], int], Reply]:
     ("refused", "left"), [(("json_schema",), {"type": "json_object"}), (("json_schema", "json_object"), None)]
 )
 def test_a_refused_response_format_is_left_out_and_said_once(
-    peer: Any, tmp_path: Path, refused: tuple[str, ...], left: object
+    peer: Peer, tmp_path: Path, refused: tuple[str, ...], left: object
 ) -> None:
     peer.reply = refusing(*refused)
     said = Said()
@@ -168,7 +162,7 @@ def test_a_refused_response_format_is_left_out_and_said_once(
     assert peer.url in line
 
 
-def test_parameters_that_newer_models_do_not_take(peer: Any, tmp_path: Path) -> None:
+def test_parameters_that_newer_models_do_not_take(peer: Peer, tmp_path: Path) -> None:
     def reply(body: dict[str, Any], number: int) -> Reply:
         if "max_tokens" in body:
             return error(400, "Use 'max_completion_tokens' instead.", param="max_tokens")
@@ -185,7 +179,9 @@ def test_parameters_that_newer_models_do_not_take(peer: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("words", ["This model's maximum context length is 64 tokens", "blocked by a filter"])
-def test_a_refused_question_is_unreadable_and_changes_nothing_for_others(peer: Any, tmp_path: Path, words: str) -> None:
+def test_a_refused_question_is_unreadable_and_changes_nothing_for_others(
+    peer: Peer, tmp_path: Path, words: str
+) -> None:
     def reply(body: dict[str, Any], number: int) -> Reply:
         return error(400, words) if "Oak 1" in body["messages"][-1]["content"] else chat(GOOD)
 
@@ -198,7 +194,7 @@ def test_a_refused_question_is_unreadable_and_changes_nothing_for_others(peer: A
     assert said.lines == []
 
 
-def test_the_key_is_sent_and_never_shown(peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent_and_never_shown(peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-secret\n")
     peer.reply = lambda body, number: error(401, "no such key: sk-secret") if number else chat(GOOD)
     judge = judge_of(peer.url, tmp_path, api_key_variable="MY_KEY", concurrency=1)
@@ -210,14 +206,14 @@ def test_the_key_is_sent_and_never_shown(peer: Any, tmp_path: Path, monkeypatch:
     assert not any("sk-secret" in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
 
 
-def test_a_missing_model_is_named_at_once(peer: Any, tmp_path: Path) -> None:
+def test_a_missing_model_is_named_at_once(peer: Peer, tmp_path: Path) -> None:
     peer.reply = lambda body, number: error(404, "The model `m` does not exist.")
     with pytest.raises(EngineError, match=re.escape(f"{peer.url} (model m): HTTP 404: ")):
         judge_of(peer.url, tmp_path, concurrency=1).compare(items(3))
     assert len(peer.bodies) == 1
 
 
-def test_an_endpoint_that_dies_half_way(peer: Any, tmp_path: Path) -> None:
+def test_an_endpoint_that_dies_half_way(peer: Peer, tmp_path: Path) -> None:
     peer.reply = lambda body, number: by_content(body) if number < 6 else error(500, "out of memory")
     with pytest.raises(EngineError) as raised:
         judge_of(peer.url, tmp_path, concurrency=2, max_retries=1).compare(items(10))
@@ -239,7 +235,7 @@ def test_an_endpoint_that_dies_half_way(peer: Any, tmp_path: Path) -> None:
     assert len(peer.bodies) == asked + 4 + 10
 
 
-def test_another_prompt_model_or_seed_is_asked_anew(peer: Any, tmp_path: Path) -> None:
+def test_another_prompt_model_or_seed_is_asked_anew(peer: Peer, tmp_path: Path) -> None:
     peer.reply = lambda body, number: by_content(body)
     judge_of(peer.url, tmp_path).compare(items(1))
     judge_of(peer.url, tmp_path, timeout_seconds=9.0, concurrency=1).compare(items(1))
@@ -249,7 +245,7 @@ def test_another_prompt_model_or_seed_is_asked_anew(peer: Any, tmp_path: Path) -
     assert len(peer.bodies) == 3
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_nobody_listens(peer: Peer, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -257,7 +253,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
         judge_of(url, tmp_path, max_retries=1).compare(items(2))
 
 
-def test_an_endpoint_that_never_answers(peer: Any, tmp_path: Path) -> None:
+def test_an_endpoint_that_never_answers(peer: Peer, tmp_path: Path) -> None:
     def reply(body: dict[str, Any], number: int) -> Reply:
         time.sleep(1.0)
         return chat(GOOD)
@@ -277,12 +273,20 @@ def test_urls_that_cannot_be_used(tmp_path: Path, url: str, said: str) -> None:
     assert "pw" not in str(raised.value).replace("password", "")
 
 
-def test_a_base_url_may_end_in_a_slash_or_in_the_path(peer: Any, tmp_path: Path) -> None:
+def test_a_base_url_may_end_in_a_slash_or_in_the_path(peer: Peer, tmp_path: Path) -> None:
     peer.reply = lambda body, number: chat(GOOD)
     for number, url in enumerate((f"{peer.url}/", f"{peer.url}/chat/completions")):
         assert winners(judge_of(url, tmp_path / str(number)).compare(items(1))) == ["first"]
 
 
-def test_a_points_prompt_does_not_compare(peer: Any, tmp_path: Path) -> None:
+def test_a_points_prompt_does_not_compare(peer: Peer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pairwise"):
         judge_of(peer.url, tmp_path, prompt="difficulty").compare(items(1))
+
+
+def test_points_and_what_is_none(peer: Peer, tmp_path: Path) -> None:
+    peer.reply = lambda body, number: chat("many" if "Elm" in body["messages"][-1]["content"] else POINTS)
+    asked = [Appraisal(text, (Message(role="user", content=f"Describe an {text}."),)) for text in ("Oak", "Elm")]
+    oak, elm = judge_of(peer.url, tmp_path, prompt="difficulty", max_retries=0).rate(asked)
+    assert (oak.points, oak.answers) == (2, (POINTS,))
+    assert (elm.points, "no JSON object" in elm.reason) == (None, True)

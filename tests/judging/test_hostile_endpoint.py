@@ -8,71 +8,30 @@ import json
 import socket
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from socketserver import StreamRequestHandler, ThreadingTCPServer
-from threading import Thread
 from typing import cast
 
 import pytest
+from judge_peer import Peer, Write, sent
 
 from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import EngineError, UserError
-from alignloop.judging import endpoint_asker
 from alignloop.judging.api_key import ApiKey
-from alignloop.judging.base import Comparison, Verdict
 from alignloop.judging.chat_completions import ChatCompletions
 from alignloop.judging.http_client import LONGEST_BODY
 from alignloop.judging.judge import open_judge
 from alignloop.judging.reading import UnreadableAnswer, object_in
+from alignloop.judging.verdicts import Comparison, Verdict
 from alignloop.records import Message
 
 KEY = "sk-very+secret/key123"
 GOOD = '{"reason": "", "verdict": "A better"}'
-Write = Callable[[socket.socket], None]
 
 
-class Wire:
-    """A server of bytes: `write` has the connection once a request is read."""
-
-    def __init__(self) -> None:
-        self.write: Write = lambda connection: None
-        self.url = ""
-
-
-@pytest.fixture
-def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
-    monkeypatch.setattr(endpoint_asker, "FIRST_WAIT", 0.01)
+@pytest.fixture(autouse=True)
+def _key(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    wire = Wire()
-
-    class Handler(StreamRequestHandler):
-        def handle(self) -> None:
-            length = 0
-            while (line := self.rfile.readline().strip()) != b"":
-                name, _, value = line.partition(b":")
-                length = int(value) if name.lower() == b"content-length" else length
-            self.rfile.read(length)
-            with suppress(OSError):  # it was hung up on
-                wire.write(self.connection)
-
-    server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    wire.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    yield wire
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def sent(body: bytes, *, status: int = 200, headers: str = "") -> Write:
-    """A whole response."""
-    head = f"HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-    return lambda connection: connection.sendall(head.encode() + body)
 
 
 def chat(content: str) -> bytes:
@@ -88,8 +47,8 @@ def dripped(data: bytes) -> Write:
     return write
 
 
-def asked(wire: Wire, folder: Path, **changes: object) -> Verdict:
-    values: dict[str, object] = {"model": "m", "endpoint": wire.url, "both_orders": False, "max_retries": 0}
+def asked(peer: Peer, folder: Path, **changes: object) -> Verdict:
+    values: dict[str, object] = {"model": "m", "endpoint": peer.url, "both_orders": False, "max_retries": 0}
     config = JudgeConfig.model_validate({**values, "timeout_seconds": 5.0, **changes})
     judge = open_judge(config, cast(Engine, None), dir=folder, seed=1)
     (verdict,) = judge.compare([Comparison("p", (Message(role="user", content="A tree?"),), "Oak", "Elm")])
@@ -97,9 +56,9 @@ def asked(wire: Wire, folder: Path, **changes: object) -> Verdict:
     return verdict
 
 
-def failure(wire: Wire, folder: Path, **changes: object) -> str:
+def failure(peer: Peer, folder: Path, **changes: object) -> str:
     with pytest.raises(EngineError) as raised:
-        asked(wire, folder, **changes)
+        asked(peer, folder, **changes)
     said = str(raised.value)
     assert KEY not in said
     assert len(said) < 1500
@@ -118,11 +77,11 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
     ],
     ids=["headers", "body", "chunks"],
 )
-def test_a_request_has_one_deadline(wire: Wire, tmp_path: Path, data: bytes) -> None:
+def test_a_request_has_one_deadline(peer: Peer, tmp_path: Path, data: bytes) -> None:
     """A byte now and then is no answer; httpx's own limits are for each read."""
-    wire.write = dripped(data)
+    peer.reply = lambda *_: dripped(data)
     start = time.monotonic()
-    assert "no answer within 0.3 s (judge.timeout_seconds)" in failure(wire, tmp_path, timeout_seconds=0.3)
+    assert "no answer within 0.3 s (judge.timeout_seconds)" in failure(peer, tmp_path, timeout_seconds=0.3)
     assert time.monotonic() - start < 8.0  # the whole would take 15 s and more
 
 
@@ -154,11 +113,11 @@ def endless(connection: socket.socket) -> None:
         (sent("\ud800".encode("utf-8", "surrogatepass"), status=500), "HTTP 500: "),
     ],
 )
-def test_answers_that_are_none(wire: Wire, tmp_path: Path, write: Write, said: str) -> None:
-    wire.write = write
+def test_answers_that_are_none(peer: Peer, tmp_path: Path, write: Write, said: str) -> None:
+    peer.reply = lambda *_: write
     tracemalloc.start()
     try:
-        assert said in failure(wire, tmp_path)
+        assert said in failure(peer, tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 8 * LONGEST_BODY
     finally:
         tracemalloc.stop()
@@ -175,9 +134,9 @@ def test_answers_that_are_none(wire: Wire, tmp_path: Path, write: Write, said: s
         b"[]",
     ],
 )
-def test_odd_refusals_leave_the_question_unreadable(wire: Wire, tmp_path: Path, body: bytes) -> None:
-    wire.write = sent(body, status=422)
-    verdict = asked(wire, tmp_path)
+def test_odd_refusals_leave_the_question_unreadable(peer: Peer, tmp_path: Path, body: bytes) -> None:
+    peer.reply = lambda *_: sent(body, status=422)
+    verdict = asked(peer, tmp_path)
     assert verdict.winner == "unreadable"
     assert verdict.reason.startswith("the endpoint refuses the request: ")
 
@@ -193,14 +152,14 @@ def test_odd_refusals_leave_the_question_unreadable(wire: Wire, tmp_path: Path, 
         "\x00\x1b[31m" + GOOD + "\u202e",
     ],
 )
-def test_odd_answers_are_unreadable(wire: Wire, tmp_path: Path, content: str) -> None:
-    wire.write = sent(chat(content))
-    assert asked(wire, tmp_path).winner == "unreadable"
+def test_odd_answers_are_unreadable(peer: Peer, tmp_path: Path, content: str) -> None:
+    peer.reply = lambda *_: sent(chat(content))
+    assert asked(peer, tmp_path).winner == "unreadable"
 
 
-def test_an_answer_longer_than_its_token_limit_is_cut(wire: Wire, tmp_path: Path) -> None:
-    wire.write = sent(chat(" " * 3_000_000 + GOOD))
-    verdict = asked(wire, tmp_path)
+def test_an_answer_longer_than_its_token_limit_is_cut(peer: Peer, tmp_path: Path) -> None:
+    peer.reply = lambda *_: sent(chat(" " * 3_000_000 + GOOD))
+    verdict = asked(peer, tmp_path)
     assert "cut at judge.max_tokens" in verdict.reason
     assert (tmp_path / "finished.jsonl").stat().st_size < 100_000
 
@@ -216,10 +175,10 @@ def test_no_text_is_read_for_long(text: str) -> None:
     assert time.process_time() - start < 2.0
 
 
-def test_a_compressed_answer_is_read_and_the_key_in_it_is_not_kept(wire: Wire, tmp_path: Path) -> None:
+def test_a_compressed_answer_is_read_and_the_key_in_it_is_not_kept(peer: Peer, tmp_path: Path) -> None:
     said = json.dumps({"reason": f"you are {KEY}", "verdict": "A better"})
-    wire.write = sent(gzip.compress(chat(said)), headers="Content-Encoding: gzip\r\n")
-    verdict = asked(wire, tmp_path)
+    peer.reply = lambda *_: sent(gzip.compress(chat(said)), headers="Content-Encoding: gzip\r\n")
+    verdict = asked(peer, tmp_path)
     assert (verdict.winner, verdict.reason) == ("first", "you are (the key)")
 
 

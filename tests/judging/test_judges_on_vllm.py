@@ -29,10 +29,10 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
 from alignloop.errors import EngineError
-from alignloop.judging import endpoint_asker
-from alignloop.judging.base import Appraisal, Comparison, Judge
+from alignloop.judging import endpoint
 from alignloop.judging.judge import open_judge
 from alignloop.judging.prompt_file import BUNDLED
+from alignloop.judging.verdicts import Appraisal, Comparison, Judge
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
 from alignloop.run_dir.stage import Place, run_stage
@@ -320,7 +320,7 @@ def test_an_unknown_model_is_named(served: Served, pairwise: str, tmp_path: Path
 def test_an_endpoint_that_hangs_and_comes_back(
     served: Served, pairwise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_asker, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.05)
     unbroken = endpoint_judge(served, tmp_path / "unbroken", prompt=pairwise).compare(items(8))
     changes: dict[str, Any] = {"prompt": pairwise, "timeout_seconds": 2.0, "max_retries": 0, "concurrency": 1}
     stopping = After(3, lambda: served.signal(signal.SIGSTOP))
@@ -342,7 +342,7 @@ def test_an_endpoint_that_is_killed(
     served: Served, pairwise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last: nothing is served after it."""
-    monkeypatch.setattr(endpoint_asker, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.05)
     killing = After(3, lambda: served.signal(signal.SIGKILL))
     with pytest.raises(EngineError, match=r"[3-8] of 40 comparisons are finished and kept") as raised:
         endpoint_judge(served, tmp_path / "kept", progress=killing, prompt=pairwise, concurrency=2).compare(items(40))

@@ -12,10 +12,10 @@ import pytest
 from alignloop.config.engine import JudgeConfig
 from alignloop.config.pruning import PruneConfig
 from alignloop.errors import UserError
-from alignloop.judging.base import Appraisal
 from alignloop.judging.judge import open_judge
 from alignloop.judging.prompt_file import TextsPrompt, load_prompt
 from alignloop.judging.reading import AnswerReader, UnreadableAnswer
+from alignloop.judging.verdicts import Appraisal
 from alignloop.pruning.items import Item, item_of_sft
 from alignloop.pruning.judge import PruneJudge
 from alignloop.pruning.pipeline import Pruning, prune

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from alignloop.judging.base import Answer
+from alignloop.judging.asking import Answer
 from alignloop.judging.prompt_file import load_prompt
 from alignloop.judging.reading import AnswerReader, UnreadableAnswer
-from alignloop.judging.verdicts import points_of, verdict_of
+from alignloop.judging.verdicts import verdict_of
 from alignloop.records import STRENGTHS, Strength
 
 PAIRWISE = AnswerReader(load_prompt("pairwise"))
@@ -144,5 +144,3 @@ def test_a_verdict_keeps_every_text_and_says_why() -> None:
     assert both.reason == "the two orders disagree: first, then second"
     assert verdict_of("p", [answer("first", "good", "x")]).reason == "good"
     assert verdict_of("p", [answer("first"), answer(None, "no JSON", "q")]).reason == "no JSON"
-    assert points_of("p", [answer(2, "so")]).points == 2
-    assert points_of("p", [answer(None, "no JSON")]).points is None

@@ -18,7 +18,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
 from alignloop.evaluation.measures.figures import Figures
-from alignloop.judging.base import Appraisal, Comparison, Points, Texts, Verdict
+from alignloop.judging.verdicts import Appraisal, Comparison, Points, Texts, Verdict
 from alignloop.progress import QuietProgress
 from alignloop.records import MeasuredRow, Message, PreferenceRow, Source
 from alignloop.run_dir.stage import StageContext

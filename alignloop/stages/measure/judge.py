@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from alignloop.artifacts import derive_seed
 from alignloop.evaluation.measures.figures import Figures
 from alignloop.evaluation.measures.winning import LOSS, TIE, WIN, win_rate, without_asking
-from alignloop.judging.base import Comparison, Judge, Verdict
+from alignloop.judging.verdicts import Comparison, Judge, Verdict
 from alignloop.progress import Progress
 from alignloop.records import MeasuredRow, VerdictRow
 from alignloop.stages.measure.answers import key_of

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from queue import Empty, SimpleQueue
-from threading import Event, Thread
 
 from alignloop.artifacts import derive_seed
 from alignloop.config.engine import JudgeConfig
-from alignloop.judging.base import RETRY_TEMPERATURE, Answer, AskerFailed, Keep, Question, Unit
+from alignloop.judging.asking import RETRY_TEMPERATURE, Answer, AskerFailed, Keep, Question, Unit
 from alignloop.judging.chat_completions import (
     ChatCompletions,
     EndpointFault,
@@ -40,11 +40,7 @@ class EndpointAsker:
     """
 
     def __init__(
-        self,
-        config: JudgeConfig,
-        *,
-        prompt: JudgingPrompt,
-        say: Callable[[str], None] = lambda line: None,
+        self, config: JudgeConfig, *, prompt: JudgingPrompt, say: Callable[[str], None] = lambda line: None
     ) -> None:
         self._config = config
         self._schema = prompt.answer_schema
@@ -57,77 +53,44 @@ class EndpointAsker:
         Raises:
             AskerFailed: the endpoint failed for good; names it and what it did.
         """
-        todo: SimpleQueue[Unit] = SimpleQueue()
         waiting = [unit for unit in units if unit.key not in done]
-        for unit in waiting:
-            todo.put(unit)
-        if not waiting:
-            return
-        with ChatCompletions(self._config, say=self._say) as client:
-            finished: SimpleQueue[tuple[Unit, tuple[Answer, ...] | BaseException]] = SimpleQueue()
-            stop = Event()
-            # Daemons: an interrupted run does not wait for a model that answers late.
-            threads = [
-                Thread(target=self._work, args=(client, todo, finished, stop), daemon=True)
-                for _ in range(min(self._config.concurrency, len(waiting)))
-            ]
-            for thread in threads:
-                thread.start()
+        if waiting:
+            asyncio.run(self._ask(waiting, keep))
+
+    async def _ask(self, waiting: Sequence[Unit], keep: Keep) -> None:
+        todo, stop = iter(waiting), asyncio.Event()
+        async with ChatCompletions(self._config, say=self._say) as client:
+            num_workers = min(self._config.concurrency, len(waiting))
+            workers = [asyncio.create_task(self._work(client, todo, keep, stop)) for _ in range(num_workers)]
             try:
-                for _ in waiting:
-                    self._take(finished.get(), keep)
-            except (EndpointFault, EndpointUnusable) as failure:
+                finished, others = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
                 stop.set()
-                self._keep_last(threads, finished, keep)
-                raise AskerFailed(f"{client.url} (model {self._config.model}): {failure}") from failure
+                try:
+                    for worker in finished:
+                        worker.result()
+                except (EndpointFault, EndpointUnusable) as failure:
+                    if others:
+                        await asyncio.wait(others, timeout=_LAST_ANSWERS_SECONDS)
+                    raise AskerFailed(f"{client.url} (model {self._config.model}): {failure}") from failure
             finally:
-                stop.set()
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
 
-    def _work(
-        self,
-        client: ChatCompletions,
-        todo: SimpleQueue[Unit],
-        finished: SimpleQueue[tuple[Unit, tuple[Answer, ...] | BaseException]],
-        stop: Event,
-    ) -> None:
-        while not stop.is_set():
-            try:
-                unit = todo.get_nowait()
-            except Empty:
-                return
-            try:
-                finished.put((unit, tuple(self._answer(client, question, stop) for question in unit.questions)))
-            except BaseException as error:
-                finished.put((unit, error))
-                return
+    async def _work(self, client: ChatCompletions, todo: Iterator[Unit], keep: Keep, stop: asyncio.Event) -> None:
+        with suppress(_Stopped):
+            for unit in todo:
+                keep([(unit, tuple([await self._answer(client, question, stop) for question in unit.questions]))])
+                if stop.is_set():
+                    return
 
-    def _take(self, outcome: tuple[Unit, tuple[Answer, ...] | BaseException], keep: Keep) -> None:
-        unit, answers = outcome
-        if isinstance(answers, BaseException):
-            raise answers
-        keep([(unit, answers)])
-
-    def _keep_last(
-        self,
-        threads: Sequence[Thread],
-        finished: SimpleQueue[tuple[Unit, tuple[Answer, ...] | BaseException]],
-        keep: Keep,
-    ) -> None:
-        deadline = time.monotonic() + _LAST_ANSWERS_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        while not finished.empty():
-            unit, answers = finished.get()
-            if not isinstance(answers, BaseException):
-                keep([(unit, answers)])
-
-    def _answer(self, client: ChatCompletions, question: Question, stop: Event) -> Answer:
+    async def _answer(self, client: ChatCompletions, question: Question, stop: asyncio.Event) -> Answer:
         """Ask until an answer can be read, as often as `max_retries` allows."""
         texts: list[str] = []
         reason = ""
         for attempt in range(self._config.max_retries + 1):
             try:
-                reply = self._call(client, question, attempt, stop)
+                reply = await self._call(client, question, attempt, stop)
             except RequestRefused as error:
                 return Answer(None, str(error), tuple(texts))
             texts.append(reply.text)
@@ -137,7 +100,7 @@ class EndpointAsker:
                 reason = str(error)
         return Answer(None, reason, tuple(texts))
 
-    def _call(self, client: ChatCompletions, question: Question, attempt: int, stop: Event) -> Reply:
+    async def _call(self, client: ChatCompletions, question: Question, attempt: int, stop: asyncio.Event) -> Reply:
         """One answer, through failures that pass.
 
         Raises:
@@ -146,11 +109,9 @@ class EndpointAsker:
         temperature = max(self._config.temperature, RETRY_TEMPERATURE if attempt else 0.0)
         patient_until = time.monotonic() + self._config.timeout_seconds
         failures = 0
-        while True:
-            if stop.is_set():
-                raise _Stopped
+        while not stop.is_set():
             try:
-                return client.complete(
+                return await client.complete(
                     question.messages,
                     temperature=temperature,
                     max_tokens=self._config.max_tokens,
@@ -166,5 +127,6 @@ class EndpointAsker:
                 if failures > self._config.max_retries and not patient:
                     tries = "once" if failures == 1 else f"{failures} times"
                     raise EndpointFault(f"failed {tries}, the last time with {fault}") from fault
-            if stop.wait(wait):
-                raise _Stopped
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), wait)
+        raise _Stopped

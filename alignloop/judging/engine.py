@@ -12,7 +12,7 @@ from alignloop.artifacts import derive_seed
 from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
 from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Completion, Engine, GenerateRequest
-from alignloop.judging.base import RETRY_TEMPERATURE, Answer, Keep, Question, Unit
+from alignloop.judging.asking import RETRY_TEMPERATURE, Answer, Keep, Question, Unit
 from alignloop.judging.prompt_file import JudgingPrompt
 from alignloop.judging.reading import AnswerReader, UnreadableAnswer
 
@@ -24,7 +24,7 @@ SHARD_UNITS = 64
 
 
 @dataclass
-class _Asked:
+class _Rendered:
     """A question on its way: rendered, and what the model wrote so far."""
 
     prompt_ids: tuple[int, ...]
@@ -67,9 +67,9 @@ class EngineAsker:
             self._answer(chat, [question for questions in asked for question in questions])
             keep([(unit, _answers(questions)) for unit, questions in zip(shard, asked, strict=True)])
 
-    def _asked(self, chat: ChatFormat, question: Question, takes_system: bool) -> _Asked:
+    def _asked(self, chat: ChatFormat, question: Question, takes_system: bool) -> _Rendered:
         messages = question.messages if takes_system else in_first_user_turn(question.messages)
-        asked = _Asked(chat.prompt_ids(messages), question.seed)
+        asked = _Rendered(chat.prompt_ids(messages), question.seed)
         total = len(asked.prompt_ids) + self._config.max_tokens
         if self._max_model_len is not None and total > self._max_model_len:
             asked.answer = Answer(
@@ -80,7 +80,7 @@ class EngineAsker:
             )
         return asked
 
-    def _answer(self, chat: ChatFormat, asked: Sequence[_Asked]) -> None:
+    def _answer(self, chat: ChatFormat, asked: Sequence[_Rendered]) -> None:
         """Ask all; ask those again that cannot be read."""
         for attempt in range(self._config.max_retries + 1):
             waiting = [one for one in asked if one.answer is None]
@@ -91,7 +91,7 @@ class EngineAsker:
             for one, (completion,) in zip(waiting, generated, strict=True):
                 self._read(chat, one, completion, last=last)
 
-    def _request(self, chat: ChatFormat, asked: _Asked, attempt: int) -> GenerateRequest:
+    def _request(self, chat: ChatFormat, asked: _Rendered, attempt: int) -> GenerateRequest:
         lowest = RETRY_TEMPERATURE if attempt else 0.0
         return GenerateRequest(
             prompt_ids=asked.prompt_ids,
@@ -102,7 +102,7 @@ class EngineAsker:
             json_schema=self._schema,
         )
 
-    def _read(self, chat: ChatFormat, asked: _Asked, completion: Completion, *, last: bool) -> None:
+    def _read(self, chat: ChatFormat, asked: _Rendered, completion: Completion, *, last: bool) -> None:
         text = chat.decode(completion.token_ids)
         asked.texts.append(text)
         try:
@@ -113,7 +113,7 @@ class EngineAsker:
                 asked.answer = Answer(None, str(error), tuple(asked.texts))
 
 
-def _answers(asked: Sequence[_Asked]) -> tuple[Answer, ...]:
+def _answers(asked: Sequence[_Rendered]) -> tuple[Answer, ...]:
     answers = tuple(one.answer for one in asked if one.answer is not None)
     assert len(answers) == len(asked), "a question was not answered"
     return answers
