@@ -6,7 +6,8 @@ without a traceback and exits with 2. Anything else is a defect of ours and keep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,3 +114,13 @@ class PeopleNeeded(AlignloopError):
 
 class Interrupted(AlignloopError):
     """The user asked to stop (Ctrl-C). Everything published so far stays."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6, quote: str = "") -> str:
+    """`did you mean a or b?` of the names that are nearest; empty where none is near.
+
+    Args:
+        cutoff: how like a name must be, from 0 to 1 (`difflib`).
+    """
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(f'{quote}{name}{quote}' for name in near)}?" if near else ""

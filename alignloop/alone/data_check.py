@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from alignloop.data.check_files import FileCheck, check_file
 from alignloop.data.reading import Kind
 from alignloop.data.rows import Options
-from alignloop.data.statistics import QUANTILE_NAMES, quantiles, scripts_of, shares
-from alignloop.data.tally import AnyRow, num_repeated
+from alignloop.data.tally import QUANTILE_NAMES, AnyRow, num_repeated, quantiles, scripts_of, shares
 from alignloop.errors import DataError, ModelError
 from alignloop.records import PreferenceRow, PromptRow, SftRow
 

@@ -8,11 +8,8 @@ from pathlib import Path
 
 from alignloop.alone.data_check import CheckedFile
 from alignloop.data.convert import Converted
-from alignloop.data.forms import FORMS
-from alignloop.data.scores import scores_text
-from alignloop.data.sft_forms import SFT_FORMS
-from alignloop.data.statistics import QUANTILE_NAMES, counted
-from alignloop.data.tally import AnyRow, Tally, num_repeated
+from alignloop.data.forms import FORMS, SFT_FORMS
+from alignloop.data.tally import QUANTILE_NAMES, AnyRow, Tally, counted, num_repeated, scores_text
 from alignloop.records import PreferenceRow, RejectedRow
 from alignloop.terminal import printable
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignloop.data.file_kinds import open_bytes
-from alignloop.data.forms import form_of
+from alignloop.data.forms import SFT_FORMS, compares, form_of
 from alignloop.data.problems import BadRow
 from alignloop.data.ranked import ANSWERS, LISTS
 from alignloop.data.rawfile import open_rows
 from alignloop.data.reading import Kind, Reading, first_objects, mixture_text
 from alignloop.data.rows import Options
-from alignloop.data.sft_forms import SFT_FORMS, compares
 from alignloop.data.tally import Tally
 from alignloop.errors import DataError
 
@@ -78,24 +78,21 @@ def check_file(
     options = options or Options()
     kind = kind or guess_kind(file, columns=options.columns)
     reading: Reading[Any] = Reading(file, kind, form=form, options=options)
-    try:
-        return _checked(file, reading, kind, form, options, workers)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}. Is the file whole?") from None
-
-
-def _checked(
-    file: Path | str, reading: Reading[Any], kind: Kind, form: str | None, options: Options, workers: int | None
-) -> FileCheck:
     spans = _spans(reading.lines, workers if workers is not None else _num_cores())
     tally = Tally()
-    if len(spans) < 2:
-        tally.count(reading)
-    else:
-        parts = [_Part(str(file), kind, form, reading.form.name, options, span) for span in spans]
-        tally = _count_parts(parts)
-        if reading.lines is not None and reading.lines.stat().st_size != spans[-1][1]:
-            raise DataError(f"{file}: its size changed while it was read: check it again")
+    try:
+        if len(spans) < 2:
+            tally.count(reading)
+        else:
+            tally = _count_parts(partial(_count_part, file, kind, form, options, reading.form.name), spans)
+            if reading.lines is not None and reading.lines.stat().st_size != spans[-1][1]:
+                raise DataError(f"{file}: its size changed while it was read: check it again")
+    except BrokenProcessPool:
+        raise DataError(
+            f"{file}: a process that read a part of it died (out of memory?); check it with --workers 1"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}. Is the file whole?") from None
     return FileCheck(reading.name, kind, reading.form.name, reading.unit, tally)
 
 
@@ -126,43 +123,27 @@ def _kind_of(row: Mapping[str, Any]) -> Kind:
     return "sft" if dialog and dialog[-1].role == "assistant" else "prompts"
 
 
-@dataclass(frozen=True)
-class _Part:
-    file: str
-    kind: Kind
-    form: str | None
-    found: str
-    options: Options | None
-    span: tuple[int, int]
-
-
-def _count_part(part: _Part) -> tuple[Tally, int]:
+def _count_part(
+    file: Path | str, kind: Kind, form: str | None, options: Options, found: str, span: tuple[int, int]
+) -> tuple[Tally, int]:
     """A part's tally and its number of lines."""
     tally = Tally()
-    reading: Reading[Any] = Reading(
-        part.file, part.kind, form=part.form, options=part.options, span=part.span, found=part.found
-    )
+    reading: Reading[Any] = Reading(file, kind, form=form, options=options, span=span, found=found)
     try:
         tally.count(reading)
     except DataError:
         if reading.num_read:
             raise  # otherwise a part of blank lines, which another part makes up for
-    return tally, _num_lines(reading.lines or Path(part.file), part.span)
+    return tally, _num_lines(reading.lines or Path(file), span)
 
 
-def _count_parts(parts: Sequence[_Part]) -> Tally:
+def _count_parts(count_part: Callable[[tuple[int, int]], tuple[Tally, int]], spans: Sequence[tuple[int, int]]) -> Tally:
     # Forked children hash texts alike, so that what is repeated is known over all parts.
-    context = multiprocessing.get_context("fork")
     whole, lines = Tally(), 0
-    try:
-        with ProcessPoolExecutor(len(parts), mp_context=context) as pool:
-            for tally, num_lines in pool.map(_count_part, parts):
-                whole.add(tally, lines=lines)
-                lines += num_lines
-    except BrokenProcessPool:
-        raise DataError(
-            f"{parts[0].file}: a process that read a part of it died (out of memory?); check it with --workers 1"
-        ) from None
+    with ProcessPoolExecutor(len(spans), mp_context=multiprocessing.get_context("fork")) as pool:
+        for tally, num_lines in pool.map(count_part, spans):
+            whole.add(tally, lines=lines)
+            lines += num_lines
     return whole
 
 

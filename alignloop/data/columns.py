@@ -5,13 +5,12 @@ raw object --ALIASES, the user's own names--> Named: the columns that forms know
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignloop.data.problems import BadRow, found_at, shown
 from alignloop.data.turns import REFUSED_MEDIA, REFUSED_TOOLS, is_empty, is_turns
-from alignloop.errors import DataError, UserError
+from alignloop.errors import DataError, UserError, did_you_mean
 from alignloop.records import Strength
 
 RawObject = Mapping[str, Any]
@@ -112,8 +111,7 @@ def check_columns(rows: Sequence[RawObject], columns: Mapping[str, str], *, file
     for target, path in columns.items():
         if not rows or any(path in row or _taken(row, path) is not None for row in rows):
             continue
-        near = difflib.get_close_matches(path, there, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"their columns are {', '.join(there)}."
+        hint = did_you_mean(path, there) or f"their columns are {', '.join(there)}."
         raise DataError(
             f"{file}: {target} is to be found in {path} (data.columns, --column), which none of the first "
             f"{len(rows)} rows has; {hint} Rows without it may have it as null"

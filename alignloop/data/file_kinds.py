@@ -7,7 +7,6 @@ pipe --copied once--> a file on disk
 from __future__ import annotations
 
 import atexit
-import difflib
 import gzip
 import io
 import lzma
@@ -23,7 +22,7 @@ from typing import IO, Literal
 
 from alignloop.artifacts import disk_errors_named
 from alignloop.data.parsing import BOM
-from alignloop.errors import DataError
+from alignloop.errors import DataError, did_you_mean
 
 FileKind = Literal["json", "csv", "parquet", "arrow", "saved"]
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -197,6 +196,5 @@ def _inside(folder: Path) -> str:
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
         return f"The folder {path.parent} does not exist either: check the path (it counts from {Path.cwd()})"
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)
-    found = f"did you mean {' or '.join(near)}?" if near else "no file there has a name like it; check the path"
-    return f"In {path.parent}: {found}"
+    near = did_you_mean(path.name, (p.name for p in path.parent.iterdir()), most=3, cutoff=0.5)
+    return f"In {path.parent}: {near or 'no file there has a name like it; check the path'}"

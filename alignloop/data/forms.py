@@ -1,18 +1,30 @@
-"""The forms preference files come in: a table. A new form is one more entry in `FORMS`, and its function in `parts`."""
+"""The forms files come in: two tables. A new form is one more entry in one of them, and its function in `parts`.
+
+Files to fine-tune on hold dialogs that end with their target, or come in any form of preferences: of these the best
+completion (`edited`, else `chosen`) is the target.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignloop.data import parts
-from alignloop.data.asked import RawObject
-from alignloop.data.dialogs import is_open_transcript, is_transcript
-from alignloop.data.ranked import is_ranked
-from alignloop.data.scored import is_scored
-from alignloop.data.turns import is_turns
+from alignloop.data.dialogs import (
+    Dialog,
+    RawObject,
+    any_dialog,
+    instruction,
+    is_open_transcript,
+    is_transcript,
+    turns_in,
+)
+from alignloop.data.parts import Parts
+from alignloop.data.ranked import is_ranked, is_scored
+from alignloop.data.turns import REASONING, is_turns, read_completion, read_reasoning
+from alignloop.records import Message
 
 _QUESTION = re.compile(r"(^|_|-)(prompt|question|query|instruction|input|user|ask|post|context)$", re.IGNORECASE)
 
@@ -136,5 +148,67 @@ FORMS: tuple[Form, ...] = (
         "prompt, completions (or responses), best first; never guessed, only by name",
         matches=lambda row: False,
         parts=parts.ranked,
+    ),
+)
+
+
+_SHARED = frozenset({"id", "meta", "system"})
+
+
+def _answered(column: str, asked: Callable[[RawObject], Dialog]) -> Callable[[RawObject, bool], Parts]:
+    """What was asked, and the answer of a column, what was thought before it in front."""
+
+    def parts(row: RawObject, prompt_only: bool) -> Parts:
+        answer, reasoning = read_completion(row.get(column), column), read_reasoning(row, "")
+        text = answer if reasoning is None else reasoning.before(answer)
+        dialog = asked(row)
+        read = _SHARED | dialog.columns | {column, *REASONING}
+        return Parts([*dialog.messages, Message(role="assistant", content=text)], (), dialog.place, read)
+
+    return parts
+
+
+def _turns(column: str) -> Callable[[RawObject, bool], Parts]:
+    def parts(row: RawObject, prompt_only: bool) -> Parts:
+        dialog = turns_in(row, column)
+        return Parts(dialog.messages, (), dialog.place, _SHARED | dialog.columns)
+
+    return parts
+
+
+def compares(row: RawObject) -> bool:
+    """Whether a row looks like one of a preference file."""
+    return row.get("chosen") is not None or type(row.get("output")) is list or is_ranked(row) or is_scored(row)
+
+
+def _if_compared(form: Form) -> Form:
+    return replace(form, matches=lambda row: compares(row) and form.matches(row))
+
+
+SFT_FORMS: tuple[Form, ...] = (
+    *(_if_compared(form) for form in FORMS),
+    Form(
+        "sharegpt_sft",
+        "conversations (turns with from, value), the last the assistant's",
+        matches=lambda row: "conversations" in row,
+        parts=_turns("conversations"),
+    ),
+    Form(
+        "prompt_completion",
+        "prompt, completion (texts, or turns with role, content)",
+        matches=lambda row: "completion" in row and ("prompt" in row or "messages" in row),
+        parts=_answered("completion", any_dialog),
+    ),
+    Form(
+        "messages",
+        "messages (turns with role, content), the last the assistant's",
+        matches=lambda row: "messages" in row,
+        parts=_turns("messages"),
+    ),
+    Form(
+        "alpaca_sft",
+        "instruction, input, output (a text)",
+        matches=lambda row: "instruction" in row and "output" in row,
+        parts=_answered("output", instruction),
     ),
 )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from alignloop.artifacts import disk_errors_named
+from alignloop.data.parsing import BOM
 from alignloop.data.problems import plain_problems
-from alignloop.errors import DataError, DiskFullError
+from alignloop.errors import DataError
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -24,15 +25,10 @@ def dump_jsonl(path: Path, rows: Iterable[BaseModel]) -> int:
         DiskFullError: no space left.
     """
     num_rows = 0
-    try:
-        with path.open("wb") as file:
-            for row in rows:
-                file.write(row.model_dump_json().encode("utf-8") + b"\n")
-                num_rows += 1
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(path) from error
-        raise
+    with disk_errors_named(path), path.open("wb") as file:
+        for row in rows:
+            file.write(row.model_dump_json().encode("utf-8") + b"\n")
+            num_rows += 1
     return num_rows
 
 
@@ -42,19 +38,33 @@ def load_jsonl(path: Path, model: type[R]) -> Iterator[R]:
     Raises:
         DataError: no such file, or a line that is not a row of `model`; names file, line and field.
     """
+    for number, _, line in numbered_lines(path, holds=f"; it should hold {model.__name__} lines"):
+        try:
+            yield model.model_validate_json(line)
+        except ValidationError as error:
+            field, sentence = plain_problems(error)[0]
+            where = f"{path}, line {number}" + (f", field {field}" if field else "")
+            raise DataError(
+                f"{where}: {sentence}. The file should hold {model.__name__} lines as alignloop writes them"
+            ) from None
+
+
+def numbered_lines(path: Path, name: str | None = None, *, holds: str = "") -> Iterator[tuple[int, int, bytes]]:
+    """(number from 1, offset of its first byte, bytes) of the lines that are not blank, one at a time.
+
+    Args:
+        name: the file's in messages; None: its path.
+        holds: what more to say where it cannot be read.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            offset = 0
+            for number, line in enumerate(file, start=1):
+                if line.removeprefix(BOM).strip():
+                    yield number, offset, line
+                offset += len(line)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); it should hold {model.__name__} lines") from error
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield model.model_validate_json(line)
-            except ValidationError as error:
-                field, sentence = plain_problems(error)[0]
-                where = f"{path}, line {number}" + (f", field {field}" if field else "")
-                raise DataError(
-                    f"{where}: {sentence}. The file should hold {model.__name__} lines as alignloop writes them"
-                ) from None
+        raise DataError(f"{name or path}: cannot be read ({error.strerror}){holds}") from error

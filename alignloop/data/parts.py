@@ -8,24 +8,22 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from alignloop.data.asked import (
-    ALPACA,
-    Dialog,
-    RawObject,
-    any_dialog,
-    instruction,
-    open_transcript,
-    prompt_or_messages,
-    turns_in,
-)
 from alignloop.data.built import message
 from alignloop.data.dialogs import (
+    ALPACA,
+    Dialog,
     Place,
+    RawObject,
+    any_dialog,
     common_dialog,
     common_text,
+    instruction,
+    open_transcript,
     place_at,
     place_in,
+    prompt_or_messages,
     read_transcript,
+    turns_in,
 )
 from alignloop.data.problems import BadRow, check_text, shown
 from alignloop.data.ranked import best_against_each, columns_read

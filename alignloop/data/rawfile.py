@@ -12,9 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from alignloop.data.elements import LONGEST, TOO_LONG, Splitter
 from alignloop.data.file_kinds import DAMAGED, file_at, is_plain, is_tabbed, kind_of, open_bytes
-from alignloop.data.parsing import BOM, parse_row
+from alignloop.data.parsing import BOM, LONGEST, TOO_LONG, Splitter, parse_row
 from alignloop.data.problems import EXCERPT, BadRow, excerpt
 from alignloop.data.separated import records
 from alignloop.data.tables import HUB, TABLES, hub_rows

@@ -18,12 +18,11 @@ from pydantic import ValidationError
 
 from alignloop.data.built import source
 from alignloop.data.columns import NOTICED, check_columns, in_file, named, refuse_columns
-from alignloop.data.forms import FORMS, Form, detect, form_of
+from alignloop.data.forms import FORMS, SFT_FORMS, Form, detect, form_of
 from alignloop.data.problems import BadRow, plain_problems, shown, value_at
+from alignloop.data.ranked import Placed, check_scored, groups, merged
 from alignloop.data.rawfile import RawFile, RawRow, no_rows, open_rows, part_of
 from alignloop.data.rows import Maker, Options, has_ids, preference_rows, prompt_rows, sft_rows
-from alignloop.data.scored import Placed, check_scored, groups, merged
-from alignloop.data.sft_forms import SFT_FORMS
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
 

@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alignloop.data.asked import RawObject
 from alignloop.data.built import preference
-from alignloop.data.dialogs import BadTurn, Place, check_dialog, place_in
+from alignloop.data.dialogs import BadTurn, Place, RawObject, check_dialog, place_in
 from alignloop.data.forms import Form
 from alignloop.data.parts import Pair
 from alignloop.data.problems import BadRow, check_nested, check_text, is_clean, is_number, shown

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import IO, Any
 
-from alignloop.data.elements import LONGEST, TOO_LONG
-from alignloop.data.parsing import BOM
+from alignloop.data.parsing import BOM, LONGEST, TOO_LONG
 from alignloop.data.problems import BadRow
 from alignloop.data.ranked import LISTS, NUMBER_LISTS
 from alignloop.data.turns import is_turns

@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignloop.data.arrow_sizes import check_sizes
 from alignloop.data.file_kinds import FileKind, is_saved
-from alignloop.data.parquet_sizes import PIECE, batches
+from alignloop.data.table_sizes import PIECE, batches, check_sizes
 from alignloop.errors import DataError
 
 HUB = "hub:"

@@ -1,18 +1,18 @@
-"""What a file's rows are like, counted in one pass; tallies of a file's parts add up to the whole's.
+"""What `data check` counts: a file's rows in one pass; tallies of a file's parts add up to the whole's.
 
 Rows are not kept: a few numbers each (lengths, hashes), a sample, the first few, and the first rows that are bad.
 """
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar, cast
 
 from alignloop.data.reading import Reading, Seen
-from alignloop.data.scores import Verdict, scores_say
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
 
 AnyRow = PreferenceRow | PromptRow | SftRow
@@ -112,29 +112,26 @@ class Tally:
             mine.count += seen.count
         self.cut_short = later.cut_short
 
+    # Value -> rows, in the order in which values came.
+
     @property
     def strengths(self) -> Counter[str]:
-        """Strength -> preference rows."""
         return self._by(lambda shape: shape.strength)
 
     @property
     def annotators(self) -> Counter[str]:
-        """Annotator -> preference rows."""
         return self._by(lambda shape: shape.annotator)
 
     @property
     def turns(self) -> Counter[int]:
-        """Number of user turns -> rows."""
         return self._by(lambda shape: shape.num_user_turns)
 
     @property
     def systems(self) -> int:
-        """Rows with a system turn."""
         return self._by(lambda shape: shape.has_system)[True]
 
     @property
     def edited(self) -> int:
-        """Preferences with an edited completion."""
         return self._by(lambda shape: shape.is_edited)[True]
 
     @property
@@ -146,7 +143,6 @@ class Tally:
         return found
 
     def _by(self, value: Callable[[Shape], K | None]) -> Counter[K]:
-        """Value -> rows, in the order in which values came."""
         found: Counter[K] = Counter()
         for shape, count in self.shapes.items():
             if (key := value(Shape(*shape))) is not None:
@@ -214,3 +210,99 @@ def num_repeated(hashes: Iterable[int]) -> int:
 
     values = np.asarray(hashes)
     return int(len(values) - len(np.unique(values)))
+
+
+_KINDS = ("score", "rating", "reward", "overall_score", "avg_rating")
+PAIRS = tuple(
+    pair
+    for kind in _KINDS
+    for pair in (
+        (f"{kind}_chosen", f"{kind}_rejected"),
+        (f"chosen_{kind}", f"rejected_{kind}"),
+        (f"chosen-{kind}", f"rejected-{kind}"),
+    )
+)
+"""Columns that hold the two scores, the chosen completion's first; more is better."""
+_CHOSEN = frozenset(chosen for chosen, _ in PAIRS)
+Verdict = Literal["against", "tie"]
+
+
+def scores_say(meta: Mapping[str, Any]) -> Verdict | None:
+    """`against` where the rejected completion has the higher score, `tie` where both have the same; else None."""
+    if not meta or _CHOSEN.isdisjoint(meta):
+        return None
+    for chosen, rejected in PAIRS:
+        good, bad = meta.get(chosen), meta.get(rejected)
+        if _is_number(good) and _is_number(bad):
+            return "against" if good < bad else "tie" if good == bad else None
+    return None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def scores_text(against: int, ties: int, *, of: int) -> str | None:
+    """What to say of so many rows; None where there is nothing to say."""
+    if not against and not ties:
+        return None
+    return (
+        f"of {of:,} preferences {against:,} have scores that say the rejected completion is the better one, and "
+        f"{ties:,} have scores that tie: the choice counts"
+    )
+
+
+QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+QUANTILE_NAMES = ("least", "5%", "median", "95%", "most")
+_SCRIPTS = {
+    "Latin": "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u024f\u1e00-\u1eff",
+    "Greek": "\u0370-\u03ff\u1f00-\u1fff",
+    "Cyrillic": "\u0400-\u052f",
+    "Hebrew": "\u0590-\u05ff",
+    "Arabic": "\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff",
+    "Devanagari": "\u0900-\u097f",
+    "Bengali": "\u0980-\u09ff",
+    "Tamil": "\u0b80-\u0bff",
+    "Thai": "\u0e00-\u0e7f",
+    "Hangul": "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
+    "Kana": "\u3040-\u30ff\u31f0-\u31ff",
+    "Han": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f",
+}
+_PATTERNS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
+_LEAST_SHARE = 0.1
+"""Of a text's letters; a script with fewer is a foreign word."""
+
+
+def quantiles(values: Sequence[int]) -> tuple[int, ...]:
+    """Least, 5 %, median, 95 % and most of `values`; of none, zeros."""
+    import numpy as np
+
+    if not len(values):
+        return (0,) * len(QUANTILES)
+    return tuple(int(value) for value in np.quantile(np.asarray(values), QUANTILES, method="nearest"))
+
+
+def scripts_of(text: str) -> str:
+    """The scripts a text is written in, the most used first: `Latin`, `Han + Latin`; `none` for a text without letters.
+
+    Japanese is `Kana + Han` or `Han + Kana`, Chinese `Han`.
+    """
+    text = text[:4000]
+    counts = {name: len(pattern.findall(text)) for name, pattern in _PATTERNS.items()}
+    total = sum(counts.values())
+    used = [name for name in sorted(counts, key=lambda name: -counts[name]) if counts[name] > _LEAST_SHARE * total]
+    return " + ".join(used) if total else "none"
+
+
+def shares(items: Iterable[str]) -> dict[str, float]:
+    """Item -> its share, the most frequent first."""
+    counts = Counter(items)
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.most_common()}
+
+
+def counted(counts: Mapping[str, int], *, most: int = 6) -> str:
+    """`better 120, slightly_better 80`, the most frequent first."""
+    names = sorted(counts, key=lambda name: -counts[name])
+    parts = [f"{name} {counts[name]:,}" for name in names[:most]]
+    return ", ".join([*parts, *([f"{len(names) - most} more kinds"] if len(names) > most else [])])

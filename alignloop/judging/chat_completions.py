@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 
 from alignloop.config.engine import JudgeConfig
 from alignloop.errors import UserError
-from alignloop.judging.api_key import ApiKey, whole_characters
-from alignloop.judging.http_client import HttpAnswer, HttpClient, TooLarge, TooSlow
+from alignloop.judging.http_client import ApiKey, HttpAnswer, HttpClient, TooLarge, TooSlow, whole_characters
 from alignloop.records import Message
 
 _SHORTEST_LIMIT = 2**16

@@ -5,17 +5,17 @@ pairs --questions--> ToAnnotateRow, a file --a person--> AnnotatedRow, a file --
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from alignloop.chat.reasoning import answer_of, has_answer, join_reasoning, split_reasoning
-from alignloop.data.parsing import BOM, parse_row
+from alignloop.data.jsonl import numbered_lines
+from alignloop.data.parsing import parse_row
 from alignloop.data.problems import BadRow, check_nested, check_text, plain_problems, shown
-from alignloop.errors import DataError
+from alignloop.errors import DataError, did_you_mean
 from alignloop.judging.annotate import Annotations, Pair, preference
 from alignloop.records import (
     STRENGTHS,
@@ -71,7 +71,7 @@ def read_answers(path: Path, *, asked: Sequence[ToAnnotateRow], where: str | Non
     answers: dict[str, AnnotatedRow] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
-    for number, offset, line in _numbered_lines(path, name):
+    for number, offset, line in numbered_lines(path, name):
         try:
             row = _checked(_answer(parse_row(line, line=None, offset=offset)), known)
             if row.id in lines and answers.get(row.id) != row:
@@ -83,16 +83,16 @@ def read_answers(path: Path, *, asked: Sequence[ToAnnotateRow], where: str | Non
         answers[row.id] = row
     if problems:
         more = [f"and {len(problems) - _SHOWN_PROBLEMS:,} more"] if len(problems) > _SHOWN_PROBLEMS else []
-        told = "\n".join(f"  - {problem}" for problem in [*problems[:_SHOWN_PROBLEMS], *more])
+        listed = "\n".join(f"  - {problem}" for problem in [*problems[:_SHOWN_PROBLEMS], *more])
         what = "1 line is no answer" if len(problems) == 1 else f"{len(problems):,} lines are no answers"
-        raise DataError(f"{name}: {what}:\n{told}\nMend the file and run the same command again")
+        raise DataError(f"{name}: {what}:\n{listed}\nMend the file and run the same command again")
     return {row_id: row for row_id, row in answers.items() if row.choice is not None}
 
 
 def answered_ids(path: Path) -> set[str]:
     """Ids that have a choice, of a file that may still be in the making: what cannot be read counts for nothing."""
     found = set()
-    for _, offset, line in _numbered_lines(path, str(path)):
+    for _, offset, line in numbered_lines(path):
         try:
             row = parse_row(line, line=None, offset=offset)
         except BadRow:
@@ -162,19 +162,6 @@ def _verdict(pair: Pair, answer: AnnotatedRow) -> VerdictRow:
     )
 
 
-def _numbered_lines(path: Path, name: str) -> Iterator[tuple[int, int, bytes]]:
-    """(number, first byte, bytes) of the lines that are not blank."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror})") from None
-    offset = 0
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.removeprefix(BOM).strip():
-            yield number, offset, line
-        offset += len(line) + 1
-
-
 def _answer(value: object) -> AnnotatedRow:
     if not isinstance(value, dict):
         raise BadRow(None, f"must be a JSON object, found {shown(value)}: write one object a line")
@@ -206,17 +193,16 @@ def _one_of(value: object, allowed: Sequence[str], field: str) -> str:
 
 def _free_columns(value: Mapping[str, Any]) -> dict[str, Any]:
     """Columns that are not ours; one that is nearly ours is taken for a slip, not for free."""
-    given = value.get("meta")
-    if given is not None and not isinstance(given, dict):
-        raise BadRow("meta", f"must be an object, found {shown(given)}")
+    meta = value.get("meta")
+    if meta is not None and not isinstance(meta, dict):
+        raise BadRow("meta", f"must be an object, found {shown(meta)}")
     free = {key: item for key, item in value.items() if key not in _OWN}
     for key in free:
-        near = difflib.get_close_matches(
-            key.lower(), ("id", "choice", "strength", "edited", "annotator"), n=1, cutoff=0.8
-        )
-        if near:
-            raise BadRow(key, f"unknown column: did you mean {near[0]!r}?")
-    free |= given or {}
+        if near := did_you_mean(
+            key.lower(), ("id", "choice", "strength", "edited", "annotator"), cutoff=0.8, quote="'"
+        ):
+            raise BadRow(key, f"unknown column: {near}")
+    free |= meta or {}
     for key, item in free.items():
         check_text(key, "meta")
         check_nested(item, key)
@@ -226,16 +212,13 @@ def _free_columns(value: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(row: AnnotatedRow, asked: Mapping[str, ToAnnotateRow]) -> AnnotatedRow:
     """The answer held against its question."""
     if row.id not in asked:
-        near = difflib.get_close_matches(row.id, asked, n=1, cutoff=0.8)
-        hint = f"; did you mean {near[0]}?" if near else f", such as {next(iter(asked), '(none was asked)')}"
+        near = did_you_mean(row.id, asked, cutoff=0.8)
+        hint = f"; {near}" if near else f", such as {next(iter(asked), '(none was asked)')}"
         raise BadRow("id", f"{row.id!r} is not a pair of this round{hint}")
     question = asked[row.id]
-    for field, said, was in (
-        ("messages", row.messages, question.messages),
-        ("first", row.first, question.first),
-        ("second", row.second, question.second),
-    ):
-        if said is not None and said != was:
+    for field in ("messages", "first", "second"):
+        repeated = getattr(row, field)
+        if repeated is not None and repeated != getattr(question, field):
             raise BadRow(field, f"is not what was asked under {row.id}: is this the answer to an older file?")
     if row.choice is None and (row.strength or row.edited):
         raise BadRow("choice", f"is missing, but there is {'a strength' if row.strength else 'an edited text'}")

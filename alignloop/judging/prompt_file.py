@@ -43,9 +43,17 @@ class _JudgingPrompt(_Strict):
         """Hash of all that is in the file."""
         return fingerprint(self.model_dump(mode="json"))
 
-    def _check_templates(self, *, known: tuple[str, ...]) -> set[str]:
-        """The placeholders of both templates."""
-        used = {name for text in (self.system, self.user) for _, name in PLACEHOLDER.findall(text) if name}
+    @property
+    def wants_completion(self) -> bool:
+        """Whether an item needs a completion."""
+        return "completion" in self._placeholders()
+
+    def _placeholders(self) -> set[str]:
+        return {name for text in (self.system, self.user) for _, name in PLACEHOLDER.findall(text) if name}
+
+    def _check_templates(self, *more: str) -> set[str]:
+        """The placeholders of both templates; they may hold `more` than those of every prompt."""
+        used, known = self._placeholders(), (*_ALWAYS, *more)
         unknown = sorted(used - set(known))
         if unknown:
             raise ValueError(
@@ -87,24 +95,25 @@ class PairVerdict(_Strict):
 
     @model_validator(mode="after")
     def _same_strengths(self) -> PairVerdict:
-        told = [set(side) if isinstance(side, dict) else set() for side in (self.first, self.second)]
-        if told[0] != told[1]:
-            only = ", ".join(sorted(told[0] ^ told[1]))
+        first, second = (set(side) if isinstance(side, dict) else set() for side in (self.first, self.second))
+        if first != second:
+            only = ", ".join(sorted(first ^ second))
             raise ValueError(f"first and second must be said with the same strengths; only one of them has {only}")
         return self
 
     @property
     def meanings(self) -> list[tuple[str, Literal["first", "second", "tie"], Strength | None]]:
         """(value, what it says, how much better it says that is)."""
-        found: list[tuple[str, Literal["first", "second", "tie"], Strength | None]] = []
-        sides: list[tuple[Literal["first", "second"], str | dict[Strength, str]]]
-        sides = [("first", self.first), ("second", self.second)]
-        for place, said in sides:
-            if isinstance(said, dict):
-                found += [(value, place, strength) for strength, value in said.items()]
-            else:
-                found.append((said, place, None))
-        return found if self.tie is None else [*found, (self.tie, "tie", None)]
+        return [
+            *((value, "first", strength) for value, strength in _values(self.first)),
+            *((value, "second", strength) for value, strength in _values(self.second)),
+            *(((self.tie, "tie", None),) if self.tie is not None else ()),
+        ]
+
+
+def _values(side: str | dict[Strength, str]) -> list[tuple[str, Strength | None]]:
+    """(value, how much better it says that the side is)."""
+    return [(side, None)] if isinstance(side, str) else [(value, strength) for strength, value in side.items()]
 
 
 class PairwisePrompt(_JudgingPrompt):
@@ -115,7 +124,7 @@ class PairwisePrompt(_JudgingPrompt):
 
     @model_validator(mode="after")
     def _usable(self) -> PairwisePrompt:
-        used = self._check_templates(known=(*_ALWAYS, "first", "second"))
+        used = self._check_templates("first", "second")
         if not ({"first", "second"} <= used and used & _DIALOG):
             raise ValueError("user: a pairwise prompt must hold {first}, {second} and {conversation} or {prompt}")
         values = [value for value, _, _ in self.verdict.meanings]
@@ -140,16 +149,11 @@ class PointsPrompt(_JudgingPrompt):
 
     @model_validator(mode="after")
     def _usable(self) -> PointsPrompt:
-        used = self._check_templates(known=(*_ALWAYS, "completion"))
+        used = self._check_templates("completion")
         if not used & {*_DIALOG, "completion"}:
             raise ValueError("user: a points prompt must hold {conversation}, {prompt} or {completion}")
         self._check_answer(self.verdict.field, tuple(range(1, self.verdict.maximum + 1)))
         return self
-
-    @property
-    def wants_completion(self) -> bool:
-        """Whether an item needs a completion."""
-        return any(name == "completion" for _, name in PLACEHOLDER.findall(self.system + self.user))
 
 
 class TextsVerdict(_Strict):
@@ -168,7 +172,7 @@ class TextsPrompt(_JudgingPrompt):
 
     @model_validator(mode="after")
     def _usable(self) -> TextsPrompt:
-        used = self._check_templates(known=(*_ALWAYS, "completion", "labels"))
+        used = self._check_templates("completion", "labels")
         if not used & {*_DIALOG, "completion"}:
             raise ValueError("user: a texts prompt must hold {conversation}, {prompt} or {completion}")
         if self.verdict.one_of is not None and self.verdict.one_of not in self.verdict.fields:
@@ -178,11 +182,6 @@ class TextsPrompt(_JudgingPrompt):
         for field in self.verdict.fields:
             self._check_answer(field, ())
         return self
-
-    @property
-    def wants_completion(self) -> bool:
-        """Whether an item needs a completion."""
-        return any(name == "completion" for _, name in PLACEHOLDER.findall(self.system + self.user))
 
     def with_labels(self, labels: Sequence[str]) -> TextsPrompt:
         """The prompt with `labels` written out, and answers held to one of them.

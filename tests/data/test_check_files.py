@@ -15,8 +15,7 @@ from alignloop.cli import data as cli_data
 from alignloop.config.data import DataConfig
 from alignloop.data import check_files
 from alignloop.data.check_files import check_file, guess_kind
-from alignloop.data.statistics import quantiles, scripts_of
-from alignloop.data.tally import num_repeated
+from alignloop.data.tally import num_repeated, quantiles, scripts_of
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data/preferences"
 

@@ -15,9 +15,8 @@ import pytest
 from data_files import rows_of
 from pyarrow import parquet
 
-from alignloop.data import elements
-from alignloop.data.elements import Splitter
-from alignloop.data.parsing import parse_row
+from alignloop.data import parsing
+from alignloop.data.parsing import Splitter, parse_row
 from alignloop.data.problems import BadRow
 from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import read_preferences
@@ -38,7 +37,7 @@ def values(path: Path, content: bytes) -> list[Any]:
 
 @pytest.mark.parametrize("block", [1, 7, 2**20])
 def test_arrays_objects_and_lines_hold_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(elements, "_BLOCK", block)
+    monkeypatch.setattr(parsing, "_BLOCK", block)
     pretty = "\n".join(json.dumps(row, indent=2) for row in ROWS).encode()
     for content in (
         lines(ROWS),
@@ -131,11 +130,11 @@ def test_one_row_can_only_be_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from alignloop.data import rawfile
 
     monkeypatch.setattr(rawfile, "LONGEST", 100)
-    monkeypatch.setattr(elements, "LONGEST", 100)
+    monkeypatch.setattr(parsing, "LONGEST", 100)
     found = values(tmp_path / "a", b'{"a": 1}\n{"a": "' + b"x" * 500 + b'"}\n{"a": 2}\n')
     assert (found[0], found[2]) == ({"a": 1}, {"a": 2})
     assert "is longer than 64 MiB" in found[1]
-    monkeypatch.setattr(elements, "_BLOCK", 50)
+    monkeypatch.setattr(parsing, "_BLOCK", 50)
     found = values(tmp_path / "b", b'[{"a": 1},\n {"a": "' + b"x" * 500)
     assert found[0] == {"a": 1}
     assert "is longer than 64 MiB" in found[1]

@@ -46,6 +46,7 @@ def test_ids_stay_behind_and_endings_do_not(tmp_path: Path) -> None:
         ("rejected_finish_reason", 1, "must be stop or length (or left out), found the number 1"),
         ("compared_by", "robots", "must be people, judge or simulated (or left out), found the text 'robots'"),
         ("chosen_reward", "high", "must be a finite number (or left out), found the text 'high'"),
+        ("chosen_reward", 10**400, f"must be a finite number (or left out), found the number 1{'0' * 56}..."),
     ],
 )
 def test_a_column_that_says_something_else_is_named(tmp_path: Path, column: str, value: Any, reason: str) -> None:

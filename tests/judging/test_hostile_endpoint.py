@@ -17,9 +17,8 @@ from judge_peer import Peer, Write, sent
 from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import EngineError, UserError
-from alignloop.judging.api_key import ApiKey
 from alignloop.judging.chat_completions import ChatCompletions
-from alignloop.judging.http_client import LONGEST_BODY
+from alignloop.judging.http_client import LONGEST_BODY, ApiKey
 from alignloop.judging.judge import open_judge
 from alignloop.judging.reading import UnreadableAnswer, object_in
 from alignloop.judging.verdicts import Comparison, Verdict

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from alignloop.errors import UserError
+from alignloop.judging.judge import compare_messages, fill, mark_for, rate_messages
 from alignloop.judging.prompt_file import BUNDLED, PairwisePrompt, PointsPrompt, load_prompt
-from alignloop.judging.rendering import compare_messages, fill, mark_for, rate_messages
 from alignloop.judging.verdicts import Appraisal, Comparison
 from alignloop.records import Message
 

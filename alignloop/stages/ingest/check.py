@@ -13,8 +13,8 @@ from alignloop.config import Recipe
 from alignloop.config.bundled import resolve_file
 from alignloop.data.files import data_files, is_pattern, why_not_twice
 from alignloop.data.readers import ReadResult, read_preferences, read_prompts
-from alignloop.data.scores import scores_say, scores_text
 from alignloop.data.split import heldout_of_files, heldout_split, round_batch, without_prompts
+from alignloop.data.tally import scores_say, scores_text
 from alignloop.errors import DataError, UserError
 from alignloop.pruning.benchmarks import is_local, local_texts
 from alignloop.pruning.decontaminate import ALL_LEFT_OUT, left_out_line, without_benchmarks
