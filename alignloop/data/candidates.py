@@ -106,11 +106,11 @@ def _candidates(value: object) -> tuple[TextCandidate, ...]:
     return tuple(_candidate(item, f"{COLUMN}[{index}]") for index, item in enumerate(value))
 
 
-def _candidate(value: object, place: str) -> TextCandidate:
+def _candidate(value: object, field: str) -> TextCandidate:
     if not isinstance(value, Mapping):
-        return TextCandidate(check_text(value, place))
+        return TextCandidate(check_text(value, field))
     meta = {str(name): item for name, item in value.items() if name != "completion"}
-    return TextCandidate(check_text(value.get("completion"), f"{place}.completion"), meta)
+    return TextCandidate(check_text(value.get("completion"), f"{field}.completion"), meta)
 
 
 def _grouped(rows: Sequence[CandidateRow], file: Path) -> list[CandidateRow]:

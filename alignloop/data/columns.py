@@ -44,18 +44,18 @@ class Alias(NamedTuple):
     fits: Callable[[object], bool]
 
 
-def _said(value: object) -> bool:
+def _is_text_or_turns(value: object) -> bool:
     return type(value) is str or is_turns(value)
 
 
 ALIASES = (
     Alias("context", "prompt", DIALOG, is_turns),
-    Alias("question", "prompt", DIALOG, _said),
-    Alias("query", "prompt", DIALOG, _said),
+    Alias("question", "prompt", DIALOG, _is_text_or_turns),
+    Alias("query", "prompt", DIALOG, _is_text_or_turns),
     Alias("system_prompt", "system", ("system",), lambda value: type(value) is str),
     Alias("chosen_response", "chosen", ("chosen",), lambda value: value is not None),
     Alias("rejected_response", "rejected", ("rejected",), lambda value: value is not None),
-    Alias("response", "completion", ("completion", "chosen", "chosen_response", "output"), _said),
+    Alias("response", "completion", ("completion", "chosen", "chosen_response", "output"), _is_text_or_turns),
 )
 _VERDICTS = ("overall_preference", "preference_strength")
 """-3 to 3: below 0 the first response is better."""

@@ -18,7 +18,9 @@ from alignloop.records import Message, Role
 
 _HUMAN, _ASSISTANT = "Human:", "Assistant:"
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-Place = Callable[[int], str]
+RawObject = Mapping[str, Any]
+ALPACA = frozenset({"instruction", "input", "history"})
+FieldOf = Callable[[int], str]
 """Index of a message -> the field of the file it stands in."""
 
 
@@ -109,8 +111,8 @@ def read_transcript(value: object, field: str) -> list[Message]:
         raise BadRow(field, "holds no `Human:` or `Assistant:` turn")
     roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
     return [
-        Message(role=roles[speaker], content=said.strip())
-        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
+        Message(role=roles[speaker], content=text.strip())
+        for speaker, text in zip(parts[1::2], parts[2::2], strict=True)
     ]
 
 
@@ -123,34 +125,30 @@ def common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:same], chosen[same:], rejected[same:]
 
 
-def place_in(column: str) -> Place:
+def item_of(column: str) -> FieldOf:
     """Messages stand in a list of turns."""
     return lambda index: f"{column}[{index}]"
 
 
-def place_at(column: str) -> Place:
+def whole_column(column: str) -> FieldOf:
     """All messages come of one column."""
     return lambda _: column
 
 
-RawObject = Mapping[str, Any]
-ALPACA = frozenset({"instruction", "input", "history"})
-
-
 class Dialog(NamedTuple):
     """Attributes:
-    place: of a message, by its index, the field it stands in.
+    field_of: of a message, by its index, the field it stands in.
     columns: those that were read.
     """
 
     messages: list[Message]
-    place: Place
+    field_of: FieldOf
     columns: frozenset[str]
 
 
 def turns_in(row: RawObject, column: str) -> Dialog:
     """A column's list of turns."""
-    return Dialog(read_turns(row.get(column), column), place_in(column), frozenset((column,)))
+    return Dialog(read_turns(row.get(column), column), item_of(column), frozenset((column,)))
 
 
 def prompt_or_messages(row: RawObject) -> Dialog:
@@ -181,7 +179,7 @@ def open_transcript(row: RawObject) -> Dialog:
     """The `prompt` of HH-RLHF: a text of turns that waits for the assistant."""
     turns = read_transcript(row["prompt"], "prompt")
     waits = turns[-1].role == "assistant" and not turns[-1].content
-    return Dialog(turns[:-1] if waits else turns, place_at("prompt"), frozenset({"prompt"}))
+    return Dialog(turns[:-1] if waits else turns, whole_column("prompt"), frozenset({"prompt"}))
 
 
 def any_dialog(row: RawObject) -> Dialog:
@@ -201,13 +199,13 @@ def any_dialog(row: RawObject) -> Dialog:
 
 
 def _alone(last: Message, column: str) -> Dialog:
-    return Dialog([last], place_at(column), frozenset((column,)))
+    return Dialog([last], whole_column(column), frozenset((column,)))
 
 
 def _after_history(row: RawObject, last: Message, column: str) -> Dialog:
     turns = history_turns(row.get("history"), "history")
 
-    def place(index: int) -> str:
+    def field_of(index: int) -> str:
         return f"history[{index // 2}][{index % 2}]" if index < len(turns) else column
 
-    return Dialog([*turns, last], place, frozenset((column, "history")))
+    return Dialog([*turns, last], field_of, frozenset((column, "history")))

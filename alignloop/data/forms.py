@@ -163,7 +163,7 @@ def _answered(column: str, asked: Callable[[RawObject], Dialog]) -> Callable[[Ra
         text = answer if reasoning is None else reasoning.before(answer)
         dialog = asked(row)
         read = _SHARED | dialog.columns | {column, *REASONING}
-        return Parts([*dialog.messages, Message(role="assistant", content=text)], (), dialog.place, read)
+        return Parts([*dialog.messages, Message(role="assistant", content=text)], (), dialog.field_of, read)
 
     return parts
 
@@ -171,7 +171,7 @@ def _answered(column: str, asked: Callable[[RawObject], Dialog]) -> Callable[[Ra
 def _turns(column: str) -> Callable[[RawObject, bool], Parts]:
     def parts(row: RawObject, prompt_only: bool) -> Parts:
         dialog = turns_in(row, column)
-        return Parts(dialog.messages, (), dialog.place, _SHARED | dialog.columns)
+        return Parts(dialog.messages, (), dialog.field_of, _SHARED | dialog.columns)
 
     return parts
 

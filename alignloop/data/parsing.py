@@ -105,13 +105,13 @@ def _parse_carefully(data: bytes, *, line: int | None, offset: int) -> Any:
         ) from None
     except json.JSONDecodeError as error:
         at = offset + len(error.doc[: error.pos].encode("utf-8"))
-        place = (
+        where = (
             f"column {error.colno}" if line is None else f"line {line + error.lineno - 1}, byte offset {at} of the file"
         )
         cut = (
             ": it is cut short" if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated") else ""
         )
-        raise BadRow(None, f"invalid JSON at {place}: {error.msg}{cut}") from None
+        raise BadRow(None, f"invalid JSON at {where}: {error.msg}{cut}") from None
     except (ValueError, RecursionError) as error:
         raise BadRow(None, f"invalid JSON: {error}") from None
 

@@ -12,18 +12,18 @@ from alignloop.data.built import message
 from alignloop.data.dialogs import (
     ALPACA,
     Dialog,
-    Place,
+    FieldOf,
     RawObject,
     any_dialog,
     common_dialog,
     common_text,
     instruction,
+    item_of,
     open_transcript,
-    place_at,
-    place_in,
     prompt_or_messages,
     read_transcript,
     turns_in,
+    whole_column,
 )
 from alignloop.data.problems import BadRow, check_text, shown
 from alignloop.data.ranked import best_against_each, columns_read
@@ -46,13 +46,13 @@ class Parts(NamedTuple):
     Attributes:
         messages: up to the completion, as they stand in the row; a `system` column comes before them.
         pairs: one, but for ranked lists, and none where the prompt alone is wanted or there.
-        place: of a message, by its index, the field it stands in.
+        field_of: of a message, by its index, the field it stands in.
         columns: those that were read; all others go to `meta`.
     """
 
     messages: list[Message]
     pairs: Sequence[Pair]
-    place: Place
+    field_of: FieldOf
     columns: Collection[str]
 
 
@@ -77,7 +77,7 @@ def _pair(row: RawObject) -> Pair:
 
 def _beside(row: RawObject, dialog: Dialog, columns: Collection[str], *, prompt_only: bool) -> Parts:
     """The completions stand in columns of their own."""
-    return Parts(dialog.messages, () if prompt_only else (_pair(row),), dialog.place, columns)
+    return Parts(dialog.messages, () if prompt_only else (_pair(row),), dialog.field_of, columns)
 
 
 def sharegpt(row: RawObject, prompt_only: bool) -> Parts:
@@ -118,26 +118,26 @@ def trl_conversational(row: RawObject, prompt_only: bool) -> Parts:
     dialog = turns_in(row, "prompt" if row.get("prompt") is not None else "messages")
     columns = _SHARED | dialog.columns
     if prompt_only and not _compares(row):
-        return Parts(dialog.messages, (), dialog.place, columns)
+        return Parts(dialog.messages, (), dialog.field_of, columns)
     more, pair = _whole_dialogs(row, dialog.messages)
-    return Parts([*dialog.messages, *more], (pair,), dialog.place, columns)
+    return Parts([*dialog.messages, *more], (pair,), dialog.field_of, columns)
 
 
 def trl_implicit(row: RawObject, prompt_only: bool) -> Parts:
     messages, pair = _whole_dialogs(row)
-    return Parts(messages, (pair,), place_in("chosen"), _SHARED)
+    return Parts(messages, (pair,), item_of("chosen"), _SHARED)
 
 
 def ultrafeedback(row: RawObject, prompt_only: bool) -> Parts:
     prompt = check_text(row.get("prompt"), "prompt")
-    place, alone = place_in("chosen"), [message("user", prompt)]
+    field_of, alone = item_of("chosen"), [message("user", prompt)]
     if prompt_only and not _compares(row):
-        return Parts(alone, (), place, _ultrafeedback_columns(row))
+        return Parts(alone, (), field_of, _ultrafeedback_columns(row))
     messages, pair = _whole_dialogs(row)
     turns = {" ".join(turn.content.split()) for turn in messages if turn.role == "user"}
     if messages and " ".join(prompt.split()) not in turns:
         raise BadRow("prompt", "is none of the user turns with which chosen and rejected begin")
-    return Parts(messages or alone, (pair,), place, _ultrafeedback_columns(row))
+    return Parts(messages or alone, (pair,), field_of, _ultrafeedback_columns(row))
 
 
 def _ultrafeedback_columns(row: RawObject) -> frozenset[str]:
@@ -153,7 +153,7 @@ def hh_transcript(row: RawObject, prompt_only: bool) -> Parts:
         return _beside(row, open_transcript(row), columns, prompt_only=prompt_only)
     chosen, rejected = (read_transcript(row.get(name), name) for name in ("chosen", "rejected"))
     dialog, best, worst = common_dialog(chosen, rejected)
-    return Parts(dialog, (Pair(best, worst, _edited(row)),), place_at("chosen"), columns)
+    return Parts(dialog, (Pair(best, worst, _edited(row)),), whole_column("chosen"), columns)
 
 
 def text_pair(row: RawObject, prompt_only: bool) -> Parts:
@@ -162,7 +162,7 @@ def text_pair(row: RawObject, prompt_only: bool) -> Parts:
     if not prompt.strip():
         raise BadRow("chosen", "begins with no words that rejected begins with, too: there is no prompt; add a column")
     pair = _pair({**row, "chosen": best, "rejected": worst})
-    return Parts([message("user", prompt.rstrip())], (pair,), place_at("chosen"), _SHARED)
+    return Parts([message("user", prompt.rstrip())], (pair,), whole_column("chosen"), _SHARED)
 
 
 def alpaca(row: RawObject, prompt_only: bool) -> Parts:
@@ -177,11 +177,11 @@ def alpaca(row: RawObject, prompt_only: bool) -> Parts:
     best, worst = (read_completion(text, f"output[{index}]") for index, text in enumerate(output))
     pair = Pair(best, worst, _edited(row))
     dialog = instruction(row)
-    return Parts(dialog.messages, (pair,), dialog.place, columns)
+    return Parts(dialog.messages, (pair,), dialog.field_of, columns)
 
 
 def ranked(row: RawObject, prompt_only: bool) -> Parts:
     ranked = [] if prompt_only else best_against_each(row)
     dialog = any_dialog(row)
     columns = (_SHARED - {"chosen", "rejected", "edited"}) | dialog.columns | columns_read(row)
-    return Parts(dialog.messages, [Pair(b.text, w.text, meta=meta) for b, w, meta in ranked], dialog.place, columns)
+    return Parts(dialog.messages, [Pair(b.text, w.text, meta=meta) for b, w, meta in ranked], dialog.field_of, columns)

@@ -117,13 +117,13 @@ def _numbers(row: Mapping[str, Any], column: str) -> tuple[list[float], str | No
     return numbers, name
 
 
-def _beside(item: object, place: str) -> dict[str, dict[str, Any]]:
+def _beside(item: object, field: str) -> dict[str, dict[str, Any]]:
     """Short values that stand with a completion: the model that wrote it, other marks."""
     if not isinstance(item, Mapping):
         return {}
     read = {*_TEXTS, *_NUMBERS, *REASONING, "role", "from", "content", "value"}
     kept = {k: v for k, v in item.items() if k not in read and (type(v) in (int, float, bool) or _is_short(v))}
-    return {place: kept} if kept else {}
+    return {field: kept} if kept else {}
 
 
 def _is_short(value: object) -> bool:

@@ -112,15 +112,15 @@ def _check_readable(reading: Reading[T], bad: Sequence[RejectedRow]) -> None:
 
 def _with_unique_ids(rows: list[T]) -> list[T]:
     """The rows, an id that stood before with `~2`, `~3`, ... behind it."""
-    given = {row.id for row in rows}
-    if len(given) == len(rows):
+    known = {row.id for row in rows}
+    if len(known) == len(rows):
         return rows
     last: dict[str, int] = {}
     unique: list[T] = []
     for row in rows:
         name, number = row.id, last.get(row.id, 0) + 1
         if number > 1:
-            while f"{row.id}~{number}" in given:
+            while f"{row.id}~{number}" in known:
                 number += 1
             name = f"{row.id}~{number}"
         last[row.id] = number

@@ -39,8 +39,8 @@ def row_file(path: Path, model: type[Row]) -> Iterator[Callable[[Row], None]]:
         with disk_errors_named(path):
             with _jsonl(aside) if path.suffix == ".jsonl" else _parquet(aside, model) as add:
                 yield add
-            with aside.open("rb") as written:
-                os.fsync(written.fileno())
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
             aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

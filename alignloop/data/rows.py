@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alignloop.data.built import preference
-from alignloop.data.dialogs import BadTurn, Place, RawObject, check_dialog, place_in
+from alignloop.data.dialogs import BadTurn, FieldOf, RawObject, check_dialog, item_of
 from alignloop.data.forms import Form
 from alignloop.data.parts import Pair
 from alignloop.data.problems import BadRow, check_nested, check_text, is_clean, is_number, shown
@@ -53,7 +53,7 @@ def preference_rows(row: RawObject, form: Form, source: Source, options: Options
     Only the last turn was compared, so `every_turn` makes no more of it.
     """
     parts = form.parts(row, False)
-    messages = _checked(parts.messages, row, parts.place, ends_with="user")
+    messages = _checked(parts.messages, row, parts.field_of, ends_with="user")
     strength = row.get("strength")
     strength = strength if strength is None or strength in STRENGTHS else _strength(strength)
     annotator = row.get("annotator")
@@ -89,7 +89,7 @@ def preference_rows(row: RawObject, form: Form, source: Source, options: Options
 def prompt_rows(row: RawObject, form: Form, source: Source, options: Options) -> list[PromptRow]:
     """The dialog up to the completion; with `every_turn` one row for each of its user turns."""
     parts = form.parts(row, True)
-    messages = _checked(parts.messages, row, parts.place, ends_with="user")
+    messages = _checked(parts.messages, row, parts.field_of, ends_with="user")
     _check_length(messages, (), options)
     meta = {name: value for name, value in _meta(row, parts.columns).items() if name not in _COMPARED}
     return [
@@ -109,7 +109,7 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
         _check_wanted(row)
     else:
         messages = [*messages, Message(role="assistant", content=pair.edited or pair.chosen)]
-    messages = _checked(messages, row, parts.place, ends_with="assistant")
+    messages = _checked(messages, row, parts.field_of, ends_with="assistant")
     _check_length(messages, (), options)
     meta = _meta(row, parts.columns)
     if options.dialogs == "every_turn" and (marked := untrained_turn(meta)):
@@ -139,7 +139,7 @@ def _own_sft_row(row: RawObject, options: Options) -> SftRow:
     own = SftRow.model_validate({**row, **free})
     for name, value in own.model_dump().items():
         check_nested(value, name)
-    _checked(own.messages, row, place_in("messages"), ends_with="assistant")
+    _checked(own.messages, row, item_of("messages"), ends_with="assistant")
     _check_length(own.messages, (), options)
     return own
 
@@ -165,7 +165,7 @@ def _check_wanted(row: RawObject) -> None:
 
 
 def _checked(
-    dialog: list[Message], row: RawObject, place: Place, *, ends_with: Literal["user", "assistant"]
+    dialog: list[Message], row: RawObject, field_of: FieldOf, *, ends_with: Literal["user", "assistant"]
 ) -> list[Message]:
     """The dialog with the row's system column in front, and without a system turn that says nothing."""
     messages, moved = dialog, 0
@@ -180,7 +180,7 @@ def _checked(
         check_dialog(messages, ends_with=ends_with)
     except BadTurn as bad:
         own = bad.index - moved
-        raise BadRow("system" if own < 0 else place(own), bad.reason) from None
+        raise BadRow("system" if own < 0 else field_of(own), bad.reason) from None
     return messages
 
 

@@ -35,12 +35,12 @@ def heldout_split(
     for key in keys:
         num_rows[key] += 1
     heldout: set[int] = set()
-    room = max_heldout
+    left = max_heldout
     for key, count in num_rows.items():
         wanted = key < fraction * _SPAN or (fraction > 0 and not heldout and len(num_rows) > 1)
-        if wanted and count <= room:
+        if wanted and count <= left:
             heldout.add(key)
-            room -= count
+            left -= count
     train = [row for row, key in zip(rows, keys, strict=True) if key not in heldout]
     if rows and not train:
         raise DataError(

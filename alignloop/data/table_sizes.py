@@ -43,8 +43,8 @@ def batches(path: Path, *, name: str) -> Iterator[Any]:
         texts = [column.path for column in schema if column.physical_type == "BYTE_ARRAY"]
         with parquet.ParquetFile(
             path, metadata=facts, read_dictionary=texts, buffer_size=2**20, pre_buffer=False
-        ) as places:
-            sizes = ((group, _num_rows(file, places, group, path, name)) for group in range(facts.num_row_groups))
+        ) as dictionaries:
+            sizes = ((group, _num_rows(file, dictionaries, group, path, name)) for group in range(facts.num_row_groups))
             for num_rows, groups in groupby(sizes, key=lambda size: size[1]):
                 yield from file.iter_batches(batch_size=num_rows, row_groups=[group for group, _ in groups])
 
@@ -54,7 +54,7 @@ def is_bomb(unpacked: int, *, packed: int) -> bool:
     return unpacked > PIECE and unpacked > _MOST_PACKED * packed
 
 
-def _num_rows(file: Any, places: Any, group: int, path: Path, name: str) -> int:
+def _num_rows(file: Any, dictionaries: Any, group: int, path: Path, name: str) -> int:
     """Rows of a batch of this row group."""
     facts = file.metadata.row_group(group)
     packed, unpacked = path.stat().st_size, facts.total_byte_size
@@ -67,7 +67,7 @@ def _num_rows(file: Any, places: Any, group: int, path: Path, name: str) -> int:
     next(file.iter_batches(batch_size=1, row_groups=[group]), None)
     expected = unpacked / max(1, facts.num_rows)
     for number in range(facts.num_columns):
-        expected += _Column(facts.column(number), facts.num_rows, group, name, places).copied_bytes()
+        expected += _Column(facts.column(number), facts.num_rows, group, name, dictionaries).copied_bytes()
     return int(max(1, min(_MOST_ROWS, PIECE // max(1.0, expected))))
 
 
@@ -77,14 +77,14 @@ class _Column:
 
     Attributes:
         facts: what the file's end says of it.
-        places: the file, opened so that texts are places in a dictionary instead of copies.
+        dictionaries: the file, read so that texts are places in a dictionary instead of copies.
     """
 
     facts: Any
     num_rows: int
     group: int
     name: str
-    places: Any
+    dictionaries: Any
 
     def copied_bytes(self) -> float:
         """Bytes a row by which texts may outgrow the pages they stand in."""
@@ -103,7 +103,7 @@ class _Column:
 
     def _values(self, num_rows: int) -> Iterator[Any]:
         columns = [self.facts.path_in_schema]
-        for batch in self.places.iter_batches(batch_size=num_rows, row_groups=[self.group], columns=columns):
+        for batch in self.dictionaries.iter_batches(batch_size=num_rows, row_groups=[self.group], columns=columns):
             yield batch.column(0)
 
     def _check_lists(self) -> None:
@@ -133,8 +133,8 @@ def _most_bytes(values: Any) -> float:
 
     rows, leaf = _leaf(values)
     lengths = np.append(np.asarray(pc.fill_null(pc.binary_length(leaf.dictionary), 0), dtype=np.float64), 0.0)
-    places = np.asarray(pc.fill_null(leaf.indices, len(lengths) - 1))
-    return float(np.bincount(rows, weights=lengths[places]).max(initial=0.0))
+    indices = np.asarray(pc.fill_null(leaf.indices, len(lengths) - 1))
+    return float(np.bincount(rows, weights=lengths[indices]).max(initial=0.0))
 
 
 def _leaf(values: Any) -> tuple[Any, Any]:
@@ -193,8 +193,8 @@ def _of_file(source: Any) -> Iterator[Any]:
     source.seek(source.size() - 10 - num_bytes)
     footer = source.read(num_bytes)
     for field in (2, 3):  # dictionaries, record batches
-        for place in _entries(footer, _field(footer, _int(footer, 0, 4), field), num_bytes=24):
-            source.seek(_int(footer, place, 8))
+        for entry in _entries(footer, _field(footer, _int(footer, 0, 4), field), num_bytes=24):
+            source.seek(_int(footer, entry, 8))
             yield pa.ipc.read_message(source)
 
 
@@ -207,8 +207,8 @@ def _unpacked(message: Any) -> int:
     if not _field(data, header, 3) and _OLD_COMPRESSION not in data:
         return 0
     total = 0
-    for place in _entries(data, _field(data, header, 2), num_bytes=16):
-        start, num_bytes = _int(data, place, 8), _int(data, place + 8, 8)
+    for entry in _entries(data, _field(data, header, 2), num_bytes=16):
+        start, num_bytes = _int(data, entry, 8), _int(data, entry + 8, 8)
         if num_bytes >= 8:
             total += max(0, _int(body.slice(start, 8).to_pybytes(), 0, 8))  # -1: as it is
     return total
@@ -220,9 +220,9 @@ def _int(data: bytes, at: int, num_bytes: int) -> int:
 
 def _field(data: bytes, table: int, number: int) -> int:
     """Where a field of a flatbuffers table stands; 0 where it is left out."""
-    places = table - _int(data, table, 4)
+    fields = table - _int(data, table, 4)
     at = 4 + 2 * number
-    offset = _int(data, places + at, 2) if at < _int(data, places, 2) else 0
+    offset = _int(data, fields + at, 2) if at < _int(data, fields, 2) else 0
     return table + offset if offset else 0
 
 

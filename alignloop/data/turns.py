@@ -145,18 +145,18 @@ def read_text(value: object, field: str) -> str:
         return check_text(value, field)
     texts, thoughts = [], []
     for index, part in enumerate(value):
-        place = f"{field}[{index}]"
+        inner = f"{field}[{index}]"
         if not isinstance(part, Mapping):
-            texts.append(check_text(part, place))
+            texts.append(check_text(part, inner))
             continue
         kind = part.get("type", "text" if "text" in part else None)
         if kind in _TEXT_PARTS:
-            texts.append(check_text(part.get("text"), f"{place}.text"))
+            texts.append(check_text(part.get("text"), f"{inner}.text"))
         elif kind in _THOUGHT_PARTS:
             key = str(kind) if kind in part else "text"
-            thoughts.append(check_text(part.get(key), f"{place}.{key}"))
+            thoughts.append(check_text(part.get(key), f"{inner}.{key}"))
         else:
-            raise BadRow(place, f"is a part of type {str(kind)[:60]!r}, {_LEAVE_OUT}")
+            raise BadRow(inner, f"is a part of type {str(kind)[:60]!r}, {_LEAVE_OUT}")
     return join_reasoning("".join(thoughts) if thoughts else None, "".join(texts))
 
 
@@ -168,13 +168,13 @@ def beside_turns(row: Mapping[str, Any], columns: Container[str]) -> dict[str, d
         if (kind is not list and kind is not dict) or column not in columns:
             continue
         turns = [(column, value)] if kind is dict else [(f"{column}[{n}]", turn) for n, turn in enumerate(value)]
-        for place, turn in turns:
+        for where, turn in turns:
             if type(turn) is dict and len(turn) > 2:
                 more = {name: item for name, item in turn.items() if name not in _READ and not is_empty(item)}
                 if ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower()) == "assistant":
                     more |= {name: turn[name] for name in _MARKS if says_no(turn.get(name))}
                 if more:
-                    found[place] = more
+                    found[where] = more
     return found
 
 
@@ -185,10 +185,10 @@ def untrained_turn(meta: Mapping[str, Any]) -> str | None:
         meta: a row's; `beside_turns` is in its `beside`.
     """
     beside = meta.get("beside")
-    for place, more in beside.items() if isinstance(beside, Mapping) else ():
+    for where, more in beside.items() if isinstance(beside, Mapping) else ():
         for name in _MARKS if isinstance(more, Mapping) else ():
             if says_no(more.get(name)):
-                return f"{place}.{name}"
+                return f"{where}.{name}"
     return None
 
 
@@ -250,7 +250,7 @@ def history_turns(history: object, field: str) -> list[Message]:
     for index, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadRow(f"{field}[{index}]", f"must be [question, answer], found {shown(pair)}")
-        question, answer = (check_text(said, f"{field}[{index}][{side}]") for side, said in enumerate(pair))
+        question, answer = (check_text(text, f"{field}[{index}][{side}]") for side, text in enumerate(pair))
         turns += [Message(role="user", content=question), Message(role="assistant", content=answer)]
     return turns
 

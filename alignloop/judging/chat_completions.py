@@ -68,11 +68,11 @@ class _Style:
 
     def without(self, parameter: str, message: str) -> tuple[_Style, str] | None:
         """A style that a refusal of the present one may not meet, and what it changes; None: there is no other."""
-        said = f"{parameter} {message}".lower()
-        if "max_completion_tokens" in said and self.max_tokens_name == "max_tokens":
+        words = f"{parameter} {message}".lower()
+        if "max_completion_tokens" in words and self.max_tokens_name == "max_tokens":
             return replace(self, max_tokens_name="max_completion_tokens"), "max_tokens"
         for name in ("seed", "temperature"):
-            if name in said and name not in self.left_out:
+            if name in words and name not in self.left_out:
                 return replace(self, left_out=self.left_out | {name}), name
         if self.form == "none":
             return None
@@ -219,8 +219,8 @@ class ChatCompletions:
         error = value.get("error", value) if isinstance(value, dict) else value
         if isinstance(error, dict) and isinstance(error.get("detail"), list):
             found = [item for item in error["detail"] if isinstance(item, dict)]
-            places = [item.get("loc", ()) for item in found]
-            where = " ".join(str(part) for place in places for part in (place if isinstance(place, list) else [place]))
+            locations = [item.get("loc", ()) for item in found]
+            where = " ".join(str(part) for at in locations for part in (at if isinstance(at, list) else [at]))
             return where, self._shown("; ".join(str(item.get("msg", "")) for item in found))
         if isinstance(error, dict) and error.get("message"):
             return str(error.get("param") or ""), self._shown(str(error["message"]))

@@ -184,7 +184,7 @@ class ApiKey:
             UserError: no header can hold it; says where, and nothing of the value.
         """
         value = os.environ.get(name, "").strip()
-        wrong = next((place for place, letter in enumerate(value) if not "!" <= letter <= "~"), None)
+        wrong = next((index for index, letter in enumerate(value) if not "!" <= letter <= "~"), None)
         if wrong is not None:
             raise UserError(
                 f"the environment variable {name}: character {wrong + 1} of its {len(value)} is {_kind(value[wrong])}, "

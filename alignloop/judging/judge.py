@@ -131,7 +131,7 @@ class PromptedJudge:
 
     def _unit(self, item_id: str, asked: Sequence[tuple[Message, ...]]) -> Unit:
         questions = tuple(
-            Question(messages, derive_seed(self._seed, "judge", item_id, place)) for place, messages in enumerate(asked)
+            Question(messages, derive_seed(self._seed, "judge", item_id, index)) for index, messages in enumerate(asked)
         )
         config = self._config
         described = {

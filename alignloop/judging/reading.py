@@ -62,9 +62,9 @@ class AnswerReader:
             return Answer(tuple(text for field in fields for text in _texts(value[field], field)), reason)
         found = value[self._prompt.verdict.field]
         if isinstance(self._prompt, PairwisePrompt):
-            for name, place, strength in self._prompt.verdict.meanings:
+            for name, meaning, strength in self._prompt.verdict.meanings:
                 if found == name and isinstance(found, str):
-                    return Answer(place, reason, strength=strength)
+                    return Answer(meaning, reason, strength=strength)
         elif type(found) is int and 1 <= found <= self._prompt.verdict.maximum:
             return Answer(found, reason)
         raise UnreadableAnswer(f"{self._prompt.verdict.field} holds {_short(repr(found))}, which is no verdict")

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from alignloop.data.forms import FORMS
 from alignloop.data.jsonl import dump_jsonl
-from alignloop.data.readers import Reading, read_preferences, read_sft
+from alignloop.data.readers import read_preferences, read_sft
+from alignloop.data.reading import Reading
 from alignloop.data.rows import Options
 from alignloop.errors import DataError, UserError
 from alignloop.pruning.embedding import Embedding, by_vectors, read_vectors

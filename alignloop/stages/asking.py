@@ -11,9 +11,9 @@ from pathlib import Path
 from alignloop.config.engine import EngineComputes, JudgeConfig, JudgeSettings
 from alignloop.engines.checkpoint import architecture, longest_sequence, text_config, weight_files
 from alignloop.errors import ModelError, UserError
-from alignloop.judging.base import Judge
 from alignloop.judging.chat_completions import ChatCompletions, EndpointFault, EndpointUnusable, RequestRefused
 from alignloop.judging.identity import model_mark, prompt_mark
+from alignloop.judging.verdicts import Judge
 from alignloop.records import Message
 from alignloop.run_dir.stage import StageContext
 from alignloop.stages.base.check import load_tokenizer

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_files import write
+from data_files import SHARED, write
 
 from alignloop.data.candidates import read_candidates
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, Message
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data/candidates/alpacaeval_120x20.jsonl"
+REAL = SHARED / "candidates/alpacaeval_120x20.jsonl"
 
 
 def own(prompt: str, k: int, *, content: str | None = None) -> CandidateRow:
@@ -91,9 +91,9 @@ def test_ids_that_clash_are_refused(tmp_path: Path) -> None:
         read_candidates(tmp_path / "two.jsonl", max_bad_fraction=0.0)
 
 
-@pytest.mark.skipif(not SHARED.is_file(), reason="../shared/data is not there")
+@pytest.mark.skipif(not REAL.is_file(), reason="../shared/data is not there")
 def test_real_candidates() -> None:
-    read = read_candidates(SHARED, max_bad_fraction=0.0)
+    read = read_candidates(REAL, max_bad_fraction=0.0)
     assert len(read.texts) == 120
     assert {len(prompt.candidates) for prompt in read.texts} == {20}
     assert all("generator" in candidate.meta for prompt in read.texts for candidate in prompt.candidates)

@@ -17,8 +17,6 @@ from alignloop.data import check_files
 from alignloop.data.check_files import check_file, guess_kind
 from alignloop.data.tally import num_repeated, quantiles, scripts_of
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data/preferences"
-
 
 def preference(n: int, **more: Any) -> dict[str, Any]:
     return {"prompt": f"Question {n}?", "chosen": f"good {n}", "rejected": "bad", **more}
@@ -193,15 +191,3 @@ def test_memory_stays_flat(tmp_path: Path, array: bool) -> None:
     assert int(count) == num_rows
     assert float(reading) < 8  # MiB; the rows of the file are 20 and, as objects, some 300
     assert float(checking) < 40  # lengths and hashes (32 bytes a row), a sample of rows
-
-
-@pytest.mark.parametrize("name", ["sharegpt_en.jsonl", "sharegpt_zh.json", "alpacaeval_graded.jsonl"])
-def test_real_files_are_checked(name: str) -> None:
-    if not (SHARED / name).is_file():
-        pytest.skip(f"{SHARED / name} is not there")
-    tally = check_file(SHARED / name).tally
-    assert (
-        tally.num_read
-        == tally.num_kept + tally.num_rejected
-        == {"s": 200, "z": 120, "a": 400}["z" if "zh" in name else name[0]]
-    )

@@ -214,17 +214,6 @@ def test_a_broken_first_row_does_not_tell_the_kind(tmp_path: Path) -> None:
     assert guess_kind(write(tmp_path / "b.jsonl", {"conversations": [turns[0], tool]})) == "sft"
 
 
-def test_what_people_did_not_want_is_no_target(tmp_path: Path) -> None:
-    rows = [{"prompt": f"Q{n}", "completion": "a", "label": n % 2 == 0} for n in range(4)]
-    file = write(tmp_path / "a.jsonl", *rows)
-    assert guess_kind(file) == "sft"
-    made = rows_of("sft", file)
-    assert [type(row) for row in made] == [SftRow, RejectedRow, SftRow, RejectedRow]
-    assert [row.field for row in made if isinstance(row, RejectedRow)] == ["label", "label"]
-    done = convert([file], out=tmp_path / "out.jsonl", kind="sft")
-    assert (done.num_kept, done.num_rejected) == (2, 2)
-
-
 ASKED = {"Bye?": [("Bye!", "No.")]}
 OTHERS: list[dict[str, Any]] = [
     {"prompt": f"{HH} ", "answers": [{"answer": "No.", "rank": 2.0, "model": "m"}, {"answer": "Bye!", "rank": 1.0}]},
@@ -314,10 +303,13 @@ def test_a_column_that_no_row_has_is_named_whatever_it_is_for(tmp_path: Path) ->
 
 @pytest.mark.parametrize("label", [False, 0, 0.0, "False", " 0"])
 def test_an_answer_that_people_did_not_want_is_no_target(tmp_path: Path, label: object) -> None:
-    rows = [{"prompt": "Q", "completion": "a", "label": mark} for mark in (label, 1)]
-    bad, good = rows_of("sft", write(tmp_path / "a.jsonl", *rows))
+    file = write(tmp_path / "a.jsonl", *({"prompt": "Q", "completion": "a", "label": mark} for mark in (label, 1)))
+    assert guess_kind(file) == "sft"
+    bad, good = rows_of("sft", file)
     assert (bad.field, "people did not want" in bad.reason) == ("label", True)
-    assert isinstance(good, SftRow)
+    assert type(good) is SftRow
+    done = convert([file], out=tmp_path / "out.jsonl", kind="sft")
+    assert (done.num_kept, done.num_rejected) == (1, 1)
 
 
 def test_reasoning_beside_an_empty_answer_is_refused(tmp_path: Path) -> None:

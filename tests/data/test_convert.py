@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import rows_of, write
+from data_files import SHARED, rows_of, write
 from pyarrow import parquet
 
 from alignloop.data.convert import convert, rejected_beside
@@ -17,7 +17,6 @@ from alignloop.data.row_file import write_rows
 from alignloop.errors import DataError, UserError
 from alignloop.records import Message, PreferenceRow, RejectedRow, SftRow, Source
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data/preferences"
 GOOD = {
     "prompt": "Hi?",
     "chosen": "Hello!",
@@ -65,10 +64,10 @@ def test_parquet_columns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_real_files(tmp_path: Path, name: str) -> None:
-    if not (SHARED / name).is_file():
-        pytest.skip(f"{SHARED / name} is not there")
-    before = read_preferences([SHARED / name], max_bad_fraction=0.02)
-    done = convert([SHARED / name], out=tmp_path / "rows.parquet")
+    if not (SHARED / "preferences" / name).is_file():
+        pytest.skip(f"{SHARED / 'preferences' / name} is not there")
+    before = read_preferences([SHARED / "preferences" / name], max_bad_fraction=0.02)
+    done = convert([SHARED / "preferences" / name], out=tmp_path / "rows.parquet")
     after = read_preferences([done.out], max_bad_fraction=0)
     assert [without_place(row) for row in after.rows] == [without_place(row) for row in before.rows]
 

@@ -5,24 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import write
+from data_files import SHARED, write
 
 from alignloop.data.readers import read_preferences, read_prompts
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 GOOD = {"prompt": "Hi?", "chosen": "Hello!", "rejected": "No."}
-SHAREGPT = {
-    "conversations": [
-        {"from": "system", "value": "Be brief."},
-        {"from": "human", "value": "Hi?"},
-        {"from": "gpt", "value": "Hello."},
-        {"from": "human", "value": "Bye?"},
-    ],
-    "chosen": {"from": "gpt", "value": "Bye!"},
-    "rejected": {"from": "gpt", "value": "No."},
-}
 
 
 def read_one(tmp_path: Path, row: dict[str, Any]) -> PreferenceRow:
@@ -49,24 +38,10 @@ def test_canonical_rows(tmp_path: Path) -> None:
     assert (row.id, row.annotator, row.meta) == ("7", "human", {"topic": "greeting", "n": 1})
     assert row.source.line == 1
     assert row.source.file.endswith("one.jsonl")
-    dialog = read_one(
-        tmp_path, {"messages": SHAREGPT["conversations"], "chosen": "a", "rejected": "b", "annotator": "judge"}
-    )
+    turns = [{"from": role, "value": role} for role in ("system", "human", "gpt", "human")]
+    dialog = read_one(tmp_path, {"messages": turns, "chosen": "a", "rejected": "b", "annotator": "judge"})
     assert [m.role for m in dialog.messages] == ["system", "user", "assistant", "user"]
     assert dialog.annotator == "judge"
-
-
-def test_sharegpt_rows(tmp_path: Path) -> None:
-    row = read_one(tmp_path, SHAREGPT)
-    assert [(m.role, m.content) for m in row.messages] == [
-        ("system", "Be brief."),
-        ("user", "Hi?"),
-        ("assistant", "Hello."),
-        ("user", "Bye?"),
-    ]
-    assert (row.chosen, row.rejected) == ("Bye!", "No.")
-    with_column = SHAREGPT | {"system": "In verse.", "conversations": SHAREGPT["conversations"][1:], "chosen": "Bye!"}
-    assert [m.content for m in read_one(tmp_path, with_column).messages][:2] == ["In verse.", "Hi?"]
 
 
 def test_json_array_equals_json_lines(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from data_files import SHARED
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -24,7 +25,6 @@ from alignloop.data.rows import Options
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, RejectedRow
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 KINDS: tuple[Kind, ...] = ("preferences", "prompts", "sft")
 FORM_NAMES = [None, *(form.name for form in FORMS)]
 PIECES = [*(piece.encode() for piece in '{" "} [ ] { } , " : \\ a 1 {"prompt":"a"} PAR1'.split()), b"\n"]

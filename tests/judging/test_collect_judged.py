@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from judge_peer import Peer
 
 from alignloop.artifacts import Artifact, Manifest, read_manifest
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, EngineError, UserError
-from alignloop.judging import endpoint
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
 from alignloop.run_dir.stage import Place, run_stage
@@ -90,7 +90,7 @@ def ran(folder: Path, recipe: Recipe, *, candidates: list[CandidateRow] = CANDID
 
 
 @pytest.mark.parametrize("both_orders", [True, False])
-def test_verdicts_become_preferences(peer: Any, tmp_path: Path, both_orders: bool) -> None:
+def test_verdicts_become_preferences(peer: Peer, tmp_path: Path, both_orders: bool) -> None:
     peer.reply = by_length
     manifest = ran(tmp_path, config(peer.url, both_orders=both_orders))
     assert manifest.counts == {
@@ -143,7 +143,7 @@ schema:
 
 @pytest.mark.parametrize(("both_orders", "strength"), [(True, "better"), (False, None)])
 def test_a_prompt_that_asks_for_no_strength_still_compares(
-    peer: Any, tmp_path: Path, both_orders: bool, strength: str | None
+    peer: Peer, tmp_path: Path, both_orders: bool, strength: str | None
 ) -> None:
     """Said twice, in both orders, it is `better`; said once it is not known. Both train."""
     prompt = tmp_path / "mine.yaml"
@@ -161,7 +161,7 @@ def test_a_prompt_that_asks_for_no_strength_still_compares(
     assert [row.strength for row in rows] == [strength] * 3
 
 
-def test_the_judge_is_shown_answers_without_their_reasoning(peer: Any, tmp_path: Path) -> None:
+def test_the_judge_is_shown_answers_without_their_reasoning(peer: Peer, tmp_path: Path) -> None:
     peer.reply = by_length
     thought = "<think>\nA tree, and a long thought about it.\n</think>\n\n"
     candidates = [
@@ -175,7 +175,7 @@ def test_the_judge_is_shown_answers_without_their_reasoning(peer: Any, tmp_path:
     assert (row.chosen, row.rejected) == ("It is an elm.", f"{thought}An oak.")
 
 
-def test_at_most_so_many_pairs_are_asked(peer: Any, tmp_path: Path) -> None:
+def test_at_most_so_many_pairs_are_asked(peer: Peer, tmp_path: Path) -> None:
     peer.reply = by_length
     # Whichever two are drawn, both are asked about and can be read.
     readable = [row for row in CANDIDATES if row.prompt_id in ("q1", "q2", "q5")]
@@ -183,7 +183,7 @@ def test_at_most_so_many_pairs_are_asked(peer: Any, tmp_path: Path) -> None:
     assert len(peer.bodies) == 2
 
 
-def test_a_judge_that_says_nothing_readable_stops_the_run(peer: Any, tmp_path: Path) -> None:
+def test_a_judge_that_says_nothing_readable_stops_the_run(peer: Peer, tmp_path: Path) -> None:
     peer.reply = lambda body, number: (200, {"choices": [{"message": {"content": "A"}}]}, {})
     with pytest.raises(UserError, match=r"none of its 4 answers can be read\. The first: "):
         ran(tmp_path, config(peer.url))
@@ -192,7 +192,7 @@ def test_a_judge_that_says_nothing_readable_stops_the_run(peer: Any, tmp_path: P
     assert ran(tmp_path, config(peer.url)).counts["unreadable"] == 1
 
 
-def test_truncated_candidates_are_not_compared(peer: Any, tmp_path: Path) -> None:
+def test_truncated_candidates_are_not_compared(peer: Peer, tmp_path: Path) -> None:
     peer.reply = by_length
     longest = candidate(5, 2, "It is an oak as tall as").model_copy(update={"finish_reason": "length", "reward": 9.0})
     cut = longest.model_copy(update={"total_reward": 9.0})
@@ -203,10 +203,7 @@ def test_truncated_candidates_are_not_compared(peer: Any, tmp_path: Path) -> Non
     assert (row.chosen, row.rejected) == ("It is an oak.", "An elm.")
 
 
-def test_a_broken_run_goes_on_elsewhere_and_ends_with_the_same_bytes(
-    peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
+def test_a_broken_run_goes_on_elsewhere_and_ends_with_the_same_bytes(peer: Peer, tmp_path: Path) -> None:
     peer.reply = by_length
     unbroken = ran(tmp_path / "unbroken", config(peer.url))
     peer.reply = lambda body, number: by_length(body, number) if number < 6 else (500, "gone", {})
@@ -227,7 +224,7 @@ def test_a_broken_run_goes_on_elsewhere_and_ends_with_the_same_bytes(
     assert bytes_of["unbroken"] == bytes_of["broken"]
 
 
-def test_a_prompt_that_changes_under_its_name_is_drift(peer: Any, tmp_path: Path) -> None:
+def test_a_prompt_that_changes_under_its_name_is_drift(peer: Peer, tmp_path: Path) -> None:
     peer.reply = by_length
     bundled = Path(collect.__file__).parents[1] / "judging/prompts/pairwise.yaml"
     mine = tmp_path / "mine.yaml"

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
+from judge_peer import Peer
 
 from alignloop.config.bundled import QUICKSTART
 from alignloop.config.recipe import Recipe
@@ -63,13 +63,13 @@ def test_another_architecture_is_a_note(tmp_path: Path) -> None:
     assert "another architecture" in found.notes[0]
 
 
-def test_an_endpoint_that_lists_the_model_is_asked_nothing(peer: Any) -> None:
+def test_an_endpoint_that_lists_the_model_is_asked_nothing(peer: Peer) -> None:
     peer.models = (200, {"data": [{"id": "m"}]}, {})
     assert look(model="m", endpoint=peer.url) == Findings()
     assert peer.bodies == []
 
 
-def test_an_endpoint_that_does_not_list_it_is_asked(peer: Any) -> None:
+def test_an_endpoint_that_does_not_list_it_is_asked(peer: Peer) -> None:
     peer.models = (200, {"data": [{"id": "other"}]}, {})
     peer.reply = lambda body, number: (200, {"choices": [{"message": {"content": "o"}}]}, {})
     assert look(model="m", endpoint=peer.url) == Findings()
@@ -78,8 +78,7 @@ def test_an_endpoint_that_does_not_list_it_is_asked(peer: Any) -> None:
     assert "It lists the models: other." in problem(model="m", endpoint=peer.url)
 
 
-def test_an_endpoint_that_does_not_answer(peer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+def test_an_endpoint_that_does_not_answer(peer: Peer) -> None:
     peer.models = (401, {"error": {"message": "who are you?"}}, {})
     assert "OPENAI_API_KEY" in problem(model="m", endpoint=peer.url)
     assert "http://127.0.0.1:9/v1 (model m): ConnectError" in problem(model="m", endpoint="http://127.0.0.1:9/v1")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_peer import Peer
 
 from alignloop.config.engine import JudgeConfig
 from alignloop.config.pruning import PruneConfig
@@ -57,7 +58,7 @@ def answering(answers: dict[str, dict[str, Any]]) -> Any:
     return reply
 
 
-def pruned(peer: Any, folder: Path, **config: Any) -> Pruning:
+def pruned(peer: Peer, folder: Path, **config: Any) -> Pruning:
     off = {name: {"enabled": False} for name in ("clean", "semantic_dedup", "decontaminate")}
     wanted = PruneConfig.model_validate(
         {**off, "quality": {"enabled": False}, "difficulty": {"enabled": False}, **config}
@@ -75,7 +76,7 @@ def points(number: int) -> dict[str, Any]:
     return {"reason": "so", "points": number}
 
 
-def test_top_reward_or_the_judges_maximum_with_code_on_two_points(peer: Any, tmp_path: Path) -> None:
+def test_top_reward_or_the_judges_maximum_with_code_on_two_points(peer: Peer, tmp_path: Path) -> None:
     peer.reply = answering({"points3": {"a": points(1), "c": points(3)}, "points2": {"b": points(2)}})
     result = pruned(peer, tmp_path, quality={"by": "either", "top_fraction": 0.25})
     # a by its reward, b by two of two points, c by three of three; d has neither: its answer cannot be read.
@@ -90,7 +91,7 @@ def test_top_reward_or_the_judges_maximum_with_code_on_two_points(peer: Any, tmp
     assert len(peer.bodies) == asked  # all answers were kept
 
 
-def test_topics_are_one_of_the_labels_and_make_code(peer: Any, tmp_path: Path) -> None:
+def test_topics_are_one_of_the_labels_and_make_code(peer: Peer, tmp_path: Path) -> None:
     peer.reply = answering(
         {
             "coarse": {
@@ -115,7 +116,7 @@ def test_topics_are_one_of_the_labels_and_make_code(peer: Any, tmp_path: Path) -
     assert schema["properties"]["coarse"]["enum"] == list(LABELS)
 
 
-def test_intentions_are_counted_and_stand_as_tags(peer: Any, tmp_path: Path) -> None:
+def test_intentions_are_counted_and_stand_as_tags(peer: Peer, tmp_path: Path) -> None:
     given = {"a": ["Poetry", "poetry", "word limit", "rhyme"], "b": [], "c": ["dates", " "]}
     peer.reply = answering({"intentions": {letter: {"intentions": tags} for letter, tags in given.items()}})
     result = pruned(peer, tmp_path, difficulty={"by": "intentions", "min_intentions": 1, "max_intentions": 2})
@@ -129,7 +130,7 @@ def test_intentions_are_counted_and_stand_as_tags(peer: Any, tmp_path: Path) -> 
     ]
 
 
-def test_difficulty_by_points(peer: Any, tmp_path: Path) -> None:
+def test_difficulty_by_points(peer: Peer, tmp_path: Path) -> None:
     peer.reply = answering({"points3d": {letter: points(n) for letter, n in zip("abcd", (1, 2, 3, 2), strict=True)}})
     result = pruned(peer, tmp_path, difficulty={"by": "judge", "min_points": 2})
     assert [(one.id, one.difficulty_score, one.priority_difficulty) for one in result.kept] == [
@@ -140,7 +141,7 @@ def test_difficulty_by_points(peer: Any, tmp_path: Path) -> None:
     assert result.kept[0].judge == {"difficulty": 2}
 
 
-def test_a_judge_that_no_one_can_read_stops_with_its_first_words(peer: Any, tmp_path: Path) -> None:
+def test_a_judge_that_no_one_can_read_stops_with_its_first_words(peer: Peer, tmp_path: Path) -> None:
     peer.reply = answering({"points3d": {}})
     with pytest.raises(UserError, match="prompt difficulty: none of its 4 answers can be read"):
         pruned(peer, tmp_path, difficulty={"by": "judge"})
@@ -169,7 +170,7 @@ def test_labels_are_for_prompts_that_choose_and_change_what_is_asked() -> None:
         intentions.with_labels(("a",))
 
 
-def test_a_prompt_of_another_kind_is_refused(peer: Any, tmp_path: Path) -> None:
+def test_a_prompt_of_another_kind_is_refused(peer: Peer, tmp_path: Path) -> None:
     config = JudgeConfig(model="j", endpoint=peer.url, prompt="intentions")
     judge = open_judge(config, engine=NO_ENGINE, dir=tmp_path, seed=1)
     asked = [Appraisal("a", (Message(role="user", content="x"),))]
