@@ -214,7 +214,6 @@ def test_a_broken_first_row_does_not_tell_the_kind(tmp_path: Path) -> None:
     assert guess_kind(write(tmp_path / "b.jsonl", {"conversations": [turns[0], tool]})) == "sft"
 
 
-ASKED = {"Bye?": [("Bye!", "No.")]}
 OTHERS: list[dict[str, Any]] = [
     {"prompt": f"{HH} ", "answers": [{"answer": "No.", "rank": 2.0, "model": "m"}, {"answer": "Bye!", "rank": 1.0}]},
     {"context": [B], "completions": [{"rank": 0, "completion": [GOOD]}, {"rank": 1, "completion": [BAD]}]},
