@@ -9,7 +9,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -25,7 +25,7 @@ _BATCH_ROWS = 1024
 
 
 @contextmanager
-def row_file(path: Path, model: type[Row]) -> Iterator[Callable[[Row], None]]:
+def row_file(path: Path, model: type[Row]) -> Iterator[Callable[[Row], object]]:
     """A function that adds a row to `path`; the file is there when all went well, and never in part.
 
     Raises:
@@ -46,32 +46,14 @@ def row_file(path: Path, model: type[Row]) -> Iterator[Callable[[Row], None]]:
         aside.unlink(missing_ok=True)
 
 
-def write_rows(path: Path, rows: Iterable[Row], model: type[Row]) -> int:
-    """Write all of `rows`; returns how many.
-
-    Raises:
-        UserError, DiskFullError: as `row_file`.
-    """
-    num_rows = 0
-    with row_file(path, model) as add:
-        for row in rows:
-            add(row)
-            num_rows += 1
-    return num_rows
-
-
 @contextmanager
-def _jsonl(path: Path) -> Iterator[Callable[[Row], None]]:
+def _jsonl(path: Path) -> Iterator[Callable[[Row], object]]:
     with path.open("wb", buffering=2**20) as file:
-        yield lambda row: _write_line(file, row)
-
-
-def _write_line(file: Any, row: Row) -> None:
-    file.write(row.model_dump_json().encode("utf-8") + b"\n")
+        yield lambda row: file.write(row.model_dump_json().encode("utf-8") + b"\n")
 
 
 @contextmanager
-def _parquet(path: Path, model: type[Row]) -> Iterator[Callable[[Row], None]]:
+def _parquet(path: Path, model: type[Row]) -> Iterator[Callable[[Row], object]]:
     import pyarrow as pa
     from pyarrow import parquet
 

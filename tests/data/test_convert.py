@@ -13,7 +13,7 @@ from pyarrow import parquet
 from alignloop.data.convert import convert, rejected_beside
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.readers import read_preferences
-from alignloop.data.row_file import write_rows
+from alignloop.data.row_file import row_file
 from alignloop.errors import DataError, UserError
 from alignloop.records import Message, PreferenceRow, RejectedRow, SftRow, Source
 
@@ -82,7 +82,8 @@ def test_sft_rows_keep_every_column(tmp_path: Path, suffix: str) -> None:
         source=Source(file="round-01"),
         meta={"n": 1},
     )
-    assert write_rows(tmp_path / f"rows{suffix}", [row], SftRow) == 1
+    with row_file(tmp_path / f"rows{suffix}", SftRow) as add:
+        add(row)
     assert rows_of("sft", tmp_path / f"rows{suffix}") == [row]
 
 
