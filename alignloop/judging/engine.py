@@ -25,12 +25,16 @@ SHARD_UNITS = 64
 
 @dataclass
 class _Rendered:
-    """A question on its way: rendered, and what the model wrote so far."""
+    """A question on its way, and what came of it so far; `answer` is None until one can be read."""
 
     prompt_ids: tuple[int, ...]
     seed: int
     texts: list[str] = field(default_factory=list)
     answer: Answer | None = None
+    reason: str = ""
+
+    def last_answer(self) -> Answer:
+        return self.answer or Answer(None, self.reason, tuple(self.texts))
 
 
 class EngineAsker:
@@ -63,57 +67,48 @@ class EngineAsker:
         takes_system = takes_system_turn(chat)
         for shard in open_shards:
             self._engine.load_weights(self._checkpoint)
-            asked = [[self._asked(chat, q, takes_system) for q in unit.questions] for unit in shard]
-            self._answer(chat, [question for questions in asked for question in questions])
-            keep([(unit, _answers(questions)) for unit, questions in zip(shard, asked, strict=True)])
+            rendered = [[self._rendered(chat, q, takes_system) for q in unit.questions] for unit in shard]
+            self._answer(chat, [question for questions in rendered for question in questions])
+            keep([(u, tuple(q.last_answer() for q in questions)) for u, questions in zip(shard, rendered, strict=True)])
 
-    def _asked(self, chat: ChatFormat, question: Question, takes_system: bool) -> _Rendered:
+    def _rendered(self, chat: ChatFormat, question: Question, takes_system: bool) -> _Rendered:
         messages = question.messages if takes_system else in_first_user_turn(question.messages)
-        asked = _Rendered(chat.prompt_ids(messages), question.seed)
-        total = len(asked.prompt_ids) + self._config.max_tokens
-        if self._max_model_len is not None and total > self._max_model_len:
-            asked.answer = Answer(
-                None,
-                f"too long for the judge: a prompt of {len(asked.prompt_ids)} tokens and judge.max_tokens "
-                f"({self._config.max_tokens}) are {total}, more than engine.max_model_len ({self._max_model_len})",
-                (),
+        rendered = _Rendered(chat.prompt_ids(messages), question.seed)
+        num_tokens, longest = len(rendered.prompt_ids), self._config.max_tokens
+        if self._max_model_len is not None and num_tokens + longest > self._max_model_len:
+            reason = (
+                f"too long for the judge: a prompt of {num_tokens} tokens and judge.max_tokens ({longest}) are "
+                f"{num_tokens + longest}, more than engine.max_model_len ({self._max_model_len})"
             )
-        return asked
+            rendered.answer = Answer(None, reason)
+        return rendered
 
-    def _answer(self, chat: ChatFormat, asked: Sequence[_Rendered]) -> None:
+    def _answer(self, chat: ChatFormat, rendered: Sequence[_Rendered]) -> None:
         """Ask all; ask those again that cannot be read."""
         for attempt in range(self._config.max_retries + 1):
-            waiting = [one for one in asked if one.answer is None]
+            waiting = [one for one in rendered if one.answer is None]
             if not waiting:
                 return
-            generated = self._engine.generate([self._request(chat, one, attempt) for one in waiting])
-            last = attempt == self._config.max_retries
-            for one, (completion,) in zip(waiting, generated, strict=True):
-                self._read(chat, one, completion, last=last)
+            completions = self._engine.generate([self._request(chat, one, attempt) for one in waiting])
+            for one, (completion,) in zip(waiting, completions, strict=True):
+                self._read(chat, one, completion)
 
-    def _request(self, chat: ChatFormat, asked: _Rendered, attempt: int) -> GenerateRequest:
+    def _request(self, chat: ChatFormat, rendered: _Rendered, attempt: int) -> GenerateRequest:
         lowest = RETRY_TEMPERATURE if attempt else 0.0
         return GenerateRequest(
-            prompt_ids=asked.prompt_ids,
+            prompt_ids=rendered.prompt_ids,
             max_tokens=self._config.max_tokens,
             temperature=max(self._config.temperature, lowest),
-            seed=derive_seed(asked.seed, attempt),
+            seed=derive_seed(rendered.seed, attempt),
             stop_token_ids=chat.stop_token_ids,
             json_schema=self._schema,
         )
 
-    def _read(self, chat: ChatFormat, asked: _Rendered, completion: Completion, *, last: bool) -> None:
+    def _read(self, chat: ChatFormat, rendered: _Rendered, completion: Completion) -> None:
         text = chat.decode(completion.token_ids)
-        asked.texts.append(text)
+        rendered.texts.append(text)
         try:
             found = self._reader.read(text, cut=completion.finish_reason == "length")
-            asked.answer = replace(found, texts=tuple(asked.texts))
+            rendered.answer = replace(found, texts=tuple(rendered.texts))
         except UnreadableAnswer as error:
-            if last:
-                asked.answer = Answer(None, str(error), tuple(asked.texts))
-
-
-def _answers(asked: Sequence[_Rendered]) -> tuple[Answer, ...]:
-    answers = tuple(one.answer for one in asked if one.answer is not None)
-    assert len(answers) == len(asked), "a question was not answered"
-    return answers
+            rendered.reason = str(error)
