@@ -71,7 +71,7 @@ def test_parquet_and_a_local_data_set(tmp_path: Path) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_is_named() -> None:
-    code = "from alignloop.data.readers import 'hub:nobody/nothing'))"
+    code = "from alignloop.data.reading import Reading; list(Reading('hub:nobody/nothing', 'preferences'))"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "DataError: hub:nobody/nothing: the data set cannot be read" in done.stderr
