@@ -104,13 +104,13 @@ def _read(bench: Bench) -> Sides:
 
 def _read_file(file: Path, threads: int) -> Reading:
     from alignloop.data.check_files import check_file
-    from alignloop.data.readers import iter_preferences
+    from alignloop.data.reading import Reading as FileReading
     from alignloop.records import RejectedRow
 
     watch = MemoryWatch()
     started = time.perf_counter()
     rejected = num = 0
-    for num, row in enumerate(iter_preferences(file), start=1):  # noqa: B007  # the count is used after the loop
+    for num, row in enumerate(FileReading(file, "preferences"), start=1):  # noqa: B007  # the count is used after the loop
         rejected += type(row) is RejectedRow
     reading = time.perf_counter() - started
     started = time.perf_counter()

@@ -38,9 +38,9 @@ def checkpoint(bench: Bench, size: str, which: str) -> Path:
 
 def prompt_rows(count: int) -> list[Any]:
     """The first of the quickstart's bundled prompts."""
-    from alignloop.data.readers import iter_prompts
+    from alignloop.data.reading import Reading as FileReading
 
-    return list(islice(iter_prompts(QUICKSTART / "data" / "prompts.jsonl"), count))
+    return list(islice(FileReading(QUICKSTART / "data" / "prompts.jsonl", "prompts"), count))
 
 
 def engine(bench: Bench, name: str, first: Path) -> Any:
