@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
-from threading import Lock
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.client import parse_headers
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from threading import Lock, Thread
 from typing import Any
 
 Reply = tuple[int, Any, dict[str, str]]
@@ -45,3 +48,30 @@ def sent(body: bytes, *, status: int = 200, headers: str = "") -> Write:
     """A whole response."""
     head = f"HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     return lambda connection: connection.sendall(head.encode() + body)
+
+
+@contextmanager
+def served() -> Iterator[Peer]:
+    """A peer, on a port of this machine."""
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            method, path, _ = self.rfile.readline().decode().split(" ", 2)
+            headers = {name.lower(): value for name, value in parse_headers(self.rfile).items()}
+            reply = peer.answer(method, path, headers, self.rfile.read(int(headers.get("content-length", 0))))
+            if isinstance(reply, tuple):
+                status, value, more = reply
+                data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+                reply = sent(data, status=status, headers="".join(f"{k}: {v}\r\n" for k, v in more.items()))
+            with suppress(OSError):  # the judge has hung up
+                reply(self.connection)
+
+    server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    peer = Peer(f"http://127.0.0.1:{server.server_address[1]}/v1")
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield peer
+    server.shutdown()
+    server.server_close()
+    thread.join()
