@@ -72,7 +72,7 @@ def report(
     alignloop report runs/quickstart
     alignloop report runs/one runs/two --out compared.html
     """
-    from alignloop.report.html.write import write_reports
+    from alignloop.report.write import write_reports
 
     say(f"report  {write_reports(runs, out=out)}")
 

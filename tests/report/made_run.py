@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignloop.artifacts import PARTIAL, ArtifactRecord, Manifest, publish
+from alignloop.artifacts import PARTIAL, ArtifactRecord, Manifest, digest_of, publish
 from alignloop.config import load_recipe
 from alignloop.evaluation.comparing import Difference, RoundDifferences
 from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, TaskProtocol
@@ -17,22 +17,37 @@ EVIL = '<script>alert("1")</script> "q" \'a\' &amp; \x1b[31m \u202eabc\u2066 \x0
 """Markup, quotes, control characters, letters that turn the reading order."""
 TYPES = ("change_case:english_capital", "keywords:existence")
 NUMBERS = ("zero", "one", "two")
+OUTPUTS = {"train_log.jsonl": "logs"}
+"""Names of outputs that are not their files'."""
 IFEVAL = ("prompt_level_strict_acc", "prompt_level_loose_acc", "inst_level_strict_acc", "inst_level_loose_acc")
 
 
-def put(run_dir: Path, number: int, name: str, *, files: dict[str, str] | None = None, **fields: Any) -> Path:
-    """Publish a stage's folder: its files and a manifest."""
+def put(
+    run_dir: Path,
+    number: int,
+    name: str,
+    *,
+    files: dict[str, str] | None = None,
+    checkpoint: dict[str, str] | None = None,
+    **fields: Any,
+) -> Path:
+    """Publish a stage's folder: its files, those of its checkpoint and a manifest."""
     partial = run_dir / f"round-{number:02d}" / (name + PARTIAL)
     partial.mkdir(parents=True)
     for file, text in (files or {}).items():
         (partial / file).write_text(text, encoding="utf-8", errors="surrogatepass")
-    outputs: dict[str, Any] = {Path(file).stem: ArtifactRecord(path=file, digest="sha256:0") for file in (files or {})}
-    if "train_log" in outputs:
-        outputs["logs"] = [outputs.pop("train_log")]
+    outputs = {
+        OUTPUTS.get(file, Path(file).stem): [ArtifactRecord(path=file, digest="sha256:0")] for file in files or {}
+    }
+    if checkpoint is not None:
+        (partial / "checkpoint").mkdir()
+        for file, text in checkpoint.items():
+            (partial / "checkpoint" / file).write_text(text)
+        outputs["checkpoint"] = ArtifactRecord(path="checkpoint", digest=digest_of(partial / "checkpoint"))
     empty: dict[str, Any] = {"config": {}, "counts": {}, "metrics": {}, "seconds": {}, "inputs": {}}
     manifest = Manifest(
-        stage=name.partition("_")[2], round=number, fingerprint="f", seed=0, versions={"torch": "2.13.0"},
-        started="", ended="", **{"outputs": outputs, **empty, **fields},
+        stage=name.partition("_")[2], round=number, fingerprint="f", outputs=outputs,
+        seed=0, versions={"torch": "2.13.0"}, started="", ended="", **{**empty, **fields},
     )  # fmt: skip
     return publish(partial, manifest)
 

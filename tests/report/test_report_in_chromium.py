@@ -10,7 +10,7 @@ import pytest
 from chromium import Browser, browser, chromium
 from made_run import make_run, metrics_of
 
-from alignloop.report.html.write import write_report, write_reports
+from alignloop.report.write import write_report, write_reports
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed here (apt-get install chromium)")
 

@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 from made_run import (
-    EVIL,
     base_round,
     begin,
-    difference,
     evaluate,
     finish,
-    lines,
     make_run,
     measures_of,
     metrics_of,
@@ -26,14 +23,12 @@ from made_run import (
     samples_of,
 )
 
-from alignloop.artifacts import ArtifactRecord
 from alignloop.errors import RunDirError, UserError
-from alignloop.report.html import completions
-from alignloop.report.html.facts import read_run
-from alignloop.report.html.page import MOST_BYTES, run_page
-from alignloop.report.html.series import measure
-from alignloop.report.html.text import cut, html, visible
-from alignloop.report.html.write import write_report, write_report_or_say, write_reports
+from alignloop.report.completions import BENCHMARK, HELDOUT, fitting
+from alignloop.report.facts import Estimate, RoundRecord, measure, read_run
+from alignloop.report.page import run_page
+from alignloop.report.render import MOST_BYTES, cut, render, render_part, visible
+from alignloop.report.write import write_report, write_report_or_say, write_reports
 from alignloop.run_dir.layout import locked
 
 
@@ -83,6 +78,14 @@ class Page(HTMLParser):
     def text(self) -> str:
         return " ".join(" ".join(self.texts).split())
 
+    def cells(self, name: str) -> list[list[str]]:
+        """What a table shows, its heads first."""
+        return [[text for text, _ in row] for row in self.tables[name]]
+
+    def values(self, name: str) -> dict[str, list[float | None]]:
+        """The whole values behind a table's rows, by the row's name."""
+        return {row[0][0]: [value for _, value in row[1:]] for row in self.tables[name][1:]}
+
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -91,7 +94,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(run_dir: Path) -> str:
-    return run_page(read_run(run_dir))
+    return render(run_page(read_run(run_dir)))
 
 
 @pytest.fixture(scope="module")
@@ -99,107 +102,105 @@ def page(source: str) -> Page:
     return Page(source)
 
 
+def page_of(run_dir: Path) -> Page:
+    return Page(render(run_page(read_run(run_dir))))
+
+
+def columns_of(*run_dirs: Path, last: bool = False) -> list[tuple[str, RoundRecord]]:
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    if last:
+        return [(run.name, run.finished[-1]) for run in runs]
+    return [(entry.label, entry) for run in runs for entry in run.finished]
+
+
 def test_benchmarks_are_the_run_s_own(page: Page) -> None:
-    table = page.tables["climb-ifeval/mean"]
-    assert [cell for cell, _ in table[0]] == ["round", "mean"]
-    assert [row[0][0] for row in table[1:]] == ["base", "1", "2", "3"]
-    assert [row[1][1] for row in table[1:]] == [metrics_of(n)["ifeval/mean"] for n in range(4)]
-    assert table[2][1][0] == "31.5 ± 3.0"
-    four = page.tables["climb-ifeval-four"]
-    assert [cell for cell, _ in four[0]] == ["round", "prompt strict", "prompt loose", "instr. strict", "instr. loose"]
-    assert [cell for cell, _ in four[4]] == ["3", "50.0", "51.0", "52.0", "53.0"]
-    assert [row[1][0] for row in page.tables["climb-mmlu/acc"][1:]] == [
-        "50.0 ± 2.0",
-        "51.0 ± 2.0",
-        "52.0 ± 2.0",
-        "53.0 ± 2.0",
-    ]
-    assert [cell for cell, _ in page.tables["ifeval-types"][1]] == [
-        "change_case:english_capital",
-        "0.0",
-        "12.5",
-        "25.0",
-        "37.5",
-    ]
+    assert page.values("climb-ifeval/mean") == {
+        label: [metrics_of(number)["ifeval/mean"]] for number, label in enumerate(("base", "1", "2", "3"))
+    }
+    assert page.cells("climb-ifeval/mean")[:3] == [["round", "mean"], ["base", "21.5 ± 3.0"], ["1", "31.5 ± 3.0"]]
+    four = page.cells("climb-ifeval-four")
+    assert four[0] == ["round", "prompt strict", "prompt loose", "instr. strict", "instr. loose"]
+    assert four[4] == ["3", "50.0", "51.0", "52.0", "53.0"]
+    assert [row[1] for row in page.cells("climb-mmlu/acc")[1:]] == [f"{50 + n}.0 ± 2.0" for n in range(4)]
+    assert page.cells("ifeval-types")[1] == ["change_case:english_capital", "0.0", "12.5", "25.0", "37.5"]
 
 
 def test_measures_are_the_published_ones(page: Page) -> None:
-    accuracy = page.tables["measure-heldout/accuracy"]
-    assert [cell for cell, _ in accuracy[2]] == ["1", "72.0 ± 3.0"]
-    rewards = page.tables["measure-reward/best_of_k+reward/random+reward/policy_heldout"]
-    assert [value for _, value in rewards[4][1:]] == [2.5, 1.0, 4.25]
-    assert [cell for cell, _ in page.tables["measure-own/measure"][3]] == ["2", "2.000"]  # one that nobody foresaw
-    everything = {row[0][0]: [value for _, value in row[1:]] for row in page.tables["measures"][1:]}
-    assert everything["kl_to_base"] == [None, 0.05, 0.1, measures_of(3)["kl_to_base"]]
-    assert [[cell for cell, _ in row] for row in page.tables["reliability"][1:]] == [
-        ["52.0", "55.0", "8"],
-        ["77.0", "80.0", "8"],
-    ]
+    assert page.cells("measure-heldout/accuracy")[2] == ["1", "72.0 ± 3.0"]
+    rewards = page.values("measure-reward/best_of_k+reward/random+reward/policy_heldout")
+    assert rewards["3"] == [2.5, 1.0, 4.25]
+    assert page.cells("measure-own/measure")[3] == ["2", "2.000"]  # one that nobody foresaw
+    assert page.values("measures")["kl_to_base"] == [None, 0.05, 0.1, measures_of(3)["kl_to_base"]]
+    assert page.cells("reliability")[1:] == [["52.0", "55.0", "8"], ["77.0", "80.0", "8"]]
 
 
 def test_funnel_names_rows_and_reasons(page: Page) -> None:
-    assert [cell for cell, _ in page.tables["funnel-prune"][0]] == ["round", "kept", "dropped: quality"]
-    assert [value for _, value in page.tables["funnel-prune"][1][1:]] == [3.0, 1.0]
+    assert page.cells("funnel-prune")[0] == ["round", "kept", "dropped: quality"]
+    assert page.values("funnel-prune")["1"] == [3.0, 1.0]
     # What the manifest does not count by rule is counted in dropped.jsonl.
-    pairs = page.tables["funnel-build_pairs"]
-    assert [cell for cell, _ in pairs[0][1:]] == [
-        "kept: preference pairs",
-        "kept: on policy pairs",
-        "dropped: strength",
-    ]
-    assert [value for _, value in pairs[1][1:]] == [6.0, 4.0, 2.0]
-    stages = {row[0][0]: row for row in page.tables["stages-1"][1:]}
-    assert stages["10_build_pairs"][4][0] == "2 strength (marginal)"
-    assert [value for _, value in stages["02_train_reward"][1:4]] == [55.0, 50.0, 5.0]
-    assert [cell for cell, _ in page.tables["flow"][2]] == ["2", "55", "40", "3", "10"]
+    kinds = ["kept: preference pairs", "kept: on policy pairs", "dropped: strength"]
+    assert page.cells("funnel-build_pairs")[0] == ["round", *kinds]
+    assert page.values("funnel-build_pairs")["1"] == [6.0, 4.0, 2.0]
+    stages = {row[0]: row[1:] for row in page.cells("stages-1")}
+    assert stages["10_build_pairs"][3] == "2 strength (marginal)"
+    assert stages["02_train_reward"][:3] == ["55", "50", "5"]
+    assert page.cells("flow")[2] == ["2", "55", "40", "3", "10"]
 
 
 def test_time_and_tokens_are_summed(page: Page) -> None:
-    seconds = page.tables["seconds"]
-    heads = [cell for cell, _ in seconds[0]]
-    first = dict(zip(heads, [value for _, value in seconds[2]], strict=True))
-    assert first["training"] == 11.0
-    assert first["evaluating"] == 4.0
-    assert first["all"] == 0.25 + 11.0 + 3.0 + 4.0 + 2.0
-    tokens = page.tables["tokens"]
+    seconds = dict(zip(page.cells("seconds")[0][1:], page.values("seconds")["1"], strict=True))
+    assert (seconds["training"], seconds["evaluating"]) == (11.0, 4.0)
+    assert seconds["all"] == 0.25 + 11.0 + 3.0 + 4.0 + 2.0
     # 40 candidates of 10 tokens, two steps of 100, 3 answers of 21.
-    assert dict(zip([cell for cell, _ in tokens[0]], [value for _, value in tokens[2]], strict=True)) == {
-        "round": None, "sampling": 400.0, "training": 200.0, "evaluating": 63.0, "all": 663.0,
-    }  # fmt: skip
+    tokens = dict(zip(page.cells("tokens")[0][1:], page.values("tokens")["1"], strict=True))
+    assert tokens == {"sampling": 400.0, "training": 200.0, "evaluating": 63.0, "all": 663.0}
+    assert page.cells("tokens")[-1][0] == "all"
+    assert page.values("tokens")["all"][-1] == sum(v[-1] or 0 for k, v in page.values("tokens").items() if k != "all")
 
 
 def test_histograms_hold_every_pick(page: Page) -> None:
-    table = page.tables["rewards-1"]
-    assert table[0][1][0] == "best of K, % (mean 2.50)"
-    assert table[0][2][0] == "random, % (mean 0.50)"
-    assert sum(row[1][1] or 0.0 for row in table[1:]) == pytest.approx(1.0)
+    assert page.cells("rewards-1")[0] == ["reward", "best of K, % (mean 2.50)", "random, % (mean 0.50)"]
+    assert sum(best or 0.0 for best, _ in page.values("rewards-1").values()) == pytest.approx(1.0)
 
 
 def test_differences_say_what_is_noise(page: Page) -> None:
-    table = page.tables["differences ifeval/mean: against the round before"]
-    assert [cell for cell, _ in table[2]] == ["1 to 2", "+10.0", "+5.0", "+15.0", "3", "better"]
-    assert page.tables["differences ifeval/mean: against the base"][2][0][0] == "base to 3"
+    table = page.cells("differences ifeval/mean: against the round before")
+    assert table[2] == ["1 to 2", "+10.0", "+5.0", "+15.0", "3", "better"]
+    assert page.cells("differences ifeval/mean: against the base")[2][0] == "base to 3"
 
 
-def test_flags_gate_and_best_are_said(page: Page) -> None:
-    assert "Round 2: over-optimisation: since round 1 the reward rose by 1" in page.text
-    assert "Round 3 is held back by the gate: ifeval/mean fell by 0.2" in page.text
-    # Round 3 has the highest mean, and is held back.
-    assert "Best round by ifeval/mean: 2, with 41.5 %, +20.0 (+15.0 to +25.0) points against the base." in page.text
-    assert "The annotator is simulated" in page.text
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Round 2: over-optimisation: since round 1 the reward rose by 1",
+        "Round 3 is held back by the gate: ifeval/mean fell by 0.2",
+        # Round 3 has the highest mean, and is held back.
+        "Best round by ifeval/mean: 2, with 41.5 %, +20.0 (+15.0 to +25.0) points against the base.",
+        "The annotator is simulated",
+        "best_metric: ifeval/mean",
+        "engine that sampled in round 1, 2",
+        "measured 1",
+        "round 2 says",
+    ],
+)
+def test_a_reader_is_informed(page: Page, sentence: str) -> None:
+    assert sentence in page.text
 
 
-def test_recipe_and_protocol_are_shown(page: Page) -> None:
-    assert "best_metric: ifeval/mean" in page.text
-    rows = {row[0][0]: [cell for cell, _ in row[1:]] for row in page.tables["protocol"]}
-    assert "engine that sampled in round 1, 2" in page.text
+def test_the_contents_are_the_sections_in_their_order(page: Page) -> None:
+    assert [address for address in page.addresses if address.startswith("#")] == [f"#{name}" for name in page.ids]
+    assert page.ids == [
+        "climb", "breakdown", "differences", "measures", "rewards", "funnel", "work", "completions", "recipe",
+    ]  # fmt: skip
+
+
+def test_the_protocol_is_shown(page: Page) -> None:
+    rows = {row[0]: row[1:] for row in page.cells("protocol")}
     assert rows["lm_eval_version"] == ["0.4.13", "0.4.13"]
     assert rows["output_type"] == ["generate_until", "multiple_choice"]
 
 
 def test_nothing_in_a_model_s_text_acts(source: str, page: Page) -> None:
-    assert "measured 1" in page.text
-    assert "round 2 says" in page.text
     assert page.tags.count("script") == 1
     assert "img" not in page.tags
     assert page.handlers == []
@@ -221,10 +222,8 @@ def test_text_that_hides() -> None:
     assert visible("a\tb\nc") == "a\tb\nc"
     assert visible("\u200ba\ud800\ufeff") == "⟦U+200B⟧a⟦U+D800⟧⟦U+FEFF⟧"
     assert visible("\u200d") == "\u200d"
-    assert html('<b a="\'">&') == "&lt;b a=&quot;&#x27;&quot;&gt;&amp;"
     assert cut("abcdef", num_characters=4) == "abcd… [2 more characters]"
     assert cut("abcd", num_characters=4) == "abcd"
-    assert html(EVIL).isprintable()
 
 
 def test_no_directory_of_a_run(tmp_path: Path) -> None:
@@ -246,8 +245,7 @@ def test_rows_left_out_where_they_come_in_stand_in_the_funnel_prompts_by_themsel
     counts = {"in": 9, "kept": 8, "dropped": 1, "dropped_by_read": 0, "dropped_by_decontaminate": 1}
     counts |= {"prompts_in": 5, "prompts": 4, "prompts_dropped": 1}
     put(run, 0, "01_ingest", counts=counts, files=files)
-    rows = Page(run_page(read_run(run))).tables["stages-0"][1:]
-    assert [[cell for cell, _ in row] for row in rows] == [
+    assert page_of(run).cells("stages-0")[1:] == [
         ["01_ingest", "9", "8", "1", f"1 decontaminate ({reason} dropped)"],
         ["01_ingest: prompts", "5", "4", "1", f"1 decontaminate ({reason} dropped_prompts)"],
     ]
@@ -255,31 +253,28 @@ def test_rows_left_out_where_they_come_in_stand_in_the_funnel_prompts_by_themsel
 
 def test_a_run_that_has_not_finished_a_round_shows_what_there_is(tmp_path: Path) -> None:
     nothing = begin(tmp_path / "nothing")
-    assert (
-        "No round is finished; no stage is published yet. This page shows what there is."
-        in Page(run_page(read_run(nothing))).text
-    )
+    assert "No round is finished; no stage is published yet. This page shows what there is." in page_of(nothing).text
     begun = begin(tmp_path / "begun")
     put(begun, 0, "01_ingest", counts={"in": 9, "kept": 8, "dropped": 1}, seconds={"other": 1.0})
-    page = Page(run_page(read_run(begun)))
+    page = page_of(begun)
     assert "No round is finished; the last published stage is round-00/01_ingest." in page.text
-    assert [cell for cell, _ in page.tables["stages-0"][1]][:4] == ["01_ingest", "9", "8", "1"]
+    assert page.cells("stages-0")[1][:4] == ["01_ingest", "9", "8", "1"]
     base_round(base := begin(tmp_path / "base"))
     finish(base, rounds=0)
     put(base, 1, "01_collect", counts={"preferences": 50, "annotated": 5})
-    page = Page(run_page(read_run(base)))
+    page = page_of(base)
     assert "Only the base is measured: no round is finished yet." in page.text
-    assert [cell for cell, _ in page.tables["climb-ifeval/mean"][1]] == ["base", "21.5 ± 3.0"]
+    assert page.cells("climb-ifeval/mean")[1] == ["base", "21.5 ± 3.0"]
 
 
 def test_older_runs_have_less(tmp_path: Path) -> None:
     run_dir = begin(tmp_path / "old", rounds=1)
-    gone = {"report": ArtifactRecord(path="report.json", digest="sha256:0")}
-    put(run_dir, 1, "13_evaluate", seconds={"evaluating": 4.0}, outputs=gone)
+    put(run_dir, 1, "13_evaluate", files={"report.json": ""}, seconds={"evaluating": 4.0})
+    (run_dir / "round-01" / "13_evaluate" / "report.json").unlink()
     values = row_of(1).model_dump(exclude={"measures", "flags", "gated"})
     (run_dir / "rounds.jsonl").write_text(json.dumps({**values, "round": 0}) + "\n" + json.dumps(values) + "\n")
     (run_dir / "differences.json").write_text("{")
-    page = Page(run_page(read_run(run_dir)))
+    page = page_of(run_dir)
     assert "report.json" in page.text
     assert "differences.json: not a run's differences" in page.text
     assert len(page.tables["climb-ifeval/mean"]) == 3
@@ -291,8 +286,8 @@ def test_rounds_of_another_protocol_are_not_drawn(tmp_path: Path) -> None:
     put_round(run_dir, 1, num_samples=2)
     put_round(run_dir, 2)
     finish(run_dir, rounds=2)
-    page = Page(run_page(read_run(run_dir)))
-    assert [row[0][0] for row in page.tables["climb-ifeval/mean"][1:]] == ["base", "2"]
+    page = page_of(run_dir)
+    assert list(page.values("climb-ifeval/mean")) == ["base", "2"]
     assert (
         "round 1: ifeval was asked by another protocol (tasks.ifeval.num_samples: 3 -> 2) and is not compared"
         in page.text
@@ -305,7 +300,7 @@ def test_a_huge_run_stays_small(tmp_path: Path) -> None:
     many = samples_of(1, num=1_000, response="\u202e" * 20_000)  # each shown by 8 characters
     evaluate(run_dir, 1, "13_evaluate", samples=many)
     finish(run_dir, rounds=1)
-    source = run_page(read_run(run_dir))
+    source = render(run_page(read_run(run_dir)))
     assert len(source.encode()) < MOST_BYTES
     page = Page(source)
     assert "18,000 more characters" not in page.text  # 20,014 characters, 2,000 shown
@@ -313,12 +308,12 @@ def test_a_huge_run_stays_small(tmp_path: Path) -> None:
     assert re.search(r"Benchmark prompts \d+ prompts\. To keep the page small, more are left out", page.text)
 
 
-def test_many_rounds_are_thinned_and_said(tmp_path: Path) -> None:
+def test_many_rounds_are_thinned_and_the_page_says_so(tmp_path: Path) -> None:
     run_dir = begin(tmp_path / "run", rounds=1)
     base_round(run_dir)
     rows = [row_of(0).model_copy(update={"round": n, "gated": None, "flags": []}) for n in range(60)]
     (run_dir / "rounds.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
-    page = Page(run_page(read_run(run_dir)))
+    page = page_of(run_dir)
     assert len(page.tables["climb-ifeval/mean"]) == 61
     assert len(page.tables["ifeval-types"][0]) == 13
     assert page.tables["ifeval-types"][0][-1][0] == "59"
@@ -326,36 +321,27 @@ def test_many_rounds_are_thinned_and_said(tmp_path: Path) -> None:
 
 
 def test_budget_is_kept_to_the_byte(run_dir: Path) -> None:
-    columns = [(entry.label, entry) for entry in read_run(run_dir).finished]
-    found = completions.benchmark(columns)
-    assert found is not None
-    articles, num_bytes = completions._articles(found.dialogs, budget_bytes=1_000_000)
-    assert num_bytes == sum(len(text.encode()) for text in articles)
-    assert len(articles) == 3
-    fewer, _ = completions._articles(found.dialogs, budget_bytes=num_bytes - 1)
-    assert len(fewer) == 2
+    dialogs, is_cut = BENCHMARK.dialogs(columns_of(run_dir))
+    assert not is_cut
+    sizes = [len(render_part("dialog.html.jinja", dialog=dialog).encode()) for dialog in dialogs]
+    assert [len(fitting(dialogs, budget_bytes=sum(sizes) - less)) for less in (0, 1, 1 + sizes[-1])] == [3, 2, 1]
 
 
 def test_a_prompt_is_followed_through_the_rounds(run_dir: Path) -> None:
-    columns = [(entry.label, entry) for entry in read_run(run_dir).finished]
-    found = completions.benchmark(columns)
-    assert found is not None
-    assert [[answer.passed for answer in dialog.answers] for dialog in found.dialogs] == [
+    dialogs, _ = BENCHMARK.dialogs(columns_of(run_dir))
+    assert [[answer.passed for answer in dialog.answers] for dialog in dialogs] == [
         [False, True, True, True],
         [False, False, True, True],
         [False, False, False, True],
     ]
-    held = completions.heldout(columns)
-    assert held is not None
-    assert [answer.reward for answer in held.dialogs[0].answers] == [0.25, 0.5, 0.75]
-    assert held.dialogs[0].chosen == "people like this"
+    held, _ = HELDOUT.dialogs(columns_of(run_dir))
+    assert [answer.reward for answer in held[0].answers] == [0.25, 0.5, 0.75]
+    assert held[0].chosen == "people like this"
 
 
 def test_measures_fall_back_to_the_reward_model_s_own(run_dir: Path) -> None:
     entry = read_run(run_dir).finished[1]
-    found = measure("heldout_accuracy")(entry)
-    assert found is not None
-    assert (found.value, found.stderr) == (0.75, None)
+    assert measure("heldout_accuracy")(entry) == Estimate(0.75)
 
 
 def test_six_rounds_build_in_under_five_seconds(tmp_path: Path) -> None:
@@ -368,11 +354,11 @@ def test_six_rounds_build_in_under_five_seconds(tmp_path: Path) -> None:
 
 
 def test_a_report_that_fails_does_not_stop_a_run(tmp_path: Path) -> None:
-    said: list[str] = []
-    write_report_or_say(tmp_path / "none", say=said.append)
-    assert len(said) == 1
-    assert "report.html: RunDirError: " in said[0]
-    assert f"`alignloop report {tmp_path / 'none'}` makes it again" in said[0]
+    lines: list[str] = []
+    write_report_or_say(tmp_path / "none", say=lines.append)
+    assert len(lines) == 1
+    assert "report.html: RunDirError: " in lines[0]
+    assert f"`alignloop report {tmp_path / 'none'}` makes it again" in lines[0]
 
 
 def test_runs_are_compared(tmp_path: Path) -> None:
@@ -380,14 +366,14 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     two = make_run(tmp_path / "b" / "run", rounds=2, overrides=["dpo.beta=0.25"])
     out = write_reports([one, two], out=tmp_path / "both.html")
     page = Page(out.read_text(encoding="utf-8"))
-    assert [row[0][0] for row in page.tables["runs"][1:]] == ["a/run", "b/run"]
-    assert [[cell for cell, _ in row] for row in page.tables["several-ifeval/mean"]] == [
+    assert list(page.values("runs")) == ["a/run", "b/run"]
+    assert page.cells("several-ifeval/mean") == [
         ["round", "a/run", "b/run"],
         ["base", "21.5 ± 3.0", "21.5 ± 3.0"],
         ["1", "31.5 ± 3.0", "31.5 ± 3.0"],
         ["2", "-", "41.5 ± 3.0"],
     ]
-    assert [[cell for cell, _ in row] for row in page.tables["settings"][1:]] == [
+    assert page.cells("settings")[1:] == [
         ["rounds", "1", "2"],
         ["dpo.beta", "0.1", "0.25"],
     ]
@@ -404,17 +390,15 @@ def test_runs_of_two_protocols_are_marked_and_not_drawn_together(tmp_path: Path)
     finish(two, rounds=1)
     page = Page(write_reports([one, two], out=tmp_path / "both.html").read_text(encoding="utf-8"))
     assert "two, round 1: ifeval was asked by another protocol (tasks.ifeval.num_samples: 3 -> 2)" in page.text
-    assert [cell for cell, _ in page.tables["several-ifeval/mean"][2]] == ["1", "31.5 ± 3.0", "-"]
+    assert page.cells("several-ifeval/mean")[2] == ["1", "31.5 ± 3.0", "-"]
 
 
 def test_answers_to_other_prompts_stand_apart(tmp_path: Path) -> None:
     """Two runs may have asked other data under one name: an answer stands under the prompt that it answers."""
     one = make_run(tmp_path / "one", rounds=1)
     two = make_run(tmp_path / "two", rounds=1, samples=samples_of(1).replace("Question ", "Other question "))
-    columns = [(run.name, run.finished[-1]) for run in (read_run(one), read_run(two))]
-    found = completions.benchmark(columns)
-    assert found is not None
-    assert [[answer.label for answer in dialog.answers] for dialog in found.dialogs] == [["one"]] * 3 + [["two"]] * 3
+    dialogs, _ = BENCHMARK.dialogs(columns_of(one, two, last=True))
+    assert [[answer.label for answer in dialog.answers] for dialog in dialogs] == [["one"]] * 3 + [["two"]] * 3
 
 
 def test_rows_of_another_form_do_not_stop_the_page(tmp_path: Path) -> None:
@@ -428,24 +412,21 @@ def test_rows_of_another_form_do_not_stop_the_page(tmp_path: Path) -> None:
     assert "report.json: not an evaluation's report" in page.text
 
 
-def test_wrong_ways_to_ask(tmp_path: Path) -> None:
-    one, two = make_run(tmp_path / "one", rounds=1), make_run(tmp_path / "two", rounds=1)
-    with pytest.raises(UserError, match="name its file, for example --out"):
-        write_reports([one, two], out=None)
-    with pytest.raises(UserError, match="one: named twice"):
-        write_reports([one, one], out=tmp_path / "x.html")
-    with pytest.raises(UserError, match="no file can be written there"):
-        write_reports([one], out=tmp_path / "none" / "x.html")
-    with pytest.raises(UserError, match=r"cannot be written .*; name another file with --out"):
-        write_reports([one], out=Path("/proc/x.html"))
-    with pytest.raises(RunDirError, match="no run lies here"):
-        write_reports([one, tmp_path / "three"], out=tmp_path / "x.html")
-
-
-def test_made_runs_are_as_the_loop_writes_them(run_dir: Path) -> None:
-    assert difference(1, 0).differences[0].is_clear
-    assert lines([{"a": 1}]) == '{"a": 1}\n'
-    assert [entry.number for entry in read_run(run_dir).finished] == [0, 1, 2, 3]
+@pytest.mark.parametrize(
+    ("runs", "out", "error"),
+    [
+        (("one", "two"), None, "name its file, for example --out"),
+        (("one", "one"), "x.html", "one: named twice"),
+        (("one",), "none/x.html", "no file can be written there"),
+        (("one",), "/proc/x.html", "cannot be written .*; name another file with --out"),
+        (("one", "three"), "x.html", "no run lies here"),
+    ],
+)
+def test_wrong_ways_to_ask(tmp_path: Path, runs: tuple[str, ...], out: str | None, error: str) -> None:
+    for name in ("one", "two"):
+        begin(tmp_path / name)
+    with pytest.raises((UserError, RunDirError), match=error):
+        write_reports([tmp_path / name for name in runs], out=None if out is None else tmp_path / out)
 
 
 def test_a_page_does_not_say_for_ever_that_a_run_is_at_work(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from made_run import put
 
-from alignloop.artifacts import PARTIAL, Artifact, ArtifactRecord, Manifest, digest_of, publish
+from alignloop.artifacts import Artifact, digest_of
 from alignloop.chat.template_defaults import with_defaults
 from alignloop.config import load_recipe
 from alignloop.errors import RunDirError
@@ -26,32 +27,6 @@ CHECKPOINT = {
 }
 
 
-def put(run_dir: Path, number: int, name: str, **fields: object) -> Path:
-    """Publish a stage's folder with a manifest; `checkpoint=True` gives it a checkpoint."""
-    partial = run_dir / f"round-{number:02d}" / (name + PARTIAL)
-    partial.mkdir(parents=True)
-    outputs = {}
-    if fields.pop("checkpoint", False):
-        (partial / "checkpoint").mkdir()
-        for file, text in CHECKPOINT.items():
-            (partial / "checkpoint" / file).write_text(f"{text}")
-        outputs["checkpoint"] = ArtifactRecord(path="checkpoint", digest=digest_of(partial / "checkpoint"))
-    values = {"counts": {}, "metrics": {}, "seconds": {}, "inputs": {}, **fields}
-    manifest = Manifest(
-        stage=name.partition("_")[2],
-        round=number,
-        fingerprint="f",
-        config={},
-        outputs=outputs,
-        seed=0,
-        versions={"torch": "2.13.0"},
-        started="",
-        ended="",
-        **values,
-    )
-    return publish(partial, manifest)
-
-
 def make_run(run_dir: Path) -> Path:
     preferences = {"path": "/somewhere/private/pairs.jsonl", "digest": "sha256:aa"}
     put(
@@ -61,16 +36,16 @@ def make_run(run_dir: Path) -> Path:
         counts={"in": 4, "kept": 3, "dropped": 1},
         inputs={"preferences": [preferences], "prompts": []},
     )
-    put(run_dir, 0, "02_base", checkpoint=True)
+    put(run_dir, 0, "02_base", checkpoint=CHECKPOINT)
     put(run_dir, 0, "03_evaluate", metrics={"ifeval/mean": 0.2}, seconds={"evaluating": 2.0})
     put(run_dir, 1, "01_collect", counts={"preferences": 3, "annotated": 2})
     trained = {"eval_accuracy": 0.7, "eval_loss": 0.6, "train_accuracy": 0.9}
     put(run_dir, 1, "02_train_reward", metrics=trained, seconds={"training": 3.0, "other": 0.5})
-    put(run_dir, 1, "03_average", checkpoint=True, counts={"checkpoints": 1})
+    put(run_dir, 1, "03_average", checkpoint=CHECKPOINT, counts={"checkpoints": 1})
     put(run_dir, 1, "06_select", metrics={"mean_reward_random": -0.5, "mean_reward_best": 1.5})
     put(run_dir, 1, "07_prune", counts={"in": 5, "kept": 4, "dropped": 1, "dropped_by_clean": 1})
     put(run_dir, 1, "08_train_sft", seconds={"training": 4.0, "other": 0.25}, metrics={"train_loss": 1.0})
-    put(run_dir, 1, "12_average", checkpoint=True)
+    put(run_dir, 1, "12_average", checkpoint=CHECKPOINT)
     put(run_dir, 1, "13_evaluate", metrics={"ifeval/mean": 0.6}, seconds={"evaluating": 2.0})
     return run_dir
 

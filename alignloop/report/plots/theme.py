@@ -45,6 +45,13 @@ CONFIG: dict[str, Any] = {
     },
     "axisX": {"grid": False, "labelAngle": 0},
     "axisY": {"domain": False, "ticks": False},
+    "legend": {
+        "labelFontSize": FONT_SIZE,
+        "labelColor": INK,
+        "labelLimit": 300,
+        "symbolType": "square",
+        "symbolStrokeWidth": 0,
+    },
     "text": {"fontSize": FONT_SIZE, "fill": INK},
     "rule": {"stroke": SOFT},
 }

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from alignloop.artifacts import write_text
 from alignloop.errors import UserError
-from alignloop.report.html.facts import read_run
-from alignloop.report.html.page import run_page
-from alignloop.report.html.several import several_page
+from alignloop.report.facts import read_run
+from alignloop.report.page import run_page
+from alignloop.report.render import render
+from alignloop.report.several import several_page
 
 REPORT = "report.html"
 
@@ -24,8 +25,7 @@ def write_report(run_dir: Path, *, out: Path | None = None) -> Path:
         RunDirError: there is no run.
     """
     path = out if out is not None else run_dir / REPORT
-    page = run_page(read_run(run_dir))
-    _write(path, page)
+    _write(path, render(run_page(read_run(run_dir))))
     return path
 
 
@@ -58,7 +58,7 @@ def write_reports(run_dirs: Sequence[Path], *, out: Path | None) -> Path:
     twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: named twice; a run is compared with others")
-    _write(out, several_page([read_run(folder) for folder in run_dirs]))
+    _write(out, render(several_page([read_run(folder) for folder in run_dirs])))
     return out
 
 

@@ -1,0 +1,212 @@
+"""What became better: the benchmarks over the rounds, round against round, type by type.
+
+Only rounds whose benchmarks were asked alike are put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alignloop.evaluation.comparing import Difference, RoundDifferences, protocol_changes
+from alignloop.evaluation.report import EvalReport, Protocol
+from alignloop.report.content import COUNT, MISSING, PERCENT, Cell, Details, Figure, Section, Table, present
+from alignloop.report.facts import RoundRecord, RunRecord, metric, round_label
+from alignloop.report.figures import ERROR_BARS, Series, heat, over_rounds
+from alignloop.report.plots import charts
+from alignloop.report.table import MAIN_METRICS
+
+IFEVAL = {
+    "prompt strict": "ifeval/prompt_level_strict_acc",
+    "prompt loose": "ifeval/prompt_level_loose_acc",
+    "instr. strict": "ifeval/inst_level_strict_acc",
+    "instr. loose": "ifeval/inst_level_loose_acc",
+}
+TYPES = "ifeval/type/"
+TITLES = {"ifeval": "IFEval", "mmlu": "MMLU"}
+NOT_SCORES = ("stop_rate", "mean_tokens", "truncation_rate")
+"""Figures of a benchmark that say nothing of how good it is; shown with the measures."""
+MOST_READINGS, MOST_COMPARED_ROUNDS = 3, 40
+PAIRED = (
+    "Differences in points on the same questions, with 95 % intervals paired by question. An interval that holds 0 "
+    "is no progress and no regress: it is drawn grey."
+)
+
+
+def headline_keys(rounds: Sequence[RoundRecord]) -> list[str]:
+    """Of each benchmark the figure that stands for it: `ifeval/mean`, `mmlu/acc`, `gsm8k/exact_match,strict-match`."""
+    keys = _metric_names(rounds)
+    tasks = list(dict.fromkeys(task_of(key) for key in keys))
+    groups = {task for task in tasks if any(other.startswith(f"{task}_") for other in tasks)}
+    found = []
+    for task in tasks:
+        if any(task.startswith(f"{group}_") for group in groups):
+            continue
+        names = [key.removeprefix(f"{task}/") for key in keys if key.startswith(f"{task}/")]
+        ranked = [name for main in ("mean", "acc", *MAIN_METRICS) for name in names if name.partition(",")[0] == main]
+        best = [*ranked, *_scores(names)]
+        found += [f"{task}/{best[0]}"] if best else []
+    return found
+
+
+def task_of(key: str) -> str:
+    """`ifeval/mean` -> `ifeval`."""
+    return key.partition("/")[0]
+
+
+def alike(run: RunRecord, key: str, *, like: RunRecord | None = None) -> tuple[list[RoundRecord], list[str]]:
+    """Finished rounds whose benchmark was asked as in the last round of `like`, and a note on each other one.
+
+    Args:
+        like: the run that sets the protocol; None: this one.
+    """
+    reference = next((e.evaluation for e in reversed((like or run).finished) if e.evaluation is not None), None)
+    task = task_of(key)
+    kept, notes = [], []
+    for entry in run.finished:
+        different = _protocol_changes(reference, entry.evaluation, task)
+        if not different:
+            kept.append(entry)
+            continue
+        where = f"{run.name}, round {entry.number}" if like is not None else f"round {entry.number}"
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        notes.append(f"{where}: {task} was asked by another protocol ({different[0]}{more}) and is not compared")
+    return kept, notes
+
+
+def climb(run: RunRecord) -> Section:
+    """IFEval's mean and four accuracies, MMLU, every other benchmark."""
+    figures: list[Figure | None] = []
+    notes: list[str] = []
+    for key in headline_keys(run.finished):
+        rounds, unlike = alike(run, key)
+        notes += unlike
+        if key == "ifeval/mean":
+            figures.append(_lines("IFEval, mean of the four accuracies", rounds, {"mean": key}, name=f"climb-{key}"))
+            figures.append(_lines("IFEval, its four accuracies", rounds, IFEVAL, name="climb-ifeval-four"))
+        else:
+            figures.append(_lines(_title(key), rounds, _readings(key, rounds), name=f"climb-{key}"))
+    note = f"In percent; the base is round 0. {ERROR_BARS}" if figures else ""
+    return Section("climb", "Climb", "The climb", note=note, figures=present(figures), warnings=tuple(notes))
+
+
+def breakdown(run: RunRecord) -> Section:
+    """Instruction types of IFEval and tasks of a group: an average that rises can hide one that collapses."""
+    figures = []
+    keys = _metric_names(run.finished)
+    types = {key.removeprefix(TYPES): key for key in keys if key.startswith(TYPES)}
+    if types:
+        figures.append(heat("IFEval by instruction type (strict, %)", run.finished, types, name="ifeval-types"))
+    for headline in headline_keys(run.finished):
+        task, _, name = headline.partition("/")
+        in_group = [key for key in keys if key.startswith(f"{task}_") and key.endswith(f"/{name}")]
+        if in_group:
+            members = {task_of(key).removeprefix(f"{task}_"): key for key in in_group}
+            title = f"{_title(headline)} by task ({name}, %)"
+            figures.append(heat(title, run.finished, members, name=f"{task}-tasks"))
+    title = "Where it climbs, and where it does not"
+    return Section("breakdown", "By type", title, figures=tuple(figures))
+
+
+def differences(run: RunRecord) -> Section:
+    """The benchmarks' paired differences with their 95 % intervals, against the round before and against the base."""
+    shown = run.differences[-2 * MOST_COMPARED_ROUNDS :]
+    against = {
+        "the round before": [pair for pair in shown if pair.against == pair.round - 1],
+        "the base": [pair for pair in shown if pair.against == 0 and pair.round > 1],
+    }
+    figures = present(
+        _intervals(f"{key}: against {other}", pairs, key)
+        for key in headline_keys(run.finished)
+        for other, pairs in against.items()
+    )
+    refused = tuple(
+        f"Round {pair.round} is not compared with {round_label(pair.against)}: {pair.refused}"
+        for pair in shown
+        if pair.refused
+    )
+    last = max((pair.round for pair in shown), default=0)
+    details = tuple(_every_difference(pair) for pair in shown if pair.round == last and pair.differences)
+    title = "Round against round"
+    return Section("differences", title, title, note=PAIRED, figures=figures, details=details, warnings=refused)
+
+
+def in_points(found: Difference) -> str:
+    """`+3.2 (0.4 to 6.0)`."""
+    reach = "" if found.low is None or found.high is None else f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return f"{100 * found.difference:+.1f}{reach}"
+
+
+def _lines(title: str, rounds: Sequence[RoundRecord], keys: dict[str, str], *, name: str) -> Figure | None:
+    return over_rounds(title, [Series(label, rounds, metric(key)) for label, key in keys.items()], PERCENT, name=name)
+
+
+def _readings(key: str, rounds: Sequence[RoundRecord]) -> dict[str, str]:
+    """A benchmark's figure and others of the same benchmark: `acc_norm`, the macro average, other filters."""
+    task, _, main = key.partition("/")
+    names = [key.removeprefix(f"{task}/") for key in _metric_names(rounds) if key.startswith(f"{task}/")]
+    others = [name for name in _scores(names) if name != main]
+    # A group's figure and its macro average first: they are over the same answers.
+    ordered = sorted(others, key=lambda name: name != f"{main}_macro")
+    return {name: f"{task}/{name}" for name in [main, *ordered][:MOST_READINGS]}
+
+
+def _intervals(title: str, pairs: Sequence[RoundDifferences], key: str) -> Figure | None:
+    rows: list[charts.Interval] = []
+    cells = []
+    for pair in pairs:
+        for found in pair.differences:
+            if found.key == key and found.low is not None and found.high is not None:
+                label = f"{round_label(pair.against)} to {pair.round}"
+                rows.append(charts.Interval(label, 100 * found.difference, 100 * found.low, 100 * found.high))
+                cells.append((label, *_cells(found)))
+    if not rows:
+        return None
+    heads = ("rounds", "difference", "from", "to", "questions", "verdict")
+    numbers = Table.of(heads, cells, name=f"differences {title}")
+    return Figure(title, charts.intervals(rows, x_title="points"), numbers)
+
+
+def _every_difference(pair: RoundDifferences) -> Details:
+    rows = [
+        (found.key, PERCENT.cell(found.before), PERCENT.cell(found.after), *_cells(found))
+        for found in pair.differences
+        if not found.key.endswith("/mean_tokens")
+    ]
+    heads = ("figure", "before", "after", "difference", "from", "to", "questions", "verdict")
+    table = Table.of(heads, rows, name=f"differences-{pair.round}-{pair.against}")
+    return Details(f"Round {pair.round} against {round_label(pair.against)}: every figure", table)
+
+
+def _cells(found: Difference) -> tuple[str | Cell, ...]:
+    ends = (found.difference, found.low, found.high)
+    numbers = [Cell(MISSING) if value is None else Cell(f"{100 * value:+.1f}", value) for value in ends]
+    verdict = ("better" if found.difference > 0 else "worse") if found.is_clear else "within noise"
+    return (*numbers, COUNT.cell(found.num_pairs), verdict)
+
+
+def _protocol_changes(one: EvalReport | None, other: EvalReport | None, task: str) -> list[str]:
+    """In what the protocols of a task differ; empty where they are the same, or one is not known.
+
+    A group's tasks (`mmlu_law` of `mmlu`) count, and what other tasks were asked with does not.
+    """
+    if one is None or other is None:
+        return []
+    return protocol_changes(_of_task(one.protocol, task), _of_task(other.protocol, task))
+
+
+def _of_task(protocol: Protocol, task: str) -> Protocol:
+    tasks = {name: how for name, how in protocol.tasks.items() if name == task or name.startswith(f"{task}_")}
+    # What the seed decides about a question is in the digest of what was sent.
+    return protocol.model_copy(update={"tasks": tasks, "groups": {}, "seed": 0})
+
+
+def _metric_names(rounds: Sequence[RoundRecord]) -> list[str]:
+    return list(dict.fromkeys(key for entry in rounds for key in entry.metrics))
+
+
+def _scores(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name not in NOT_SCORES and "/" not in name]
+
+
+def _title(key: str) -> str:
+    return TITLES.get(task_of(key), task_of(key))

@@ -1,0 +1,228 @@
+"""What a run directory holds, as the page needs it: read from published files alone, every part of it optional."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from alignloop.errors import DataError, RunDirError
+from alignloop.evaluation.comparing import Difference, RoundDifferences, read_differences
+from alignloop.evaluation.report import EvalReport, read_report
+from alignloop.records import RoundRow
+from alignloop.run_dir.reader import HOW_TO_BEGIN, PublishedStage, RunReader
+from alignloop.run_dir.rounds_file import read_rounds
+
+STDERR = "_stderr"
+"""What ends the name of a measure's standard error."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its standard error, where it has one."""
+
+    value: float
+    stderr: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A round, finished or not.
+
+    Attributes:
+        row: its line of `rounds.jsonl`; None where it is not finished.
+        evaluation: None where it has none, or one that cannot be read.
+        measures: value by name, standard errors too (`name_stderr`); empty where nothing was measured.
+    """
+
+    number: int
+    stages: tuple[PublishedStage, ...]
+    row: RoundRow | None
+    evaluation: EvalReport | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+
+    def stage(self, name: str) -> PublishedStage | None:
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    @property
+    def label(self) -> str:
+        return round_label(self.number)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The benchmarks' figures; none where the round is not finished."""
+        return {} if self.row is None else self.row.metrics
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall seconds by activity, over the round's stages."""
+        total: dict[str, float] = {}
+        for stage in self.stages:
+            for activity, seconds in stage.manifest.seconds.items():
+                total[activity] = total.get(activity, 0.0) + seconds
+        return total
+
+
+Value = Callable[[RoundRecord], Estimate | None]
+"""How a figure is taken of a round; None where the round has it not."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run.
+
+    Attributes:
+        recipe: as resolved, plain values.
+        rounds: all that have published a stage, in order.
+        differences: of `differences.json`; none where there is no such file.
+        notes: what could not be read.
+    """
+
+    dir: Path
+    recipe: dict[str, Any]
+    rounds: tuple[RoundRecord, ...]
+    differences: tuple[RoundDifferences, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.dir.resolve().name
+
+    @property
+    def finished(self) -> tuple[RoundRecord, ...]:
+        """Rounds with a line in `rounds.jsonl`; the base's first."""
+        return tuple(entry for entry in self.rounds if entry.row is not None)
+
+    @property
+    def num_done(self) -> int:
+        """The last finished round; 0 where only the base is measured, or nothing."""
+        return max((entry.number for entry in self.finished), default=0)
+
+    @property
+    def seconds(self) -> float:
+        return sum(sum(entry.seconds.values()) for entry in self.rounds)
+
+    @property
+    def best(self) -> RoundRecord | None:
+        """The round with the highest `best_metric` that no gate holds back; the later one of equals."""
+        metric = str(self.recipe.get("best_metric", ""))
+        able = [e for e in self.finished if metric in e.metrics and (e.row is None or e.row.gated is None)]
+        return max(able, key=lambda e: (e.metrics[metric], e.number)) if able else None
+
+    @property
+    def shown(self) -> RoundRecord | None:
+        """The round that stands for the run: the best, or else the last."""
+        return self.best or (self.finished[-1] if self.finished else None)
+
+    def difference(self, key: str, *, number: int, against: int) -> Difference | None:
+        """Of a figure between two rounds; None where it was not taken."""
+        for pair in self.differences:
+            if (pair.round, pair.against) == (number, against):
+                return next((found for found in pair.differences if found.key == key), None)
+        return None
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Look at a run directory without touching anything.
+
+    Raises:
+        RunDirError: there is no run there, or one of a newer version, or a manifest is damaged.
+    """
+    run = RunReader(run_dir, hint=HOW_TO_BEGIN)
+    notes: list[str] = []
+    rows = {row.round: row for row in read_rounds(run_dir)}
+    rounds = [
+        _round(number, run.stages.get(number, []), rows.get(number), notes)
+        for number in sorted({*rows, *run.rounds})
+        if run.stages.get(number) or number in rows
+    ]
+    return RunRecord(run_dir, run.recipe, tuple(rounds), _differences(run_dir, notes), tuple(notes))
+
+
+def metric(key: str) -> Value:
+    """A benchmark's figure."""
+
+    def of(entry: RoundRecord) -> Estimate | None:
+        return None if entry.row is None else _finite(entry.metrics.get(key), entry.row.stderr.get(key))
+
+    return of
+
+
+def measure(key: str) -> Value:
+    """A figure beside the benchmarks: of the stage `measure`, or of the reward model's own stages."""
+
+    def of(entry: RoundRecord) -> Estimate | None:
+        of_reward_model = {} if entry.row is None else entry.row.reward_model
+        return _finite(entry.measures.get(key, of_reward_model.get(key)), entry.measures.get(key + STDERR))
+
+    return of
+
+
+def evenly(rounds: Sequence[RoundRecord], *, most: int) -> list[RoundRecord]:
+    """At most so many rounds, the first and the last among them."""
+    if len(rounds) <= most:
+        return list(rounds)
+    return [rounds[round(index * (len(rounds) - 1) / (most - 1))] for index in range(most)]
+
+
+def round_label(number: int) -> str:
+    return "base" if number == 0 else str(number)
+
+
+def json_rows(stage: PublishedStage | None, output: str, *, most: int) -> Iterator[dict[str, Any]]:
+    """The objects in a stage's output, at most so many lines a file. A broken line is passed over."""
+    for path in stage.files(output) if stage is not None else ():
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            for line in islice(file, most):
+                try:
+                    value = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    continue
+                if isinstance(value, dict):
+                    yield value
+
+
+def _round(number: int, stages: Sequence[PublishedStage], row: RoundRow | None, notes: list[str]) -> RoundRecord:
+    evaluation, measures = None, {} if row is None else dict(row.measures)
+    for stage in stages:
+        for path in stage.files("report") if stage.name == "evaluate" else ():
+            try:
+                evaluation = read_report(path)
+            except DataError as error:
+                notes.append(str(error).splitlines()[0])
+        for path in stage.files("measures") if stage.name == "measure" else ():
+            measures |= _numbers(path, notes)
+    return RoundRecord(number, tuple(stages), row, evaluation, measures)
+
+
+def _differences(run_dir: Path, notes: list[str]) -> tuple[RoundDifferences, ...]:
+    try:
+        return tuple(read_differences(run_dir))
+    except RunDirError as error:
+        notes.append(f"{str(error).splitlines()[0]}; left out")
+        return ()
+
+
+def _numbers(path: Path, notes: list[str]) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    try:
+        values = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        notes.append(f"{path}: not JSON ({error}); left out")
+        return {}
+    items = values.items() if isinstance(values, dict) else ()
+    return {str(key): float(value) for key, value in items if isinstance(value, int | float)}
+
+
+def _finite(value: float | None, stderr: float | None) -> Estimate | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return Estimate(value, stderr if stderr is not None and math.isfinite(stderr) else None)

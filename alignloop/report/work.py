@@ -1,0 +1,245 @@
+"""What a run took and was made of: rows on their way through each round, time and tokens, recipe and lineage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from alignloop.config.yaml_values import dump_yaml
+from alignloop.report.content import COUNT, Cell, Details, Figure, Section, Table, Unit, present
+from alignloop.report.facts import Estimate, RoundRecord, RunRecord, Value, evenly, json_rows
+from alignloop.report.figures import Series, over_rounds, stacked
+from alignloop.report.render import cut
+from alignloop.run_dir.reader import PublishedStage
+
+BY = "dropped_by_"
+TOKENS = "/mean_tokens"
+MOST_DROPPED_ROWS, MOST_ROUNDS, MOST_STEPS, MOST_CHARACTERS, REASON_CHARACTERS = 50_000, 40, 1_000_000, 100_000, 200
+ROWS = Unit("rows", digits=0, least=0.0)
+FLOW = {
+    "preferences": ("collect", ("preferences", "annotated")),
+    "candidates": ("sample", ("candidates",)),
+    "SFT rows": ("prune", ("kept",)),
+    "DPO pairs": ("build_pairs", ("kept",)),
+}
+"""Counts of a stage that are summed, by what they are called in the chart."""
+FUNNELS = {
+    "train_reward": "Preferences the reward model is trained on",
+    "prune": "SFT rows",
+    "build_pairs": "DPO pairs",
+}
+KINDS = {"build_pairs": ("preference_pairs", "on_policy_pairs")}
+"""Counts that together are the rows kept."""
+
+
+@dataclass(frozen=True)
+class Drops:
+    """What a stage dropped: rows by rule, and the first reason of each."""
+
+    by_rule: Mapping[str, int]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{number:,} {_words(rule)}" + (f" ({reason})" if (reason := self.reasons.get(rule)) else "")
+            for rule, number in self.by_rule.items()
+        )
+
+
+def funnel(run: RunRecord) -> Section:
+    """A chart a stage that drops, and every stage of every round as a table."""
+    rounds = evenly([entry for entry in run.rounds if entry.stages], most=MOST_ROUNDS)
+    drops = {stage.dir: drops_of(stage) for entry in rounds for stage in entry.stages if _is_counted(stage)}
+    rows = [(entry, list(_stage_rows(entry, drops))) for entry in rounds]
+    left = len(run.rounds) - len(rounds)
+    return Section(
+        "funnel",
+        "Data",
+        "The data, round by round",
+        figures=present([_flow(rounds), *(_funnel(name, rounds, drops) for name in FUNNELS)]),
+        details=tuple(_round_details(entry, found) for entry, found in rows if found),
+        remark=f"{left} rounds between are left out here." if left > 0 else "",
+    )
+
+
+def drops_of(stage: PublishedStage) -> Drops:
+    """From the manifest; rules it does not count, and the reasons, from the dropped rows."""
+    counts = stage.manifest.counts
+    if stage.name == "select" and counts.get("dropped"):
+        return Drops({"not the best of their prompt": counts["dropped"]})
+    by_rule = {name.removeprefix(BY): number for name, number in counts.items() if name.startswith(BY) and number}
+    found = _dropped_rows(stage, "dropped")
+    return Drops(by_rule or found.by_rule, found.reasons)
+
+
+def work(run: RunRecord) -> Section:
+    """A bar a round for the seconds, one for the tokens."""
+    entries = [entry for entry in run.rounds if entry.stages]
+    figures = [
+        _activities("Time by activity", {e.label: e.seconds for e in entries}, y_title="seconds"),
+        _activities("Tokens by activity", {e.label: tokens_of(e) for e in entries}, y_title="tokens"),
+    ]
+    minutes, seconds = divmod(round(run.seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    time = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    lead = f"{time} of work in published stages." if run.seconds else ""
+    return Section("work", "Time", "Time and tokens", lead=lead, figures=present(figures))
+
+
+def tokens_of(entry: RoundRecord) -> dict[str, float]:
+    """Tokens sampled, trained on and generated for benchmarks; of what is not recorded there is nothing."""
+    sampled, trained, evaluated = 0.0, 0.0, 0.0
+    for stage in entry.stages:
+        if stage.name == "sample":
+            sampled += stage.manifest.metrics.get("mean_tokens", 0.0) * stage.manifest.counts.get("candidates", 0)
+        trained += sum(float(row.get("num_tokens", 0.0)) for row in json_rows(stage, "logs", most=MOST_STEPS))
+    if entry.evaluation is not None:
+        means = {key: mean for key, mean in entry.evaluation.metrics.items() if key.endswith(TOKENS)}
+        evaluated = sum(mean * entry.evaluation.counts.get(key, 0) for key, mean in means.items())
+    tokens = {"sampling": sampled, "training": trained, "evaluating": evaluated}
+    return {activity: number for activity, number in tokens.items() if number}
+
+
+def recipe(run: RunRecord) -> Section:
+    """What was run: the resolved recipe, the benchmarks' protocol, versions and digests; each opens."""
+    text = cut(dump_yaml(run.recipe), num_characters=MOST_CHARACTERS)
+    details = (Details("The recipe, resolved", text=text), *_protocol(run), *_lineage(run))
+    return Section("recipe", "Recipe", "What was run", details=details)
+
+
+def _flow(rounds: Sequence[RoundRecord]) -> Figure | None:
+    """How many rows each round takes in and trains on."""
+    counts = {label: _count_of(stage, names) for label, (stage, names) in FLOW.items()}
+    having = [entry for entry in rounds if any(value(entry) is not None for value in counts.values())]
+    series = [Series(label, having, value, is_drawn=label != "candidates") for label, value in counts.items()]
+    note = "New preferences a round, best completions after pruning, pairs."
+    return over_rounds("Rows that training gets", series, ROWS, name="flow", note=note)
+
+
+def _count_of(stage_name: str, names: Sequence[str]) -> Value:
+    def of(entry: RoundRecord) -> Estimate | None:
+        stage = entry.stage(stage_name)
+        found = [stage.manifest.counts[name] for name in names if name in stage.manifest.counts] if stage else []
+        return Estimate(sum(found)) if found else None
+
+    return of
+
+
+def _funnel(name: str, rounds: Sequence[RoundRecord], drops: Mapping[Any, Drops]) -> Figure | None:
+    """Rows kept and dropped by rule, a bar a round."""
+    found: dict[str, dict[str, int]] = {}
+    for entry in rounds:
+        stage = entry.stage(name)
+        if stage is not None and _is_counted(stage):
+            by_rule = {f"dropped: {_words(rule)}": num for rule, num in drops[stage.dir].by_rule.items()}
+            found[entry.label] = _kept(stage) | by_rule
+    order = list(dict.fromkeys(part for parts in found.values() for part in parts))
+    whole = {label: {part: parts.get(part, 0) for part in order} for label, parts in found.items()}
+    return stacked(f"{FUNNELS[name]}: kept and dropped", whole, order=order, y_title="rows", name=f"funnel-{name}")
+
+
+def _kept(stage: PublishedStage) -> dict[str, int]:
+    counts = stage.manifest.counts
+    kinds = KINDS.get(stage.name, ())
+    if kinds and all(kind in counts for kind in kinds):
+        return {f"kept: {_words(kind)}": counts[kind] for kind in kinds}
+    return {"kept": counts.get("kept", 0)}
+
+
+def _stage_rows(entry: RoundRecord, drops: Mapping[Any, Drops]) -> Iterator[tuple[str | Cell, ...]]:
+    for stage in entry.stages:
+        if not _is_counted(stage):
+            continue
+        counts = stage.manifest.counts
+        numbers = (counts.get("in"), counts.get("kept"), counts.get("dropped"))
+        yield (stage.dir.name, *map(COUNT.cell, numbers), str(drops[stage.dir]))
+        if "prompts_in" in counts:
+            numbers = (counts["prompts_in"], counts.get("prompts"), counts.get("prompts_dropped"))
+            why = str(_dropped_rows(stage, "dropped_prompts"))
+            yield (f"{stage.dir.name}: prompts", *map(COUNT.cell, numbers), why)
+
+
+def _dropped_rows(stage: PublishedStage, output: str) -> Drops:
+    seen: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    for row in json_rows(stage, output, most=MOST_DROPPED_ROWS):
+        rule = str(row.get("rule", "?"))
+        seen[rule] += 1
+        reasons.setdefault(rule, cut(str(row.get("reason", "")), num_characters=REASON_CHARACTERS))
+    return Drops(seen, reasons)
+
+
+def _activities(title: str, rounds: Mapping[str, Mapping[str, float]], *, y_title: str) -> Figure | None:
+    activities = dict.fromkeys(activity for parts in rounds.values() for activity in parts)
+    order = sorted(activities, key=lambda activity: -sum(parts.get(activity, 0.0) for parts in rounds.values()))
+    return stacked(title, rounds, order=order, y_title=y_title, name=y_title, with_totals=True)
+
+
+def _protocol(run: RunRecord) -> Iterator[Details]:
+    """How the benchmarks were asked in the last round, a column a task."""
+    number, report = next(
+        ((e.number, e.evaluation) for e in reversed(run.rounds) if e.evaluation is not None), (0, None)
+    )
+    if report is None:
+        return
+    values = report.protocol.model_dump(mode="json")
+    tasks: Mapping[str, Mapping[str, Any]] = values.pop("tasks")
+    fields = list(dict.fromkeys(name for task in tasks.values() for name in task if name != "task"))
+    rows = [
+        *((name, *(_short(value) for _ in tasks)) for name, value in values.items() if name != "groups"),
+        *((name, *(_short(task.get(name)) for task in tasks.values())) for name in fields),
+        ("digest of it all", *(report.protocol.digest[:16] for _ in tasks)),
+    ]
+    yield Details(f"The benchmarks' protocol (round {number})", Table.of(("", *tasks), rows, name="protocol"))
+
+
+def _lineage(run: RunRecord) -> Iterator[Details]:
+    stages = list(chain.from_iterable(entry.stages for entry in run.rounds))
+    checkpoints = {stage.dir: stage.manifest.outputs.get("checkpoint") for stage in stages}
+    engines: dict[str, list[str]] = {}
+    rows: list[tuple[str, str, str]] = []
+    for entry in run.rounds:
+        for stage in entry.stages:
+            if stage.name == "sample":
+                engines.setdefault(str(stage.manifest.config.get("engine", "?")), []).append(str(entry.number))
+            if stage.name == "ingest":
+                rows += _inputs(stage)
+        if entry.row is not None:
+            record = checkpoints.get((run.dir / entry.row.policy).parent)
+            digest = "" if record is None or isinstance(record, list) else record.digest[:19]
+            rows.append((f"policy of round {entry.number}", entry.row.policy, digest))
+    rows += [(f"engine that sampled in round {', '.join(numbers)}", name, "") for name, numbers in engines.items()]
+    if rows:
+        yield Details("Data and models", Table.of(("what", "which", "digest"), rows))
+    versions = next((stage.manifest.versions for stage in reversed(stages) if stage.manifest.versions), {})
+    if versions:
+        yield Details("Versions", Table.of(("package", "version"), versions.items()))
+
+
+def _inputs(stage: PublishedStage) -> Iterator[tuple[str, str, str]]:
+    for kind in ("preferences", "prompts"):
+        for one in stage.manifest.inputs.get(kind) or ():
+            if isinstance(one, dict):
+                yield kind, str(one.get("path", "")), str(one.get("digest", ""))[:19]
+
+
+def _round_details(entry: RoundRecord, rows: Sequence[Sequence[str | Cell]]) -> Details:
+    title = "The base's data" if entry.number == 0 else f"Round {entry.number}, stage by stage"
+    heads = ("stage", "in", "kept", "dropped", "why (with the first row's reason)")
+    return Details(title, Table.of(heads, rows, name=f"stages-{entry.number}"))
+
+
+def _is_counted(stage: PublishedStage) -> bool:
+    return "in" in stage.manifest.counts
+
+
+def _words(rule: str) -> str:
+    return rule.replace("_", " ")
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 80 or " " in text else f"{text[:16]}…"
