@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-_ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
+from alignloop.sampling.reward_statistics import nice_step
 
 
 def nice_domain(values: Sequence[float], *, least: float | None = None, most: float | None = None) -> list[float]:
@@ -18,7 +18,7 @@ def nice_domain(values: Sequence[float], *, least: float | None = None, most: fl
     if high - low < 1e-9 * max(1.0, abs(high)):
         room = 0.1 * abs(high) or 1.0
         low, high = low - room, high + room
-    step = _round_up((high - low) / 5)
+    step = nice_step((high - low) / 5)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     low = low if least is None else max(low, least)
     high = high if most is None else min(high, most)
@@ -46,8 +46,3 @@ def spread(places: Sequence[float], *, gap: float, low: float, high: float) -> l
     for index, place in zip(order, found, strict=True):
         result[index] = place
     return result
-
-
-def _round_up(width: float) -> float:
-    power = 10.0 ** math.floor(math.log10(width))
-    return next(step * power for step in _ROUND if step * power >= width * (1 - 1e-9))
