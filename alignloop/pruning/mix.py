@@ -135,7 +135,7 @@ def mix_step(items: Sequence[Item], tools: Tools) -> StepResult:
     if not config.wanted:
         return skipped(items, "prune.mix names no shares and no epochs")
     groups = [_group_of(item, config) for item in items]
-    if tools.lenient:  # in a run, preflight has looked through all rounds' rows: this one may lack a topic
+    if tools.lenient:  # in a run, the check has looked through all rounds' rows: this one may lack a topic
         _check_groups(config, tools.config.topic, found={group for group in groups if group is not None})
     ids = [item.id for item in items]
     if config.shares:
