@@ -26,7 +26,7 @@ HEAVY_ROOMS = {"engines", "training", "evaluation", "objectives", "packing"}
 ENGINE_ONLY = {"vllm", "ray"}
 
 ORDER = [
-    {"errors", "progress", "records", "streams", "temporary", "terminal"},
+    {"environment", "errors", "progress", "records", "streams", "temporary", "terminal"},
     {"artifacts"},
     {"config"},
     {"chat", "objectives"},

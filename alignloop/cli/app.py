@@ -16,9 +16,8 @@ from typing import Annotated
 
 import typer
 
-from alignloop import __version__
+from alignloop import __version__, environment
 from alignloop.cli import data, evaluate, look, run, sample
-from alignloop.config import environment
 from alignloop.errors import AlignloopError, Interrupted, PeopleNeeded, UserError
 from alignloop.streams import guard
 from alignloop.terminal import printable, say

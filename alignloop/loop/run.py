@@ -10,9 +10,9 @@ from typing import Any
 
 from alignloop.artifacts import Artifact
 from alignloop.config import Recipe, load_recipe
-from alignloop.config.environment import prepare as prepare_environment
 from alignloop.engines.base import Engine
 from alignloop.engines.log import LOG_FILE, log_named
+from alignloop.environment import prepare as prepare_environment
 from alignloop.evaluation.comparing import (
     Measured,
     ProtocolMismatch,

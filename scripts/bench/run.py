@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from alignloop.config.environment import prepare, silence
+from alignloop.environment import prepare, silence
 from alignloop.errors import AlignloopError
 from scripts.bench import data, evaluation, sampling, table, training
 from scripts.bench.case import Bench, BenchError, Case, Measured, Sides, SkippedError, measure

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from alignloop import __version__
-from alignloop.config import load_recipe
+from alignloop.config import Recipe, load_recipe
 from alignloop.config.bundled import QUICKSTART
 from alignloop.errors import EngineError, TrainingError
 from alignloop.run_dir.layout import enter, locked
@@ -201,18 +201,18 @@ def test_help_fits_a_screen(alignloop, verb: str, monkeypatch: pytest.MonkeyPatc
 def test_an_error_that_is_not_the_engines_sends_nobody_to_its_log(
     alignloop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*arguments: object, **options: object) -> None:
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / "engine.log").write_text("words")
+    def fails(recipe: Recipe, *, run_dir: Path) -> None:
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "engine.log").write_text("words")
         raise error
 
     monkeypatch.setattr("alignloop.loop.run.check", fails)
     error: Exception = TrainingError("the loss is not finite")
-    outcome = alignloop("run", "--run-dir", "run")
+    outcome = alignloop("run", "--run-dir", "first")
     assert (outcome.code, outcome.err) == (1, "error: the loss is not finite\n")
     error = EngineError("the engine disagrees")
-    outcome = alignloop("run", "--run-dir", "run")
-    assert (outcome.code, outcome.err) == (1, "error: the engine disagrees\nWhat the engine said: run/engine.log\n")
+    outcome = alignloop("run", "--run-dir", "second")
+    assert (outcome.code, outcome.err) == (1, "error: the engine disagrees\nWhat the engine said: second/engine.log\n")
 
 
 def test_eval_leaves_no_folder_behind(alignloop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
