@@ -10,6 +10,8 @@ from alignloop.config.base import Fraction, NonNegativeFloat, PositiveFloat, Pos
 from alignloop.records import Strength
 
 StartFrom = Literal["previous", "base"]
+ObjectiveName = Literal["reward", "sft", "dpo"]
+"""What a stage trains by; its section of the recipe and of `averaging` has the same name."""
 
 
 class LoraConfig(Section):

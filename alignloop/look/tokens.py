@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from alignloop.config import Recipe
+from alignloop.config.training import ObjectiveName
 from alignloop.look.setting import Setting
 from alignloop.packing.layout import Piece
-from alignloop.training.job import ObjectiveName
 
 Use = Literal["masked", "trained", "formatting", "reward"]
 """What becomes of a token: seen only; trained as content; a formatting token; the place a reward is read at."""

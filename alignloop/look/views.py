@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.config import Recipe
+from alignloop.config.training import ObjectiveName
 from alignloop.errors import DataError
 from alignloop.look.own_rows import InspectedRow
 from alignloop.look.setting import Setting
@@ -26,7 +27,7 @@ from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, Sel
 from alignloop.stages.bootstrap import preferred
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.train_reward import of_strengths
-from alignloop.training.job import ObjectiveName, drop_reason
+from alignloop.training.job import drop_reason
 
 OBJECTIVES: dict[type, tuple[ObjectiveName, ...]] = {
     PreferenceRow: ("reward", "sft", "dpo"),

@@ -28,9 +28,6 @@ class Expected:
     tokens: int | None = None
 
 
-NOTHING = Expected()
-
-
 class Estimator:
     """Expectations of one recipe on one set of files."""
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from alignloop.chat.template_defaults import in_yaml
 from alignloop.config import Recipe
-from alignloop.config.training import LoraConfig, OptimizerConfig
+from alignloop.config.training import LoraConfig, ObjectiveName, OptimizerConfig
 from alignloop.loop.check import Checked
 from alignloop.loop.plan import Plan, PlannedStage
 from alignloop.loop.round_inputs import files_of_rounds
 from alignloop.run_dir.layout import RESOLVED
 from alignloop.stages import average
-from alignloop.stages.average import ObjectiveName, num_checkpoints
+from alignloop.stages.average import num_checkpoints
 from alignloop.training.variants import changed_fields, changed_in_words
 
 NAME_WIDTH = 20

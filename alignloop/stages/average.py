@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from alignloop.artifacts import Artifact, write_text
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import AverageConfig, OptimizerConfig
+from alignloop.config.training import AverageConfig, ObjectiveName, OptimizerConfig
 from alignloop.errors import UserError
 from alignloop.records import PreferenceRow
 from alignloop.run_dir.stage import Outputs as StageOutputs
@@ -17,8 +16,6 @@ from alignloop.stages import training
 from alignloop.stages.facts import Facts
 from alignloop.stages.train_reward import of_strengths
 from alignloop.training.variants import num_trainings, trainings
-
-ObjectiveName = Literal["reward", "sft", "dpo"]
 
 
 @dataclass(frozen=True)

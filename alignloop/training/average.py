@@ -15,11 +15,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignloop.artifacts import Artifact
-from alignloop.config.training import AverageConfig
+from alignloop.config.training import AverageConfig, ObjectiveName
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.objectives.averaging import average_tensors, check_same_names, normalised_weights
 from alignloop.training.checkpoints import written_aside
-from alignloop.training.job import ObjectiveName
 
 SUMMARY_VERSION = 1
 

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
-from alignloop.config.training import DpoConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.config.training import DpoConfig, ObjectiveName, RewardConfig, SftConfig, TrainingConfig
 from alignloop.errors import TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import Progress
@@ -27,7 +26,6 @@ REFERENCE_CACHE = "reference_logprobs.json"
 READ_BYTES = 2**20
 
 TrainConfig = RewardConfig | SftConfig | DpoConfig
-ObjectiveName = Literal["reward", "sft", "dpo"]
 Dropped = tuple[tuple[str, str], ...]
 """(group id, reason)."""
 

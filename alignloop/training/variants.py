@@ -17,14 +17,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignloop.artifacts import Artifact, derive_seed, write_text
-from alignloop.config.training import OptimizerConfig, TrainingConfig, Variant
+from alignloop.config.training import ObjectiveName, OptimizerConfig, TrainingConfig, Variant
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import Progress
 from alignloop.training.job import (
     REFERENCE_CACHE,
     TRAINER_VERSION,
     Dropped,
-    ObjectiveName,
     TrainConfig,
     TrainJob,
     TrainResult,

@@ -6,6 +6,7 @@ prompts     --read--> --without benchmarks--> --without held-out prompts--> to s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from alignloop.artifacts import Artifact
@@ -16,7 +17,7 @@ from alignloop.data.readers import read_preferences, read_prompts
 from alignloop.data.split import heldout_split, prompt_key, without_prompts
 from alignloop.errors import DataError
 from alignloop.pruning.benchmarks import benchmark_files
-from alignloop.pruning.decontaminate import ALL_LEFT_OUT, left_out_line, without_benchmarks
+from alignloop.pruning.decontaminate import ALL_LEFT_OUT, RowT, left_out_line, without_benchmarks
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
@@ -95,13 +96,7 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     """
     with ctx.activity("reading"):
         read = read_preferences([a.path for a in inputs.preferences], **config.reading)
-    with ctx.activity("decontaminating"):
-        rows, dropped = without_benchmarks(read.rows, config.keep_out, stage=STAGE.name)
-    if dropped:
-        line = left_out_line(dropped, num_in=len(read.rows), what="preferences")
-        ctx.progress.say(f"  {line}")
-        if not rows:
-            raise DataError(f"{line}\nNothing is left to train on: {ALL_LEFT_OUT}")
+    rows, dropped = _keep_out(read.rows, config, ctx, what="preferences", use="train on")
     train, heldout = heldout_split(
         rows, fraction=config.heldout_fraction, max_heldout=config.max_heldout, seed=ctx.seed
     )
@@ -129,6 +124,20 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     )
 
 
+def _keep_out(
+    rows: Sequence[RowT], config: Settings, ctx: StageContext, *, what: str, use: str
+) -> tuple[list[RowT], list[DroppedRow]]:
+    """The rows that hold no benchmark's question, and the others, of which a line is printed."""
+    with ctx.activity("decontaminating"):
+        kept, dropped = without_benchmarks(rows, config.keep_out, stage=STAGE.name)
+    if dropped:
+        line = left_out_line(dropped, num_in=len(rows), what=what)
+        ctx.progress.say(f"  {line}")
+        if not kept:
+            raise DataError(f"{line}\nNothing is left to {use}: {ALL_LEFT_OUT}")
+    return kept, dropped
+
+
 def _prompts(
     config: Settings,
     inputs: Inputs,
@@ -141,13 +150,7 @@ def _prompts(
     if inputs.prompts:
         with ctx.activity("reading"):
             read = read_prompts([a.path for a in inputs.prompts], **config.reading_prompts)
-        with ctx.activity("decontaminating"):
-            rows, dropped = without_benchmarks(read.rows, config.keep_out, stage=STAGE.name)
-        if dropped:
-            line = left_out_line(dropped, num_in=len(read.rows), what="prompts")
-            ctx.progress.say(f"  {line}")
-            if not rows:
-                raise DataError(f"{line}\nNothing is left to sample for: {ALL_LEFT_OUT}")
+        rows, dropped = _keep_out(read.rows, config, ctx, what="prompts", use="sample for")
         found = _Prompts(rows, dropped, list(read.rejected))
     rows, of_heldout = without_prompts(found.rows, heldout)
     if of_heldout and not rows:

@@ -10,14 +10,14 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from alignloop.artifacts import PARTIAL, Artifact, write_text
-from alignloop.config.training import SftConfig
+from alignloop.config.training import ObjectiveName, SftConfig
 from alignloop.records import DroppedRow, SftRow, round_name
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import StageContext
 
 if TYPE_CHECKING:
     from alignloop.packing.groups import PromptGroup
-    from alignloop.training.job import ObjectiveName, TrainConfig
+    from alignloop.training.job import TrainConfig
     from alignloop.training.variants import TrainedVariant
 
 SUMMARY = "train_summary.json"
