@@ -1,5 +1,14 @@
 """What is found wrong before anything begins, word for word and in its order, held against a golden file.
 
+A case of `cases/*.yaml` is one command in a folder of its own, where `good.jsonl` lies:
+
+    command:      the words after `alignloop`; default: `plan mine.yaml`
+    recipe:       what `mine.yaml` says beside a sound recipe; without it, `base` and `preferences` there is none
+    files:        name -> content: a text, rows, or a tag of `golden_files.py`
+    base:         the recipe's base is a copy of the bundled one with these changes
+    preferences:  content of the recipe's one file of preferences
+    at_work:      the run directory that another process holds
+
 A change of words, of their order, or of what is found at all shows as a difference of `findings.json`. Where the change
 is meant, write the file anew and look at its diff:
 
@@ -11,22 +20,27 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from data_golden import DATA
-from golden_case import Case
-from models_golden import MODELS
-from recipes_golden import RECIPES
-from settings_golden import SETTINGS
-from verbs_golden import FILES, RUNS, STAGES
+import yaml
+from golden_files import SMALL, Loader, base, put, row
+
+from alignloop.config.yaml_values import dump_yaml
+from alignloop.run_dir.layout import locked
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = Path(__file__).with_name("findings.json")
-TABLES = (RECIPES, DATA, MODELS, SETTINGS, RUNS, STAGES, FILES)
-CASES: dict[str, Case] = {name: case for table in TABLES for name, case in table.items()}
+HERE = Path(__file__).parent
+GOLDEN = HERE / "findings.json"
+TABLES = [
+    yaml.load((HERE / "cases" / f"{name}.yaml").read_text(encoding="utf-8"), Loader)
+    for name in ("recipes", "data", "models", "settings", "runs", "stages", "files")
+]
+CASES: dict[str, dict[str, Any]] = {name: case for table in TABLES for name, case in table.items()}
 REWRITE = bool(os.environ.get("REWRITE_GOLDEN"))
 OF_THIS_MACHINE = (
     (re.compile(r"python -m [\w.]*alignloop"), "alignloop"),
@@ -49,9 +63,9 @@ def _one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_findings_are_those_of_the_golden_file(alignloop: Any, tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    case.make(tmp_path)
-    with case.during(tmp_path):
-        outcome = alignloop(*case.command)
+    make(case, tmp_path)
+    with locked(tmp_path / case["at_work"]) if "at_work" in case else nullcontext():
+        outcome = alignloop(*shlex.split(case.get("command", "plan mine.yaml")))
     found = {"code": outcome.code, "out": _lines(outcome.out, tmp_path), "err": _lines(outcome.err, tmp_path)}
     golden = _golden()
     if REWRITE:
@@ -59,6 +73,19 @@ def test_findings_are_those_of_the_golden_file(alignloop: Any, tmp_path: Path, n
         ordered = {known: golden[known] for known in CASES if known in golden}
         GOLDEN.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     assert found == golden.get(name)
+
+
+def make(case: dict[str, Any], folder: Path) -> None:
+    """Write the files of a case."""
+    files, recipe = dict(case.get("files", {})), dict(case.get("recipe", {}))
+    if "base" in case:
+        recipe["base"], files["my-base"] = "my-base", base(case["base"])
+    if "preferences" in case:
+        recipe["preferences"], files["bad.jsonl"] = "bad.jsonl", case["preferences"]
+    if {"recipe", "base", "preferences"} & case.keys():
+        files["mine.yaml"] = dump_yaml({**SMALL, **recipe})
+    for name, content in {"good.jsonl": [row(number, {}) for number in range(40)], **files}.items():
+        put(folder / name, content)
 
 
 def test_the_golden_file_holds_these_cases_and_no_others() -> None:
