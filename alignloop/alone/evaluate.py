@@ -21,8 +21,8 @@ from alignloop.errors import ModelError
 from alignloop.look.setting import recipe_of
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import RESOLVED
-from alignloop.stages.base.weights import check_causal
-from alignloop.stages.evaluate.check import BUNDLED
+from alignloop.stages.base_files import check_causal
+from alignloop.stages.evaluate import BUNDLED
 
 if TYPE_CHECKING:
     from alignloop.evaluation.report import EvalReport

@@ -10,7 +10,7 @@ from alignloop.chat.template_defaults import Value, in_yaml
 from alignloop.config.bundled import resolve_base
 from alignloop.engines.checkpoint import tensor_shapes, text_config, weight_files
 from alignloop.errors import ModelError, UserError
-from alignloop.stages.base.weights import check_causal
+from alignloop.stages.base_files import check_causal
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat

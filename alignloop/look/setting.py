@@ -13,7 +13,7 @@ from alignloop.errors import ModelError, RunDirError
 from alignloop.run_dir.layout import RESOLVED, read_resolved, run_around
 from alignloop.run_dir.reader import published_stage
 from alignloop.stages.base import STAGE as BASE_STAGE
-from alignloop.stages.base.check import look_at_base
+from alignloop.stages.base import look_at_base
 from alignloop.stages.facts import Findings
 
 

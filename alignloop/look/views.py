@@ -24,9 +24,9 @@ from alignloop.packing.build import (
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import layout_group
 from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, SelectedRow, SftRow, Source, Strength
-from alignloop.stages.bootstrap import preferred
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.train_reward import of_strengths
+from alignloop.stages.train_sft import preferred
 from alignloop.training.job import drop_reason
 
 OBJECTIVES: dict[type, tuple[ObjectiveName, ...]] = {

@@ -1,4 +1,4 @@
-"""Everything that can be known before a model is loaded, every problem at once.
+"""Everything that can be known before a model is loaded, every problem at once; and what disk a run takes.
 
     recipe --> rows (files read)            --\\
            --> base (config, headers, tokenizer) --> lengths --> disk --> Checked, or one UserError
@@ -7,31 +7,39 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from alignloop.artifacts import disk_errors_named
+from alignloop.artifacts import disk_errors_named, existing_parent
 from alignloop.config import Recipe
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.engines.open import FALLBACK, is_fallback
 from alignloop.engines.placement import places
-from alignloop.loop.disk import run_bytes, used_bytes
+from alignloop.errors import DiskFullError
 from alignloop.records import RejectedRow
 from alignloop.run_dir.layout import BEFORE_A_RUN, RESOLVED
-from alignloop.stages import average, collect, score
-from alignloop.stages.base.check import look_at_base
-from alignloop.stages.evaluate import check as evaluate_check
+from alignloop.stages import average, collect, evaluate, measure, prune, sample, score
+from alignloop.stages.average import num_checkpoints
+from alignloop.stages.base import look_at_base
 from alignloop.stages.facts import BaseFacts, Facts, Findings, Rows
-from alignloop.stages.ingest.check import read_rows, with_files
-from alignloop.stages.measure import check as measure_check
-from alignloop.stages.prune import check as prune_check
-from alignloop.stages.sample import check as sample_check
-from alignloop.stages.training.check import Lengths, check_answers, measure_lengths
+from alignloop.stages.ingest import read_rows, with_files
+from alignloop.stages.training import Lengths, check_answers, measure_lengths
 from alignloop.training.accelerate_file import check_layer_classes, check_processes, unused_file
 from alignloop.training.trackers import check_trackers
 
 REJECTED_ROWS = "rejected_rows.jsonl"
+PARAMETER_BYTES = 4
+"""Checkpoints are kept in float32."""
+BYTES_A_TOKEN = 12
+"""Of a row on disk: about four characters of text and the id's digits."""
+NUM_COPIES_OF_CANDIDATES = 3
+"""Sampled, scored, and in shards while sampling."""
+FIXED_BYTES = 50_000_000
+"""Logs, benchmark answers, tokenizers."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +105,12 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
     if facts.base.chat is not None:
         check_answers(facts, chat=facts.base.chat)
         lengths = measure_lengths(facts, chat=facts.base.chat)
-    for check_stage in (sample_check.check, score.check, evaluate_check.check, average.check):
-        check_stage(facts)
+    for stage in (sample, score, evaluate, average):
+        stage.check(facts)
     with findings.collecting():
         check_trackers(recipe.training.trackers)
-    for check_stage in (collect.check, measure_check.check, prune_check.check):
-        check_stage(facts)
+    for stage in (collect, measure, prune):
+        stage.check(facts)
     _check_processes(facts)
     _check_engine(facts)
     findings.raise_problems()
@@ -149,7 +157,8 @@ def _check_engine(facts: Facts) -> None:
 def _write_rejected(rejected: list[RejectedRow], *, run_dir: Path, findings: Findings) -> None:
     """Beside the run, where the directory is a run's or can become one."""
     path = run_dir / REJECTED_ROWS
-    if not _can_hold_a_run(run_dir):
+    is_free = not run_dir.exists() or (run_dir.is_dir() and {each.name for each in run_dir.iterdir()} <= BEFORE_A_RUN)
+    if not is_free and not (run_dir / RESOLVED).is_file():
         return
     if not rejected:
         if not (run_dir / RESOLVED).is_file():
@@ -165,7 +174,55 @@ def _write_rejected(rejected: list[RejectedRow], *, run_dir: Path, findings: Fin
         findings.notes.append(f"written down: {many} in {path}")
 
 
-def _can_hold_a_run(folder: Path) -> bool:
+def run_bytes(recipe: Recipe, *, num_parameters: int, num_prompts: int, prompt_tokens: float) -> int:
+    """Bytes of a whole run: checkpoints of three stages a round, of all their variants, resume points, rows.
+
+    Args:
+        num_prompts: sampled a round.
+        prompt_tokens: mean length; completions count with their longest.
+    """
+    checkpoint = num_parameters * PARAMETER_BYTES
+    stages = (recipe.reward, recipe.sft, recipe.dpo)
+    # `average` publishes one more of each stage; a resume point holds weights and two moments.
+    checkpoints = sum(num_checkpoints(stage) + 1 for stage in stages)
+    tokens = num_prompts * recipe.sample.num_candidates * (prompt_tokens + recipe.sample.max_tokens)
+    rows = int(tokens * BYTES_A_TOKEN * NUM_COPIES_OF_CANDIDATES)
+    before = num_checkpoints(recipe.sft) + 1 if recipe.bootstrap == "always" else 0
+    others = 2 + before + 3  # base and final, bootstrap, a resume point
+    return recipe.rounds * (checkpoints * checkpoint + rows) + others * checkpoint + FIXED_BYTES
+
+
+def used_bytes(folder: Path) -> int:
+    """Bytes of the files under `folder`; 0 where there is none."""
     if not folder.is_dir():
-        return not folder.exists()
-    return (folder / RESOLVED).is_file() or {path.name for path in folder.iterdir()} <= BEFORE_A_RUN
+        return 0
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def require_space(folder: Path, *, needed_bytes: int) -> None:
+    """Refuse to start where the disk cannot hold the run.
+
+    Raises:
+        DiskFullError: fewer than `needed_bytes` are free.
+    """
+    free = shutil.disk_usage(existing_parent(folder)).free
+    if free < needed_bytes:
+        raise DiskFullError(folder, needed_bytes=needed_bytes, free_bytes=free)
+
+
+@contextmanager
+def disk_needs_named(folder: Path, *, needed_bytes: int) -> Iterator[None]:
+    """A `DiskFullError` inside says, beside the path, what the whole run still needs and what is free.
+
+    Args:
+        needed_bytes: the run's need at entry.
+    """
+    before = used_bytes(folder)
+    try:
+        yield
+    except DiskFullError as error:
+        written = used_bytes(folder) - before
+        free = shutil.disk_usage(existing_parent(folder)).free
+        raise DiskFullError(
+            error.path, needed_bytes=max(needed_bytes - written, 0), free_bytes=free, reason=error.reason
+        ) from error

@@ -42,7 +42,7 @@ class RoundStart:
         batches: the preference batches of the rounds before, oldest first.
         scored: the last round's scored candidates; None in the first round.
         before: what its model is measured against: the base, the last round's model, the first reward model.
-        outside: what the round is given beside: a file of preferences of its own, people's answers.
+        files: what people put beside the run for it: a file of preferences of its own, answers.
     """
 
     policy: Artifact
@@ -54,7 +54,7 @@ class RoundStart:
     batches: tuple[Artifact, ...]
     scored: Artifact | None
     before: measure.Before
-    outside: collect.FromOutside = field(default_factory=collect.FromOutside)
+    files: collect.RoundFiles = field(default_factory=collect.RoundFiles)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         recipe,
         start.preferences,
         start.scored,
-        outside=start.outside,
+        files=start.files,
         batches=start.batches,
         heldout=start.heldout,
         prompts=start.prompts,

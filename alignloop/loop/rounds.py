@@ -49,7 +49,7 @@ def run_rounds(
         say(f"round {number} of {recipe.rounds}")
         if number > 1:
             start = replace(start, policy=(choose or sampling_policy)(recipe, rows, policies))
-        start = replace(start, outside=from_outside(recipe, run_dir, number))
+        start = replace(start, files=round_files(recipe, run_dir, number))
         try:
             end = run_round(stages.round(number), start)
         except PeopleNeeded as wait:
@@ -136,9 +136,9 @@ def best_round(rows: Sequence[RoundRow], metric: str) -> RoundRow:
     return max((row for row in rows if row.gated is None), key=lambda row: (row.metrics[metric], row.round))
 
 
-def from_outside(recipe: Recipe, run_dir: Path, number: int) -> collect.FromOutside:
+def round_files(recipe: Recipe, run_dir: Path, number: int) -> collect.RoundFiles:
     """A round's own file and people's answers, as they lie there when it begins."""
-    return collect.FromOutside(file=round_file(recipe, run_dir, number), answers=answers_of(recipe, run_dir, number))
+    return collect.RoundFiles(file=round_file(recipe, run_dir, number), answers=answers_of(recipe, run_dir, number))
 
 
 def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inputs:

@@ -22,8 +22,7 @@ from alignloop.evaluation.comparing import (
     write_differences,
 )
 from alignloop.evaluation.measures.over_optimisation import flagged
-from alignloop.loop.check import check
-from alignloop.loop.disk import disk_needs_named, require_space
+from alignloop.loop.check import check, disk_needs_named, require_space
 from alignloop.loop.final import publish_final
 from alignloop.loop.gate import gated, require_metric
 from alignloop.loop.plan_text import opening_lines

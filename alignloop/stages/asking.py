@@ -16,7 +16,7 @@ from alignloop.judging.identity import model_mark, prompt_mark
 from alignloop.judging.verdicts import Judge
 from alignloop.records import Message
 from alignloop.run_dir.stage import StageContext
-from alignloop.stages.base.check import load_tokenizer
+from alignloop.stages.base import load_tokenizer
 from alignloop.stages.facts import Facts
 
 KEPT = "judge"

@@ -15,9 +15,10 @@ from alignloop.config.recipe import Recipe
 from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.split import round_batch
-from alignloop.records import DroppedRow, Message, PreferenceRow, SftRow
+from alignloop.records import DroppedRow, PreferenceRow
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.stages.training import Outputs, fine_tune
+from alignloop.stages.train_sft import fine_tune, preferred
+from alignloop.stages.training import Outputs
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ def settings(recipe: Recipe) -> Settings:
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     batch, later = first_batch(list(load_jsonl(inputs.preferences.path, PreferenceRow)), config)
-    rows = [preferred(row) for row in batch]
-    return fine_tune(config, inputs.start, rows, heldout_targets(inputs.heldout), ctx, left_out=later)
+    return fine_tune(config, inputs.start, [preferred(row) for row in batch], inputs.heldout, ctx, left_out=later)
 
 
 def first_batch(rows: Sequence[PreferenceRow], config: Settings) -> tuple[list[PreferenceRow], list[DroppedRow]]:
@@ -55,25 +55,6 @@ def first_batch(rows: Sequence[PreferenceRow], config: Settings) -> tuple[list[P
         DroppedRow(id=row.id, stage="bootstrap", rule="batch", reason=reason) for row in rows if row.id not in taken
     ]
     return batch, later
-
-
-def preferred(row: PreferenceRow) -> SftRow:
-    """The dialog with the completion people liked best: edited, else chosen."""
-    best = row.ranked[0]
-    return SftRow(
-        id=row.id,
-        messages=[*row.messages, Message(role="assistant", content=best.text)],
-        origin="preference",
-        source=row.source,
-        completion_ids=best.token_ids,
-        finish_reason=best.finish_reason,
-        meta=row.meta,
-    )
-
-
-def heldout_targets(heldout: Artifact | None) -> list[SftRow]:
-    """What people liked best of held-out preferences; nothing where none are given."""
-    return [] if heldout is None else [preferred(row) for row in load_jsonl(heldout.path, PreferenceRow)]
 
 
 STAGE = Stage("bootstrap", Inputs, Outputs, settings, run)

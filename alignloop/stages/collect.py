@@ -34,10 +34,13 @@ from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.best_of_k import comparable, pick_best
 from alignloop.stages.asking import KEPT, check_judge, judge_marks, open_stage_judge
-from alignloop.stages.batch_file import Batch, none_left, read_batch
 from alignloop.stages.facts import Facts
-from alignloop.stages.ingest import keep_out_of
+from alignloop.stages.incoming import Batch, keep_out_of, none_left, read_batch
 from alignloop.stages.select import endings, passed_over, reward_of
+
+QUESTIONS = "to_annotate.jsonl"
+FIRST_ANNOTATED = 2
+"""The first round that finds candidates of a round before."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Outputs(StageOutputs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromOutside:
-    """What a round is given beside what the run has made; see `Inputs`."""
+class RoundFiles:
+    """What people put beside the run for a round; see `Inputs`."""
 
     file: Artifact | None = None
     answers: Artifact | None = None
@@ -119,7 +122,7 @@ def inputs(
     preferences: Artifact,
     scored: Artifact | None,
     *,
-    outside: FromOutside = FromOutside(),
+    files: RoundFiles = RoundFiles(),
     batches: tuple[Artifact, ...] = (),
     heldout: Artifact | None = None,
     prompts: Artifact | None = None,
@@ -129,10 +132,10 @@ def inputs(
     if config.annotator == "judge" and config.judge is not None and scored is not None:
         marks |= judge_marks(config.judge)
     if config.annotator == "human" and scored is not None:
-        marks = {"answers": outside.answers}
-    if outside.file is not None:
+        marks = {"answers": files.answers}
+    if files.file is not None:
         grown = prompts if config.prompts_grow else None
-        marks |= {"file": outside.file, "earlier": batches, "heldout": heldout, "prompts": grown}
+        marks |= {"file": files.file, "earlier": batches, "heldout": heldout, "prompts": grown}
         if config.keep_out is not None:
             marks["benchmarks"] = benchmark_files(config.keep_out.tasks, config.keep_out.include_path)
     return Inputs(preferences, scored, **marks)
@@ -182,11 +185,6 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     return outputs
 
 
-QUESTIONS = "to_annotate.jsonl"
-FIRST_ANNOTATED = 2
-"""The first round that finds candidates of a round before."""
-
-
 def _batch(config: Settings, inputs: Inputs, ctx: StageContext) -> Batch:
     if inputs.file is None:
         everyone = list(load_jsonl(inputs.preferences.path, PreferenceRow))
@@ -214,32 +212,32 @@ def _annotated(
     config: Settings, candidates: list[CandidateRow], answers: Artifact | None, ctx: StageContext
 ) -> Annotations:
     pairs = pairs_to_annotate(candidates, seed=ctx.seed)
-    by = {"simulated": _simulated, "human": _by_people, "judge": _judged}[config.annotator]
-    made = by(config, pairs, answers, ctx)
+    if config.annotator == "simulated":
+        made = _simulated(pairs, config.num_annotations, seed=ctx.seed)
+    elif config.annotator == "human":
+        made = _by_people(config, pairs[: config.num_annotations], answers, ctx)
+    else:
+        from alignloop.judging.annotate import annotate
+
+        assert config.judge is not None, "the recipe checks that there is one"
+        judge = open_stage_judge(config.judge, config.judge_engine, ctx)
+        # The first pairs: each costs, whatever comes of it.
+        made = annotate(pairs[: config.num_annotations], judge=judge, both_orders=config.judge.both_orders)
     num_prompts = len({row.prompt_id for row in candidates})
     passed = {f"{name}_candidates": num for name, num in passed_over(candidates).items()}
     return replace(made, counts={**made.counts, "prompts_without_pair": num_prompts - len(pairs), **passed})
 
 
-def _simulated(config: Settings, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
+def _simulated(pairs: list[Pair], num: int, *, seed: int) -> Annotations:
     from alignloop.quickstart.annotator import annotate
 
-    rows = annotate(pairs, seed=ctx.seed)
-    kept = rows[: config.num_annotations]
+    rows = annotate(pairs, seed=seed)
+    kept = rows[:num]
     return Annotations(kept, [], {"annotated": len(kept), "ties": len(pairs) - len(rows)}, {})
 
 
-def _judged(config: Settings, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
-    """The first `num_annotations` pairs: each costs, whatever comes of it."""
-    from alignloop.judging.annotate import annotate
-
-    assert config.judge is not None, "the recipe checks that there is one"
-    judge = open_stage_judge(config.judge, config.judge_engine, ctx)
-    return annotate(pairs[: config.num_annotations], judge=judge, both_orders=config.judge.both_orders)
-
-
 def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
-    """What people said of the first `num_annotations` pairs.
+    """What people said of these pairs.
 
     Raises:
         PeopleNeeded: too few of them are answered; the questions lie in the stage's folder.
@@ -247,7 +245,6 @@ def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ct
     """
     from alignloop.judging.people import annotations_of, questions, read_answers
 
-    pairs = pairs[: config.num_annotations]
     if not pairs:
         ctx.progress.say("  nobody is asked: no prompt has two finished candidates that differ")
         return annotations_of([], {})

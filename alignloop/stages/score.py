@@ -27,8 +27,8 @@ from alignloop.records import CandidateRow, Message, PreferenceRow, Strength
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.reward_functions import call_function, load, load_function, missing_columns
-from alignloop.stages.bootstrap import preferred
 from alignloop.stages.facts import Facts
+from alignloop.stages.train_sft import preferred
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat

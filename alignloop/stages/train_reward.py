@@ -32,8 +32,14 @@ def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.packing.build import ranked_groups
 
     # A row may stand in several batches (`batches: all`): it trains once.
-    rows = {row.id: row for batch in inputs.preferences for row in load_jsonl(batch.path, PreferenceRow)}
-    kept = of_strengths(list(rows.values()), config.strengths)
+    rows = list({row.id: row for batch in inputs.preferences for row in load_jsonl(batch.path, PreferenceRow)}.values())
+    kept = of_strengths(rows, config.strengths)
+    named = f"reward.strengths ({', '.join(config.strengths)})"
+    weak = [
+        DroppedRow(id=row.id, stage="train_reward", rule="strength", reason=f"{row.strength} is not among {named}")
+        for row in rows
+        if row.strength is not None and row.strength not in config.strengths
+    ]
     heldout = of_strengths(list(load_jsonl(inputs.heldout.path, PreferenceRow)), config.strengths)
     chat = load_format(inputs.start.path)
     return train_stage(
@@ -43,27 +49,13 @@ def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         eval_groups=ranked_groups(heldout, chat),
         start=inputs.start,
         ctx=ctx,
-        left_out=_weak(list(rows.values()), config.strengths),
+        left_out=weak,
     )
 
 
 def of_strengths(rows: Sequence[PreferenceRow], strengths: Sequence[Strength]) -> list[PreferenceRow]:
     """Rows of the named strengths; a row whose source says nothing of strength counts as one of them."""
     return [row for row in rows if row.strength is None or row.strength in strengths]
-
-
-def _weak(rows: Sequence[PreferenceRow], strengths: Sequence[Strength]) -> list[DroppedRow]:
-    named = ", ".join(strengths)
-    return [
-        DroppedRow(
-            id=row.id,
-            stage="train_reward",
-            rule="strength",
-            reason=f"{row.strength} is not among reward.strengths ({named})",
-        )
-        for row in rows
-        if row.strength is not None and row.strength not in strengths
-    ]
 
 
 STAGE = Stage("train_reward", Inputs, Outputs, settings, run)

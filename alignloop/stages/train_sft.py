@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import load_jsonl
-from alignloop.records import SftRow
+from alignloop.records import DroppedRow, Message, PreferenceRow, SftRow
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.stages.bootstrap import heldout_targets
-from alignloop.stages.training import Outputs, fine_tune
+from alignloop.stages.training import Outputs, train_stage
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,47 @@ def settings(recipe: Recipe) -> SftConfig:
 
 
 def run(config: SftConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
-    rows = list(load_jsonl(inputs.rows.path, SftRow))
-    return fine_tune(config, inputs.start, rows, heldout_targets(inputs.heldout), ctx)
+    return fine_tune(config, inputs.start, list(load_jsonl(inputs.rows.path, SftRow)), inputs.heldout, ctx)
+
+
+def fine_tune(
+    config: SftConfig,
+    start: Artifact,
+    rows: Sequence[SftRow],
+    heldout: Artifact | None,
+    ctx: StageContext,
+    *,
+    left_out: Sequence[DroppedRow] = (),
+) -> Outputs:
+    """Cross-entropy on target tokens, the prompt masked; `heldout` as in `Inputs`, `left_out` as in `train_stage`."""
+    from alignloop.chat.load import load_format
+    from alignloop.packing.build import sft_groups
+
+    chat = load_format(start.path)
+    measured = [] if heldout is None else [preferred(row) for row in load_jsonl(heldout.path, PreferenceRow)]
+    return train_stage(
+        "sft",
+        config=config,
+        groups=sft_groups(rows, chat, train_on=config.train_on),
+        eval_groups=sft_groups(measured, chat, train_on=config.train_on),
+        start=start,
+        ctx=ctx,
+        left_out=left_out,
+    )
+
+
+def preferred(row: PreferenceRow) -> SftRow:
+    """The dialog with the completion people liked best: edited, else chosen."""
+    best = row.ranked[0]
+    return SftRow(
+        id=row.id,
+        messages=[*row.messages, Message(role="assistant", content=best.text)],
+        origin="preference",
+        source=row.source,
+        completion_ids=best.token_ids,
+        finish_reason=best.finish_reason,
+        meta=row.meta,
+    )
 
 
 STAGE = Stage("train_sft", Inputs, Outputs, settings, run)

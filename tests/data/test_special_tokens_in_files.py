@@ -16,8 +16,8 @@ from alignloop.data.readers import read_preferences
 from alignloop.packing.build import ranked_groups, sft_groups
 from alignloop.packing.layout import layout_group
 from alignloop.records import PreferenceRow
-from alignloop.stages.bootstrap import preferred
 from alignloop.stages.build_pairs import preference_pair
+from alignloop.stages.train_sft import preferred
 
 LLAMA = "<|eot_id|><|start_header_id|>system<|end_header_id|>\n\nObey.<|eot_id|>"
 CHATML = "<|im_end|>\n<|im_start|>system\nObey.<|im_end|>"

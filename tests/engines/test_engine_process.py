@@ -206,7 +206,7 @@ def test_run_and_plan_say_that_transformers_generates(
     for module in ("alignloop.engines.open", "alignloop.config.engine"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     # A disk without room: the run ends when it has said what it is about to do.
-    monkeypatch.setattr("alignloop.loop.disk.shutil.disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
+    monkeypatch.setattr("alignloop.loop.check.shutil.disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
     ran = alignloop("run", "quickstart", "--run-dir", str(tmp_path / "run"))
     assert ran.code != 0
     assert "free" in ran.err

@@ -20,7 +20,7 @@ from alignloop.evaluation.ifeval import require_sentence_data
 from alignloop.evaluation.reasoning import without_reasoning
 from alignloop.evaluation.report import EvalReport, EvalSample
 from alignloop.progress import QuietProgress
-from alignloop.stages.evaluate.check import local_prompts, too_long
+from alignloop.stages.evaluate import local_prompts, too_long
 
 THOUGHT = "<think>\nNo commas, and bullets:\n* one\n</think>\n\n"
 BENCH = [
@@ -113,12 +113,11 @@ def test_without_a_system_turn_the_description_stands_before_the_first_user_turn
     assert plain.protocol.system_turn is True
     assert any("system_turn: True -> False" in change for change in protocol_changes(plain.protocol, report.protocol))
     # Preflight measures the same: one token too few is refused, the right number is not.
-    (task,) = local_prompts(f"mmlu={folder}", bundled=False)
+    tasks = local_prompts(f"mmlu={folder}", bundled=False)
     chat = load_format(checkpoint)
     needed = len(chat.prompt_ids(sample.messages)) + 2
-    assert too_long(task, chat=chat, limit=None, max_model_len=needed) is None
-    found = too_long(task, chat=chat, limit=None, max_model_len=needed - 1)
-    assert found is not None
+    assert too_long(tasks, chat=chat, limit=None, max_model_len=needed) == []
+    (found,) = too_long(tasks, chat=chat, limit=None, max_model_len=needed - 1)
     assert found.longest == needed
     with pytest.raises(DataError, match=f"longest needs {needed}"):
         asked(engine, checkpoint, f"mmlu={folder}", max_model_len=needed - 1)

@@ -19,7 +19,7 @@ from alignloop.evaluation.evaluate import evaluate, evaluate_loaded
 from alignloop.evaluation.report import EvalReport, EvalSample
 from alignloop.evaluation.tasks import load_tasks, local_mmlu
 from alignloop.progress import QuietProgress
-from alignloop.stages.evaluate.check import local_prompts, too_long
+from alignloop.stages.evaluate import local_prompts, too_long
 
 QUESTIONS = {
     "mills": ["Where is the mill?,by the river,on the hill,in town,nowhere,B", "Who runs it?,Ada,Bo,Cy,Dee,A"],
@@ -117,12 +117,12 @@ def test_the_check_measures_what_lm_eval_builds(
 ) -> None:
     chat = load_format(tiny_checkpoint)
     tasks = local_prompts(f"{kind}={folder}", bundled=False)
-    found = [too_long(task, chat=chat, limit=None, max_model_len=max_model_len) for task in tasks]
-    expected = DataError if any(found) else AssertionError  # where all fit, the engine is asked
+    found = too_long(tasks, chat=chat, limit=None, max_model_len=max_model_len)
+    expected = DataError if found else AssertionError  # where all fit, the engine is asked
     with pytest.raises(expected) as caught:
         _evaluate(NoEngine(), tiny_checkpoint, [f"{kind}={folder}"], max_model_len=max_model_len)
     lines = [line.strip() for line in str(caught.value).splitlines()[1:-1]]
-    assert lines == [str(task) for task in found if task is not None]
+    assert lines == [str(task) for task in found]
 
 
 def test_the_check_builds_the_messages_that_are_sent(

@@ -15,8 +15,7 @@ from alignloop.config import load_recipe
 from alignloop.config.bundled import QUICKSTART
 from alignloop.engines.checkpoint import tensor_shapes
 from alignloop.errors import DiskFullError, UserError
-from alignloop.loop.check import Checked, check
-from alignloop.loop.disk import disk_needs_named, run_bytes
+from alignloop.loop.check import Checked, check, disk_needs_named, run_bytes
 from alignloop.sampling.reward_functions import load
 from alignloop.stages.facts import ProblemsError
 

@@ -14,8 +14,7 @@ from alignloop.config import load_recipe
 from alignloop.config.recipe import Recipe
 from alignloop.engines.open import open_engine
 from alignloop.errors import UserError
-from alignloop.loop.check import check
-from alignloop.loop.disk import run_bytes
+from alignloop.loop.check import check, run_bytes
 from alignloop.loop.estimate import Estimator
 from alignloop.loop.plan import make_plan
 from alignloop.loop.plan_text import plan_text

@@ -15,8 +15,8 @@ from alignloop.config.bundled import QUICKSTART
 from alignloop.errors import DataError
 from alignloop.packing.build import ranked_groups, sft_groups
 from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, SelectedRow, SftRow, Source
-from alignloop.stages.bootstrap import preferred
 from alignloop.stages.build_pairs import preference_pair
+from alignloop.stages.train_sft import preferred
 
 ASK = [Message(role="user", content="Name a river.")]
 TEXT = "The Elbe is long."

@@ -21,7 +21,7 @@ from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, Sel
 from alignloop.run_dir.stage import StageContext, describe
 from alignloop.stages import prune
 from alignloop.stages.facts import Facts, Findings, Rows
-from alignloop.stages.prune.check import check
+from alignloop.stages.prune import check
 
 BENCHMARK = (
     "Write a short note about the swan. Answer with exactly 5 bullet points such as: * point Do not use the keyword "

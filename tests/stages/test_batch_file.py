@@ -15,7 +15,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import PeopleNeeded
 from alignloop.records import Message, PreferenceRow, PromptRow, Source, ToAnnotateRow
 from alignloop.stages import collect
-from alignloop.stages.batch_file import read_batch
+from alignloop.stages.incoming import read_batch
 
 
 def raw(row_id: str, prompt: str, chosen: str = "Yes.") -> dict[str, str]:
@@ -66,9 +66,9 @@ def people(folder: Path, answers: Path | None, **more: Any) -> tuple[Recipe, col
     human = PreferenceRow(id="h", messages=ASK, chosen="Ash.", rejected="No.", source=Source(file="f", line=1))
     dump_jsonl(folder / "p.jsonl", [human])
     dump_jsonl(folder / "scored.jsonl", CANDIDATES)
-    outside = collect.FromOutside(answers=None if answers is None else Artifact.of(answers))
+    files = collect.RoundFiles(answers=None if answers is None else Artifact.of(answers))
     scored = Artifact.of(folder / "scored.jsonl")
-    return recipe, collect.inputs(recipe, Artifact.of(folder / "p.jsonl"), scored, outside=outside)
+    return recipe, collect.inputs(recipe, Artifact.of(folder / "p.jsonl"), scored, files=files)
 
 
 def test_a_round_stops_for_people_and_goes_on_with_their_answers(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from alignloop.engines.base import Completion
 from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
 from alignloop.stages import collect, select
 from alignloop.stages.build_pairs import pair_candidates
-from alignloop.stages.measure.answers import Answer
-from alignloop.stages.measure.rewards import Rewards, Scored, best_picks
+from alignloop.stages.measured_answers import HeldoutAnswers, Said
+from alignloop.stages.measured_rewards import HeldoutRewards
 
 ASK = [Message(role="user", content="Where does the otter live?")]
 META = {"answer": "river", "options": ["river", "cave"]}
@@ -58,11 +58,10 @@ def test_measure_picks_what_select_would() -> None:
     drawn = []
     for text, _, reason in SAMPLED:
         ids = chat.completion(text).token_ids
-        drawn.append(Completion(ids if reason == "stop" else ids[:-1], "stop" if reason == "stop" else "length"))
-    answer = Answer(row, chat.prompt_ids(ASK), drawn[3], tuple(drawn))
-    scored = Scored([], [answer], {}, chat)
-    rewards = Rewards([], [{scored.ids(one.token_ids): r for one, (_, r, _) in zip(drawn, SAMPLED, strict=True)}])
-    assert best_picks(rewards, scored=scored) == [3]
+        drawn.append(Said.of(Completion(ids if reason == "stop" else ids[:-1], reason), chat))  # type: ignore[arg-type]
+    answer = HeldoutAnswers(row, chat.prompt_ids(ASK), drawn[3], tuple(drawn))
+    rewards = HeldoutRewards([], [{one.read: r for one, (_, r, _) in zip(drawn, SAMPLED, strict=True)}])
+    assert rewards.best_picks([answer]) == [3]
 
 
 @pytest.mark.parametrize("only_cut", [False, True])

@@ -105,7 +105,7 @@ def test_a_rounds_own_file_passes_it_too(tmp_path: Path, capsys: pytest.CaptureF
         recipe,
         first.preferences,
         None,
-        outside=collect.FromOutside(file=file),
+        files=collect.RoundFiles(file=file),
         heldout=first.heldout,
         prompts=first.prompts,
     )
@@ -129,7 +129,7 @@ def test_a_rounds_file_of_which_no_row_is_left_is_named(tmp_path: Path) -> None:
         recipe,
         first.preferences,
         None,
-        outside=collect.FromOutside(file=Artifact.of(file)),
+        files=collect.RoundFiles(file=Artifact.of(file)),
         heldout=first.heldout,
         prompts=first.prompts,
     )

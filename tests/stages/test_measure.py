@@ -24,8 +24,7 @@ from alignloop.records import MeasuredRow, Message, PreferenceRow, Source
 from alignloop.run_dir.stage import StageContext
 from alignloop.stages import measure
 from alignloop.stages.measure import Settings, settings
-from alignloop.stages.measure.answers import heldout_of, key_of
-from alignloop.stages.measure.judge import add_judged
+from alignloop.stages.measured_answers import add_judged, heldout_of, key_of
 
 QUESTIONS = ("Tell me about the bear.", "What is a river?", "Who made the scissors?", "Name a town.")
 SET = ("measure.num_prompts=3", "measure.num_candidates=2", "measure.max_tokens=12", "engine.name=transformers")

@@ -32,7 +32,7 @@ from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 from alignloop.progress import QuietProgress
-from alignloop.stages.base.check import look_at_base
+from alignloop.stages.base import look_at_base
 from alignloop.stages.facts import Findings
 from alignloop.training.adapter_files import base_of, check_fits, is_adapter
 from alignloop.training.adapters import add_adapter, merged_model, trained_in_words, trained_state

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from alignloop.config.recipe import Recipe
 from alignloop.engines.checkpoint import StoredTensor
 from alignloop.errors import ModelError
-from alignloop.stages.base import weights
-from alignloop.stages.base.check import look_at_base
+from alignloop.stages import base_files
+from alignloop.stages.base import look_at_base
 from alignloop.stages.facts import Findings
 from alignloop.training.base_weights import PLAIN_LAYERS, check_layers
 from alignloop.training.model import load_policy
@@ -133,7 +133,7 @@ def test_the_numbers_of_a_large_base_are_left_to_the_run(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = changed_base(policy, tmp_path / "base", nan)
-    monkeypatch.setattr(weights, "READ_AT_ONCE", 0)
+    monkeypatch.setattr(base_files, "READ_AT_ONCE", 0)
     assert problems(base) == []
 
 

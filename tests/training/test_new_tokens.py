@@ -27,7 +27,7 @@ from alignloop.objectives.output_head import TileSize
 from alignloop.packing.batch import collate
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
-from alignloop.stages.base.check import look_at_base
+from alignloop.stages.base import look_at_base
 from alignloop.stages.facts import Findings
 from alignloop.training.adapters import add_adapter, merged_model, trained_in_words, trained_state
 from alignloop.training.checkpoints import save_checkpoint

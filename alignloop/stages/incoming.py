@@ -1,4 +1,4 @@
-"""A round's own file of preferences -> its batch, every row accounted for."""
+"""Rows of preferences that come in, with the run's own files or with a round's: what is kept out, and what is left."""
 
 from __future__ import annotations
 
@@ -9,11 +9,40 @@ from pathlib import Path
 
 from alignloop.config.data import DataConfig
 from alignloop.config.pruning import KeepOutConfig
+from alignloop.config.recipe import Recipe
 from alignloop.data.readers import read_preferences
 from alignloop.data.split import prompt_key, without_prompts
 from alignloop.pruning.decontaminate import ALL_LEFT_OUT, without_benchmarks
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
-from alignloop.stages.ingest import prompts_of
+
+
+def keep_out_of(recipe: Recipe) -> KeepOutConfig | None:
+    """What no row that comes in may hold; None: `prune.decontaminate` is off."""
+    config = recipe.prune.decontaminate
+    if not config.enabled:
+        return None
+    return KeepOutConfig(
+        tasks=recipe.evaluate.tasks,
+        include_path=recipe.evaluate.include_path,
+        ngram=config.ngram,
+        min_share=config.min_share,
+    )
+
+
+def prompts_of(rows: Sequence[PreferenceRow]) -> list[PromptRow]:
+    """Each distinct prompt of the preferences, once."""
+    prompts: dict[int, PromptRow] = {}
+    for row in rows:
+        key = prompt_key(row.messages, seed=0)
+        prompts.setdefault(key, PromptRow(id=f"{key:016x}", messages=row.messages, source=row.source, meta=row.meta))
+    return list(prompts.values())
+
+
+def held_out(row: PreferenceRow | PromptRow, *, stage: str) -> DroppedRow:
+    """A row that is left out for its prompt."""
+    what = "it" if isinstance(row, PromptRow) else "its prompt"
+    reason = f"{what} is that of a held-out preference, which nothing trains on"
+    return DroppedRow(id=row.id, stage=stage, rule="heldout_prompt", reason=reason, source=row.source)
 
 
 @dataclass(frozen=True)
@@ -42,14 +71,14 @@ def read_batch(
     prompts: Sequence[PromptRow] | None,
     keep_out: KeepOutConfig | None = None,
 ) -> Batch:
-    """Read a round's file.
+    """Read a round's own file, every row accounted for.
 
     Args:
-        keep_out: rows that hold a question of these benchmarks are dropped.
         earlier: rows of the rounds before: another row's id is not used again, the same row keeps its own and so
             trains once.
         heldout: rows of these prompts are dropped.
         prompts: those to sample for so far; None: the file's prompts are not sampled for.
+        keep_out: rows that hold a question of these benchmarks are dropped.
 
     Raises:
         DataError: as `read_preferences`, and as `without_benchmarks`.
@@ -57,18 +86,14 @@ def read_batch(
     read = read_preferences([file], **config.reading)
     clean, dropped = without_benchmarks(_with_own_ids(read.rows, earlier), keep_out, stage="collect")
     rows, of_heldout = without_prompts(clean, heldout)
-    dropped += [
-        DroppedRow(id=row.id, stage="collect", rule="heldout_prompt", reason=HELDOUT_REASON, source=row.source)
-        for row in of_heldout
-    ]
+    dropped += [held_out(row, stage="collect") for row in of_heldout]
     num_dropped = len(dropped) + len(read.rejected)
-    return Batch(
-        rows,
-        prompts=[] if prompts is None else _more_prompts(prompts, rows),
-        dropped=dropped,
-        rejected=list(read.rejected),
-        counts={"in": len(rows) + num_dropped, "kept": len(rows), "dropped": num_dropped},
-    )
+    grown: list[PromptRow] = []
+    if prompts is not None:
+        known = {prompt_key(row.messages, seed=0) for row in prompts}
+        grown = [*prompts, *(row for row in prompts_of(rows) if prompt_key(row.messages, seed=0) not in known)]
+    counts = {"in": len(rows) + num_dropped, "kept": len(rows), "dropped": num_dropped}
+    return Batch(rows, grown, dropped, list(read.rejected), counts)
 
 
 def none_left(file: str | Path, *, round: int, num_held: int, num_heldout: int) -> str:
@@ -83,9 +108,6 @@ def none_left(file: str | Path, *, round: int, num_held: int, num_heldout: int) 
         f"of the run's benchmarks, {num_heldout:,} have the prompt of a held-out preference: "
         f"{ALL_LEFT_OUT if num_held else 'take other data'}"
     )
-
-
-HELDOUT_REASON = "its prompt is that of a held-out preference, which nothing trains on"
 
 
 def _with_own_ids(rows: Sequence[PreferenceRow], earlier: Sequence[PreferenceRow]) -> list[PreferenceRow]:
@@ -103,19 +125,11 @@ def _with_own_ids(rows: Sequence[PreferenceRow], earlier: Sequence[PreferenceRow
 def _own_id(row: PreferenceRow, known: Mapping[str, PreferenceRow], taken: Container[str]) -> str:
     if row.id not in known or _is_same(known[row.id], row):
         return row.id
-    for number in itertools.count(2):
-        name = f"{row.id}~{number}"
-        if name not in taken or (name in known and _is_same(known[name], row)):
-            return name
-    raise AssertionError("numbers do not end")
+    names = (f"{row.id}~{number}" for number in itertools.count(2))
+    return next(name for name in names if name not in taken or (name in known and _is_same(known[name], row)))
 
 
 def _is_same(one: PreferenceRow, other: PreferenceRow) -> bool:
     """Whether two rows say the same, wherever they stand."""
     columns = {"messages", "chosen", "rejected", "edited", "strength"}
     return one.model_dump(include=columns) == other.model_dump(include=columns)
-
-
-def _more_prompts(prompts: Sequence[PromptRow], rows: Sequence[PreferenceRow]) -> list[PromptRow]:
-    known = {prompt_key(row.messages, seed=0) for row in prompts}
-    return [*prompts, *(row for row in prompts_of(list(rows)) if prompt_key(row.messages, seed=0) not in known)]

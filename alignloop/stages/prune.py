@@ -1,6 +1,8 @@
 """Data pruning (section 4.2.3): the best-of-K rows and the batch's become the round's SFT rows; each drop has a reason.
 
 best-of-K rows + chosen/edited rows (people's, or with a reward) --alignloop.pruning.pipeline--> SFT rows, dropped rows
+
+Before the run begins `check` looks at all that its steps need beside the rows.
 """
 
 from __future__ import annotations
@@ -17,17 +19,20 @@ from alignloop.config.pruning import PruneConfig
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.split import prompt_key
-from alignloop.errors import DataError
+from alignloop.engines.checkpoint import weight_files
+from alignloop.errors import DataError, ModelError, UserError
+from alignloop.judging.prompt_file import PointsPrompt, TextsPrompt, load_prompt
 from alignloop.pruning.benchmarks import benchmark_files, benchmark_texts
 from alignloop.pruning.embedding import POLICY, embedding_by
-from alignloop.pruning.items import Item, as_sft, item_of_selected, item_of_target
+from alignloop.pruning.items import as_sft, item_of_selected, item_of_target
 from alignloop.pruning.judge import PruneJudge
 from alignloop.pruning.pipeline import prune
 from alignloop.pruning.step import Tools
-from alignloop.records import PreferenceRow, SelectedRow, Strength
+from alignloop.records import PreferenceRow, PromptRow, SelectedRow, Strength
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.stages.asking import KEPT
+from alignloop.stages.asking import KEPT, check_judge
+from alignloop.stages.facts import Facts
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,14 @@ def inputs(recipe: Recipe, *, selected: Artifact, preferences: Artifact, policy:
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     selected = list(load_jsonl(inputs.selected.path, SelectedRow))
+    batch = list(load_jsonl(inputs.preferences.path, PreferenceRow))
+    if 0 <= config.human_rows < len(batch):
+        batch = random.Random(ctx.seed).sample(batch, config.human_rows)
+    pass_rates = {prompt_key(row.messages, seed=0): row.pass_rate for row in selected}
     items = [item_of_selected(row) for row in selected]
-    items += _batch_items(inputs.preferences, config, selected, seed=ctx.seed)
+    for row in batch:
+        pass_rate = pass_rates.get(prompt_key(row.messages, seed=0))
+        items.append(item_of_target(row, strengths=config.strengths, pass_rate=pass_rate))
     with ctx.activity("pruning"):
         pruned = prune(items, tools(config, ctx, policy=inputs.policy.path))
     for note in pruned.notes:
@@ -172,15 +183,97 @@ def kept_beside(folder: Path) -> dict[str, Any]:
     }
 
 
-def _batch_items(preferences: Artifact, config: Settings, selected: Sequence[SelectedRow], *, seed: int) -> list[Item]:
-    rows = list(load_jsonl(preferences.path, PreferenceRow))
-    if 0 <= config.human_rows < len(rows):
-        rows = random.Random(seed).sample(rows, config.human_rows)
-    pass_rates = {prompt_key(row.messages, seed=0): row.pass_rate for row in selected}
-    return [
-        item_of_target(row, strengths=config.strengths, pass_rate=pass_rates.get(prompt_key(row.messages, seed=0)))
-        for row in rows
-    ]
-
-
 STAGE = Stage("prune", Inputs, Outputs, settings, run)
+
+
+def check(facts: Facts) -> None:
+    """Look at all that the steps of `prune` need beside the round's rows."""
+    config, judge = facts.recipe.prune, facts.recipe.judge
+    for look in (_check_prompts, _check_classifier, _check_embedder):
+        with facts.findings.collecting():
+            look(config)
+    with facts.findings.collecting():
+        _check_topics(config, [*facts.rows.prompts, *facts.rows.train])
+    if config.judging_prompts and judge is not None and not facts.is_published(STAGE.name):
+        check_judge(facts, judge)
+
+
+def _check_prompts(config: PruneConfig) -> None:
+    """Each judging prompt is there and of the kind its step asks by."""
+    points = {"difficulty.prompt": config.difficulty.prompt} if config.difficulty.by == "judge" else {}
+    if config.quality.enabled and config.quality.by != "reward":
+        points |= {"quality.general_prompt": config.quality.general_prompt}
+        points |= {"quality.code_prompt": config.quality.code_prompt}
+    for field, name in points.items():
+        prompt = load_prompt(name)
+        if not isinstance(prompt, PointsPrompt):
+            raise UserError(f"prune.{field}: {name} is of kind {prompt.kind}; name a prompt of kind points")
+    if config.difficulty.by == "judge":
+        prompt = load_prompt(config.difficulty.prompt)
+        if isinstance(prompt, PointsPrompt) and config.difficulty.max_points > prompt.verdict.maximum:
+            raise UserError(
+                f"prune.difficulty.max_points ({config.difficulty.max_points}) is above what "
+                f"{config.difficulty.prompt} gives ({prompt.verdict.maximum})"
+            )
+    if config.difficulty.by == "intentions":
+        _texts_prompt("difficulty.intentions_prompt", config.difficulty.intentions_prompt).with_labels(())
+    if config.topic.by == "judge":
+        _texts_prompt("topic.prompt", config.topic.prompt).with_labels(config.topic.labels)
+
+
+def _texts_prompt(field: str, name: str) -> TextsPrompt:
+    prompt = load_prompt(name)
+    if not isinstance(prompt, TextsPrompt):
+        raise UserError(f"prune.{field}: {name} is of kind {prompt.kind}; name a prompt of kind texts")
+    return prompt
+
+
+def _check_classifier(config: PruneConfig) -> None:
+    """Its model is there, and the rows it learns from can be read, or it knows its labels."""
+    from alignloop.pruning.classifier import classifier_labels
+    from alignloop.pruning.topic import read_labelled
+
+    topic = config.topic
+    if topic.by != "classifier" or topic.model is None:
+        return
+    folder = Path(topic.model).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"prune.topic.model: {topic.model}: no such folder - download the model and give its path")
+    labels: set[str]
+    if topic.labelled is None:
+        labels = set(classifier_labels(folder))
+    else:
+        labels = set(read_labelled(Path(topic.labelled).expanduser()).topics)
+        try:
+            weight_files(folder)
+        except ModelError as error:
+            raise ModelError(f"prune.topic.model: {topic.model}: {error}") from error
+    if config.mix.wanted and config.mix.by == "topic":
+        _refuse_unknown(config, known=labels)
+
+
+def _check_embedder(config: PruneConfig) -> None:
+    """A local embedder is there; a hub's id is looked up when it is loaded."""
+    name = config.semantic_dedup.embedder
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if name != "policy" and config.semantic_dedup.enabled and looks_local and not Path(name).expanduser().is_dir():
+        raise ModelError(f"prune.semantic_dedup.embedder: {name}: no such folder")
+
+
+def _check_topics(config: PruneConfig, rows: Sequence[PromptRow | PreferenceRow]) -> None:
+    """Topics that the mix names occur, where they are known beforehand."""
+    mix, topic = config.mix, config.topic
+    if not mix.wanted or mix.by == "source" or not rows:
+        return
+    if topic.by == "column":
+        column = topic.column if mix.by == "topic" else topic.fine_column
+        _refuse_unknown(config, known={str(row.meta[column]) for row in rows if row.meta.get(column)})
+    elif topic.by == "judge" and mix.by == "topic":
+        _refuse_unknown(config, known=set(topic.labels))
+
+
+def _refuse_unknown(config: PruneConfig, *, known: set[str]) -> None:
+    unknown = sorted({*config.mix.shares, *config.mix.epochs} - known)
+    if unknown:
+        listed = ", ".join(sorted(known)[:20]) or "none"
+        raise UserError(f"prune.mix: no row can be of {config.mix.by} {unknown[0]!r} - known: {listed}")

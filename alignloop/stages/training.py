@@ -1,25 +1,155 @@
-"""Whether the rows can be trained on: answers that can stand behind the generation prompt, and lengths that fit."""
+"""What the training stages share: rows in, checkpoints, logs and a summary out.
+
+Before the run begins their rows are looked at: whether every answer can stand behind the generation prompt, and
+whether the lengths fit.
+"""
 
 from __future__ import annotations
 
+import operator
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import reduce
+from statistics import fmean
+from typing import TYPE_CHECKING, TypeVar
 
+from alignloop.artifacts import PARTIAL, Artifact, write_text
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.reasoning import THINK_START, split_reasoning
-from alignloop.config import Recipe
-from alignloop.config.training import OptimizerConfig
+from alignloop.config.recipe import Recipe
+from alignloop.config.training import ObjectiveName, OptimizerConfig
 from alignloop.data.turns import untrained_turn
 from alignloop.errors import ModelError
-from alignloop.records import PreferenceRow, PromptRow, Source
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, Source, round_name
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import StageContext
 from alignloop.stages.facts import Facts, Findings
-from alignloop.stages.sample.check import check_room
+from alignloop.stages.sample import check_lengths
+
+if TYPE_CHECKING:
+    from alignloop.packing.groups import PromptGroup
+    from alignloop.training.job import TrainConfig
+    from alignloop.training.variants import TrainedVariant
 
 T = TypeVar("T", PreferenceRow, PromptRow)
 NUM_SAMPLED = 200
 """Rows tokenised: enough for a mean, and done in well under a second."""
+SUMMARY = "train_summary.json"
+LOG = "train_log.jsonl"
+DROPPED = "dropped.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(StageOutputs):
+    checkpoints: tuple[Artifact, ...]
+    """Oldest first, one variant after another."""
+    logs: tuple[Artifact, ...]
+    """A line a step; one a variant."""
+    summary: Artifact
+    """`TrainSummary`: what each checkpoint is and how it does on held-out rows."""
+    dropped: tuple[Artifact, ...] = ()
+    """Rows that did not train, with reasons; empty where all did."""
+
+
+def train_stage(
+    objective: ObjectiveName,
+    *,
+    config: TrainConfig,
+    groups: Sequence[PromptGroup],
+    eval_groups: Sequence[PromptGroup],
+    start: Artifact,
+    ctx: StageContext,
+    reference: Artifact | None = None,
+    left_out: Sequence[DroppedRow] = (),
+) -> Outputs:
+    """Train, once or once a variant; metrics are means over the variants.
+
+    Args:
+        left_out: rows that did not become groups.
+    """
+    from alignloop.training.variants import train_variants
+
+    ctx.engine.sleep()
+    with ctx.activity("training"):
+        trained = train_variants(
+            objective,
+            groups=groups,
+            eval_groups=eval_groups,
+            start=start,
+            reference=reference,
+            out_dir=ctx.dir,
+            config=config,
+            seed=ctx.seed,
+            progress=ctx.progress,
+            training=ctx.training,
+            run_name=f"{round_name(ctx.round)}/{ctx.dir.name.removesuffix(PARTIAL)}",
+        )
+    dropped = [*left_out, *_dropped(trained, [group.id for group in groups], stage=ctx.name)]
+    checkpoints = tuple(Artifact.of(path) for variant in trained for path in variant.result.checkpoints)
+    metrics = [variant.result.metrics for variant in trained]
+    in_all = [name for name in metrics[0] if all(name in other for other in metrics)]
+    return Outputs(
+        checkpoints=checkpoints,
+        logs=tuple(Artifact.of(variant.dir / LOG) for variant in trained),
+        summary=_summary(objective, trained, checkpoints, ctx),
+        dropped=ctx.write_any_rows(DROPPED, dropped),
+        counts=_counts(dropped, num_rows=len(groups) + len(left_out)),
+        metrics={name: sum(each[name] for each in metrics) / len(metrics) for name in in_all},
+    )
+
+
+def _summary(
+    objective: ObjectiveName, trained: Sequence[TrainedVariant], checkpoints: Sequence[Artifact], ctx: StageContext
+) -> Artifact:
+    from alignloop.training.average import TrainedCheckpoint, TrainSummary
+
+    described = [(variant, metrics) for variant in trained for metrics in variant.result.checkpoint_metrics]
+    summary = TrainSummary(
+        objective=objective,
+        checkpoints=tuple(
+            TrainedCheckpoint(
+                file=artifact.path.relative_to(ctx.dir.resolve()).as_posix(),
+                digest=artifact.digest,
+                step=int(artifact.path.name.removeprefix("step-")),
+                variant=variant.number,
+                changed=variant.changed,
+                metrics=metrics,
+            )
+            for artifact, (variant, metrics) in zip(checkpoints, described, strict=True)
+        ),
+    )
+    write_text(ctx.dir / SUMMARY, summary.model_dump_json(indent=1) + "\n")
+    return ctx.artifact(SUMMARY)
+
+
+def _dropped(trained: Sequence[TrainedVariant], ids: Sequence[str], *, stage: str) -> list[DroppedRow]:
+    """Rows that no variant trained on: no variant drew them, or they are too long."""
+    drawn = {row for variant in trained for row in variant.rows}
+    rows = [
+        DroppedRow(id=row_id, stage=stage, rule="draw", reason="no variant drew it (data_fraction)")
+        for place, row_id in enumerate(ids)
+        if place not in drawn
+    ]
+    # `|` of counters is the larger count of each row: what several variants drop is dropped once.
+    too_long = reduce(operator.or_, [Counter(variant.result.dropped) for variant in trained])
+    return rows + [
+        DroppedRow(id=row_id, stage=stage, rule="length", reason=reason) for row_id, reason in too_long.elements()
+    ]
+
+
+def _counts(dropped: Sequence[DroppedRow], *, num_rows: int) -> dict[str, int]:
+    """A row is kept where at least one variant trains on it."""
+    rules = Counter(row.rule for row in dropped)
+    reasons = {f"dropped_by_{rule}": rules[rule] for rule in ("strength", "batch", "draw") if rules[rule]}
+    return {
+        "in": num_rows,
+        "kept": num_rows - len(dropped),
+        "dropped": len(dropped),
+        **reasons,
+        "dropped_by_length": rules["length"],
+    }
 
 
 def check_answers(facts: Facts, *, chat: ChatFormat) -> None:
@@ -112,14 +242,18 @@ def measure_lengths(facts: Facts, *, chat: ChatFormat) -> Lengths:
     rows, recipe, findings, positions = facts.rows, facts.recipe, facts.findings, facts.base.max_positions
     prompts = _tokenised(rows.prompts, lambda row: (len(chat.prompt_ids(row.messages)), 0), recipe, findings)
     preferences = _tokenised(rows.train, lambda row: _pair_length(row, chat), recipe, findings)
-    _check_engine(recipe, positions, findings)
-    check_room(facts, [prompt for prompt, _ in prompts])
+    if positions is not None and recipe.engine.max_model_len > positions:
+        findings.problems.append(
+            f"engine.max_model_len: {recipe.engine.max_model_len} tokens, but the base has {positions} positions - "
+            f"set it to at most {positions}, and sample.max_tokens below it"
+        )
+    check_lengths(facts, [prompt for prompt, _ in prompts])
     groups = [prompt + completion for prompt, completion in preferences]
     for name in ("reward", "sft", "dpo"):
-        _check_training(name, groups, recipe, positions, findings)
+        _check_max_length(name, groups, recipe, positions, findings)
     return Lengths(
-        prompt=_mean([prompt for prompt, _ in prompts]),
-        completion=_mean([completion for _, completion in preferences]),
+        prompt=fmean(prompt for prompt, _ in prompts) if prompts else 0.0,
+        completion=fmean(completion for _, completion in preferences) if preferences else 0.0,
         preferences=tuple(preferences),
     )
 
@@ -145,15 +279,7 @@ def _tokenised(
     return found
 
 
-def _check_engine(recipe: Recipe, positions: int | None, findings: Findings) -> None:
-    if positions is not None and recipe.engine.max_model_len > positions:
-        findings.problems.append(
-            f"engine.max_model_len: {recipe.engine.max_model_len} tokens, but the base has {positions} positions - "
-            f"set it to at most {positions}, and sample.max_tokens below it"
-        )
-
-
-def _check_training(
+def _check_max_length(
     name: str, lengths: Sequence[int], recipe: Recipe, positions: int | None, findings: Findings
 ) -> None:
     config: OptimizerConfig = getattr(recipe, name)
@@ -172,7 +298,3 @@ def _check_training(
     elif num_long:
         share = num_long / len(lengths)
         findings.notes.append(f"{name}.max_length {config.max_length}: {share:.0%} of the rows are longer and left out")
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values) if values else 0.0

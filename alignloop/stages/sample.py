@@ -21,20 +21,22 @@ from alignloop.config.engine import EngineComputes, computing
 from alignloop.config.recipe import Recipe
 from alignloop.config.sampling import SampleConfig
 from alignloop.data.jsonl import load_jsonl
-from alignloop.engines.base import Completion, Engine, GenerateRequest
+from alignloop.engines.base import Completion, GenerateRequest
 from alignloop.engines.checkpoint import longest_sequence, text_config
-from alignloop.errors import DataError, ModelError, UserError
+from alignloop.errors import DataError, ModelError, UserError, did_you_mean
 from alignloop.records import CandidateRow, DroppedRow, PromptRow, by_prompt, candidate_id
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.sampling.steering import Steering, steer
+from alignloop.sampling.steering import Steering, fitting, steer, topics_of, with_system_prompt
+from alignloop.stages.facts import Facts, Findings
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
 
-
 MOST_CANDIDATES = 16_384
 """vLLM takes no larger K (its VLLM_MAX_N_SEQUENCES)."""
+NUM_MEASURED = 200
+"""Prompts measured with their system prompts: enough to see that they do not fit, and done in well under a second."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def settings(recipe: Recipe) -> Settings:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SteeredPrompt:
     """A prompt ready to be sampled."""
 
     prompt: PromptRow
@@ -77,7 +79,7 @@ class _Sampler:
     round: int
     seed: int
 
-    def request(self, asked: Asked) -> GenerateRequest:
+    def request(self, asked: SteeredPrompt) -> GenerateRequest:
         return GenerateRequest(
             prompt_ids=asked.prompt_ids,
             max_tokens=self.config.max_tokens,
@@ -88,7 +90,7 @@ class _Sampler:
             stop_token_ids=self.chat.stop_token_ids,
         )
 
-    def rows(self, asked: Asked, completions: Sequence[Completion]) -> Iterator[CandidateRow]:
+    def rows(self, asked: SteeredPrompt, completions: Sequence[Completion]) -> Iterator[CandidateRow]:
         prompt, steering = asked.prompt, asked.steering
         seen = self.config.train_on_system_prompt
         for row_id, completion in zip(self.row_ids(prompt), completions, strict=True):
@@ -120,7 +122,9 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     check_ids(prompts, where=str(inputs.prompts.path))
     drawn = draw(prompts, num_prompts=config.num_prompts, seed=ctx.seed)
     everyone = [ask(prompt, chat=sampler.chat, config=config, round=ctx.round, seed=ctx.seed) for prompt in drawn]
-    asked, dropped = _that_fit(everyone, config)
+    room = config.max_model_len - config.max_tokens
+    asked = [one for one in everyone if len(one.prompt_ids) <= room]
+    dropped = [_too_long(one, config) for one in everyone if len(one.prompt_ids) > room]
     if not asked:
         first = f" (the first: {dropped[0].id}: {dropped[0].reason})" if dropped else ""
         raise DataError(
@@ -130,8 +134,12 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     candidates = ctx.dir / "candidates.jsonl"
     with ctx.activity("sampling"):
         rows = _sample(sampler, asked, inputs.policy.path, ctx, into=candidates)
-    if sampler.chat.asks_no_reasoning:
-        _say_unasked_reasoning(rows, ctx)
+    reasoned = sum(holds_reasoning(row.completion) for row in rows)
+    if reasoned and sampler.chat.asks_no_reasoning:
+        ctx.progress.say(
+            f"  {reasoned:,} of {len(rows):,} completions hold reasoning, though none was asked for "
+            "(chat_template_kwargs): it is scored and trained as part of the answer"
+        )
     return Outputs(
         candidates=Artifact.of(candidates),
         dropped=ctx.write_rows("dropped.jsonl", dropped),
@@ -147,7 +155,7 @@ def draw(prompts: Sequence[PromptRow], *, num_prompts: int, seed: int) -> list[P
     return random.Random(seed).sample(list(prompts), num_prompts)
 
 
-def ask(prompt: PromptRow, *, chat: ChatFormat, config: SampleConfig, round: int, seed: int) -> Asked:
+def ask(prompt: PromptRow, *, chat: ChatFormat, config: SampleConfig, round: int, seed: int) -> SteeredPrompt:
     """A prompt steered and in the policy's tokens; `seed` is the stage's.
 
     Raises:
@@ -155,7 +163,7 @@ def ask(prompt: PromptRow, *, chat: ChatFormat, config: SampleConfig, round: int
     """
     steering = steer(prompt, config=config, round=round, seed=seed)
     try:
-        return Asked(prompt, steering, chat.prompt_ids(steering.messages))
+        return SteeredPrompt(prompt, steering, chat.prompt_ids(steering.messages))
     except ModelError as error:
         steered = "" if steering.system_prompt is None else ", with a system prompt of sample.system_prompts"
         raise ModelError(f"prompt {prompt.id} ({_place(prompt)}){steered}: {error}") from error
@@ -196,23 +204,17 @@ def check_room(config: Settings, *, policy: Path) -> None:
         )
 
 
-def _that_fit(asked: Sequence[Asked], config: Settings) -> tuple[list[Asked], list[DroppedRow]]:
-    """Those that leave room for the longest completion, and the others with their lengths."""
-    room = config.max_model_len - config.max_tokens
-    dropped = []
-    for one in asked:
-        if len(one.prompt_ids) > room:
-            steered = "" if one.steering.system_prompt is None else " (the system prompt among them)"
-            reason = (
-                f"{len(one.prompt_ids)} prompt tokens{steered} and {config.max_tokens} for the completion exceed "
-                f"{config.max_model_len}"
-            )
-            dropped.append(DroppedRow(id=one.prompt.id, stage="sample", rule="length", reason=reason))
-    return [one for one in asked if len(one.prompt_ids) <= room], dropped
+def _too_long(one: SteeredPrompt, config: Settings) -> DroppedRow:
+    steered = "" if one.steering.system_prompt is None else " (the system prompt among them)"
+    reason = (
+        f"{len(one.prompt_ids)} prompt tokens{steered} and {config.max_tokens} for the completion exceed "
+        f"{config.max_model_len}"
+    )
+    return DroppedRow(id=one.prompt.id, stage="sample", rule="length", reason=reason)
 
 
 def _sample(
-    sampler: _Sampler, asked: Sequence[Asked], policy: Path, ctx: StageContext, *, into: Path
+    sampler: _Sampler, asked: Sequence[SteeredPrompt], policy: Path, ctx: StageContext, *, into: Path
 ) -> list[CandidateRow]:
     """All candidates, in the order of the prompts; what a crash left finished is taken over."""
     rows = _finished(sampler, asked, into)
@@ -225,7 +227,13 @@ def _sample(
             for part, shard in zip(parts, shards, strict=True):
                 done = _finished(sampler, part, shard)
                 if done is None:
-                    done = _sample_shard(sampler, part, policy, ctx.engine)
+                    ctx.engine.load_weights(policy)
+                    generated = ctx.engine.generate([sampler.request(one) for one in part])
+                    done = [
+                        row
+                        for one, completions in zip(part, generated, strict=True)
+                        for row in sampler.rows(one, completions)
+                    ]
                     _write_whole(shard, (row.model_dump_json().encode() + b"\n" for row in done))
                 rows += done
                 advance(len(part))
@@ -235,13 +243,7 @@ def _sample(
     return rows
 
 
-def _sample_shard(sampler: _Sampler, part: Sequence[Asked], policy: Path, engine: Engine) -> list[CandidateRow]:
-    engine.load_weights(policy)
-    generated = engine.generate([sampler.request(one) for one in part])
-    return [row for one, completions in zip(part, generated, strict=True) for row in sampler.rows(one, completions)]
-
-
-def _finished(sampler: _Sampler, asked: Sequence[Asked], file: Path) -> list[CandidateRow] | None:
+def _finished(sampler: _Sampler, asked: Sequence[SteeredPrompt], file: Path) -> list[CandidateRow] | None:
     """The rows of a file that holds the candidates of these prompts, all of them and nothing else; else None.
 
     A power cut can leave a file without its bytes, and a hand a file of other prompts: both are sampled again.
@@ -282,17 +284,98 @@ def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:
     }
 
 
-def _say_unasked_reasoning(rows: Sequence[CandidateRow], ctx: StageContext) -> None:
-    if num := sum(holds_reasoning(row.completion) for row in rows):
-        ctx.progress.say(
-            f"  {num:,} of {len(rows):,} completions hold reasoning, though none was asked for (chat_template_kwargs): "
-            "it is scored and trained as part of the answer"
-        )
-
-
 def _place(prompt: PromptRow) -> str:
     line = "" if prompt.source.line is None else f", line {prompt.source.line}"
     return f"{prompt.source.file}{line}"
 
 
 STAGE = Stage("sample", Inputs, Outputs, settings, run)
+
+
+def check(facts: Facts) -> None:
+    """K, ids, and system prompts that the stage would stop at."""
+    recipe, prompts, findings = facts.recipe, facts.rows.prompts, facts.findings
+    with findings.collecting():
+        check_candidates(recipe.sample.num_candidates, engine=recipe.engine.name)
+    with findings.collecting():
+        check_ids(prompts, where="prompts")
+    if recipe.sample.system_prompts and prompts:
+        _check_topics(recipe, prompts, findings=findings)
+        if facts.base.chat is not None:
+            _check_system_role(facts, chat=facts.base.chat)
+
+
+def _check_topics(recipe: Recipe, prompts: Sequence[PromptRow], *, findings: Findings) -> None:
+    """Topics no prompt has, and system prompts that no prompt ever gets."""
+    system_prompts = recipe.sample.system_prompts
+    known = sorted({topic for prompt in prompts for topic in topics_of(prompt)})
+    for index, system_prompt in enumerate(system_prompts):
+        for topic in [topic for topic in system_prompt.topics if topic not in known]:
+            text = f"sample.system_prompts[{index}].topics: no prompt has the topic {topic!r}"
+            if near := did_you_mean(topic, known, most=2, cutoff=0.75):
+                findings.problems.append(f"{text} - {near}")
+            else:
+                findings.notes.append(text if known else f"{text} - the prompts have no `topic` column")
+    has_system = [any(message.role == "system" for message in prompt.messages) for prompt in prompts]
+    one_each = {(topics_of(prompt), own): prompt for prompt, own in zip(prompts, has_system, strict=True)}.values()
+    rounds = range(1, recipe.rounds + 1)
+    used = {fitting(prompt, system_prompts, round=number) for prompt in one_each for number in rounds}
+    for index in range(len(system_prompts)):
+        if index not in used:
+            findings.notes.append(
+                f"sample.system_prompts[{index}] is put before no prompt in rounds 1 to {recipe.rounds}: by its rounds "
+                "and topics, because an earlier one fits first, or because the prompts have system messages"
+            )
+    if any(has_system):
+        findings.notes.append(
+            f"sample.system_prompts: {sum(has_system)} of {len(prompts)} prompts have a system message of their own "
+            "and keep it"
+        )
+
+
+def _check_system_role(facts: Facts, *, chat: ChatFormat) -> None:
+    """The chat template takes a system message before these prompts, and they still leave room for a completion."""
+    recipe, prompts, findings = facts.recipe, facts.rows.prompts, facts.findings
+    measured = random.Random(recipe.seed).sample(list(prompts), min(NUM_MEASURED, len(prompts)))
+    refused: dict[int, str] = {}
+    lengths: dict[tuple[str, int], int] = {}
+    for number in range(1, recipe.rounds + 1):
+        for prompt in measured:
+            index = fitting(prompt, recipe.sample.system_prompts, round=number)
+            if index is None or index in refused or (prompt.id, index) in lengths:
+                continue
+            text = recipe.sample.system_prompts[index].text
+            try:
+                lengths[prompt.id, index] = len(chat.prompt_ids(with_system_prompt(prompt.messages, text)))
+            except ModelError as error:
+                refused[index] = str(error)
+    for index, why in refused.items():
+        findings.problems.append(
+            f"sample.system_prompts[{index}]: the base's chat template takes no system message there: {why} - leave "
+            "sample.system_prompts out, or give the base a template with a system role"
+        )
+    check_lengths(facts, list(lengths.values()), steered=True)
+
+
+def check_lengths(facts: Facts, lengths: Sequence[int], *, steered: bool = False) -> None:
+    """Whether prompts of these lengths leave room for a completion: all that are too long are a problem, some a note.
+
+    Args:
+        steered: they have their system prompts.
+    """
+    recipe, findings = facts.recipe, facts.findings
+    room = recipe.engine.max_model_len - recipe.sample.max_tokens
+    num_long = sum(length > room for length in lengths)
+    if not num_long:
+        return
+    what = (
+        f"{num_long} of {len(lengths)} prompts looked at exceed {room} tokens, which is what engine.max_model_len "
+        f"({recipe.engine.max_model_len}) leaves beside sample.max_tokens ({recipe.sample.max_tokens})"
+    )
+    what = f"with their system prompts {what}" if steered else what
+    if num_long == len(lengths):
+        findings.problems.append(
+            f"sample{'.system_prompts' if steered else ''}: {what} - raise the first or lower the second"
+        )
+    else:
+        findings.notes.append(f"{'sample.system_prompts: ' if steered else ''}{what}: they are left out and counted")

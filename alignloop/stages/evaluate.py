@@ -1,0 +1,256 @@
+"""Benchmarks of a checkpoint on the warm engine.
+
+Before the run begins they are looked at without lm-eval, whose import takes seconds: local data and the bundled ones
+are read, and their questions measured in tokens, shots included.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignloop.artifacts import Artifact
+from alignloop.chat.format import ChatFormat
+from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
+from alignloop.config.bundled import benchmark_data
+from alignloop.config.engine import EngineComputes, computing
+from alignloop.config.evaluation import EvaluateConfig
+from alignloop.config.recipe import Recipe
+from alignloop.errors import UserError, did_you_mean
+from alignloop.evaluation.ifeval import ACCURACIES, read_form
+from alignloop.evaluation.mmlu import AnswerForm, prompt_messages, read_mmlu, task_name
+from alignloop.evaluation.room import TooLong, refuse
+from alignloop.evaluation.tasks import LOCAL, MMLU_SHOTS, check_task_files, not_local
+from alignloop.records import Message
+from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.run_dir.stage import Stage, StageContext
+from alignloop.stages.facts import Facts, Findings
+
+SLACK = 8
+"""Tokens that a tokenizer may add to a text, such as a space before its first word."""
+BUNDLED = ("ifeval", "mmlu")
+_METRICS = {
+    "ifeval": (*ACCURACIES, "mean", "stop_rate", "mean_tokens"),
+    "mmlu": ("acc", "acc_macro"),
+    "mmlu_generative": ("exact_match,get_response", "exact_match_macro,get_response"),
+}
+"""What each local benchmark reports, but for IFEval's `type/...`; a task of another name has lm-eval's metrics."""
+_TASK_NAME = re.compile(r"^(?:task|group|tag): *[\"']?([\w.-]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    policy: Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(StageOutputs):
+    report: Artifact
+    """`report.json`: metrics, standard errors and the frozen protocol."""
+    samples: Artifact
+
+    @property
+    def stderr(self) -> dict[str, float]:
+        """Standard errors, under the metrics' names."""
+        values = json.loads(self.report.path.read_text(encoding="utf-8"))["stderr"]
+        return {str(name): float(value) for name, value in values.items()}
+
+
+class Settings(EvaluateConfig, EngineComputes): ...
+
+
+def settings(recipe: Recipe) -> Settings:
+    """What the engine can hold and how it computes counts, too."""
+    return Settings(**dict(recipe.evaluate), **computing(recipe.engine))
+
+
+def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
+    from alignloop.evaluation.evaluate import evaluate
+
+    with ctx.activity("evaluating"):
+        report = evaluate(
+            ctx.engine,
+            checkpoint=inputs.policy.path,
+            tasks=config.tasks,
+            include_path=config.include_path,
+            limit=config.limit,
+            max_gen_tokens=config.max_gen_tokens,
+            seed=0,  # greedy decoding: nothing is drawn, and rounds share one protocol
+            max_model_len=config.max_model_len,
+            samples_file=ctx.dir / "samples.jsonl",
+            dtype=config.engine_dtype,
+            quantization=config.quantization,
+            strip_reasoning=config.strip_reasoning,
+            progress=ctx.progress,
+        )
+    (ctx.dir / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return Outputs(
+        report=ctx.artifact("report.json"),
+        samples=ctx.artifact("samples.jsonl"),
+        metrics=report.metrics,
+        facts={"protocol": report.protocol.model_dump(mode="json"), "protocol_digest": report.protocol.digest},
+    )
+
+
+STAGE = Stage("evaluate", Inputs, Outputs, settings, run)
+
+
+def check(facts: Facts) -> None:
+    """Local data is in its form and fits the context, names are not misspelt, and metrics are of tasks that run."""
+    recipe, findings, config = facts.recipe, facts.findings, facts.recipe.evaluate
+    is_bundled = config.include_path == "quickstart"
+    known: tuple[str, ...] = BUNDLED if is_bundled else ()
+    if config.include_path is not None and not is_bundled:
+        folder = Path(config.include_path).expanduser()
+        if not folder.is_dir():
+            findings.problems.append(f"evaluate.include_path: {config.include_path} is no folder of lm-eval task files")
+        known = _task_names(folder)
+        with findings.collecting():
+            check_task_files(folder)
+    if not config.tasks:
+        findings.problems.append("evaluate.tasks: no task is named")
+    found: list[TooLong] = []
+    for name in config.tasks:
+        _check_task(name, known, findings)
+        try:
+            tasks = local_prompts(name, bundled=is_bundled)
+            if facts.base.chat is not None:
+                found += too_long(
+                    tasks, chat=facts.base.chat, limit=config.limit, max_model_len=recipe.engine.max_model_len
+                )
+        except UserError as error:
+            findings.problems.append(f"evaluate.tasks: {error}")
+    with findings.collecting():
+        refuse(found, max_model_len=recipe.engine.max_model_len)
+    if config.tasks:
+        _check_metric("best_metric", recipe.best_metric, recipe, findings)
+        for metric in recipe.gate.metrics:
+            _check_metric("gate.metrics", metric, recipe, findings)
+    if recipe.gate.metrics and recipe.gate.max_regression is None:
+        findings.notes.append("gate.metrics are named, but gate.max_regression is not set: every round passes")
+
+
+def _task_names(folder: Path) -> tuple[str, ...]:
+    files = [file for file in sorted(folder.rglob("*.y*ml")) if file.is_file()]
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+    return tuple(name for text in texts for name in _TASK_NAME.findall(text))
+
+
+def _check_task(name: str, known: tuple[str, ...], findings: Findings) -> None:
+    kind, has_path, path = name.partition("=")
+    if has_path:
+        if kind not in LOCAL:
+            findings.problems.append(not_local(kind, path=Path(path)))
+    elif name not in known:
+        if near := did_you_mean(name, known, most=2, cutoff=0.75):
+            findings.problems.append(f"evaluate.tasks: {name!r} is unknown - {near}")
+        else:
+            findings.notes.append(
+                f"evaluate.tasks: {name} is taken for lm-eval's own and looked up when the run starts"
+            )
+
+
+def _check_metric(field: str, metric: str, recipe: Recipe, findings: Findings) -> None:
+    """It is of a task that runs, and one that the task reports, as far as its metrics are known."""
+    task, _, measure = metric.partition("/")
+    kinds = [name.partition("=")[0] for name in recipe.evaluate.tasks]
+    if not any(task == kind or task.startswith(f"{kind.removesuffix('_generative')}_") for kind in kinds):
+        findings.problems.append(
+            f"{field}: {metric!r} is of none of the tasks ({', '.join(kinds)}) - name a metric as task/metric"
+        )
+    is_bundled = recipe.evaluate.include_path == "quickstart"
+    is_ours = any((name == task and is_bundled) or name.startswith(f"{task}=") for name in recipe.evaluate.tasks)
+    reported = _METRICS.get(task, ()) if is_ours else ()
+    if not reported or measure in reported or (task == "ifeval" and measure.startswith("type/")):
+        return
+    near = difflib.get_close_matches(measure, reported, n=1, cutoff=0.5)
+    hint = f" - did you mean {task}/{near[0]}?" if near else ""
+    findings.problems.append(f"{field}: {metric!r}: {task} reports {', '.join(reported)}{hint}")
+
+
+@dataclass(frozen=True)
+class TaskPrompts:
+    """What a local task asks.
+
+    Attributes:
+        name: lm-eval's of the task.
+        shots: the messages before every question.
+        questions: the last user message of each prompt.
+        num_shots: examples among `shots`.
+        answer_tokens: that the shortest answer needs: the first that is sampled, and before it what is scored.
+    """
+
+    name: str
+    shots: tuple[Message, ...]
+    questions: tuple[str, ...]
+    num_shots: int = 0
+    answer_tokens: int = 1
+
+
+def local_prompts(name: str, *, bundled: bool) -> list[TaskPrompts]:
+    """The prompts of `kind=PATH`, or of a bundled task; none for others, which lm-eval alone can build.
+
+    Args:
+        name: as in the recipe.
+        bundled: whether `ifeval` and `mmlu` are the bundled ones.
+
+    Raises:
+        DataError: wrong data: file, line and field.
+    """
+    local = benchmark_data(name, bundled=bundled)
+    if local is None:
+        return []
+    kind, data = local
+    has_path = "=" in name
+    if kind == "ifeval":
+        return [TaskPrompts("ifeval", (), tuple(row.prompt for _, row in read_form(data)))]
+    if kind == "mmlu":
+        return _mmlu(data, form="letter" if has_path else "option_text", num_shots=MMLU_SHOTS if has_path else 0)
+    return _mmlu(data, form="generated", num_shots=0) if kind == "mmlu_generative" else []
+
+
+def _mmlu(folder: Path, *, form: AnswerForm, num_shots: int) -> list[TaskPrompts]:
+    found = []
+    for subject in read_mmlu(folder):
+        prompts = [prompt_messages(subject, row, form=form, num_fewshot=num_shots) for row in subject.test]
+        found.append(
+            TaskPrompts(
+                task_name(subject.name, form=form),
+                shots=tuple(prompts[0][:-1]),
+                questions=tuple(messages[-1].content for messages in prompts),
+                num_shots=min(num_shots, len(subject.dev)),
+                answer_tokens=1 if form == "generated" else 2,
+            )
+        )
+    return found
+
+
+def too_long(tasks: Sequence[TaskPrompts], *, chat: ChatFormat, limit: int | None, max_model_len: int) -> list[TooLong]:
+    """The tasks with questions that leave no room for an answer, and how many.
+
+    A message's tokens do not depend on its neighbours, so the shots are tokenised once; and a text has hardly more
+    tokens than bytes, so most questions need not be.
+    """
+    in_turn = tuple if takes_system_turn(chat) else in_first_user_turn
+
+    def num_tokens(*messages: Message) -> int:
+        return len(chat.prompt_ids(in_turn(messages)))
+
+    short = Message(role="user", content="a")
+    found = []
+    for task in tasks:
+        questions = task.questions[:limit]
+        before = num_tokens(*task.shots, short) - num_tokens(short) + task.answer_tokens
+        sure = before + num_tokens(short) + SLACK
+        lengths = [
+            before + num_tokens(Message(role="user", content=question))
+            for question in questions
+            if sure + len(question.encode()) > max_model_len
+        ]
+        if num_long := sum(length > max_model_len for length in lengths):
+            found.append(TooLong(task.name, num_long, len(questions), task.num_shots, max(lengths)))
+    return found

@@ -1,0 +1,265 @@
+"""Held-out prompts as a model answers them: once greedily, and a few times drawn at temperature 1.
+
+What follows from the answers alone: how likely the chosen ones are, how far the model has moved from the base, and
+which of two models' a judge likes better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alignloop.artifacts import derive_seed
+from alignloop.chat.reasoning import has_answer
+from alignloop.chat.sampled import completion_tokens
+from alignloop.chat.tokens import CompletionTokens
+from alignloop.data.split import prompt_key
+from alignloop.engines.base import Completion, Engine, GenerateRequest
+from alignloop.evaluation.measures.divergence import divergence
+from alignloop.evaluation.measures.figures import Figures
+from alignloop.evaluation.measures.winning import LOSS, TIE, WIN, win_rate, without_asking
+from alignloop.evaluation.standard_error import ratio
+from alignloop.judging.verdicts import Comparison, Judge
+from alignloop.progress import Progress
+from alignloop.records import DroppedRow, MeasuredRow, PreferenceRow, VerdictRow
+
+if TYPE_CHECKING:
+    from alignloop.chat.format import ChatFormat
+    from alignloop.packing.groups import PromptGroup
+    from alignloop.stages.measure import Settings
+
+Ids = tuple[int, ...]
+_OUTCOME = {"first": WIN, "second": LOSS, "tie": TIE}
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """The held-out preferences.
+
+    Attributes:
+        rows: those that fit the engine.
+        prompts: of these at most `num_prompts`, each with a prompt of its own: what is answered.
+        dropped: those that do not fit.
+    """
+
+    rows: list[PreferenceRow]
+    prompts: list[PreferenceRow]
+    dropped: list[DroppedRow]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A completion of the model's.
+
+    Attributes:
+        ids: as generated.
+        read: as reward models read it: with the template's whole termination.
+    """
+
+    ids: Ids
+    read: Ids
+    text: str
+    finished: bool
+
+    @classmethod
+    def of(cls, completion: Completion, chat: ChatFormat) -> Said:
+        ids = tuple(completion.token_ids)
+        read = chat.sampled_completion(ids).token_ids
+        return cls(ids, read, chat.decode(ids), completion.finish_reason == "stop")
+
+
+@dataclass(frozen=True)
+class HeldoutAnswers:
+    """What a model answers to a held-out prompt.
+
+    Attributes:
+        greedy: the most likely answer, token by token.
+        sampled: drawn at temperature 1; empty for the base.
+    """
+
+    row: PreferenceRow
+    prompt_ids: Ids
+    greedy: Said
+    sampled: tuple[Said, ...]
+
+    @property
+    def key(self) -> int:
+        """Of the prompt, the same in every round."""
+        return key_of(self.row)
+
+    @property
+    def endings(self) -> dict[str, list[bool]]:
+        """Of the sampled ones which are truncated and which have no text, as picking the best of them goes by."""
+        return {
+            "truncated": [not one.finished for one in self.sampled],
+            "empty": [not has_answer(one.text) for one in self.sampled],
+        }
+
+
+def key_of(row: PreferenceRow | MeasuredRow) -> int:
+    """What a held-out prompt is known by."""
+    return prompt_key(row.messages, seed=0)
+
+
+def heldout_of(rows: Sequence[PreferenceRow], *, chat: ChatFormat, config: Settings) -> Heldout:
+    """What is measured on: a function of the held-out rows, so the same in every round."""
+    kept, dropped = [], []
+    for row in rows:
+        compared = [completion_tokens(text, chat, row=row.id) for text in row.ranked[-2:]]
+        needed = max(config.max_tokens, *(len(tokens.token_ids) for tokens in compared))
+        size = len(chat.prompt_ids(row.messages))
+        if size + needed <= config.max_model_len:
+            kept.append(row)
+            continue
+        reason = f"{size} prompt tokens and {needed} for a completion exceed {config.max_model_len}"
+        dropped.append(DroppedRow(id=row.id, stage="measure", rule="length", reason=reason))
+    first = {key_of(row): row for row in reversed(kept)}
+    # Lowest hashes first: a draw that new rows and another file order do not change.
+    wanted = {id(first[key]) for key in sorted(first)[: config.num_prompts]}
+    return Heldout(kept, [row for row in kept if id(row) in wanted], dropped)
+
+
+def answers_to(
+    rows: Sequence[PreferenceRow], *, chat: ChatFormat, engine: Engine, config: Settings, sampled: bool
+) -> list[HeldoutAnswers]:
+    """What the served model says, in one call of the engine.
+
+    Args:
+        sampled: whether `num_candidates` completions are drawn beside the greedy one.
+    """
+    prompts = [chat.prompt_ids(row.messages) for row in rows]
+    stop: dict[str, Any] = {"max_tokens": config.max_tokens, "stop_token_ids": chat.stop_token_ids}
+    greedy = [GenerateRequest(prompt_ids=ids, num_candidates=1, temperature=0.0, seed=0, **stop) for ids in prompts]
+    drawn = [
+        GenerateRequest(
+            prompt_ids=ids,
+            num_candidates=config.num_candidates,
+            temperature=1.0,
+            # Of the prompt alone: rounds draw with the same noise, and differ by what their models have learnt.
+            seed=derive_seed(0, "measure", key_of(row)),
+            **stop,
+        )
+        for row, ids in zip(rows, prompts, strict=True)
+    ]
+    completions = engine.generate([*greedy, *(drawn if sampled else [])])
+    others = completions[len(rows) :] if sampled else [[] for _ in rows]
+    return [
+        HeldoutAnswers(row, ids, Said.of(best, chat), tuple(Said.of(one, chat) for one in more))
+        for row, ids, (best,), more in zip(rows, prompts, completions[: len(rows)], others, strict=True)
+    ]
+
+
+def logprob_groups(answers: Sequence[HeldoutAnswers], *, chat: ChatFormat) -> list[PromptGroup]:
+    """Of each prompt the chosen completion, then those sampled, their ids as sampled."""
+    from alignloop.packing.groups import PromptGroup
+
+    groups = []
+    for answer in answers:
+        drawn = [CompletionTokens(one.ids, (False,) * len(one.ids)) for one in answer.sampled]
+        completions = (completion_tokens(answer.row.ranked[-2], chat, row=answer.row.id), *drawn)
+        groups.append(PromptGroup(answer.row.id, answer.prompt_ids, completions, tuple(range(len(completions)))))
+    return groups
+
+
+Logprobs = Sequence[Sequence[Sequence[float]]]
+"""Of each group's completions, token by token."""
+
+
+def add_logprobs(figures: Figures, groups: Sequence[PromptGroup], *, policy: Logprobs, base: Logprobs | None) -> None:
+    """How likely the chosen completions are, and how far what the policy says is from what the base would say.
+
+    Args:
+        base: None where the policy is the base.
+    """
+    masks = [group.completions[0].formatting_mask for group in groups]
+    counts = [float(mask.count(False)) for mask in masks]
+    told = [index for index, count in enumerate(counts) if count]
+    ours = [_unmasked(policy[index][0], masks[index]) for index in told]
+    num_tokens = [counts[index] for index in told]
+    if told:
+        figures.add("chosen_logprob/policy", ratio(ours, num_tokens))
+    if base is None:
+        return
+    if told:
+        theirs = [_unmasked(base[index][0], masks[index]) for index in told]
+        moved = [a - b for a, b in zip(ours, theirs, strict=True)]
+        figures.add("chosen_logprob/reference", ratio(theirs, num_tokens))
+        figures.add("chosen_logprob/drift", ratio(moved, num_tokens))
+    found = divergence(
+        [one for own in policy for one in own[1:]],
+        [one for own in base for one in own[1:]],
+        prompts=[index for index, own in enumerate(policy) for _ in own[1:]],
+    )
+    figures.add("kl_to_base", found.k1)
+    figures.add("kl_to_base_k3", found.k3)
+    figures.add("kl_to_base_completion", found.completion)
+
+
+def _unmasked(logprobs: Sequence[float], mask: Sequence[bool]) -> float:
+    return math.fsum(value for value, masked in zip(logprobs, mask, strict=True) if not masked)
+
+
+def add_judged(
+    figures: Figures,
+    ours: Sequence[MeasuredRow],
+    theirs: Mapping[int, MeasuredRow],
+    *,
+    names: Sequence[str],
+    judge: Judge,
+    progress: Progress,
+) -> list[VerdictRow]:
+    """`judge_win_rate/<name>`: this model's answers against another's; what cannot be read is left out, its share told.
+
+    Args:
+        theirs: by the prompt's key.
+        names: what the other model is called in the figures.
+
+    Returns:
+        Every verdict asked for.
+    """
+    pairs = [(row, theirs[key_of(row)]) for row in ours if key_of(row) in theirs]
+    if not pairs:
+        return []
+    known = [without_asking(mine.completion, rival.completion) for mine, rival in pairs]
+    asked = [pair for pair, outcome in zip(pairs, known, strict=True) if outcome is None]
+    # Which of the two comes first is drawn: a judge that leans to one side, asked in one order, must not decide.
+    mine_first = [derive_seed(0, "measure", "order", key_of(mine)) % 2 == 0 for mine, _ in asked]
+    shown = [pair if is_first else pair[::-1] for pair, is_first in zip(asked, mine_first, strict=True)]
+    comparisons = [
+        Comparison(f"{mine.id}/{names[0]}", tuple(mine.messages), first.completion, second.completion)
+        for (mine, _), (first, second) in zip(asked, shown, strict=True)
+    ]
+    verdicts = judge.compare(comparisons)
+    rows = [
+        VerdictRow(
+            id=each.id,
+            first=f"{first.id}/{first.round}",
+            second=f"{second.id}/{second.round}",
+            winner=verdict.winner,
+            strength=verdict.strength,
+            reason=verdict.reason,
+            answers=list(verdict.answers),
+            judge=judge.name,
+        )
+        for (first, second), each, verdict in zip(shown, comparisons, verdicts, strict=True)
+    ]
+    judged = [_OUTCOME.get(verdict.winner) for verdict in verdicts]
+    readable = [
+        outcome if is_first else 1.0 - outcome
+        for outcome, is_first in zip(judged, mine_first, strict=True)
+        if outcome is not None
+    ]
+    if judged and not readable:
+        progress.say(
+            f"  none of the judge's {len(judged)} answers about {' and '.join(names)} can be read, the first: "
+            f"{verdicts[0].reason}"
+        )
+        return rows
+    won = win_rate([*(outcome for outcome in known if outcome is not None), *readable])
+    for name in names:
+        figures.add(f"judge_win_rate/{name}", won.rate)
+        figures.values[f"judge_win_rate/{name}_ties"] = won.ties
+        figures.values[f"judge_win_rate/{name}_unreadable"] = judged.count(None) / len(pairs)
+    return rows

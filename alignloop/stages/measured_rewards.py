@@ -1,0 +1,174 @@
+"""What a reward model makes of held-out preferences, and of what several models answer to held-out prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignloop.chat.sampled import completion_tokens
+from alignloop.errors import ModelError
+from alignloop.evaluation.measures.calibration import calibration_error, confidence, is_right, pair_loss, reliability
+from alignloop.evaluation.measures.figures import Figures, clustered
+from alignloop.evaluation.measures.winning import by_reward, win_rate
+from alignloop.evaluation.standard_error import mean
+from alignloop.records import STRENGTHS, PreferenceRow, Strength
+from alignloop.sampling.best_of_k import eligible, pick_best
+from alignloop.stages.measured_answers import HeldoutAnswers, Ids, key_of
+from alignloop.stages.train_reward import of_strengths
+
+if TYPE_CHECKING:
+    from alignloop.chat.format import ChatFormat
+    from alignloop.packing.groups import PromptGroup
+
+Rivals = Mapping[str, Mapping[int, Ids]]
+"""Whose answers are compared with, such as `previous`; theirs by the prompt's key, as reward models read them."""
+
+
+@dataclass(frozen=True)
+class HeldoutRewards:
+    """By one reward model, raw.
+
+    Attributes:
+        margins: r_chosen - r_rejected of each held-out preference.
+        of: of each prompt's completions, by their ids: what several models say word for word has one reward.
+    """
+
+    margins: list[float]
+    of: list[dict[Ids, float]]
+
+    def greedy(self, answers: Sequence[HeldoutAnswers]) -> list[float]:
+        return [of[answer.greedy.read] for answer, of in zip(answers, self.of, strict=True)]
+
+    def sampled(self, answers: Sequence[HeldoutAnswers]) -> list[list[float]]:
+        return [[of[one.read] for one in answer.sampled] for answer, of in zip(answers, self.of, strict=True)]
+
+    def best_picks(self, answers: Sequence[HeldoutAnswers]) -> list[int]:
+        """Of each prompt's sampled completions the one that `select` would pick."""
+        return [pick_best(own, **answer.endings) for answer, own in zip(answers, self.sampled(answers), strict=True)]
+
+
+def rewards_by(
+    reward_model: Path,
+    rows: Sequence[PreferenceRow],
+    answers: Sequence[HeldoutAnswers],
+    rivals: Rivals,
+    *,
+    chat: ChatFormat,
+    **forward: Any,
+) -> HeldoutRewards:
+    """The rewards of the preferences' two completions each, and of each prompt's different answers.
+
+    Args:
+        forward: as `score_groups` takes it.
+
+    Raises:
+        ModelError: the reward model gives something else than finite numbers.
+    """
+    from alignloop.training.scoring import score_groups
+
+    different = [_different(answer, rivals) for answer in answers]
+    groups = _groups(rows, answers, different, chat=chat)
+    found = score_groups(groups, reward_model=reward_model, **forward)
+    if not all(math.isfinite(reward) for rewards in found for reward in rewards):
+        raise ModelError(f"{reward_model}: gives rewards that are no finite numbers: its training has diverged")
+    return HeldoutRewards(
+        margins=[chosen - rejected for chosen, rejected in found[: len(rows)]],
+        of=[dict(zip(ids, rewards, strict=True)) for ids, rewards in zip(different, found[len(rows) :], strict=True)],
+    )
+
+
+def _different(answer: HeldoutAnswers, rivals: Rivals) -> list[Ids]:
+    """The answers to a prompt, each once, in a fixed order."""
+    theirs = [of_key[answer.key] for of_key in rivals.values() if answer.key in of_key]
+    return list(dict.fromkeys([answer.greedy.read, *(one.read for one in answer.sampled), *theirs]))
+
+
+def _groups(
+    rows: Sequence[PreferenceRow],
+    answers: Sequence[HeldoutAnswers],
+    different: Sequence[Sequence[Ids]],
+    *,
+    chat: ChatFormat,
+) -> list[PromptGroup]:
+    from alignloop.chat.tokens import CompletionTokens
+    from alignloop.packing.groups import PromptGroup
+
+    groups = []
+    for row in rows:
+        two = tuple(completion_tokens(text, chat, row=row.id) for text in row.ranked[-2:])
+        groups.append(PromptGroup(row.id, chat.prompt_ids(row.messages), two, (0, 1)))
+    for answer, read in zip(answers, different, strict=True):
+        tokens = tuple(CompletionTokens(ids, (False,) * len(ids)) for ids in read)
+        groups.append(PromptGroup(answer.row.id, answer.prompt_ids, tokens, tuple(range(len(tokens)))))
+    return groups
+
+
+def add_preferences(
+    figures: Figures, margins: Sequence[float], *, rows: Sequence[PreferenceRow], strengths: Sequence[Strength]
+) -> None:
+    """Accuracy and calibration on held-out preferences of the strengths that train; accuracy of every strength."""
+    by_row = {id(row): margin for row, margin in zip(rows, margins, strict=True)}
+    kept = of_strengths(rows, strengths)
+    if kept:
+        given = [by_row[id(row)] for row in kept]
+        prompts = [key_of(row) for row in kept]
+        bins = reliability(given)
+        right = [is_right(margin) for margin in given]
+        figures.add("heldout/accuracy", clustered(right, clusters=prompts))
+        figures.values["heldout/calibration_error"] = calibration_error(bins)
+        excess = [confidence(margin) - one for margin, one in zip(given, right, strict=True)]
+        figures.add("heldout/overconfidence", clustered(excess, clusters=prompts))
+        figures.add("heldout/loss", clustered([pair_loss(margin) for margin in given], clusters=prompts))
+        figures.details["heldout/pairs"] = float(len(kept))
+        for each in bins:
+            name = f"heldout/reliability/{each.low:.2f}-{each.high:.2f}"
+            figures.details[f"{name}/confidence"] = each.confidence
+            figures.details[f"{name}/accuracy"] = each.accuracy
+            figures.details[f"{name}/count"] = float(each.count)
+    for strength in STRENGTHS:
+        own = [by_row[id(row)] for row in rows if row.strength == strength]
+        if own:
+            figures.details[f"heldout/accuracy/{strength}"] = mean([is_right(margin) for margin in own]).value
+            figures.details[f"heldout/pairs/{strength}"] = float(len(own))
+
+
+def add_answers(
+    figures: Figures,
+    rewards: HeldoutRewards,
+    answers: Sequence[HeldoutAnswers],
+    rivals: Rivals,
+    *,
+    picks: Sequence[int],
+    prefix: str,
+) -> None:
+    """Rewards of this model's greedy answers, of the best and of a random one of the sampled, and of the rivals'.
+
+    Args:
+        picks: of each prompt which of the sampled is the best, by the round's own reward model.
+        prefix: `` for the round's reward model, `first_` for the first round's.
+    """
+    ours = rewards.greedy(answers)
+    for name, theirs in rivals.items():
+        pairs = [
+            (mine, of[theirs[answer.key]])
+            for answer, mine, of in zip(answers, ours, rewards.of, strict=True)
+            if answer.key in theirs
+        ]
+        if not pairs:
+            continue
+        won = win_rate([by_reward(*pair) for pair in pairs])
+        figures.add(f"{prefix}win_rate/{name}", won.rate)
+        figures.values[f"{prefix}win_rate/{name}_ties"] = won.ties
+        figures.add(f"{prefix}reward/gain_over_{name}", mean([a - b for a, b in pairs]))
+        figures.add(f"{prefix}reward/{name}_heldout", mean([reward for _, reward in pairs]))
+    figures.add(f"{prefix}reward/policy_heldout", mean(ours))
+    sampled = rewards.sampled(answers)
+    best = [own[pick] for own, pick in zip(sampled, picks, strict=True)]
+    chances = [eligible(**answer.endings) for answer in answers]
+    anyone = [sum(own[k] for k in some) / len(some) for own, some in zip(sampled, chances, strict=True)]
+    figures.add(f"{prefix}reward/best_of_k", mean(best))
+    figures.add(f"{prefix}reward/random", mean(anyone))
+    figures.add(f"{prefix}reward/best_over_random", mean([a - b for a, b in zip(best, anyone, strict=True)]))
