@@ -178,6 +178,12 @@ class Manifest(BaseModel):
     digest: str | None = None
     """Of all other fields, so that a changed one is noticed; None in what an earlier alignloop wrote."""
 
+    @property
+    def records(self) -> list[ArtifactRecord]:
+        """Of all outputs."""
+        entries = self.outputs.values()
+        return [record for entry in entries for record in (entry if isinstance(entry, list) else [entry])]
+
     @classmethod
     def of_values(cls, values: dict[str, Any]) -> Manifest:
         """From what was read.
@@ -222,12 +228,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a published stage; None where nothing is published.
 
     Raises:
-        RunDirError: it was written by a newer version, is not a manifest, or was changed since it was written.
+        RunDirError: it cannot be read, was written by a newer version, is not a manifest, or was changed since it was
+            written.
     """
     path = folder / MANIFEST
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         values = load_json(path)
         version = int(values["manifest_version"])
         if version > MANIFEST_VERSION:
@@ -242,7 +249,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise _no_manifest(path, f"{field}: {problem['msg']}") from error
     except KeyError as error:
         raise _no_manifest(path, f"{error.args[0]}: is missing") from error
-    except (ValueError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        fault = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(fault, OSError):
+            raise RunDirError(f"{path}: cannot be read ({fault.strerror}): make it readable, and run again") from error
         raise _no_manifest(path, str(error)) from error
 
 
@@ -259,11 +269,9 @@ def published(path: Path) -> Artifact:
         RunDirError: no stage did.
     """
     manifest = read_manifest(path.parent)
-    entries = [] if manifest is None else manifest.outputs.values()
-    for entry in entries:
-        for record in entry if isinstance(entry, list) else [entry]:
-            if record.path == path.name:
-                return Artifact(path=path.resolve(), digest=record.digest, rows=record.rows)
+    for record in [] if manifest is None else manifest.records:
+        if record.path == path.name:
+            return Artifact(path=path.resolve(), digest=record.digest, rows=record.rows)
     raise RunDirError(f"{path}: is gone, or was published by no stage; run again: it is made anew")
 
 
@@ -273,16 +281,20 @@ def check_whole(folder: Path, manifest: Manifest) -> None:
     Raises:
         RunDirError: something was removed, cut short or written over since.
     """
-    for entry in manifest.outputs.values():
-        for record in entry if isinstance(entry, list) else [entry]:
-            path = folder / record.path
-            size = size_of(path) if path.exists() else None
-            if size is None or (record.bytes is not None and size != record.bytes):
-                found = "is gone" if size is None else f"holds {size:,} bytes, published were {record.bytes:,}"
-                raise RunDirError(
-                    f"{path}: {found}: the run directory was changed from outside. Remove {folder} and run again: "
-                    "the stage is redone, and what follows from it is taken over where it comes out the same"
-                )
+    for record in manifest.records:
+        path = folder / record.path
+        size = size_of(path) if path.exists() else None
+        if size is None or (record.bytes is not None and size != record.bytes):
+            found = "is gone" if size is None else f"holds {size:,} bytes, published were {record.bytes:,}"
+            raise RunDirError(f"{path}: {found}: the run directory was changed from outside. {redo(folder)}")
+
+
+def redo(folder: Path) -> str:
+    """What to do about a stage that is not as it was published."""
+    return (
+        f"Remove {folder} and run again: the stage is redone, and what follows from it is taken over where it comes "
+        "out the same"
+    )
 
 
 def publish(partial: Path, manifest: Manifest) -> Path:

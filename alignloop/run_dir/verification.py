@@ -18,12 +18,11 @@ from pydantic import BaseModel, ValidationError
 from alignloop.artifacts import (
     PARTIAL,
     Artifact,
-    ArtifactRecord,
-    Manifest,
     digest_of,
     files_of,
     fingerprint,
     load_json,
+    redo,
     size_of,
     write_text,
 )
@@ -68,10 +67,7 @@ class Verified:
             looks = _looks(artifact.path)
             if problem := damage(artifact.path, artifact.digest):
                 folder = self._run_dir / Path(*Path(self._known_as(artifact)).parts[:2])
-                raise RunDirError(
-                    f"{problem}. Remove {folder} and run again: the stage is redone, and what follows from it is taken "
-                    "over where it comes out the same"
-                )
+                raise RunDirError(f"{problem}. {redo(folder)}")
             self._known[self._known_as(artifact)] = _Known(digest=artifact.digest, looks=looks)
         if unknown:
             self._save()
@@ -139,7 +135,7 @@ def verify_run(run_dir: Path, *, progress: Progress) -> tuple[int, list[str]]:
         (stage.dir / record.path, record)
         for number in round_numbers(run_dir)
         for stage in published_stages(run_dir, number)
-        for record in _records(stage.manifest)
+        for record in stage.manifest.records
     ]
     found = [
         problem
@@ -158,10 +154,6 @@ def verify_run(run_dir: Path, *, progress: Progress) -> tuple[int, list[str]]:
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _records(manifest: Manifest) -> list[ArtifactRecord]:
-    return [record for entry in manifest.outputs.values() for record in (entry if isinstance(entry, list) else [entry])]
 
 
 def _looks(path: Path, *, changed: bool = True) -> str:

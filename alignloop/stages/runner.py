@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from alignloop.artifacts import Artifact, Manifest, size_of
 from alignloop.config.recipe import Recipe
@@ -13,19 +14,17 @@ from alignloop.engines.base import Engine
 from alignloop.evaluation.comparing import forget_differences
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import round_dir, stage_folder
+from alignloop.run_dir.manifest import artifacts_of, package_versions
 from alignloop.run_dir.rounds_file import forget_rounds
 from alignloop.run_dir.stage import (
     ConfigT,
     InputsT,
+    Location,
     Outputs,
     OutputsT,
-    Place,
     Stage,
     Standing,
-    artifacts_of,
     make_stage,
-    outputs_of,
-    package_versions,
     standing,
 )
 from alignloop.run_dir.verification import Verified
@@ -72,55 +71,44 @@ class StageRunner:
     def run(self, stage: Stage[ConfigT, InputsT, OutputsT], inputs: InputsT) -> OutputsT:
         """Run `stage` as the round's next, or take over what it has published."""
         self._names.append(stage.name)
-        place = Place(
+        location = Location(
             self.dir / stage_folder(len(self._names), stage.name),
             self.number,
             self.recipe.seed,
             occurrence=self._names.count(stage.name),
             run_dir=self.run_dir,
         )
-        config = stage.settings(self.recipe)
-        found = standing(stage.name, config, inputs, place=place)
+        found = standing(stage, stage.settings(self.recipe), inputs, location=location)
         if found.published is None:
-            return self.make(stage, config, inputs, place=place, found=found)
-        outputs = outputs_of(stage, place.dir, found.published)
-        self.take_over(inputs, outputs, place=place, manifest=found.published)
+            return self.make(found)
+        outputs = found.outputs(found.published)
+        self.take_over(found, outputs, found.published)
         return outputs
 
-    def make(
-        self,
-        stage: Stage[ConfigT, InputsT, OutputsT],
-        config: ConfigT,
-        inputs: InputsT,
-        *,
-        place: Place,
-        found: Standing,
-    ) -> OutputsT:
+    def make(self, found: Standing[ConfigT, InputsT, OutputsT]) -> OutputsT:
         """Run a stage that is not published, or published from something else."""
+        folder = found.location.dir.name
         if found.known is None:
-            self.progress.say(f"  {place.dir.name} ...")
+            self.progress.say(f"  {folder} ...")
         manifest = make_stage(
-            stage,
-            config,
-            inputs,
-            place=place,
-            found=found,
+            found,
             engine=self.engine,
             progress=self.progress,
             training=self.recipe.training,
             rebuild=self.rebuild,
             before_run=self._begin,
         )
-        outputs = outputs_of(stage, place.dir, manifest)
+        outputs = found.outputs(manifest)
         self.verified.note(artifacts_of(outputs))
-        self.progress.say(stage_line(place.dir.name, manifest, cached=False))
+        self.progress.say(stage_line(folder, manifest, cached=False))
         return outputs
 
-    def take_over(self, inputs: object, outputs: Outputs, *, place: Place, manifest: Manifest) -> None:
+    def take_over(self, found: Standing[Any, Any, Any], outputs: Outputs, manifest: Manifest) -> None:
         """What is small is read back; what is large is looked at where a stage takes it."""
+        folder = found.location.dir.name
         self.verified.require(artifact for artifact in artifacts_of(outputs) if size_of(artifact.path) <= SMALL)
-        self._note_versions(f"{self.dir.name}/{place.dir.name}", manifest)
-        self.progress.say(stage_line(place.dir.name, manifest, cached=True))
+        self._note_versions(f"{self.dir.name}/{folder}", manifest)
+        self.progress.say(stage_line(folder, manifest, cached=True))
 
     def _begin(self, taken: Sequence[Artifact]) -> None:
         """A stage that runs takes whole files, and what is said of its round, and of all later ones, goes."""

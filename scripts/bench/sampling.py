@@ -74,7 +74,7 @@ def _run_stage(bench: Bench, ours: Any, first: Path, rows: Sequence[Any]) -> Rea
     from alignloop.data.jsonl import dump_jsonl, load_jsonl
     from alignloop.progress import QuietProgress
     from alignloop.records import CandidateRow
-    from alignloop.run_dir.stage import Place, run_stage
+    from alignloop.run_dir.stage import Location, run_stage
     from alignloop.stages import sample
 
     settings = {"num_candidates": NUM_CANDIDATES, "max_tokens": MAX_TOKENS}
@@ -85,10 +85,10 @@ def _run_stage(bench: Bench, ours: Any, first: Path, rows: Sequence[Any]) -> Rea
     prompts = round_dir.parent / "prompts.jsonl"
     dump_jsonl(prompts, rows)
     inputs = sample.Inputs(Artifact.of(first), Artifact.of(prompts))
-    place = Place(round_dir / "04_sample", round=1, run_seed=0)
+    location = Location(round_dir / "04_sample", round=1, run_seed=0)
     started = time.perf_counter()
     outputs = run_stage(
-        sample.STAGE, sample.settings(recipe), inputs, place=place, engine=ours, progress=QuietProgress()
+        sample.STAGE, sample.settings(recipe), inputs, location=location, engine=ours, progress=QuietProgress()
     )
     seconds = time.perf_counter() - started
     ids = [tuple(row.completion_ids) for row in load_jsonl(outputs.candidates.path, CandidateRow)]

@@ -20,7 +20,8 @@ from alignloop.artifacts import fingerprint
 from alignloop.config import load_recipe
 from alignloop.loop.check import Checked
 from alignloop.loop.plan import planned_stages
-from alignloop.run_dir.stage import Place, Standing, describe
+from alignloop.run_dir.manifest import describe
+from alignloop.run_dir.stage import Location, Stage, Standing
 from alignloop.stages import runner
 from alignloop.stages.facts import BaseFacts, Rows
 
@@ -82,16 +83,18 @@ def stages_of(
         recipe = load_recipe(recipe, overrides=[f"prompts={folder / 'rows.jsonl'}"])
     found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
 
-    def standing(name: str, config: Any, inputs: Any, *, place: Place) -> Standing:
-        described = _without_digests(describe(config, inputs, seed=place.seed(name)))
+    def standing(
+        stage: Stage[Any, Any, Any], config: Any, inputs: Any, *, location: Location
+    ) -> Standing[Any, Any, Any]:
+        described = _without_digests(describe(config, inputs, seed=location.seed(stage.name)))
         entry = {
             "fingerprint": fingerprint(described),
             "config": fingerprint(described["config"]),
             "inputs": described["inputs"],
             "seed": described["seed"],
         }
-        found[f"round-{place.round:02d}/{place.dir.name}"] = entry, described["config"]
-        return Standing(described, None)
+        found[f"round-{location.round:02d}/{location.dir.name}"] = entry, described["config"]
+        return Standing(stage, config, inputs, location, described)
 
     monkeypatch.setattr(runner, "standing", standing)
     checked = Checked(Rows([], [], [], []), BaseFacts(had_template=True), None, 0, ())

@@ -17,7 +17,7 @@ from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, EngineError, UserError
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
-from alignloop.run_dir.stage import Place, run_stage
+from alignloop.run_dir.stage import Location, run_stage
 from alignloop.stages import collect
 
 HUMAN = PreferenceRow(
@@ -74,17 +74,17 @@ def ran(folder: Path, recipe: Recipe, *, candidates: list[CandidateRow] = CANDID
     dump_jsonl(folder / "human.jsonl", [HUMAN])
     dump_jsonl(folder / "scored.jsonl", candidates)
     human, scored = Artifact.of(folder / "human.jsonl"), Artifact.of(folder / "scored.jsonl")
-    place = Place(folder / "round-02" / "01_collect", 2, 0)
+    location = Location(folder / "round-02" / "01_collect", 2, 0)
     inputs = collect.inputs(recipe, human, scored)
     run_stage(
         collect.STAGE,
         collect.settings(recipe),
         inputs,
-        place=place,
+        location=location,
         engine=cast(Engine, None),
         progress=QuietProgress(),
     )
-    manifest = read_manifest(place.dir)
+    manifest = read_manifest(location.dir)
     assert manifest is not None
     return manifest
 

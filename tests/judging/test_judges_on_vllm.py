@@ -35,7 +35,7 @@ from alignloop.judging.prompt_file import BUNDLED
 from alignloop.judging.verdicts import Appraisal, Comparison, Judge
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
-from alignloop.run_dir.stage import Place, run_stage
+from alignloop.run_dir.stage import Location, run_stage
 from alignloop.stages import collect
 
 pytest.importorskip("vllm")
@@ -286,9 +286,9 @@ def test_collect_annotates_with_a_judge(
     dump_jsonl(tmp_path / "human.jsonl", [human])
     dump_jsonl(tmp_path / "scored.jsonl", candidates())
     inputs = collect.inputs(recipe, Artifact.of(tmp_path / "human.jsonl"), Artifact.of(tmp_path / "scored.jsonl"))
-    place = Place(tmp_path / "round-02" / "01_collect", 2, 0)
+    location = Location(tmp_path / "round-02" / "01_collect", 2, 0)
     outputs = run_stage(
-        collect.STAGE, collect.settings(recipe), inputs, place=place, engine=engine, progress=QuietProgress()
+        collect.STAGE, collect.settings(recipe), inputs, location=location, engine=engine, progress=QuietProgress()
     )
     counts = outputs.counts
     assert counts["judged"] == 6 == counts["annotated"] + counts["ties"] + counts["unreadable"]
@@ -305,8 +305,8 @@ def test_collect_annotates_with_a_judge(
     }
     for row in rows[1:]:
         assert said.get((row.chosen, row.rejected)) == "A" or said.get((row.rejected, row.chosen)) == "B"
-    assert not (place.dir / "judge").exists()
-    manifest = read_manifest(place.dir)
+    assert not (location.dir / "judge").exists()
+    manifest = read_manifest(location.dir)
     assert manifest is not None
     assert manifest.metrics["unreadable_share"] == 0.0
     assert "127.0.0.1" not in manifest.model_dump_json()

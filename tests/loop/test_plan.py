@@ -21,7 +21,7 @@ from alignloop.loop.plan_text import plan_text
 from alignloop.loop.rounds import ingest_inputs
 from alignloop.progress import QuietProgress
 from alignloop.run_dir.layout import enter, locked
-from alignloop.run_dir.stage import Place, run_stage
+from alignloop.run_dir.stage import Location, run_stage
 from alignloop.stages import ingest
 
 
@@ -124,9 +124,11 @@ def test_a_base_without_a_template_is_planned_with_bootstrap(tmp_path: Path) -> 
 def publish_ingest(recipe: Recipe, run_dir: Path) -> None:
     with locked(run_dir), open_engine(recipe.engine, log_file=run_dir / "engine.log") as engine:
         enter(run_dir, recipe, rebuild=False)
-        place = Place(run_dir / "round-00" / "01_ingest", 0, recipe.seed)
+        location = Location(run_dir / "round-00" / "01_ingest", 0, recipe.seed)
         inputs = ingest_inputs(recipe)
-        run_stage(ingest.STAGE, ingest.settings(recipe), inputs, place=place, engine=engine, progress=QuietProgress())
+        run_stage(
+            ingest.STAGE, ingest.settings(recipe), inputs, location=location, engine=engine, progress=QuietProgress()
+        )
 
 
 def test_published_begun_and_drifted_stages(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from alignloop.progress import QuietProgress
 from alignloop.pruning.items import item_of_selected, item_of_target
 from alignloop.pruning.quality import priorities_of
 from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SelectedRow, SftRow, Source
-from alignloop.run_dir.stage import StageContext, describe
+from alignloop.run_dir.manifest import describe
+from alignloop.run_dir.stage import StageContext
 from alignloop.stages import prune
 from alignloop.stages.facts import Facts, Findings, Rows
 from alignloop.stages.prune import check

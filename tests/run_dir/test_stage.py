@@ -21,8 +21,8 @@ from alignloop.evaluation.comparing import read_differences
 from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.run_dir.rounds_file import read_rounds, write_rounds
+from alignloop.run_dir.stage import Location, Stage, StageContext, run_stage
 from alignloop.run_dir.stage import Outputs as StageOutputs
-from alignloop.run_dir.stage import Place, Stage, StageContext, run_stage
 from alignloop.run_dir.verification import verify_run
 from alignloop.stages.runner import StageRunner
 
@@ -76,7 +76,7 @@ def run_count(run_dir: Path, rows: Path, *, add: int = 1, rebuild: bool = False)
         COUNT,
         CountConfig(add=add),
         CountInputs(Artifact.of(rows)),
-        place=Place(run_dir / "round-01" / "01_count", 1, 0),
+        location=Location(run_dir / "round-01" / "01_count", 1, 0),
         engine=None,  # type: ignore[arg-type]  # this stage uses none
         progress=QuietProgress(),
         rebuild=rebuild,
@@ -149,7 +149,7 @@ def test_rows_that_vanish_are_a_defect(tmp_path: Path, rows: Path) -> None:
             Stage("lose", CountInputs, CountOutputs, lambda recipe: CountConfig(), lose),
             CountConfig(),
             CountInputs(Artifact.of(rows)),
-            place=Place(tmp_path / "round-01" / "01_lose", 1, 0),
+            location=Location(tmp_path / "round-01" / "01_lose", 1, 0),
             engine=None,  # type: ignore[arg-type]
             progress=QuietProgress(),
         )
@@ -218,7 +218,7 @@ def test_full_disk_is_named_and_nothing_is_published(tmp_path: Path, rows: Path)
             Stage("fill", CountInputs, CountOutputs, lambda recipe: CountConfig(), fill),
             CountConfig(),
             CountInputs(Artifact.of(rows)),
-            place=Place(tmp_path / "round-01" / "01_fill", 1, 0),
+            location=Location(tmp_path / "round-01" / "01_fill", 1, 0),
             engine=None,  # type: ignore[arg-type]
             progress=QuietProgress(),
         )
@@ -316,7 +316,7 @@ def test_a_stage_alone_is_the_stage_in_the_run(tmp_path: Path, rows: Path) -> No
         seeded("sample"),
         CountConfig(),
         inputs,
-        place=Place(tmp_path / "mine", 1, 5),
+        location=Location(tmp_path / "mine", 1, 5),
         engine=cast(Engine, None),
         progress=QuietProgress(),
     )

@@ -28,7 +28,7 @@ from alignloop.engines.process import EngineProcess
 from alignloop.errors import DataError, EngineError, ModelError, UserError
 from alignloop.progress import Advance, Progress, QuietProgress
 from alignloop.records import CandidateRow, DroppedRow, Message, PromptRow, Source
-from alignloop.run_dir.stage import Place, StageContext, run_stage
+from alignloop.run_dir.stage import Location, StageContext, run_stage
 from alignloop.stages import sample
 
 NO_SYSTEM = (
@@ -127,7 +127,7 @@ def sampled(
         sample.STAGE,
         settings,
         sample.Inputs(policy, written(folder, prompts)),
-        place=Place(folder / f"round-{number:02d}" / "04_sample", number, 7),
+        location=Location(folder / f"round-{number:02d}" / "04_sample", number, 7),
         engine=engine or ScriptedEngine(),
         progress=progress or QuietProgress(),
     )

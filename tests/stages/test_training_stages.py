@@ -22,7 +22,7 @@ from alignloop.engines.open import open_engine
 from alignloop.errors import DriftError, UserError
 from alignloop.progress import QuietProgress
 from alignloop.records import DroppedRow, Message, PairRow, PreferenceRow, SftRow, Source
-from alignloop.run_dir.stage import Place, run_stage
+from alignloop.run_dir.stage import Location, run_stage
 from alignloop.stages import average, train_dpo, train_reward, train_sft
 from alignloop.stages.training import Outputs
 
@@ -73,8 +73,8 @@ def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, engine: 
     config = RewardConfig(**QUICK, num_checkpoints=2, average_span=0.5, variants=(Variant(), Variant(seed=1)))
 
     def trained() -> Outputs:
-        place = Place(tmp_path / "round-01" / "02_train_reward", 1, 0)
-        return run_stage(train_reward.STAGE, config, inputs, place=place, engine=engine, progress=QuietProgress())
+        location = Location(tmp_path / "round-01" / "02_train_reward", 1, 0)
+        return run_stage(train_reward.STAGE, config, inputs, location=location, engine=engine, progress=QuietProgress())
 
     outputs = trained()
     # 6 rows: one of a strength that does not train, one too long for either variant.
@@ -103,12 +103,12 @@ def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, engine: 
     assert outputs.metrics["eval_loss"] == pytest.approx(sum(last) / 2)
 
     def averaged(config: AverageConfig, *, rebuild: bool = False) -> average.Outputs:
-        place = Place(tmp_path / "round-01" / "03_average", 1, 0)
+        location = Location(tmp_path / "round-01" / "03_average", 1, 0)
         return run_stage(
             average.SFT,
             config,
             average.of(trained()),
-            place=place,
+            location=location,
             engine=engine,
             progress=QuietProgress(),
             rebuild=rebuild,
@@ -141,8 +141,8 @@ def test_rows_that_no_variant_has_drawn_are_counted(base: Artifact, engine: Engi
     ]
     inputs = train_sft.Inputs(base, written(tmp_path / "s.jsonl", rows))
     config = SftConfig(**QUICK, variants=(Variant(data_fraction=0.5), Variant(data_fraction=0.5, epochs=2)))
-    place = Place(tmp_path / "round-01" / "08_train_sft", 1, 0)
-    outputs = run_stage(train_sft.STAGE, config, inputs, place=place, engine=engine, progress=QuietProgress())
+    location = Location(tmp_path / "round-01" / "08_train_sft", 1, 0)
+    outputs = run_stage(train_sft.STAGE, config, inputs, location=location, engine=engine, progress=QuietProgress())
     # Both draw with the stage's seed, and so the same half.
     assert outputs.counts["in"] == 4
     assert outputs.counts["dropped_by_draw"] == outputs.counts["dropped"] == 2
@@ -155,7 +155,7 @@ def test_rows_that_no_variant_has_drawn_are_counted(base: Artifact, engine: Engi
             average.SFT,
             AverageConfig(choose=1),
             average.of(outputs),
-            place=Place(tmp_path / "round-01" / "09_average", 1, 0),
+            location=Location(tmp_path / "round-01" / "09_average", 1, 0),
             engine=engine,
             progress=QuietProgress(),
         )
@@ -178,7 +178,7 @@ def test_sft_is_measured_on_what_people_liked_best(base: Artifact, engine: Engin
             train_sft.STAGE,
             config,
             inputs,
-            place=Place(tmp_path / "round-01" / place, 1, 0),
+            location=Location(tmp_path / "round-01" / place, 1, 0),
             engine=engine,
             progress=QuietProgress(),
         )
@@ -217,7 +217,7 @@ def test_dpo_is_measured_on_held_out_pairs_of_its_strengths(base: Artifact, engi
             train_dpo.STAGE,
             config,
             inputs,
-            place=Place(tmp_path / "round-01" / place, 1, 0),
+            location=Location(tmp_path / "round-01" / place, 1, 0),
             engine=engine,
             progress=QuietProgress(),
         ).metrics
