@@ -5,7 +5,7 @@ A row of the user's: {"prompt" | "messages" | "conversations": ..., "candidates"
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def read_candidates(file: Path, *, max_bad_fraction: float) -> ReadCandidates:
     """
     first = list(first_objects(open_rows(file), columns={}))
     if any(row.keys() >= OWN_COLUMNS for row in first):
-        return ReadCandidates(own=tuple(_grouped(list(load_jsonl(file, CandidateRow)), file)))
+        return ReadCandidates(own=tuple(_grouped(load_jsonl(file, CandidateRow), file)))
     if not any(COLUMN in row for row in first):
         found = f"; the columns of its first row are {', '.join(first[0])}" if first else ""
         raise DataError(f"{file}: holds no candidates{found}: {HOW}")
@@ -103,17 +103,17 @@ def _candidates(value: object) -> tuple[TextCandidate, ...]:
         raise BadRow(COLUMN, f"must be a list, found {shown(value)}" if value is not None else "is missing")
     if not value:
         raise BadRow(COLUMN, "is empty: there is nothing to choose among")
-    return tuple(_candidate(item, f"{COLUMN}[{index}]") for index, item in enumerate(value))
+    candidates = []
+    for index, item in enumerate(value):
+        field, text, meta = f"{COLUMN}[{index}]", item, {}
+        if isinstance(item, Mapping):
+            field, text = f"{field}.completion", item.get("completion")
+            meta = {str(name): value for name, value in item.items() if name != "completion"}
+        candidates.append(TextCandidate(check_text(text, field), meta))
+    return tuple(candidates)
 
 
-def _candidate(value: object, field: str) -> TextCandidate:
-    if not isinstance(value, Mapping):
-        return TextCandidate(check_text(value, field))
-    meta = {str(name): item for name, item in value.items() if name != "completion"}
-    return TextCandidate(check_text(value.get("completion"), f"{field}.completion"), meta)
-
-
-def _grouped(rows: Sequence[CandidateRow], file: Path) -> list[CandidateRow]:
+def _grouped(rows: Iterable[CandidateRow], file: Path) -> list[CandidateRow]:
     """Rows of a prompt made adjacent: a file may have been shuffled, or be two files put together.
 
     Raises:
@@ -122,17 +122,15 @@ def _grouped(rows: Sequence[CandidateRow], file: Path) -> list[CandidateRow]:
     by_prompt: dict[str, list[CandidateRow]] = {}
     seen: set[str] = set()
     for number, row in enumerate(rows, start=1):
-        if row.id in seen:
-            raise DataError(
-                f"{file}, row {number}: the id {row.id!r} stands in an earlier row, too (files put together?): give "
-                "each candidate an id of its own, or score the files one by one"
-            )
-        seen.add(row.id)
         group = by_prompt.setdefault(row.prompt_id, [])
-        if group and group[0].messages != row.messages:
-            raise DataError(
-                f"{file}, row {number}: prompt_id {row.prompt_id!r} stands for another prompt in an earlier row (files "
-                "put together?): give each prompt an id of its own, or score the files one by one"
-            )
+        problem = None
+        if row.id in seen:
+            problem = f"the id {row.id!r} stands in an earlier row, too (files put together?): give each candidate"
+        elif group and group[0].messages != row.messages:
+            stands = f"prompt_id {row.prompt_id!r} stands for another prompt in an earlier row"
+            problem = f"{stands} (files put together?): give each prompt"
+        if problem is not None:
+            raise DataError(f"{file}, row {number}: {problem} an id of its own, or score the files one by one")
+        seen.add(row.id)
         group.append(row)
     return [row for group in by_prompt.values() for row in group]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignloop.data.file_kinds import open_bytes
+from alignloop.data.files import open_bytes
 from alignloop.data.forms import SFT_FORMS, compares, form_of
 from alignloop.data.problems import BadRow
 from alignloop.data.ranked import ANSWERS, LISTS
@@ -78,13 +78,21 @@ def check_file(
     options = options or Options()
     kind = kind or guess_kind(file, columns=options.columns)
     reading: Reading[Any] = Reading(file, kind, form=form, options=options)
-    spans = _spans(reading.lines, workers if workers is not None else _num_cores())
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    spans = _spans(reading.lines, workers)
     tally = Tally()
     try:
         if len(spans) < 2:
             tally.count(reading)
         else:
-            tally = _count_parts(partial(_count_part, file, kind, form, options, reading.form.name), spans)
+            count_part = partial(_count_part, file, kind, form, options, reading.form.name)
+            # Forked children hash texts alike, so that what is repeated is known over all parts.
+            with ProcessPoolExecutor(len(spans), mp_context=multiprocessing.get_context("fork")) as pool:
+                lines = 0
+                for part, num_lines in pool.map(count_part, spans):
+                    tally.add(part, lines=lines)
+                    lines += num_lines
             if reading.lines is not None and reading.lines.stat().st_size != spans[-1][1]:
                 raise DataError(f"{file}: its size changed while it was read: check it again")
     except BrokenProcessPool:
@@ -105,14 +113,15 @@ def guess_kind(file: Path | str, *, columns: Mapping[str, str] | None = None) ->
         DataError: the file cannot be read.
     """
     sure: Counter[Kind] = Counter()
-    broken: Counter[Kind] = Counter()
+    has_broken = False
     for row in first_objects(open_rows(file), columns=columns or {}):
         try:
             sure[_kind_of(row)] += 1
         except BadRow:
-            broken["sft"] += 1
-    votes = sure or broken
-    return max(votes, key=lambda kind: votes[kind]) if votes else "preferences"
+            has_broken = True
+    if sure:
+        return max(sure, key=lambda kind: sure[kind])
+    return "sft" if has_broken else "preferences"
 
 
 def _kind_of(row: Mapping[str, Any]) -> Kind:
@@ -134,17 +143,13 @@ def _count_part(
     except DataError:
         if reading.num_read:
             raise  # otherwise a part of blank lines, which another part makes up for
-    return tally, _num_lines(reading.lines or Path(file), span)
-
-
-def _count_parts(count_part: Callable[[tuple[int, int]], tuple[Tally, int]], spans: Sequence[tuple[int, int]]) -> Tally:
-    # Forked children hash texts alike, so that what is repeated is known over all parts.
-    whole, lines = Tally(), 0
-    with ProcessPoolExecutor(len(spans), mp_context=multiprocessing.get_context("fork")) as pool:
-        for tally, num_lines in pool.map(count_part, spans):
-            whole.add(tally, lines=lines)
-            lines += num_lines
-    return whole
+    num_lines, left = 0, span[1] - span[0]
+    with (reading.lines or Path(file)).open("rb") as stream:
+        stream.seek(span[0])
+        while left > 0 and (block := stream.read(min(left, 2**20))):
+            num_lines += block.count(b"\n")
+            left -= len(block)
+    return tally, num_lines
 
 
 def _spans(path: Path | None, workers: int) -> list[tuple[int, int]]:
@@ -165,17 +170,3 @@ def _spans(path: Path | None, workers: int) -> list[tuple[int, int]]:
             if starts[-1] < stream.tell() < size:
                 starts.append(stream.tell())
     return list(zip(starts, [*starts[1:], size], strict=True))
-
-
-def _num_lines(path: Path, span: tuple[int, int]) -> int:
-    num_lines, left = 0, span[1] - span[0]
-    with path.open("rb") as stream:
-        stream.seek(span[0])
-        while left > 0 and (block := stream.read(min(left, 2**20))):
-            num_lines += block.count(b"\n")
-            left -= len(block)
-    return num_lines
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,22 +6,24 @@ raw object --ALIASES, the user's own names--> Named: the columns that forms know
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+from alignloop.config.data import ColumnName
+from alignloop.data.dialogs import RawObject
 from alignloop.data.problems import BadRow, found_at, shown
 from alignloop.data.turns import REFUSED_MEDIA, REFUSED_TOOLS, is_empty, is_turns
 from alignloop.errors import DataError, UserError, did_you_mean
 from alignloop.records import Strength
 
-RawObject = Mapping[str, Any]
-DIALOG = ("prompt", "messages", "conversations", "instruction")
+_DIALOG = ("prompt", "messages", "conversations", "instruction")
 """Columns one of which holds what was asked."""
-TARGETS: tuple[str, ...] = (
-    *DIALOG,
-    *("input", "system", "history", "chosen", "rejected", "edited", "completion", "output"),
-    *("completions", "responses", "ranking", "ranks", "scores", "score", "strength", "annotator", "id"),
-)
-"""Columns that can be found under another name, as `data.columns` takes them; a test holds the two together."""
+TARGETS: tuple[str, ...] = get_args(ColumnName)
+"""Columns that can be found under another name, as `data.columns` takes them."""
+_VERDICTS = ("overall_preference", "preference_strength")
+"""-3 to 3: below 0 the first response is better."""
+_RESPONSES = (("response1", "response2"), ("response_1", "response_2"))
+_STRENGTHS: dict[int, Strength] = {3: "significantly_better", 2: "better", 1: "slightly_better"}
+_REFUSED = REFUSED_TOOLS | REFUSED_MEDIA
 
 
 class Named(NamedTuple):
@@ -49,19 +51,14 @@ def _is_text_or_turns(value: object) -> bool:
 
 
 ALIASES = (
-    Alias("context", "prompt", DIALOG, is_turns),
-    Alias("question", "prompt", DIALOG, _is_text_or_turns),
-    Alias("query", "prompt", DIALOG, _is_text_or_turns),
+    Alias("context", "prompt", _DIALOG, is_turns),
+    Alias("question", "prompt", _DIALOG, _is_text_or_turns),
+    Alias("query", "prompt", _DIALOG, _is_text_or_turns),
     Alias("system_prompt", "system", ("system",), lambda value: type(value) is str),
     Alias("chosen_response", "chosen", ("chosen",), lambda value: value is not None),
     Alias("rejected_response", "rejected", ("rejected",), lambda value: value is not None),
     Alias("response", "completion", ("completion", "chosen", "chosen_response", "output"), _is_text_or_turns),
 )
-_VERDICTS = ("overall_preference", "preference_strength")
-"""-3 to 3: below 0 the first response is better."""
-_RESPONSES = (("response1", "response2"), ("response_1", "response_2"))
-_STRENGTHS: dict[int, Strength] = {3: "significantly_better", 2: "better", 1: "slightly_better"}
-_REFUSED = REFUSED_TOOLS | REFUSED_MEDIA
 NOTICED = frozenset({alias.source for alias in ALIASES} | set(_VERDICTS) | _REFUSED)
 """A row that has none of these columns is named as it stands, and refused for none."""
 
@@ -78,11 +75,8 @@ def named(row: RawObject, *, columns: Mapping[str, str], prompt_only: bool = Fal
     """
     if not columns and NOTICED.isdisjoint(row):
         return Named(row, {})
-    found = dict(row)
+    found = dict(row) | {target: _value_at(row, path) for target, path in columns.items()}
     names = dict(columns)
-    taken = {path: _taken(row, path) for path in columns.values()}
-    for target, path in columns.items():
-        found[target] = taken[path]
     for path in columns.values():
         if path not in columns:
             found.pop(path, None)
@@ -109,7 +103,7 @@ def check_columns(rows: Sequence[RawObject], columns: Mapping[str, str], *, file
     """
     there = dict.fromkeys(name for row in rows for name in row)
     for target, path in columns.items():
-        if not rows or any(path in row or _taken(row, path) is not None for row in rows):
+        if not rows or any(path in row or _value_at(row, path) is not None for row in rows):
             continue
         hint = did_you_mean(path, there) or f"their columns are {', '.join(there)}."
         raise DataError(
@@ -118,7 +112,7 @@ def check_columns(rows: Sequence[RawObject], columns: Mapping[str, str], *, file
         )
 
 
-def _taken(row: RawObject, path: str) -> Any:
+def _value_at(row: RawObject, path: str) -> Any:
     return row[path] if path in row else found_at(row, path)
 
 

@@ -11,13 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from alignloop.data.built import message
 from alignloop.data.problems import BadRow, check_text, shown
-from alignloop.data.turns import history_turns, is_turns, read_text, read_turns
+from alignloop.data.turns import history_turns, is_turns, message, read_text, read_turns
 from alignloop.records import Message, Role
 
-_HUMAN, _ASSISTANT = "Human:", "Assistant:"
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 RawObject = Mapping[str, Any]
 ALPACA = frozenset({"instruction", "input", "history"})
 FieldOf = Callable[[int], str]
@@ -33,6 +32,17 @@ class BadTurn(Exception):
         self.reason = reason
 
 
+class Dialog(NamedTuple):
+    """Attributes:
+    field_of: of a message, by its index, the field it stands in.
+    columns: those that were read.
+    """
+
+    messages: list[Message]
+    field_of: FieldOf
+    columns: frozenset[str]
+
+
 def check_dialog(messages: Sequence[Message], *, ends_with: Literal["user", "assistant"]) -> None:
     """Refuse a dialog that breaks the rules.
 
@@ -42,8 +52,6 @@ def check_dialog(messages: Sequence[Message], *, ends_with: Literal["user", "ass
     if not messages:
         raise BadTurn(0, "is empty: at least one user turn is needed")
     last = messages[-1]
-    if len(messages) == 1 and last.role == ends_with == "user" and last.content and not last.content.isspace():
-        return
     if last.role != ends_with:
         raise BadTurn(len(messages) - 1, f"the last turn must be the {ends_with}'s, not the {last.role}'s")
     before: Role | None = None
@@ -61,9 +69,7 @@ def check_dialog(messages: Sequence[Message], *, ends_with: Literal["user", "ass
         before = role
 
 
-def common_dialog(
-    chosen: list[Message], rejected: list[Message], *, fields: tuple[str, str] = ("chosen", "rejected")
-) -> tuple[list[Message], str, str]:
+def common_dialog(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], str, str]:
     """Two whole conversations -> (the dialog both begin with, chosen completion, rejected completion).
 
     Raises:
@@ -74,8 +80,7 @@ def common_dialog(
         if ours.content != theirs.content or ours.role != theirs.role:
             break
         num_common += 1
-    texts = []
-    for field, turns in zip(fields, (chosen, rejected), strict=True):
+    for field, turns in (("chosen", chosen), ("rejected", rejected)):
         left = turns[num_common:]
         if len(left) != 1:
             raise BadRow(
@@ -87,33 +92,7 @@ def common_dialog(
             raise BadRow(f"{field}[{num_common}]", f"must end with the assistant's turn, not the {left[0].role}'s")
         if not left[0].content.strip():
             raise BadRow(f"{field}[{num_common}]", "is empty")
-        texts.append(left[0].content)
-    return chosen[:num_common], texts[0], texts[1]
-
-
-def is_transcript(value: object) -> bool:
-    """Whether a text is a dialog as HH-RLHF writes it."""
-    return type(value) is str and value[:16].lstrip().startswith(_HUMAN)
-
-
-def is_open_transcript(value: object) -> bool:
-    """Whether a text is such a dialog that waits for the assistant."""
-    return is_transcript(value) and str(value)[-16:].rstrip().endswith(_ASSISTANT)
-
-
-def read_transcript(value: object, field: str) -> list[Message]:
-    """A text of `Human:` and `Assistant:` turns; blanks around each are the form's, not the turn's."""
-    text = check_text(value, field)
-    parts = _SPEAKER.split(text)
-    if parts[0].strip():
-        raise BadRow(field, f"must begin with `Human:`, found {shown(parts[0].strip())}")
-    if len(parts) == 1:
-        raise BadRow(field, "holds no `Human:` or `Assistant:` turn")
-    roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
-    return [
-        Message(role=roles[speaker], content=text.strip())
-        for speaker, text in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    return chosen[:num_common], chosen[-1].content, rejected[-1].content
 
 
 def common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -125,6 +104,26 @@ def common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:same], chosen[same:], rejected[same:]
 
 
+def is_transcript(value: object) -> bool:
+    """Whether a text is a dialog as HH-RLHF writes it."""
+    return type(value) is str and value[:16].lstrip().startswith("Human:")
+
+
+def is_open_transcript(value: object) -> bool:
+    """Whether a text is such a dialog that waits for the assistant."""
+    return is_transcript(value) and str(value)[-16:].rstrip().endswith("Assistant:")
+
+
+def read_transcript(value: object, field: str) -> list[Message]:
+    """A text of `Human:` and `Assistant:` turns; blanks around each are the form's, not the turn's."""
+    parts = _SPEAKER.split(check_text(value, field))
+    if parts[0].strip():
+        raise BadRow(field, f"must begin with `Human:`, found {shown(parts[0].strip())}")
+    if len(parts) == 1:
+        raise BadRow(field, "holds no `Human:` or `Assistant:` turn")
+    return [message(_SPEAKERS[speaker], text.strip()) for speaker, text in zip(parts[1::2], parts[2::2], strict=True)]
+
+
 def item_of(column: str) -> FieldOf:
     """Messages stand in a list of turns."""
     return lambda index: f"{column}[{index}]"
@@ -133,17 +132,6 @@ def item_of(column: str) -> FieldOf:
 def whole_column(column: str) -> FieldOf:
     """All messages come of one column."""
     return lambda _: column
-
-
-class Dialog(NamedTuple):
-    """Attributes:
-    field_of: of a message, by its index, the field it stands in.
-    columns: those that were read.
-    """
-
-    messages: list[Message]
-    field_of: FieldOf
-    columns: frozenset[str]
 
 
 def turns_in(row: RawObject, column: str) -> Dialog:
@@ -163,7 +151,9 @@ def prompt_or_messages(row: RawObject) -> Dialog:
     if isinstance(prompt, list) and not (prompt and isinstance(prompt[0], Mapping)):
         raise BadRow("prompt", "is a list that holds no turns: give a text, or turns with role and content")
     last = message("user", read_text(prompt, "prompt"))
-    return _after_history(row, last, "prompt") if type(row.get("history")) is list else _alone(last, "prompt")
+    if type(row.get("history")) is list:
+        return _after_history(row, last, "prompt")
+    return Dialog([last], whole_column("prompt"), frozenset(("prompt",)))
 
 
 def instruction(row: RawObject) -> Dialog:
@@ -196,10 +186,6 @@ def any_dialog(row: RawObject) -> Dialog:
         columns = dialog.columns
     has_history = type(row.get("history")) is list and "messages" not in columns
     return dialog._replace(columns=columns | {"history"} if has_history else columns)
-
-
-def _alone(last: Message, column: str) -> Dialog:
-    return Dialog([last], whole_column(column), frozenset((column,)))
 
 
 def _after_history(row: RawObject, last: Message, column: str) -> Dialog:

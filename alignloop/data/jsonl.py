@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from alignloop.artifacts import disk_errors_named
-from alignloop.data.parsing import BOM
+from alignloop.data.files import BOM
 from alignloop.data.problems import plain_problems
 from alignloop.errors import DataError
 

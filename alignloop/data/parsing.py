@@ -16,13 +16,19 @@ from typing import Any
 
 import orjson
 
+from alignloop.data.files import BOM
 from alignloop.data.problems import BadRow
 from alignloop.errors import DataError
 
-BOM = b"\xef\xbb\xbf"
+LONGEST = 64 * 2**20
+"""Bytes of one row at most: a missing quote must not make one row of a file of many gigabytes."""
+TOO_LONG = f"is longer than {LONGEST // 2**20} MiB: a quote, a bracket or a line break is missing"
 _EXACT = 2.0**63
 """orjson makes a float of a whole number from here on."""
 _SPACED_COLON = re.compile(rb'"\s+:')
+_BLOCK = 2**20
+# A whole text (line breaks in it are not JSON: there it is broken off), or one character that makes structure.
+_TOKEN = re.compile(rb'"(?:[^"\\\n]++|\\[^\n])*+"|["\[\]{},]')
 
 
 def parse_row(data: bytes, *, line: int | None, offset: int) -> Any:
@@ -94,9 +100,8 @@ def _parse_carefully(data: bytes, *, line: int | None, offset: int) -> Any:
     if (nul := data.find(b"\0")) >= 0:
         raise BadRow(None, f"holds a NUL byte at byte offset {offset + nul} of the file: remove it")
     try:
-        return json.loads(
-            data.rstrip().decode("utf-8"), object_pairs_hook=_with_unique_keys, parse_constant=lambda _: None
-        )
+        text = data.rstrip().decode("utf-8")
+        return json.loads(text, object_pairs_hook=_with_unique_keys, parse_constant=lambda _: None)
     except UnicodeDecodeError as error:
         raise BadRow(
             None,
@@ -104,13 +109,12 @@ def _parse_carefully(data: bytes, *, line: int | None, offset: int) -> Any:
             "(for example `iconv -f latin1 -t utf-8`)",
         ) from None
     except json.JSONDecodeError as error:
-        at = offset + len(error.doc[: error.pos].encode("utf-8"))
-        where = (
-            f"column {error.colno}" if line is None else f"line {line + error.lineno - 1}, byte offset {at} of the file"
-        )
-        cut = (
-            ": it is cut short" if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated") else ""
-        )
+        where = f"column {error.colno}"
+        if line is not None:
+            at = offset + len(error.doc[: error.pos].encode("utf-8"))
+            where = f"line {line + error.lineno - 1}, byte offset {at} of the file"
+        is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
+        cut = ": it is cut short" if is_cut else ""
         raise BadRow(None, f"invalid JSON at {where}: {error.msg}{cut}") from None
     except (ValueError, RecursionError) as error:
         raise BadRow(None, f"invalid JSON: {error}") from None
@@ -123,14 +127,6 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise BadRow(twice, f"stands {names.count(twice)} times in one object: only one of the values can be meant")
     return found
-
-
-LONGEST = 64 * 2**20
-"""Bytes of one row at most: a missing quote must not make one row of a file of many gigabytes."""
-TOO_LONG = f"is longer than {LONGEST // 2**20} MiB: a quote, a bracket or a line break is missing"
-_BLOCK = 2**20
-# A whole text (line breaks in it are not JSON: there it is broken off), or one character that makes structure.
-_TOKEN = re.compile(rb'"(?:[^"\\\n]++|\\[^\n])*+"|["\[\]{},]')
 
 
 @dataclass(frozen=True)
@@ -185,7 +181,12 @@ class Splitter:
             element = self._step(token, match.start(), match.end())
             if element is not None and element.data:
                 yield element
-        yield from self._rest()
+        if self._depth:
+            where = "the array's end" if self._in_array else "its end"
+            problem = f"the file ends before {where}: it is cut short, or a quote or bracket is missing"
+            yield self._cut(len(self._buffer), problem, ends=True)
+        elif (last := self._cut(len(self._buffer), "stands between the rows")).data:
+            yield last
 
     def _step(self, token: bytes, start: int, end: int) -> Element | None:
         inside = int(self._in_array)
@@ -226,13 +227,3 @@ class Splitter:
         block = self._read(max(_BLOCK, len(self._buffer)))
         self._buffer += block
         return bool(block)
-
-    def _rest(self) -> Iterator[Element]:
-        where = "the array's end" if self._in_array else "its end"
-        problem = f"the file ends before {where}: it is cut short, or a quote or bracket is missing"
-        if self._depth:
-            yield self._cut(len(self._buffer), problem, ends=True)
-            return
-        last = self._cut(len(self._buffer), "stands between the rows")
-        if last.data:
-            yield last

@@ -20,8 +20,8 @@ EXCERPT = 200
 """Characters of a row or value that are shown."""
 MAX_DEPTH = 64
 """Lists and objects within each other, in columns that are carried along."""
-_MISSING = "missing"
 _STEP = re.compile(r"\[(\d+)\]|\.?([^.\[]+)")
+_JSON = json.JSONEncoder(ensure_ascii=True, default=repr)
 _KINDS = {
     "string_type": "a text",
     "int_type": "a whole number",
@@ -66,20 +66,9 @@ def excerpt(value: object) -> str:
     if isinstance(value, str):
         return value[:EXCERPT].encode("utf-8", "backslashreplace").decode("utf-8")
     try:
-        return json.dumps(_begun(value), ensure_ascii=True, default=repr)[:EXCERPT]
+        return "".join(islice(_JSON.iterencode(value), EXCERPT))[:EXCERPT]
     except (RecursionError, ValueError, TypeError):
         return ""
-
-
-def _begun(value: object) -> object:
-    """As much of a value as `EXCERPT` characters of JSON can show."""
-    if isinstance(value, str):
-        return value[:EXCERPT]
-    if isinstance(value, list):
-        return [_begun(item) for item in value[:EXCERPT]]
-    if isinstance(value, Mapping):
-        return {name: _begun(item) for name, item in islice(value.items(), EXCERPT)}
-    return value
 
 
 def value_at(row: object, field: str | None) -> str | None:
@@ -96,17 +85,12 @@ def value_at(row: object, field: str | None) -> str | None:
 
 def found_at(row: object, field: str) -> Any:
     """What stands at `field` (`conversations[2].value`) of a row; None where nothing does."""
-    found = row
-    for match in _STEP.finditer(field):
-        index, name = match[1], match[2]
-        if index is not None:
-            if not isinstance(found, list) or int(index) >= len(found):
-                return None
-            found = found[int(index)]
+    found: Any = row
+    for index, name in _STEP.findall(field):
+        if index:
+            found = found[int(index)] if isinstance(found, list) and int(index) < len(found) else None
         else:
-            if not isinstance(found, Mapping) or name not in found:
-                return None
-            found = found[name]
+            found = found.get(name) if isinstance(found, Mapping) else None
     return found
 
 
@@ -181,15 +165,13 @@ def plain_problems(error: ValidationError) -> tuple[tuple[str | None, str], ...]
 
 
 def _path(location: tuple[int | str, ...]) -> str | None:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path or None
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.removeprefix(".") or None
 
 
 def _sentence(item: Any) -> str:
     kind, found, context = item["type"], item["input"], item.get("ctx", {})
-    if kind == _MISSING:
+    if kind == "missing":
         return "is missing"
     if kind == "extra_forbidden":
         return "is not a column of this kind of row"

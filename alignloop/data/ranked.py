@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignloop.data.problems import BadRow, is_number, shown
 from alignloop.data.turns import REASONING, is_turns, read_completion, read_reasoning, refuse_untrained
@@ -22,15 +21,21 @@ ANSWERS = "answers"
 LISTS = (*BEST_FIRST, "completions", "responses", ANSWERS)
 """Columns a list of completions may stand in."""
 NUMBER_LISTS = ("ranks", "scores", "ratings")
+SCORES = ("helpfulness", "score", "rating", "overall_score", "reward", "label")
+"""Columns of which the first that a row has says how good its response is; only the first is guessed to."""
 _TEXTS = ("completion", "response", "text", "content", "output", "answer")
-_HIGH_IS_GOOD = ("score", "rating", "overall_score", "reward")
-_NUMBERS = ("rank", *_HIGH_IS_GOOD)
+_NUMBERS = ("rank", "score", "rating", "overall_score", "reward")
+_READ = frozenset({*_TEXTS, *_NUMBERS, *REASONING, "role", "from", "content", "value"})
+_ASKED = ("system", "prompt", "messages", "instruction", "input", "history")
 _SHORT = 200
 """Characters of a text that is carried along with a completion; a critique is longer."""
+_MOST = 1024
+"""Responses of a prompt that are compared with each other."""
+PlacedRow = tuple[int, Mapping[str, Any]]
+"""Place in the file, and row."""
 
 
-@dataclass(frozen=True)
-class Ranked:
+class Ranked(NamedTuple):
     """A completion.
 
     Attributes:
@@ -81,12 +86,15 @@ def best_against_each(row: Mapping[str, Any]) -> list[tuple[Ranked, Ranked, dict
 
 def columns_read(row: Mapping[str, Any]) -> set[str]:
     """The columns in which a row's completions and their numbers stand."""
-    numbers = next((name for name in NUMBER_LISTS if row.get(name) is not None), None)
-    return {name for name in (_column(row), numbers) if name is not None}
+    return {name for name in (_column(row), _number_column(row)) if name is not None}
 
 
 def _column(row: Mapping[str, Any]) -> str | None:
     return next((name for name in LISTS if type(row.get(name)) is list), None)
+
+
+def _number_column(row: Mapping[str, Any]) -> str | None:
+    return next((name for name in NUMBER_LISTS if row.get(name) is not None), None)
 
 
 def _read(row: Mapping[str, Any], column: str) -> list[Ranked]:
@@ -95,49 +103,44 @@ def _read(row: Mapping[str, Any], column: str) -> list[Ranked]:
         raise BadRow(column, f"holds {len(items)} completions; at least two are needed to compare")
     texts = [_text(item, f"{column}[{index}]") for index, item in enumerate(items)]
     numbers, name = _numbers(row, column)
+    less_is_better = name in (None, "rank", "ranks")
     completions = []
     for index, (text, number) in enumerate(zip(texts, numbers, strict=True)):
         beside = _beside(items[index], f"{column}[{index}]")
-        is_place = name in (None, "rank", "ranks")
-        completions.append(Ranked(text, -number if is_place else number, None if is_place else number, beside))
+        grade, known = (-number, None) if less_is_better else (number, number)
+        completions.append(Ranked(text, grade, known, beside))
     return completions
+
+
+def _text(item: object, field: str) -> str:
+    if is_turns(item) or not isinstance(item, Mapping) or "role" in item or "from" in item:
+        return read_completion(item, field)
+    name = next((name for name in _TEXTS if item.get(name) is not None), None)
+    if name is None:
+        raise BadRow(field, f"holds no text; one of {', '.join(_TEXTS)} is needed")
+    refuse_untrained(item, "assistant", field)
+    text = read_completion(item[name], f"{field}.{name}")
+    reasoning = read_reasoning(item, field)
+    return text if reasoning is None else reasoning.before(text)
 
 
 def _numbers(row: Mapping[str, Any], column: str) -> tuple[list[float], str | None]:
     """(a number for each completion, what they are called); their places in the list where the row has none."""
     items = row[column]
-    name = next((name for name in NUMBER_LISTS if row.get(name) is not None), None)
-    if name is not None:
-        return _number_list(row[name], name, num=len(items), column=column), name
+    if (name := _number_column(row)) is not None:
+        found = row[name]
+        if not isinstance(found, list) or len(found) != len(items):
+            wanted = f"must be a list of {len(items)} numbers, one for each of {column}"
+            raise BadRow(name, f"{wanted}, found {shown(found)}")
+        return [_read_number(item, f"{name}[{index}]") for index, item in enumerate(found)], name
     objects = [item if isinstance(item, Mapping) else {} for item in items]
     name = next((name for name in _NUMBERS if any(name in item for item in objects)), None)
     if name is None:
         return [float(index) for index in range(len(items))], None
-    numbers = [read_number(item.get(name), f"{column}[{index}].{name}") for index, item in enumerate(objects)]
-    return numbers, name
+    return [_read_number(item.get(name), f"{column}[{index}].{name}") for index, item in enumerate(objects)], name
 
 
-def _beside(item: object, field: str) -> dict[str, dict[str, Any]]:
-    """Short values that stand with a completion: the model that wrote it, other marks."""
-    if not isinstance(item, Mapping):
-        return {}
-    read = {*_TEXTS, *_NUMBERS, *REASONING, "role", "from", "content", "value"}
-    kept = {k: v for k, v in item.items() if k not in read and (type(v) in (int, float, bool) or _is_short(v))}
-    return {field: kept} if kept else {}
-
-
-def _is_short(value: object) -> bool:
-    return type(value) is str and 0 < len(value) <= _SHORT
-
-
-def _number_list(value: object, name: str, *, num: int, column: str) -> list[float]:
-    if not isinstance(value, list) or len(value) != num:
-        raise BadRow(name, f"must be a list of {num} numbers, one for each of {column}, found {shown(value)}")
-    return [read_number(item, f"{name}[{index}]") for index, item in enumerate(value)]
-
-
-def read_number(value: object, field: str) -> float:
-    """A finite number."""
+def _read_number(value: object, field: str) -> float:
     if is_number(value):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -145,28 +148,16 @@ def read_number(value: object, field: str) -> float:
     raise BadRow(field, f"must be a number that is not infinite, found {shown(value)[:60]}")
 
 
-def _text(item: object, field: str) -> str:
-    if is_turns(item):
-        return read_completion(item, field)
-    if isinstance(item, Mapping) and "role" not in item and "from" not in item:
-        name = next((name for name in _TEXTS if item.get(name) is not None), None)
-        if name is None:
-            raise BadRow(field, f"holds no text; one of {', '.join(_TEXTS)} is needed")
-        refuse_untrained(item, "assistant", field)
-        text = read_completion(item[name], f"{field}.{name}")
-        reasoning = read_reasoning(item, field)
-        return text if reasoning is None else reasoning.before(text)
-    return read_completion(item, field)
-
-
-SCORES = ("helpfulness", "score", "rating", "overall_score", "reward", "label")
-"""Columns of which the first that a row has says how good its response is; only the first is guessed to."""
-SCORED = frozenset({"completion", *SCORES})
-_ASKED = ("system", "prompt", "messages", "instruction", "input", "history")
-_MOST = 1024
-"""Responses of a prompt that are compared with each other."""
-Placed = tuple[int, Mapping[str, Any]]
-"""Place in the file, and row."""
+def _beside(item: object, field: str) -> dict[str, dict[str, Any]]:
+    """Short values that stand with a completion: the model that wrote it, other marks."""
+    if not isinstance(item, Mapping):
+        return {}
+    kept = {}
+    for name, value in item.items():
+        is_short = type(value) in (int, float, bool) or (type(value) is str and 0 < len(value) <= _SHORT)
+        if name not in _READ and is_short:
+            kept[name] = value
+    return {field: kept} if kept else {}
 
 
 def is_scored(row: Mapping[str, Any]) -> bool:
@@ -181,42 +172,38 @@ def check_scored(row: Mapping[str, Any]) -> None:
         BadRow: names the column.
     """
     read_completion(row.get("completion"), "completion")
-    name = _score(row)
-    if name is None:
-        raise BadRow(SCORES[0], f"is missing: a number in one of {', '.join(SCORES)} is needed")
-    _number(row, name)
+    _score(row)
 
 
-def groups(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
+def groups(rows: Iterable[PlacedRow]) -> Iterator[list[PlacedRow]]:
     """Rows that follow each other with the same prompt."""
-    for _, group in groupby(rows, key=lambda placed: _prompt(placed[1])):
+
+    def prompt(placed: PlacedRow) -> str:
+        return json.dumps([placed[1].get(name) for name in _ASKED], sort_keys=True, default=str)
+
+    for _, group in groupby(rows, key=prompt):
         while many := list(islice(group, _MOST)):
             yield many
 
 
-def merged(rows: list[Placed]) -> dict[str, Any]:
-    """The rows of a prompt as one; what the responses have beside their texts stays with them."""
+def merged(rows: list[PlacedRow]) -> dict[str, Any]:
+    """The rows of a prompt, which `check_scored` passed, as one; what responses have beside their texts stays."""
     first = rows[0][1]
     completions = []
     for _, row in rows:
-        name = _score(row)
-        assert name is not None, "rows are checked before"
-        beside = {key: value for key, value in row.items() if key not in SCORED and key not in _ASKED}
+        name, number = _score(row)
+        beside = {key: value for key, value in row.items() if key not in ("completion", *SCORES, *_ASKED)}
         others = {key: row[key] for key in SCORES if key != name and key in row}
-        completions.append(beside | others | {"completion": row["completion"], "score": _number(row, name)})
+        completions.append(beside | others | {"completion": row["completion"], "score": number})
     return {name: first[name] for name in (*_ASKED, "id", "meta", "annotator") if name in first} | {
         "completions": completions
     }
 
 
-def _score(row: Mapping[str, Any]) -> str | None:
-    return next((name for name in SCORES if row.get(name) is not None), None)
-
-
-def _number(row: Mapping[str, Any], name: str) -> float:
+def _score(row: Mapping[str, Any]) -> tuple[str, float]:
+    """The column that says how good a response is, and its number."""
+    name = next((name for name in SCORES if row.get(name) is not None), None)
+    if name is None:
+        raise BadRow(SCORES[0], f"is missing: a number in one of {', '.join(SCORES)} is needed")
     value = row[name]
-    return float(value) if name == "label" and type(value) is bool else read_number(value, name)
-
-
-def _prompt(row: Mapping[str, Any]) -> str:
-    return json.dumps([row.get(name) for name in _ASKED], sort_keys=True, default=str)
+    return name, float(value) if name == "label" and type(value) is bool else _read_number(value, name)

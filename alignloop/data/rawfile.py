@@ -1,25 +1,36 @@
 """A user's file as raw JSON values with their places, one at a time. What kind of file it is, its content tells.
 
-file --file_kinds--> JSON lines | JSON array | objects over several lines | CSV | Parquet | Arrow | a data set on a hub
+file --files.kind_of--> JSON lines | JSON array | objects over several lines | CSV | Parquet | Arrow | a hub's data set
      --parsing--> RawRow (value, or what is wrong with it), in flat memory
+
+Every cell of a CSV file is a text, so that `007` and `true` stay what they are, but for three that can only be meant
+otherwise: numbers in columns of scores, lists of turns (a history, too) written as JSON, and lists of a ranked row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from alignloop.data.file_kinds import DAMAGED, file_at, is_plain, is_tabbed, kind_of, open_bytes
-from alignloop.data.parsing import BOM, LONGEST, TOO_LONG, Splitter, parse_row
+from alignloop.data.files import BOM, DAMAGED, HUB, file_at, is_plain, is_tabbed, kind_of, open_bytes
+from alignloop.data.parsing import LONGEST, TOO_LONG, Splitter, parse_row
 from alignloop.data.problems import EXCERPT, BadRow, excerpt
-from alignloop.data.separated import records
-from alignloop.data.tables import HUB, TABLES, hub_rows
+from alignloop.data.ranked import LISTS, NUMBER_LISTS
+from alignloop.data.tables import TABLES, hub_rows
+from alignloop.data.turns import is_turns
 from alignloop.errors import DataError
 
-Unit = Literal["line", "element", "row"]
+_SCORE = re.compile(r"(^|_|-)(score|rating|reward|rank|rate|helpfulness)(_|-|$)")
+_LIST_COLUMNS = frozenset((*LISTS, *NUMBER_LISTS, "history"))
+_NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 
 
 class RawRow(NamedTuple):
@@ -56,7 +67,7 @@ class RawFile:
     """
 
     name: str
-    unit: Unit
+    unit: Literal["line", "element", "row"]
     rows: Callable[[], Iterator[RawRow]]
     lines: Path | None = None
     headed: bool = False
@@ -108,14 +119,12 @@ def _is_in_lines(path: Path, name: str) -> tuple[bool, bool]:
     """
     with open_bytes(path, name) as stream:
         first, plain = _first_line(stream), is_plain(stream)
-        if not first:
-            raise DataError(
-                f"{name}: the file is empty; one JSON object a line (or one JSON array of objects) is needed"
-            )
-        if first.startswith(b"["):
-            return False, plain
-        if not first.startswith(b"{") or _is_json(first):
-            return True, plain
+    if not first:
+        raise DataError(f"{name}: the file is empty; one JSON object a line (or one JSON array of objects) is needed")
+    if first.startswith(b"["):
+        return False, plain
+    if not first.startswith(b"{") or _is_json(first):
+        return True, plain
     with open_bytes(path, name) as stream:
         try:
             element = next(iter(_split(stream)), None)
@@ -169,15 +178,8 @@ def _read(read: Callable[[IO[bytes]], Iterator[RawRow]], path: Path, name: str) 
             if path.stat().st_size < num_bytes:
                 raise EOFError("it became shorter while it was read")
         except DAMAGED as error:
-            problem = BadRow(
-                None, f"the file cannot be read any further: {str(error) or type(error).__name__}. Is it whole?"
-            )
-            yield RawRow(number + 1, None, b"", problem, ends=True)
-
-
-def _records(stream: IO[bytes], *, tabs: bool) -> Iterator[RawRow]:
-    for line, values, problem in records(stream, tabs=tabs):
-        yield RawRow(line, values, b"", problem)
+            reason = f"the file cannot be read any further: {str(error) or type(error).__name__}. Is it whole?"
+            yield RawRow(number + 1, None, b"", BadRow(None, reason), ends=True)
 
 
 def _lines(stream: IO[bytes], *, span: tuple[int, int] | None = None) -> Iterator[RawRow]:
@@ -187,7 +189,10 @@ def _lines(stream: IO[bytes], *, span: tuple[int, int] | None = None) -> Iterato
     for number, line in enumerate(iter(partial(stream.readline, LONGEST + 1), b""), start=1):
         if len(line) > LONGEST:
             yield RawRow(number, None, line[: 4 * EXCERPT], BadRow(None, TOO_LONG))
-            offset += len(line) + _skip_line(stream, line)
+            offset += len(line)
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(LONGEST)
+                offset += len(line)
             continue
         if not line.isspace():
             try:
@@ -200,21 +205,91 @@ def _lines(stream: IO[bytes], *, span: tuple[int, int] | None = None) -> Iterato
             return
 
 
-def _skip_line(stream: IO[bytes], line: bytes) -> int:
-    num_bytes = 0
-    while line and not line.endswith(b"\n"):
-        line = stream.readline(LONGEST)
-        num_bytes += len(line)
-    return num_bytes
-
-
 def _elements(stream: IO[bytes]) -> Iterator[RawRow]:
     for number, element in enumerate(_split(stream), start=1):
+        start = element.data[: 4 * EXCERPT]
         try:
             if element.problem is not None:
                 raise BadRow(None, f"{element.problem} (line {element.line} of the file)")
             value = parse_row(element.data, line=element.line, offset=element.offset)
         except BadRow as problem:
-            yield RawRow(number, None, element.data[: 4 * EXCERPT], problem, ends=element.ends)
+            yield RawRow(number, None, start, problem, ends=element.ends)
         else:
-            yield RawRow(number, value, element.data[: 4 * EXCERPT])
+            yield RawRow(number, value, start)
+
+
+def _records(stream: IO[bytes], *, tabs: bool) -> Iterator[RawRow]:
+    """The records of a CSV file; one that is broken hides none that follows.
+
+    A record or line over 64 MiB, or a quote that is never closed, ends the file.
+
+    Args:
+        tabs: whether tabs separate cells where the header, which names one column, does not show what does.
+    """
+    csv.field_size_limit(LONGEST)
+    lines = _text_lines(stream)
+    first = next(lines, "").removeprefix(BOM.decode())
+    if "\r" in first.rstrip("\r\n"):
+        reason = "lines end in CR alone: make them end in LF (`tr '\\r' '\\n' < old > new`)"
+        yield RawRow(1, None, problem=BadRow(None, reason))
+        return
+    delimiter = max("\t,;" if tabs else ",\t;", key=first.count)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    line = 1
+    while True:
+        try:
+            cells = next(reader, None)
+            if cells is None:
+                return
+            if cells and not names:
+                names = _column_names(cells)
+            elif cells:
+                yield RawRow(line, _values(names, cells))
+        except BadRow as bad:
+            yield RawRow(line, None, problem=bad)
+            if not names:
+                return
+        except csv.Error as error:
+            yield RawRow(line, None, problem=BadRow(None, f"no CSV: {error}"))
+        line = reader.line_num + 1
+
+
+def _text_lines(stream: IO[bytes]) -> Iterator[str]:
+    for data in iter(partial(stream.readline, LONGEST + 1), b""):
+        if len(data) > LONGEST:
+            raise EOFError(f"a line {TOO_LONG}")
+        yield data.decode("utf-8", "surrogateescape")
+
+
+def _column_names(cells: Sequence[str]) -> list[str]:
+    names = [name.strip() or f"unnamed_{number}" for number, name in enumerate(cells, start=1)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadRow(twice, "names two columns of the header: only one of them can be meant")
+    return names
+
+
+def _values(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    if len(cells) != len(names):
+        raise BadRow(None, f"holds {len(cells)} cells, while the header names {len(names)} columns")
+    return {name: _value(name, cell) for name, cell in zip(names, cells, strict=True)}
+
+
+def _value(name: str, cell: str) -> Any:
+    if not cell.isascii() and _NOT_UTF8.search(cell):
+        raise BadRow(name, "is not UTF-8. Save the file as UTF-8 (for example `iconv -f latin1 -t utf-8`)")
+    if _SCORE.search(name):
+        try:
+            number = float(cell)
+        except ValueError:
+            return cell or None
+        return None if math.isnan(number) else number
+    if cell[:1] not in ("[", "{"):
+        return cell
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        if cell.startswith(("[{'role'", "[{'content'", "[{'from'", "[{'value'")):
+            raise BadRow(name, "holds turns as Python prints them: write them as JSON (json.dumps)") from None
+        return cell
+    return found if is_turns(found) or is_turns([found]) or name in _LIST_COLUMNS else cell

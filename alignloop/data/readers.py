@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypedDict, Unpack, cast
+from typing import Any, Generic, cast
 
 from alignloop.data.reading import Kind, Reading, T
-from alignloop.data.rows import Dialogs, Options
+from alignloop.data.rows import Options
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
-
-
-class RowOptions(TypedDict, total=False):
-    """`Options`, each by its name."""
-
-    dialogs: Dialogs
-    max_characters: int | None
-    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -37,12 +29,15 @@ class ReadResult(Generic[T]):
 
 
 def read_preferences(
-    files: Sequence[Path | str], *, max_bad_fraction: float, form: str | None = None, **options: Unpack[RowOptions]
+    files: Sequence[Path | str], *, max_bad_fraction: float, form: str | None = None, **options: Any
 ) -> ReadResult[PreferenceRow]:
     """Read preference files.
 
     A given `id` is kept; a row without one gets a hash of its content and its line. An id that was seen before,
     in this file or an earlier one, gets `~2`, `~3`, ...: files numbered from 0 can be read together.
+
+    Args:
+        options: those of `Options`, by their names.
 
     Raises:
         DataError: a file is missing, empty, cut short, of no known form or without a readable row, or more than
@@ -52,7 +47,7 @@ def read_preferences(
 
 
 def read_prompts(
-    files: Sequence[Path | str], *, max_bad_fraction: float, form: str | None = None, **options: Unpack[RowOptions]
+    files: Sequence[Path | str], *, max_bad_fraction: float, form: str | None = None, **options: Any
 ) -> ReadResult[PromptRow]:
     """The prompts of such files, without columns of completions (`chosen`, `strength`, ...); errors as above.
 
@@ -62,7 +57,7 @@ def read_prompts(
 
 
 def read_sft(
-    files: Sequence[Path | str], *, max_bad_fraction: float, form: str | None = None, **options: Unpack[RowOptions]
+    files: Sequence[Path | str], *, max_bad_fraction: float, form: str | None = None, **options: Any
 ) -> ReadResult[SftRow]:
     """Dialogs to fine-tune on, with `every_turn` one for each assistant turn; errors as above.
 
@@ -79,14 +74,19 @@ def _read(
     readings: list[Reading[T]] = []
     for file in files:
         reading: Reading[T] = Reading(file, kind, form=form, options=options)
+        readings.append(reading)
         bad: list[RejectedRow] = []
         for row in reading:
             if type(row) is RejectedRow:
                 bad.append(row)
             else:
                 rows.append(cast("T", row))
-        readings.append(reading)
-        _check_readable(reading, bad)
+        reading.check_whole(bad)
+        if not reading.num_kept:
+            what = "its one row cannot be read" if len(bad) == 1 else f"none of its {len(bad)} rows can be read"
+            raise DataError(
+                f"{reading.name}: {what}\n{_reasons(bad, [reading])}\nMend the rows, or name another file", rejected=bad
+            )
         rejected += bad
     num_rows = sum(reading.num_read for reading in readings)
     if rejected and len(rejected) / num_rows > max_bad_fraction:
@@ -101,13 +101,15 @@ def _read(
     return ReadResult(_with_unique_ids(rows), rejected, {reading.name: reading.form.name for reading in readings})
 
 
-def _check_readable(reading: Reading[T], bad: Sequence[RejectedRow]) -> None:
-    reading.check_whole(bad)
-    if not reading.num_kept:
-        what = "its one row cannot be read" if len(bad) == 1 else f"none of its {len(bad)} rows can be read"
-        raise DataError(
-            f"{reading.name}: {what}\n{_reasons(bad, [reading])}\nMend the rows, or name another file", rejected=bad
-        )
+def _reasons(rejected: Sequence[RejectedRow], readings: Sequence[Reading[T]]) -> str:
+    units = {reading.name: reading.unit for reading in readings}
+    lines = []
+    for row in rejected[:3]:
+        field = f", field {row.field}" if row.field else ""
+        lines.append(f"  - {row.file}, {units[row.file]} {row.line}{field}: {row.reason}")
+    if len(rejected) > 3:
+        lines.append(f"  - and {len(rejected) - 3} more")
+    return "\n".join(lines)
 
 
 def _with_unique_ids(rows: list[T]) -> list[T]:
@@ -126,14 +128,3 @@ def _with_unique_ids(rows: list[T]) -> list[T]:
         last[row.id] = number
         unique.append(row if name == row.id else row.model_copy(update={"id": name}))
     return unique
-
-
-def _reasons(rejected: Sequence[RejectedRow], readings: Sequence[Reading[T]]) -> str:
-    units = {reading.name: reading.unit for reading in readings}
-    lines = []
-    for row in rejected[:3]:
-        field = f", field {row.field}" if row.field else ""
-        lines.append(f"  - {row.file}, {units[row.file]} {row.line}{field}: {row.reason}")
-    if len(rejected) > 3:
-        lines.append(f"  - and {len(rejected) - 3} more")
-    return "\n".join(lines)

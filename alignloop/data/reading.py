@@ -16,21 +16,20 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import ValidationError
 
-from alignloop.data.built import source
 from alignloop.data.columns import NOTICED, check_columns, in_file, named, refuse_columns
 from alignloop.data.forms import FORMS, SFT_FORMS, Form, detect, form_of
 from alignloop.data.problems import BadRow, plain_problems, shown, value_at
-from alignloop.data.ranked import Placed, check_scored, groups, merged
+from alignloop.data.ranked import PlacedRow, check_scored, groups, merged
 from alignloop.data.rawfile import RawFile, RawRow, no_rows, open_rows, part_of
 from alignloop.data.rows import Maker, Options, has_ids, preference_rows, prompt_rows, sft_rows
+from alignloop.data.turns import unchecked
 from alignloop.errors import DataError
-from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
+from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow, Source
 
 T = TypeVar("T", PreferenceRow, PromptRow, SftRow)
 Kind = Literal["preferences", "prompts", "sft"]
 DETECT_ROWS = 64
 """Objects looked at to tell the form."""
-_NO_NAMES: Mapping[str, str] = {}
 _MOST_REJECTED = 100_000
 """Rows named, at most, of a file in which none can be read."""
 _KINDS: dict[Kind, tuple[tuple[Form, ...], Maker]] = {
@@ -88,7 +87,7 @@ class Reading(Generic[T]):
         self._prompt_only, self._columns = kind == "prompts", self._options.columns
         if self._columns and span is None:
             check_columns(list(_objects(self._raw)), self._columns, file=self.name)
-        self.form = self._found_form() if name is None else _named(name, self._forms)
+        self.form = _detected(self._raw, kind, self._columns) if name is None else _named(name, self._forms)
         if self.form.grouped:
             self.lines = None
         self.num_read = self.num_kept = self.num_rejected = self.num_with_ids = 0
@@ -134,7 +133,8 @@ class Reading(Generic[T]):
         """Rows of a form that stands in several of the file's."""
         rejected: list[RejectedRow] = []
         for group in groups(self._sound(rejected)):
-            yield from _drained(rejected)
+            yield from rejected
+            rejected.clear()
             try:
                 made = self._made(merged(group), {}, group[0][0])
             except BadRow as bad:
@@ -144,9 +144,9 @@ class Reading(Generic[T]):
             else:
                 self.num_kept += len(group)
                 yield from cast("Sequence[T]", made)
-        yield from _drained(rejected)
+        yield from rejected
 
-    def _sound(self, rejected: list[RejectedRow]) -> Iterator[Placed]:
+    def _sound(self, rejected: list[RejectedRow]) -> Iterator[PlacedRow]:
         """Rows that can be read by themselves; the others go to `rejected`."""
         for raw in self._raw.rows():
             self.num_read += 1
@@ -168,7 +168,7 @@ class Reading(Generic[T]):
         value = raw.value
         if type(value) is not dict:
             raise BadRow(None, f"must be a JSON object, found {shown(value)}")
-        names: Mapping[str, str] = _NO_NAMES
+        names: Mapping[str, str] = {}
         if self._columns or not NOTICED.isdisjoint(value):
             value, names = named(value, columns=self._columns, prompt_only=self._prompt_only)
             refuse_columns(value)
@@ -183,8 +183,9 @@ class Reading(Generic[T]):
     def _made(
         self, row: Mapping[str, Any], names: Mapping[str, str], line: int
     ) -> Sequence[PreferenceRow | PromptRow | SftRow]:
+        source = unchecked(Source, {"file": self.name, "line": line})
         try:
-            return self._make(row, self.form, source(self.name, line), self._options)
+            return self._make(row, self.form, source, self._options)
         except BadRow as bad:
             raise BadRow(in_file(bad.field, names), bad.reason) from None
         except ValidationError as error:
@@ -196,12 +197,6 @@ class Reading(Generic[T]):
         if raw.ends:
             self.cut_short = rejected
         return rejected
-
-    def _found_form(self) -> Form:
-        form = detect(first_objects(self._raw, columns=self._columns, prompt_only=self._prompt_only), self._forms)
-        if form is None:
-            raise _no_form(self._raw, self._forms)
-        return form
 
     def _check_form(self, row: Mapping[str, Any], line: int) -> None:
         other = form_of(row, self._forms)
@@ -244,36 +239,35 @@ def _named(name: str, forms: Sequence[Form]) -> Form:
     return found
 
 
-def _no_form(raw: RawFile, forms: Sequence[Form]) -> DataError:
+def _detected(raw: RawFile, kind: Kind, columns: Mapping[str, str]) -> Form:
+    """The form that most of the first rows have.
+
+    Raises:
+        DataError: there is no row, or none of a known form; all rows are named as rejected.
+    """
+    forms, _ = _KINDS[kind]
+    form = detect(first_objects(raw, columns=columns, prompt_only=kind == "prompts"), forms)
+    if form is not None:
+        return form
     known = "".join(f"\n  - {form.name}: {form.wants}" for form in forms)
     first = next(iter(raw.rows()), None)
     if first is None:
-        return no_rows(raw)
-    columns = next((list(row.value) for row in islice(raw.rows(), DETECT_ROWS) if type(row.value) is dict), None)
-    if columns is not None:
-        found = f"their columns are {', '.join(columns)}" if columns else "the first has no columns at all"
+        raise no_rows(raw)
+    names = next((list(row) for row in _objects(raw)), None)
+    if names is not None:
+        found = f"their columns are {', '.join(names)}" if names else "the first has no columns at all"
         what, why = f"{raw.name}: rows of no known form: {found}", "is of no known form"
         known = f"{known}\nWhere only the names differ, give them: data.columns, --column prompt=THEIRS"
     else:
-        why = first.problem.reason if first.problem else _no_object(first.value)
+        why = first.problem.reason if first.problem else f"{shown(first.value)} is not a JSON object"
         what = f"{raw.name}, {raw.unit} {first.line}: {why}. No row of the file can be read"
-    rejected = [
-        _rejected(
-            row, raw.name, row.problem or BadRow(None, why if isinstance(row.value, dict) else _no_object(row.value))
-        )
-        for row in islice(raw.rows(), _MOST_REJECTED)
-    ]
-    return DataError(f"{what}. Known forms and their columns:{known}", rejected=rejected)
 
+    def problem(row: RawRow) -> BadRow:
+        is_object = isinstance(row.value, dict)
+        return row.problem or BadRow(None, why if is_object else f"{shown(row.value)} is not a JSON object")
 
-def _no_object(value: object) -> str:
-    return f"{shown(value)} is not a JSON object"
-
-
-def _drained(rows: list[RejectedRow]) -> list[RejectedRow]:
-    found = list(rows)
-    rows.clear()
-    return found
+    rejected = [_rejected(row, raw.name, problem(row)) for row in islice(raw.rows(), _MOST_REJECTED)]
+    raise DataError(f"{what}. Known forms and their columns:{known}", rejected=rejected)
 
 
 def _rejected(raw: RawRow, name: str, bad: BadRow) -> RejectedRow:

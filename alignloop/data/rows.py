@@ -11,12 +11,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alignloop.data.built import preference
 from alignloop.data.dialogs import BadTurn, FieldOf, RawObject, check_dialog, item_of
-from alignloop.data.forms import Form
-from alignloop.data.parts import Pair
+from alignloop.data.forms import Form, Pair
 from alignloop.data.problems import BadRow, check_nested, check_text, is_clean, is_number, shown
-from alignloop.data.turns import beside_turns, says_no, system_turn, untrained_turn
+from alignloop.data.turns import beside_turns, message, says_no, system_turn, unchecked, untrained_turn
 from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, SftRow, Source, Strength
 
 Dialogs = Literal["last_turn", "every_turn"]
@@ -69,20 +67,19 @@ def preference_rows(row: RawObject, form: Form, source: Source, options: Options
     for number, pair in enumerate(parts.pairs, start=1):
         edited = _checked_pair(pair, messages, options)
         row_id = _id(row, messages, source, pair.chosen, pair.rejected, edited or "")
-        rows.append(
-            preference(
-                id=f"{row_id}/{number}" if many else row_id,
-                messages=messages,
-                chosen=pair.chosen,
-                rejected=pair.rejected,
-                edited=edited,
-                strength=strength,
-                source=source,
-                annotator=annotator,
-                **columns,
-                meta=meta | pair.meta if pair.meta else meta,
-            )
-        )
+        values = {
+            "id": f"{row_id}/{number}" if many else row_id,
+            "messages": messages,
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+            "edited": edited,
+            "strength": strength,
+            "source": source,
+            "annotator": annotator,
+            **columns,
+            "meta": meta | pair.meta if pair.meta else meta,
+        }
+        rows.append(unchecked(PreferenceRow, values))
     return rows
 
 
@@ -108,7 +105,7 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
     if pair is None:
         _check_wanted(row)
     else:
-        messages = [*messages, Message(role="assistant", content=pair.edited or pair.chosen)]
+        messages = [*messages, message("assistant", pair.edited or pair.chosen)]
     messages = _checked(messages, row, parts.field_of, ends_with="assistant")
     _check_length(messages, (), options)
     meta = _meta(row, parts.columns)
@@ -135,7 +132,7 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
 
 def _own_sft_row(row: RawObject, options: Options) -> SftRow:
     """A row that alignloop wrote, with all its columns."""
-    free = {name: _meta_text(row[name]) for name in ("meta", "judge") if type(row.get(name)) is str}
+    free = {name: _object_of(row[name]) for name in ("meta", "judge") if type(row.get(name)) is str}
     own = SftRow.model_validate({**row, **free})
     for name, value in own.model_dump().items():
         check_nested(value, name)
@@ -284,7 +281,7 @@ def _meta(row: RawObject, read: Collection[str]) -> dict[str, Any]:
     """The columns that were not read; of a converted file's row also `source`, where it stood before."""
     own = row.get("meta")
     if type(own) is str and own:
-        own = _meta_text(own)
+        own = _object_of(own)
     if own is not None and not isinstance(own, Mapping):
         raise BadRow("meta", f"must be an object, found {shown(own)}")
     meta = {name: value for name, value in row.items() if name not in read}
@@ -301,7 +298,7 @@ def _meta(row: RawObject, read: Collection[str]) -> dict[str, Any]:
     return meta
 
 
-def _meta_text(text: str) -> object:
+def _object_of(text: str) -> object:
     """A free object as a Parquet file of ours holds it: written as JSON."""
     try:
         return json.loads(text)

@@ -1,8 +1,15 @@
 """Rows of Parquet and Arrow files, of saved data sets and of data sets on a hub, as JSON values.
 
-Dates become texts, decimals numbers, NaN null: what a JSON file of the same rows would hold.
+Dates become texts, decimals numbers, NaN null: what a JSON file of the same rows would hold. Tables are read in pieces
+no larger than `PIECE`, whatever they unpack to:
 
-Tables are read piece by piece, each piece no larger than `PIECE` as far as the file says how large rows are.
+A row group of a Parquet file says how large its pages are, not its texts: a text of megabytes stands once in a column's
+dictionary, and each of a million rows may name it in a few bits. So the longest text of each dictionary is looked up,
+and the rows of a batch are as many as fit in `PIECE` if each holds it. One page is unpacked at a time, as large as its
+writer made it.
+
+A batch of an Arrow file with a compressed body is unpacked whole, so its size is bounded, as that of row groups is. The
+headers are flatbuffers that pyarrow has checked and does not show; each compressed buffer begins with its size.
 """
 
 from __future__ import annotations
@@ -13,26 +20,49 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from alignloop.data.file_kinds import FileKind, is_saved
-from alignloop.data.table_sizes import PIECE, batches, check_sizes
+from alignloop.data.files import HUB, FileKind, is_saved
+from alignloop.data.parsing import LONGEST
 from alignloop.errors import DataError
 
-HUB = "hub:"
+PIECE = 32 * 2**20
+"""Bytes of rows in memory at a time."""
+MOST_UNPACKED = 2**30
+"""Bytes of a batch of Arrow, at most. 64 Ki rows, what pyarrow puts into one, of 5 KB each are a third of it."""
 _PIECE_ROWS = 1024
+_MOST_PACKED = 1000
+"""Times the packed size that texts may unpack to; people's reach some ten."""
+_MOST_VALUES = 2**26
+"""Of a list's column in a row group."""
+_HEADERS = ("dictionary", "record batch")
+_OLD_COMPRESSION = b"ARROW:experimental_compression"
+"""How Arrow 0.17 said that a body is compressed; it is still read."""
 
 
 def parquet_rows(path: Path, name: str) -> Iterator[Any]:
     """Rows of a Parquet file.
 
     Raises:
-        DataError: it is damaged, or would unpack to more than memory can be kept to.
+        DataError: it is damaged, a row group unpacks to far more than the file holds, or a row is longer than 64 MiB.
     """
-    with _damage_named(name, "the Parquet file"):
-        for batch in batches(path, name=name):
-            yield from map(_plain, batch.to_pylist())
+    from pyarrow import parquet
+
+    how: dict[str, Any] = {"buffer_size": 2**20, "pre_buffer": False}
+    with _damage_named(name, "the Parquet file"), parquet.ParquetFile(path, **how) as file:
+        facts = file.metadata
+        schema = [facts.schema.column(number) for number in range(facts.num_columns)]
+        texts = [column.path for column in schema if column.physical_type == "BYTE_ARRAY"]
+        with parquet.ParquetFile(path, metadata=facts, read_dictionary=texts, **how) as dictionaries:
+            sizes = (
+                (group, _batch_rows(file, dictionaries, group, path, name)) for group in range(facts.num_row_groups)
+            )
+            for num_rows, groups in groupby(sizes, key=lambda size: size[1]):
+                for batch in file.iter_batches(batch_size=num_rows, row_groups=[group for group, _ in groups]):
+                    yield from map(_plain, batch.to_pylist())
 
 
 def arrow_rows(path: Path, name: str) -> Iterator[Any]:
@@ -47,11 +77,10 @@ def arrow_rows(path: Path, name: str) -> Iterator[Any]:
     with _damage_named(name, "the Arrow file"), pa.memory_map(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
-        check_sizes(source, is_file=is_file, name=name)
+        _check_batches(source, is_file=is_file, name=name)
         source.seek(0)
         reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-        found = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
-        for batch in found:
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
             batch.validate()
             rows = max(1, min(_PIECE_ROWS, PIECE * batch.num_rows // max(1, batch.nbytes)))
             for start in range(0, batch.num_rows, rows):
@@ -68,21 +97,20 @@ def saved_rows(folder: Path, name: str) -> Iterator[Any]:
     Raises:
         DataError: a file is missing or damaged, or there are several splits without one named `train`.
     """
-    if not (folder / "state.json").is_file():
+    state = folder / "state.json"
+    if not state.is_file():
         splits = sorted(inside.name for inside in folder.iterdir() if is_saved(inside))
         split = "train" if "train" in splits else splits[0] if len(splits) == 1 else None
         if split is None:
             raise DataError(f"{name}: holds the splits {', '.join(splits) or '(none)'}: name one, {folder}/SPLIT")
-        folder = folder / split
+        state = folder / split / "state.json"
     try:
-        files = [
-            folder / str(file["filename"]) for file in json.loads((folder / "state.json").read_bytes())["_data_files"]
-        ]
+        files = [state.parent / str(file["filename"]) for file in json.loads(state.read_bytes())["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{folder / 'state.json'}: not as `save_to_disk` writes it ({error})") from None
+        raise DataError(f"{state}: not as `save_to_disk` writes it ({error})") from None
     for file in files:
         if not file.is_file():
-            raise DataError(f"{file}: is missing, and {folder / 'state.json'} names it. Is the data set whole?")
+            raise DataError(f"{file}: is missing, and {state} names it. Is the data set whole?")
         yield from arrow_rows(file, str(file))
 
 
@@ -92,17 +120,6 @@ TABLES: dict[FileKind, Callable[[Path, str], Iterator[Any]]] = {
     "saved": saved_rows,
 }
 """Kinds of files that are tables -> their rows."""
-
-
-@contextmanager
-def _damage_named(name: str, what: str) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, OverflowError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: {what} cannot be read: {reason}. Is it whole?") from None
 
 
 def hub_rows(name: str) -> Iterator[Any]:
@@ -120,11 +137,24 @@ def hub_rows(name: str) -> Iterator[Any]:
         for row in datasets.load_dataset(dataset, split=split or "train", streaming=True):
             yield _plain(row)
     except Exception as error:  # whatever a hub, its network and its loaders raise: all of it concerns this data set
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{name}: the data set cannot be read: {reason}. Check its name, split ({split or 'train'}) and the "
-            "network; offline, name a file that was downloaded before"
+            f"{name}: the data set cannot be read: {_first_line(error)}. Check its name, split ({split or 'train'}) "
+            "and the network; offline, name a file that was downloaded before"
         ) from error
+
+
+@contextmanager
+def _damage_named(name: str, what: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, OverflowError, MemoryError) as error:
+        raise DataError(f"{name}: {what} cannot be read: {_first_line(error)}. Is it whole?") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _plain(value: Any) -> Any:
@@ -142,3 +172,172 @@ def _plain(value: Any) -> Any:
     if isinstance(value, decimal.Decimal):
         return float(value)
     return repr(value)
+
+
+def _is_bomb(unpacked: int, *, packed: int) -> bool:
+    """Whether bytes unpack to more than texts of people's do, and to more than is held in memory at a time."""
+    return unpacked > PIECE and unpacked > _MOST_PACKED * packed
+
+
+def _batch_rows(file: Any, dictionaries: Any, group: int, path: Path, name: str) -> int:
+    """Rows of a batch of a row group.
+
+    Args:
+        dictionaries: the file, read so that texts are places in a dictionary instead of copies.
+    """
+    facts = file.metadata.row_group(group)
+    packed, unpacked = path.stat().st_size, facts.total_byte_size
+    if _is_bomb(unpacked, packed=packed):
+        raise DataError(
+            f"{name}: row group {group + 1} unpacks from {packed:,} bytes at most to {unpacked:,}: write the file "
+            "anew, in smaller row groups"
+        )
+    # What the file says of its columns is checked by reading a row: where it is damaged, asking ends the process.
+    next(file.iter_batches(batch_size=1, row_groups=[group]), None)
+    expected = unpacked / max(1, facts.num_rows)
+    for number in range(facts.num_columns):
+        column = facts.column(number)
+        where = f"{name}: column {column.path_in_schema} of row group {group + 1}"
+        expected += _Column(column, facts.num_rows, group, where, dictionaries).copied_bytes()
+    return int(max(1, min(_PIECE_ROWS, PIECE // max(1.0, expected))))
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of a row group; `facts` is what the file's end says of it."""
+
+    facts: Any
+    num_rows: int
+    group: int
+    where: str
+    dictionaries: Any
+
+    def copied_bytes(self) -> float:
+        """Bytes a row by which texts may outgrow the pages they stand in."""
+        facts, longest = self.facts, self.facts.total_uncompressed_size
+        may_repeat = facts.has_dictionary_page or "DELTA_BYTE_ARRAY" in facts.encodings
+        if facts.physical_type != "BYTE_ARRAY" or not may_repeat or longest * facts.num_values <= PIECE:
+            return 0.0
+        if "DELTA_BYTE_ARRAY" not in facts.encodings:
+            longest = next((_longest(values) for values in self._values(1)), 0)
+        if longest > LONGEST:
+            raise DataError(f"{self.where} holds a text of {longest:,} bytes; a row may have {LONGEST:,}: leave it out")
+        copied = longest * facts.num_values
+        # Rows whose lists repeat a long text may be longer than a row may be.
+        if facts.num_values > self.num_rows and copied > _MOST_PACKED * max(facts.total_compressed_size, PIECE):
+            lists = map(_most_bytes, self._values(_PIECE_ROWS))
+            if facts.num_values > _MOST_VALUES or any(num_bytes > LONGEST for num_bytes in lists):
+                raise DataError(f"{self.where} holds a row that unpacks to more than {LONGEST:,} bytes: leave it out")
+        return float(copied / max(1, self.num_rows))
+
+    def _values(self, num_rows: int) -> Iterator[Any]:
+        columns = [self.facts.path_in_schema]
+        for batch in self.dictionaries.iter_batches(batch_size=num_rows, row_groups=[self.group], columns=columns):
+            yield batch.column(0)
+
+
+def _longest(values: Any) -> int:
+    """Bytes of the longest text of the dictionary behind a column."""
+    import pyarrow.compute as pc
+
+    _, leaf = _leaf(values)
+    return int(pc.max(pc.binary_length(leaf.dictionary)).as_py() or 0)
+
+
+def _most_bytes(values: Any) -> float:
+    """Bytes of texts of the row that has most."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    rows, leaf = _leaf(values)
+    lengths = np.append(np.asarray(pc.fill_null(pc.binary_length(leaf.dictionary), 0), dtype=np.float64), 0.0)
+    indices = np.asarray(pc.fill_null(leaf.indices, len(lengths) - 1))
+    return float(np.bincount(rows, weights=lengths[indices]).max(initial=0.0))
+
+
+def _leaf(values: Any) -> tuple[Any, Any]:
+    """(row of each text, the texts as a dictionary array) inside the lists and structs that hold one column."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = np.arange(len(values))
+    while not pa.types.is_dictionary(values.type):
+        if pa.types.is_struct(values.type):
+            values = values.flatten()[0]
+            continue
+        if pa.types.is_map(values.type):
+            values = values.cast(pa.list_(pa.struct([values.type.key_field, values.type.item_field])))
+        rows = rows[np.asarray(pc.list_parent_indices(values))]
+        values = values.flatten()
+    return rows, values
+
+
+def _check_batches(source: Any, *, is_file: bool, name: str) -> None:
+    """Refuse a mapped Arrow file with a batch that unpacks to far more than the file, or to `MOST_UNPACKED`."""
+    import pyarrow as pa
+
+    messages = _messages_of_file(source) if is_file else pa.ipc.MessageReader.open_stream(source)
+    packed = source.size()
+    for number, message in enumerate((found for found in messages if found.type in _HEADERS), start=1):
+        unpacked = _unpacked(message)
+        if _is_bomb(unpacked, packed=packed) or unpacked > MOST_UNPACKED:
+            raise DataError(
+                f"{name}: {message.type} {number} unpacks from {packed:,} bytes at most to {unpacked:,}: write the "
+                "file anew, in smaller batches"
+            )
+
+
+def _messages_of_file(source: Any) -> Iterator[Any]:
+    """Messages of a file with a footer, which says where they stand."""
+    import pyarrow as pa
+
+    source.seek(source.size() - 10)
+    num_bytes = _int(source.read(4), 0, 4)
+    source.seek(source.size() - 10 - num_bytes)
+    footer = source.read(num_bytes)
+    for field in (2, 3):  # dictionaries, record batches
+        for entry in _entries(footer, _field(footer, _int(footer, 0, 4), field), num_bytes=24):
+            source.seek(_int(footer, entry, 8))
+            yield pa.ipc.read_message(source)
+
+
+def _unpacked(message: Any) -> int:
+    """Bytes of a message's compressed buffers when they are unpacked; 0 where none is compressed."""
+    data, body = message.metadata.to_pybytes(), message.body
+    header = _table(data, _field(data, _int(data, 0, 4), 2))
+    if message.type == "dictionary":
+        header = _table(data, _field(data, header, 1))
+    if not _field(data, header, 3) and _OLD_COMPRESSION not in data:
+        return 0
+    total = 0
+    for entry in _entries(data, _field(data, header, 2), num_bytes=16):
+        start, num_bytes = _int(data, entry, 8), _int(data, entry + 8, 8)
+        if num_bytes >= 8:
+            total += max(0, _int(body.slice(start, 8).to_pybytes(), 0, 8))  # -1: as it is
+    return total
+
+
+def _int(data: bytes, at: int, num_bytes: int) -> int:
+    return int.from_bytes(data[at : at + num_bytes], "little", signed=True)
+
+
+def _field(data: bytes, table: int, number: int) -> int:
+    """Where a field of a flatbuffers table stands; 0 where it is left out."""
+    fields = table - _int(data, table, 4)
+    at = 4 + 2 * number
+    offset = _int(data, fields + at, 2) if at < _int(data, fields, 2) else 0
+    return table + offset if offset else 0
+
+
+def _table(data: bytes, at: int) -> int:
+    """The table that the field at `at` points to."""
+    return at + _int(data, at, 4)
+
+
+def _entries(data: bytes, at: int, *, num_bytes: int) -> range:
+    """Where the structs of a vector stand."""
+    if not at:
+        return range(0)
+    start = _table(data, at)
+    return range(start + 4, start + 4 + num_bytes * _int(data, start, 4), num_bytes)

@@ -23,6 +23,40 @@ MOST_BAD = 1000
 MOST_CARRIED = 1000
 _SPREAD = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
+_COUNTS = ("num_read", "num_kept", "num_rejected", "num_with_ids")
+_SUMMED = (
+    *(*_COUNTS, "num_rows", "prompt_characters", "completion_characters", "prompts", "rows"),
+    *("shapes", "reasons", "carried", "scores", "first", "sample"),
+)
+_KINDS = ("score", "rating", "reward", "overall_score", "avg_rating")
+_WORDINGS = ("{kind}_{side}", "{side}_{kind}", "{side}-{kind}")
+SCORE_PAIRS = tuple(
+    tuple(wording.format(kind=kind, side=side) for side in ("chosen", "rejected"))
+    for kind in _KINDS
+    for wording in _WORDINGS
+)
+"""Columns that hold the two scores, the chosen completion's first; more is better."""
+_CHOSEN = frozenset(chosen for chosen, _ in SCORE_PAIRS)
+QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+QUANTILE_NAMES = ("least", "5%", "median", "95%", "most")
+_SCRIPTS = {
+    "Latin": "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u024f\u1e00-\u1eff",
+    "Greek": "\u0370-\u03ff\u1f00-\u1fff",
+    "Cyrillic": "\u0400-\u052f",
+    "Hebrew": "\u0590-\u05ff",
+    "Arabic": "\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff",
+    "Devanagari": "\u0900-\u097f",
+    "Bengali": "\u0980-\u09ff",
+    "Tamil": "\u0b80-\u0bff",
+    "Thai": "\u0e00-\u0e7f",
+    "Hangul": "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
+    "Kana": "\u3040-\u30ff\u31f0-\u31ff",
+    "Han": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f",
+}
+_PATTERNS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
+_LEAST_SHARE = 0.1
+"""Of a text's letters; a script with fewer is a foreign word."""
+Verdict = Literal["against", "tie"]
 
 
 class Shape(NamedTuple):
@@ -76,14 +110,14 @@ class Tally:
     def count(self, reading: Reading[Any]) -> None:
         """Go through a file, or a part of one."""
         for row in reading:
-            if type(row) is RejectedRow:  # isinstance goes through pydantic's Python code
-                self._reject(row)
-            else:
+            if type(row) is not RejectedRow:  # isinstance goes through pydantic's Python code
                 self._keep(cast("AnyRow", row))
-        self.num_read += reading.num_read
-        self.num_kept += reading.num_kept
-        self.num_rejected += reading.num_rejected
-        self.num_with_ids += reading.num_with_ids
+                continue
+            self.reasons[(row.field or "", _kind_of_reason(row.reason))] += 1
+            if len(self.bad) < MOST_BAD:
+                self.bad.append(row)
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(reading, name))
         self.seen = dict(reading.seen)
         self.cut_short = reading.cut_short
 
@@ -92,16 +126,11 @@ class Tally:
 
         Rows that cannot be read have their true lines then; the sources of rows that can are those of the part.
         """
-        for name in ("num_read", "num_kept", "num_rejected", "num_rows", "num_with_ids"):
-            setattr(self, name, getattr(self, name) + getattr(later, name))
-        for name in ("prompt_characters", "completion_characters", "prompts", "rows"):
-            getattr(self, name).extend(getattr(later, name))
-        self.shapes.update(later.shapes)
-        self.reasons.update(later.reasons)
-        self.carried.update(later.carried)
-        self.scores.update(later.scores)
-        self.first = (self.first + later.first)[:NUM_FIRST]
-        self.sample += later.sample
+        for name in _SUMMED:
+            total = getattr(self, name)
+            total += getattr(later, name)
+            setattr(self, name, total)
+        del self.first[NUM_FIRST:]
         self._limit = min(self._limit, later._limit)
         self._thin()
         moved = [row.model_copy(update={"line": row.line + lines}) for row in later.bad if row.line is not None]
@@ -149,11 +178,6 @@ class Tally:
                 found[key] += count
         return found
 
-    def _reject(self, row: RejectedRow) -> None:
-        self.reasons[(row.field or "", kind_of_reason(row.reason))] += 1
-        if len(self.bad) < MOST_BAD:
-            self.bad.append(row)
-
     def _keep(self, row: AnyRow) -> None:
         messages = row.messages
         strength = annotator = edited = None
@@ -198,7 +222,7 @@ class Tally:
             self._limit = self.sample[-1][0]
 
 
-def kind_of_reason(reason: str) -> str:
+def _kind_of_reason(reason: str) -> str:
     """A reason without what differs from row to row: up to its first number, quote or colon."""
     end = min((at for mark in (":", "'", " at ", ", found", ";", " (") if (at := reason.find(mark)) > 0), default=60)
     return reason[: min(end, 60)]
@@ -212,26 +236,11 @@ def num_repeated(hashes: Iterable[int]) -> int:
     return int(len(values) - len(np.unique(values)))
 
 
-_KINDS = ("score", "rating", "reward", "overall_score", "avg_rating")
-PAIRS = tuple(
-    pair
-    for kind in _KINDS
-    for pair in (
-        (f"{kind}_chosen", f"{kind}_rejected"),
-        (f"chosen_{kind}", f"rejected_{kind}"),
-        (f"chosen-{kind}", f"rejected-{kind}"),
-    )
-)
-"""Columns that hold the two scores, the chosen completion's first; more is better."""
-_CHOSEN = frozenset(chosen for chosen, _ in PAIRS)
-Verdict = Literal["against", "tie"]
-
-
 def scores_say(meta: Mapping[str, Any]) -> Verdict | None:
     """`against` where the rejected completion has the higher score, `tie` where both have the same; else None."""
     if not meta or _CHOSEN.isdisjoint(meta):
         return None
-    for chosen, rejected in PAIRS:
+    for chosen, rejected in SCORE_PAIRS:
         good, bad = meta.get(chosen), meta.get(rejected)
         if _is_number(good) and _is_number(bad):
             return "against" if good < bad else "tie" if good == bad else None
@@ -250,27 +259,6 @@ def scores_text(against: int, ties: int, *, of: int) -> str | None:
         f"of {of:,} preferences {against:,} have scores that say the rejected completion is the better one, and "
         f"{ties:,} have scores that tie: the choice counts"
     )
-
-
-QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
-QUANTILE_NAMES = ("least", "5%", "median", "95%", "most")
-_SCRIPTS = {
-    "Latin": "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u024f\u1e00-\u1eff",
-    "Greek": "\u0370-\u03ff\u1f00-\u1fff",
-    "Cyrillic": "\u0400-\u052f",
-    "Hebrew": "\u0590-\u05ff",
-    "Arabic": "\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff",
-    "Devanagari": "\u0900-\u097f",
-    "Bengali": "\u0980-\u09ff",
-    "Tamil": "\u0b80-\u0bff",
-    "Thai": "\u0e00-\u0e7f",
-    "Hangul": "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
-    "Kana": "\u3040-\u30ff\u31f0-\u31ff",
-    "Han": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f",
-}
-_PATTERNS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
-_LEAST_SHARE = 0.1
-"""Of a text's letters; a script with fewer is a foreign word."""
 
 
 def quantiles(values: Sequence[int]) -> tuple[int, ...]:
@@ -305,4 +293,6 @@ def counted(counts: Mapping[str, int], *, most: int = 6) -> str:
     """`better 120, slightly_better 80`, the most frequent first."""
     names = sorted(counts, key=lambda name: -counts[name])
     parts = [f"{name} {counts[name]:,}" for name in names[:most]]
-    return ", ".join([*parts, *([f"{len(names) - most} more kinds"] if len(names) > most else [])])
+    if len(names) > most:
+        parts.append(f"{len(names) - most} more kinds")
+    return ", ".join(parts)

@@ -7,13 +7,15 @@ only a tool, a picture or a sound says cannot be trained, and is refused by its 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel
 
 from alignloop.chat.reasoning import join_reasoning, split_reasoning
-from alignloop.data.built import message
 from alignloop.data.problems import BadRow, check_text, is_clean, shown
-from alignloop.records import Message, Role
+from alignloop.records import Message, PreferenceRow, Role, Row, Source
 
+R = TypeVar("R", bound=Row)
 ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -26,7 +28,7 @@ ROLES: dict[str, Role] = {
     "model": "assistant",
 }
 _TURN_KEYS = (("from", "value"), ("role", "content"))
-TOOL_ROLES = frozenset(
+_TOOL_ROLES = frozenset(
     "tool function function_call function_response observation ipython tool_call tool_response".split()
 )
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -39,10 +41,35 @@ _REFUSED = REFUSED_TOOLS | REFUSED_MEDIA | {"refusal"}
 _LEAVE_OUT = "and only texts are trained: leave such rows out (`alignloop data convert` does)"
 _MARKS = ("weight", "train", "loss")
 """Whether a turn is to be trained on: the answer that trains must be."""
-_NO = ("false", "0", "0.0", "no")
-"""As CSV files and tables of numbers have it, too."""
 _READ = frozenset({"from", "value", "role", "content", *REASONING, *_REFUSED, *_MARKS})
 _TEXT_PARTS, _THOUGHT_PARTS = ("text", "input_text", "output_text"), ("thinking", "reasoning")
+_FIELDS: dict[type[Row], set[str]] = {model: set(model.model_fields) for model in (Message, Source, PreferenceRow)}
+_set_values, _set_fields, _set_extra, _set_private = (
+    vars(BaseModel)[name].__set__
+    for name in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+)
+
+
+def unchecked(model: type[R], values: dict[str, Any]) -> R:
+    """A row of values that were checked already: what pydantic makes of them, in a quarter of its time.
+
+    Readers check every value themselves, for a reason that names its place in the file; a test holds these rows against
+    validated ones.
+
+    Args:
+        values: every field, in the order of the model's.
+    """
+    row = object.__new__(model)
+    _set_values(row, values)
+    _set_fields(row, _FIELDS[model])
+    _set_extra(row, None)
+    _set_private(row, None)
+    return row
+
+
+def message(role: Role, content: str) -> Message:
+    """A turn, `unchecked`."""
+    return unchecked(Message, {"role": role, "content": content})
 
 
 def is_turns(value: object) -> bool:
@@ -50,12 +77,43 @@ def is_turns(value: object) -> bool:
     return type(value) is list and bool(value) and type(value[0]) is dict and ("role" in value[0] or "from" in value[0])
 
 
+def is_empty(value: object) -> bool:
+    """Whether a value says nothing: null, or a text, list or object without anything in it, as JSON too."""
+    return value is None or (isinstance(value, str | list | dict) and (not value or value in ("[]", "{}", "null")))
+
+
 def says_no(value: object) -> bool:
-    """Whether a mark of a row or a turn denies: false or 0, or a text that says so."""
-    return isinstance(value, bool | int | float | str) and (value == 0 or str(value).strip().lower() in _NO)
+    """Whether a mark of a row or a turn denies: false or 0, or a text that says so, as CSV files have it."""
+    denies = ("false", "0", "0.0", "no")
+    return isinstance(value, bool | int | float | str) and (value == 0 or str(value).strip().lower() in denies)
 
 
-def read_turn(turn: object, field: str, *, context: bool = False) -> Message:
+def read_turns(turns: object, field: str) -> list[Message]:
+    """A list of turns."""
+    if not isinstance(turns, list):
+        raise BadRow(field, f"must be a list of turns, found {shown(turns)}" if turns is not None else "is missing")
+    if not turns:
+        raise BadRow(field, "is empty: at least one user turn is needed")
+    last = len(turns) - 1
+    return [
+        _plain_turn(turn) or _read_turn(turn, f"{field}[{index}]", context=index < last)
+        for index, turn in enumerate(turns)
+    ]
+
+
+def _plain_turn(turn: object) -> Message | None:
+    """A turn in which all is as it should be; None for any other, of which `_read_turn` says what is wrong."""
+    if type(turn) is not dict or len(turn) != 2:
+        return None
+    for role_key, text_key in _TURN_KEYS:
+        if role_key in turn:
+            name, text = turn[role_key], turn.get(text_key)
+            role = ROLES.get(name) if type(name) is str else None
+            return message(role, text) if role is not None and type(text) is str and is_clean(text) else None
+    return None
+
+
+def _read_turn(turn: object, field: str, *, context: bool = False) -> Message:
     """One turn, as `{role, content}` or `{from, value}`; roles are mapped to ours, reasoning goes before the text.
 
     Args:
@@ -70,21 +128,21 @@ def read_turn(turn: object, field: str, *, context: bool = False) -> Message:
             reasoning = read_reasoning(turn, field)
             text = read_text(turn.get(text_key), f"{field}.{text_key}")
             if reasoning is None:
-                return Message(role=role, content=text)
+                return message(role, text)
             if role != "assistant":
                 raise BadRow(reasoning.field, f"stands in a {role} turn: only the assistant's hold reasoning")
-            return Message(role=role, content=reasoning.before(text))
+            return message(role, reasoning.before(text))
     raise BadRow(field, f"has neither from nor role; its keys are {', '.join(map(str, turn)) or 'none'}")
 
 
 def _role(value: object, field: str) -> Role:
     name = check_text(value, field)
     role = ROLES.get(name) or ROLES.get(name.strip().lower())
-    if role is None:
-        if name.strip().lower() in TOOL_ROLES:
-            raise BadRow(field, f"{name[:60]!r} is a tool's turn, {_LEAVE_OUT}")
-        raise BadRow(field, f"unknown role {name[:60]!r}; allowed: {', '.join(ROLES)}")
-    return role
+    if role is not None:
+        return role
+    if name.strip().lower() in _TOOL_ROLES:
+        raise BadRow(field, f"{name[:60]!r} is a tool's turn, {_LEAVE_OUT}")
+    raise BadRow(field, f"unknown role {name[:60]!r}; allowed: {', '.join(ROLES)}")
 
 
 def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str, *, context: bool = False) -> None:
@@ -92,9 +150,6 @@ def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str, *, context
 
     Args:
         context: let the mark pass: `beside_turns` carries it.
-
-    Raises:
-        BadRow: names the key.
     """
     for name in _REFUSED.intersection(turn):
         if not is_empty(turn[name]):
@@ -103,11 +158,6 @@ def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str, *, context
     for name in _MARKS:
         if role == "assistant" and not context and says_no(turn.get(name)):
             raise BadRow(f"{field}.{name}", "says that the turn is not to be trained on: leave such rows out")
-
-
-def is_empty(value: object) -> bool:
-    """Whether a value says nothing: null, or a text, list or object without anything in it, as JSON too."""
-    return value is None or (isinstance(value, str | list | dict) and (not value or value in ("[]", "{}", "null")))
 
 
 class Reasoning(NamedTuple):
@@ -127,16 +177,15 @@ class Reasoning(NamedTuple):
 
 def read_reasoning(holder: Mapping[str, Any], field: str) -> Reasoning | None:
     """What a turn, or a row (`field` is empty then), holds of reasoning beside its text."""
-    keys = [key for key in REASONING if not is_empty(holder.get(key))]
-    found = [Reasoning(_inside(field, key), check_text(holder[key], _inside(field, key))) for key in keys]
-    for other in found[1:]:
-        if other.text != found[0].text:
-            raise BadRow(other.field, f"differs from {keys[0]}: only one of them can be meant")
+    found: list[Reasoning] = []
+    for key in REASONING:
+        if not is_empty(holder.get(key)):
+            inner = f"{field}.{key}" if field else key
+            found.append(Reasoning(inner, check_text(holder[key], inner)))
+            if found[-1].text != found[0].text:
+                first = found[0].field.removeprefix(f"{field}.")
+                raise BadRow(inner, f"differs from {first}: only one of them can be meant")
     return found[0] if found else None
-
-
-def _inside(field: str, key: str) -> str:
-    return f"{field}.{key}" if field else key
 
 
 def read_text(value: object, field: str) -> str:
@@ -158,6 +207,53 @@ def read_text(value: object, field: str) -> str:
         else:
             raise BadRow(inner, f"is a part of type {str(kind)[:60]!r}, {_LEAVE_OUT}")
     return join_reasoning("".join(thoughts) if thoughts else None, "".join(texts))
+
+
+def read_completion(value: object, field: str) -> str:
+    """A completion: a text, one assistant turn, or a list of one. Empty ones are refused."""
+    if type(value) is str and value and is_clean(value) and not value.isspace():
+        return value
+    if value is None:
+        raise BadRow(field, f"is missing: every preference row needs {field}")
+    if is_turns(value):
+        assert isinstance(value, list)
+        if len(value) > 1:
+            raise BadRow(field, f"holds {len(value)} turns; the one answer that is compared is needed")
+        value = value[0]
+    if isinstance(value, Mapping):
+        turn = _plain_turn(value) or _read_turn(value, field)
+        if turn.role != "assistant":
+            raise BadRow(field, f"must be the assistant's turn, not the {turn.role}'s")
+        text = turn.content
+    else:
+        text = read_text(value, field)
+    if not text or text.isspace():
+        raise BadRow(field, "is empty")
+    return text
+
+
+def history_turns(history: object, field: str) -> list[Message]:
+    """Alpaca's history: a list of [question, answer]."""
+    if not history:
+        return []
+    if not isinstance(history, list):
+        raise BadRow(field, f"must be a list of [question, answer], found {shown(history)}")
+    turns: list[Message] = []
+    for index, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadRow(f"{field}[{index}]", f"must be [question, answer], found {shown(pair)}")
+        question, answer = (check_text(text, f"{field}[{index}][{side}]") for side, text in enumerate(pair))
+        turns += [message("user", question), message("assistant", answer)]
+    return turns
+
+
+def system_turn(row: Mapping[str, Any]) -> list[Message]:
+    """The `system` column as a turn; none where it has no text."""
+    system = row.get("system")
+    if system is None or system == "":
+        return []
+    text = check_text(system, "system")
+    return [] if text.isspace() else [message("system", text)]
 
 
 def beside_turns(row: Mapping[str, Any], columns: Container[str]) -> dict[str, dict[str, Any]]:
@@ -190,75 +286,3 @@ def untrained_turn(meta: Mapping[str, Any]) -> str | None:
             if says_no(more.get(name)):
                 return f"{where}.{name}"
     return None
-
-
-def read_turns(turns: object, field: str) -> list[Message]:
-    """A list of turns."""
-    if not isinstance(turns, list):
-        raise BadRow(field, f"must be a list of turns, found {shown(turns)}" if turns is not None else "is missing")
-    if not turns:
-        raise BadRow(field, "is empty: at least one user turn is needed")
-    last = len(turns) - 1
-    return [
-        _plain_turn(turn) or read_turn(turn, f"{field}[{index}]", context=index < last)
-        for index, turn in enumerate(turns)
-    ]
-
-
-def _plain_turn(turn: object) -> Message | None:
-    """A turn in which all is as it should be; None for any other, of which `read_turn` says what is wrong."""
-    if type(turn) is not dict or len(turn) != 2:
-        return None
-    for role_key, text_key in _TURN_KEYS:
-        if role_key in turn:
-            name, text = turn[role_key], turn.get(text_key)
-            role = ROLES.get(name) if type(name) is str else None
-            return message(role, text) if role is not None and type(text) is str and is_clean(text) else None
-    return None
-
-
-def read_completion(value: object, field: str) -> str:
-    """A completion: a text, one assistant turn, or a list of one. Empty ones are refused."""
-    if type(value) is str and value and is_clean(value) and not value.isspace():
-        return value
-    if value is None:
-        raise BadRow(field, f"is missing: every preference row needs {field}")
-    if is_turns(value):
-        assert isinstance(value, list)
-        if len(value) > 1:
-            raise BadRow(field, f"holds {len(value)} turns; the one answer that is compared is needed")
-        value = value[0]
-    if isinstance(value, Mapping):
-        turn = _plain_turn(value) or read_turn(value, field)
-        if turn.role != "assistant":
-            raise BadRow(field, f"must be the assistant's turn, not the {turn.role}'s")
-        text = turn.content
-    else:
-        text = read_text(value, field)
-    if not text or text.isspace():
-        raise BadRow(field, "is empty")
-    return text
-
-
-def history_turns(history: object, field: str) -> list[Message]:
-    """Alpaca's history: a list of [question, answer]."""
-    if not history:
-        return []
-    if not isinstance(history, list):
-        raise BadRow(field, f"must be a list of [question, answer], found {shown(history)}")
-    turns: list[Message] = []
-    for index, pair in enumerate(history):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRow(f"{field}[{index}]", f"must be [question, answer], found {shown(pair)}")
-        question, answer = (check_text(text, f"{field}[{index}][{side}]") for side, text in enumerate(pair))
-        turns += [Message(role="user", content=question), Message(role="assistant", content=answer)]
-    return turns
-
-
-def system_turn(row: Mapping[str, Any]) -> list[Message]:
-    """The `system` column as a turn; none where it has no text."""
-    system = row.get("system")
-    if system is None or system == "":
-        return []
-    text = check_text(system, "system")
-    return [] if text.isspace() else [Message(role="system", content=text)]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from alignloop.artifacts import PARTIAL
-from alignloop.data.file_kinds import is_saved
+from alignloop.data.files import is_saved
 from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import ReadResult, read_preferences
 from alignloop.errors import DataError

@@ -10,10 +10,9 @@ import pytest
 from data_files import SHARED, rows_of, write
 from pyarrow import parquet
 
-from alignloop.data.convert import convert, rejected_beside
+from alignloop.data.convert import convert, rejected_beside, row_file
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.readers import read_preferences
-from alignloop.data.row_file import row_file
 from alignloop.errors import DataError, UserError
 from alignloop.records import Message, PreferenceRow, RejectedRow, SftRow, Source
 

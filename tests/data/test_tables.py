@@ -15,7 +15,7 @@ import pytest
 from data_files import rows_of
 from pyarrow import parquet
 
-from alignloop.data import separated, table_sizes
+from alignloop.data import rawfile, tables
 from alignloop.data.check_files import check_file
 from alignloop.data.files import data_files
 from alignloop.data.rawfile import open_rows
@@ -83,7 +83,7 @@ def test_csv_cells_that_are_no_texts_and_records_that_are_broken(tmp_path: Path)
 
 
 def test_a_csv_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(separated, "LONGEST", 1000)
+    monkeypatch.setattr(rawfile, "LONGEST", 1000)
     (tmp_path / "a.csv").write_text("prompt,chosen\na,b\n" + "x" * 5000)
     with pytest.raises(DataError, match="a line is longer than 64 MiB"):
         read_preferences([tmp_path / "a.csv"], max_bad_fraction=1)
@@ -164,8 +164,8 @@ def test_parquet_texts_that_stand_once_and_are_named_often_stay_in_flat_memory(t
 
 
 def test_parquet_that_unpacks_beyond_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_sizes, "PIECE", 2**16)
-    monkeypatch.setattr(table_sizes, "LONGEST", 2**20)
+    monkeypatch.setattr(tables, "PIECE", 2**16)
+    monkeypatch.setattr(tables, "LONGEST", 2**20)
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"prompt": ["y" * 500_000] * 40}), path, compression="zstd", use_dictionary=False)
     with pytest.raises(DataError, match="row group 1 unpacks from"):
@@ -181,7 +181,7 @@ def test_parquet_that_unpacks_beyond_measure_is_refused(tmp_path: Path, monkeypa
         with pytest.raises(DataError, match=r"column messages.* of row group 1 holds a row that unpacks to more"):
             values(path)
     monkeypatch.undo()
-    monkeypatch.setattr(table_sizes, "PIECE", 2**20)
+    monkeypatch.setattr(tables, "PIECE", 2**20)
     rows = [{"m": [{"role": "user", "content": f"{n % 7} " * 3000}] * (n % 3), "k": {"a": None}} for n in range(500)]
     parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
     assert values(path) == rows
@@ -208,7 +208,7 @@ def test_arrow_that_unpacks_beyond_measure_is_refused(
     with pytest.raises(DataError, match=f"a.arrow: {kind} 1 unpacks from [0-9,]+ bytes at most to 41,943,"):
         values(path)
     assert pa.default_memory_pool().max_memory() == before
-    monkeypatch.setattr(table_sizes, "MOST_UNPACKED", 1000)
+    monkeypatch.setattr(tables, "MOST_UNPACKED", 1000)
     small = pa.table({"prompt": ["".join(map(chr, range(40, 120))) * 20]})
     with pytest.raises(DataError, match=r"record batch 1 .*to 1,6[0-9]{2}: write the file anew, in smaller batches"):
         values(write_arrow(tmp_path / "b.arrow", small, streamed=streamed, compression="lz4"))
