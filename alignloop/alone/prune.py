@@ -280,7 +280,7 @@ def _check_inputs(file: str, settings: PruneFileConfig, *, embedder: str | None,
 
 
 def _inputs(file: str, settings: PruneFileConfig, *, embeddings: Path | None, policy: Path | None) -> Inputs:
-    from alignloop.judging.identity import folder_mark, model_mark, prompts_mark
+    from alignloop.judging.prompt_file import folder_mark, model_mark, prompts_mark
 
     prompts = settings.judging_prompts if settings.judge is not None else ()
     labelled = None

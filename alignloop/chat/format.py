@@ -15,13 +15,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
 from alignloop.chat.answer import AnswerForm, find_assistant_turn, switch
-from alignloop.chat.decoding import AnswerReader
-from alignloop.chat.encoder import Encoder
+from alignloop.chat.encoder import CompletionReader, Encoder
 from alignloop.chat.layout import MEND, Layout, Slot, Turn
 from alignloop.chat.reasoning import THINK_END, THINK_START, split_reasoning
-from alignloop.chat.segments import Piece, Segment, encode_segments
 from alignloop.chat.template_defaults import SWITCHES, Value, in_yaml
-from alignloop.chat.tokens import CompletionTokens, DialogTokens
+from alignloop.chat.tokens import CompletionTokens, DialogTokens, IdRun, Segment, encode_segments
 from alignloop.errors import ModelError
 from alignloop.records import Message
 
@@ -50,7 +48,7 @@ class ChatFormat:
         tags = self._encoder.template(THINK_START) + self._encoder.template(THINK_END)
         self.read_control_ids: frozenset[int] = self.answer_control_ids | self.control_ids.intersection(tags)
         """Control ids that a decoded text shows: those, and thinking tags that a model writes unasked."""
-        self._reader = AnswerReader.of(self._turn, self._encoder)
+        self._reader = CompletionReader.of(self._turn, self._encoder)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, *, extra_stop_ids: Iterable[int] = ()) -> Self:
@@ -281,7 +279,7 @@ class ChatFormat:
     def _render(self, turns: tuple[Turn, ...], generation_prompt: bool) -> Layout:
         return self._turn.layout(self._tokenizer, turns, generation_prompt)
 
-    def _pieces(self, messages: Sequence[Message], *, generation_prompt: bool) -> Iterator[Piece]:
+    def _pieces(self, messages: Sequence[Message], *, generation_prompt: bool) -> Iterator[IdRun]:
         parts = [self._split(m.content) if m.role == "assistant" else (None, m.content) for m in messages]
         turns = tuple(Turn(m.role, reasoning is not None) for m, (reasoning, _) in zip(messages, parts, strict=True))
         layout = self._layout(turns, generation_prompt)

@@ -1,12 +1,10 @@
 """Rows of Parquet and Arrow files, of saved data sets and of data sets on a hub, as JSON values.
 
 Dates become texts, decimals numbers, NaN null: what a JSON file of the same rows would hold. Tables are read in pieces
-no larger than `PIECE`, whatever they unpack to:
+of about `PIECE`, whatever they unpack to:
 
-A row group of a Parquet file says how large its pages are, not its texts: a text of megabytes stands once in a column's
-dictionary, and each of a million rows may name it in a few bits. So the longest text of each dictionary is looked up,
-and the rows of a batch are as many as fit in `PIECE` if each holds it. One page is unpacked at a time, as large as its
-writer made it.
+A text of megabytes stands once in a Parquet column's dictionary, and each of a million rows may name it in a few bits.
+So texts are read as places in dictionaries, and only so many rows at a time are made of them as fit in `PIECE`.
 
 A batch of an Arrow file with a compressed body is unpacked whole, so its size is bounded, as that of row groups is. The
 headers are flatbuffers that pyarrow has checked and does not show; each compressed buffer begins with its size.
@@ -20,8 +18,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +33,8 @@ MOST_UNPACKED = 2**30
 _PIECE_ROWS = 1024
 _MOST_PACKED = 1000
 """Times the packed size that texts may unpack to; people's reach some ten."""
-_MOST_VALUES = 2**26
-"""Of a list's column in a row group."""
+_MOST_VALUES = 2**27
+"""Of a column in a row group, the items of lists counted."""
 _HEADERS = ("dictionary", "record batch")
 _OLD_COMPRESSION = b"ARROW:experimental_compression"
 """How Arrow 0.17 said that a body is compressed; it is still read."""
@@ -52,17 +49,13 @@ def parquet_rows(path: Path, name: str) -> Iterator[Any]:
     from pyarrow import parquet
 
     how: dict[str, Any] = {"buffer_size": 2**20, "pre_buffer": False}
-    with _damage_named(name, "the Parquet file"), parquet.ParquetFile(path, **how) as file:
-        facts = file.metadata
-        schema = [facts.schema.column(number) for number in range(facts.num_columns)]
-        texts = [column.path for column in schema if column.physical_type == "BYTE_ARRAY"]
-        with parquet.ParquetFile(path, metadata=facts, read_dictionary=texts, **how) as dictionaries:
-            sizes = (
-                (group, _batch_rows(file, dictionaries, group, path, name)) for group in range(facts.num_row_groups)
-            )
-            for num_rows, groups in groupby(sizes, key=lambda size: size[1]):
-                for batch in file.iter_batches(batch_size=num_rows, row_groups=[group for group, _ in groups]):
-                    yield from map(_plain, batch.to_pylist())
+    with _damage_named(name, "the Parquet file"), parquet.ParquetFile(path, **how) as plain:
+        for group in range(plain.num_row_groups):
+            texts, num_rows = _how_to_read(plain, group, path, name)
+            with parquet.ParquetFile(path, metadata=plain.metadata, read_dictionary=texts, **how) as file:
+                for batch in file.iter_batches(batch_size=num_rows, row_groups=[group]):
+                    for piece in _pieces(batch, group, name):
+                        yield from map(_plain, piece.cast(plain.schema_arrow).to_pylist())
 
 
 def arrow_rows(path: Path, name: str) -> Iterator[Any]:
@@ -179,12 +172,8 @@ def _is_bomb(unpacked: int, *, packed: int) -> bool:
     return unpacked > PIECE and unpacked > _MOST_PACKED * packed
 
 
-def _batch_rows(file: Any, dictionaries: Any, group: int, path: Path, name: str) -> int:
-    """Rows of a batch of a row group.
-
-    Args:
-        dictionaries: the file, read so that texts are places in a dictionary instead of copies.
-    """
+def _how_to_read(file: Any, group: int, path: Path, name: str) -> tuple[list[str], int]:
+    """The columns of a row group that are read as places in dictionaries, and the rows of a batch."""
     facts = file.metadata.row_group(group)
     packed, unpacked = path.stat().st_size, facts.total_byte_size
     if _is_bomb(unpacked, packed=packed):
@@ -195,82 +184,61 @@ def _batch_rows(file: Any, dictionaries: Any, group: int, path: Path, name: str)
     # What the file says of its columns is checked by reading a row: where it is damaged, asking ends the process.
     next(file.iter_batches(batch_size=1, row_groups=[group]), None)
     expected = unpacked / max(1, facts.num_rows)
-    for number in range(facts.num_columns):
-        column = facts.column(number)
-        where = f"{name}: column {column.path_in_schema} of row group {group + 1}"
-        expected += _Column(column, facts.num_rows, group, where, dictionaries).copied_bytes()
-    return int(max(1, min(_PIECE_ROWS, PIECE // max(1.0, expected))))
+    texts = []
+    for column in map(facts.column, range(facts.num_columns)):
+        if column.num_values > _MOST_VALUES:
+            where = f"{name}: column {column.path_in_schema} of row group {group + 1}"
+            raise DataError(f"{where} holds {column.num_values:,} values: write the file anew, in smaller row groups")
+        if "DELTA_BYTE_ARRAY" in column.encodings:  # has no dictionary; each text may begin with all those before it
+            expected += column.total_uncompressed_size
+        elif column.physical_type == "BYTE_ARRAY":
+            texts.append(column.path_in_schema)
+    return texts, int(max(1, min(_PIECE_ROWS, PIECE // max(1.0, expected))))
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of a row group; `facts` is what the file's end says of it."""
-
-    facts: Any
-    num_rows: int
-    group: int
-    where: str
-    dictionaries: Any
-
-    def copied_bytes(self) -> float:
-        """Bytes a row by which texts may outgrow the pages they stand in."""
-        facts, longest = self.facts, self.facts.total_uncompressed_size
-        may_repeat = facts.has_dictionary_page or "DELTA_BYTE_ARRAY" in facts.encodings
-        if facts.physical_type != "BYTE_ARRAY" or not may_repeat or longest * facts.num_values <= PIECE:
-            return 0.0
-        if "DELTA_BYTE_ARRAY" not in facts.encodings:
-            longest = next((_longest(values) for values in self._values(1)), 0)
-        if longest > LONGEST:
-            raise DataError(f"{self.where} holds a text of {longest:,} bytes; a row may have {LONGEST:,}: leave it out")
-        copied = longest * facts.num_values
-        # Rows whose lists repeat a long text may be longer than a row may be.
-        if facts.num_values > self.num_rows and copied > _MOST_PACKED * max(facts.total_compressed_size, PIECE):
-            lists = map(_most_bytes, self._values(_PIECE_ROWS))
-            if facts.num_values > _MOST_VALUES or any(num_bytes > LONGEST for num_bytes in lists):
-                raise DataError(f"{self.where} holds a row that unpacks to more than {LONGEST:,} bytes: leave it out")
-        return float(copied / max(1, self.num_rows))
-
-    def _values(self, num_rows: int) -> Iterator[Any]:
-        columns = [self.facts.path_in_schema]
-        for batch in self.dictionaries.iter_batches(batch_size=num_rows, row_groups=[self.group], columns=columns):
-            yield batch.column(0)
-
-
-def _longest(values: Any) -> int:
-    """Bytes of the longest text of the dictionary behind a column."""
-    import pyarrow.compute as pc
-
-    _, leaf = _leaf(values)
-    return int(pc.max(pc.binary_length(leaf.dictionary)).as_py() or 0)
-
-
-def _most_bytes(values: Any) -> float:
-    """Bytes of texts of the row that has most."""
+def _pieces(batch: Any, group: int, name: str) -> Iterator[Any]:
+    """A batch whose texts stand in dictionaries, in pieces whose texts fit in `PIECE`, or in one row more."""
     import numpy as np
-    import pyarrow.compute as pc
+    import pyarrow as pa
 
-    rows, leaf = _leaf(values)
-    lengths = np.append(np.asarray(pc.fill_null(pc.binary_length(leaf.dictionary), 0), dtype=np.float64), 0.0)
-    indices = np.asarray(pc.fill_null(leaf.indices, len(lengths) - 1))
-    return float(np.bincount(rows, weights=lengths[indices]).max(initial=0.0))
+    sizes = np.zeros(batch.num_rows)
+    for column, values in zip(batch.schema.names, batch.columns, strict=True):
+        own = _text_bytes(values, np.arange(batch.num_rows), batch.num_rows)
+        if (longest := own.max(initial=0.0)) > LONGEST:
+            what = f"holds a row that unpacks to more than {LONGEST:,} bytes"
+            if pa.types.is_dictionary(values.type):
+                what = f"holds a text of {longest:,.0f} bytes; a row may have {LONGEST:,}"
+            raise DataError(f"{name}: column {column} of row group {group + 1} {what}: leave it out")
+        sizes += own
+    number_of_piece = np.cumsum(sizes) // PIECE
+    ends = np.flatnonzero(np.diff(number_of_piece)) + 1
+    for start, end in pairwise([0, *map(int, ends), batch.num_rows]):
+        yield batch.slice(start, end - start)
 
 
-def _leaf(values: Any) -> tuple[Any, Any]:
-    """(row of each text, the texts as a dictionary array) inside the lists and structs that hold one column."""
+def _text_bytes(values: Any, rows: Any, num_rows: int) -> Any:
+    """Bytes of the texts of each row in a column, in whatever lists and objects they stand.
+
+    Args:
+        rows: of each value, the row it stands in.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    rows = np.arange(len(values))
-    while not pa.types.is_dictionary(values.type):
-        if pa.types.is_struct(values.type):
-            values = values.flatten()[0]
-            continue
-        if pa.types.is_map(values.type):
-            values = values.cast(pa.list_(pa.struct([values.type.key_field, values.type.item_field])))
-        rows = rows[np.asarray(pc.list_parent_indices(values))]
-        values = values.flatten()
-    return rows, values
+    if pa.types.is_dictionary(values.type):
+        lengths = np.append(np.asarray(pc.fill_null(pc.binary_length(values.dictionary), 0), dtype=np.float64), 0.0)
+        indices = np.asarray(pc.fill_null(values.indices, len(lengths) - 1))
+        return np.bincount(rows, weights=lengths[indices], minlength=num_rows)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return np.bincount(rows, weights=np.asarray(pc.fill_null(pc.binary_length(values), 0)), minlength=num_rows)
+    if pa.types.is_map(values.type):
+        values = values.cast(pa.list_(pa.struct([values.type.key_field, values.type.item_field])))
+    if pa.types.is_struct(values.type):
+        return sum((_text_bytes(inner, rows, num_rows) for inner in values.flatten()), np.zeros(num_rows))
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
+        return _text_bytes(values.flatten(), rows[np.asarray(pc.list_parent_indices(values))], num_rows)
+    return np.zeros(num_rows)
 
 
 def _check_batches(source: Any, *, is_file: bool, name: str) -> None:

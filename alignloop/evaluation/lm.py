@@ -19,8 +19,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from alignloop.chat.format import ChatFormat
+from alignloop.chat.load import in_first_user_turn, takes_system_turn
 from alignloop.chat.reasoning import holds_reasoning
-from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
 from alignloop.chat.template_defaults import Value
 from alignloop.engines.base import Completion, Engine, GenerateRequest, LoglikelihoodRequest
 from alignloop.errors import DataError

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.chat.reasoning import answer_of
 from alignloop.errors import UserError
-from alignloop.judging.verdicts import Comparison, Judge, Verdict
+from alignloop.judging.verdicts import Judge, PairToCompare
 from alignloop.records import (
     CandidateRow,
     ComparedBy,
@@ -16,6 +17,7 @@ from alignloop.records import (
     Source,
     Strength,
     VerdictRow,
+    Winner,
     annotation_id,
     verdict_id,
 )
@@ -50,10 +52,19 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
         UserError: not one answer can be read.
         EngineError: the engine or the endpoint failed; what is finished is kept.
     """
-    verdicts = judge.compare([_comparison(pair) for pair in pairs])
-    judged = list(zip(pairs, verdicts, strict=True))
-    num_by_winner = {name: sum(v.winner == name for v in verdicts) for name in ("first", "second", "tie", "unreadable")}
-    if verdicts and num_by_winner["unreadable"] == len(verdicts):
+    verdicts = judge.compare(
+        [
+            PairToCompare(
+                verdict_id(first.id, second.id),
+                tuple(prompt.messages),
+                answer_of(first.completion),
+                answer_of(second.completion),
+            )
+            for prompt, first, second in pairs
+        ]
+    )
+    won = Counter(verdict.winner for verdict in verdicts)
+    if verdicts and won["unreadable"] == len(verdicts):
         raise UserError(
             f"judge {judge.name}: none of its {len(verdicts)} answers can be read. The first: {verdicts[0].reason}\n"
             "Take another judge.model, judge.prompt or judge.max_tokens. (On vLLM answers are held to the prompt's "
@@ -61,18 +72,42 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
         )
     unsaid: Strength | None = "better" if both_orders else None
     rows = [
-        preference(*_ordered(pair, v), strength=v.strength or unsaid, annotator=judge.name, compared_by="judge")
-        for pair, v in judged
-        if _is_won(v)
+        preference(
+            *best_first(pair, verdict.winner),
+            strength=verdict.strength or unsaid,
+            annotator=judge.name,
+            compared_by="judge",
+        )
+        for pair, verdict in zip(pairs, verdicts, strict=True)
+        if verdict.winner in ("first", "second")
     ]
     counts = {
         "annotated": len(rows),
-        "judged": len(judged),
-        "ties": num_by_winner["tie"],
-        "unreadable": num_by_winner["unreadable"],
+        "judged": len(verdicts),
+        "ties": won["tie"],
+        "unreadable": won["unreadable"],
     }
-    shares = {f"{name}_share": counts[name] / len(judged) for name in ("ties", "unreadable")} if judged else {}
-    return Annotations(rows, [_verdict_row(pair, v, judge=judge.name) for pair, v in judged], counts, shares)
+    shares = {f"{name}_share": counts[name] / len(verdicts) for name in ("ties", "unreadable")} if verdicts else {}
+    rows_of_verdicts = [
+        VerdictRow(
+            id=verdict.id,
+            first=first.id,
+            second=second.id,
+            winner=verdict.winner,
+            strength=verdict.strength,
+            reason=verdict.reason,
+            answers=list(verdict.answers),
+            judge=judge.name,
+        )
+        for (_, first, second), verdict in zip(pairs, verdicts, strict=True)
+    ]
+    return Annotations(rows, rows_of_verdicts, counts, shares)
+
+
+def best_first(pair: Pair, winner: Winner) -> Pair:
+    """The pair, the winner before the other."""
+    prompt, first, second = pair
+    return pair if winner == "first" else (prompt, second, first)
 
 
 def preference(
@@ -100,33 +135,4 @@ def preference(
         rejected_finish_reason=rejected.finish_reason,
         chosen_reward=chosen.reward if chosen.total_reward is None else chosen.total_reward,
         meta=dict(prompt.meta),
-    )
-
-
-def _comparison(pair: Pair) -> Comparison:
-    prompt, first, second = pair
-    shown = (answer_of(candidate.completion) for candidate in (first, second))
-    return Comparison(verdict_id(first.id, second.id), tuple(prompt.messages), *shown)
-
-
-def _is_won(verdict: Verdict) -> bool:
-    return verdict.winner in ("first", "second")
-
-
-def _ordered(pair: Pair, verdict: Verdict) -> Pair:
-    prompt, first, second = pair
-    return (prompt, first, second) if verdict.winner == "first" else (prompt, second, first)
-
-
-def _verdict_row(pair: Pair, verdict: Verdict, *, judge: str) -> VerdictRow:
-    _, first, second = pair
-    return VerdictRow(
-        id=verdict.id,
-        first=first.id,
-        second=second.id,
-        winner=verdict.winner,
-        strength=verdict.strength,
-        reason=verdict.reason,
-        answers=list(verdict.answers),
-        judge=judge,
     )

@@ -1,6 +1,6 @@
 """One request to an OpenAI-compatible endpoint, and what its reply means.
 
-    messages --POST /chat/completions--> Reply | RequestRefused | EndpointFault | EndpointUnusable
+    messages --POST /chat/completions--> ChatReply | RequestRefused | EndpointFault | EndpointUnusable
 
 Servers differ in what they take: a request refused for a parameter is repeated without it, and where that helps, all
 later ones leave it out, too.
@@ -51,7 +51,7 @@ class EndpointUnusable(Exception):
 
 
 @dataclass(frozen=True)
-class Reply:
+class ChatReply:
     """What the model wrote; `cut`: it was stopped at its token limit."""
 
     text: str
@@ -117,7 +117,7 @@ class ChatCompletions:
         max_tokens: int,
         seed: int | None,
         schema: dict[str, Any],
-    ) -> Reply:
+    ) -> ChatReply:
         """Ask once.
 
         Args:
@@ -183,7 +183,11 @@ class ChatCompletions:
             return response
         what = f"HTTP {status}: {self._quoted(response)}"
         if status in _BUSY or status == 408 or status >= 500:
-            raise EndpointFault(what, busy=status in _BUSY, wait_seconds=_wait_asked(response))
+            try:
+                wait = max(0.0, float(response.headers["retry-after"]))
+            except (KeyError, ValueError):
+                wait = None
+            raise EndpointFault(what, busy=status in _BUSY, wait_seconds=wait)
         if status in _NO_RIGHT:
             key = "refused the key in" if self._key.value else "wants a key; none is set in"
             raise EndpointUnusable(
@@ -226,7 +230,7 @@ class ChatCompletions:
             return str(error.get("param") or ""), self._shown(str(error["message"]))
         return "", self._quoted(response)
 
-    def _read(self, response: HttpAnswer, *, longest: int) -> Reply:
+    def _read(self, response: HttpAnswer, *, longest: int) -> ChatReply:
         """What the model wrote; what is longer than its token limit allows is cut, and so it is no answer."""
         try:
             choice = response.json()["choices"][0]
@@ -237,7 +241,7 @@ class ChatCompletions:
         if isinstance(content, list):  # some servers send the text in parts
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
         text = self._key.taken_out(whole_characters(content)) if isinstance(content, str) else ""
-        return Reply(text[:longest], choice.get("finish_reason") == "length" or len(text) > longest)
+        return ChatReply(text[:longest], choice.get("finish_reason") == "length" or len(text) > longest)
 
     def _adopt(self, style: _Style, changes: Sequence[tuple[str, str]]) -> None:
         """What helped one request is done for all from here on; said once."""
@@ -281,10 +285,3 @@ def endpoint_url(config: JudgeConfig) -> str:
             f"the run directory: take it out and set the environment variable {config.api_key_variable}"
         )
     return config.endpoint.rstrip("/").removesuffix("/chat/completions")
-
-
-def _wait_asked(response: HttpAnswer) -> float | None:
-    try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None

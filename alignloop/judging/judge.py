@@ -8,18 +8,19 @@ filled in one pass. Against the third each question has a mark of its own, which
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from alignloop.artifacts import derive_seed, fingerprint
+from pydantic import ValidationError
+
+from alignloop.artifacts import derive_seed, disk_errors_named, fingerprint
 from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Engine
-from alignloop.errors import EngineError, UserError
-from alignloop.judging.asking import Answer, Asker, AskerFailed, Finished, FinishedFile, Question, Unit
-from alignloop.judging.endpoint import EndpointAsker
-from alignloop.judging.engine import EngineAsker
+from alignloop.errors import DataError, EngineError, UserError
+from alignloop.judging.askers import EndpointAsker, EngineAsker
 from alignloop.judging.prompt_file import (
     PLACEHOLDER,
     JudgingPrompt,
@@ -28,9 +29,27 @@ from alignloop.judging.prompt_file import (
     TextsPrompt,
     load_prompt,
 )
-from alignloop.judging.verdicts import Appraisal, Comparison, Judge, Points, Texts, Verdict, verdict_of
+from alignloop.judging.verdicts import (
+    Appraisal,
+    Asker,
+    AskerFailed,
+    Finished,
+    Judge,
+    JudgeAnswer,
+    JudgeTexts,
+    PairToCompare,
+    Points,
+    Question,
+    QuestionUnit,
+    Verdict,
+    verdict_of,
+)
 from alignloop.progress import Progress, QuietProgress
-from alignloop.records import Message
+from alignloop.records import Message, Row
+
+P = TypeVar("P", PairwisePrompt, PointsPrompt, TextsPrompt)
+FILE = "finished.jsonl"
+_DOES = {"pairwise": "compares two", "points": "gives points", "texts": "asks for texts"}
 
 
 def open_judge(
@@ -67,13 +86,62 @@ def open_judge(
     return PromptedJudge(config, prompt, asker, dir=dir, seed=seed, progress=progress)
 
 
-def judge_name(config: JudgeConfig) -> str:
-    """What rows name as their annotator: the model's name, without the path to it."""
-    return config.model if config.endpoint is not None else Path(config.model).expanduser().resolve().name
+class FinishedRow(Row):
+    """A finished unit."""
+
+    key: str
+    id: str
+    answers: tuple[JudgeAnswer, ...]
 
 
-P = TypeVar("P", PairwisePrompt, PointsPrompt, TextsPrompt)
-_DOES = {"pairwise": "compares two", "points": "gives points", "texts": "asks for texts"}
+class FinishedFile:
+    """The finished units of one stage: lines appended and synced, so that a crash costs at most what was in flight.
+
+    Attributes:
+        answers: key -> answers of all that is finished.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        self.answers: dict[str, tuple[JudgeAnswer, ...]] = {}
+        self._size = self._take_over() if self.path.is_file() else 0
+
+    def append(self, finished: Sequence[Finished]) -> None:
+        """Add units: on disk before this returns.
+
+        Raises:
+            DiskFullError: no space left; what was kept before stays readable.
+        """
+        rows = [FinishedRow(key=unit.key, id=unit.id, answers=answers) for unit, answers in finished]
+        text = "".join(row.model_dump_json() + "\n" for row in rows).encode("utf-8")
+        with disk_errors_named(self.path, needed_bytes=len(text)), self.path.open("ab") as file:
+            file.truncate(self._size)  # what a failed append or a crash left of a line
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        self._size += len(text)
+        self.answers |= {unit.key: answers for unit, answers in finished}
+
+    def _take_over(self) -> int:
+        """Read the whole lines; the bytes they take. A line that a crash cut is not one.
+
+        Where no answer at all can be read, the judge, its prompt or its server was not right: all are asked anew.
+        """
+        whole, newline, _ = self.path.read_bytes().rpartition(b"\n")
+        for number, line in enumerate(whole.split(b"\n") if newline else (), start=1):
+            try:
+                row = FinishedRow.model_validate_json(line)
+            except ValidationError:
+                raise DataError(
+                    f"{self.path}, line {number}: not what a judge wrote there; the file was changed from outside: "
+                    "remove it and run again, and everything is judged anew"
+                ) from None
+            self.answers[row.key] = row.answers
+        if not any(answer.value is not None for answers in self.answers.values() for answer in answers):
+            self.answers = {}
+            return 0
+        return len(whole) + len(newline)
 
 
 class PromptedJudge:
@@ -91,9 +159,11 @@ class PromptedJudge:
 
     @property
     def name(self) -> str:
-        return judge_name(self._config)
+        """The model's name, without the path to it."""
+        config = self._config
+        return config.model if config.endpoint is not None else Path(config.model).expanduser().resolve().name
 
-    def compare(self, items: Sequence[Comparison]) -> list[Verdict]:
+    def compare(self, items: Sequence[PairToCompare]) -> list[Verdict]:
         prompt = self._wanted(PairwisePrompt, "comparing wants a pairwise prompt")
         orders = (False, True) if self._config.both_orders else (False,)
         units = [
@@ -110,10 +180,10 @@ class PromptedJudge:
             for item, answer in zip(items, answers, strict=True)
         ]
 
-    def describe(self, items: Sequence[Appraisal]) -> list[Texts]:
+    def describe(self, items: Sequence[Appraisal]) -> list[JudgeTexts]:
         answers = self._ask_about(self._wanted(TextsPrompt, "describing wants a texts prompt"), items)
         return [
-            Texts(item.id, answer.value if isinstance(answer.value, tuple) else None, answer.reason, answer.texts)
+            JudgeTexts(item.id, answer.value if isinstance(answer.value, tuple) else None, answer.reason, answer.texts)
             for item, answer in zip(items, answers, strict=True)
         ]
 
@@ -122,14 +192,14 @@ class PromptedJudge:
             return self._prompt
         raise UserError(f"judge.prompt: {self._config.prompt} {_DOES[self._prompt.kind]}; {wants}")
 
-    def _ask_about(self, prompt: PointsPrompt | TextsPrompt, items: Sequence[Appraisal]) -> list[Answer]:
+    def _ask_about(self, prompt: PointsPrompt | TextsPrompt, items: Sequence[Appraisal]) -> list[JudgeAnswer]:
         without = next((item.id for item in items if item.completion is None), None)
         if prompt.wants_completion and without is not None:
             raise UserError(f"judge.prompt: {self._config.prompt} grades a completion, and {without} has none")
         answers = self._ask([self._unit(item.id, [rate_messages(prompt, item)]) for item in items], what="items")
         return [answer for (answer,) in answers]
 
-    def _unit(self, item_id: str, asked: Sequence[tuple[Message, ...]]) -> Unit:
+    def _unit(self, item_id: str, asked: Sequence[tuple[Message, ...]]) -> QuestionUnit:
         questions = tuple(
             Question(messages, derive_seed(self._seed, "judge", item_id, index)) for index, messages in enumerate(asked)
         )
@@ -142,9 +212,9 @@ class PromptedJudge:
             "asked": [[message.model_dump() for message in question.messages] for question in questions],
             "seeds": [question.seed for question in questions],
         }
-        return Unit(item_id, fingerprint(described), questions)
+        return QuestionUnit(item_id, fingerprint(described), questions)
 
-    def _ask(self, units: Sequence[Unit], *, what: str) -> list[tuple[Answer, ...]]:
+    def _ask(self, units: Sequence[QuestionUnit], *, what: str) -> list[tuple[JudgeAnswer, ...]]:
         finished = self._finished
         with self._progress.task("judging", total=len(units), unit=what) as advance:
             taken_over = sum(unit.key in finished.answers for unit in units)
@@ -167,18 +237,31 @@ class PromptedJudge:
         return [finished.answers[unit.key] for unit in units]
 
 
-def compare_messages(prompt: PairwisePrompt, item: Comparison, *, swapped: bool) -> tuple[Message, ...]:
+def compare_messages(prompt: PairwisePrompt, item: PairToCompare, *, swapped: bool) -> tuple[Message, ...]:
     """The question which of an item's completions is better; `swapped` puts the second one first."""
     first, second = (item.second, item.first) if swapped else (item.first, item.second)
-    mark = mark_for(*(message.content for message in item.messages), item.first, item.second)
-    return _filled(prompt, {**_dialog(item.messages, mark), "first": first, "second": second})
+    values = {"first": first, "second": second}
+    return _filled(prompt, item.messages, values, judged=(item.first, item.second))
 
 
 def rate_messages(prompt: PointsPrompt | TextsPrompt, item: Appraisal) -> tuple[Message, ...]:
     """The question how many points an item gets, or what is to be said of it."""
     completion = item.completion or ""
-    mark = mark_for(*(message.content for message in item.messages), completion)
-    return _filled(prompt, {**_dialog(item.messages, mark), "completion": completion})
+    return _filled(prompt, item.messages, {"completion": completion}, judged=(completion,))
+
+
+def _filled(
+    prompt: JudgingPrompt, messages: Sequence[Message], more: Mapping[str, str], *, judged: Sequence[str]
+) -> tuple[Message, ...]:
+    """The prompt with a dialog and the texts that are judged; the mark is the same in whichever order they stand."""
+    mark = mark_for(*(message.content for message in messages), *judged)
+    turns = (f"[{message.role} #{mark}]\n{message.content}" for message in messages)
+    asked = next((message.content for message in reversed(messages) if message.role == "user"), "")
+    values = {"conversation": "\n\n".join(turns), "prompt": asked, "mark": mark, **more}
+    user = Message(role="user", content=fill(prompt.user, values))
+    if not prompt.system.strip():
+        return (user,)
+    return (Message(role="system", content=fill(prompt.system, values)), user)
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -196,16 +279,3 @@ def mark_for(*texts: str) -> str:
     while any(mark[:8] in text for text in texts):
         mark = hashlib.sha256(mark.encode()).hexdigest()
     return mark[:8]
-
-
-def _filled(prompt: PairwisePrompt | PointsPrompt | TextsPrompt, values: Mapping[str, str]) -> tuple[Message, ...]:
-    user = Message(role="user", content=fill(prompt.user, values))
-    if not prompt.system.strip():
-        return (user,)
-    return (Message(role="system", content=fill(prompt.system, values)), user)
-
-
-def _dialog(messages: Sequence[Message], mark: str) -> dict[str, str]:
-    turns = (f"[{message.role} #{mark}]\n{message.content}" for message in messages)
-    asked = next((message.content for message in reversed(messages) if message.role == "user"), "")
-    return {"conversation": "\n\n".join(turns), "prompt": asked, "mark": mark}

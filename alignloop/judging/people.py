@@ -16,14 +16,14 @@ from alignloop.data.jsonl import numbered_lines
 from alignloop.data.parsing import parse_row
 from alignloop.data.problems import BadRow, check_nested, check_text, plain_problems, shown
 from alignloop.errors import DataError, did_you_mean
-from alignloop.judging.annotate import Annotations, Pair, preference
+from alignloop.judging.annotate import Annotations, Pair, best_first, preference
 from alignloop.records import (
     STRENGTHS,
     AnnotatedRow,
     PreferenceRow,
-    Strength,
     ToAnnotateRow,
     VerdictRow,
+    Winner,
     question_id,
 )
 
@@ -47,12 +47,12 @@ def questions(pairs: Sequence[Pair]) -> list[ToAnnotateRow]:
     """
     return [
         ToAnnotateRow(
-            id=question_id(pair[1].id, pair[2].id),
-            messages=pair[0].messages,
-            first=answer_of(pair[1].completion),
-            second=answer_of(pair[2].completion),
+            id=question_id(first.id, second.id),
+            messages=prompt.messages,
+            first=answer_of(first.completion),
+            second=answer_of(second.completion),
         )
-        for pair in pairs
+        for prompt, first, second in pairs
     ]
 
 
@@ -110,12 +110,25 @@ def annotations_of(pairs: Sequence[Pair], answers: Mapping[str, AnnotatedRow]) -
     rows: list[PreferenceRow] = []
     verdicts: list[VerdictRow] = []
     for pair in pairs:
-        answer = answers.get(question_id(pair[1].id, pair[2].id))
+        _, first, second = pair
+        pair_id = question_id(first.id, second.id)
+        answer = answers.get(pair_id)
         if answer is None or answer.choice is None:
             continue
         if answer.choice != "tie":
-            rows.append(_preference(pair, answer))
-        verdicts.append(_verdict(pair, answer))
+            rows.append(_preference(pair, answer, answer.choice))
+        verdicts.append(
+            VerdictRow(
+                id=pair_id,
+                first=first.id,
+                second=second.id,
+                winner=answer.choice,
+                strength=answer.strength,
+                reason="",
+                answers=[],
+                judge=answer.annotator,
+            )
+        )
     counts = {
         "asked": len(pairs),
         "annotated": len(rows),
@@ -125,15 +138,12 @@ def annotations_of(pairs: Sequence[Pair], answers: Mapping[str, AnnotatedRow]) -
     return Annotations(rows, verdicts, counts, {"ties_share": counts["ties"] / len(verdicts)} if verdicts else {})
 
 
-def _preference(pair: Pair, answer: AnnotatedRow) -> PreferenceRow:
-    prompt, first, second = pair
-    chosen, rejected = (first, second) if answer.choice == "first" else (second, first)
+def _preference(pair: Pair, answer: AnnotatedRow, winner: Winner) -> PreferenceRow:
     row = preference(
-        prompt, chosen, rejected, strength=answer.strength, annotator=answer.annotator, compared_by="people"
+        *best_first(pair, winner), strength=answer.strength, annotator=answer.annotator, compared_by="people"
     )
-    edited = _edited(row.chosen, answer.edited)
     more = {"annotation": dict(answer.meta)} if answer.meta else {}
-    return row.model_copy(update={"edited": edited, "meta": {**row.meta, **more}})
+    return row.model_copy(update={"edited": _edited(row.chosen, answer.edited), "meta": {**row.meta, **more}})
 
 
 def _edited(chosen: str, edited: str | None) -> str | None:
@@ -146,20 +156,6 @@ def _edited(chosen: str, edited: str | None) -> str | None:
     if split_reasoning(edited)[0] is not None:
         return edited  # the person wrote a thought, too
     return join_reasoning(split_reasoning(chosen)[0], edited)
-
-
-def _verdict(pair: Pair, answer: AnnotatedRow) -> VerdictRow:
-    assert answer.choice is not None, "only pairs with an answer have a verdict"
-    return VerdictRow(
-        id=question_id(pair[1].id, pair[2].id),
-        first=pair[1].id,
-        second=pair[2].id,
-        winner=answer.choice,
-        strength=answer.strength,
-        reason="",
-        answers=[],
-        judge=answer.annotator,
-    )
 
 
 def _answer(value: object) -> AnnotatedRow:
@@ -222,16 +218,12 @@ def _checked(row: AnnotatedRow, asked: Mapping[str, ToAnnotateRow]) -> Annotated
             raise BadRow(field, f"is not what was asked under {row.id}: is this the answer to an older file?")
     if row.choice is None and (row.strength or row.edited):
         raise BadRow("choice", f"is missing, but there is {'a strength' if row.strength else 'an edited text'}")
-    _check_tie(row)
+    if row.choice == "tie" and row.strength is not None:
+        reason = f"{row.strength!r} says that one is better, but choice is tie: leave one of the two out"
+        raise BadRow("strength", reason)
+    if row.choice == "tie" and row.edited is not None:
+        raise BadRow("edited", "improves the chosen one, but choice is tie: choose the one that was edited")
     rejected = question.second if row.choice == "first" else question.first
     if row.edited is not None and row.edited.strip() == rejected.strip():
         raise BadRow("edited", "is the same text as the rejected one: choose that one, or edit the chosen one")
     return row
-
-
-def _check_tie(row: AnnotatedRow) -> None:
-    strength: Strength | None = row.strength
-    if row.choice == "tie" and strength is not None:
-        raise BadRow("strength", f"{strength!r} says that one is better, but choice is tie: leave one of the two out")
-    if row.choice == "tie" and row.edited is not None:
-        raise BadRow("edited", "improves the chosen one, but choice is tie: choose the one that was edited")

@@ -1,11 +1,14 @@
 """Judging prompts as files: what the model is told, the answer it must give, and where its verdict stands in that.
 
+And what a stage's fingerprint says of its judge, beside the recipe's words: hashes of the prompt and of the model.
+
 A file is YAML. `{conversation}`, `{prompt}`, `{first}`, `{second}`, `{completion}`, `{labels}` and `{mark}` are
 filled in; `{{word}}` is the text `{word}`. See alignloop/judging/prompts for the bundled ones.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from alignloop.artifacts import fingerprint
+from alignloop.config.engine import JudgeConfig
 from alignloop.config.yaml_values import YamlProblem, read_yaml
 from alignloop.data.problems import plain_problems
 from alignloop.errors import UserError
@@ -23,6 +27,7 @@ BUNDLED = Path(__file__).resolve().parent / "prompts"
 PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
 _ALWAYS = ("conversation", "prompt", "mark")
 _DIALOG = {"conversation", "prompt"}
+_PIECE = 1 << 16
 
 
 class _Strict(BaseModel):
@@ -104,16 +109,11 @@ class PairVerdict(_Strict):
     @property
     def meanings(self) -> list[tuple[str, Literal["first", "second", "tie"], Strength | None]]:
         """(value, what it says, how much better it says that is)."""
-        return [
-            *((value, "first", strength) for value, strength in _values(self.first)),
-            *((value, "second", strength) for value, strength in _values(self.second)),
-            *(((self.tie, "tie", None),) if self.tie is not None else ()),
-        ]
-
-
-def _values(side: str | dict[Strength, str]) -> list[tuple[str, Strength | None]]:
-    """(value, how much better it says that the side is)."""
-    return [(side, None)] if isinstance(side, str) else [(value, strength) for strength, value in side.items()]
+        found: list[tuple[str, Literal["first", "second", "tie"], Strength | None]] = []
+        for side, place in ((self.first, "first"), (self.second, "second")):
+            values = [(None, side)] if isinstance(side, str) else side.items()
+            found += [(value, place, strength) for strength, value in values]
+        return [*found, (self.tie, "tie", None)] if self.tie is not None else found
 
 
 class PairwisePrompt(_JudgingPrompt):
@@ -210,30 +210,13 @@ JudgingPrompt = PairwisePrompt | PointsPrompt | TextsPrompt
 _ADAPTER: TypeAdapter[JudgingPrompt] = TypeAdapter(Annotated[JudgingPrompt, Field(discriminator="kind")])
 
 
-def find_prompt(source: str) -> Path:
-    """The file of a judging prompt given by path or by a bundled one's name.
-
-    Raises:
-        UserError: there is neither.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    bundled = {file.stem: file for file in BUNDLED.glob("*.yaml")}
-    if source in bundled:
-        return bundled[source]
-    raise UserError(
-        f"judging prompt {source}: no such file, and no bundled one (these are: {', '.join(sorted(bundled))})"
-    )
-
-
 def load_prompt(source: str) -> JudgingPrompt:
-    """Read a judging prompt; `source` as for `find_prompt`.
+    """Read a judging prompt, by its path or a bundled one's name.
 
     Raises:
         UserError: no such file, not YAML, or not a judging prompt; names file, field and what is wrong.
     """
-    path = find_prompt(source)
+    path = _find(source)
     try:
         values = read_yaml(path)
     except YamlProblem as error:
@@ -245,13 +228,50 @@ def load_prompt(source: str) -> JudgingPrompt:
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        found = [(_field(where), sentence) for where, sentence in plain_problems(error)]
-        lines = "; ".join(f"{field}: {sentence}" if field else sentence for field, sentence in found)
-        raise UserError(
-            f"{path}: {lines.replace('is not a column of this kind of row', 'is no field of it')}"
-        ) from None
+        lines = []
+        for where, sentence in plain_problems(error):
+            field = re.sub(r"^(pairwise|points|texts)\.?", "", where or "")  # the kind, which pydantic puts first
+            lines.append(f"{field}: {sentence}" if field else sentence)
+        found = "; ".join(lines).replace("is not a column of this kind of row", "is no field of it")
+        raise UserError(f"{path}: {found}") from None
 
 
-def _field(where: str | None) -> str:
-    """Without the kind, which pydantic puts first."""
-    return re.sub(r"^(pairwise|points|texts)\.?", "", where or "")
+def _find(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    bundled = {file.stem: file for file in BUNDLED.glob("*.yaml")}
+    if source in bundled:
+        return bundled[source]
+    raise UserError(
+        f"judging prompt {source}: no such file, and no bundled one (these are: {', '.join(sorted(bundled))})"
+    )
+
+
+def prompts_mark(prompts: Sequence[str]) -> str:
+    """Hash of several judging prompts' contents: a file of the user's may change under one name."""
+    return fingerprint([load_prompt(prompt).digest for prompt in prompts])
+
+
+def model_mark(config: JudgeConfig) -> str | None:
+    """Hash of the judge model's files: their names, sizes, beginnings, middles and ends.
+
+    Weights change everywhere when they change, and reading all of a large judge each round takes minutes. None
+    behind an endpoint, whose model nobody here can look at.
+    """
+    return None if config.endpoint is not None else folder_mark(Path(config.model).expanduser())
+
+
+def folder_mark(folder: Path) -> str | None:
+    """Hash of a model folder's files, as `model_mark`; None where there is no such folder (a hub's id)."""
+    if not folder.is_dir():
+        return None
+    total = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = file.stat().st_size
+        total.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            for start in (0, size // 2, max(0, size - _PIECE)):
+                stream.seek(start)
+                total.update(stream.read(_PIECE))
+    return total.hexdigest()[:16]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from functools import partial
 from typing import Any
 
-from alignloop.judging.asking import Answer
 from alignloop.judging.http_client import bounded_json
 from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, TextsPrompt
+from alignloop.judging.verdicts import JudgeAnswer
 
 _FENCE = re.compile(r"```[ \t]*(?:\w+[ \t]*)?\n(.*?)```", re.DOTALL)
 _MAX_STARTS = 256
@@ -24,7 +23,7 @@ class UnreadableAnswer(Exception):
     """The answer is not what the prompt asks for; says why."""
 
 
-class AnswerReader:
+class VerdictReader:
     """Reads answers to one prompt."""
 
     def __init__(self, prompt: JudgingPrompt) -> None:
@@ -33,7 +32,7 @@ class AnswerReader:
         self._prompt = prompt
         self._validator = Draft202012Validator(prompt.answer_schema)
 
-    def read(self, text: str, *, cut: bool = False) -> Answer:
+    def read(self, text: str, *, cut: bool = False) -> JudgeAnswer:
         """What the answer says, and its reason; `texts` is the asker's to fill.
 
         Args:
@@ -47,31 +46,27 @@ class AnswerReader:
             value = object_in(text)
         except UnreadableAnswer as error:
             raise UnreadableAnswer(f"{error} (it was cut at judge.max_tokens)" if cut else str(error)) from None
-        wrong = next(
-            iter(sorted(self._validator.iter_errors(value), key=lambda error: list(map(str, error.path)))), None
-        )
-        if wrong is not None:
-            where = ".".join(map(str, wrong.path))
-            message = f"{where}: {wrong.message}" if where else wrong.message
+        errors = sorted(self._validator.iter_errors(value), key=lambda error: list(map(str, error.path)))
+        if errors:
+            where = ".".join(map(str, errors[0].path))
+            message = f"{where}: {errors[0].message}" if where else errors[0].message
             raise UnreadableAnswer(f"the answer is not of the prompt's schema: {_short(message)}")
-        return self._answer(value, self._reason(value))
+        reason = value[self._prompt.reason] if self._prompt.reason else ""
+        return self._answer(value, reason if isinstance(reason, str) else json.dumps(reason, ensure_ascii=False))
 
-    def _answer(self, value: dict[str, Any], reason: str) -> Answer:
-        if isinstance(self._prompt, TextsPrompt):
-            fields = self._prompt.verdict.fields
-            return Answer(tuple(text for field in fields for text in _texts(value[field], field)), reason)
-        found = value[self._prompt.verdict.field]
-        if isinstance(self._prompt, PairwisePrompt):
-            for name, meaning, strength in self._prompt.verdict.meanings:
+    def _answer(self, value: dict[str, Any], reason: str) -> JudgeAnswer:
+        prompt = self._prompt
+        if isinstance(prompt, TextsPrompt):
+            fields = prompt.verdict.fields
+            return JudgeAnswer(tuple(text for field in fields for text in _texts(value[field], field)), reason)
+        found = value[prompt.verdict.field]
+        if isinstance(prompt, PairwisePrompt):
+            for name, meaning, strength in prompt.verdict.meanings:
                 if found == name and isinstance(found, str):
-                    return Answer(meaning, reason, strength=strength)
-        elif type(found) is int and 1 <= found <= self._prompt.verdict.maximum:
-            return Answer(found, reason)
-        raise UnreadableAnswer(f"{self._prompt.verdict.field} holds {_short(repr(found))}, which is no verdict")
-
-    def _reason(self, value: dict[str, Any]) -> str:
-        found = value[self._prompt.reason] if self._prompt.reason else ""
-        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+                    return JudgeAnswer(meaning, reason, strength=strength)
+        elif type(found) is int and 1 <= found <= prompt.verdict.maximum:
+            return JudgeAnswer(found, reason)
+        raise UnreadableAnswer(f"{prompt.verdict.field} holds {_short(repr(found))}, which is no verdict")
 
 
 def _texts(found: Any, field: str) -> list[str]:
@@ -119,7 +114,7 @@ def _at_the_end(text: str) -> dict[str, Any] | None:
 def _strict(text: str) -> dict[str, Any] | None:
     """A JSON object and nothing beside it; no key twice, no NaN, nothing that a file cannot hold."""
     try:
-        value = bounded_json(text, object_pairs_hook=_unique, parse_constant=partial(_refuse, what="constant"))
+        value = bounded_json(text, object_pairs_hook=_unique, parse_constant=_refuse)
         json.dumps(value, ensure_ascii=False).encode()  # "\ud800" is JSON, and half a character
     except ValueError:
         return None
@@ -128,11 +123,11 @@ def _strict(text: str) -> dict[str, Any] | None:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
-    return value if len(value) == len(pairs) else _refuse("a key twice", what="object")
+    return value if len(value) == len(pairs) else _refuse("a key twice")
 
 
-def _refuse(found: str, *, what: str) -> Any:
-    raise ValueError(f"{what}: {found}")
+def _refuse(found: str) -> Any:
+    raise ValueError(found)
 
 
 def _short(text: str) -> str:

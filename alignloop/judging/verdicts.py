@@ -1,20 +1,26 @@
-"""What a judge is asked about, and what it makes of it. Torch-free, and pure."""
+"""What a judge is asked about, how it is asked, and what it makes of it. Torch-free, and pure.
+
+    PairToCompare, Appraisal --> QuestionUnit --Asker--> JudgeAnswers --> Verdict, Points, JudgeTexts
+
+An answer that cannot be read is `unreadable`, never a tie and never a number.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from alignloop.judging.asking import Answer
+from pydantic import ConfigDict
+
 from alignloop.records import STRENGTHS, Message, Strength, Winner
 
 _SWAPPED: dict[str, Literal["first", "second", "tie"]] = {"first": "second", "second": "first", "tie": "tie"}
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairToCompare:
     """Two completions of one prompt; `id` names the pair."""
 
     id: str
@@ -24,8 +30,17 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Appraisal:
+    """A dialog to give points to: its completion, or the dialog itself where `completion` is None."""
+
+    id: str
+    messages: tuple[Message, ...]
+    completion: str | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What a judge made of a comparison.
+    """What a judge made of a pair.
 
     Attributes:
         reason: the judge's own words, or why there is no winner.
@@ -41,15 +56,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Appraisal:
-    """A dialog to give points to: its completion, or the dialog itself where `completion` is None."""
-
-    id: str
-    messages: tuple[Message, ...]
-    completion: str | None = None
-
-
-@dataclass(frozen=True)
 class Points:
     """What a judge gave; `points` is None where no answer could be read, and `reason` says why."""
 
@@ -60,7 +66,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Texts:
+class JudgeTexts:
     """What a judge wrote in the fields of its answer, in order; `texts` is None where no answer could be read."""
 
     id: str
@@ -83,17 +89,71 @@ class Judge(Protocol):
     def name(self) -> str:
         """What rows name as their annotator."""
 
-    def compare(self, items: Sequence[Comparison]) -> list[Verdict]: ...
+    def compare(self, items: Sequence[PairToCompare]) -> list[Verdict]: ...
     def rate(self, items: Sequence[Appraisal]) -> list[Points]: ...
-    def describe(self, items: Sequence[Appraisal]) -> list[Texts]: ...
+    def describe(self, items: Sequence[Appraisal]) -> list[JudgeTexts]: ...
 
 
-def verdict_of(item_id: str, answers: Sequence[Answer]) -> Verdict:
+@dataclass(frozen=True)
+class Question:
+    """What is put to the model once: a system message where the prompt has one, and the user's."""
+
+    messages: tuple[Message, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class JudgeAnswer:
+    """What came of a question.
+
+    Attributes:
+        value: what was read: a completion's place, `tie`, points, or texts; None where nothing could be.
+        reason: the model's own, or why nothing could be read.
+        texts: what the model wrote, one for each time it was asked.
+        strength: how much better the completion is, where the prompt asks that.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    value: Literal["first", "second", "tie"] | int | tuple[str, ...] | None
+    reason: str
+    texts: tuple[str, ...] = ()
+    strength: Strength | None = None
+
+
+@dataclass(frozen=True)
+class QuestionUnit:
+    """What is finished or not as a whole: one question, or two with the completions swapped.
+
+    `key` stands for all that its answers depend on.
+    """
+
+    id: str
+    key: str
+    questions: tuple[Question, ...]
+
+
+Finished = tuple[QuestionUnit, tuple[JudgeAnswer, ...]]
+Keep = Callable[[Sequence[Finished]], None]
+
+
+class Asker(Protocol):
+    """Puts questions to a model and reads the answers, asking again where one cannot be read."""
+
+    def ask(self, units: Sequence[QuestionUnit], *, done: Collection[str], keep: Keep) -> None:
+        """Answer all units whose key is not in `done`; `keep` gets them as they are finished."""
+
+
+class AskerFailed(Exception):
+    """The asker cannot go on; what `keep` got is kept."""
+
+
+def verdict_of(item_id: str, answers: Sequence[JudgeAnswer]) -> Verdict:
     """The verdict of one answer, or of two, the second given with the completions swapped.
 
     Two that can be read and do not agree, tie against a winner included, are a tie: the judge went by the order. One
-    that cannot be read leaves the comparison unreadable. Where they agree, the strength is the mean of the two, the
-    weaker of two between which it lies: what a leaning to one place adds in one order it takes away in the other.
+    that cannot be read leaves the pair unreadable. Where they agree, the strength is the mean of the two, the weaker of
+    two between which it lies: what a leaning to one place adds in one order it takes away in the other.
     """
     texts = tuple(text for answer in answers for text in answer.texts)
     unreadable = next((answer for answer in answers if answer.value is None), None)
@@ -104,10 +164,6 @@ def verdict_of(item_id: str, answers: Sequence[Answer]) -> Verdict:
     if len(set(winners)) > 1:
         return Verdict(item_id, "tie", f"the two orders disagree: {winners[0]}, then {winners[1]}", texts)
     winner = _SWAPPED[_SWAPPED[first]]
-    return Verdict(item_id, winner, answers[0].reason, texts, _mean_strength(answers))
-
-
-def _mean_strength(answers: Sequence[Answer]) -> Strength | None:
-    """None where the prompt asks for no strength, or the answers say `tie`."""
     ranks = [STRENGTHS.index(answer.strength) for answer in answers if answer.strength is not None]
-    return STRENGTHS[math.ceil(sum(ranks) / len(ranks))] if ranks else None
+    strength = STRENGTHS[math.ceil(sum(ranks) / len(ranks))] if ranks else None
+    return Verdict(item_id, winner, answers[0].reason, texts, strength)

@@ -15,11 +15,11 @@ from alignloop.engines.base import Engine
 from alignloop.errors import UserError
 from alignloop.judging.judge import open_judge
 from alignloop.judging.prompt_file import PointsPrompt, TextsPrompt, load_prompt
-from alignloop.judging.verdicts import Appraisal, Judge, Points, Texts
+from alignloop.judging.verdicts import Appraisal, Judge, JudgeTexts, Points
 from alignloop.progress import Progress, QuietProgress
 from alignloop.pruning.items import Item
 
-Answer = TypeVar("Answer", bound=Points | Texts)
+Answer = TypeVar("Answer", bound=Points | JudgeTexts)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PruneJudge:
         judge = self._judge(prompt)
         return _some_readable(judge.rate(_appraisals(prompt, items)), judge=judge.name, prompt=prompt)
 
-    def texts(self, prompt: str, items: Sequence[Item], *, labels: Sequence[str] = ()) -> list[Texts]:
+    def texts(self, prompt: str, items: Sequence[Item], *, labels: Sequence[str] = ()) -> list[JudgeTexts]:
         """Texts per item; errors as for `points`."""
         judge = self._judge(prompt, labels=labels)
         return _some_readable(judge.describe(_appraisals(prompt, items)), judge=judge.name, prompt=prompt)

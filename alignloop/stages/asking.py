@@ -12,7 +12,7 @@ from alignloop.config.engine import EngineComputes, JudgeConfig, JudgeSettings
 from alignloop.engines.checkpoint import architecture, longest_sequence, text_config, weight_files
 from alignloop.errors import ModelError, UserError
 from alignloop.judging.chat_completions import ChatCompletions, EndpointFault, EndpointUnusable, RequestRefused
-from alignloop.judging.identity import model_mark, prompt_mark
+from alignloop.judging.prompt_file import load_prompt, model_mark
 from alignloop.judging.verdicts import Judge
 from alignloop.records import Message
 from alignloop.run_dir.stage import StageContext
@@ -40,7 +40,7 @@ def open_stage_judge(judge: JudgeSettings, on_engine: EngineComputes | None, ctx
 def judge_marks(judge: JudgeConfig) -> dict[str, str | None]:
     """Hashes of the judging prompt and of the judge's model: the recipe names both, and either may change under its
     name."""
-    return {"judge_prompt": prompt_mark(judge), "judge_model": model_mark(judge)}
+    return {"judge_prompt": load_prompt(judge.prompt).digest, "judge_model": model_mark(judge)}
 
 
 def check_judge(facts: Facts, config: JudgeConfig) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignloop.artifacts import Artifact
-from alignloop.chat.prepare import prepare_tokenizer
+from alignloop.chat.load import prepare_tokenizer
 from alignloop.chat.templates import Template, load_template, template_file
 from alignloop.config.base import Section
 from alignloop.config.bundled import resolve_base

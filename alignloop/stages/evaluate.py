@@ -15,7 +15,7 @@ from pathlib import Path
 
 from alignloop.artifacts import Artifact
 from alignloop.chat.format import ChatFormat
-from alignloop.chat.system_turn import in_first_user_turn, takes_system_turn
+from alignloop.chat.load import in_first_user_turn, takes_system_turn
 from alignloop.config.bundled import benchmark_data
 from alignloop.config.engine import EngineComputes, computing
 from alignloop.config.evaluation import EvaluateConfig

@@ -21,7 +21,7 @@ from alignloop.evaluation.measures.divergence import divergence
 from alignloop.evaluation.measures.figures import Figures
 from alignloop.evaluation.measures.winning import LOSS, TIE, WIN, win_rate, without_asking
 from alignloop.evaluation.standard_error import ratio
-from alignloop.judging.verdicts import Comparison, Judge
+from alignloop.judging.verdicts import Judge, PairToCompare
 from alignloop.progress import Progress
 from alignloop.records import DroppedRow, MeasuredRow, PreferenceRow, VerdictRow
 
@@ -228,7 +228,7 @@ def add_judged(
     mine_first = [derive_seed(0, "measure", "order", key_of(mine)) % 2 == 0 for mine, _ in asked]
     shown = [pair if is_first else pair[::-1] for pair, is_first in zip(asked, mine_first, strict=True)]
     comparisons = [
-        Comparison(f"{mine.id}/{names[0]}", tuple(mine.messages), first.completion, second.completion)
+        PairToCompare(f"{mine.id}/{names[0]}", tuple(mine.messages), first.completion, second.completion)
         for (mine, _), (first, second) in zip(asked, shown, strict=True)
     ]
     verdicts = judge.compare(comparisons)

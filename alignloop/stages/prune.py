@@ -100,7 +100,7 @@ def settings(recipe: Recipe) -> Settings:
 
 def inputs(recipe: Recipe, *, selected: Artifact, preferences: Artifact, policy: Artifact) -> Inputs:
     """The stage's inputs, with marks of all that the recipe names by path."""
-    from alignloop.judging.identity import folder_mark, model_mark, prompts_mark
+    from alignloop.judging.prompt_file import folder_mark, model_mark, prompts_mark
 
     config = settings(recipe)
     topic, embedder = config.topic, config.embedder_model

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alignloop.chat.prepare import prepare_tokenizer
+from alignloop.chat.load import prepare_tokenizer
 from alignloop.chat.template_defaults import Value
 from alignloop.chat.templates import load_template
 from alignloop.engines.checkpoint import stored_tensors, text_config

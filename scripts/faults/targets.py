@@ -20,7 +20,7 @@ from alignloop.data.forms import FORMS
 from alignloop.data.reading import Kind, Reading
 from alignloop.errors import AlignloopError
 from alignloop.judging.prompt_file import BUNDLED, load_prompt
-from alignloop.judging.reading import AnswerReader, UnreadableAnswer
+from alignloop.judging.reading import UnreadableAnswer, VerdictReader
 from alignloop.records import PreferenceRow
 from scripts.faults.mutations import PIECES, YAML_PIECES, all_keys, any_value, as_json, odd_bytes, odd_value
 
@@ -118,7 +118,7 @@ def recipes_target() -> Target:
 
 def answers_target() -> Target:
     """Judges' answers to each bundled prompt."""
-    readers = [AnswerReader(load_prompt(file.stem)) for file in sorted(BUNDLED.glob("*.yaml"))]
+    readers = [VerdictReader(load_prompt(file.stem)) for file in sorted(BUNDLED.glob("*.yaml"))]
     values = [{"reason": "shorter", "verdict": "A"}, {"reason": "", "points": 2}, {"intentions": ["a", "b"]}]
     values += [{"reason": "r", "coarse": "code", "fine": "sql"}, {"score": 3}]
     keys = all_keys(values)

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from alignloop.chat.format import ChatFormat
-from alignloop.chat.prepare import prepare_tokenizer
+from alignloop.chat.load import prepare_tokenizer
 from alignloop.chat.templates import give_template, load_template
 from alignloop.errors import ModelError
 from alignloop.records import Message

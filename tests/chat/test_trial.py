@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from alignloop.chat.template_defaults import with_defaults
-from alignloop.chat.template_names import names_read
 from alignloop.chat.templates import bundled_by_trl
-from alignloop.chat.trial import check_ends
+from alignloop.chat.trial import check_ends, names_read
 from alignloop.errors import ModelError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignloop.judging import endpoint
+from alignloop.judging import askers
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,7 +19,7 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A `judge_peer.Peer`; failed calls are soon made again, and no key is set."""
     from judge_peer import served
 
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(askers, "FIRST_WAIT", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with served() as peer:
         yield peer

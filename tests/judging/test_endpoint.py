@@ -17,7 +17,7 @@ from alignloop.config.engine import JudgeConfig
 from alignloop.engines.base import Engine
 from alignloop.errors import EngineError, UserError
 from alignloop.judging.judge import open_judge
-from alignloop.judging.verdicts import Appraisal, Comparison, Judge, Verdict
+from alignloop.judging.verdicts import Appraisal, Judge, PairToCompare, Verdict
 from alignloop.progress import QuietProgress
 from alignloop.records import Message
 
@@ -47,9 +47,9 @@ def judge_of(url: str, folder: Path, *, progress: QuietProgress | None = None, *
     return open_judge(config, cast(Engine, None), dir=folder, seed=1, progress=progress)
 
 
-def items(number: int) -> list[Comparison]:
+def items(number: int) -> list[PairToCompare]:
     asked = (Message(role="user", content="Name a tree."),)
-    return [Comparison(f"p{i}", asked, f"Oak {i}", f"Elm {i}") for i in range(number)]
+    return [PairToCompare(f"p{i}", asked, f"Oak {i}", f"Elm {i}") for i in range(number)]
 
 
 def winners(verdicts: list[Verdict]) -> list[str]:

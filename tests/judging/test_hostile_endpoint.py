@@ -21,7 +21,7 @@ from alignloop.judging.chat_completions import ChatCompletions
 from alignloop.judging.http_client import LONGEST_BODY, ApiKey
 from alignloop.judging.judge import open_judge
 from alignloop.judging.reading import UnreadableAnswer, object_in
-from alignloop.judging.verdicts import Comparison, Verdict
+from alignloop.judging.verdicts import PairToCompare, Verdict
 from alignloop.records import Message
 
 KEY = "sk-very+secret/key123"
@@ -50,7 +50,7 @@ def asked(peer: Peer, folder: Path, **changes: object) -> Verdict:
     values: dict[str, object] = {"model": "m", "endpoint": peer.url, "both_orders": False, "max_retries": 0}
     config = JudgeConfig.model_validate({**values, "timeout_seconds": 5.0, **changes})
     judge = open_judge(config, cast(Engine, None), dir=folder, seed=1)
-    (verdict,) = judge.compare([Comparison("p", (Message(role="user", content="A tree?"),), "Oak", "Elm")])
+    (verdict,) = judge.compare([PairToCompare("p", (Message(role="user", content="A tree?"),), "Oak", "Elm")])
     assert KEY not in (folder / "finished.jsonl").read_text()
     return verdict
 

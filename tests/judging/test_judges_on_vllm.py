@@ -29,10 +29,10 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
 from alignloop.errors import EngineError
-from alignloop.judging import endpoint
+from alignloop.judging import askers
 from alignloop.judging.judge import open_judge
 from alignloop.judging.prompt_file import BUNDLED
-from alignloop.judging.verdicts import Appraisal, Comparison, Judge
+from alignloop.judging.verdicts import Appraisal, Judge, PairToCompare
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
 from alignloop.run_dir.stage import Location, run_stage
@@ -171,9 +171,9 @@ def engine_judge(engine: Engine, folder: Path, **changes: Any) -> Judge:
     return open_judge(config, engine, dir=folder, seed=3, max_model_len=MAX_MODEL_LEN)
 
 
-def items(number: int) -> list[Comparison]:
+def items(number: int) -> list[PairToCompare]:
     asked = (Message(role="user", content="Name a tree of the valley."),)
-    return [Comparison(f"p{i}", asked, f"The oak is tree {i}.", "{second} <|eot_id|>") for i in range(number)]
+    return [PairToCompare(f"p{i}", asked, f"The oak is tree {i}.", "{second} <|eot_id|>") for i in range(number)]
 
 
 @pytest.mark.parametrize("kind", ["engine", "endpoint"])
@@ -211,7 +211,7 @@ def test_what_is_too_long_is_unreadable_and_never_cut(
 ) -> None:
     room = request.getfixturevalue("engine" if kind == "engine" else "served")
     judge = (engine_judge if kind == "engine" else endpoint_judge)(room, tmp_path / "kept", prompt=pairwise)
-    long = Comparison("long", (Message(role="user", content="Name a tree. " * 200),), "Oak", "Elm")
+    long = PairToCompare("long", (Message(role="user", content="Name a tree. " * 200),), "Oak", "Elm")
     verdicts = judge.compare([*items(1), long])
     assert verdicts[0].winner != "unreadable"
     assert verdicts[1].winner == "unreadable"
@@ -320,7 +320,7 @@ def test_an_unknown_model_is_named(served: Served, pairwise: str, tmp_path: Path
 def test_an_endpoint_that_hangs_and_comes_back(
     served: Served, pairwise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(askers, "FIRST_WAIT", 0.05)
     unbroken = endpoint_judge(served, tmp_path / "unbroken", prompt=pairwise).compare(items(8))
     changes: dict[str, Any] = {"prompt": pairwise, "timeout_seconds": 2.0, "max_retries": 0, "concurrency": 1}
     stopping = After(3, lambda: served.signal(signal.SIGSTOP))
@@ -342,7 +342,7 @@ def test_an_endpoint_that_is_killed(
     served: Served, pairwise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last: nothing is served after it."""
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(askers, "FIRST_WAIT", 0.05)
     killing = After(3, lambda: served.signal(signal.SIGKILL))
     with pytest.raises(EngineError, match=r"[3-8] of 40 comparisons are finished and kept") as raised:
         endpoint_judge(served, tmp_path / "kept", progress=killing, prompt=pairwise, concurrency=2).compare(items(40))

@@ -15,7 +15,7 @@ from alignloop.config.pruning import PruneConfig
 from alignloop.errors import UserError
 from alignloop.judging.judge import open_judge
 from alignloop.judging.prompt_file import TextsPrompt, load_prompt
-from alignloop.judging.reading import AnswerReader, UnreadableAnswer
+from alignloop.judging.reading import UnreadableAnswer, VerdictReader
 from alignloop.judging.verdicts import Appraisal
 from alignloop.pruning.items import Item, item_of_sft
 from alignloop.pruning.judge import PruneJudge
@@ -150,12 +150,12 @@ def test_a_judge_that_no_one_can_read_stops_with_its_first_words(peer: Peer, tmp
 def test_texts_of_an_answer() -> None:
     prompt = load_prompt("topic")
     assert isinstance(prompt, TextsPrompt)
-    reader = AnswerReader(prompt.with_labels(LABELS))
+    reader = VerdictReader(prompt.with_labels(LABELS))
     assert reader.read('{"coarse": "code", "fine": " c++ "}').value == ("code", "c++")
     for answer in ('{"coarse": "sport", "fine": "x"}', '{"coarse": "code", "fine": "  "}', '{"coarse": "code"}'):
         with pytest.raises(UnreadableAnswer):
             reader.read(answer)
-    assert AnswerReader(load_prompt("intentions")).read('{"intentions": []}').value == ()
+    assert VerdictReader(load_prompt("intentions")).read('{"intentions": []}').value == ()
 
 
 def test_labels_are_for_prompts_that_choose_and_change_what_is_asked() -> None:

@@ -6,15 +6,14 @@ import json
 
 import pytest
 
-from alignloop.judging.asking import Answer
 from alignloop.judging.prompt_file import load_prompt
-from alignloop.judging.reading import AnswerReader, UnreadableAnswer
-from alignloop.judging.verdicts import verdict_of
+from alignloop.judging.reading import UnreadableAnswer, VerdictReader
+from alignloop.judging.verdicts import JudgeAnswer, verdict_of
 from alignloop.records import STRENGTHS, Strength
 
-PAIRWISE = AnswerReader(load_prompt("pairwise"))
-GENERAL = AnswerReader(load_prompt("quality_general"))
-CODE = AnswerReader(load_prompt("quality_code"))
+PAIRWISE = VerdictReader(load_prompt("pairwise"))
+GENERAL = VerdictReader(load_prompt("quality_general"))
+CODE = VerdictReader(load_prompt("quality_code"))
 A = '{"reason": "shorter", "verdict": "A better"}'
 
 
@@ -27,7 +26,7 @@ A = '{"reason": "shorter", "verdict": "A better"}'
         (f"```json\n{A}\n```", "first"),
         (f"```\n{A}```", "first"),
         (f"Let me see.\n\n{A}", "first"),
-        (f"Answer A says {{x}} and [y].\n{A}", "first"),
+        (f"JudgeAnswer A says {{x}} and [y].\n{A}", "first"),
         (f"I thought:\n```json\n{A}\n```\nSo it is.", "first"),  # the one fenced block, text after it
         (f'<think>{A}</think>\n{{"reason": "after all", "verdict": "B better"}}', "second"),  # the end counts
         (f'```json\n{A}\n```\nNo:\n```json\n{{"reason": "", "verdict": "B better"}}\n```', "second"),
@@ -76,22 +75,22 @@ def test_an_answer_cut_at_its_limit_says_so() -> None:
 
 
 def test_points_are_whole_numbers_of_the_scale() -> None:
-    assert GENERAL.read('{"reason": "fine", "points": 3}') == Answer(3, "fine")
-    assert CODE.read('{"reason": "", "points": 2}') == Answer(2, "")
+    assert GENERAL.read('{"reason": "fine", "points": 3}') == JudgeAnswer(3, "fine")
+    assert CODE.read('{"reason": "", "points": 2}') == JudgeAnswer(2, "")
     for reader, points in ((CODE, "3"), (GENERAL, "0"), (GENERAL, '"3"'), (GENERAL, "true"), (GENERAL, "2.5")):
         with pytest.raises(UnreadableAnswer):
             reader.read(f'{{"reason": "", "points": {points}}}')
 
 
-def answer(value: object, reason: str = "", *texts: str) -> Answer:
-    return Answer(value, reason, texts)  # type: ignore[arg-type]
+def answer(value: object, reason: str = "", *texts: str) -> JudgeAnswer:
+    return JudgeAnswer(value, reason, texts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize(("letter", "place"), [("A", "first"), ("B", "second")])
 def test_all_strengths_are_read(letter: str, place: str, strength: Strength) -> None:
     said = json.dumps({"reason": "so", "verdict": f"{letter} {strength.replace('_', ' ')}"})
-    assert PAIRWISE.read(said) == Answer(place, "so", strength=strength)  # type: ignore[arg-type]
+    assert PAIRWISE.read(said) == JudgeAnswer(place, "so", strength=strength)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -108,13 +107,18 @@ def test_all_strengths_are_read(letter: str, place: str, strength: Strength) -> 
     ],
 )
 def test_strength_of_both_orders(asked: Strength | None, swapped: Strength | None, strength: Strength | None) -> None:
-    verdict = verdict_of("p", [Answer("first", "", strength=asked), Answer("second", "", strength=swapped)])
+    verdict = verdict_of("p", [JudgeAnswer("first", "", strength=asked), JudgeAnswer("second", "", strength=swapped)])
     assert (verdict.winner, verdict.strength) == ("first", strength)
 
 
 def test_what_is_no_preference_has_no_strength() -> None:
-    first = Answer("first", "", strength="significantly_better")
-    for others in ([first, first], [first, Answer("tie", "")], [Answer("tie", "")], [first, Answer(None, "")]):
+    first = JudgeAnswer("first", "", strength="significantly_better")
+    for others in (
+        [first, first],
+        [first, JudgeAnswer("tie", "")],
+        [JudgeAnswer("tie", "")],
+        [first, JudgeAnswer(None, "")],
+    ):
         verdict = verdict_of("p", others)
         assert verdict.winner in ("tie", "unreadable")
         assert verdict.strength is None

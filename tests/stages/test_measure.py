@@ -18,7 +18,7 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
 from alignloop.evaluation.measures.figures import Figures
-from alignloop.judging.verdicts import Appraisal, Comparison, Points, Texts, Verdict
+from alignloop.judging.verdicts import Appraisal, JudgeTexts, PairToCompare, Points, Verdict
 from alignloop.progress import QuietProgress
 from alignloop.records import MeasuredRow, Message, PreferenceRow, Source
 from alignloop.run_dir.stage import StageContext
@@ -287,13 +287,13 @@ class LongerWins:
     name = "longer"
 
     def __init__(self) -> None:
-        self.asked: list[Comparison] = []
+        self.asked: list[PairToCompare] = []
 
-    def compare(self, items: Sequence[Comparison]) -> list[Verdict]:
+    def compare(self, items: Sequence[PairToCompare]) -> list[Verdict]:
         self.asked += items
         return [self._verdict(item) for item in items]
 
-    def _verdict(self, item: Comparison) -> Verdict:
+    def _verdict(self, item: PairToCompare) -> Verdict:
         if "nine" in item.first + item.second:
             return Verdict(item.id, "unreadable", "no JSON", ("?",))
         return Verdict(item.id, "first" if len(item.first) > len(item.second) else "second", "longer", ("{}",))
@@ -301,7 +301,7 @@ class LongerWins:
     def rate(self, items: Sequence[Appraisal]) -> list[Points]:
         raise NotImplementedError
 
-    def describe(self, items: Sequence[Appraisal]) -> list[Texts]:
+    def describe(self, items: Sequence[Appraisal]) -> list[JudgeTexts]:
         raise NotImplementedError
 
 
