@@ -76,7 +76,6 @@ class AssistantTurn:
     kwargs: Mapping[str, Any]
 
     def layout(self, tokenizer: PreTrainedTokenizerBase, turns: tuple[Turn, ...], generation_prompt: bool) -> Layout:
-        """Lay out a dialog as `render_layout` does, under these options."""
         return render_layout(
             tokenizer,
             turns,

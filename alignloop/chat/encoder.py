@@ -219,7 +219,6 @@ class CompletionReader:
 
     @property
     def reads(self) -> bool:
-        """Whether there is anything to take off."""
         return bool(self.opening) or self.thinking is not None or self.tags
 
     def read(self, marked: str) -> str:

@@ -71,7 +71,6 @@ class Layout:
     slots: tuple[Slot, ...]
 
     def holds_reasoning(self, message: int) -> bool:
-        """Whether the reasoning of this message is written."""
         return any(slot.message == message and slot.reasoning for slot in self.slots)
 
 
@@ -179,7 +178,6 @@ def _stripped(pad: str) -> Strips:
 
 
 def _characters(strips: Strips) -> str | None:
-    """As `str.strip` takes them."""
     return {"nothing": "", "lines": _LINE, "all": None}[strips]
 
 

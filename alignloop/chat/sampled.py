@@ -51,7 +51,6 @@ def sampled_tokens(token_ids: Sequence[int], finish_reason: FinishReason, chat: 
 
 
 def without_stop(token_ids: Sequence[int], chat: ChatFormat) -> tuple[int, ...]:
-    """Ids of the content alone."""
     ids = tuple(token_ids)
     return ids[:-1] if ids and ids[-1] in chat.stop_token_ids else ids
 

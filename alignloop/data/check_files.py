@@ -54,7 +54,6 @@ class FileCheck:
 
     @property
     def is_good(self) -> bool:
-        """Whether every row can be read."""
         return not self.tally.num_rejected
 
 

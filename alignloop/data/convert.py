@@ -53,7 +53,6 @@ class Converted:
 
 
 def rejected_beside(out: Path) -> Path:
-    """Where the rows that cannot be read go."""
     return out.with_name(f"{out.stem}.rejected_rows.jsonl")
 
 

@@ -135,7 +135,6 @@ def whole_column(column: str) -> FieldOf:
 
 
 def turns_in(row: RawObject, column: str) -> Dialog:
-    """A column's list of turns."""
     return Dialog(read_turns(row.get(column), column), item_of(column), frozenset((column,)))
 
 
@@ -157,7 +156,6 @@ def prompt_or_messages(row: RawObject) -> Dialog:
 
 
 def instruction(row: RawObject) -> Dialog:
-    """Alpaca's instruction with its input, after the history."""
     text = check_text(row.get("instruction"), "instruction")
     more = row.get("input")
     if more is not None and more != "":

@@ -209,7 +209,6 @@ def _is_separated(start: bytes, name: str) -> bool:
 
 
 def is_tabbed(name: str) -> bool:
-    """Whether a file is called TSV."""
     return ".tsv" in _suffixes(name)
 
 

@@ -93,7 +93,6 @@ class Form:
 
 
 def form_of(row: RawObject, forms: Sequence[Form]) -> Form | None:
-    """The first of `forms` that the row looks like."""
     return next((form for form in forms if form.matches(row)), None)
 
 

@@ -176,7 +176,6 @@ def check_scored(row: Mapping[str, Any]) -> None:
 
 
 def groups(rows: Iterable[PlacedRow]) -> Iterator[list[PlacedRow]]:
-    """Rows that follow each other with the same prompt."""
 
     def prompt(placed: PlacedRow) -> str:
         return json.dumps([placed[1].get(name) for name in _ASKED], sort_keys=True, default=str)

@@ -51,7 +51,6 @@ class RawRow(NamedTuple):
     ends: bool = False
 
     def excerpt(self) -> str:
-        """The first 200 characters, for a person who looks for the row."""
         return self.raw[: 4 * EXCERPT].decode("utf-8", "replace")[:EXCERPT] if self.raw else excerpt(self.value)
 
 
@@ -104,7 +103,6 @@ def part_of(file: Path | str, span: tuple[int, int]) -> RawFile:
 
 
 def no_rows(raw: RawFile) -> DataError:
-    """What to say of a file without a single row."""
     if raw.headed:
         return DataError(f"{raw.name}: a header and no rows; below it, it must hold a line for each row")
     what = {"line": "the file is empty", "element": "the JSON array is empty", "row": "the table has no rows"}[raw.unit]

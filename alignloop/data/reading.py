@@ -101,7 +101,6 @@ class Reading(Generic[T]):
             raise no_rows(self._raw)
 
     def mixture(self) -> str | None:
-        """What to say of a file whose rows have several forms."""
         return mixture_text(self.name, self.unit, self.seen)
 
     def check_whole(self, rejected: Sequence[RejectedRow] = ()) -> None:

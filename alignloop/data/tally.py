@@ -108,7 +108,6 @@ class Tally:
     _limit: int = _MASK
 
     def count(self, reading: Reading[Any]) -> None:
-        """Go through a file, or a part of one."""
         for row in reading:
             if type(row) is not RejectedRow:  # isinstance goes through pydantic's Python code
                 self._keep(cast("AnyRow", row))

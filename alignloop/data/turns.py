@@ -68,7 +68,6 @@ def unchecked(model: type[R], values: dict[str, Any]) -> R:
 
 
 def message(role: Role, content: str) -> Message:
-    """A turn, `unchecked`."""
     return unchecked(Message, {"role": role, "content": content})
 
 
@@ -89,7 +88,6 @@ def says_no(value: object) -> bool:
 
 
 def read_turns(turns: object, field: str) -> list[Message]:
-    """A list of turns."""
     if not isinstance(turns, list):
         raise BadRow(field, f"must be a list of turns, found {shown(turns)}" if turns is not None else "is missing")
     if not turns:
@@ -167,7 +165,6 @@ class Reasoning(NamedTuple):
     text: str
 
     def before(self, answer: str) -> str:
-        """Both in one text."""
         if split_reasoning(answer)[0] is not None:
             raise BadRow(self.field, "stands beside a text that begins with its own reasoning: give one")
         if not answer or answer.isspace():

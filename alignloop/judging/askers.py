@@ -124,7 +124,6 @@ class EngineAsker:
         return rendered
 
     def _answer(self, chat: ChatFormat, questions: Sequence[_OnEngine]) -> None:
-        """Ask all; ask those again that cannot be read."""
         for attempt in range(self._config.max_retries + 1):
             waiting = [question for question in questions if question.state.answer is None]
             if not waiting:
@@ -203,7 +202,6 @@ class EndpointAsker:
                     return
 
     async def _answer(self, client: ChatCompletions, question: Question, stop: asyncio.Event) -> JudgeAnswer:
-        """Ask until an answer can be read, as often as `max_retries` allows."""
         state = _Answering(self._reader)
         for attempt in range(self._config.max_retries + 1):
             try:

@@ -203,7 +203,6 @@ class ApiKey:
         return re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)), re.IGNORECASE)
 
     def taken_out(self, text: str) -> str:
-        """The text without the key."""
         return self._forms.sub("(the key)", text) if self._forms is not None else text
 
 

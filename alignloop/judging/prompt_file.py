@@ -45,7 +45,6 @@ class _JudgingPrompt(_Strict):
 
     @property
     def digest(self) -> str:
-        """Hash of all that is in the file."""
         return fingerprint(self.model_dump(mode="json"))
 
     @property
@@ -108,7 +107,6 @@ class PairVerdict(_Strict):
 
     @property
     def meanings(self) -> list[tuple[str, Literal["first", "second", "tie"], Strength | None]]:
-        """(value, what it says, how much better it says that is)."""
         found: list[tuple[str, Literal["first", "second", "tie"], Strength | None]] = []
         for side, place in ((self.first, "first"), (self.second, "second")):
             values = [(None, side)] if isinstance(side, str) else side.items()

@@ -13,11 +13,11 @@ from alignloop.data.check_files import check_file, guess_kind
 from alignloop.data.columns import ALIASES, TARGETS, parse_columns
 from alignloop.data.convert import convert
 from alignloop.data.ranked import LISTS, NUMBER_LISTS
-from alignloop.data.readers import read_preferences
+from alignloop.data.readers import read_preferences, read_sft
 from alignloop.data.reading import Kind, Reading
 from alignloop.data.turns import REASONING, REFUSED_MEDIA, REFUSED_TOOLS, untrained_turn
 from alignloop.errors import DataError, UserError
-from alignloop.records import PreferenceRow, RejectedRow, SftRow
+from alignloop.records import Message, PreferenceRow, RejectedRow, SftRow, Source
 
 MARK = "MARK-71"
 Q, A = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}
@@ -311,12 +311,6 @@ def test_an_answer_that_people_did_not_want_is_no_target(tmp_path: Path, label: 
     assert (done.num_kept, done.num_rejected) == (1, 1)
 
 
-def test_reasoning_beside_an_empty_answer_is_refused(tmp_path: Path) -> None:
-    turn = {"role": "assistant", "content": "", "reasoning_content": "Hm."}
-    (bad,) = rows_of("sft", write(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "Q"}, turn]}))
-    assert (bad.field, "no answer" in bad.reason) == ("messages[1].reasoning_content", True)
-
-
 def test_scores_that_say_otherwise_are_counted(tmp_path: Path) -> None:
     def scored(good: float, bad: float, names: tuple[str, str] = ("score_chosen", "score_rejected")) -> dict[str, Any]:
         return PREFERENCES[0] | dict(zip(names, (good, bad), strict=True))
@@ -328,22 +322,75 @@ def test_scores_that_say_otherwise_are_counted(tmp_path: Path) -> None:
     assert tally.carried_columns == {"score_chosen": 4, "score_rejected": 3, "chosen-rating": 1, "rejected-rating": 1}
 
 
-@pytest.mark.parametrize(
-    ("row", "field"),
-    [
-        ({"prompt": "Bye?", "chosen": "Bye!", "rejected": "No.", "annotator": ["\ud800"]}, "annotator[0]"),
-        ({"prompt": "Bye?", "chosen": "Bye!", "rejected": "No.", "strength": {"\ud800": 1}}, "strength"),
-        (
-            {"id": "a", "messages": [B, GOOD], "origin": "given", "source": {"file": "f"}, "meta": {"a": ["\ud800"]}},
-            "meta.a[0]",
-        ),
-        (
-            {"id": "a", "messages": [B, {**GOOD, "content": "\ud800"}], "origin": "given", "source": {"file": "f"}},
-            "messages[1].content",
-        ),
-    ],
+OWN = PreferenceRow(
+    id="annotated/p/1/0/p/1/1",
+    messages=[Message(role="user", content="Name a river.")],
+    chosen="The Elbe.",
+    rejected="A hill and",
+    strength="better",
+    source=Source(file="round-01"),
+    annotator="my-judge",
+    compared_by="judge",
+    chosen_ids=[5, 6, 7],
+    chosen_finish_reason="stop",
+    rejected_ids=[8, 9],
+    rejected_finish_reason="length",
+    chosen_reward=1.5,
 )
-def test_what_cannot_be_written_again_is_refused_by_its_place(tmp_path: Path, row: dict[str, Any], field: str) -> None:
-    (rejected,) = read(tmp_path / "rows.jsonl", "sft", row)
-    assert rejected.field == field
-    assert "lone surrogate" in rejected.reason
+
+
+def test_ids_stay_behind_and_endings_do_not(tmp_path: Path) -> None:
+    """Whose tokenizer made the ids, the file does not say."""
+    path = write(tmp_path / "own.jsonl", OWN.model_dump(mode="json"))
+    (row,) = read_preferences([path], max_bad_fraction=0.0).rows
+    assert (row.chosen_ids, row.rejected_ids) == (None, None)
+    assert (row.chosen_finish_reason, row.rejected_finish_reason) == ("stop", "length")
+    assert (row.annotator, row.compared_by, row.chosen_reward) == ("my-judge", "judge", 1.5)
+    assert row.meta == {"source": {"file": "round-01", "line": None}}
+    assert row == PreferenceRow.model_validate(row.model_dump())
+
+
+def test_a_target_that_was_cut_is_known_by_its_column(tmp_path: Path) -> None:
+    dialog = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Name a river."},
+        {"role": "assistant", "content": "The river that is"},
+    ]
+    path = write(
+        tmp_path / "sft.jsonl",
+        {"messages": dialog, "finish_reason": "length"},
+        {"messages": dialog, "finish_reason": "stop"},
+        {"messages": dialog},
+    )
+    rows = read_sft([path], max_bad_fraction=0.0, dialogs="every_turn").rows
+    assert [row.finish_reason for row in rows] == [None, "length", None, None, None, None]
+
+
+def test_the_chosen_one_is_a_target_as_it_ended(tmp_path: Path) -> None:
+    cut = {**OWN.model_dump(mode="json"), "chosen_finish_reason": "length"}
+    path = write(tmp_path / "pairs.jsonl", cut, {**cut, "edited": "The Elbe is a river."})
+    rows = read_sft([path], max_bad_fraction=0.0).rows
+    assert [row.finish_reason for row in rows] == ["length", None]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_runs_own_targets_keep_their_ids_through_pruning(tmp_path: Path, name: str) -> None:
+    """`data prune` on a round's rows: what comes out trains as it was sampled (and stops training where its ids are
+    another tokenizer's)."""
+    from alignloop.pruning.file import read_rows, write_rows
+    from alignloop.pruning.items import as_sft
+
+    own = SftRow(
+        id="p/1/0",
+        messages=[Message(role="user", content="Name a river."), Message(role="assistant", content="The Elbe is")],
+        origin="best_of_k",
+        source=Source(file="round-01"),
+        completion_ids=[5, 6, 7],
+        finish_reason="length",
+    )
+    write_rows(tmp_path / name, [own])
+    (item,) = read_rows(str(tmp_path / name), max_bad_fraction=0.0).items
+    assert item.truncated
+    row = as_sft(item)
+    assert (row.completion_ids, row.finish_reason) == ([5, 6, 7], "length")

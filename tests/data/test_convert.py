@@ -1,4 +1,4 @@
-"""Converted files hold the same rows, whole or not at all."""
+"""Rows on disk: our own read back as they were written; converted files whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from data_files import SHARED, rows_of, write
 from pyarrow import parquet
 
 from alignloop.data.convert import convert, rejected_beside, row_file
-from alignloop.data.jsonl import load_jsonl
+from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.readers import read_preferences
-from alignloop.errors import DataError, UserError
-from alignloop.records import Message, PreferenceRow, RejectedRow, SftRow, Source
+from alignloop.errors import DataError, DiskFullError, UserError
+from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, RejectedRow, SftRow, Source
 
 GOOD = {
     "prompt": "Hi?",
@@ -105,3 +105,52 @@ def test_nothing_is_written_in_part(tmp_path: Path) -> None:
     convert([good], out=out, overwrite=True)
     assert not rejected_beside(out).exists()
     assert [row.id for row in rows_of("preferences", out) if isinstance(row, PreferenceRow)]
+
+
+PROMPTS = [
+    PromptRow(
+        id=f"p{n}", messages=[Message(role="user", content=f"line\u2028 {n} 日本 😀\r\n")], source=Source(file="f")
+    )
+    for n in range(3)
+]
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    for rows in (PROMPTS, []):
+        assert dump_jsonl(tmp_path / "rows.jsonl", rows) == len(rows)
+        assert (tmp_path / "rows.jsonl").read_bytes().count(b"\n") == len(rows)
+        assert list(load_jsonl(tmp_path / "rows.jsonl", PromptRow)) == rows
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "a", "stage": "s", "rule": "r"}', "line 2, field reason: is missing"),
+        (
+            '{"id": "a", "stage": "s", "rule": "r", "reason": 3}',
+            "line 2, field reason: must be a text, found the number 3",
+        ),
+        ('{"id": "a", "stage": "s", "rule": "r", "reason": "x", "y": 1}', "line 2, field y: is not a column"),
+        ('{"id": ', "line 2: invalid JSON"),
+    ],
+)
+def test_bad_lines_name_file_line_and_field(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"id": "a", "stage": "s", "rule": "r", "reason": "x"}}\n{line}\n')
+    rows = load_jsonl(path, DroppedRow)
+    assert next(rows).id == "a"  # streamed: the first row is there before the second is looked at
+    with pytest.raises(DataError, match=f"rows.jsonl, {message}"):
+        next(rows)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none.jsonl: cannot be read"):
+        list(load_jsonl(tmp_path / "none.jsonl", DroppedRow))
+
+
+def test_full_disk_is_named() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(DiskFullError, match="/dev/full: the disk is full"):
+        dump_jsonl(full, PROMPTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +12,7 @@ from alignloop.config.data import ColumnName, FormName
 from alignloop.data.columns import TARGETS
 from alignloop.data.forms import FORMS
 from alignloop.data.readers import read_preferences
-from alignloop.data.reading import Kind, Reading
+from alignloop.data.reading import Reading
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
 
@@ -147,28 +146,6 @@ def test_a_list_without_numbers_is_ranked_only_where_it_is_said_to_be(tmp_path: 
     assert (row.chosen, row.rejected) == ("a", "b")
 
 
-@pytest.mark.parametrize(
-    ("turns", "place", "reason"),
-    [
-        (["user", "user"], 1, "two user turns follow each other"),
-        (["user", "assistant", "assistant", "user"], 2, "two assistant turns follow each other"),
-        (["assistant", "user"], 0, "begins with the assistant's turn"),
-        (["system", "assistant", "user"], 1, "begins with the assistant's turn"),
-        (["user", "system", "user"], 1, "a system turn must be the first"),
-        (["system", "system", "user"], 1, "a system turn must be the first"),
-        (["user", "assistant"], 1, "the last turn must be the user's"),
-    ],
-)
-def test_roles_out_of_order(tmp_path: Path, turns: list[str], place: int, reason: str) -> None:
-    conversations = [{"from": role, "value": f"text {n}"} for n, role in enumerate(turns)]
-    (row,) = rows_of(
-        "preferences", write(tmp_path / "f.jsonl", {"conversations": conversations, "chosen": "a", "rejected": "b"})
-    )
-    assert row.field == f"conversations[{place}]"
-    assert reason in row.reason
-    assert row.value == json.dumps(conversations[place])
-
-
 def test_empty_turns_are_named_and_an_empty_system_turn_says_nothing(tmp_path: Path) -> None:
     def read(*texts: str) -> Any:
         roles = ("system", "user", "assistant", "user")
@@ -183,41 +160,6 @@ def test_empty_turns_are_named_and_an_empty_system_turn_says_nothing(tmp_path: P
     assert (bad.field, bad.reason) == ("messages[2]", "is empty: the assistant turn has no text")
     good = read(" ", "Q", "A", "Q")
     assert good.messages[0].role == "user"
-
-
-RANKED_BADLY: list[tuple[dict[str, Any], str | None, str]] = [
-    ({"ranking": ["a"]}, "ranking", "holds 1 completions"),
-    ({"ranking": ["a", ""]}, "ranking[1]", "is empty"),
-    ({"ranking": ["a", "a"]}, None, "same text"),
-    ({"completions": ["a", "b"], "scores": [1, 1]}, "completions", "equal: none is better"),
-    ({"completions": ["a", "b"], "scores": [1]}, "scores", "must be a list of 2 numbers"),
-    ({"completions": ["a", "b"], "scores": [1, "x"]}, "scores[1]", "must be a number"),
-    ({"completions": [{"text": "a", "rank": 1}, {"text": "b"}]}, "completions[1].rank", "must be a number"),
-    ({"completions": [{"rank": 1}, {"text": "b", "rank": 2}]}, "completions[0]", "holds no text"),
-]
-BAD_ROWS: list[tuple[Kind, dict[str, Any], str | None, str]] = [
-    *(("preferences", {"prompt": "Q"} | columns, field, reason) for columns, field, reason in RANKED_BADLY),
-    ("preferences", {"chosen": [Q, A], "rejected": [Q, A, Q2, BAD]}, "rejected", "holds 3 turns after the 1"),
-    ("preferences", {"chosen": [Q, A], "rejected": [Q]}, "chosen", "holds 2 turns after the 0"),
-    ("preferences", {"chosen": [Q, Q2], "rejected": [Q, BAD]}, "chosen[1]", "must end with the assistant's turn"),
-    ("preferences", {"chosen": f"{HH} ", "rejected": f"{HH} x"}, "chosen[3]", "is empty"),
-    ("preferences", {"prompt": "O?", "chosen": [Q, GOOD], "rejected": [Q, BAD]}, "prompt", "is none of the user turns"),
-    ("preferences", {"instruction": "a", "output": ["x"]}, "output", "must be two texts"),
-    ("preferences", {"instruction": "a", "history": ["x"], "output": ["x", "y"]}, "history[0]", "must be [question, a"),
-    ("preferences", {"instruction": "", "output": ["x", "y"]}, "instruction", "is empty"),
-    ("preferences", {"chosen": "yes", "rejected": "no"}, "chosen", "begins with no words"),
-    ("sft", {"messages": [Q]}, "messages[0]", "the last turn must be the assistant's"),
-    ("sft", {"prompt": "Q", "completion": " "}, "completion", "is empty"),
-    ("sft", {"prompt": 3, "completion": "A"}, "prompt", "must be a text"),
-    ("sft", {"instruction": "Q", "output": 3}, "output", "must be a text, found the number 3"),
-]
-
-
-@pytest.mark.parametrize(("kind", "row", "field", "reason"), BAD_ROWS)
-def test_bad_rows(tmp_path: Path, kind: Kind, row: dict[str, Any], field: str | None, reason: str) -> None:
-    (bad,) = rows_of(kind, write(tmp_path / "f.jsonl", row))
-    assert bad.field == field
-    assert reason in bad.reason
 
 
 def test_a_mixture_of_forms_is_named(tmp_path: Path) -> None:
