@@ -1,6 +1,6 @@
 """The rules a dialog keeps, and where files keep what was asked: as a text, as turns, in a transcript, in completions.
 
-raw object --> Dialog: the messages up to the completion, where each stands, and the columns that were read
+raw object --> ReadDialog: the messages up to the completion, where each stands, and the columns that were read
 
 A dialog is: at most one system turn, first; then user and assistant in turn, the user first; no turn without text.
 """
@@ -32,7 +32,7 @@ class BadTurn(Exception):
         self.reason = reason
 
 
-class Dialog(NamedTuple):
+class ReadDialog(NamedTuple):
     """Attributes:
     field_of: of a message, by its index, the field it stands in.
     columns: those that were read.
@@ -134,11 +134,11 @@ def whole_column(column: str) -> FieldOf:
     return lambda _: column
 
 
-def turns_in(row: RawObject, column: str) -> Dialog:
-    return Dialog(read_turns(row.get(column), column), item_of(column), frozenset((column,)))
+def turns_in(row: RawObject, column: str) -> ReadDialog:
+    return ReadDialog(read_turns(row.get(column), column), item_of(column), frozenset((column,)))
 
 
-def prompt_or_messages(row: RawObject) -> Dialog:
+def prompt_or_messages(row: RawObject) -> ReadDialog:
     """A text with what was said before it in `history`, or `messages`."""
     messages, prompt = row.get("messages"), row.get("prompt")
     if messages is not None:
@@ -152,10 +152,10 @@ def prompt_or_messages(row: RawObject) -> Dialog:
     last = message("user", read_text(prompt, "prompt"))
     if type(row.get("history")) is list:
         return _after_history(row, last, "prompt")
-    return Dialog([last], whole_column("prompt"), frozenset(("prompt",)))
+    return ReadDialog([last], whole_column("prompt"), frozenset(("prompt",)))
 
 
-def instruction(row: RawObject) -> Dialog:
+def instruction(row: RawObject) -> ReadDialog:
     text = check_text(row.get("instruction"), "instruction")
     more = row.get("input")
     if more is not None and more != "":
@@ -163,14 +163,14 @@ def instruction(row: RawObject) -> Dialog:
     return _after_history(row, message("user", text), "instruction")._replace(columns=ALPACA)
 
 
-def open_transcript(row: RawObject) -> Dialog:
+def open_transcript(row: RawObject) -> ReadDialog:
     """The `prompt` of HH-RLHF: a text of turns that waits for the assistant."""
     turns = read_transcript(row["prompt"], "prompt")
     waits = turns[-1].role == "assistant" and not turns[-1].content
-    return Dialog(turns[:-1] if waits else turns, whole_column("prompt"), frozenset({"prompt"}))
+    return ReadDialog(turns[:-1] if waits else turns, whole_column("prompt"), frozenset({"prompt"}))
 
 
-def any_dialog(row: RawObject) -> Dialog:
+def any_dialog(row: RawObject) -> ReadDialog:
     """What was asked, in whichever of these ways."""
     prompt = row.get("prompt")
     if row.get("instruction") is not None and prompt is None and row.get("messages") is None:
@@ -186,10 +186,10 @@ def any_dialog(row: RawObject) -> Dialog:
     return dialog._replace(columns=columns | {"history"} if has_history else columns)
 
 
-def _after_history(row: RawObject, last: Message, column: str) -> Dialog:
+def _after_history(row: RawObject, last: Message, column: str) -> ReadDialog:
     turns = history_turns(row.get("history"), "history")
 
     def field_of(index: int) -> str:
         return f"history[{index // 2}][{index % 2}]" if index < len(turns) else column
 
-    return Dialog([*turns, last], field_of, frozenset((column, "history")))
+    return ReadDialog([*turns, last], field_of, frozenset((column, "history")))

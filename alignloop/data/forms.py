@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from alignloop.data.dialogs import (
     ALPACA,
-    Dialog,
     FieldOf,
     RawObject,
+    ReadDialog,
     any_dialog,
     common_dialog,
     common_text,
@@ -119,7 +119,7 @@ def _pair(row: RawObject) -> Pair:
     return Pair(chosen, rejected, _edited(row))
 
 
-def _beside(row: RawObject, dialog: Dialog, columns: Collection[str], *, prompt_only: bool) -> Parts:
+def _beside(row: RawObject, dialog: ReadDialog, columns: Collection[str], *, prompt_only: bool) -> Parts:
     """The completions stand in columns of their own."""
     return Parts(dialog.messages, () if prompt_only else (_pair(row),), dialog.field_of, columns)
 
@@ -253,7 +253,7 @@ def _turns(column: str) -> Callable[[RawObject, bool], Parts]:
     return parts
 
 
-def _answered(column: str, asked: Callable[[RawObject], Dialog]) -> Callable[[RawObject, bool], Parts]:
+def _answered(column: str, asked: Callable[[RawObject], ReadDialog]) -> Callable[[RawObject, bool], Parts]:
     """What was asked, and the answer of a column, what was thought before it in front."""
 
     def parts(row: RawObject, prompt_only: bool) -> Parts:

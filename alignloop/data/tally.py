@@ -56,7 +56,7 @@ _SCRIPTS = {
 _PATTERNS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
 _LEAST_SHARE = 0.1
 """Of a text's letters; a script with fewer is a foreign word."""
-Verdict = Literal["against", "tie"]
+ScoreVerdict = Literal["against", "tie"]
 
 
 class Shape(NamedTuple):
@@ -100,7 +100,7 @@ class Tally:
     first: list[AnyRow] = field(default_factory=list)
     sample: list[tuple[int, AnyRow]] = field(default_factory=list)
     carried: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    scores: Counter[Verdict] = field(default_factory=Counter)
+    scores: Counter[ScoreVerdict] = field(default_factory=Counter)
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     bad: list[RejectedRow] = field(default_factory=list)
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -235,7 +235,7 @@ def num_repeated(hashes: Iterable[int]) -> int:
     return int(len(values) - len(np.unique(values)))
 
 
-def scores_say(meta: Mapping[str, Any]) -> Verdict | None:
+def scores_say(meta: Mapping[str, Any]) -> ScoreVerdict | None:
     """`against` where the rejected completion has the higher score, `tie` where both have the same; else None."""
     if not meta or _CHOSEN.isdisjoint(meta):
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from alignloop.chat.reasoning import answer_of
 from alignloop.errors import UserError
-from alignloop.judging.verdicts import Judge, PairToCompare
+from alignloop.judging.verdicts import Judge, PairToCompare, Verdict
 from alignloop.records import (
     CandidateRow,
     ComparedBy,
@@ -63,6 +63,7 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
             for prompt, first, second in pairs
         ]
     )
+    judged = list(zip(pairs, verdicts, strict=True))
     won = Counter(verdict.winner for verdict in verdicts)
     if verdicts and won["unreadable"] == len(verdicts):
         raise UserError(
@@ -78,7 +79,7 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
             annotator=judge.name,
             compared_by="judge",
         )
-        for pair, verdict in zip(pairs, verdicts, strict=True)
+        for pair, verdict in judged
         if verdict.winner in ("first", "second")
     ]
     counts = {
@@ -88,20 +89,22 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
         "unreadable": won["unreadable"],
     }
     shares = {f"{name}_share": counts[name] / len(verdicts) for name in ("ties", "unreadable")} if verdicts else {}
-    rows_of_verdicts = [
-        VerdictRow(
-            id=verdict.id,
-            first=first.id,
-            second=second.id,
-            winner=verdict.winner,
-            strength=verdict.strength,
-            reason=verdict.reason,
-            answers=list(verdict.answers),
-            judge=judge.name,
-        )
-        for (_, first, second), verdict in zip(pairs, verdicts, strict=True)
-    ]
-    return Annotations(rows, rows_of_verdicts, counts, shares)
+    verdict_rows = [_verdict_row(pair, verdict, judge=judge.name) for pair, verdict in judged]
+    return Annotations(rows, verdict_rows, counts, shares)
+
+
+def _verdict_row(pair: Pair, verdict: Verdict, *, judge: str) -> VerdictRow:
+    _, first, second = pair
+    return VerdictRow(
+        id=verdict.id,
+        first=first.id,
+        second=second.id,
+        winner=verdict.winner,
+        strength=verdict.strength,
+        reason=verdict.reason,
+        answers=list(verdict.answers),
+        judge=judge,
+    )
 
 
 def best_first(pair: Pair, winner: Winner) -> Pair:

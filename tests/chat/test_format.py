@@ -291,7 +291,9 @@ FORMS = {
 HELLO = [Message(role="user", content="hello there")]
 ASKED = [*HELLO, Message(role="assistant", content="a list"), Message(role="user", content="how are you?")]
 MAKERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
-    **{name: form.make for name, form in FORMS.items()},
+    **{name: FORMS[name].make for name in ("llama3", "chatml", "gemma", "custom")},
+    "mistral": lambda: byte_level(MISTRAL, ["<s>", "</s>"], bos="<s>", eos="</s>"),
+    "zephyr": lambda: byte_level(ZEPHYR, ["<s>", "</s>"], bos="<s>", eos="</s>"),
     "llama3-shipped": lambda: llama3(load_template("llama3").jinja),
     "chatml-shipped": lambda: chatml(load_template("chatml").jinja),
     "llama2-metaspace": lambda: metaspace(LLAMA2),

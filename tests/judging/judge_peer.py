@@ -7,9 +7,16 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import parse_headers
+from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, cast
+
+from alignloop.config.engine import JudgeConfig
+from alignloop.engines.base import Engine
+from alignloop.judging.judge import open_judge
+from alignloop.judging.verdicts import Judge
+from alignloop.progress import QuietProgress
 
 Reply = tuple[int, Any, dict[str, str]]
 """Status, body (text, or what becomes JSON), headers."""
@@ -75,3 +82,8 @@ def served() -> Iterator[Peer]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def judge_of(url: str, folder: Path, *, progress: QuietProgress | None = None, **changes: Any) -> Judge:
+    values = {"model": "m", "endpoint": url, "both_orders": False, "timeout_seconds": 5.0, **changes}
+    return open_judge(JudgeConfig(**values), cast(Engine, None), dir=folder, seed=1, progress=progress)

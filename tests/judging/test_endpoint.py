@@ -8,16 +8,13 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from judge_peer import Peer, Reply
+from judge_peer import Peer, Reply, judge_of
 
-from alignloop.config.engine import JudgeConfig
-from alignloop.engines.base import Engine
 from alignloop.errors import EngineError, UserError
-from alignloop.judging.judge import open_judge
-from alignloop.judging.verdicts import Appraisal, Judge, PairToCompare, Verdict
+from alignloop.judging.verdicts import Appraisal, PairToCompare, Verdict
 from alignloop.progress import QuietProgress
 from alignloop.records import Message
 
@@ -39,12 +36,6 @@ def chat(text: str | None, *, finish: str = "stop") -> Reply:
 
 def error(status: int, message: str, *, param: str | None = None, headers: dict[str, str] | None = None) -> Reply:
     return status, {"error": {"message": message, "param": param}}, headers or {}
-
-
-def judge_of(url: str, folder: Path, *, progress: QuietProgress | None = None, **changes: Any) -> Judge:
-    values = {"model": "m", "endpoint": url, "both_orders": False, "timeout_seconds": 5.0, **changes}
-    config = JudgeConfig(**values)
-    return open_judge(config, cast(Engine, None), dir=folder, seed=1, progress=progress)
 
 
 def items(number: int) -> list[PairToCompare]:

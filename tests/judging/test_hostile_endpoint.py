@@ -9,17 +9,14 @@ import socket
 import time
 import tracemalloc
 from pathlib import Path
-from typing import cast
 
 import pytest
-from judge_peer import Peer, Write, sent
+from judge_peer import Peer, Write, judge_of, sent
 
 from alignloop.config.engine import JudgeConfig
-from alignloop.engines.base import Engine
 from alignloop.errors import EngineError, UserError
 from alignloop.judging.chat_completions import ChatCompletions
 from alignloop.judging.http_client import LONGEST_BODY, ApiKey
-from alignloop.judging.judge import open_judge
 from alignloop.judging.reading import UnreadableAnswer, object_in
 from alignloop.judging.verdicts import PairToCompare, Verdict
 from alignloop.records import Message
@@ -47,9 +44,7 @@ def dripped(data: bytes) -> Write:
 
 
 def asked(peer: Peer, folder: Path, **changes: object) -> Verdict:
-    values: dict[str, object] = {"model": "m", "endpoint": peer.url, "both_orders": False, "max_retries": 0}
-    config = JudgeConfig.model_validate({**values, "timeout_seconds": 5.0, **changes})
-    judge = open_judge(config, cast(Engine, None), dir=folder, seed=1)
+    judge = judge_of(peer.url, folder, **{"max_retries": 0, **changes})
     (verdict,) = judge.compare([PairToCompare("p", (Message(role="user", content="A tree?"),), "Oak", "Elm")])
     assert KEY not in (folder / "finished.jsonl").read_text()
     return verdict

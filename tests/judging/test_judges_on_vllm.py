@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ import httpx
 import pytest
 import yaml
 
-from alignloop.artifacts import Artifact, read_manifest
+from alignloop.artifacts import Artifact
 from alignloop.config.bundled import QUICKSTART
 from alignloop.config.engine import EngineConfig, JudgeConfig
 from alignloop.config.recipe import Recipe
@@ -176,10 +177,15 @@ def items(number: int) -> list[PairToCompare]:
     return [PairToCompare(f"p{i}", asked, f"The oak is tree {i}.", "{second} <|eot_id|>") for i in range(number)]
 
 
-@pytest.mark.parametrize("kind", ["engine", "endpoint"])
-def test_answers_are_of_the_schema(kind: str, request: pytest.FixtureRequest, pairwise: str, tmp_path: Path) -> None:
-    room = request.getfixturevalue("engine" if kind == "engine" else "served")
-    judge = (engine_judge if kind == "engine" else endpoint_judge)(room, tmp_path / "kept", prompt=pairwise)
+@pytest.fixture(params=["engine", "endpoint"])
+def new_judge(request: pytest.FixtureRequest, pairwise: str) -> Callable[[Path], Judge]:
+    if request.param == "engine":
+        return partial(engine_judge, request.getfixturevalue("engine"), prompt=pairwise)
+    return partial(endpoint_judge, request.getfixturevalue("served"), prompt=pairwise)
+
+
+def test_answers_are_of_the_schema(new_judge: Callable[[Path], Judge], tmp_path: Path) -> None:
+    judge = new_judge(tmp_path / "kept")
     verdicts = judge.compare(items(5))
     assert [verdict.id for verdict in verdicts] == ["p0", "p1", "p2", "p3", "p4"]
     for verdict in verdicts:
@@ -192,8 +198,7 @@ def test_answers_are_of_the_schema(kind: str, request: pytest.FixtureRequest, pa
             assert len(answer["reason"]) <= 12
     kept = (tmp_path / "kept" / "finished.jsonl").read_bytes()
     assert judge.compare(items(5)) == verdicts
-    again = (engine_judge if kind == "engine" else endpoint_judge)(room, tmp_path / "again", prompt=pairwise)
-    assert again.compare(items(5)) == verdicts
+    assert new_judge(tmp_path / "again").compare(items(5)) == verdicts
     assert (tmp_path / "kept" / "finished.jsonl").read_bytes() == kept
 
 
@@ -205,12 +210,8 @@ def test_points_on_the_engine(engine: Engine, tmp_path: Path) -> None:
     assert len({points.points for points in given}) > 1
 
 
-@pytest.mark.parametrize("kind", ["engine", "endpoint"])
-def test_what_is_too_long_is_unreadable_and_never_cut(
-    kind: str, request: pytest.FixtureRequest, pairwise: str, tmp_path: Path
-) -> None:
-    room = request.getfixturevalue("engine" if kind == "engine" else "served")
-    judge = (engine_judge if kind == "engine" else endpoint_judge)(room, tmp_path / "kept", prompt=pairwise)
+def test_what_is_too_long_is_unreadable_and_never_cut(new_judge: Callable[[Path], Judge], tmp_path: Path) -> None:
+    judge = new_judge(tmp_path / "kept")
     long = PairToCompare("long", (Message(role="user", content="Name a tree. " * 200),), "Oak", "Elm")
     verdicts = judge.compare([*items(1), long])
     assert verdicts[0].winner != "unreadable"
@@ -263,21 +264,14 @@ def candidates() -> list[CandidateRow]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["engine", "endpoint"])
-def test_collect_annotates_with_a_judge(
-    kind: str, request: pytest.FixtureRequest, pairwise: str, tmp_path: Path
-) -> None:
-    engine = request.getfixturevalue("engine") if kind == "engine" else cast(Engine, None)
-    judge: dict[str, Any] = {"model": str(BASE), "prompt": pairwise, "max_tokens": 64, "both_orders": False}
-    if kind == "endpoint":
-        judge |= {"model": "tiny", "endpoint": request.getfixturevalue("served").url}
+def test_collect_annotates_with_a_judge(engine: Engine, pairwise: str, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         {
             "preferences": ("quickstart",),
             "collect": {"annotator": "judge", "num_annotations": 6},
             "engine": {"max_model_len": MAX_MODEL_LEN},
             "sample": {"max_tokens": 64},
-            "judge": judge,
+            "judge": {"model": str(BASE), "prompt": pairwise, "max_tokens": 64, "both_orders": False},
         }
     )
     human = PreferenceRow(
@@ -291,25 +285,19 @@ def test_collect_annotates_with_a_judge(
         collect.STAGE, collect.settings(recipe), inputs, location=location, engine=engine, progress=QuietProgress()
     )
     counts = outputs.counts
-    assert counts["judged"] == 6 == counts["annotated"] + counts["ties"] + counts["unreadable"]
+    assert counts["judged"] == 6 == counts["annotated"] + counts["ties"]
     assert counts["unreadable"] == 0
-    rows = list(load_jsonl(outputs.preferences.path, PreferenceRow))
-    assert rows[0] == human
-    assert len(rows) == 1 + counts["annotated"] > 1
-    assert {row.annotator for row in rows[1:]} == {"base" if kind == "engine" else "tiny"}
-    verdicts = {row.id: row for row in load_jsonl(outputs.verdicts[0].path, VerdictRow)}
+    first, *rows = load_jsonl(outputs.preferences.path, PreferenceRow)
+    assert first == human
+    assert len(rows) == counts["annotated"] > 0
+    assert {row.annotator for row in rows} == {"base"}
+    verdicts = list(load_jsonl(outputs.verdicts[0].path, VerdictRow))
     assert len(verdicts) == 6
     completions = {row.id: row.completion for row in candidates()}
-    said = {
-        (completions[v.first], completions[v.second]): json.loads(v.answers[0])["verdict"] for v in verdicts.values()
-    }
-    for row in rows[1:]:
+    said = {(completions[v.first], completions[v.second]): json.loads(v.answers[0])["verdict"] for v in verdicts}
+    for row in rows:
         assert said.get((row.chosen, row.rejected)) == "A" or said.get((row.rejected, row.chosen)) == "B"
     assert not (location.dir / "judge").exists()
-    manifest = read_manifest(location.dir)
-    assert manifest is not None
-    assert manifest.metrics["unreadable_share"] == 0.0
-    assert "127.0.0.1" not in manifest.model_dump_json()
 
 
 def test_an_unknown_model_is_named(served: Served, pairwise: str, tmp_path: Path) -> None:
