@@ -104,7 +104,6 @@ class Tally:
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     bad: list[RejectedRow] = field(default_factory=list)
     seen: dict[str, Seen] = field(default_factory=dict)
-    cut_short: RejectedRow | None = None
     _limit: int = _MASK
 
     def count(self, reading: Reading[Any]) -> None:
@@ -118,7 +117,6 @@ class Tally:
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(reading, name))
         self.seen = dict(reading.seen)
-        self.cut_short = reading.cut_short
 
     def add(self, later: Tally, *, lines: int) -> None:
         """Add what was counted of the part of the file that begins after `lines` lines.
@@ -138,7 +136,6 @@ class Tally:
             mine = self.seen.setdefault(name, Seen(0, 0))
             mine.first = mine.first if mine.count else seen.first + lines
             mine.count += seen.count
-        self.cut_short = later.cut_short
 
     # Value -> rows, in the order in which values came.
 
