@@ -10,9 +10,10 @@ refused otherwise.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from alignloop.chat.layout import MEND, Channel, Layout, Slot, Turn, render_layout
@@ -74,15 +75,6 @@ class AssistantTurn:
     alike: tuple[bool, bool]
     options: Mapping[str, Any]
     kwargs: Mapping[str, Any]
-
-    def layout(self, tokenizer: PreTrainedTokenizerBase, turns: tuple[Turn, ...], generation_prompt: bool) -> Layout:
-        return render_layout(
-            tokenizer,
-            turns,
-            generation_prompt=generation_prompt,
-            options=self.options,
-            channel=self.channel or "content",
-        )
 
 
 def find_assistant_turn(
@@ -219,8 +211,12 @@ class _Asked:
                 continue
             if layout.holds_reasoning(1):
                 return key
+        # Tags that stand in the content as they were given are text like any other.
         layout = self._with_reasoning(tokenizer, "content")
-        verbatim = layout.holds_reasoning(1) and "".join(_texts(layout)) == self._written_out()
+        slots = [f"({slot.message}{'r' if slot.reasoning else ''})" for slot in layout.slots]
+        text = "".join(f"{literal}{slot}" for literal, slot in zip_longest(layout.literals, slots, fillvalue=""))
+        start, header, end = self.answered.literals
+        verbatim = text == f"{start}(0){header}{join_reasoning('(1r)', '(1)')}{end}"
         return None if verbatim and not self.opens else "content"
 
     def thinking(self, tokenizer: PreTrainedTokenizerBase, channel: Channel | None) -> AnswerForm | None:
@@ -256,18 +252,6 @@ class _Asked:
     def _with_reasoning(self, tokenizer: PreTrainedTokenizerBase, channel: Channel) -> Layout:
         turns = [_USER, Turn("assistant", reasons=True)]
         return render_layout(tokenizer, turns, generation_prompt=False, options=self.options, channel=channel)
-
-    def _written_out(self) -> str:
-        """The dialog as it is where the tags are text like any other."""
-        start, header, end = self.answered.literals
-        return f"{start}(0){header}{join_reasoning('(1r)', '(1)')}{end}"
-
-
-def _texts(layout: Layout) -> Iterator[str]:
-    for literal, slot in zip(layout.literals, layout.slots, strict=False):
-        yield literal
-        yield f"({slot.message}{'r' if slot.reasoning else ''})"
-    yield layout.literals[-1]
 
 
 def _next_turn(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:

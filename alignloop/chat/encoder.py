@@ -47,7 +47,10 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, template_texts: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        self._anchored = self._adds_prefix()
+        anchor, text = self._raw("\n", literal=True), self._raw("x", literal=True)
+        self._anchored = self._raw("\nx", literal=True) != anchor + text
+        self.joins = not self._anchored
+        """Whether a text can be encoded together with what the template writes beside it, wherever it stands."""
         # Some tokenizers add runs of spaces as tokens: those are text wherever they stand.
         added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
         special = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
@@ -55,12 +58,12 @@ class Encoder:
         # Markers a tokenizer added without calling them special count where the template writes them.
         self.control_ids: frozenset[int] = frozenset(special | (written & added.keys()))
         # A template writes the same few texts in every dialog.
-        self._template_ids = lru_cache(maxsize=4096)(self._encode_template)
+        self._cached = lru_cache(maxsize=4096)(self._encode)
         self._parts = lru_cache(maxsize=4096)(self._split)
 
     def template(self, text: str, *, first: bool = False) -> tuple[int, ...]:
         """Ids of text the template wrote; special tokens are parsed, no BOS is added."""
-        return self._template_ids(text, first)
+        return self._cached(text, literal=False, first=first)
 
     def content(self, text: str, *, first: bool = False) -> tuple[int, ...]:
         """Ids of text a person or model wrote; no id in `control_ids` comes out.
@@ -153,15 +156,6 @@ class Encoder:
         encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal)
         return tuple(encoded["input_ids"])
 
-    @property
-    def joins(self) -> bool:
-        """Whether a text can be encoded together with what the template writes beside it, wherever it stands."""
-        return not self._anchored
-
-    def _adds_prefix(self) -> bool:
-        anchor, text = self._raw("\n", literal=True), self._raw("x", literal=True)
-        return self._raw("\nx", literal=True) != anchor + text
-
     def _encode(self, text: str, *, literal: bool, first: bool) -> tuple[int, ...]:
         if not text:
             return ()
@@ -172,9 +166,6 @@ class Encoder:
             if whole[: len(head)] == head:
                 return whole[len(head) :]
         return self._raw(text, literal=literal)
-
-    def _encode_template(self, text: str, first: bool) -> tuple[int, ...]:
-        return self._encode(text, literal=False, first=first)
 
     def _broken_markers(self, text: str) -> list[str]:
         """`text` cut inside every control token it spells, so that no piece spells one."""

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from alignloop.chat.answer import AnswerForm, find_assistant_turn, switch
 from alignloop.chat.encoder import CompletionReader, Encoder
-from alignloop.chat.layout import MEND, Layout, Slot, Turn
+from alignloop.chat.layout import MEND, Layout, Slot, Turn, render_layout
 from alignloop.chat.reasoning import THINK_END, THINK_START, split_reasoning
 from alignloop.chat.template_defaults import SWITCHES, Value, in_yaml
 from alignloop.chat.tokens import CompletionTokens, DialogTokens, IdRun, Segment, encode_segments
@@ -28,7 +28,31 @@ if TYPE_CHECKING:
 
 
 class ChatFormat:
-    """A tokenizer's chat template, taken apart once and put together with ids ever after."""
+    """A tokenizer's chat template, taken apart once and put together with ids ever after.
+
+    Args:
+        tokenizer: with a `chat_template`.
+        extra_stop_ids: further ids that end a completion: the generation config's eos ids.
+
+    Attributes:
+        template_kwargs: what the template is rendered with beside the messages, the pinned date aside. Ids depend on
+            the tokenizer, these and the messages, and on nothing else.
+        takes_reasoning: whether the template has a way of its own for it; otherwise `<think>` is text like any other.
+        trains_reasoning: whether answers with reasoning can be trained: the template takes it where the generation
+            prompt ends.
+        opens_reasoning: whether the generation prompt opens a thinking block, so that answers without reasoning cannot
+            be trained.
+        asks_no_reasoning: whether answers are asked for without: the template has no place for it, or a kwarg says so.
+        plain_opening: what the model generates before an answer without reasoning; empty where there is none.
+        control_ids: ids only the template may write: no text of a message ever becomes one of them.
+        answer_control_ids: those that an answer holds: thinking tags and channels, which the model writes itself.
+        read_control_ids: those that a decoded text shows: the same, and thinking tags that a model writes unasked.
+        stop_token_ids: ids that end a completion, the template's own first.
+
+    Raises:
+        ModelError: no template, one that cannot be rendered, whose generation prompt differs from the header
+            its dialogs have, or whose assistant turns end without a special token.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, extra_stop_ids: Iterable[int] = ()) -> None:
         if not tokenizer.chat_template:
@@ -37,71 +61,26 @@ class ChatFormat:
                 "that TRL bundles or a Jinja file"
             )
         self._tokenizer = tokenizer
-        self._turn = find_assistant_turn(tokenizer)
+        self._turn = turn = find_assistant_turn(tokenizer)
         self._layout = lru_cache(maxsize=4096)(self._render)
-        self._encoder = Encoder(tokenizer, template_texts=self._literals())
+        self.template_kwargs: Mapping[str, Value] = turn.kwargs
+        self.takes_reasoning = turn.channel is not None
+        self.trains_reasoning = turn.thinking is not None
+        self.opens_reasoning = turn.plain is None
+        switched_off = any(turn.kwargs.get(key) is False for key in SWITCHES)
+        self.asks_no_reasoning = not self.trains_reasoning or switched_off
+        self.plain_opening = "" if turn.plain is None else turn.plain.opening
+        around = [t for form in (turn.plain, turn.thinking) if form is not None for t in (form.opening, form.middle)]
+        self._encoder = Encoder(tokenizer, template_texts=[*self._literals(), *around, turn.ending])
+        self.control_ids = self._encoder.control_ids
         self._termination = self._ending()
         self._termination_ids = self._encoder.template(self._termination)
         self.stop_token_ids: tuple[int, ...] = self._stops(extra_stop_ids)
-        self.answer_control_ids: frozenset[int] = self._answer_controls()
-        """Control ids that an answer holds: thinking tags and channels, which the model writes itself."""
+        written = {index for text in around for index in self._encoder.template(text)}
+        self.answer_control_ids = self.control_ids & written
         tags = self._encoder.template(THINK_START) + self._encoder.template(THINK_END)
-        self.read_control_ids: frozenset[int] = self.answer_control_ids | self.control_ids.intersection(tags)
-        """Control ids that a decoded text shows: those, and thinking tags that a model writes unasked."""
-        self._reader = CompletionReader.of(self._turn, self._encoder)
-
-    @classmethod
-    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, *, extra_stop_ids: Iterable[int] = ()) -> Self:
-        """Take the tokenizer's chat template apart.
-
-        Args:
-            tokenizer: with a `chat_template`.
-            extra_stop_ids: further ids that end a completion: the generation config's eos ids.
-
-        Raises:
-            ModelError: no template, one that cannot be rendered, whose generation prompt differs from the header
-                its dialogs have, or whose assistant turns end without a special token.
-        """
-        return cls(tokenizer, extra_stop_ids=extra_stop_ids)
-
-    @property
-    def control_ids(self) -> frozenset[int]:
-        """Ids only the template may write: no text of a message ever becomes one of them."""
-        return self._encoder.control_ids
-
-    @property
-    def template_kwargs(self) -> Mapping[str, Value]:
-        """What the template is rendered with beside the messages, the pinned date aside.
-
-        Ids depend on the tokenizer, these and the messages, and on nothing else.
-        """
-        return self._turn.kwargs
-
-    @property
-    def takes_reasoning(self) -> bool:
-        """Whether the template has a way of its own for reasoning; otherwise `<think>` is text like any other."""
-        return self._turn.channel is not None
-
-    @property
-    def trains_reasoning(self) -> bool:
-        """Whether answers with reasoning can be trained: the template takes it where the generation prompt ends."""
-        return self._turn.thinking is not None
-
-    @property
-    def opens_reasoning(self) -> bool:
-        """Whether the generation prompt opens a thinking block, so that answers without reasoning cannot be trained."""
-        return self._turn.plain is None
-
-    @property
-    def asks_no_reasoning(self) -> bool:
-        """Whether answers are asked for without reasoning: the template has no place for it, or a setting says so."""
-        settings = (self.template_kwargs.get(key) for key in SWITCHES)
-        return not self.trains_reasoning or any(value is False for value in settings)
-
-    @property
-    def plain_opening(self) -> str:
-        """What the model generates before an answer without reasoning; empty where there is none."""
-        return "" if self._turn.plain is None else self._turn.plain.opening
+        self.read_control_ids = self.answer_control_ids | self.control_ids.intersection(tags)
+        self._reader = CompletionReader.of(turn, self._encoder)
 
     def refusal(self, text: str) -> str | None:
         """Why an answer cannot be trained, with what to do; None where it can.
@@ -241,18 +220,11 @@ class ChatFormat:
         other = "a template that takes reasoning" if thinking else f"a copy of it that asks without {THINK_START}"
         return f"{rows}, or set chat_template to {other}"
 
-    def _answer_controls(self) -> frozenset[int]:
-        forms = [form for form in (self._turn.plain, self._turn.thinking) if form is not None]
-        written = {i for form in forms for text in (form.opening, form.middle) for i in self._encoder.template(text)}
-        return self.control_ids & written
-
     def _literals(self) -> list[str]:
-        """Everything the template writes around a question and an answer."""
-        roles = [Turn("user"), Turn("assistant", reasons=self.takes_reasoning), Turn("user")]
-        layouts = [self._layout(tuple(roles[:1]), True), self._layout(tuple(roles), False)]
-        forms = [form for form in (self._turn.plain, self._turn.thinking) if form is not None]
-        written = [literal for layout in layouts for literal in layout.literals]
-        return [*written, *(form.opening for form in forms), *(form.middle for form in forms), self._turn.ending]
+        """Everything the template writes around a question, an answer and another question."""
+        roles = (Turn("user"), Turn("assistant", reasons=self.takes_reasoning), Turn("user"))
+        layouts = [self._layout(roles[:1], True), self._layout(roles, False)]
+        return [literal for layout in layouts for literal in layout.literals]
 
     def _ending(self) -> str:
         """What ends the turn; up to the first special token where that is the next turn's, which no answer writes."""
@@ -277,7 +249,13 @@ class ChatFormat:
         return tuple(dict.fromkeys([first, *([] if eos is None else [eos]), *extra]))
 
     def _render(self, turns: tuple[Turn, ...], generation_prompt: bool) -> Layout:
-        return self._turn.layout(self._tokenizer, turns, generation_prompt)
+        return render_layout(
+            self._tokenizer,
+            turns,
+            generation_prompt=generation_prompt,
+            options=self._turn.options,
+            channel=self._turn.channel or "content",
+        )
 
     def _pieces(self, messages: Sequence[Message], *, generation_prompt: bool) -> Iterator[IdRun]:
         parts = [self._split(m.content) if m.role == "assistant" else (None, m.content) for m in messages]

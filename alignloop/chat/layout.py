@@ -33,6 +33,8 @@ Channel = Literal["reasoning_content", "thinking", "reasoning", "content"]
 """The key of a message under which a template takes reasoning; `content`: in front of the answer, between tags."""
 Strips = Literal["nothing", "lines", "all"]
 """What a template takes off an end of a text: line breaks, or whitespace of every kind."""
+_STRIPPED: dict[Strips, str | None] = {"nothing": "", "lines": _LINE, "all": None}
+"""As `str.strip` takes them."""
 
 
 class Turn(NamedTuple):
@@ -59,8 +61,7 @@ class Slot:
 
     def trimmed(self, text: str) -> str:
         """The text as the template would leave it."""
-        text = text.lstrip(_characters(self.left))
-        return text.rstrip(_characters(self.right))
+        return text.lstrip(_STRIPPED[self.left]).rstrip(_STRIPPED[self.right])
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ def _cut(text: str, turns: Sequence[Turn]) -> Layout:
     end = 0
     for match in _SENTINEL.finditer(text):
         literals.append(text[end : match.start()])
-        left, right = _stripped(match[1]), _stripped(match[4])
-        slots.append(Slot(int(match[2]), bool(match[3]), left, right))
+        ends: list[Strips] = ["nothing" if pad else "all" for pad in (match[1], match[4])]
+        slots.append(Slot(int(match[2]), bool(match[3]), *ends))
         end = match.end()
     missing = set(range(len(turns))) - {slot.message for slot in slots if not slot.reasoning}
     if missing:
@@ -170,15 +171,6 @@ def _with_lines(layout: Layout, lines: Layout) -> Layout:
             slots[n - 1] = replace(slots[n - 1], right="lines")
             slots[n] = replace(slots[n], left="lines")
     return replace(layout, slots=tuple(slots))
-
-
-def _stripped(pad: str) -> Strips:
-    """What the template stripped there, by what is left of the pad."""
-    return "nothing" if pad else "all"
-
-
-def _characters(strips: Strips) -> str | None:
-    return {"nothing": "", "lines": _LINE, "all": None}[strips]
 
 
 def _named(turns: Sequence[Turn]) -> str:

@@ -53,7 +53,7 @@ def format_of(tokenizer: PreTrainedTokenizerBase, *, name: str, extra_stop_ids: 
     if jinja and not is_shipped(jinja):
         check_ends(jinja, name=name)
     try:
-        return ChatFormat.from_tokenizer(tokenizer, extra_stop_ids=extra_stop_ids)
+        return ChatFormat(tokenizer, extra_stop_ids=extra_stop_ids)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
 

@@ -67,7 +67,7 @@ def test_an_answer_follows_what_sampling_asks_with(
 ) -> None:
     tokenizer = base_with(template, tmp_path)
     tokenizer.eos_token = "<|eot_id|>" if template == "phi3" else tokenizer.eos_token
-    form = ChatFormat.from_tokenizer(tokenizer)
+    form = ChatFormat(tokenizer)
     assert tokenizer.decode(form.prompt_ids(HELLO)).endswith(prompt_end)
     tokens = form.completion(ANSWER)
     assert tokenizer.decode(tokens.token_ids) == completion
@@ -98,7 +98,7 @@ def test_reasoning_is_trained_as_sampled_and_read_as_rows_carry_it(name: str, wr
     tokenizer = base_with(name, tmp_path)
     if name.startswith("qwen"):
         tokenizer.chat_template = with_defaults(tokenizer.chat_template, {"enable_thinking": True})
-    form = ChatFormat.from_tokenizer(tokenizer)
+    form = ChatFormat(tokenizer)
     tokens = form.completion(THOUGHT)
     assert tokenizer.decode(tokens.token_ids) == written
     content = [i for i, masked in zip(tokens.token_ids, tokens.formatting_mask, strict=True) if not masked]
@@ -115,7 +115,7 @@ def test_reasoning_is_trained_as_sampled_and_read_as_rows_carry_it(name: str, wr
 
 
 def test_a_text_that_cannot_be_trained_names_its_row(tmp_path: Path) -> None:
-    form = ChatFormat.from_tokenizer(base_with("qwen3", tmp_path))
+    form = ChatFormat(base_with("qwen3", tmp_path))
     with pytest.raises(DataError, match=r"row r7: an answer cannot be trained: it holds reasoning"):
         completion_tokens(CompletionText(text=THOUGHT), form, row="r7")
     # Scored, it is what it is: text behind the empty block.
@@ -124,7 +124,7 @@ def test_a_text_that_cannot_be_trained_names_its_row(tmp_path: Path) -> None:
 
 def test_an_open_block_is_closed_before_an_answer_that_is_scored(tmp_path: Path) -> None:
     tokenizer = base_with("deepseek_r1_distill", tmp_path)
-    form = ChatFormat.from_tokenizer(tokenizer)
+    form = ChatFormat(tokenizer)
     assert tokenizer.decode(form.content_ids(ANSWER)) == f"\n</think>\n\n{ANSWER}"
     with pytest.raises(ModelError, match="holds no reasoning"):
         form.completion(ANSWER)
@@ -132,7 +132,7 @@ def test_an_open_block_is_closed_before_an_answer_that_is_scored(tmp_path: Path)
 
 def test_line_breaks_that_a_template_strips_are_stripped(tmp_path: Path) -> None:
     tokenizer = base_with("qwen3", tmp_path)
-    form = ChatFormat.from_tokenizer(tokenizer)
+    form = ChatFormat(tokenizer)
     text = "\n  A willow grows by the mill.\n\n"
     dialog = [{"role": "user", "content": "  Which tree?\n"}, {"role": "assistant", "content": text}]
     rendered = tokenizer.apply_chat_template(dialog, tokenize=False)

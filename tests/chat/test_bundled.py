@@ -87,13 +87,13 @@ def outcome(name: str, row: str) -> str:
     """What comes of a row under a template: how its ids compare with the rendered dialog's, or that it is refused."""
     messages, text = ROWS[row]
     tokenizer = base_with(name)
-    form = ChatFormat.from_tokenizer(tokenizer)
+    form = ChatFormat(tokenizer)
     chosen = ""
     if row == "thinking" and form.takes_reasoning and not form.trains_reasoning:
         kwargs = switch(tokenizer, thinking=True)
         assert kwargs is not None
         tokenizer = base_with(name, **kwargs)
-        form = ChatFormat.from_tokenizer(tokenizer)
+        form = ChatFormat(tokenizer)
         chosen = "".join(f", `{key}: {str(value).lower()}`" for key, value in kwargs.items())
     try:
         prompt, completion = form.prompt_ids(messages), form.completion(text).token_ids
@@ -118,7 +118,7 @@ def outcome(name: str, row: str) -> str:
 
 def table_row(name: str) -> str:
     try:
-        form = ChatFormat.from_tokenizer(base_with(name))
+        form = ChatFormat(base_with(name))
     except ModelError:
         return f"| {name} | refused | refused | refused | refused | {IMAGES} |"
     notes = [
@@ -141,13 +141,13 @@ def test_a_bundled_templates_ids_are_as_rendered_or_it_is_refused(name: str) -> 
 def test_refusals_of_bundled_templates_say_what_to_do() -> None:
     with pytest.raises(ModelError, match=r"smolvlm.jinja: .*lists of parts.*set chat_template to llama3 or chatml"):
         load_template("smolvlm")
-    distilled = ChatFormat.from_tokenizer(base_with("deepseek_r1_distill"))
+    distilled = ChatFormat(base_with("deepseek_r1_distill"))
     with pytest.raises(ModelError, match=r"holds no reasoning.*a copy of it that asks without <think>"):
         distilled.completion("A willow.")
-    quiet = ChatFormat.from_tokenizer(base_with("qwen3"))
+    quiet = ChatFormat(base_with("qwen3"))
     with pytest.raises(ModelError, match=r"holds reasoning.*set chat_template_kwargs: \{enable_thinking: true\}"):
         quiet.completion(ROWS["thinking"][1])
-    thinks = ChatFormat.from_tokenizer(base_with("qwen3_5_think", enable_thinking=True))
+    thinks = ChatFormat(base_with("qwen3_5_think", enable_thinking=True))
     with pytest.raises(ModelError, match=r"holds no reasoning.*set chat_template_kwargs: \{enable_thinking: false\}"):
         thinks.completion("A willow.")
     with pytest.raises(ModelError, match="holds reasoning and no answer behind it"):

@@ -26,7 +26,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def chat(tokenizer: PreTrainedTokenizerFast) -> ChatFormat:
-    return ChatFormat.from_tokenizer(tokenizer)
+    return ChatFormat(tokenizer)
 
 
 def encoded(tokenizer: PreTrainedTokenizerFast, *pieces: str) -> list[int]:
@@ -72,7 +72,7 @@ def test_a_thought_that_nobody_asked_for_stays_one(tokenizer: PreTrainedTokenize
     """Thinking is off, or the template knows none: without the tags the thought would read as the answer."""
     asked = copy.deepcopy(tokenizer)
     give_template(asked, load_template(template))
-    chat = ChatFormat.from_tokenizer(asked)
+    chat = ChatFormat(asked)
     assert not chat.trains_reasoning
     sampled = encoded(asked, "<think>", "\n", *"hm", "\n", "</think>", "\n\n", *"yes")
     text = chat.decode([*sampled, chat.stop_token_ids[0]])

@@ -75,7 +75,7 @@ def test_a_file_may_end_turns_with_the_tokenizers_own_eos(tmp_path: Path) -> Non
     tokenizer = letters(eos="</s>")
     give_template(tokenizer, template)
     assert tokenizer.eos_token == "</s>"
-    chat = ChatFormat.from_tokenizer(tokenizer)
+    chat = ChatFormat(tokenizer)
     completion = chat.completion("bye")
     assert tokenizer.convert_ids_to_tokens(list(completion.token_ids)) == ["b", "y", "e", "</s>", "\n"]
     assert completion.formatting_mask == (False, False, False, True, True)

@@ -30,7 +30,7 @@ def chat_of(name: str) -> ChatFormat:
     if name == "chatml":
         tokenizer.chat_template = (Path(templates.__file__).parent / "chatml.jinja").read_text(encoding="utf-8")
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    return ChatFormat.from_tokenizer(tokenizer)
+    return ChatFormat(tokenizer)
 
 
 def rows_with(marker: str, folder: Path) -> tuple[PreferenceRow, PreferenceRow]:

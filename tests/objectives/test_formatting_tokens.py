@@ -141,7 +141,7 @@ def letter_format() -> ChatFormat:
         tokenizer_object=Tokenizer(models.BPE(letters, [])), pad_token="<pad>", eos_token="<end>"
     )
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
-    return ChatFormat.from_tokenizer(tokenizer)
+    return ChatFormat(tokenizer)
 
 
 @pytest.mark.parametrize(

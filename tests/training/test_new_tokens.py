@@ -280,7 +280,7 @@ def test_the_bases_own_end_counts_as_trained_however_short_its_row(policy: Path,
     base = base_with_marks(policy, tmp_path / "base", a_short_row)
     tokenizer = AutoTokenizer.from_pretrained(base)
     give_template(tokenizer, load_template("chatml"))
-    chat, tensors = ChatFormat.from_tokenizer(tokenizer), stored_tensors(base)
+    chat, tensors = ChatFormat(tokenizer), stored_tensors(base)
     found = find_new_tokens(tokenizer, chat, own=OwnTokens(67, bos=None, eos=None), tensors=tensors)
     assert [(token.token, token.state) for token in found] == [("<|im_start|>", "weak")]
     assert find_new_tokens(tokenizer, chat, own=OwnTokens(67, bos=64, eos=None), tensors=tensors) == ()

@@ -62,7 +62,7 @@ def test_a_base_without_template_gets_one_and_can_stop(name: str, tied: bool, sp
     assert not prepared.had_template
 
     tokenizer = AutoTokenizer.from_pretrained(prepared.path)
-    chat = ChatFormat.from_tokenizer(tokenizer)
+    chat = ChatFormat(tokenizer)
     end = tokenizer.convert_tokens_to_ids({"llama3": "<|eot_id|>", "chatml": "<|im_end|>"}[name])
     assert chat.completion("hi").token_ids[-1] == end or end in chat.completion("hi").token_ids
     eos = json.loads((prepared.path / "generation_config.json").read_text())["eos_token_id"]
