@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -18,57 +20,11 @@ from alignloop.chat.templates import load_template
 from alignloop.errors import ModelError
 from alignloop.records import Message
 
-# The templates as the models ship them (Gemma 2, Mistral 7B Instruct v0.2, Zephyr 7B beta).
-LLAMA3 = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' "
-    "+ message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 "
-    "== 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if "
-    "add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
-    "+ '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% "
-    "endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ "
-    "raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if "
-    "(message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% "
-    "endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% "
-    "if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% "
-    "if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == "
-    "'assistant' %}{{ ' ' + message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and "
-    "assistant roles are supported!') }}{% endif %}{% endfor %}"
-)
-ZEPHYR = (
-    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + "
-    "eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token "
-    "}}\n{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n"
-    "{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
-)
-CUSTOM = (
-    "{% for message in messages %}### {{ message.role }}: {{ message.content }} <|stop|>\n{% endfor %}"
-    "{% if add_generation_prompt %}### assistant:{% endif %}"
-)
-LLAMA2 = (
-    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = "
-    "messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% "
-    "endif %}{% for message in loop_messages %}{% if loop.index0 == 0 and system_message != false %}{% set "
-    "content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set "
-    "content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + "
-    "content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + "
-    "eos_token }}{% endif %}{% endfor %}"
-)
-THINKING = (
-    "{%- for message in messages %}{%- if message.role == 'assistant' and loop.last %}{{- "
-    "'<|im_start|>assistant\n<think>\n\n</think>\n\n' + message.content + '<|im_end|>\n' }}{%- else %}{{- "
-    "'<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}{%- if "
-    "add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- if enable_thinking is defined and "
-    "enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+HERE = Path(__file__).parent / "jinja"
+# As the models ship them (Gemma 2, Mistral 7B Instruct v0.2, Zephyr 7B beta), but for `custom` and `thinking`.
+LLAMA3, CHATML, GEMMA, MISTRAL, ZEPHYR, LLAMA2, CUSTOM, THINKING = (
+    (HERE / f"{name}.jinja").read_text(encoding="utf-8").removesuffix("\n")
+    for name in ("llama3", "chatml", "gemma", "mistral", "zephyr", "llama2", "custom", "thinking")
 )
 WORDS = "Be brief . hello hi there more bye user system assistant model INST ### : [ ] / < | > \n".split(" ")
 SPLIT_LIKE_LLAMA3 = (
@@ -152,15 +108,24 @@ class Form:
     """A form and what is expected of it.
 
     Attributes:
-        expected: (what, tokens) of the whole dialog in order: `-` header and the like (formatting), `t` text of
-            others, `c` content of an answer, `e` what ends an answer (formatting).
+        name: of `<name>.tokens`: the whole dialog in order, each line a kind and its tokens: `-` header and the like
+            (formatting), `t` text of others, `c` content of an answer, `e` what ends an answer (formatting).
         stop: the token at which generation stops.
     """
 
+    name: str
     make: Callable[[], PreTrainedTokenizerFast]
-    talk: list[Message]
-    expected: list[tuple[str, str]]
     stop: str
+
+    @property
+    def expected(self) -> list[tuple[str, list[str]]]:
+        lines = (HERE / f"{self.name}.tokens").read_text(encoding="utf-8").splitlines()
+        return [(line[0], line[2:].replace("\\n", "\n").split(" ")) for line in lines]
+
+    @property
+    def talk(self) -> list[Message]:
+        """The dialog; Gemma and Mistral take no system turn."""
+        return TALK if self.name in ("gemma", "mistral") else [SYSTEM, *TALK]
 
 
 def llama3(template: str = LLAMA3) -> PreTrainedTokenizerFast:
@@ -172,119 +137,22 @@ def chatml(template: str = CHATML) -> PreTrainedTokenizerFast:
     return byte_level(template, ["<|im_start|>", "<|im_end|>"], bos=None, eos="<|im_end|>")
 
 
+def gemma() -> PreTrainedTokenizerFast:
+    special = ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
+    return sentencepiece(GEMMA, special, bos="<bos>", eos="<eos>", prefix=False)
+
+
+def like_mistral(template: str) -> PreTrainedTokenizerFast:
+    return sentencepiece(template, ["<s>", "</s>"], bos="<s>", eos="</s>", prefix=True)
+
+
 FORMS = {
-    "llama3": Form(
-        llama3,
-        [SYSTEM, *TALK],
-        [
-            ("-", "<|begin_of_text|> <|start_header_id|> system <|end_header_id|> ĊĊ"),
-            ("t", "Be Ġbrief ."),
-            ("-", "<|eot_id|> <|start_header_id|> user <|end_header_id|> ĊĊ"),
-            ("t", "hello"),
-            ("-", "<|eot_id|> <|start_header_id|> assistant <|end_header_id|> ĊĊ"),
-            ("c", "hi Ġthere"),
-            ("e", "<|eot_id|>"),
-            ("-", "<|start_header_id|> user <|end_header_id|> ĊĊ"),
-            ("t", "more"),
-            ("-", "<|eot_id|> <|start_header_id|> assistant <|end_header_id|> ĊĊ"),
-            ("c", "bye"),
-            ("e", "<|eot_id|>"),
-        ],
-        "<|eot_id|>",
-    ),
-    "chatml": Form(
-        chatml,
-        [SYSTEM, *TALK],
-        [
-            ("-", "<|im_start|> system Ċ"),
-            ("t", "Be Ġbrief ."),
-            ("-", "<|im_end|> Ċ <|im_start|> user Ċ"),
-            ("t", "hello"),
-            ("-", "<|im_end|> Ċ <|im_start|> assistant Ċ"),
-            ("c", "hi Ġthere"),
-            ("e", "<|im_end|> Ċ"),
-            ("-", "<|im_start|> user Ċ"),
-            ("t", "more"),
-            ("-", "<|im_end|> Ċ <|im_start|> assistant Ċ"),
-            ("c", "bye"),
-            ("e", "<|im_end|> Ċ"),
-        ],
-        "<|im_end|>",
-    ),
-    "gemma": Form(
-        lambda: sentencepiece(
-            GEMMA, ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], bos="<bos>", eos="<eos>", prefix=False
-        ),
-        TALK,
-        [
-            ("-", "<bos> <start_of_turn> user \n"),
-            ("t", "hello"),
-            ("-", "<end_of_turn> \n <start_of_turn> model \n"),
-            ("c", "hi ▁there"),
-            ("e", "<end_of_turn> \n"),
-            ("-", "<start_of_turn> user \n"),
-            ("t", "more"),
-            ("-", "<end_of_turn> \n <start_of_turn> model \n"),
-            ("c", "bye"),
-            ("e", "<end_of_turn> \n"),
-        ],
-        "<end_of_turn>",
-    ),
-    "mistral": Form(
-        lambda: sentencepiece(MISTRAL, ["<s>", "</s>"], bos="<s>", eos="</s>", prefix=True),
-        TALK,
-        [
-            ("-", "<s> ▁[ INST ]"),
-            ("t", "▁hello"),
-            ("-", "▁[ / INST ]"),
-            ("c", "▁hi ▁there"),
-            ("e", "</s>"),
-            ("-", "▁[ INST ]"),
-            ("t", "▁more"),
-            ("-", "▁[ / INST ]"),
-            ("c", "▁bye"),
-            ("e", "</s>"),
-        ],
-        "</s>",
-    ),
-    "zephyr": Form(
-        lambda: sentencepiece(ZEPHYR, ["<s>", "</s>"], bos="<s>", eos="</s>", prefix=True),
-        [SYSTEM, *TALK],
-        [
-            ("-", "▁< | system | > \n"),
-            ("t", "Be ▁brief ."),
-            ("-", "</s> ▁ \n < | user | > \n"),
-            ("t", "hello"),
-            ("-", "</s> ▁ \n < | assistant | > \n"),
-            ("c", "hi ▁there"),
-            ("e", "</s> ▁ \n"),
-            ("-", "< | user | > \n"),
-            ("t", "more"),
-            ("-", "</s> ▁ \n < | assistant | > \n"),
-            ("c", "bye"),
-            ("e", "</s> ▁ \n"),
-        ],
-        "</s>",
-    ),
-    "custom": Form(
-        lambda: byte_level(CUSTOM, ["<|stop|>"], bos=None, eos="<|stop|>"),
-        [SYSTEM, *TALK],
-        [
-            ("-", "### Ġsystem :"),
-            ("t", "ĠBe Ġbrief ."),
-            ("-", "Ġ <|stop|> Ċ ### Ġuser :"),
-            ("t", "Ġhello"),
-            ("-", "Ġ <|stop|> Ċ ### Ġassistant :"),
-            ("c", "Ġhi Ġthere"),
-            ("e", "Ġ <|stop|> Ċ"),
-            ("-", "### Ġuser :"),
-            ("t", "Ġmore"),
-            ("-", "Ġ <|stop|> Ċ ### Ġassistant :"),
-            ("c", "Ġbye"),
-            ("e", "Ġ <|stop|> Ċ"),
-        ],
-        "<|stop|>",
-    ),
+    "llama3": Form("llama3", llama3, "<|eot_id|>"),
+    "chatml": Form("chatml", chatml, "<|im_end|>"),
+    "gemma": Form("gemma", gemma, "<end_of_turn>"),
+    "mistral": Form("mistral", partial(like_mistral, MISTRAL), "</s>"),
+    "zephyr": Form("zephyr", partial(like_mistral, ZEPHYR), "</s>"),
+    "custom": Form("custom", partial(byte_level, CUSTOM, ["<|stop|>"], bos=None, eos="<|stop|>"), "<|stop|>"),
 }
 
 
@@ -346,12 +214,10 @@ def test_dialog_token_by_token(form: Form) -> None:
     tokenizer = form.make()
     chat = ChatFormat(tokenizer)
     dialog = chat.dialog(form.talk)
-    assert tokens_of(tokenizer, dialog.token_ids) == [
-        token for _, tokens in form.expected for token in tokens.split(" ")
-    ]
-    formatting = [kind in "-e" for kind, tokens in form.expected for _ in tokens.split(" ")]
+    assert tokens_of(tokenizer, dialog.token_ids) == [token for _, tokens in form.expected for token in tokens]
+    formatting = [kind in "-e" for kind, tokens in form.expected for _ in tokens]
     assert list(dialog.formatting_mask) == formatting
-    in_answers = [kind in "ce" for kind, tokens in form.expected for _ in tokens.split(" ")]
+    in_answers = [kind in "ce" for kind, tokens in form.expected for _ in tokens]
     spans = [any(start <= i < end for start, end in dialog.assistant_spans) for i in range(len(in_answers))]
     assert spans == in_answers
     assert len(dialog.assistant_spans) == 2
@@ -361,11 +227,11 @@ def test_prompt_and_completion_token_by_token(form: Form) -> None:
     tokenizer = form.make()
     chat = ChatFormat(tokenizer)
     *before, (_, content), (_, end) = form.expected
-    prompt = [token for _, tokens in before for token in tokens.split(" ")]
+    prompt = [token for _, tokens in before for token in tokens]
     assert tokens_of(tokenizer, chat.prompt_ids(form.talk[:-1])) == prompt
     completion = chat.completion("bye")
-    assert tokens_of(tokenizer, completion.token_ids) == [*content.split(" "), *end.split(" ")]
-    assert completion.formatting_mask == (False,) * len(content.split(" ")) + (True,) * len(end.split(" "))
+    assert tokens_of(tokenizer, completion.token_ids) == content + end
+    assert completion.formatting_mask == (False,) * len(content) + (True,) * len(end)
     assert tokenizer.convert_ids_to_tokens(chat.stop_token_ids[0]) == form.stop
     assert chat.decode(completion.token_ids) == "bye"
 

@@ -1,98 +1,36 @@
-"""A row of every form, by hand: what dialog and completions come of it."""
+"""Rows of every form, by hand: what dialog and completions come of them, and what is said of bad ones (`rows.yaml`)."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from data_files import rows_of, write
 
-from alignloop.config.data import ColumnName, FormName
-from alignloop.data.columns import TARGETS
+from alignloop.config.data import FormName
 from alignloop.data.forms import FORMS
 from alignloop.data.readers import read_preferences
 from alignloop.data.reading import Reading
 from alignloop.errors import DataError
 from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
 
-Q, A, Q2 = (
-    {"role": "user", "content": "Hi?"},
-    {"role": "assistant", "content": "Hello."},
-    {
-        "role": "user",
-        "content": "Bye?",
-    },
-)
-GOOD, BAD = {"role": "assistant", "content": "Bye!"}, {"role": "assistant", "content": "No."}
-DIALOG = [("user", "Hi?"), ("assistant", "Hello."), ("user", "Bye?")]
-HH = "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Bye?\n\nAssistant:"
-SHORT = [("user", "Bye?")]
-ROWS: list[tuple[str, dict[str, Any], list[tuple[str, str]], dict[str, Any]]] = [
-    ("canonical", {"prompt": "Bye?", "chosen": "Bye!", "rejected": "No."}, SHORT, {}),
-    ("canonical", {"messages": [Q, A, Q2], "chosen": [GOOD], "rejected": BAD} | {"chosen": GOOD}, DIALOG, {}),
-    (
-        "canonical",
-        {"system": "Be brief.", "prompt": "Bye?", "chosen": "Bye!", "rejected": "No."},
-        [("system", "Be brief."), *SHORT],
-        {},
-    ),
-    (
-        "sharegpt",
-        {
-            "conversations": [
-                {"from": "human", "value": "Hi?"},
-                {"from": "gpt", "value": "Hello."},
-                {"from": "human", "value": "Bye?"},
-            ],
-            "chosen": {"from": "gpt", "value": "Bye!"},
-            "rejected": {"from": "gpt", "value": "No."},
-        },
-        DIALOG,
-        {},
-    ),
-    ("trl_conversational", {"prompt": [Q, A, Q2], "chosen": [GOOD], "rejected": [BAD]}, DIALOG, {}),
-    ("trl_conversational", {"prompt": [Q], "chosen": [A, Q2, GOOD], "rejected": [A, Q2, BAD]}, DIALOG, {}),
-    ("trl_conversational", {"messages": [Q, A, Q2], "chosen": [GOOD], "rejected": [BAD]}, DIALOG, {}),
-    ("trl_implicit", {"chosen": [Q, A, Q2, GOOD], "rejected": [Q, A, Q2, BAD], "n": 1}, DIALOG, {"n": 1}),
-    ("hh_transcript", {"chosen": f"{HH} Bye!", "rejected": f"{HH} No.\n"}, DIALOG, {}),
-    ("hh_transcript", {"prompt": HH, "chosen": "Bye!", "rejected": "No."}, DIALOG, {}),
-    ("alpaca", {"instruction": "Bye", "input": "?", "output": ["Bye!", "No."]}, [("user", "Bye\n?")], {}),
-    (
-        "alpaca",
-        {"instruction": "Bye?", "history": [["Hi?", "Hello."]], "chosen": "Bye!", "rejected": "No."},
-        DIALOG,
-        {},
-    ),
-    (
-        "ultrafeedback",
-        {
-            "prompt": "Bye?",
-            "chosen": [Q2, GOOD],
-            "rejected": [Q2, BAD],
-            "messages": [Q2, GOOD],
-            "score_chosen": 8.5,
-            "score_rejected": 3.0,
-        },
-        SHORT,
-        {"score_chosen": 8.5, "score_rejected": 3.0},
-    ),
-    ("ultrafeedback", {"prompt": "Bye?", "chosen": [GOOD], "rejected": [BAD]}, SHORT, {}),
-    ("text_pair", {"chosen": "Bye? Bye!", "rejected": "Bye? No."}, SHORT, {}),
-    ("ranked", {"prompt": "Bye?", "ranking": ["Bye!", "No."]}, SHORT, {}),
-]
+CASES: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "rows.yaml").read_text(encoding="utf-8"))
+GOOD_ROW = CASES["good_row"]
+Q, A, Q2, GOOD, BAD = CASES["turns"]
 
 
-@pytest.mark.parametrize(("form", "row", "dialog", "meta"), ROWS)
-def test_a_row_of_every_form(
-    tmp_path: Path, form: str, row: dict[str, Any], dialog: list[tuple[str, str]], meta: dict[str, Any]
-) -> None:
-    file = write(tmp_path / "f.jsonl", row)
+@pytest.mark.parametrize("case", CASES["forms"])
+def test_a_row_of_every_form(tmp_path: Path, case: dict[str, Any]) -> None:
+    file = write(tmp_path / "f.jsonl", case["row"])
     result = read_preferences([file], max_bad_fraction=0)
-    assert result.forms == {str(file): form}
+    assert result.forms == {str(file): case["form"]}
     (read,) = result.rows
+    dialog = [tuple(turn) for turn in case["dialog"]]
     assert [(m.role, m.content) for m in read.messages] == dialog
-    assert (read.chosen, read.rejected, read.meta) == ("Bye!", "No.", meta)
+    assert (read.chosen, read.rejected, read.meta) == ("Bye!", "No.", case.get("meta", {}))
     # The fast way to make a row makes what pydantic's checks make.
     assert read == PreferenceRow.model_validate(read.model_dump())
     assert read.model_dump_json() == PreferenceRow.model_validate(read.model_dump()).model_dump_json()
@@ -105,11 +43,10 @@ def test_a_row_of_every_form(
 
 def test_every_form_has_a_row_here_and_a_name_in_the_recipe() -> None:
     assert (
-        {form for form, *_ in ROWS} | {"best_first", "scored"}
+        {case["form"] for case in CASES["forms"]} | {"best_first", "scored"}
         == {form.name for form in FORMS}
         == set(get_args(FormName))
     )
-    assert set(get_args(ColumnName)) == set(TARGETS)
 
 
 def scored(name: str, **values: float) -> list[dict[str, Any]]:
@@ -228,3 +165,40 @@ def test_over_long_rows(tmp_path: Path) -> None:
     assert "holds 102 characters of text; the limit is 101 (data.max_characters)" in row.reason
     (row,) = rows_of("preferences", file, max_characters=102)
     assert isinstance(row, PreferenceRow)
+
+
+LONG = [
+    ("[" * 100_000 + "\n", None, "invalid JSON"),
+    (json.dumps(GOOD_ROW)[:-1] + ', "deep": ' + "[" * 300 + "]" * 300 + "}\n", None, "nested more than 64 levels"),
+    (GOOD_ROW | {"chosen_reward": 10**400}, "chosen_reward", f"(or left out), found the number 1{'0' * 56}..."),
+]
+
+
+BETWEEN = [
+    (case["row"] if "row" in case else GOOD_ROW | case["with"], case["field"], case["reason"]) for case in CASES["bad"]
+]
+
+
+@pytest.mark.parametrize(("row", "field", "reason"), [*BETWEEN, *LONG])
+def test_a_bad_row_between_good_ones(tmp_path: Path, row: Any, field: str | None, reason: str) -> None:
+    path = write(tmp_path / "bad.jsonl", GOOD_ROW, row, GOOD_ROW)
+    (bad,) = [found for found in rows_of("preferences", path) if isinstance(found, RejectedRow)]
+    assert (bad.file, bad.line, bad.field) == (str(path), 2, field)
+    assert reason in bad.reason
+
+
+@pytest.mark.parametrize("case", CASES["bad_alone"])
+def test_a_bad_row_of_other_forms(tmp_path: Path, case: dict[str, Any]) -> None:
+    (bad,) = rows_of(case["kind"], write(tmp_path / "f.jsonl", case["row"]))
+    assert bad.field == case["field"]
+    assert case["reason"] in bad.reason
+
+
+@pytest.mark.parametrize(("roles", "place", "reason"), CASES["roles_out_of_order"])
+def test_roles_out_of_order(tmp_path: Path, roles: str, place: int, reason: str) -> None:
+    turns = [{"from": role, "value": f"text {n}"} for n, role in enumerate(roles.split())]
+    row = {"conversations": turns, "chosen": "a", "rejected": "b"}
+    (bad,) = rows_of("preferences", write(tmp_path / "f.jsonl", row))
+    assert bad.field == f"conversations[{place}]"
+    assert reason in bad.reason
+    assert bad.value == json.dumps(turns[place])

@@ -53,42 +53,12 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert other.digest != prompt.digest
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ("kind: [", "not a YAML file"),
-        ("- a", "is a mapping"),
-        (pairwise(kind="choice"), "kind: 'choice'"),
-        (pairwise(user=None), "user: is missing"),
-        (pairwise(usr="x"), "usr"),
-        (pairwise(user="{prompt} {first}"), "must hold {first}, {second}"),
-        (pairwise(user="{first} {second}"), "{conversation} or {prompt}"),
-        (pairwise(user="{prompt} {first} {second} {answer}"), "unknown placeholder {answer}"),
-        (pairwise(system="{completion}"), "unknown placeholder {completion}"),
-        (pairwise(verdict={"field": "best", "first": "A", "second": "C"}), "does not allow 'C'"),
-        (pairwise(verdict={"field": "best", "first": "A", "second": "A"}), "two of its values are the same"),
-        (pairwise(verdict={"field": "other", "first": "A", "second": "B"}), "the property 'other'"),
-        (pairwise(verdict={"field": "best", "first": True, "second": "B"}), "verdict.first"),
-        (
-            pairwise(verdict={"field": "best", "first": {"much_better": "A"}, "second": {"better": "B"}}),
-            "verdict.first",
-        ),
-        (pairwise(verdict={"field": "best", "first": {"better": "A"}, "second": "B"}), "only one of them has better"),
-        (
-            pairwise(verdict={"field": "best", "first": {"better": "A"}, "second": {"slightly_better": "B"}}),
-            "only one of them has better, slightly_better",
-        ),
-        (pairwise(verdict={"field": "best", "first": {}, "second": {}}), "verdict.first"),
-        (pairwise(reason="why"), "the property 'why'"),
-        (pairwise(schema={"type": "objekt"}), "not a JSON schema"),
-        (pairwise(kind="points", verdict={"field": "best", "maximum": 3}), "unknown placeholder"),
-        (
-            pairwise(kind="points", user="{completion}", verdict={"field": "best", "maximum": 3}),
-            "does not allow 1",
-        ),
-    ],
-)
-def test_mistakes_are_named_with_the_file(tmp_path: Path, values: object, said: str) -> None:
+MISTAKES = yaml.safe_load((Path(__file__).parent / "prompt_mistakes.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("changed", "said"), MISTAKES)
+def test_mistakes_are_named_with_the_file(tmp_path: Path, changed: str | dict[str, Any], said: str) -> None:
+    values = changed if isinstance(changed, str) else pairwise(**changed)
     with pytest.raises(UserError) as raised:
         load_prompt(written(tmp_path, values))
     assert said in str(raised.value)

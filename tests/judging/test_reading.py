@@ -26,7 +26,7 @@ A = '{"reason": "shorter", "verdict": "A better"}'
         (f"```json\n{A}\n```", "first"),
         (f"```\n{A}```", "first"),
         (f"Let me see.\n\n{A}", "first"),
-        (f"JudgeAnswer A says {{x}} and [y].\n{A}", "first"),
+        (f"Answer A says {{x}} and [y].\n{A}", "first"),
         (f"I thought:\n```json\n{A}\n```\nSo it is.", "first"),  # the one fenced block, text after it
         (f'<think>{A}</think>\n{{"reason": "after all", "verdict": "B better"}}', "second"),  # the end counts
         (f'```json\n{A}\n```\nNo:\n```json\n{{"reason": "", "verdict": "B better"}}\n```', "second"),
