@@ -17,21 +17,11 @@ from alignloop.records import CompletionText, Message
 
 BASE = Path(alignloop.__file__).parent / "quickstart" / "base"
 HELLO = [Message(role="user", content="Who keeps the mill?")]
-DIALOG = "{% for m in messages %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% endfor %}"
-# As the larger Gemma 4 models: an empty channel where the model is asked not to think, and in no dialog.
-GEMMA_4 = (
-    DIALOG + "{% if add_generation_prompt %}<|turn>assistant\n"
-    "{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
-)
-# As Command-A: the model opens its response itself, and two tokens end it.
-COMMAND_A = (
-    "{% for m in messages %}<|START_OF_TURN_TOKEN|>{{ m.role }}{% if m.role == 'assistant' %}<|START_RESPONSE|>"
-    "{{ m.content }}<|END_RESPONSE|>{% else %}{{ m.content }}{% endif %}<|END_OF_TURN_TOKEN|>{% endfor %}"
-    "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|>assistant{% endif %}"
-)
-EXAONE = (
-    "{% for m in messages %}[|{{ m.role }}|]{{ m.content }}[|endofturn|]\n{% endfor %}"
-    "{% if add_generation_prompt %}[|assistant|]{% endif %}"
+# As the larger Gemma 4 models: an empty channel where the model is asked not to think, and in no dialog. As Command-A:
+# the model opens its response itself, and two tokens end it.
+GEMMA_4, COMMAND_A, EXAONE = (
+    (Path(__file__).parent / "jinja" / f"{name}.jinja").read_text(encoding="utf-8").removesuffix("\n")
+    for name in ("gemma_4", "command_a", "exaone")
 )
 ANSWER = "Peter keeps it."
 THOUGHT = f"<think>\nThe mill is Peter's.\n</think>\n\n{ANSWER}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from data_files import rows_of, write
 
 from alignloop.chat.reasoning import join_reasoning
@@ -20,31 +21,10 @@ from alignloop.errors import DataError, UserError
 from alignloop.records import Message, PreferenceRow, RejectedRow, SftRow, Source
 
 MARK = "MARK-71"
-Q, A = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}
-B = {"role": "user", "content": "Bye?"}
-GOOD, BAD = {"role": "assistant", "content": "Bye!"}, {"role": "assistant", "content": "No."}
-HH = "\n\nHuman: Bye?\n\nAssistant:"
-PREFERENCES: list[dict[str, Any]] = [
-    {"prompt": "Bye?", "chosen": "Bye!", "rejected": "No."},
-    {"messages": [Q, A, B], "chosen": GOOD, "rejected": BAD},
-    {"conversations": [{"from": "human", "value": "Bye?"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": "No."},
-    {"prompt": [Q, A, B], "chosen": [GOOD], "rejected": [BAD]},
-    {"chosen": [B, GOOD], "rejected": [B, BAD]},
-    {"prompt": "Bye?", "chosen": [B, GOOD], "rejected": [B, BAD]},
-    {"chosen": f"{HH} Bye!", "rejected": f"{HH} No."},
-    {"instruction": "Bye?", "output": ["Bye!", "No."]},
-    {"instruction": "Bye?", "chosen": "Bye!", "rejected": "No."},
-    {"chosen": "Bye? Bye!", "rejected": "Bye? No."},
-    {"prompt": "Bye?", "ranking": ["Bye!", "No."]},
-    {"prompt": "Bye?", "completions": [{"text": "Bye!", "score": 2}, {"text": "No.", "score": 1}]},
-]
-DIALOGS: list[dict[str, Any]] = [
-    {"messages": [B, GOOD]},
-    {"conversations": [{"from": "human", "value": "Bye?"}, {"from": "gpt", "value": "Bye!"}]},
-    {"prompt": "Bye?", "completion": "Bye!"},
-    {"messages": [B], "completion": GOOD},
-    {"instruction": "Bye?", "output": "Bye!"},
-]
+ROWS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "rows.yaml").read_text(encoding="utf-8"))
+Q, A, B, GOOD, BAD = ROWS["turns"]
+PREFERENCES: list[dict[str, Any]] = ROWS["preferences"]
+DIALOGS: list[dict[str, Any]] = ROWS["dialogs"]
 CASES: list[tuple[Kind, dict[str, Any]]] = [
     *(("preferences", row) for row in PREFERENCES),
     *(("sft", row) for row in PREFERENCES[:2]),
@@ -214,16 +194,7 @@ def test_a_broken_first_row_does_not_tell_the_kind(tmp_path: Path) -> None:
     assert guess_kind(write(tmp_path / "b.jsonl", {"conversations": [turns[0], tool]})) == "sft"
 
 
-OTHERS: list[dict[str, Any]] = [
-    {"prompt": f"{HH} ", "answers": [{"answer": "No.", "rank": 2.0, "model": "m"}, {"answer": "Bye!", "rank": 1.0}]},
-    {"context": [B], "completions": [{"rank": 0, "completion": [GOOD]}, {"rank": 1, "completion": [BAD]}]},
-    {"prompt": "Bye?", "chosen_response": "Bye!", "rejected_response": "No."},
-    {"context": [B], "response1": "No.", "response2": "Bye!", "overall_preference": 2},
-    {"prompt": "Bye?", "response_1": "Bye!", "response_2": "No.", "preference_strength": -1},
-]
-
-
-@pytest.mark.parametrize("row", OTHERS)
+@pytest.mark.parametrize("row", ROWS["of_other_projects"])
 def test_forms_of_other_projects(tmp_path: Path, row: dict[str, Any]) -> None:
     file = write(tmp_path / "a.jsonl", row)
     assert guess_kind(file) == "preferences"
