@@ -56,7 +56,7 @@ def check_ends(jinja: str, *, name: str) -> None:
 @lru_cache(maxsize=64)
 def _tried(jinja: str) -> str | None:
     """What the trial found; None where all is well."""
-    program = [sys.executable, "-m", "alignloop.chat.trial"]
+    program = [sys.executable, "-m", "alignloop.chat.trial", str(CPU_SECONDS)]
     try:
         code = subprocess.run(
             program, input=jinja.encode(), capture_output=True, timeout=_WALL_SECONDS, check=False
@@ -119,12 +119,12 @@ def _renderings() -> Iterator[dict[str, Any]]:
                 yield {"messages": dialog, "add_generation_prompt": prompt, **kwargs}
 
 
-def _try(jinja: str) -> int:
+def _try(jinja: str, cpu_seconds: int) -> int:
     """Runs in the child: the code it exits with."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     try:
         template = template_environment().from_string(jinja)
         for rendering in _renderings():
@@ -225,4 +225,4 @@ class _Reads:
 
 
 if __name__ == "__main__":
-    sys.exit(_try(sys.stdin.read()))
+    sys.exit(_try(sys.stdin.read(), int(sys.argv[1])))

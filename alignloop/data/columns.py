@@ -133,11 +133,7 @@ def _choose(row: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def refuse_columns(row: RawObject) -> None:
-    """Refuse a row with columns that its answers hang on and that nothing here trains.
-
-    Raises:
-        BadRow: names the column.
-    """
+    """Refuse a row with columns that its answers hang on and that nothing here trains."""
     for name in _REFUSED.intersection(row):
         value = row[name]
         if is_empty(value):

@@ -44,11 +44,7 @@ class ReadDialog(NamedTuple):
 
 
 def check_dialog(messages: Sequence[Message], *, ends_with: Literal["user", "assistant"]) -> None:
-    """Refuse a dialog that breaks the rules.
-
-    Raises:
-        BadTurn: names the turn and the rule.
-    """
+    """Refuse a dialog that breaks the rules."""
     if not messages:
         raise BadTurn(0, "is empty: at least one user turn is needed")
     last = messages[-1]

@@ -166,11 +166,7 @@ def is_scored(row: Mapping[str, Any]) -> bool:
 
 
 def check_scored(row: Mapping[str, Any]) -> None:
-    """Refuse a row without a response or a score.
-
-    Raises:
-        BadRow: names the column.
-    """
+    """Refuse a row without a response or a score."""
     read_completion(row.get("completion"), "completion")
     _score(row)
 

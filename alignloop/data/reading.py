@@ -104,11 +104,7 @@ class Reading(Generic[T]):
         return mixture_text(self.name, self.unit, self.seen)
 
     def check_whole(self, rejected: Sequence[RejectedRow] = ()) -> None:
-        """Refuse a file that breaks off.
-
-        Raises:
-            DataError: names the place.
-        """
+        """Refuse a file that breaks off."""
         if (row := self.cut_short) is not None:
             raise DataError(
                 f"{self.name}, {self.unit} {row.line}: {row.reason}. What is after it is lost: mend the file",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from alignloop.chat import trial
 from alignloop.chat.template_defaults import with_defaults
 from alignloop.chat.templates import bundled_by_trl
 from alignloop.chat.trial import check_ends, names_read
@@ -37,13 +38,17 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
         "'</think>' in messages[-1].content",
     ],
 )
-def test_a_template_that_ends_only_without_reasoning_is_stopped(condition: str) -> None:
+def test_a_template_that_ends_only_without_reasoning_is_stopped(
+    condition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "CPU_SECONDS", 2)
     jinja = f"{{% if {condition} %}}{ENDLESS}{{% endif %}}"
-    with pytest.raises(ModelError, match=r"mine.jinja: the chat template did not come to an end within 5 s"):
+    with pytest.raises(ModelError, match=r"mine.jinja: the chat template did not come to an end within 2 s"):
         check_ends(jinja, name="mine.jinja")
 
 
-def test_a_template_is_tried_with_the_kwargs_of_the_recipe() -> None:
+def test_a_template_is_tried_with_the_kwargs_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "CPU_SECONDS", 2)
     jinja = f"{{% if effort == 'high' %}}{ENDLESS}{{% endif %}}"
     check_ends(jinja, name="mine.jinja")
     with pytest.raises(ModelError, match="did not come to an end"):
