@@ -108,10 +108,15 @@ class PairVerdict(_Strict):
     @property
     def meanings(self) -> list[tuple[str, Literal["first", "second", "tie"], Strength | None]]:
         found: list[tuple[str, Literal["first", "second", "tie"], Strength | None]] = []
-        for side, place in ((self.first, "first"), (self.second, "second")):
-            values = [(None, side)] if isinstance(side, str) else side.items()
-            found += [(value, place, strength) for strength, value in values]
-        return [*found, (self.tie, "tie", None)] if self.tie is not None else found
+        sides: dict[Literal["first", "second"], str | ByStrength] = {"first": self.first, "second": self.second}
+        for place, side in sides.items():
+            if isinstance(side, str):
+                found.append((side, place, None))
+            else:
+                found += [(value, place, strength) for strength, value in side.items()]
+        if self.tie is not None:
+            found.append((self.tie, "tie", None))
+        return found
 
 
 class PairwisePrompt(_JudgingPrompt):
