@@ -78,7 +78,6 @@ def digest_of(path: Path) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files under a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -101,14 +100,12 @@ def _file_digest(path: Path, stop: Event | None = None) -> str:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(inner.stat().st_size for inner in files_of(path))
 
 
 def fingerprint(values: Any) -> str:
-    """A short stable hash of JSON-able values."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -180,7 +177,6 @@ class Manifest(BaseModel):
 
     @property
     def records(self) -> list[ArtifactRecord]:
-        """Of all outputs."""
         entries = self.outputs.values()
         return [record for entry in entries for record in (entry if isinstance(entry, list) else [entry])]
 
@@ -366,7 +362,6 @@ def is_out_of_space(error: BaseException, path: Path) -> bool:
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest folder of `path` that exists."""
     return next(folder for folder in (path, *path.resolve().parents) if folder.is_dir())
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 
 from alignloop.records import RoundRow
-from alignloop.run_dir.rounds_file import read_rounds
+from alignloop.run_dir.reader import read_rounds
 
 STRICT = "ifeval/prompt_level_strict_acc"
 QUESTIONS = "mmlu/acc"

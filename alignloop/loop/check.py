@@ -64,7 +64,6 @@ class Checked:
 
     @property
     def num_preferences(self) -> int:
-        """Rows to train on."""
         return len(self.rows.train)
 
     @property
@@ -155,7 +154,6 @@ def _check_engine(facts: Facts) -> None:
 
 
 def _write_rejected(rejected: list[RejectedRow], *, run_dir: Path, findings: Findings) -> None:
-    """Beside the run, where the directory is a run's or can become one."""
     path = run_dir / REJECTED_ROWS
     is_free = not run_dir.exists() or (run_dir.is_dir() and {each.name for each in run_dir.iterdir()} <= BEFORE_A_RUN)
     if not is_free and not (run_dir / RESOLVED).is_file():

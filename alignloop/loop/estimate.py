@@ -29,15 +29,12 @@ class Expected:
 
 
 class Estimator:
-    """Expectations of one recipe on one set of files."""
-
     def __init__(self, recipe: Recipe, checked: Checked) -> None:
         self._recipe, self._checked = recipe, checked
         self._lengths = checked.lengths
         self._num_prompts = sampled_prompts(recipe, num_prompts=checked.num_prompts)
 
     def of(self, stage: str, *, number: int) -> Expected:
-        """Of a stage by name, in a round."""
         recipe, prompts = self._recipe, self._num_prompts
         new = self._batch(number) + self._annotated(number)
         if stage in ("sample", "score"):
@@ -75,13 +72,11 @@ class Estimator:
         return Expected(rows, int(length * sum(_rows_seen(rows, each, variant) for each, variant in trainings(config))))
 
     def _batch(self, number: int) -> int:
-        return len(self._rows_of(number))
-
-    def _rows_of(self, number: int) -> Sequence[object]:
-        data = self._recipe.data
-        if number < 1:
-            return ()
-        return round_batch(self._checked.rows.train, round=number, batches=data.batches, split_rounds=data.split_rounds)
+        """Rows of a round's batch."""
+        data, train = self._recipe.data, self._checked.rows.train
+        return (
+            len(round_batch(train, round=number, batches=data.batches, split_rounds=data.split_rounds)) if number else 0
+        )
 
     def _annotated(self, number: int) -> int:
         collect = self._recipe.collect
@@ -134,7 +129,6 @@ def _rows_seen(rows: int, config: OptimizerConfig, variant: Variant) -> int:
 
 
 def round_half(value: float) -> int:
-    """To the nearest whole number."""
     return int(value + 0.5)
 
 

@@ -14,7 +14,7 @@ from alignloop.config import Recipe
 from alignloop.engines.checkpoint import eos_token_ids
 from alignloop.records import RoundRow
 from alignloop.report.model_card import model_card
-from alignloop.run_dir.rounds_file import read_rounds
+from alignloop.run_dir.reader import read_rounds
 from alignloop.run_dir.verification import Verified
 
 FINAL = "final"

@@ -17,9 +17,8 @@ from alignloop.engines.base import Engine
 from alignloop.errors import RecipeError
 from alignloop.loop.check import Checked, check
 from alignloop.loop.estimate import Estimator, Expected
-from alignloop.loop.gate import gated
 from alignloop.loop.round_inputs import waiting
-from alignloop.loop.rounds import run_rounds, sampling_policy
+from alignloop.loop.rounds import gated, run_rounds, sampling_policy
 from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
@@ -61,8 +60,6 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run, stage by stage."""
-
     recipe: Recipe
     run_dir: Path
     checked: Checked
@@ -119,7 +116,6 @@ def make_plan(recipe: Recipe, *, run_dir: Path, rebuild: bool = False) -> Plan:
 
 
 def planned_stages(recipe: Recipe, run_dir: Path, checked: Checked, *, rebuild: bool = False) -> list[PlannedStage]:
-    """Every stage of every round."""
     stages = DryRunner(
         recipe,
         run_dir,
@@ -163,7 +159,6 @@ class DryRunner(StageRunner):
     planned: list[PlannedStage] = field(default_factory=list)
 
     def make(self, found: Standing[ConfigT, InputsT, OutputsT]) -> OutputsT:
-        """Note what would run."""
         # What only follows from an earlier stage's drift is not listed again.
         changes = tuple(change for change in found.changes if not change.endswith(NOT_MADE))
         waits = self._waits() if found.stage.name == "collect" and not found.changes else ()
@@ -178,7 +173,6 @@ class DryRunner(StageRunner):
         return self._stand_in(found)
 
     def take_over(self, found: Standing[Any, Any, Any], outputs: Outputs, manifest: Manifest) -> None:
-        """Note what is published."""
         self._note(found, "published", seconds=sum(manifest.seconds.values()))
 
     def _note(self, found: Standing[Any, Any, Any], state: State, **more: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -16,14 +16,17 @@ from alignloop.loop.round_inputs import files_of_rounds
 from alignloop.run_dir.layout import RESOLVED
 from alignloop.stages import average
 from alignloop.stages.average import num_checkpoints
+from alignloop.terminal import wrapped
 from alignloop.training.variants import changed_fields, changed_in_words
 
 NAME_WIDTH = 20
 NOTE_WIDTH = 9
-LINE_WIDTH = 80
 DIGEST_LENGTH = 19
 """`sha256:` and the first 12 digits."""
-TRAINING = ("train_reward", "train_sft", "train_dpo", "bootstrap")
+TOKENS_OF = {"sample": "sample", "score": "sample"} | dict.fromkeys(
+    ("train_reward", "train_sft", "train_dpo", "bootstrap"), "train"
+)
+"""What a stage's tokens are told as, where rounds have a line each."""
 
 
 def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[str]:
@@ -40,34 +43,34 @@ def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[st
         f"{checked.num_prompts:,} prompts",
         f"run dir  {run_dir}{', which is gone on with' if known else ''}",
     ]
-    return lines + note_lines(checked.notes)
+    return lines + _note_lines(checked.notes)
 
 
-def note_lines(notes: Sequence[str]) -> list[str]:
-    """Notes for the screen, as the opening has them."""
+def _note_lines(notes: Sequence[str]) -> list[str]:
     return [line for note in notes for line in _line("note", note, indent=NOTE_WIDTH).split("\n")]
 
 
 def plan_text(plan: Plan) -> str:
     """Recipe, stages with rows and tokens, where each model starts, disk."""
     lines = opening_lines(plan.checked, recipe=plan.recipe, run_dir=plan.run_dir)
-    lines += [*note_lines(plan.checked.left_out), "", *_rounds(plan), "", *setting_lines(plan), "", _disk(plan)]
+    lines += [*_note_lines(plan.checked.left_out), "", *_rounds(plan), "", *_setting_lines(plan), ""]
+    needed, free = (in_words(number, units=_BYTES) for number in (plan.checked.disk_bytes, plan.free_bytes))
+    lines.append(f"{'disk':<{NAME_WIDTH}}about {needed} needed, {free} free at {plan.run_dir}")
     return "\n".join(lines)
 
 
 def _rounds(plan: Plan) -> list[str]:
     lines = [f"{'stage':<22}{'state':<11}{'rows':>9}{'tokens':>9}"]
-    in_full: set[bool] = set()
+    shown = False
     for number, members in groupby(plan.stages, key=lambda stage: stage.round):
         stages = list(members)
         published = all(stage.state == "published" for stage in stages)
         known = any(stage.state in ("drift", "begun", "published", "waits") for stage in stages)
         # Round 0 and the first round still to do are shown stage by stage; the rest is alike.
-        if published or (number > 0 and True in in_full and not known):
+        if published or (number > 0 and shown and not known):
             lines.append(_in_one_line(number, stages, published=published))
             continue
-        if number > 0:
-            in_full.add(True)
+        shown = shown or number > 0
         lines.append(f"round {number}")
         lines += [line for stage in stages for line in _stage_lines(stage)]
     return lines
@@ -77,11 +80,10 @@ def _in_one_line(number: int, stages: Sequence[PlannedStage], *, published: bool
     if published:
         seconds = sum(stage.seconds or 0.0 for stage in stages)
         return f"round {number:<16}published  all {len(stages)} stages ({seconds:.0f} s)"
-    tokens = {
-        "sample": [s.expected.tokens for s in stages if _name(s) in ("sample", "score")],
-        "train": [s.expected.tokens for s in stages if _name(s) in TRAINING],
-    }
-    told = [f"{what} {in_words(sum(t or 0 for t in found))}" for what, found in tokens.items() if any(found)]
+    tokens: Counter[str] = Counter()
+    for stage in stages:
+        tokens[TOKENS_OF.get(stage.name.partition("_")[2], "")] += stage.expected.tokens or 0
+    told = [f"{what} {in_words(tokens[what])}" for what in ("sample", "train") if tokens[what]]
     return f"round {number:<16}to do      {len(stages)} stages{', tokens: ' if told else ''}{', '.join(told)}"
 
 
@@ -92,16 +94,7 @@ def _stage_lines(stage: PlannedStage) -> list[str]:
     return [line, *(f"      {change}" for change in stage.changes)]
 
 
-def _disk(plan: Plan) -> str:
-    needed, free = (in_words(number, units=_BYTES) for number in (plan.checked.disk_bytes, plan.free_bytes))
-    return f"{'disk':<{NAME_WIDTH}}about {needed} needed, {free} free at {plan.run_dir}"
-
-
-def _name(stage: PlannedStage) -> str:
-    return stage.name.partition("_")[2]
-
-
-def setting_lines(plan: Plan) -> list[str]:
+def _setting_lines(plan: Plan) -> list[str]:
     """Policy, starts, reference and data window; then averaging, variants, adapters and processes where they are
     other than one plain training."""
     recipe = plan.recipe
@@ -140,15 +133,7 @@ _SFT_STARTS = {"base": "the base, in every round", "previous": "the last round's
 
 
 def _line(name: str, text: str, *, indent: int = NAME_WIDTH) -> str:
-    return textwrap.fill(
-        text,
-        width=LINE_WIDTH,
-        initial_indent=f"{name:<{indent}}",
-        subsequent_indent=" " * indent,
-        # Paths stay whole: they are there to be copied.
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return "\n".join(wrapped(text, f"{name:<{indent}}", " " * indent))
 
 
 def _template(plan: Plan) -> Iterator[tuple[str, str]]:

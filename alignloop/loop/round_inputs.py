@@ -1,4 +1,4 @@
-"""What a round takes from outside: its own file of preferences, and people's answers.
+"""What people put beside the run for a round: its own file of preferences, and their answers.
 
 Both may appear while a run is under way. A finished round keeps what its manifest names, so that nothing that comes
 later makes it stale.
@@ -9,8 +9,8 @@ later makes it stale.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from typing import Any
 from alignloop.artifacts import Artifact, digest_of, write_text
 from alignloop.config import Recipe
 from alignloop.data.files import data_files
+from alignloop.data.jsonl import numbered_lines
+from alignloop.data.parsing import parse_row
+from alignloop.data.problems import BadRow
 from alignloop.errors import DataError, PeopleNeeded, UserError
 from alignloop.judging.people import ANSWER_COLUMNS, answered_ids
 from alignloop.records import round_name
@@ -57,7 +60,6 @@ class Waiting:
 
 
 def people_files(run_dir: Path, number: int) -> PeopleFiles:
-    """The two files of a round."""
     stem = run_dir / ANNOTATIONS / round_name(number)
     return PeopleFiles(stem.with_suffix(".to_annotate.jsonl"), stem.with_suffix(".annotated.jsonl"))
 
@@ -76,7 +78,8 @@ def waiting(recipe: Mapping[str, Any], run_dir: Path, number: int) -> Waiting | 
     """
     files = people_files(run_dir, number)
     collect = recipe.get("collect") or {}
-    if collect.get("annotator") != "human" or not files.questions.is_file() or _collected(run_dir, number):
+    is_collected = all_published(run_dir, [number], stage="collect")
+    if collect.get("annotator") != "human" or not files.questions.is_file() or is_collected:
         return None
     asked = set(_ids(files.questions))
     answered = len(asked & answered_ids(files.answers)) if files.answers.is_file() else 0
@@ -92,19 +95,18 @@ def hand_out(wait: PeopleNeeded, *, run_dir: Path, number: int) -> PeopleNeeded:
     """
     files = people_files(run_dir, number)
     files.questions.parent.mkdir(parents=True, exist_ok=True)
-    notes = _place(wait.questions.read_text(encoding="utf-8"), files)
+    notes = _write_questions(wait.questions, files)
     pairs = "1 pair of completions" if wait.num_asked == 1 else f"{wait.num_asked:,} pairs of completions"
-    lines = [f"round {number} waits for people: {pairs} to compare, {wait.num_answered:,} answered"]
-    if wait.num_needed < wait.num_asked:
-        lines[0] += f" ({wait.num_needed:,} are needed)"
-    lines += [
+    needed = f" ({wait.num_needed:,} are needed)" if wait.num_needed < wait.num_asked else ""
+    lines = [
+        f"round {number} waits for people: {pairs} to compare, {wait.num_answered:,} answered{needed}",
         f"  read   {files.questions}",
         "         a pair a line: id, messages (the prompt), first, second",
         f"  write  {files.answers}",
         '         a line a pair, for example {"id": "...", "choice": "first"}',
         *(f"         {name:<9} {what}" for name, what in ANSWER_COLUMNS.items()),
     ]
-    if wait.num_answered and wait.num_needed == wait.num_asked:
+    if wait.num_answered and not needed:
         lines.append("  Or set collect.min_annotated: the round then goes on with so many of them.")
     return PeopleNeeded(
         "\n".join([*lines, *notes]),
@@ -115,36 +117,43 @@ def hand_out(wait: PeopleNeeded, *, run_dir: Path, number: int) -> PeopleNeeded:
     )
 
 
-def _place(text: str, files: PeopleFiles) -> list[str]:
-    """Write the questions; what is worth saying of what lay there before."""
-    there = files.questions.read_text(encoding="utf-8", errors="replace") if files.questions.is_file() else text
-    if there == text:
-        write_text(files.questions, text)
-        return []
-    if _ids(files.questions) == [json.loads(line)["id"] for line in text.split("\n") if line]:
-        return [
-            f"  {files.questions.name} was changed since it was written: if your answers are in it, save it as "
-            f"{files.answers.name}"
-        ]
-    aside = files.questions.with_suffix(".before.jsonl")
-    files.questions.replace(aside)
+def _write_questions(new: Path, files: PeopleFiles) -> list[str]:
+    """What is worth saying of what lay there before."""
+    text = new.read_text(encoding="utf-8")
+    there = files.questions.read_bytes() if files.questions.is_file() else None
+    notes = []
+    if there not in (None, text.encode()):
+        if _ids(files.questions) == _ids(new):
+            return [
+                f"  {files.questions.name} was changed since it was written: if your answers are in it, save it as "
+                f"{files.answers.name}"
+            ]
+        aside = files.questions.with_suffix(".before.jsonl")
+        files.questions.replace(aside)
+        notes = [f"  The questions that lay there were others: they are kept in {aside.name}"]
     write_text(files.questions, text)
-    return [f"  The questions that lay there were others: they are kept in {aside.name}"]
+    return notes
 
 
 def _ids(questions: Path) -> list[str]:
     """Ids of a file of questions, without those of lines that a person has broken."""
     ids = []
-    for line in questions.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            ids.append(str(json.loads(line)["id"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
+    for _, offset, line in numbered_lines(questions):
+        with suppress(BadRow):
+            row = parse_row(line, line=None, offset=offset)
+            if isinstance(row, dict) and "id" in row:
+                ids.append(str(row["id"]))
     return ids
 
 
-def _collected(run_dir: Path, number: int) -> bool:
-    return all_published(run_dir, [number], stage="collect")
+def round_file(recipe: Recipe, run_dir: Path, number: int) -> Artifact | None:
+    """The file whose rows are a round's batch; None unless `data.batches` is `files`."""
+    if recipe.data.batches != "files":
+        return None
+    file = files_of_rounds(recipe, run_dir, number=number)[-1]
+    if not file.is_file():
+        raise DataError(f"preferences: {file}: no such file, and round {number} takes its preferences from it")
+    return Artifact.of(file)
 
 
 def files_of_rounds(recipe: Recipe, run_dir: Path | None, *, number: int) -> list[Path]:
@@ -166,16 +175,6 @@ def files_of_rounds(recipe: Recipe, run_dir: Path | None, *, number: int) -> lis
         else:
             chosen.append(_again(known, files, run_dir, round_number))
     return chosen
-
-
-def round_file(recipe: Recipe, run_dir: Path, number: int) -> Artifact | None:
-    """The file whose rows are a round's batch; None unless `data.batches` is `files`."""
-    if recipe.data.batches != "files":
-        return None
-    file = files_of_rounds(recipe, run_dir, number=number)[-1]
-    if not file.is_file():
-        raise DataError(f"preferences: {file}: no such file, and round {number} takes its preferences from it")
-    return Artifact.of(file)
 
 
 def _recorded(run_dir: Path, number: int) -> Mapping[str, str] | None:

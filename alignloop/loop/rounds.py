@@ -1,7 +1,9 @@
-"""Rounds 0..N in order: what each hands to the next, and which policy samples.
+"""Rounds 0..N in order: what each leaves to the next, which policy samples, and the gate.
 
 round 0: ingest -> base -> evaluate -> [bootstrap -> average] -> measure
 round r: run_round(start resolved from rounds 0..r-1) -> a row
+
+A round that falls too far on a metric its recipe names is not sampled from, built on, or published.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from pathlib import Path
 from alignloop.artifacts import Artifact
 from alignloop.config import Recipe
 from alignloop.data.files import data_files
-from alignloop.errors import PeopleNeeded
-from alignloop.loop.gate import require_metric
+from alignloop.errors import PeopleNeeded, UserError
 from alignloop.loop.round import RoundEnd, RoundStart, run_round
 from alignloop.loop.round_inputs import answers_of, files_of_rounds, hand_out, round_file
 from alignloop.records import RoundRow
 from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest, measure
 from alignloop.stages.runner import StageRunner
 
+ROUNDING = 1e-9
+"""A fall of exactly `gate.max_regression` passes, whatever its last binary digits are."""
 Ended = Callable[[int, Artifact, evaluate.Outputs, list[RoundRow]], RoundRow]
 """(round, its policy, its benchmarks, the rows before) -> its row."""
 
@@ -49,9 +52,12 @@ def run_rounds(
         say(f"round {number} of {recipe.rounds}")
         if number > 1:
             start = replace(start, policy=(choose or sampling_policy)(recipe, rows, policies))
-        start = replace(start, files=round_files(recipe, run_dir, number))
+        # A round's own file and people's answers, as they lie there when it begins.
+        files = collect.RoundFiles(
+            file=round_file(recipe, run_dir, number), answers=answers_of(recipe, run_dir, number)
+        )
         try:
-            end = run_round(stages.round(number), start)
+            end = run_round(stages.round(number), replace(start, files=files))
         except PeopleNeeded as wait:
             raise hand_out(wait, run_dir=run_dir, number=number) from wait
         policies[number] = end.policy
@@ -70,13 +76,13 @@ class Prepared:
 
 
 def prepare(stages: StageRunner, *, base_inputs: base.Inputs) -> Prepared:
-    """Round 0: the user's data, the base made ready, its benchmarks."""
     recipe = stages.recipe
     data = stages.run(ingest.STAGE, ingest_inputs(recipe, run_dir=stages.run_dir))
     ready = stages.run(base.STAGE, base_inputs)
     evaluation = stages.run(evaluate.STAGE, evaluate.Inputs(ready.checkpoint))
     policy = ready.checkpoint  # what samples first; reward model and SFT start from the base itself
-    if wants_bootstrap(recipe, had_template=bool(ready.metrics["had_template"])):
+    # A base that brings no chat template has no chat behaviour to sample from.
+    if recipe.bootstrap == "always" or (recipe.bootstrap == "auto" and not ready.metrics["had_template"]):
         stages.progress.say(
             "  the base has no chat behaviour: to sample first it is fine-tuned on the first batch's chosen/edited"
             " completions"
@@ -136,11 +142,6 @@ def best_round(rows: Sequence[RoundRow], metric: str) -> RoundRow:
     return max((row for row in rows if row.gated is None), key=lambda row: (row.metrics[metric], row.round))
 
 
-def round_files(recipe: Recipe, run_dir: Path, number: int) -> collect.RoundFiles:
-    """A round's own file and people's answers, as they lie there when it begins."""
-    return collect.RoundFiles(file=round_file(recipe, run_dir, number), answers=answers_of(recipe, run_dir, number))
-
-
 def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inputs:
     """The user's files with their digests; where each is a round's own, the first round's alone.
 
@@ -158,6 +159,37 @@ def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inpu
     )
 
 
-def wants_bootstrap(recipe: Recipe, *, had_template: bool) -> bool:
-    """`auto`: a base that brings no chat template has no chat behaviour to sample from."""
-    return recipe.bootstrap == "always" or (recipe.bootstrap == "auto" and not had_template)
+def gated(row: RoundRow, earlier: Sequence[RoundRow], recipe: Recipe) -> RoundRow:
+    """`row` with the reason why it does not pass, if it does not: each metric that fell below the best of those that
+    passed, with its value, the best and the limit.
+
+    Args:
+        earlier: the rounds before it, the base first, as this function gave them back.
+
+    Raises:
+        UserError: a named metric is not reported.
+    """
+    limit = recipe.gate.max_regression
+    if limit is None:
+        return row.model_copy(update={"gated": None})
+    passed = [other for other in earlier if other.gated is None]
+    reasons = []
+    for metric in recipe.gate.metrics or (recipe.best_metric,):
+        require_metric(metric, [row, *passed])
+        best = max(passed, key=lambda other: (other.metrics[metric], other.round), default=row)
+        fall = best.metrics[metric] - row.metrics[metric]
+        if fall > limit + ROUNDING:
+            reasons.append(
+                f"{metric} {row.metrics[metric]:.4f} is {fall:.4f} below round {best.round}'s "
+                f"{best.metrics[metric]:.4f}"
+            )
+    reason = f"{'; '.join(reasons)} (gate.max_regression {limit:g})" if reasons else None
+    return row.model_copy(update={"gated": reason})
+
+
+def require_metric(metric: str, rows: Sequence[RoundRow], *, field: str = "gate.metrics") -> None:
+    """Raise a UserError with what is reported where one of `rows` lacks `metric`."""
+    for row in rows:
+        if metric not in row.metrics:
+            known = ", ".join(sorted(row.metrics))
+            raise UserError(f"{field}: {metric!r} is not reported by this run's tasks - reported: {known}")

@@ -10,8 +10,8 @@ from typing import Any
 
 from alignloop.artifacts import Artifact
 from alignloop.config import Recipe, load_recipe
-from alignloop.engines.base import Engine
 from alignloop.engines.log import LOG_FILE, log_named
+from alignloop.engines.open import open_engine
 from alignloop.environment import prepare as prepare_environment
 from alignloop.evaluation.comparing import (
     Measured,
@@ -24,14 +24,13 @@ from alignloop.evaluation.comparing import (
 from alignloop.evaluation.measures.over_optimisation import flagged
 from alignloop.loop.check import check, disk_needs_named, require_space
 from alignloop.loop.final import publish_final
-from alignloop.loop.gate import gated, require_metric
 from alignloop.loop.plan_text import opening_lines
-from alignloop.loop.rounds import best_round, run_rounds
+from alignloop.loop.rounds import best_round, gated, require_metric, run_rounds
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.run_dir.layout import enter, locked, require_same
-from alignloop.run_dir.rounds_file import write_rounds
+from alignloop.run_dir.reader import write_rounds
 from alignloop.stages import base, evaluate
 from alignloop.stages.runner import StageRunner
 
@@ -91,18 +90,23 @@ def run(
     more = [] if rounds is None else [f"rounds={rounds}"]
     config = load_recipe(recipe, overrides=[*overrides, *more])
     folder = Path(run_dir) if run_dir is not None else Path("runs") / config.name
-    progress = progress or QuietProgress()
+    shown: Progress = progress or QuietProgress()
     require_same(folder, config, rebuild=rebuild)
     log_file = folder / LOG_FILE
     with log_named(log_file), locked(folder):
         checked = check(config, run_dir=folder)
         for line in opening_lines(checked, recipe=config, run_dir=folder):
-            progress.say(line)
+            shown.say(line)
         require_space(folder, needed_bytes=checked.disk_bytes)
         with disk_needs_named(folder, needed_bytes=checked.disk_bytes):
             enter(folder, config, rebuild=rebuild)
-            with _open_engine(config, log_file, progress) as engine:
-                stages = StageRunner(config, folder, engine, progress, rebuild=rebuild)
+            with open_engine(
+                config.engine,
+                log_file=log_file,
+                say=lambda line: shown.say(f"  {line}"),
+                fallback_said=True,  # a note of `check`, among the first lines
+            ) as engine:
+                stages = StageRunner(config, folder, engine, shown, rebuild=rebuild)
                 rows = run_rounds(stages, base_inputs=base.inputs(config), ended=_Ending(stages))
                 starts = engine.num_starts
             best = best_round(rows, config.best_metric)
@@ -160,14 +164,3 @@ def _require_one_protocol(measured: Sequence[Measured], run_dir: Path) -> None:
             f"{error}\nRemove the evaluations that were made otherwise ({stages}) and run the same command again: they "
             "are measured anew, and nothing is trained again."
         ) from error
-
-
-def _open_engine(recipe: Recipe, log_file: Path, progress: Progress) -> Engine:
-    from alignloop.engines.open import open_engine
-
-    return open_engine(
-        recipe.engine,
-        log_file=log_file,
-        say=lambda line: progress.say(f"  {line}"),
-        fallback_said=True,  # a note of `check`, among the first lines
-    )

@@ -15,8 +15,7 @@ from alignloop.errors import DataError, RunDirError
 from alignloop.evaluation.comparing import Difference, RoundDifferences, read_differences
 from alignloop.evaluation.report import EvalReport, read_report
 from alignloop.records import RoundRow
-from alignloop.run_dir.reader import HOW_TO_BEGIN, PublishedStage, RunReader
-from alignloop.run_dir.rounds_file import read_rounds
+from alignloop.run_dir.reader import HOW_TO_BEGIN, PublishedStage, RunReader, read_rounds
 
 STDERR = "_stderr"
 """What ends the name of a measure's standard error."""

@@ -132,7 +132,6 @@ def holder(run_dir: Path) -> str | None:
 
 
 def _lock(run_dir: Path) -> IO[bytes]:
-    """The lock's file, locked."""
     path = run_dir / LOCK
     for attempt in range(100):
         try:

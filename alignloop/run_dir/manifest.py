@@ -94,14 +94,12 @@ def recorded_outputs(outputs: Any, *, folder: Path) -> dict[str, ArtifactRecord 
 
 
 def artifacts_of(values: Any) -> list[Artifact]:
-    """All artifacts of a stage's inputs or outputs."""
     fields = [getattr(values, f.name) for f in dataclasses.fields(values)]
     flat = [item for value in fields for item in (value if isinstance(value, tuple) else (value,))]
     return [item for item in flat if isinstance(item, Artifact)]
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that a result may depend on."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -1,14 +1,15 @@
 """The reader of a run directory: which stages its rounds have published, where their outputs lie, and the rows in them.
 
 A stage is asked for by round, name and occurrence, an output by the name its stage publishes it under: folders' numbers
-and files' names stand in the manifests. Nothing is written.
+and files' names stand in the manifests. Nothing is written but `rounds.jsonl`, a line a round, the base's first: it
+follows from the published stages, and the run can write it anew.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +18,15 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import ValidationError
 
-from alignloop.artifacts import MANIFEST, PARTIAL, Manifest, read_manifest
+from alignloop.artifacts import MANIFEST, PARTIAL, Manifest, read_manifest, write_text
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.problems import plain_problems
 from alignloop.errors import DataError, RunDirError
-from alignloop.records import Row
+from alignloop.records import RoundRow, Row
 from alignloop.run_dir.layout import RESOLVED, read_resolved, round_dir, round_numbers
 
 R = TypeVar("R", bound=Row)
+ROUNDS = "rounds.jsonl"
 _ID = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*")')
 """Rows of our own begin with their id: it is read without reading the row."""
 _CHANGED = "The run was written by another alignloop, or changed since"
@@ -78,7 +80,7 @@ def all_published(run_dir: Path | None, numbers: Iterable[int], *, stage: str) -
 
 
 def begun_stage(run_dir: Path, number: int) -> str | None:
-    """The folder's name of the stage a round has begun and not published; None where there is none."""
+    """Folder's name of the stage that a round has begun and not published."""
     begun = sorted(path.name for path in round_dir(run_dir, number).glob(f"*{PARTIAL}"))
     return begun[-1].removesuffix(PARTIAL) if begun else None
 
@@ -117,7 +119,6 @@ class RunReader:
 
     @cached_property
     def stages(self) -> dict[int, list[PublishedStage]]:
-        """Published stages by round, in order."""
         return {number: published_stages(self.run_dir, number) for number in self.rounds}
 
     def stage(self, number: int, name: str, *, occurrence: int = 1) -> PublishedStage | None:
@@ -197,3 +198,48 @@ def ids_of(file: Path) -> Iterator[str]:
                 yield str(value)
             elif isinstance(value, dict) and "id" in value:
                 yield str(value["id"])
+
+
+def read_rounds(run_dir: Path) -> list[RoundRow]:
+    """The lines of `rounds.jsonl`; none where the run has not come that far.
+
+    Raises:
+        RunDirError: a line is not one (with its number).
+    """
+    path = run_dir / ROUNDS
+    if not path.is_file():
+        return []
+    try:
+        return list(load_jsonl(path, RoundRow))
+    except DataError as error:
+        raise RunDirError(
+            f"{error}; remove rounds.jsonl and run again: it is written anew from the published stages"
+        ) from error
+
+
+def write_rounds(run_dir: Path, rows: Sequence[RoundRow]) -> None:
+    """Write the rounds so far; what a longer run has written goes on standing where it still begins the same."""
+    path = run_dir / ROUNDS
+    lines = [row.model_dump_json().encode() + b"\n" for row in rows]
+    there = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    if there[: len(lines)] != lines or not all(_round_of(line) is not None for line in there):
+        write_text(path, b"".join(lines).decode())
+
+
+def forget_rounds(run_dir: Path, number: int) -> None:
+    """Take out the lines of a round and of all later ones, and whatever is no line of a round."""
+    path = run_dir / ROUNDS
+    if not path.is_file():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if (found := _round_of(line)) is not None and found < number]
+    if kept != lines:
+        write_text(path, b"".join(kept).decode())
+
+
+def _round_of(line: bytes) -> int | None:
+    """The number of the round whose line it is; None where it is no round's."""
+    try:
+        return RoundRow.model_validate_json(line).round
+    except ValidationError:
+        return None

@@ -91,11 +91,9 @@ class StageContext:
     name: str = ""
 
     def artifact(self, name: str) -> Artifact:
-        """What the stage has left in its folder under `name`."""
         return Artifact.of(self.dir / name)
 
     def write_rows(self, name: str, rows: Iterable[BaseModel]) -> Artifact:
-        """Rows as a file of JSON lines in the stage's folder."""
         dump_jsonl(self.dir / name, rows)
         return self.artifact(name)
 
@@ -146,7 +144,6 @@ class Location:
 
     @property
     def partial(self) -> Path:
-        """The folder in which the stage works."""
         return self.dir.with_name(self.dir.name + PARTIAL)
 
     def seed(self, stage: str) -> int:

@@ -44,7 +44,6 @@ def judge_marks(judge: JudgeConfig) -> dict[str, str | None]:
 
 
 def check_judge(facts: Facts, config: JudgeConfig) -> None:
-    """The judge's model can be loaded, or its endpoint answers."""
     with facts.findings.collecting():
         if config.endpoint is None:
             _check_model(facts, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from alignloop.artifacts import Artifact, write_text
 from alignloop.config.recipe import Recipe
@@ -34,7 +35,6 @@ class Outputs(StageOutputs):
 
 
 def of(trained: training.Outputs) -> Inputs:
-    """The checkpoints of a training stage."""
     return Inputs(trained.checkpoints, trained.summary)
 
 
@@ -74,8 +74,7 @@ def run(config: AverageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 def _after(objective: ObjectiveName) -> Stage[AverageConfig, Inputs, Outputs]:
     def settings(recipe: Recipe) -> AverageConfig:
-        config: AverageConfig = getattr(recipe.averaging, objective)
-        return config
+        return cast(AverageConfig, getattr(recipe.averaging, objective))
 
     return Stage("average", Inputs, Outputs, settings, run)
 

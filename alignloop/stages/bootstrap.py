@@ -31,8 +31,6 @@ class Inputs:
 
 
 class Settings(SftConfig):
-    """It trains as SFT does, on the first round's batch."""
-
     batches: Literal["split", "files", "all"]
     split_rounds: PositiveInt
 

@@ -74,7 +74,6 @@ def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 
 def preference_pair(row: PreferenceRow) -> PairRow:
-    """The completion people liked best against the rejected one."""
     best = row.ranked[0]
     return PairRow(
         id=row.id,

@@ -55,7 +55,6 @@ class Outputs(StageOutputs):
 
     @property
     def stderr(self) -> dict[str, float]:
-        """Standard errors, under the metrics' names."""
         values = json.loads(self.report.path.read_text(encoding="utf-8"))["stderr"]
         return {str(name): float(value) for name, value in values.items()}
 

@@ -56,7 +56,6 @@ class Findings:
             self.problems.append(str(error))
 
     def raise_problems(self) -> None:
-        """Raise all problems as one `ProblemsError`, if there are any."""
         if self.problems:
             raise ProblemsError(self.problems)
 

@@ -39,7 +39,6 @@ def prompts_of(rows: Sequence[PreferenceRow]) -> list[PromptRow]:
 
 
 def held_out(row: PreferenceRow | PromptRow, *, stage: str) -> DroppedRow:
-    """A row that is left out for its prompt."""
     what = "it" if isinstance(row, PromptRow) else "its prompt"
     reason = f"{what} is that of a held-out preference, which nothing trains on"
     return DroppedRow(id=row.id, stage=stage, rule="heldout_prompt", reason=reason, source=row.source)

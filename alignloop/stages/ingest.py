@@ -72,7 +72,6 @@ def settings(recipe: Recipe) -> Settings:
 
 
 def inputs(recipe: Recipe, *, preferences: tuple[Artifact, ...], prompts: tuple[Artifact, ...]) -> Inputs:
-    """The stage's inputs, with the data of the benchmarks that the recipe names."""
     keep_out = keep_out_of(recipe)
     benchmarks = () if keep_out is None else benchmark_files(keep_out.tasks, keep_out.include_path)
     return Inputs(preferences, prompts, benchmarks)
@@ -277,7 +276,6 @@ def _by_file(rows: Rows, recipe: Recipe, findings: Findings) -> Rows:
 
 
 def _where(row: RejectedRow) -> str:
-    """`file, line N, field F: reason`."""
     line = "" if row.line is None else f", line {row.line}"
     field_name = "" if row.field is None else f", field {row.field}"
     return f"{row.file}{line}{field_name}: {row.reason}"
@@ -343,6 +341,6 @@ def _check_prompts(prompts: Sequence[PromptRow], recipe: Recipe, findings: Findi
         first = lacking[0].source
         findings.problems.append(
             f"collect.annotator: the simulated annotator judges only prompts that say how, and {len(lacking)} of "
-            f"{len(prompts)} do not ({first.file}, line {first.line}: neither instruction_id_list nor answer) - set "
+            f"{len(prompts)} do not ({first}: neither instruction_id_list nor answer) - set "
             "collect.annotator: none"
         )

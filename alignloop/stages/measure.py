@@ -129,7 +129,6 @@ class Before:
 
 
 def inputs(recipe: Recipe, before: Before, *, policy: Artifact, reward_model: Artifact, heldout: Artifact) -> Inputs:
-    """The stage's inputs in a round."""
     judge = settings(recipe).judged_by
     return Inputs(
         policy=policy,
@@ -217,7 +216,6 @@ class _Measuring:
         return {name: file for name, file in files.items() if file is not None}
 
     def rewarded(self, heldout: Heldout, answers: Sequence[HeldoutAnswers]) -> list[MeasuredRow]:
-        """The greedy answers with their rewards."""
         own, first = self.inputs.reward_model, self.inputs.first_reward_model
         if own is None:
             return [self._row(answer, None, None) for answer in answers]

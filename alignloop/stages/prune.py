@@ -147,7 +147,6 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 
 def tools(config: Settings, ctx: StageContext, *, policy: Path | None) -> Tools:
-    """What the steps work with in a stage's folder."""
     judge = None
     if config.judge is not None and config.judging_prompts:
         judge = PruneJudge(
@@ -187,7 +186,6 @@ STAGE = Stage("prune", Inputs, Outputs, settings, run)
 
 
 def check(facts: Facts) -> None:
-    """Look at all that the steps of `prune` need beside the round's rows."""
     config, judge = facts.recipe.prune, facts.recipe.judge
     for look in (_check_prompts, _check_classifier, _check_embedder):
         with facts.findings.collecting():
@@ -199,7 +197,6 @@ def check(facts: Facts) -> None:
 
 
 def _check_prompts(config: PruneConfig) -> None:
-    """Each judging prompt is there and of the kind its step asks by."""
     points = {"difficulty.prompt": config.difficulty.prompt} if config.difficulty.by == "judge" else {}
     if config.quality.enabled and config.quality.by != "reward":
         points |= {"quality.general_prompt": config.quality.general_prompt}

@@ -13,9 +13,10 @@ from alignloop.config.recipe import Recipe
 from alignloop.engines.base import Engine
 from alignloop.evaluation.comparing import forget_differences
 from alignloop.progress import Progress
+from alignloop.records import round_name
 from alignloop.run_dir.layout import round_dir, stage_folder
 from alignloop.run_dir.manifest import artifacts_of, package_versions
-from alignloop.run_dir.rounds_file import forget_rounds
+from alignloop.run_dir.reader import forget_rounds
 from alignloop.run_dir.stage import (
     ConfigT,
     InputsT,
@@ -57,11 +58,6 @@ class StageRunner:
         """What of the run directory is known to be whole."""
         return Verified(self.run_dir, say=self.progress.say)
 
-    @property
-    def dir(self) -> Path:
-        """The round's folder."""
-        return round_dir(self.run_dir, self.number)
-
     def round(self, number: int) -> StageRunner:
         """Begin a round: its stages are numbered from 1."""
         self.number = number
@@ -72,7 +68,7 @@ class StageRunner:
         """Run `stage` as the round's next, or take over what it has published."""
         self._names.append(stage.name)
         location = Location(
-            self.dir / stage_folder(len(self._names), stage.name),
+            round_dir(self.run_dir, self.number) / stage_folder(len(self._names), stage.name),
             self.number,
             self.recipe.seed,
             occurrence=self._names.count(stage.name),
@@ -107,7 +103,7 @@ class StageRunner:
         """What is small is read back; what is large is looked at where a stage takes it."""
         folder = found.location.dir.name
         self.verified.require(artifact for artifact in artifacts_of(outputs) if size_of(artifact.path) <= SMALL)
-        self._note_versions(f"{self.dir.name}/{folder}", manifest)
+        self._note_versions(f"{round_name(self.number)}/{folder}", manifest)
         self.progress.say(stage_line(folder, manifest, cached=True))
 
     def _begin(self, taken: Sequence[Artifact]) -> None:

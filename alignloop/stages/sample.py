@@ -62,8 +62,6 @@ def settings(recipe: Recipe) -> Settings:
 
 @dataclass(frozen=True)
 class SteeredPrompt:
-    """A prompt ready to be sampled."""
-
     prompt: PromptRow
     steering: Steering
     prompt_ids: tuple[int, ...]
@@ -71,8 +69,6 @@ class SteeredPrompt:
 
 @dataclass(frozen=True)
 class _Sampler:
-    """Turns prompts into requests and completions into rows."""
-
     chat: ChatFormat
     config: Settings
     policy: str
@@ -166,7 +162,7 @@ def ask(prompt: PromptRow, *, chat: ChatFormat, config: SampleConfig, round: int
         return SteeredPrompt(prompt, steering, chat.prompt_ids(steering.messages))
     except ModelError as error:
         steered = "" if steering.system_prompt is None else ", with a system prompt of sample.system_prompts"
-        raise ModelError(f"prompt {prompt.id} ({_place(prompt)}){steered}: {error}") from error
+        raise ModelError(f"prompt {prompt.id} ({prompt.source}){steered}: {error}") from error
 
 
 def check_ids(prompts: Sequence[PromptRow], *, where: str) -> None:
@@ -176,7 +172,7 @@ def check_ids(prompts: Sequence[PromptRow], *, where: str) -> None:
         other = first.setdefault(prompt.id, prompt)
         if other is not prompt:
             raise DataError(
-                f"{where}: two prompts have the id {prompt.id!r} ({_place(other)}; {_place(prompt)}): give each its own"
+                f"{where}: two prompts have the id {prompt.id!r} ({other.source}; {prompt.source}): give each its own"
             )
 
 
@@ -282,11 +278,6 @@ def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:
         "unique_candidates": num_unique / len(prompts),
         "duplicate_rate": (len(rows) - num_unique) / len(rows),
     }
-
-
-def _place(prompt: PromptRow) -> str:
-    line = "" if prompt.source.line is None else f", line {prompt.source.line}"
-    return f"{prompt.source.file}{line}"
 
 
 STAGE = Stage("sample", Inputs, Outputs, settings, run)

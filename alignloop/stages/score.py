@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.pruning.items import is_peoples
-from alignloop.records import CandidateRow, Message, PreferenceRow, Strength
+from alignloop.records import CandidateRow, Message, PreferenceRow, Strength, by_prompt
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.reward_functions import call_function, load, load_function, missing_columns
@@ -76,7 +76,6 @@ def settings(recipe: Recipe) -> Settings:
 
 
 def check(facts: Facts) -> None:
-    """Each reward function can be loaded and is given what it asks for."""
     recipe, prompts, findings = facts.recipe, facts.rows.prompts, facts.findings
     with findings.collecting():
         unique(recipe.score.reward_functions)
@@ -106,20 +105,19 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     chat = load_format(inputs.reward_model.path)
     check_tokenizer(rows, chat, where=str(inputs.candidates.path), reward_model=str(inputs.reward_model.path))
     batch = [] if inputs.preferences is None else list(load_jsonl(inputs.preferences.path, PreferenceRow))
-    targets = targets_to_score(
-        batch, chat, strengths=config.strengths, room=longest_sequence(text_config(inputs.reward_model.path))
-    )
+    room = longest_sequence(text_config(inputs.reward_model.path))
+    targets = _targets(batch, chat, strengths=config.strengths, room=room)
     values: dict[str, dict[str, float]] = {}
     if config.reward_functions:
         # The user's own code first: what is wrong with it is known before the long part.
         with ctx.activity("reward functions"):
             names = [entry.function for entry in unique(config.reward_functions)]
-            asked = [*prompts, *([target.row] for target in targets)]
+            asked = [*prompts, *([row] for row, _ in targets)]
             values = {name: function_values(name, asked) for name in names}
     ctx.engine.sleep()
     with ctx.activity("scoring"):
         rewards = score_groups(
-            [*candidate_groups(rows, chat), *(target.group for target in targets)],
+            [*candidate_groups(rows, chat), *(group for _, group in targets)],
             reward_model=inputs.reward_model.path,
             rows_per_microbatch=config.rows_per_microbatch,
             dtype=config.dtype,
@@ -128,56 +126,47 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     raw = {row.id: reward for row, reward in zip(chain(*prompts), chain(*rewards[: len(prompts)]), strict=True)}
     scored = [scored_row(row, raw[row.id], values, config.reward_functions) for row in rows]
     totals = {
-        target.preference: scored_row(target.row, reward, values, config.reward_functions).total_reward
-        for target, (reward,) in zip(targets, rewards[len(prompts) :], strict=True)
+        row.id: scored_row(row, reward, values, config.reward_functions).total_reward
+        for (row, _), (reward,) in zip(targets, rewards[len(prompts) :], strict=True)
     }
-    with_rewards = (row.model_copy(update={"chosen_reward": totals.get(row.id)}) for row in batch)
+    with_rewards = (row.model_copy(update={"chosen_reward": totals.get(_target_id(row))}) for row in batch)
     return Outputs(
         candidates=ctx.write_rows("candidates.jsonl", scored),
         preferences=() if inputs.preferences is None else (ctx.write_rows("preferences.jsonl", with_rewards),),
         counts={} if inputs.preferences is None else {"preferences_scored": len(targets)},
-        metrics=_metrics(scored, values),
+        metrics=_metrics(scored, values.keys()),
     )
 
 
-@dataclass(frozen=True)
-class Target:
-    """A preference's best completion, to be scored by the same reward model as what was sampled now.
-
-    Attributes:
-        preference: its id.
-        row: as reward functions see it.
-    """
-
-    preference: str
-    row: CandidateRow
-    group: PromptGroup
-
-
-def targets_to_score(
+def _targets(
     batch: Sequence[PreferenceRow], chat: ChatFormat, *, strengths: Sequence[Strength], room: int | None
-) -> list[Target]:
-    """What of a batch is not people's and has room in the reward model.
+) -> list[tuple[CandidateRow, PromptGroup]]:
+    """Of a batch's rows that are not people's the best completion, to be scored by the same reward model as what was
+    sampled now: as reward functions see it, and in tokens.
 
     Args:
-        room: longest sequence of the reward model, in tokens; None: not known.
+        room: longest sequence of the reward model, in tokens: longer ones are left out; None: not known.
     """
     from alignloop.packing.build import sft_groups
 
     rows = [row for row in batch if not is_peoples(row, strengths=strengths)]
     groups = sft_groups([preferred(row) for row in rows], chat, train_on="last_assistant")
     return [
-        Target(row.id, _as_candidate(row, group), group)
+        (_as_candidate(row, group), group)
         for row, group in zip(rows, groups, strict=True)
         if room is None or len(group.prompt_ids) + len(group.completions[0].token_ids) <= room
     ]
 
 
+def _target_id(row: PreferenceRow) -> str:
+    return f"preference {row.id}"
+
+
 def _as_candidate(row: PreferenceRow, group: PromptGroup) -> CandidateRow:
     best = row.ranked[0]
     return CandidateRow(
-        id=f"preference {row.id}",
-        prompt_id=f"preference {row.id}",
+        id=_target_id(row),
+        prompt_id=_target_id(row),
         messages=row.messages,
         completion=best.text,
         completion_ids=list(group.completions[0].token_ids),
@@ -196,21 +185,20 @@ def grouped(rows: Sequence[CandidateRow], *, where: str) -> list[list[CandidateR
     """
     if not rows:
         raise DataError(f"{where}: holds no candidate to score: run the sample stage first")
-    prompts: dict[str, list[CandidateRow]] = {}
+    prompts = by_prompt(rows)
     seen: set[str] = set()
     for row in rows:
-        group = prompts.setdefault(row.prompt_id, [])
         if row.id in seen:
             raise DataError(f"{where}: two candidates have the id {row.id!r}: give each its own")
         if not row.completion_ids:
             raise DataError(f"{where}: candidate {row.id} has no completion_ids: there is no token to score")
-        if group and group[0].messages != row.messages:
+        first = prompts[row.prompt_id][0]
+        if first.messages != row.messages:
             raise DataError(
-                f"{where}: candidates {group[0].id} and {row.id} have the prompt_id {row.prompt_id!r} but different "
+                f"{where}: candidates {first.id} and {row.id} have the prompt_id {row.prompt_id!r} but different "
                 "messages: give each dialog a prompt_id of its own"
             )
         seen.add(row.id)
-        group.append(row)
     return list(prompts.values())
 
 
@@ -297,18 +285,17 @@ def _message(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": message.content}
 
 
-def _metrics(rows: Sequence[CandidateRow], values: dict[str, dict[str, float]]) -> dict[str, float]:
+def _metrics(rows: Sequence[CandidateRow], functions: Collection[str]) -> dict[str, float]:
     rewards = [row.reward for row in rows if row.reward is not None]
-    own = {row.id for row in rows}
     metrics = {"mean_reward": sum(rewards) / len(rewards)}
-    if values:
+    if functions:
         totals = [row.total_reward for row in rows if row.total_reward is not None]
         metrics["mean_total_reward"] = sum(totals) / len(totals)
-    for name, of_all in values.items():
-        found = {row_id: value for row_id, value in of_all.items() if row_id in own}
+    for name in functions:
+        found = [row.extra_rewards[name] for row in rows if name in row.extra_rewards]
         metrics[f"applies/{name}"] = len(found) / len(rows)
         if found:
-            metrics[f"mean/{name}"] = sum(found.values()) / len(found)
+            metrics[f"mean/{name}"] = sum(found) / len(found)
     return metrics
 
 

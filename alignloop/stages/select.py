@@ -80,7 +80,6 @@ def endings(candidates: Sequence[CandidateRow]) -> tuple[list[bool], list[bool]]
 
 
 def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> SelectedRow:
-    """The row of one prompt."""
     rewards = [reward_of(row) for row in candidates]
     truncated, empty = endings(candidates)
     best = candidates[pick_best(rewards, truncated=truncated, empty=empty)]

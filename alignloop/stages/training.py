@@ -158,8 +158,7 @@ def check_answers(facts: Facts, *, chat: ChatFormat) -> None:
     answers = [(row.source, text) for row in rows for text in _answers(row)]
     for reason, found in _by_reason((source, chat.refusal(text)) for source, text in answers):
         findings.problems.append(
-            f"preferences: {len(found)} of {len(answers)} answers cannot be trained (first: {found[0].file}, line "
-            f"{found[0].line}): {reason}"
+            f"preferences: {len(found)} of {len(answers)} answers cannot be trained (first: {found[0]}): {reason}"
         )
     _note_reasoning([text for _, text in answers], chat=chat, findings=findings)
     if facts.recipe.sft.train_on == "all_assistant":
@@ -167,7 +166,6 @@ def check_answers(facts: Facts, *, chat: ChatFormat) -> None:
 
 
 def can_train(row: PreferenceRow, chat: ChatFormat) -> bool:
-    """Whether none of its answers is refused."""
     return all(chat.refusal(text) is None for text in _answers(row))
 
 
@@ -192,14 +190,14 @@ def _check_earlier(rows: Sequence[PreferenceRow], *, chat: ChatFormat, findings:
         source, mark = marked[0]
         findings.problems.append(
             f"sft.train_on: all_assistant: {len(marked)} of {len(rows)} rows hold turns that are marked as not to be "
-            f"trained on (first: {source.file}, line {source.line}, {mark}) - set sft.train_on: last_assistant, or "
+            f"trained on (first: {source}, {mark}) - set sft.train_on: last_assistant, or "
             "take the rows out"
         )
     earlier = [(row.source, m.content) for row in rows for m in row.messages if m.role == "assistant"]
     for reason, found in _by_reason((source, chat.earlier_refusal(text)) for source, text in earlier):
         findings.problems.append(
             f"sft.train_on: all_assistant: {len(found)} of {len(earlier)} earlier answers cannot be trained (first: "
-            f"{found[0].file}, line {found[0].line}): {reason} - set sft.train_on: last_assistant, or chat_template to "
+            f"{found[0]}): {reason} - set sft.train_on: last_assistant, or chat_template to "
             "one that writes all answers alike (docs/templates.md)"
         )
 
@@ -274,7 +272,7 @@ def _tokenised(
         try:
             found.append(length(row))
         except ModelError as error:
-            findings.problems.append(f"{row.source.file}, line {row.source.line}: {error}")
+            findings.problems.append(f"{row.source}: {error}")
             break
     return found
 

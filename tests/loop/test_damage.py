@@ -20,7 +20,7 @@ from alignloop.loop.rounds import ingest_inputs
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, RoundRow, Source
 from alignloop.run_dir.layout import enter, locked
-from alignloop.run_dir.rounds_file import forget_rounds, write_rounds
+from alignloop.run_dir.reader import forget_rounds, write_rounds
 from alignloop.stages import ingest
 from alignloop.stages.runner import StageRunner
 

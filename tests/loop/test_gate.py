@@ -9,9 +9,8 @@ import pytest
 from alignloop.artifacts import Artifact
 from alignloop.config import Recipe
 from alignloop.errors import UserError
-from alignloop.loop.gate import gated
 from alignloop.loop.round import RoundEnd, RoundStart
-from alignloop.loop.rounds import best_round, next_start, sampling_policy
+from alignloop.loop.rounds import best_round, gated, next_start, sampling_policy
 from alignloop.records import RoundRow
 from alignloop.stages import evaluate, measure
 

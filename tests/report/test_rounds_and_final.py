@@ -16,7 +16,7 @@ from alignloop.errors import RunDirError
 from alignloop.loop.final import publish_final
 from alignloop.report.model_card import vllm_snippet
 from alignloop.report.rounds import round_row
-from alignloop.run_dir.rounds_file import read_rounds
+from alignloop.run_dir.reader import read_rounds
 
 CHECKPOINT = {
     "config.json": '{"model_type": "llama"}',

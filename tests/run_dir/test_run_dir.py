@@ -95,6 +95,9 @@ def test_looking_never_keeps_a_run_from_starting(tmp_path: Path) -> None:
         for _ in range(300):
             with locked(tmp_path):
                 pass
+        with locked(tmp_path):
+            while str(os.getpid()) not in looked:
+                time.sleep(0.001)
     finally:
         end.set()
         watcher.join()

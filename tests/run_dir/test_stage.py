@@ -8,11 +8,11 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from alignloop.artifacts import Artifact, Manifest, derive_seed, digest_of, disk_errors_named, read_manifest
+from alignloop.artifacts import Artifact, derive_seed, digest_of, disk_errors_named, read_manifest
 from alignloop.config.base import Section
 from alignloop.config.recipe import Recipe
 from alignloop.engines.base import Engine
@@ -20,7 +20,7 @@ from alignloop.errors import DataError, DiskFullError, DriftError, RunDirError
 from alignloop.evaluation.comparing import read_differences
 from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
-from alignloop.run_dir.rounds_file import read_rounds, write_rounds
+from alignloop.run_dir.reader import read_rounds, write_rounds
 from alignloop.run_dir.stage import Location, Stage, StageContext, run_stage
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.verification import verify_run
@@ -71,9 +71,11 @@ def count(**config: int) -> Stage[CountConfig, CountInputs, CountOutputs]:
 COUNT = count()
 
 
-def run_count(run_dir: Path, rows: Path, *, add: int = 1, rebuild: bool = False) -> CountOutputs:
+def run_count(
+    run_dir: Path, rows: Path, *, add: int = 1, rebuild: bool = False, stage: Stage[Any, Any, CountOutputs] = COUNT
+) -> CountOutputs:
     return run_stage(
-        COUNT,
+        stage,
         CountConfig(add=add),
         CountInputs(Artifact.of(rows)),
         location=Location(run_dir / "round-01" / "01_count", 1, 0),
@@ -145,14 +147,7 @@ def test_rows_that_vanish_are_a_defect(tmp_path: Path, rows: Path) -> None:
         return CountOutputs(total=outputs.total, parts=(), counts={"in": 3, "kept": 1, "dropped": 1})
 
     with pytest.raises(AssertionError, match="rows vanished"):
-        run_stage(
-            Stage("lose", CountInputs, CountOutputs, lambda recipe: CountConfig(), lose),
-            CountConfig(),
-            CountInputs(Artifact.of(rows)),
-            location=Location(tmp_path / "round-01" / "01_lose", 1, 0),
-            engine=None,  # type: ignore[arg-type]
-            progress=QuietProgress(),
-        )
+        run_count(tmp_path, rows, stage=Stage("lose", CountInputs, CountOutputs, lambda recipe: CountConfig(), lose))
 
 
 def test_newer_manifest_is_refused(tmp_path: Path, rows: Path) -> None:
@@ -168,6 +163,24 @@ def test_broken_manifest_says_what_to_do(tmp_path: Path, rows: Path) -> None:
     (tmp_path / "round-01/01_count/manifest.json").write_text("{")
     with pytest.raises(RunDirError, match=r"remove .*01_count"):
         run_count(tmp_path, rows)
+
+
+def test_a_manifest_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To remove a sound stage for the permissions of its file would cost its work."""
+    first = run_count(tmp_path, rows)
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:  # root may read everything
+        patched.setattr(Path, "read_bytes", refused)
+        with pytest.raises(RunDirError) as caught:
+            run_count(tmp_path, rows)
+    path = tmp_path / "round-01/01_count/manifest.json"
+    assert str(caught.value) == f"{path}: cannot be read (Permission denied): make it readable, and run again"
+    assert run_count(tmp_path, rows) == first
 
 
 def test_a_manifest_with_one_other_digit_is_noticed(tmp_path: Path, rows: Path) -> None:
@@ -214,15 +227,8 @@ def test_full_disk_is_named_and_nothing_is_published(tmp_path: Path, rows: Path)
         raise AssertionError("unreachable: the write fails")
 
     with pytest.raises(DiskFullError, match=r"disk is full.*are free.*run the same command again"):
-        run_stage(
-            Stage("fill", CountInputs, CountOutputs, lambda recipe: CountConfig(), fill),
-            CountConfig(),
-            CountInputs(Artifact.of(rows)),
-            location=Location(tmp_path / "round-01" / "01_fill", 1, 0),
-            engine=None,  # type: ignore[arg-type]
-            progress=QuietProgress(),
-        )
-    assert not (tmp_path / "round-01/01_fill").exists()
+        run_count(tmp_path, rows, stage=Stage("fill", CountInputs, CountOutputs, lambda recipe: CountConfig(), fill))
+    assert not (tmp_path / "round-01/01_count").exists()
 
 
 def test_what_is_not_there_has_no_digest(tmp_path: Path) -> None:
@@ -257,25 +263,6 @@ def test_only_a_full_disk_is_called_full(tmp_path: Path, error: Exception, said:
     with pytest.raises(DiskFullError if said else type(error)) as raised, disk_errors_named(tmp_path):
         raise error
     assert said is None or said in str(raised.value)
-
-
-def test_manifest_round_trips() -> None:
-    manifest = Manifest(
-        stage="s",
-        round=1,
-        fingerprint="f",
-        config={"a": 1},
-        inputs={"rows": {"digest": "sha256:0", "path": "rows.jsonl"}},
-        outputs={},
-        counts={"in": 1},
-        metrics={"loss": 0.5},
-        seed=1,
-        versions={},
-        started="",
-        ended="",
-        seconds={},
-    )
-    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
 
 
 def test_a_published_file_that_was_cut_short_or_removed_is_noticed(tmp_path: Path, rows: Path) -> None:

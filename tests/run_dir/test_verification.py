@@ -23,7 +23,7 @@ from alignloop.loop.final import publish_final
 from alignloop.records import RoundRow
 from alignloop.run_dir import verification
 from alignloop.run_dir.layout import enter, locked
-from alignloop.run_dir.rounds_file import read_rounds, write_rounds
+from alignloop.run_dir.reader import read_rounds, write_rounds
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.runner import SMALL, StageRunner

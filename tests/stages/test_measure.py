@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_case import Listening
 
 from alignloop.artifacts import Artifact, digest_of
 from alignloop.config import load_recipe
@@ -46,14 +47,6 @@ ROWS = [
     preference(4, QUESTIONS[0] + " ", strength="marginally_better"),
     preference(5, "word " * 500),
 ]
-
-
-class Listening(QuietProgress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def recipe(*more: str) -> Recipe:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
-from stage_case import context
+from stage_case import Listening, ScriptedEngine, at_door, context, written
 
 from alignloop.artifacts import Artifact, derive_seed, stage_seed
 from alignloop.chat.template_defaults import with_defaults
@@ -21,14 +19,14 @@ from alignloop.chat.templates import bundled_by_trl, give_template, load_templat
 from alignloop.config.bundled import resolve_base
 from alignloop.config.engine import EngineConfig
 from alignloop.config.sampling import SystemPrompt
-from alignloop.data.jsonl import dump_jsonl, load_jsonl
-from alignloop.engines.base import Completion, Engine, GenerateRequest, Loglikelihood, LoglikelihoodRequest
+from alignloop.data.jsonl import load_jsonl
+from alignloop.engines.base import Completion, Engine, GenerateRequest
 from alignloop.engines.open import open_engine
 from alignloop.engines.process import EngineProcess
 from alignloop.errors import DataError, EngineError, ModelError, UserError
 from alignloop.progress import Advance, Progress, QuietProgress
 from alignloop.records import CandidateRow, DroppedRow, Message, PromptRow, Source
-from alignloop.run_dir.stage import Location, StageContext, run_stage
+from alignloop.run_dir.stage import StageContext
 from alignloop.stages import sample
 
 NO_SYSTEM = (
@@ -38,54 +36,6 @@ NO_SYSTEM = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
 )
-
-
-class ScriptedEngine:
-    """An engine whose completions are a function of the request's ids, seed and temperature, as a real one's are.
-
-    Args:
-        dies_at: the call of `generate` that fails as an engine does that died too often; None: none.
-    """
-
-    def __init__(self, *, dies_at: int | None = None, stop: int = 4) -> None:
-        self.requests: list[list[GenerateRequest]] = []
-        self._dies_at = dies_at
-        self._stop = stop
-
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
-        if len(self.requests) == self._dies_at:
-            raise EngineError("the engine died 4 times in this run")
-        self.requests.append(list(requests))
-        return [self._completions(request) for request in requests]
-
-    def _completions(self, request: GenerateRequest) -> list[Completion]:
-        draw = random.Random(f"{request.seed} {request.temperature} {request.prompt_ids}")
-        made = []
-        for _ in range(request.num_candidates):
-            length = draw.randint(0, request.max_tokens)
-            ids = tuple(draw.randint(70, 90) for _ in range(length))
-            cut = length == request.max_tokens
-            made.append(Completion(ids if cut else (*ids, self._stop), "length" if cut else "stop"))
-        return made
-
-    def load_weights(self, checkpoint: Path) -> None: ...
-    def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
-        raise NotImplementedError
-
-    def sleep(self) -> None: ...
-    def wake(self) -> None: ...
-    def close(self) -> None: ...
-
-    @property
-    def num_starts(self) -> int:
-        return 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +57,6 @@ def prompt(n: int, **values: Any) -> PromptRow:
     )
 
 
-def written(folder: Path, prompts: Sequence[PromptRow]) -> Artifact:
-    dump_jsonl(folder / "prompts.jsonl", prompts)
-    return Artifact.of(folder / "prompts.jsonl")
-
-
 def sampled(
     folder: Path,
     policy: Artifact,
@@ -123,13 +68,17 @@ def sampled(
     progress: Progress | None = None,
 ) -> sample.Outputs:
     """The stage by its door, in `folder/round-NN/04_sample`."""
-    return run_stage(
+    folder.mkdir(exist_ok=True)
+    inputs = sample.Inputs(policy, written(folder / "prompts.jsonl", prompts))
+    return at_door(
         sample.STAGE,
         settings,
-        sample.Inputs(policy, written(folder, prompts)),
-        location=Location(folder / f"round-{number:02d}" / "04_sample", number, 7),
-        engine=engine or ScriptedEngine(),
-        progress=progress or QuietProgress(),
+        inputs,
+        folder / f"round-{number:02d}" / "04_sample",
+        number=number,
+        run_seed=7,
+        engine=engine,
+        progress=progress,
     )
 
 
@@ -203,7 +152,6 @@ def test_a_system_prompt_steers_and_is_seen_by_training_only_where_asked(policy:
     assert [row.system_prompt for row in unseen[::3]] == ["Show your steps.", None, None]
     assert [row.messages for row in unseen[::3]] == [p.messages for p in prompts]
     shown = config(system_prompts=steering, train_on_system_prompt=True)
-    (tmp_path / "seen").mkdir()
     both = rows_of(sampled(tmp_path / "seen", policy, prompts, shown, seen, number=2))
     assert {row.system_prompt for row in both} == {None}
     assert [[m.role for m in row.messages] for row in both[::3]] == [["system", "user"], ["user"], ["system", "user"]]
@@ -233,14 +181,6 @@ def test_a_template_without_system_role_is_said_before_the_engine_is_asked(polic
     assert len(rows_of(sampled(tmp_path, bare, [prompt(0)], config()))) == 3  # without one it samples
 
 
-class Notes(QuietProgress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
 @pytest.mark.parametrize(
     ("template", "kwargs", "unasked"),
     [
@@ -268,7 +208,7 @@ def test_reasoning_that_nobody_asked_for_is_counted_and_said(
         def _completions(self, request: GenerateRequest) -> list[Completion]:
             return [Completion(each, "length") for each in ids]
 
-    notes = Notes()
+    notes = Listening()
     settings = config(num_candidates=4, max_tokens=32, max_model_len=512)
     outputs = sampled(tmp_path, Artifact.of(folder), [prompt(0)], settings, Thinks(), progress=notes)
     assert outputs.metrics["reasoning_rate"] == 0.5
@@ -286,13 +226,11 @@ def test_prompts_without_room_are_dropped_with_their_system_prompt_counted(polic
     fits = config(max_model_len=length + 6)
     assert sampled(tmp_path, policy, [prompt(0), long], fits).counts["dropped"] == 0
     tight = config(max_model_len=length + 5)
-    (tmp_path / "tight").mkdir()
     outputs = sampled(tmp_path / "tight", policy, [prompt(0), long], tight)
     (drop,) = load_jsonl(outputs.dropped.path, DroppedRow)
     assert (drop.id, drop.rule) == ("p1", "length")
     assert drop.reason == f"{length} prompt tokens and 6 for the completion exceed {length + 5}"
     assert outputs.counts == {"in": 2, "kept": 1, "dropped": 1, "candidates": 3}
-    (tmp_path / "steered").mkdir()
     steered = fits.model_copy(update={"system_prompts": (SystemPrompt(text="Be very kind to rivers, always."),)})
     with pytest.raises(DataError, match=r"none of 2 prompts leaves room .*p0: \d+ prompt tokens \(the system prompt"):
         sampled(tmp_path / "steered", policy, [prompt(0), long], steered)
@@ -314,66 +252,63 @@ def test_bad_input_is_named_before_the_engine_is_asked(policy: Artifact, tmp_pat
 PROMPTS = [prompt(n) for n in range(7)]
 
 
+def ran(
+    policy: Artifact, folder: Path, engine: ScriptedEngine, prompts: Sequence[PromptRow] = PROMPTS
+) -> sample.Outputs:
+    """The stage in a working folder: what an earlier call left there is there."""
+    inputs = sample.Inputs(policy, written(folder.with_suffix(".jsonl"), prompts))
+    return sample.run(config(), inputs, context(folder, seed=11, engine=engine))
+
+
 @pytest.fixture
 def unbroken(policy: Artifact, tmp_path: Path) -> bytes:
-    inputs = sample.Inputs(policy, written(tmp_path, PROMPTS))
-    outputs = sample.run(config(), inputs, context(tmp_path / "unbroken", seed=11, engine=ScriptedEngine()))
-    return outputs.candidates.path.read_bytes()
+    return ran(policy, tmp_path / "unbroken", ScriptedEngine()).candidates.path.read_bytes()
 
 
 @pytest.mark.parametrize("dies_at", [0, 1, 3])
 def test_a_crash_costs_one_shard(policy: Artifact, tmp_path: Path, unbroken: bytes, dies_at: int) -> None:
-    inputs = sample.Inputs(policy, written(tmp_path, PROMPTS))
     with pytest.raises(EngineError):
-        sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=ScriptedEngine(dies_at=dies_at)))
+        ran(policy, tmp_path / "room", ScriptedEngine(dies_at=dies_at))
     assert len(list((tmp_path / "room").glob("shard-*.jsonl"))) == dies_at
     again = ScriptedEngine()
-    outputs = sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=again))
+    outputs = ran(policy, tmp_path / "room", again)
     assert outputs.candidates.path.read_bytes() == unbroken
     assert len(again.requests) == 4 - dies_at  # 7 prompts are 4 shards
     assert {path.name for path in (tmp_path / "room").iterdir()} == {"candidates.jsonl", "dropped.jsonl"}
 
 
-def _half_written(room: Path) -> None:
-    (room / "shard-00001.jsonl").rename(room / "shard-00001.tmp")
-    whole = (room / "shard-00001.tmp").read_bytes()
-    (room / "shard-00001.tmp").write_bytes(whole[: len(whole) // 2])
+def _cut(path: Path) -> bytes:
+    whole = path.read_bytes()
+    return whole[: len(whole) // 2]
 
 
-def _no_bytes(room: Path) -> None:
-    (room / "shard-00001.jsonl").write_bytes(b"")
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "half written": lambda shard: shard.rename(shard.with_suffix(".tmp")).write_bytes(_cut(shard.with_suffix(".tmp"))),
+    "without its bytes": lambda shard: shard.write_bytes(b""),
+    "cut short": lambda shard: shard.write_bytes(_cut(shard)),
+    "of other prompts": lambda shard: shutil.copyfile(shard.with_name("shard-00000.jsonl"), shard),
+}
 
 
-def _cut_short(room: Path) -> None:
-    whole = (room / "shard-00001.jsonl").read_bytes()
-    (room / "shard-00001.jsonl").write_bytes(whole[: len(whole) // 2])
-
-
-def _of_other_prompts(room: Path) -> None:
-    shutil.copyfile(room / "shard-00000.jsonl", room / "shard-00001.jsonl")
-
-
-@pytest.mark.parametrize("damage", [_half_written, _no_bytes, _cut_short, _of_other_prompts])
+@pytest.mark.parametrize("how", DAMAGE)
 def test_a_shard_that_is_not_whole_is_sampled_again(
-    policy: Artifact, tmp_path: Path, unbroken: bytes, damage: Callable[[Path], None]
+    policy: Artifact, tmp_path: Path, unbroken: bytes, how: str
 ) -> None:
-    inputs = sample.Inputs(policy, written(tmp_path, PROMPTS))
     with pytest.raises(EngineError):
-        sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=ScriptedEngine(dies_at=3)))
-    damage(tmp_path / "room")
+        ran(policy, tmp_path / "room", ScriptedEngine(dies_at=3))
+    DAMAGE[how](tmp_path / "room" / "shard-00001.jsonl")
     again = ScriptedEngine()
-    outputs = sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=again))
+    outputs = ran(policy, tmp_path / "room", again)
     assert outputs.candidates.path.read_bytes() == unbroken
     assert [len(call) for call in again.requests] == [2, 1]  # the damaged one and the last
     assert {path.name for path in (tmp_path / "room").iterdir()} == {"candidates.jsonl", "dropped.jsonl"}
 
 
 def test_a_crash_after_the_last_shard_costs_nothing(policy: Artifact, tmp_path: Path, unbroken: bytes) -> None:
-    inputs = sample.Inputs(policy, written(tmp_path, PROMPTS))
-    first = sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=ScriptedEngine()))
+    first = ran(policy, tmp_path / "room", ScriptedEngine())
     (tmp_path / "room" / "shard-00002.jsonl").write_text("left when it was killed between two removals")
     again = ScriptedEngine(dies_at=0)
-    outputs = sample.run(config(), inputs, context(tmp_path / "room", seed=11, engine=again))
+    outputs = ran(policy, tmp_path / "room", again)
     assert outputs.candidates.path.read_bytes() == unbroken
     assert outputs.metrics == first.metrics
     assert {path.name for path in (tmp_path / "room").iterdir()} == {"candidates.jsonl", "dropped.jsonl"}
@@ -398,16 +333,12 @@ def test_shards_of_another_configuration_or_other_prompts_are_not_taken_over(
     engine = ScriptedEngine()
     outputs = sampled(tmp_path, policy, prompts, settings, engine)
     assert sum(len(call) for call in engine.requests) == len(prompts)
-    (tmp_path / "fresh").mkdir()
     fresh = sampled(tmp_path / "fresh", policy, prompts, settings)
     assert outputs.candidates.path.read_bytes() == fresh.candidates.path.read_bytes()
 
 
 def test_what_a_prompt_is_sampled_depends_on_no_other_prompt(policy: Artifact, tmp_path: Path, unbroken: bytes) -> None:
-    (tmp_path / "few").mkdir()
-    inputs = sample.Inputs(policy, written(tmp_path / "few", [PROMPTS[5], PROMPTS[2]]))
-    settings = config(shard_prompts=1)
-    outputs = sample.run(settings, inputs, context(tmp_path / "few" / "room", seed=11, engine=ScriptedEngine()))
+    outputs = ran(policy, tmp_path / "few", ScriptedEngine(), [PROMPTS[5], PROMPTS[2]])
     lines = set(unbroken.splitlines())
     assert [line in lines for line in outputs.candidates.path.read_bytes().splitlines()] == [True] * 6
 
@@ -447,7 +378,7 @@ class KillsOnce(QuietProgress):
 
 @pytest.mark.slow
 def test_an_engine_that_is_killed_is_started_again_and_samples_the_same(policy: Artifact, tmp_path: Path) -> None:
-    inputs = sample.Inputs(policy, written(tmp_path, PROMPTS[:4]))
+    inputs = sample.Inputs(policy, written(tmp_path / "prompts.jsonl", PROMPTS[:4]))
     settings = config(engine="transformers")
     engine_config = EngineConfig(name="transformers", dtype="float32", max_model_len=128)
     found = []

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_case import ScriptedEngine, context
 
 from alignloop.artifacts import Artifact
 from alignloop.config.bundled import resolve_base
-from alignloop.config.engine import EngineConfig
 from alignloop.config.sampling import RewardFunction, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
-from alignloop.engines.base import Engine
-from alignloop.engines.open import open_engine
 from alignloop.errors import DataError, ModelError, UserError
-from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
-from alignloop.run_dir.stage import StageContext
 from alignloop.sampling.reward_functions import load
 from alignloop.stages import score, select
 
@@ -55,13 +51,6 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     base = Path(resolve_base("quickstart"))
     folder = tmp_path_factory.mktemp("models") / "reward"
     return Artifact.of(save_checkpoint(load_reward_model(base, seed=3), folder, companions=base))
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    """Never started: scoring only sends it to sleep."""
-    with open_engine(EngineConfig(name="transformers"), log_file=tmp_path / "engine.log") as engine:
-        yield engine
 
 
 @pytest.fixture
@@ -105,26 +94,25 @@ def stage_config(**config: Any) -> score.Settings:
 
 
 def scored(
-    folder: Path, rows: Sequence[CandidateRow], reward_model: Artifact, engine: Engine, **config: Any
+    folder: Path, rows: Sequence[CandidateRow], reward_model: Artifact, **config: Any
 ) -> tuple[score.Outputs, list[CandidateRow]]:
     folder.mkdir(exist_ok=True)
     dump_jsonl(folder / "in.jsonl", rows)
-    ctx = StageContext(dir=folder, seed=0, round=1, engine=engine, progress=QuietProgress())
     inputs = score.Inputs(Artifact.of(folder / "in.jsonl"), reward_model)
-    outputs = score.run(stage_config(**config), inputs, ctx)
+    outputs = score.run(stage_config(**config), inputs, context(folder, engine=ScriptedEngine()))
     return outputs, list(load_jsonl(outputs.candidates.path, CandidateRow))
 
 
 def test_raw_rewards_are_kept_and_functions_added(
-    rows: list[CandidateRow], reward_model: Artifact, engine: Engine, functions: str, tmp_path: Path
+    rows: list[CandidateRow], reward_model: Artifact, functions: str, tmp_path: Path
 ) -> None:
-    plain, alone = scored(tmp_path / "plain", rows, reward_model, engine)
+    plain, alone = scored(tmp_path / "plain", rows, reward_model)
     assert plain.metrics == {"mean_reward": pytest.approx(sum(row.reward or 0.0 for row in alone) / 5)}
     assert all(row.total_reward == row.reward and row.extra_rewards == {} for row in alone)
     assert len({row.reward for row in alone}) == 5
     length, exact = f"{functions}:length", f"{functions}:exact"
     both = (RewardFunction(function=length, weight=-0.5), RewardFunction(function=exact, weight=10.0))
-    outputs, found = scored(tmp_path / "both", rows, reward_model, engine, reward_functions=both)
+    outputs, found = scored(tmp_path / "both", rows, reward_model, reward_functions=both)
     assert [row.reward for row in found] == [row.reward for row in alone]
     # Words: 2, 1, 5, 3, 2. Only p has an answer, "No.", which is its second candidate.
     assert [row.extra_rewards for row in found] == [
@@ -141,21 +129,20 @@ def test_raw_rewards_are_kept_and_functions_added(
     assert outputs.metrics[f"mean/{exact}"] == pytest.approx(1 / 3)
     assert outputs.metrics[f"mean/{length}"] == 13 / 5
     # Selection goes by the total: p's second candidate wins by its 10.
-    ctx = StageContext(dir=tmp_path, seed=0, round=1, engine=engine, progress=QuietProgress())
-    picked = select.run(SelectConfig(), select.Inputs(outputs.candidates), ctx)
+    picked = select.run(SelectConfig(), select.Inputs(outputs.candidates), context(tmp_path))
     best = next(row for row in load_jsonl(picked.selected.path, SelectedRow) if row.prompt_id == "p")
     assert (best.id, best.reward) == ("p/1/1", found[1].total_reward)
     assert best.rewards == [row.total_reward for row in found[:3]]
 
 
 def test_rewards_find_their_rows_in_a_file_of_any_order(
-    rows: list[CandidateRow], reward_model: Artifact, engine: Engine, functions: str, tmp_path: Path
+    rows: list[CandidateRow], reward_model: Artifact, functions: str, tmp_path: Path
 ) -> None:
     name = f"{functions}:length"
     one = (RewardFunction(function=name),)
-    _, usual = scored(tmp_path / "a", rows, reward_model, engine, reward_functions=one)
+    _, usual = scored(tmp_path / "a", rows, reward_model, reward_functions=one)
     mixed = [rows[i] for i in (4, 0, 3, 2, 1)]
-    _, found = scored(tmp_path / "b", mixed, reward_model, engine, reward_functions=one)
+    _, found = scored(tmp_path / "b", mixed, reward_model, reward_functions=one)
     assert [row.id for row in found] == [row.id for row in mixed]
     of = {row.id: row for row in usual}
     assert [row.reward for row in found] == pytest.approx([of[row.id].reward for row in found], abs=1e-5)
@@ -184,14 +171,14 @@ def test_a_function_cannot_spoil_the_rows(rows: list[CandidateRow], functions: s
 
 
 def test_a_wrong_value_is_named_before_anything_is_scored(
-    rows: list[CandidateRow], reward_model: Artifact, engine: Engine, functions: str, tmp_path: Path
+    rows: list[CandidateRow], reward_model: Artifact, functions: str, tmp_path: Path
 ) -> None:
     name = f"{functions}:broken"
     with pytest.raises(UserError, match=f"reward function {name} gives candidate p/1/1 the value nan"):
-        scored(tmp_path / "a", rows, reward_model, engine, reward_functions=(RewardFunction(function=name),))
+        scored(tmp_path / "a", rows, reward_model, reward_functions=(RewardFunction(function=name),))
     twice = (RewardFunction(function=name), RewardFunction(function=name, weight=2.0))
     with pytest.raises(UserError, match=f"{name} is named 2 times"):
-        scored(tmp_path / "b", rows, reward_model, engine, reward_functions=twice)
+        scored(tmp_path / "b", rows, reward_model, reward_functions=twice)
 
 
 def test_weights_that_leave_the_numbers_are_an_error(rows: list[CandidateRow]) -> None:
@@ -217,19 +204,17 @@ def test_candidates_that_cannot_be_told_apart(rows: list[CandidateRow], change: 
         score.grouped([], where="in.jsonl")
 
 
-def test_another_tokenizer_is_noticed(
-    rows: list[CandidateRow], reward_model: Artifact, engine: Engine, tmp_path: Path
-) -> None:
+def test_another_tokenizer_is_noticed(rows: list[CandidateRow], reward_model: Artifact, tmp_path: Path) -> None:
     other = [row.model_copy(update={"completion_ids": [i + 7 for i in row.completion_ids]}) for row in rows]
     with pytest.raises(ModelError, match="candidate p/1/0 was sampled with another tokenizer"):
-        scored(tmp_path / "a", other, reward_model, engine)
+        scored(tmp_path / "a", other, reward_model)
     beyond = [rows[0].model_copy(update={"completion_ids": [10**7, 4]})]
     with pytest.raises(ModelError, match="another tokenizer"):
-        scored(tmp_path / "b", beyond, reward_model, engine)
+        scored(tmp_path / "b", beyond, reward_model)
 
 
 def test_what_of_the_batch_is_not_peoples_is_scored_with_the_candidates(
-    tmp_path: Path, rows: list[CandidateRow], reward_model: Artifact, engine: Engine, functions: str
+    tmp_path: Path, rows: list[CandidateRow], reward_model: Artifact, functions: str
 ) -> None:
     """Picks of a judge and of the simulated annotator, and what people hardly preferred; never what people wrote."""
     sampled = next(row for row in rows if row.completion == "No.")
@@ -255,10 +240,9 @@ def test_what_of_the_batch_is_not_peoples_is_scored_with_the_candidates(
     ]
     dump_jsonl(tmp_path / "batch.jsonl", batch)
     dump_jsonl(tmp_path / "in.jsonl", rows)
-    ctx = StageContext(dir=tmp_path, seed=0, round=1, engine=engine, progress=QuietProgress())
     given = score.Inputs(Artifact.of(tmp_path / "in.jsonl"), reward_model, Artifact.of(tmp_path / "batch.jsonl"))
     exact = RewardFunction(function=f"{functions}:exact", weight=0.5)
-    outputs = score.run(stage_config(reward_functions=(exact,)), given, ctx)
+    outputs = score.run(stage_config(reward_functions=(exact,)), given, context(tmp_path, engine=ScriptedEngine()))
     candidate = next(row for row in load_jsonl(outputs.candidates.path, CandidateRow) if row.id == sampled.id)
     assert candidate.total_reward is not None
     assert candidate.reward is not None

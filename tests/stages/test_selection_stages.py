@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_case import ASK, candidate, context, preference, written
+from stage_case import ASK, Listening, candidate, context, preference, written
 
 from alignloop.artifacts import derive_seed
 from alignloop.config.sampling import PairsConfig, SelectConfig
@@ -18,14 +18,6 @@ from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, Prefer
 from alignloop.stages import build_pairs, select
 from alignloop.stages.collect import pairs_to_annotate
 from alignloop.stages.train_reward import of_strengths
-
-
-class Heard(QuietProgress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def selected(
@@ -51,7 +43,7 @@ def test_the_total_reward_decides_and_the_raw_one_where_there_is_no_total(tmp_pa
 
 
 def test_empty_and_truncated_candidates_are_best_only_among_their_like(tmp_path: Path) -> None:
-    heard = Heard()
+    heard = Listening()
     rows = [
         candidate("p", 0, " ", 9.0),
         candidate("p", 1, "red and", 8.0, finish_reason="length"),

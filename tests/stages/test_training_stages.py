@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_case import written
+from stage_case import at_door, written
 
 from alignloop.alone.stage import parse_inputs
 from alignloop.artifacts import Artifact
 from alignloop.config.bundled import resolve_base
-from alignloop.config.engine import EngineConfig
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import AverageConfig, AveragingConfig, DpoConfig, RewardConfig, SftConfig, Variant
 from alignloop.data.jsonl import load_jsonl
-from alignloop.engines.base import Engine
-from alignloop.engines.open import open_engine
 from alignloop.errors import DriftError, UserError
-from alignloop.progress import QuietProgress
-from alignloop.records import DroppedRow, Message, PairRow, PreferenceRow, SftRow, Source
-from alignloop.run_dir.stage import Location, run_stage
+from alignloop.records import DroppedRow, Message, PreferenceRow, Source
 from alignloop.stages import average, train_dpo, train_reward, train_sft
+from alignloop.stages.build_pairs import preference_pair
+from alignloop.stages.train_sft import preferred
 from alignloop.stages.training import Outputs
 
 QUICK: dict[str, Any] = {"dtype": "float32", "batch_groups": 2, "max_length": 64, "learning_rate": 1e-4}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def base() -> Artifact:
     return Artifact.of(Path(resolve_base("quickstart")))
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    """Never asked anything: training only sends it to sleep."""
-    with open_engine(EngineConfig(name="transformers"), log_file=tmp_path / "engine.log") as engine:
-        yield engine
-
-
-def ask(n: int) -> list[Message]:
-    return [Message(role="user", content=f"Name river {n}.")]
 
 
 def preference(n: int, *, strength: str | None = None, chosen: str | None = None) -> PreferenceRow:
     return PreferenceRow(
         id=f"p{n}",
-        messages=ask(n),
+        messages=[Message(role="user", content=f"Name river {n}.")],
         chosen=chosen or f"River {n}.",
         rejected="No.",
         strength=strength,  # type: ignore[arg-type]
@@ -61,7 +46,7 @@ def summary_of(outputs: Outputs) -> dict[str, Any]:
     return values
 
 
-def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, engine: Engine, tmp_path: Path) -> None:
+def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, tmp_path: Path) -> None:
     strengths = ["better", "slightly_better", "better", "better", "better"]
     rows = [preference(n, strength=strength) for n, strength in enumerate(strengths)]
     rows.append(preference(9, chosen="a river " * 200))  # over 64 tokens
@@ -73,8 +58,7 @@ def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, engine: 
     config = RewardConfig(**QUICK, num_checkpoints=2, average_span=0.5, variants=(Variant(), Variant(seed=1)))
 
     def trained() -> Outputs:
-        location = Location(tmp_path / "round-01" / "02_train_reward", 1, 0)
-        return run_stage(train_reward.STAGE, config, inputs, location=location, engine=engine, progress=QuietProgress())
+        return at_door(train_reward.STAGE, config, inputs, tmp_path / "round-01" / "02_train_reward")
 
     outputs = trained()
     # 6 rows: one of a strength that does not train, one too long for either variant.
@@ -103,16 +87,8 @@ def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, engine: 
     assert outputs.metrics["eval_loss"] == pytest.approx(sum(last) / 2)
 
     def averaged(config: AverageConfig, *, rebuild: bool = False) -> average.Outputs:
-        location = Location(tmp_path / "round-01" / "03_average", 1, 0)
-        return run_stage(
-            average.SFT,
-            config,
-            average.of(trained()),
-            location=location,
-            engine=engine,
-            progress=QuietProgress(),
-            rebuild=rebuild,
-        )
+        folder = tmp_path / "round-01" / "03_average"
+        return at_door(average.SFT, config, average.of(trained()), folder, rebuild=rebuild)
 
     assert averaged(AverageConfig()).counts == {"checkpoints": 4, "averaged": 4}
     # Other averaging is another average of the same training: `averaging` is no part of what the stage is known by.
@@ -129,20 +105,10 @@ def test_a_reward_stage_of_two_variants_and_its_average(base: Artifact, engine: 
     assert (best.checkpoint.path / "model.safetensors").read_bytes() == (chosen.path / "model.safetensors").read_bytes()
 
 
-def test_rows_that_no_variant_has_drawn_are_counted(base: Artifact, engine: Engine, tmp_path: Path) -> None:
-    rows = [
-        SftRow(
-            id=f"s{n}",
-            messages=[*ask(n), Message(role="assistant", content=f"River {n}.")],
-            origin="preference",
-            source=Source(file="f"),
-        )
-        for n in range(4)
-    ]
-    inputs = train_sft.Inputs(base, written(tmp_path / "s.jsonl", rows))
+def test_rows_that_no_variant_has_drawn_are_counted(base: Artifact, tmp_path: Path) -> None:
+    inputs = train_sft.Inputs(base, written(tmp_path / "s.jsonl", [preferred(preference(n)) for n in range(4)]))
     config = SftConfig(**QUICK, variants=(Variant(data_fraction=0.5), Variant(data_fraction=0.5, epochs=2)))
-    location = Location(tmp_path / "round-01" / "08_train_sft", 1, 0)
-    outputs = run_stage(train_sft.STAGE, config, inputs, location=location, engine=engine, progress=QuietProgress())
+    outputs = at_door(train_sft.STAGE, config, inputs, tmp_path / "round-01" / "08_train_sft")
     # Both draw with the stage's seed, and so the same half.
     assert outputs.counts["in"] == 4
     assert outputs.counts["dropped_by_draw"] == outputs.counts["dropped"] == 2
@@ -151,37 +117,17 @@ def test_rows_that_no_variant_has_drawn_are_counted(base: Artifact, engine: Engi
     assert not any(name.startswith("eval_") for name in outputs.metrics)
     assert [entry["metrics"] for entry in summary_of(outputs)["checkpoints"]] == [{}, {}]
     with pytest.raises(UserError, match=r"averaging\.sft\.choose: the checkpoints have no loss on held-out rows"):
-        run_stage(
-            average.SFT,
-            AverageConfig(choose=1),
-            average.of(outputs),
-            location=Location(tmp_path / "round-01" / "09_average", 1, 0),
-            engine=engine,
-            progress=QuietProgress(),
-        )
+        at_door(average.SFT, AverageConfig(choose=1), average.of(outputs), tmp_path / "round-01" / "09_average")
 
 
-def test_sft_is_measured_on_what_people_liked_best(base: Artifact, engine: Engine, tmp_path: Path) -> None:
+def test_sft_is_measured_on_what_people_liked_best(base: Artifact, tmp_path: Path) -> None:
     """The loss before the first update is the base's own: a learning rate of next to nothing leaves it there."""
-    row = SftRow(
-        id="s",
-        messages=[*ask(1), Message(role="assistant", content="River 1.")],
-        origin="preference",
-        source=Source(file="f"),
-    )
     config = SftConfig(**{**QUICK, "learning_rate": 1e-12})
 
-    def loss(chosen: str, place: str) -> float:
-        heldout = written(tmp_path / f"{place}.jsonl", [preference(1, chosen=chosen)])
-        inputs = train_sft.Inputs(base, written(tmp_path / "s.jsonl", [row]), heldout)
-        outputs = run_stage(
-            train_sft.STAGE,
-            config,
-            inputs,
-            location=Location(tmp_path / "round-01" / place, 1, 0),
-            engine=engine,
-            progress=QuietProgress(),
-        )
+    def loss(chosen: str, folder: str) -> float:
+        heldout = written(tmp_path / f"{folder}.jsonl", [preference(1, chosen=chosen)])
+        inputs = train_sft.Inputs(base, written(tmp_path / "s.jsonl", [preferred(preference(1))]), heldout)
+        outputs = at_door(train_sft.STAGE, config, inputs, tmp_path / "round-01" / folder)
         (entry,) = summary_of(outputs)["checkpoints"]
         assert entry["variant"] is None
         assert outputs.metrics["eval_loss"] == entry["metrics"]["loss"]
@@ -193,34 +139,17 @@ def test_sft_is_measured_on_what_people_liked_best(base: Artifact, engine: Engin
     assert loss("River 1.", "08_a") != loss("Quite another thing.", "08_b")
 
 
-def test_dpo_is_measured_on_held_out_pairs_of_its_strengths(base: Artifact, engine: Engine, tmp_path: Path) -> None:
-    pairs = [
-        PairRow(
-            id=f"d{n}",
-            messages=ask(n),
-            chosen=f"River {n}.",
-            rejected="No.",
-            origin="preference",
-            source=Source(file="f"),
-        )
-        for n in range(2)
-    ]
+def test_dpo_is_measured_on_held_out_pairs_of_its_strengths(base: Artifact, tmp_path: Path) -> None:
+    pairs = [preference_pair(preference(n)) for n in range(2)]
     recipe = Recipe(preferences=("p.jsonl",), dpo=DpoConfig(**QUICK), pairs={"strengths": ("better",)})  # type: ignore[arg-type]
     config = train_dpo.settings(recipe)
     assert config.heldout_strengths == ("better",)
 
-    def metrics(place: str, heldout: list[PreferenceRow]) -> dict[str, float]:
+    def metrics(folder: str, heldout: list[PreferenceRow]) -> dict[str, float]:
         inputs = train_dpo.Inputs(
-            base, base, written(tmp_path / "d.jsonl", pairs), written(tmp_path / f"{place}.jsonl", heldout)
+            base, base, written(tmp_path / "d.jsonl", pairs), written(tmp_path / f"{folder}.jsonl", heldout)
         )
-        return run_stage(
-            train_dpo.STAGE,
-            config,
-            inputs,
-            location=Location(tmp_path / "round-01" / place, 1, 0),
-            engine=engine,
-            progress=QuietProgress(),
-        ).metrics
+        return at_door(train_dpo.STAGE, config, inputs, tmp_path / "round-01" / folder).metrics
 
     strong, weak = preference(30, strength="better"), preference(31, strength="slightly_better", chosen="Other words.")
     with_weak = metrics("11_a", [strong, weak])
