@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -36,35 +37,44 @@ def main() -> int:
     return 1 if broken else 0
 
 
+def level(runs: Runs, name: str, at: int) -> float:
+    """A metric of a round, as the mean over runs."""
+    return mean(rounds[at].metrics[name] for rounds in runs.values())
+
+
+def types(runs: Runs) -> list[str]:
+    first = next(iter(runs.values()))[0]
+    return sorted(name for name in first.metrics if name.startswith(TYPE) and not name.endswith("_count"))
+
+
 def round_table(runs: Runs) -> list[str]:
     """Prompt-level strict accuracy of each run and of their mean, and the mean of the question benchmark."""
     names = [Path(folder).name for folder in runs]
     lines = [f"| round | {' | '.join(names)} | mean | MMLU-form, mean |", "| --- " * (len(runs) + 3) + "|"]
-    for number in range(num_rounds(runs)):
+    for number in range(min(map(len, runs.values()))):
         rows = [rounds[number] for rounds in runs.values()]
         cells = [f"{row.metrics[STRICT]:.1%} ± {row.stderr[STRICT]:.1%}" for row in rows]
-        figures = [f"{mean(row.metrics[name] for row in rows):.1%}" for name in (STRICT, QUESTIONS)]
-        lines.append(f"| {number or 'base'} | {' | '.join([*cells, *figures])} |")
+        cells += [f"{level(runs, name, number):.1%}" for name in (STRICT, QUESTIONS)]
+        lines.append(f"| {number or 'base'} | {' | '.join(cells)} |")
     return lines
 
 
 def type_table(runs: Runs) -> list[str]:
     """Instruction-level strict accuracy by type: base and last round, mean over runs."""
-    lines = ["| instruction type | base | last round |", "| --- | --- | --- |"]
-    for name in types(runs):
-        before, after = (mean(rounds[at].metrics[name] for rounds in runs.values()) for at in (0, -1))
-        lines.append(f"| `{name.removeprefix(TYPE)}` | {before:.0%} | {after:.0%} |")
-    return lines
+    rows = [
+        f"| `{name.removeprefix(TYPE)}` | {level(runs, name, 0):.0%} | {level(runs, name, -1):.0%} |"
+        for name in types(runs)
+    ]
+    return ["| instruction type | base | last round |", "| --- | --- | --- |", *rows]
 
 
 def seconds_table(runs: Runs) -> list[str]:
     """Wall seconds of each run by activity, all rounds together."""
     lines = ["| run | seconds | by activity |", "| --- | --- | --- |"]
     for folder, rounds in runs.items():
-        totals: dict[str, float] = {}
+        totals: Counter[str] = Counter()
         for row in rounds:
-            for activity, seconds in row.seconds.items():
-                totals[activity] = totals.get(activity, 0.0) + seconds
+            totals.update(row.seconds)
         parts = ", ".join(f"{activity} {seconds:.0f}" for activity, seconds in totals.items())
         lines.append(f"| {Path(folder).name} | {sum(totals.values()):.0f} | {parts} |")
     return lines
@@ -72,35 +82,25 @@ def seconds_table(runs: Runs) -> list[str]:
 
 def broken_promises(runs: Runs) -> list[str]:
     broken = []
-    base, last = (mean(rounds[at].metrics[STRICT] for rounds in runs.values()) for at in (0, -1))
-    if base > 0.20:
+    if (base := level(runs, STRICT, 0)) > 0.20:
         broken.append(f"base: {base:.1%} is over 20 %")
-    if last < 0.60:
+    if (last := level(runs, STRICT, -1)) < 0.60:
         broken.append(f"last round: {last:.1%} is under 60 %")
     for folder, rounds in runs.items():
         for before, after in pairwise(rounds):
             if after.metrics[STRICT] < before.metrics[STRICT] - 2 * after.stderr[STRICT]:
                 broken.append(f"{folder}: round {after.round} is more than two standard errors under the one before")
     for name in types(runs):
-        before_level, after_level = (mean(rounds[at].metrics[name] for rounds in runs.values()) for at in (0, -1))
+        base, last = level(runs, name, 0), level(runs, name, -1)
         error = mean(
             math.hypot(rounds[0].stderr.get(name, 0.0), rounds[-1].stderr.get(name, 0.0)) for rounds in runs.values()
         )
-        if after_level < before_level - error:
-            broken.append(f"{name}: {after_level:.0%} is under its base's {before_level:.0%} by more than {error:.0%}")
-    questions = [mean(rounds[at].metrics[QUESTIONS] for rounds in runs.values()) for at in (0, -1)]
-    if questions[1] < questions[0] - 0.02:
-        broken.append(f"{QUESTIONS}: {questions[1]:.1%} is more than two points under the base's {questions[0]:.1%}")
+        if last < base - error:
+            broken.append(f"{name}: {last:.0%} is under its base's {base:.0%} by more than {error:.0%}")
+    base, last = level(runs, QUESTIONS, 0), level(runs, QUESTIONS, -1)
+    if last < base - 0.02:
+        broken.append(f"{QUESTIONS}: {last:.1%} is more than two points under the base's {base:.1%}")
     return broken
-
-
-def num_rounds(runs: Runs) -> int:
-    return min(len(rounds) for rounds in runs.values())
-
-
-def types(runs: Runs) -> list[str]:
-    first = next(iter(runs.values()))[0]
-    return sorted(name for name in first.metrics if name.startswith(TYPE) and not name.endswith("_count"))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
 
 from alignloop.config.load import LISTS
 from alignloop.config.recipe import Recipe
@@ -21,28 +18,19 @@ SCHEMA_DIR = Path(__file__).resolve().parents[1] / "data_schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """JSON Schema of what `model` accepts."""
-    return {"$schema": DIALECT, **model.model_json_schema(mode="validation")}
-
-
-def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe file: the fields that take a list also take one value, as `load_recipe` reads them."""
-    schema = schema_of(Recipe)
-    for name in LISTS:
-        field = schema["properties"][name]
-        many = {key: field.pop(key) for key in ("type", "items")}
-        field["anyOf"] = [many["items"], many]
-    return schema
-
-
 def schema_files() -> dict[str, str]:
-    """File name -> text of every schema."""
-    schemas = {name: schema_of(model) for name, model in ROW_MODELS.items()} | {"recipe": recipe_schema()}
-    return {
-        f"{name}.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
-        for name, schema in schemas.items()
-    }
+    """File name -> text of every schema.
+
+    In a recipe the fields that take a list also take one value, as `load_recipe` reads them.
+    """
+    texts = {}
+    for name, model in {**ROW_MODELS, "recipe": Recipe}.items():
+        schema = {"$schema": DIALECT, **model.model_json_schema(mode="validation")}
+        for field in (schema["properties"][key] for key in LISTS if name == "recipe"):
+            many = {key: field.pop(key) for key in ("type", "items")}
+            field["anyOf"] = [many["items"], many]
+        texts[f"{name}.schema.json"] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    return texts
 
 
 def drift(folder: Path) -> list[str]:

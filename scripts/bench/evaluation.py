@@ -14,7 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alignloop.chat.load import load_format
 from alignloop.config.bundled import QUICKSTART
+from alignloop.config.engine import EngineConfig
+from alignloop.engines.process import EngineProcess
+from alignloop.evaluation.tasks import local_ifeval, local_mmlu
+from alignloop.progress import QuietProgress
 from scripts.bench.case import Bench, BenchError, Case, Figure, Reading, Readings, Sides
 
 BASE = QUICKSTART / "base"
@@ -26,16 +31,17 @@ TIE = 1e-3
 TOKENS_TOLERANCE = 0.1
 """Share by which the two sides' answers may differ in length and still be the same work: where floats turn one token of
 a greedy answer, the rest of it is another."""
+Verdicts = Mapping[tuple[str, int], tuple[float, float]]
+"""(task, question) -> lm-eval's `acc`, and the nats between the best option and the second."""
 
 
 def _ifeval(bench: Bench) -> Sides:
     """One `generate_until` call on IFEval's prompts (the bundled ones where those are not here), tokenising and all."""
-    from alignloop.evaluation.tasks import local_ifeval
-
     file = bench.data / "ifeval" / "input_data.jsonl"
+    source = "IFEval's" if file.is_file() else "the bundled"
     task = local_ifeval(file if file.is_file() else QUICKSTART / "data" / "ifeval.jsonl").tasks["ifeval"]
     task.set_config(key="num_fewshot", value=0)
-    ours, hf = _engine_lm(_engine(bench, BASE), BASE), _hf_lm(BASE)
+    ours, hf = _engine_lm(_engine(bench), BASE), _hf_lm(BASE)
 
     def read(lm: Any, num_prompts: int, max_gen_tokens: int) -> Reading:
         task.config.generation_kwargs["max_gen_toks"] = max_gen_tokens
@@ -52,7 +58,6 @@ def _ifeval(bench: Bench) -> Sides:
         tokens = [sum(len(ours.tok_encode(text)) for text in side) for side in texts]
         if abs(tokens[0] - tokens[1]) > TOKENS_TOLERANCE * tokens[1]:
             raise BenchError(f"{tokens[0]:,} and {tokens[1]:,} tokens: not the same work")
-        source = "IFEval's" if file.is_file() else "the bundled"
         return [
             f"{len(texts[0])} of {source} prompts; {same} answers are the same to the last character "
             f"({tokens[0]:,} and {tokens[1]:,} tokens)"
@@ -68,7 +73,7 @@ def _mmlu(bench: Bench) -> Sides:
     """Questions, so many of each subject, 5-shot, of two checkpoints: whose verdicts differ, and are no float tie."""
     folder = bench.need("mmlu")
     checkpoints = {"base": BASE, "qwen2": _random_qwen2(bench.work)}
-    engine = _engine(bench, BASE)
+    engine = _engine(bench)
 
     def read(lm_of: Any) -> Reading:
         verdicts, seconds = {}, 0.0
@@ -85,7 +90,7 @@ def _mmlu(bench: Bench) -> Sides:
     return Sides(lambda: read(partial(_engine_lm, engine)), lambda: read(_hf_lm), check)
 
 
-def _compared(name: str, ours: Mapping[Any, tuple[float, float]], other: Mapping[Any, tuple[float, float]]) -> str:
+def _compared(name: str, ours: Verdicts, other: Verdicts) -> str:
     if ours.keys() != other.keys():
         raise BenchError(f"the two sides were not asked the same questions of {name}")
     differ = [key for key, (right, _) in ours.items() if right != other[key][0]]
@@ -99,11 +104,8 @@ def _compared(name: str, ours: Mapping[Any, tuple[float, float]], other: Mapping
     )
 
 
-def _verdicts(lm: Any, folder: Path, *, limit: int) -> dict[tuple[str, int], tuple[float, float]]:
-    """(task, question) -> lm-eval's `acc`, and the nats between the best option and the second."""
+def _verdicts(lm: Any, folder: Path, *, limit: int) -> Verdicts:
     from lm_eval.evaluator import evaluate
-
-    from alignloop.evaluation.tasks import local_mmlu
 
     loaded = local_mmlu(folder)
     tasks = {"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}}
@@ -117,23 +119,16 @@ def _verdicts(lm: Any, folder: Path, *, limit: int) -> dict[tuple[str, int], tup
     return found
 
 
-def _engine(bench: Bench, checkpoint: Path) -> Any:
-    from alignloop.config.engine import EngineConfig
-    from alignloop.engines.process import EngineProcess
-
+def _engine(bench: Bench) -> Any:
     config = EngineConfig(name="vllm", dtype="float32", max_model_len=MAX_MODEL_LEN, kv_cache_gb=1.0)
-    engine = bench.stack.enter_context(EngineProcess(config, log_file=bench.work / "engine.log"))
-    engine.load_weights(checkpoint)
-    return engine
+    return bench.stack.enter_context(EngineProcess(config, log_file=bench.work / "engine.log"))
 
 
 def _engine_lm(engine: Any, checkpoint: Path) -> Any:
     """alignloop's lm-eval model class over a warm engine; another architecture is a new start."""
     from transformers import AutoTokenizer
 
-    from alignloop.chat.load import load_format
     from alignloop.evaluation.lm import EngineLM, GenerationLimits
-    from alignloop.progress import QuietProgress
 
     engine.load_weights(checkpoint)
     return EngineLM(
@@ -158,30 +153,21 @@ def _hf_lm(checkpoint: Path) -> Any:
 def _random_qwen2(work: Path) -> Path:
     """A random Qwen2 of 1.3 million parameters with the quickstart's tokenizer and the chatml template; made once."""
     folder, bare = work / "qwen2", work / "qwen2-bare"
-    if folder.is_dir():
-        return folder
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    if not folder.is_dir():
+        import torch
+        from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from alignloop.training.start import prepare_base
+        from alignloop.training.start import prepare_base
 
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=2080,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_MODEL_LEN,
-        initializer_range=0.2,  # wide enough that the options' logprobs lie apart: at 0.02 all letters are as likely
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(bare)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(BASE / name, bare / name)
-    prepare_base(str(bare), chat_template="chatml", out_dir=folder)
+        torch.manual_seed(0)
+        shape = {"vocab_size": 2080, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": MAX_MODEL_LEN}
+        # Weights wide enough that the options' logprobs lie apart: at 0.02 all letters are as likely.
+        config = Qwen2Config(**shape, **heads, initializer_range=0.2, bos_token_id=0, eos_token_id=1)
+        Qwen2ForCausalLM(config).save_pretrained(bare)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(BASE / name, bare / name)
+        prepare_base(str(bare), chat_template="chatml", out_dir=folder)
     return folder
 
 
@@ -191,7 +177,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-_SPEED = Figure("eval_vs_hf", "rate", " prompts/s", 2.0)
+_SPEED = Figure("eval_vs_hf", "rate", " prompts/s", least=2.0)
 _RATE = Figure("mmlu_equal_rate", "rate", " questions/s")
 CASES = (
     Case("eval_vs_hf", (_SPEED,), _ifeval, {"": 540}, quick=64, needs="vllm"),

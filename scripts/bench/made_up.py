@@ -13,31 +13,31 @@ from numpy.typing import NDArray
 DIM, SEED = 384, 20_261_122
 _BLOCK, _DECAY, _ROWS_PER_TOPIC, _SPREAD, _COSINES = 50_000, 0.5, 500, 0.8, (0.955, 0.995)
 PLANTED_SHARE = 0.05
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Planted:
     """Unit vectors [N, D]; row `copies[i]` is row `sources[i]` turned away to a cosine of 0.955 to 0.995."""
 
-    vectors: NDArray[np.float32]
+    vectors: Vectors
     copies: NDArray[np.intp]
     sources: NDArray[np.intp]
 
+    def recall(self, dropped: Sequence[int]) -> float:
+        """Share of planted pairs of which one row is gone."""
+        is_gone = np.zeros(len(self.vectors), dtype=bool)
+        is_gone[list(dropped)] = True
+        return float((is_gone[self.copies] | is_gone[self.sources]).mean())
 
-def recall(planted: Planted, dropped: Sequence[int]) -> float:
-    """Share of planted pairs of which one row is gone."""
-    is_gone = np.zeros(len(planted.vectors), dtype=bool)
-    is_gone[list(dropped)] = True
-    return float((is_gone[planted.copies] | is_gone[planted.sources]).mean())
 
-
-def clustered(num_rows: int, *, dim: int = DIM, seed: int = SEED) -> Planted:
+def clustered(num_rows: int, *, dim: int = DIM) -> Planted:
     """`num_rows` vectors, a twentieth of them copies of others; float32, made in blocks.
 
     Directions have variances that fall as a power law, as those of text embeddings do, so that neighbours are near and
     clusters have borders; rows lie around topics, and some rows are another one moved a little.
     """
-    random = np.random.default_rng([seed, num_rows])
+    random = np.random.default_rng([SEED, num_rows])
     scale = ((np.arange(dim) + 1.0) ** -_DECAY).astype(np.float32)
     topics = random.standard_normal((max(8, num_rows // _ROWS_PER_TOPIC), dim), dtype=np.float32) * scale
     vectors = np.empty((num_rows, dim), dtype=np.float32)
@@ -46,7 +46,7 @@ def clustered(num_rows: int, *, dim: int = DIM, seed: int = SEED) -> Planted:
         random.standard_normal(out=rows, dtype=np.float32)
         rows *= _SPREAD * scale
         rows += topics[random.integers(len(topics), size=len(rows))]
-        _to_unit(rows)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     both = random.permutation(num_rows)[: 2 * int(PLANTED_SHARE * num_rows)]
     copies, sources = np.sort(both[: len(both) // 2]), both[len(both) // 2 :]
     for start in range(0, len(copies), _BLOCK):
@@ -55,19 +55,14 @@ def clustered(num_rows: int, *, dim: int = DIM, seed: int = SEED) -> Planted:
     return Planted(vectors, copies, sources)
 
 
-def _moved(rows: NDArray[np.float32], scale: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+def _moved(rows: Vectors, scale: Vectors, random: np.random.Generator) -> Vectors:
     """Each row turned towards a random direction of the same kind until its cosine is the one drawn for it."""
     away = random.standard_normal(rows.shape, dtype=np.float32) * scale
     away -= (away * rows).sum(axis=1, keepdims=True) * rows
-    _to_unit(away)
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
     cosines = random.uniform(*_COSINES, size=(len(rows), 1)).astype(np.float32)
-    moved = cosines * rows + np.sqrt(1 - cosines**2) * away
-    _to_unit(moved)
-    return moved
-
-
-def _to_unit(rows: NDArray[np.float32]) -> None:
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    moved: Vectors = cosines * rows + np.sqrt(1 - cosines**2) * away
+    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
 
 
 def write_preferences(file: Path, *, num_rows: int, bad_every: int | None = None) -> None:

@@ -11,12 +11,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from scripts.bench.case import BenchError
 
@@ -46,7 +47,8 @@ class Hosted:
             context.set_forkserver_preload(list(preload))
         self._log = log
         self._pool = ProcessPoolExecutor(1, context, _begin, (str(log), build, arguments))
-        with _environment(os.environ if environment is None else environment):
+        # A child inherits the environment when it is started.
+        with patch.dict(os.environ, environment or {}, clear=environment is not None):
             self.pid: int = self._result(os.getpid)
 
     def call(self, verb: str, *arguments: Any) -> Any:
@@ -87,13 +89,8 @@ def alone(function: Callable[..., Any], *arguments: Any, log: Path, **options: A
     Raises:
         BenchError: it raised, or the process died.
     """
-    with Hosted(_Functions, log=log, **options) as hosted:
-        return hosted.call("run", function, *arguments)
-
-
-class _Functions:
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(*arguments)
+    with Hosted(str, log=log, **options) as hosted:
+        return hosted._result(function, *arguments)
 
 
 def _begin(log: str, build: Callable[..., Any], arguments: Sequence[Any]) -> None:
@@ -123,22 +120,6 @@ def _end() -> None:
     signal.alarm(CLOSE_SECONDS)  # exit handlers of torch and vLLM can hang, and nothing is left to save
     if hasattr(_hosted, "end"):
         _hosted.end()
-
-
-@contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment, which a child inherits when it is started, is another one for a while."""
-    usual = dict(os.environ)
-    try:
-        _set_environment(dict(wanted))
-        yield
-    finally:
-        _set_environment(usual)
-
-
-def _set_environment(wanted: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(wanted)
 
 
 class MemoryWatch:

@@ -21,15 +21,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from alignloop.environment import prepare, silence
 from alignloop.errors import AlignloopError
-from scripts.bench import data, evaluation, sampling, table, training
-from scripts.bench.case import Bench, BenchError, Case, Measured, Sides, SkippedError, measure
+from scripts.bench import data, evaluation, sampling, training
+from scripts.bench.case import Bench, BenchError, Measured, SkippedError, heading, measure, to_json, to_markdown
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 GROUPS = {"training": training.CASES, "sampling": sampling.CASES, "data": data.CASES, "evaluation": evaluation.CASES}
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit, so that no engine is left behind
     options.environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    # Read when torch and numpy are imported, here and in every process that is started.
+    # Read when torch is imported, here and in every process that is started.
     os.environ |= {**options.environment, "OMP_NUM_THREADS": str(options.threads)}
     prepare()
     silence()
@@ -50,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         work.mkdir(parents=True, exist_ok=True)
         measured = list(_measured(options, work.resolve(), problems))
-    top = table.heading(date=options.date, threads=options.threads, pairs=options.pairs, quick=options.quick)
-    text = table.to_markdown(measured, heading=top)
+    top = heading(threads=options.threads, pairs=options.pairs, quick=options.quick)
+    text = to_markdown(measured, heading=top)
     print(f"\n{text}", end="", flush=True)
     if options.markdown:
         options.markdown.write_text(text)
     if options.json:
-        options.json.write_text(json.dumps(table.to_json(measured), indent=2) + "\n")
+        options.json.write_text(json.dumps(to_json(measured), indent=2) + "\n")
     for problem in problems:
         print(f"broken: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -64,39 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measured(options: argparse.Namespace, work: Path, problems: list[str]) -> Iterator[Measured]:
     """One case after another; one that fails does not end the others."""
+    how = (options.side, options.setting, options.environment)
     for case in options.cases:
-        for size in [one for one in case.sizes if options.size in (None, one)][: 1 if options.quick else None]:
-            started = time.monotonic()
-            usual = case.amounts[size]
-            amount = options.amount or case.amount(size, quick=options.quick)
-            how = (options.threads, options.pairs, options.quick, size, amount, options.setting, options.environment)
+        sizes = [size for size in case.amounts if options.size in (None, size)]
+        for size in sizes[: 1 if options.quick else None]:
+            started, usual = time.monotonic(), case.amounts[size]
+            amount = options.amount or (case.quick or next(iter(case.amounts.values())) if options.quick else usual)
+            much = (options.threads, options.pairs, options.quick, size, amount, amount < usual)
             try:
                 with ExitStack() as stack:
-                    bench = Bench(work, options.data, *how, stack)
-                    one = measure(_one_sided(case, options.side), bench, smaller=amount < usual)
+                    one = measure(case, Bench(work, options.data, *much, *how, stack))
             except SkippedError as reason:
                 print(f"{case.name}: skipped: {reason}", flush=True)
                 continue
             except (BenchError, AlignloopError) as error:
                 problems.append(f"{case.name} {size}: {error}")
                 continue
-            print("\n  ".join([*table.rows_of(one), *one.remarks, f"({time.monotonic() - started:.0f} s)"]), flush=True)
+            print("\n  ".join([*one.rows(), *one.remarks, f"({time.monotonic() - started:.0f} s)"]), flush=True)
             yield one
-
-
-def _one_sided(case: Case, side: str) -> Case:
-    """The case with one side alone, whose readings are then told as they are."""
-    if side == "both":
-        return case
-
-    def opened(bench: Bench) -> Sides:
-        sides = case.open(bench)
-        read = sides.ours if side == "ours" else sides.peer
-        if read is None:
-            raise SkippedError("it has no peer")
-        return Sides(read)
-
-    return replace(case, open=opened, figures=tuple(replace(figure, bar=None) for figure in case.figures))
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -113,7 +97,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="little of everything, no settings tried: not a result")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, as one flat object")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table")
-    parser.add_argument("--date", default="", help="put above the table")
     parser.add_argument("--data", type=Path, default=SHARED, help="folder of the real data")
     parser.add_argument("--work", type=Path, help="keep models, rows, runs and logs here; default: a temporary folder")
     options = parser.parse_args(argv)
@@ -128,7 +111,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--cases: there is no case {', '.join(unknown)}; choose from {', '.join([*GROUPS, *CASES])}")
     cases = [case for name in options.cases for case in (GROUPS[name] if name in GROUPS else (CASES[name],))]
     options.cases = [case for case in cases if case.quick or not options.quick or case.name in options.cases]
-    if options.size and not any(options.size in case.sizes for case in options.cases):
+    if options.size and not any(options.size in case.amounts for case in options.cases):
         parser.error(f"--size: no case has {options.size}")
     options.pairs = options.pairs or (1 if options.quick else 3)
     return options

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from scripts.bench.case import Bench, BenchError, Case, Figure, Reading, Readings, Sides, SkippedError
+from scripts.bench.case import Bench, BenchError, Case, Figure, Reading, Readings, Sides
 from scripts.bench.processes import alone
 
 PREFERENCES, CANDIDATES = "preferences/alpacaeval_graded.jsonl", "candidates/alpacaeval_120x20.jsonl"
@@ -19,17 +20,12 @@ BATCH_GROUPS = {"made_up": (16, 4), "real": (8, 4), "score": (4, 1)}
 AMOUNTS = {"made_up": (32, 8), "real": (48, 8), "score": (12, 3)}
 QUICK = {"made_up": 3, "real": 2, "score": 1}
 PRELOADED = (
-    "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.tensor",
-    "datasets",
-    "transformers.models.llama.modeling_llama",
-    "trl.trainer.dpo_trainer",
-    "trl.trainer.reward_trainer",
-    "trl.trainer.sft_trainer",
-    "alignloop.training.loop",
-    "alignloop.training.scoring",
+    *("torch.distributed.checkpoint.state_dict", "torch.distributed.tensor", "datasets"),
+    *("transformers.models.llama.modeling_llama", "alignloop.training.loop", "alignloop.training.scoring"),
+    *("trl.trainer.dpo_trainer", "trl.trainer.reward_trainer", "trl.trainer.sft_trainer"),
 )
 """Importing these takes ten seconds: the server that measurements are forked from does it once."""
+Side = Literal["ours", "peer"]
 
 
 @dataclass(frozen=True)
@@ -77,19 +73,14 @@ SPECS = (
 
 @dataclass(frozen=True)
 class Request:
-    """One measurement, as it is handed to the process that makes it.
-
-    Attributes:
-        work: folder with models and rows.
-        amount: prompt groups of the timed pass.
-        short: the rows of the first quartile's length, for a look that is no result.
-    """
+    """One measurement, for the process that makes it: `amount` prompt groups of the timed pass, and whether these are
+    the ones of the first quartile's length, for a look that is no result."""
 
     spec: Spec
-    side: Literal["ours", "peer"]
+    side: Side
     size: str
     setting: str
-    work: str
+    work: Path
     amount: int
     batch_groups: int
     short: bool
@@ -112,17 +103,17 @@ def _open(spec: Spec, bench: Bench) -> Sides:
     usual = BATCH_GROUPS[spec.form][SIZES.index(bench.size)]
     batch = max(1, min(usual, bench.amount // 2))
 
-    def read(side: Literal["ours", "peer"], setting: str, amount: int) -> Reading:
-        request = Request(spec, side, bench.size, setting, str(bench.work), amount, batch, bench.quick)
+    def read(side: Side, setting: str, amount: int) -> Reading:
+        request = Request(spec, side, bench.size, setting, bench.work, amount, batch, bench.quick)
         reading: Reading = alone(_measure, request, **options)
         return reading
 
-    peer, most_mib = _setting(bench, spec.peer, partial(read, "peer", amount=batch), most_mib=float("inf"))
-    ours, _ = _setting(bench, spec.ours, partial(read, "ours", amount=batch), most_mib=most_mib)
+    peer, most_mib = _setting(bench, spec.peer, lambda name: read("peer", name, batch), most_mib=float("inf"))
+    ours, _ = _setting(bench, spec.ours, lambda name: read("ours", name, batch), most_mib=most_mib)
     return Sides(
         lambda: read("ours", ours, bench.amount),
         lambda: read("peer", peer, bench.amount),
-        lambda mine, theirs: _checked(spec, mine, theirs, settings=f"settings {ours} | {peer}"),
+        lambda mine, theirs: same_work(spec, mine, theirs, settings=f"settings {ours} | {peer}"),
     )
 
 
@@ -138,21 +129,23 @@ def _measure(request: Request) -> Reading:
     return measure(request)
 
 
-def _setting(bench: Bench, settings: Sequence[str], read: Any, *, most_mib: float) -> tuple[str, float]:
+def _setting(
+    bench: Bench, settings: Sequence[str], read: Callable[[str], Reading], *, most_mib: float
+) -> tuple[str, float]:
     """The fastest of a side's settings on one step, and its memory; of those that take more than `most_mib` none,
     unless all do."""
     if bench.setting is not None or bench.quick:
         return bench.setting or settings[0], float("inf")
-    tried = {setting: read(setting=setting) for setting in settings}
-    told = "; ".join(f"{name}: {one['rate']:.2f} ({one['memory']:,.0f} MiB)" for name, one in tried.items())
-    print(f"  examples/s by setting: {told}", flush=True)
+    tried = {setting: read(setting) for setting in settings}
+    shown = "; ".join(f"{name}: {one['rate']:.2f} ({one['memory']:,.0f} MiB)" for name, one in tried.items())
+    print(f"  examples/s by setting: {shown}", flush=True)
     least = min(one["memory"] for one in tried.values())
     fitting = [name for name in settings if tried[name]["memory"] <= max(most_mib, least)]
-    chosen = max(fitting, key=lambda name: tried[name]["rate"])
+    chosen = max(fitting, key=lambda name: float(tried[name]["rate"]))
     return chosen, tried[chosen]["memory"]
 
 
-def _checked(spec: Spec, ours: Readings, peer: Readings, *, settings: str) -> list[str]:
+def same_work(spec: Spec, ours: Readings, peer: Readings, *, settings: str) -> list[str]:
     what = "rewards" if spec.kind == "score" else "losses of the first step"
     mine, other = ours[0]["same"], peer[0]["same"]
     difference = max(abs(a - b) for a, b in zip(mine, other, strict=True)) / max(abs(b) for b in other)
@@ -163,8 +156,8 @@ def _checked(spec: Spec, ours: Readings, peer: Readings, *, settings: str) -> li
 
 def _case(spec: Spec) -> Case:
     figures = (
-        Figure(spec.name, "rate", " examples/s", spec.bar),
-        Figure(f"{spec.name}_memory", "memory", " MiB", 1.0, inverse=True),
+        Figure(spec.name, "rate", " examples/s", least=spec.bar),
+        Figure(f"{spec.name}_memory", "memory", " MiB", least=1.0, inverse=True),
         Figure(f"{spec.name}_tokens", "tokens", inverse=True),
     )
     amounts = dict(zip(SIZES, AMOUNTS[spec.form], strict=True))
@@ -175,28 +168,20 @@ def _tokens(bench: Bench) -> Sides:
     """What packing alone should give: tokens that go through the model on each side, from the lengths of the rows."""
     from scripts.bench.training_rows import load_groups, prepare, token_counts
 
-    if not (bench.data / PREFERENCES).is_file() or not (bench.data / CANDIDATES).is_file():
-        raise SkippedError(f"it needs {PREFERENCES} and {CANDIDATES} in {bench.data}")
+    for name in (PREFERENCES, CANDIDATES):
+        bench.need(name)
     counts = {}
     for spec in SPECS:
         prepare(bench.work, bench.size, spec.rows, bench.data)
         amount = AMOUNTS[spec.form][SIZES.index(bench.size)]
         counts[spec.name] = token_counts(spec, load_groups(bench.work, spec.rows, amount=amount, short=False))
-    reading = {f"{name}_{part}": value for name, parts in counts.items() for part, value in parts.items()}
+    reading = {name: parts["ratio"] for name, parts in counts.items()}
     remarks = [
-        f"{name}: " + ", ".join(f"{part} {value:,.2f}" for part, value in c.items()) for name, c in counts.items()
+        f"{name}: " + ", ".join(f"{part} {value:,.2f}" for part, value in parts.items())
+        for name, parts in counts.items()
     ]
     return Sides(lambda: reading, check=lambda ours, peer: remarks)
 
 
-CASES = (
-    *(_case(spec) for spec in SPECS),
-    Case(
-        "tokens",
-        tuple(Figure(f"tokens_{spec.name}", f"{spec.name}_ratio", "x") for spec in SPECS),
-        _tokens,
-        dict.fromkeys(SIZES, 1),
-        quick=0,
-        once=True,
-    ),
-)
+_RATIOS = tuple(Figure(f"tokens_{spec.name}", spec.name, "x") for spec in SPECS)
+CASES = (*map(_case, SPECS), Case("tokens", _RATIOS, _tokens, dict.fromkeys(SIZES, 1), quick=0, once=True))

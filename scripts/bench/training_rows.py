@@ -15,9 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from alignloop.chat.load import load_format
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import packed_num_tokens
+from alignloop.records import Message
 from scripts.bench.training import PREFERENCES, SOURCES, Spec
 
 VOCABULARY, NUM_SPECIAL = 8192, 16
@@ -27,6 +29,7 @@ MODELS = {"3m": (192, 4, 3, 512), "25m": (512, 8, 8, 1024)}
 PROMPT_TOKENS, COMPLETION_TOKENS, MAX_LENGTH = 256, 128, 1024
 NUM_MADE_UP, NUM_CANDIDATES, NUM_TEXTS = 256, 16, 1_000
 SEED = 0
+Rows = Sequence[dict[str, Any]]
 
 
 def prepare(work: Path, size: str, name: str, data_dir: Path) -> None:
@@ -64,13 +67,11 @@ def token_counts(spec: Spec, groups: Sequence[PromptGroup]) -> dict[str, float]:
 def _models(folder: Path, *, size: str, data_dir: Path) -> None:
     from alignloop.training.checkpoints import save_checkpoint
     from alignloop.training.model import load_reward_model
-    from scripts.world.pretraining import ModelSize, new_model
-    from scripts.world.tokenizer import train_tokenizer
+    from scripts.world.pretraining import ModelSize, new_model, train_tokenizer
 
     policy, reward = folder / "policy", folder / "reward"
     if not policy.is_dir():
-        hidden, layers, heads, intermediate = MODELS[size]
-        shape = ModelSize(hidden, layers, heads, intermediate, vocab=VOCABULARY, max_length=4096)
+        shape = ModelSize(*MODELS[size], vocab=VOCABULARY, max_length=4096)
         tokenizer = train_tokenizer(_texts(data_dir), vocab_size=VOCABULARY, max_length=shape.max_length)
         new_model(shape, tokenizer, seed=SEED).save_pretrained(policy)
         tokenizer.save_pretrained(policy)
@@ -91,14 +92,11 @@ def _texts(data_dir: Path) -> Iterator[str]:
 def _groups(name: str, *, policy: Path, data_dir: Path) -> list[PromptGroup]:
     if name not in SOURCES:
         return _made_up({"triples": 3, "twos": 2}[name])
-    from alignloop.chat.load import load_format
-
     chat = load_format(policy)
     rows = list(_read(data_dir / SOURCES[name]))
     random.Random(SEED).shuffle(rows)
     if name in ("pairs", "sft"):
-        pairs = _pairs(rows, chat)
-        return pairs if name == "pairs" else [PromptGroup(p.id, p.prompt_ids, p.completions[:1], (0,)) for p in pairs]
+        return _pairs(rows, chat, count=2 if name == "pairs" else 1)
     return _candidates(rows, chat, min_prompt_tokens=PROMPT_TOKENS if name == "long" else 0)
 
 
@@ -110,18 +108,16 @@ def _made_up(num_completions: int) -> list[PromptGroup]:
         return tuple(draw.randrange(NUM_SPECIAL, VOCABULARY) for _ in range(count))
 
     mask = (False,) * (COMPLETION_TOKENS - 1) + (True,)
-    return [
-        _group(
-            f"made-up-{number}",
-            ids(PROMPT_TOKENS),
-            [CompletionTokens(ids(COMPLETION_TOKENS), mask) for _ in range(num_completions)],
-        )
-        for number in range(NUM_MADE_UP)
-    ]
+    groups = []
+    for number in range(NUM_MADE_UP):
+        prompt_ids = ids(PROMPT_TOKENS)
+        completions = [CompletionTokens(ids(COMPLETION_TOKENS), mask) for _ in range(num_completions)]
+        groups.append(_group(f"made-up-{number}", prompt_ids, completions))
+    return groups
 
 
-def _pairs(rows: Sequence[dict[str, Any]], chat: Any) -> list[PromptGroup]:
-    """Chosen and rejected, cut to `MAX_LENGTH` tokens with their prompt.
+def _pairs(rows: Rows, chat: Any, *, count: int) -> list[PromptGroup]:
+    """Chosen and rejected, or with a `count` of 1 the chosen alone, cut to `MAX_LENGTH` tokens with their prompt.
 
     Left out on both sides: prompts that leave no room, and completions without text, which alignloop would drop.
     """
@@ -131,11 +127,11 @@ def _pairs(rows: Sequence[dict[str, Any]], chat: Any) -> list[PromptGroup]:
         left = MAX_LENGTH - len(prompt_ids)
         if left > 1 and row["chosen"].strip() and row["rejected"].strip():
             both = [_cut(chat.completion(row[name]), left) for name in ("chosen", "rejected")]
-            groups.append(_group(f"pair-{number}", prompt_ids, both))
+            groups.append(_group(f"pair-{number}", prompt_ids, both[:count]))
     return groups
 
 
-def _candidates(rows: Sequence[dict[str, Any]], chat: Any, *, min_prompt_tokens: int) -> list[PromptGroup]:
+def _candidates(rows: Rows, chat: Any, *, min_prompt_tokens: int) -> list[PromptGroup]:
     """16 candidates a prompt. Short prompts get other prompts with an answer before them: a few-shot context."""
     groups = []
     for number, row in enumerate(rows):
@@ -143,11 +139,10 @@ def _candidates(rows: Sequence[dict[str, Any]], chat: Any, *, min_prompt_tokens:
         prompt_ids = chat.prompt_ids(_user(text))
         while len(prompt_ids) < min_prompt_tokens:
             other = (other + 1) % len(rows)
-            shot = rows[other]
-            text = f"{shot['prompt']}\n\n{shot['candidates'][-1]['completion']}\n\n---\n\n{text}"
+            text = f"{rows[other]['prompt']}\n\n{rows[other]['candidates'][-1]['completion']}\n\n---\n\n{text}"
             prompt_ids = chat.prompt_ids(_user(text))
-        candidates = row["candidates"][:NUM_CANDIDATES]
-        completions = [_cut(chat.completion(candidate["completion"]), MAX_LENGTH) for candidate in candidates]
+        texts = [candidate["completion"] for candidate in row["candidates"][:NUM_CANDIDATES]]
+        completions = [_cut(chat.completion(one), MAX_LENGTH) for one in texts]
         groups.append(_group(f"prompt-{number}", prompt_ids, completions))
     return groups
 
@@ -156,9 +151,7 @@ def _group(name: str, prompt_ids: tuple[int, ...], completions: Sequence[Complet
     return PromptGroup(name, prompt_ids, tuple(completions), tuple(range(len(completions))))
 
 
-def _user(text: str) -> list[Any]:
-    from alignloop.records import Message
-
+def _user(text: str) -> list[Message]:
     return [Message(role="user", content=text)]
 
 

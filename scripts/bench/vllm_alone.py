@@ -18,24 +18,35 @@ from alignloop.progress import PlainProgress
 from scripts.bench.processes import Hosted
 
 
-class RawVllm:
-    """An `LLM` with the engine's own arguments and sampling parameters, and vLLM's scheduler."""
+class _Vllm:
+    """An `LLM` with these arguments, and sampling parameters as alignloop's engine makes them."""
 
-    def __init__(self, config: EngineConfig, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, arguments: dict[str, Any]) -> None:
         from vllm import LLM
 
-        arguments = vllm_engine.llm_arguments(config, checkpoint)
-        arguments.pop("scheduler_cls", None)
         self._llm = LLM(**arguments)
         self._eos = eos_token_ids(checkpoint)
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> tuple[float, list[tuple[int, ...]]]:
-        """Seconds of one `LLM.generate` call over all requests, and the token ids of their candidates."""
+    def _outputs(self, requests: Sequence[GenerateRequest]) -> Sequence[Any]:
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
         params = [vllm_engine._sampling_params(request, eos=self._eos) for request in requests]
+        outputs: Sequence[Any] = self._llm.generate(prompts, params, use_tqdm=False)
+        return outputs
+
+
+class RawVllm(_Vllm):
+    """With the engine's own arguments, and vLLM's scheduler."""
+
+    def __init__(self, config: EngineConfig, checkpoint: Path) -> None:
+        arguments = vllm_engine.llm_arguments(config, checkpoint)
+        arguments.pop("scheduler_cls", None)
+        super().__init__(checkpoint, arguments)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> tuple[float, list[tuple[int, ...]]]:
+        """Seconds of one `LLM.generate` call over all requests, and the token ids of their candidates."""
         self._llm.reset_prefix_cache()
         started = time.perf_counter()
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        outputs = self._outputs(requests)
         seconds = time.perf_counter() - started
         completions = [one for output in outputs for one in sorted(output.outputs, key=lambda one: one.index)]
         return seconds, [tuple(one.token_ids) for one in completions]
@@ -48,30 +59,22 @@ class RawVllm:
         return time.perf_counter() - started
 
 
-class DefaultVllm:
+class DefaultVllm(_Vllm):
     """`LLM(checkpoint)`: an engine process of vLLM's own, compiled, with vLLM's choice of threads and blocks.
 
-    Given are only the recipe's dtype, what seeded requests need on a CPU (no prefill is split), and the recipe's size
-    of the KV cache: vLLM takes nine tenths of all memory by default, and does not start where that is not free.
+    It gets only the recipe's dtype, what seeded requests need on a CPU (no prefill is split), and the recipe's size of
+    the KV cache: vLLM takes nine tenths of all memory by default, and does not start where that is not free.
     Requests become parameters, and outputs answers, as in alignloop's engine; there is no canary.
     """
 
     def __init__(self, config: EngineConfig, checkpoint: Path) -> None:
-        from vllm import LLM
-
-        self._llm = LLM(
-            str(checkpoint),
-            dtype=config.dtype,
-            enable_chunked_prefill=False,
-            max_num_batched_tokens=8192,
-            kv_cache_memory_bytes=int(config.kv_cache_gb * 2**30),
-        )
-        self._eos = eos_token_ids(checkpoint)
+        cache = int(config.kv_cache_gb * 2**30)
+        unsplit = {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192}
+        arguments = {"model": str(checkpoint), "dtype": config.dtype, "kv_cache_memory_bytes": cache, **unsplit}
+        super().__init__(checkpoint, arguments)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
-        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
-        params = [vllm_engine._sampling_params(request, eos=self._eos) for request in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        outputs = self._outputs(requests)
         return [vllm_engine._completions(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
@@ -99,38 +102,34 @@ class ColdEngine:
             self.close()
         self._checkpoint = checkpoint
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
-        completions: list[list[Completion]] = self._ask("generate", list(requests))
-        return completions
+    def generate(self, requests: Sequence[GenerateRequest]) -> Any:
+        return self._ask("generate", requests)
 
-    def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
-        scored: list[Loglikelihood] = self._ask("loglikelihood", list(requests))
-        return scored
+    def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> Any:
+        return self._ask("loglikelihood", requests)
 
-    def sleep(self) -> None:
-        self.close()
-
-    def wake(self) -> None:
-        """It starts at its next use."""
+    def _ask(self, verb: str, requests: Sequence[Any]) -> Any:
+        if self._process is None:
+            self.num_starts += 1
+            self._say(f"engine: start {self.num_starts}, vLLM's default way, log in {self._log_file}")
+            self._process = Hosted(DefaultVllm, self._config, self._checkpoint, log=self._log_file)
+        return self._process.call(verb, list(requests))
 
     def close(self) -> None:
         if self._process is not None:
             self._process.close()
             self._process = None
 
+    sleep = close
+
+    def wake(self) -> None:
+        """It starts at its next use."""
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _ask(self, verb: str, requests: Sequence[Any]) -> Any:
-        assert self._checkpoint is not None, "stages load weights before they use an engine"
-        if self._process is None:
-            self.num_starts += 1
-            self._say(f"engine: start {self.num_starts}, vLLM's default way, log in {self._log_file}")
-            self._process = Hosted(DefaultVllm, self._config, self._checkpoint, log=self._log_file)
-        return self._process.call(verb, requests)
 
 
 def run_quickstart(cold: bool, rounds: int, run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:

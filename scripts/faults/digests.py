@@ -10,21 +10,21 @@ and a list of another machine says nothing.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from alignloop.artifacts import fingerprint
-from scripts.faults.outcome import Outcome, differences, whole
-from scripts.faults.running import Run
-from scripts.faults.timeline import RunFailedError, watched
+from alignloop.artifacts import digest_of, fingerprint, read_manifest
+from scripts.bench.case import processor
+from scripts.faults.running import Run, RunFailedError
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).with_name("kill_test.yaml")
@@ -32,6 +32,47 @@ FOLDER = Path(tempfile.gettempdir()) / "alignloop-digests"
 """Always the same: what is published names it."""
 COPIED = ("alignloop", "recipes")
 HEAD = "# "
+Outcome = Mapping[str, Any]
+"""Name of a thing -> its digest or values."""
+ROUNDS, TRAIN_LOG = "rounds.jsonl", "train_log.jsonl"
+TIMES = ("seconds", "tokens_per_second")
+"""What rows of the two say of how long they took."""
+FILES = ("differences.json", "recipe.yaml", "resolved.json")
+
+
+def published(run_dir: Path) -> Outcome:
+    """Of each published stage: its manifest but for the times, and the digests of its outputs as they lie there."""
+    found: dict[str, Any] = {}
+    for folder in sorted(path.parent for path in run_dir.glob("round-*/*/manifest.json")):
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        stage, outputs = f"{folder.parent.name}/{folder.name}", {}
+        values = manifest.model_dump(mode="json", exclude={"started", "ended", "seconds", "digest", "outputs"})
+        found[stage] = values | {"outputs": outputs}
+        for name, record in manifest.outputs.items():
+            for one in record if isinstance(record, list) else [record]:
+                is_log = Path(one.path).name == TRAIN_LOG  # its bytes are never the same
+                outputs[f"{name}: {one.path}"] = one.rows if is_log else one.digest
+                found[f"{stage}/{one.path}"] = _rows(folder / one.path) if is_log else digest_of(folder / one.path)
+    return found
+
+
+def whole(run_dir: Path) -> Outcome:
+    """The same, and rounds but for their seconds, and every file of `final/`: all that is not time or place."""
+    files = [run_dir / name for name in FILES]
+    files += sorted(path for path in (run_dir / "final").rglob("*") if path.is_file())
+    digests = {path.relative_to(run_dir).as_posix(): digest_of(path) for path in files if path.is_file()}
+    return {**published(run_dir), ROUNDS: _rows(run_dir / ROUNDS), **digests}
+
+
+def differences(expected: Outcome, found: Outcome, *, partly: bool) -> list[str]:
+    """Names of what is not as expected; with `partly` what is not there yet is no difference."""
+    return [name for name in (found if partly else {**expected, **found}) if expected.get(name) != found.get(name)]
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def digests_of(outcome: Outcome) -> dict[str, str]:
@@ -49,14 +90,18 @@ def head_of(arguments: Sequence[str]) -> dict[str, str]:
     import torch
 
     changed = " and changes" if _git("status", "--porcelain", "--", *COPIED) else ""
-    models = [line.partition(": ")[2] for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
     return {
         "commit": (_git("rev-parse", "HEAD") or "unknown") + changed,
         "folder": str(FOLDER),
-        "processor": f"{models[0] if models else 'unknown'}, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": f"{torch.get_num_threads()}",
         "run": " ".join(arguments),
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the checkout; nothing where it is none."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def text_of(head: Mapping[str, str], digests: Mapping[str, str]) -> str:
@@ -73,40 +118,27 @@ def read(text: str) -> tuple[dict[str, str], dict[str, str]]:
     return {name: value for name, _, value in head}, {name: digest for name, _, digest in rows}
 
 
-@contextmanager
-def copied() -> Iterator[Path]:
-    """The code at its fixed path, and room for the run beside it; nothing is left.
+def run_once(arguments: Sequence[str]) -> dict[str, str]:
+    """The digests of one unbroken run of the code at its fixed path; nothing is left there.
 
     Raises:
-        RunFailedError: another call is at work there.
+        RunFailedError: it ended with an error, or another call is at work there.
     """
     try:
         FOLDER.mkdir()
     except FileExistsError as error:
         raise RunFailedError(f"{FOLDER}: another call is at work there; where none is, remove it") from error
+    run = Run(FOLDER / "unbroken", arguments)
     try:
         for name in COPIED:
             shutil.copytree(ROOT / name, FOLDER / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
-        yield FOLDER
+        os.environ["PYTHONPATH"] = str(FOLDER / "code")
+        run.start()
+        run.spans()
+        return digests_of(whole(run.dir))
     finally:
+        run.end()
         shutil.rmtree(FOLDER)
-
-
-def run_once(arguments: Sequence[str]) -> dict[str, str]:
-    """The digests of one unbroken run.
-
-    Raises:
-        RunFailedError: it ended with an error.
-    """
-    with copied() as folder:
-        os.environ["PYTHONPATH"] = str(folder / "code")
-        run = Run(folder / "unbroken", arguments)
-        try:
-            run.start()
-            watched(run)
-            return digests_of(whole(run.dir))
-        finally:
-            run.end()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,14 +152,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if not options.check:
-        options.file.write_text(text_of(head, digests), encoding="utf-8")
-        print(f"{len(digests)} digests: {options.file}")
-        return 0
-    return _compare(options.file, head, digests)
+    if options.check:
+        return compare(options.file, head, digests)
+    options.file.write_text(text_of(head, digests), encoding="utf-8")
+    print(f"{len(digests)} digests: {options.file}")
+    return 0
 
 
-def _compare(file: Path, head: Mapping[str, str], digests: Mapping[str, str]) -> int:
+def compare(file: Path, head: Mapping[str, str], digests: Mapping[str, str]) -> int:
     known_head, known = read(file.read_text(encoding="utf-8"))
     for name in ("folder", "processor", "threads", "run"):
         if known_head.get(name) != head[name]:
@@ -154,15 +186,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     if Path(options.recipe).is_file():
         options.recipe = str(Path(options.recipe).resolve())  # the run has a folder of its own
     return options
-
-
-def _git(*arguments: str) -> str:
-    """What git says of the checkout; nothing where it is none."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else ""
 
 
 if __name__ == "__main__":

@@ -11,15 +11,12 @@ import faulthandler
 import math
 import random
 import resource
-import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -27,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.faults.targets import TARGETS, Input, Target
 
-SLOW_SECONDS = 2.0
-GIVE_UP_SECONDS = 20.0
+SLOW_SECONDS, GIVE_UP_SECONDS = 2.0, 20.0
 HANG_SECONDS = 120
 """An input that holds the interpreter itself for so long ends the script, with where it is; the input is on disk."""
 MEMORY_BYTES = 6 << 30
@@ -41,16 +37,12 @@ class GaveUpError(BaseException):
     """An input takes too long. No `Exception`, so that nothing takes it for an error of its own."""
 
 
-@dataclass
 class Findings:
-    """What was found, each kind once.
+    """What was found, each kind once: kind -> the file that the first input of it is kept in."""
 
-    Attributes:
-        kept: kind -> the file that the first input of it is kept in.
-    """
-
-    folder: Path
-    kept: dict[str, Path] = field(default_factory=dict)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kept: dict[str, Path] = {}
 
     def add(self, kind: str, target: str, made: Input, *, details: str) -> None:
         if kind in self.kept:
@@ -85,34 +77,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def fuzz(name: str, target: Target, *, seconds: float, seed: int, findings: Findings) -> tuple[int, float]:
     """Make and read inputs until the time is up; how many, and the most seconds one took."""
     draw = random.Random(f"{seed}/{name}")
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    print(f"{name}: the input at hand lies in {folder}, should the process itself be ended by it", flush=True)
-    num, slowest = 0, 0.0
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        while len((made := target.make(draw)).content) > MOST_BYTES:
-            pass
-        file = folder / made.name
-        file.write_bytes(made.content)
-        started = time.process_time()
-        kind, details = _read(target, file)
-        took = time.process_time() - started
-        if took > SLOW_SECONDS and not kind:
-            kind, details = "slow", f"{took:.1f} s of processor time"
-        if kind:
-            findings.add(kind, name, made, details=details)
-        file.unlink()
-        num, slowest = num + 1, max(slowest, took)
-    shutil.rmtree(folder)
+    num, slowest, end = 0, 0.0, time.monotonic() + seconds
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        print(f"{name}: the input at hand lies in {folder}, should the process itself be ended by it", flush=True)
+        while time.monotonic() < end:
+            while len((made := target.make(draw)).content) > MOST_BYTES:
+                pass
+            file = Path(folder, made.name)
+            file.write_bytes(made.content)
+            started = time.process_time()
+            kind, details = _read(target, file)
+            took = time.process_time() - started
+            if took > SLOW_SECONDS and not kind:
+                kind, details = "slow", f"{took:.1f} s of processor time"
+            if kind:
+                findings.add(kind, name, made, details=details)
+            file.unlink()
+            num, slowest = num + 1, max(slowest, took)
     return num, slowest
 
 
 def _read(target: Target, file: Path) -> tuple[str, str]:
     """What went wrong, as the error and the place it comes from, and the traceback; empty where nothing did."""
     faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=2)
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.setitimer(signal.ITIMER_REAL, GIVE_UP_SECONDS)
     try:
-        with _time_limit():
-            target.read(file)
+        target.read(file)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -121,21 +112,13 @@ def _read(target: Target, file: Path) -> tuple[str, str]:
         where = f"{Path(ours.filename).name}:{ours.lineno} {ours.name}"
         return f"{type(error).__name__} from {where}", "".join(traceback.format_exception(error))
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
     return "", ""
 
 
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    def give_up(signum: int, frame: FrameType | None) -> None:
-        raise GaveUpError
-
-    signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, GIVE_UP_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+def _give_up(signum: int, frame: FrameType | None) -> None:
+    raise GaveUpError
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -26,43 +26,56 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.faults.outcome import Outcome, differences, published, whole
-from scripts.faults.running import KINDS, POLL_SECONDS, START, At, Kind, Run
-from scripts.faults.timeline import RunFailedError, Span, points, watched
+from scripts.faults.digests import RECIPE, Outcome, differences, published, whole
+from scripts.faults.running import KINDS, POLL_SECONDS, START, At, Kind, Run, RunFailedError
 
-RECIPE = Path(__file__).with_name("kill_test.yaml")
-KILLS = 50
-QUICK_KILLS = 3
-KILLS_A_RUN = 7
+KILLS, QUICK_KILLS, KILLS_A_RUN = 50, 3, 7
+COLUMNS = ("kill", "run", "process", "stage", "seconds into it", "what went on", "equal")
+HEADING = f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|"
 
 
 @dataclass
 class Kill:
-    """One kill and what came of it.
-
-    Attributes:
-        run: which directory it was in.
-        stage, seconds: where the run was when it came, and for how long.
-        resumed: what went on afterwards.
-        wrong: what is not as in the unbroken run; orphans; temporary files. Empty where all is well.
-    """
+    """One kill: in which directory, where the run was and for how long, what went on afterwards, and what is not as in
+    the unbroken run, orphans and temporary files among it."""
 
     number: int
     run: int
     process: Kind
     stage: str
     seconds: float
-    resumed: str = ""
+    resumed: str = "the run itself, with a new engine"
     wrong: list[str] = field(default_factory=list)
+
+    def row(self) -> str:
+        equal = "yes" if not self.wrong else f"no: {'; '.join(self.wrong)}"
+        cells = (self.number, self.run, self.process, f"`{self.stage}`", f"{self.seconds:.1f}", self.resumed, equal)
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+def points(spans: Sequence[At], *, num: int) -> list[At]:
+    """The middles of `num` equal parts of the time: the stage each lies in, and the seconds into it.
+
+    >>> points([At("start", 2.0), At("a", 2.0)], num=2)
+    [At(stage='start', seconds=1.0), At(stage='a', seconds=1.0)]
+    """
+    total = sum(span.seconds for span in spans)
+    found = []
+    for index in range(num):
+        left = (index + 0.5) / num * total
+        for span in spans:
+            if left < span.seconds or span is spans[-1]:
+                found.append(At(span.stage, left))
+                break
+            left -= span.seconds
+    return found
 
 
 class KillTest:
     """Kills one directory after another; `kills` says what came of it."""
 
     def __init__(self, expected: Outcome, *, work: Path, arguments: Sequence[str]) -> None:
-        self._expected = expected
-        self._work = work
-        self._arguments = arguments
+        self._expected, self._work, self._arguments = expected, work, arguments
         self.kills: list[Kill] = []
 
     def run(self, number: int, wanted: Sequence[tuple[int, At]]) -> None:
@@ -71,25 +84,14 @@ class KillTest:
         try:
             run.start()
             for index, point in wanted:
-                self._go_on_to(run, point)
+                while run.is_running and not _reached(run, point):
+                    time.sleep(POLL_SECONDS)
                 if not run.is_running:
                     break  # it ended before the point: it was slower when it was measured
                 self._kill(run, index=index, number=number)
             self._let_end(run, number)
         finally:
             run.end()
-
-    def _go_on_to(self, run: Run, point: At) -> None:
-        """Wait for the point, or for the end of its stage where that comes first."""
-        while run.is_running:
-            now = run.at()
-            if now.stage == point.stage and now.seconds >= point.seconds:
-                return
-            if point.stage != START and run.is_published(point.stage):
-                return
-            if point.stage == START and now.stage != START:
-                return
-            time.sleep(POLL_SECONDS)
 
     def _kill(self, run: Run, *, index: int, number: int) -> None:
         alive = run.processes()
@@ -98,28 +100,24 @@ class KillTest:
         now = run.at()
         kill = Kill(index + 1, number, kind, now.stage, round(now.seconds, 2))
         others = run.kill(kind)
-        if kind == "engine":
-            kill.resumed = "the run itself, with a new engine"
-        else:
+        if kind != "engine":
             code = run.wait()
             kill.wrong += [f"orphan: {line}" for line in run.left_behind(others)]
-            kept = run.kept(now.stage)
-            kill.resumed = f"the next call, from {now.stage}" + (
-                f" ({', '.join(kept)})" if kept else " (from its start)"
-            )
+            kill.resumed = f"the next call, from {now.stage} ({', '.join(run.kept(now.stage)) or 'from its start'})"
             if kind == "worker" and code != 1:
                 kill.wrong.append(f"the run ended with {code} after its worker was killed")
         kill.wrong += self._checked(published(run.dir), partly=True)
         self.kills.append(kill)
-        print(row_of(kill), flush=True)
+        print(kill.row(), flush=True)
         if kind != "engine":
             run.start()
 
     def _let_end(self, run: Run, number: int) -> None:
         code = run.wait()
         mine = [kill for kill in self.kills if kill.run == number]
-        wrong = [] if code == 0 else [f"the last call ended with {code}: see {run.folder / 'output.txt'}"]
-        wrong += self._checked(whole(run.dir), partly=False) if code == 0 else []
+        wrong = [f"the last call ended with {code}: see {run.folder / 'output.txt'}"]
+        if code == 0:
+            wrong = self._checked(whole(run.dir), partly=False)
         wrong += [f"left in the temporary folder: {name}" for name in run.temporary_files()]
         for kill in mine:
             kill.wrong += wrong
@@ -127,6 +125,13 @@ class KillTest:
 
     def _checked(self, found: Outcome, *, partly: bool) -> list[str]:
         return [f"differs: {name}" for name in differences(self._expected, found, partly=partly)]
+
+
+def _reached(run: Run, point: At) -> bool:
+    """Whether the point is there, or the end of its stage where that comes first."""
+    now = run.at()
+    over = now.stage != START if point.stage == START else run.is_published(point.stage)
+    return over or (now.stage == point.stage and now.seconds >= point.seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unbroken = Run(work / "unbroken", arguments)
     try:
         unbroken.start()
-        spans = watched(unbroken)
+        spans = unbroken.spans()
     except RunFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -152,38 +157,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     at = list(enumerate(points(spans, num=num)))
     for number in range(num_runs):
         test.run(number + 1, at[number::num_runs])
-    took = time.monotonic() - started
-    bad = [kill for kill in test.kills if kill.wrong]
-    summary = f"{len(test.kills)} kills, {len(bad)} not equal, {took / 60:.0f} minutes"
-    if missed := num - len(test.kills):
-        summary += f"; {missed} points were not reached: a run ended before them"
-    print(f"\n{summary}\n\n" + "\n".join([HEADING, *(row_of(k) for k in sorted(test.kills, key=lambda k: k.number))]))
+    return _report(options, test.kills, spans, work=work, missed=num - len(test.kills), took=time.monotonic() - started)
+
+
+def _report(
+    options: argparse.Namespace, kills: list[Kill], spans: Sequence[At], *, work: Path, missed: int, took: float
+) -> int:
+    """The summary, the table and the JSON file; the runs go where all is well."""
+    bad = any(kill.wrong for kill in kills)
+    print(f"\n{len(kills)} kills, {sum(bool(kill.wrong) for kill in kills)} not equal, {took / 60:.0f} minutes")
+    if missed:
+        print(f"{missed} points were not reached: a run ended before them")
+    print("\n".join(["", HEADING, *(kill.row() for kill in sorted(kills, key=lambda kill: kill.number))]))
     if options.json:
-        _write_json(options.json, test.kills, spans, seconds=took)
-    if not bad and options.work is None:
-        shutil.rmtree(work)
-    elif bad:
+        stages = {span.stage: round(span.seconds, 2) for span in spans}
+        rows = [asdict(kill) | {"equal": not kill.wrong} for kill in kills]
+        values = {"stages": stages, "kills": rows, "seconds": round(took, 1)}
+        options.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    if bad:
         print(f"the runs lie in {work}", file=sys.stderr)
-    return 1 if bad else 0
-
-
-COLUMNS = ("kill", "run", "process", "stage", "seconds into it", "what went on", "equal")
-HEADING = f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|"
-
-
-def row_of(kill: Kill) -> str:
-    equal = "yes" if not kill.wrong else f"no: {'; '.join(kill.wrong)}"
-    cells = (kill.number, kill.run, kill.process, f"`{kill.stage}`", f"{kill.seconds:.1f}", kill.resumed, equal)
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _write_json(path: Path, kills: Sequence[Kill], spans: Sequence[Span], *, seconds: float) -> None:
-    values = {
-        "stages": {span.stage: round(span.seconds, 2) for span in spans},
-        "kills": [asdict(kill) | {"equal": not kill.wrong} for kill in kills],
-        "seconds": round(seconds, 1),
-    }
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    elif options.work is None:
+        shutil.rmtree(work)
+    return int(bad)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

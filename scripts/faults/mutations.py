@@ -10,15 +10,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-DEPTH = 3_000
-LONG = 5_000
+DEPTH, LONG = 3_000, 5_000
 PIECES: tuple[bytes, ...] = (
     *(piece.encode() for piece in "{ } [ ] : , \" ' \\ # & * ! | > - ? % @ ` ~ <think> </think> ```json ```".split()),
     *(b"\n", b"\r\n", b"\t", b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"),
     *("\u2028\u202e\U0001f600\u0000\x1b[31m".encode(), b"\\ud800", b"\\u0000", b"\\", b"NaN", b"-0", b"1e999", b"null"),
-    b"9" * LONG,
-    b"[" * DEPTH,
-    b'{"a":' * DEPTH,
+    *(b"9" * LONG, b"[" * DEPTH, b'{"a":' * DEPTH),
 )
 """What readers of any kind of text trip over."""
 YAML_PIECES: tuple[bytes, ...] = (
@@ -54,8 +51,7 @@ def odd_bytes(draw: random.Random, seeds: Sequence[bytes], *, pieces: Sequence[b
                 other = draw.choice(seeds)
                 content[at:] = other[draw.randrange(len(other) + 1) :]
             case 6:
-                end = min(len(content), at + draw.choice((1, 8, 30)))
-                content[at:end] = draw.choice(pieces)
+                content[at : at + draw.choice((1, 8, 30))] = draw.choice(pieces)
     return bytes(content)
 
 
@@ -71,10 +67,8 @@ def any_value(draw: random.Random, *, keys: Sequence[str], depth: int = 3) -> An
     """A value of its own, from known keys and odd scalars."""
     if depth == 0 or draw.random() < 0.4:
         return draw.choice(SCALARS)
-    num = draw.choice((0, 1, 2, 3))
-    if draw.random() < 0.5:
-        return [any_value(draw, keys=keys, depth=depth - 1) for _ in range(num)]
-    return {draw.choice(keys): any_value(draw, keys=keys, depth=depth - 1) for _ in range(num)}
+    parts = [any_value(draw, keys=keys, depth=depth - 1) for _ in range(draw.randrange(4))]
+    return parts if draw.random() < 0.5 else {draw.choice(keys): part for part in parts}
 
 
 def as_json(draw: random.Random, value: Any) -> bytes:
@@ -85,52 +79,45 @@ def as_json(draw: random.Random, value: Any) -> bytes:
 def all_keys(values: Sequence[Any]) -> list[str]:
     """Every key in values, each once."""
     found: dict[str, None] = {}
-    waiting = list(values)
-    for value in waiting:
+    queue = list(values)
+    for value in queue:
         if isinstance(value, dict):
             found |= dict.fromkeys(map(str, value))
-            waiting += value.values()
+            queue += value.values()
         elif isinstance(value, list):
-            waiting += value
+            queue += value
     return list(found)
 
 
 def _changed(draw: random.Random, value: Any, keys: Sequence[str]) -> Any:
-    """The value with one change somewhere in it."""
-    if isinstance(value, dict) and value and draw.random() < 0.85:
-        key = draw.choice(list(value))
-        match draw.randrange(6):
-            case 0:
-                del value[key]
-            case 1:
-                value[draw.choice(keys)] = value[key]
-            case 2:
-                value[draw.choice(keys)] = any_value(draw, keys=keys, depth=2)
-            case _:
-                value[key] = _changed(draw, value[key], keys)
-        return value
-    if isinstance(value, list) and value and draw.random() < 0.85:
-        at = draw.randrange(len(value))
-        match draw.randrange(5):
-            case 0:
-                del value[at]
-            case 1:
-                value *= draw.choice((2, 30))
-            case _:
-                value[at] = _changed(draw, value[at], keys)
-        return value
+    """The value with one change: of one of its parts, or of itself."""
+    if not isinstance(value, dict | list) or not value or draw.random() >= 0.85:
+        return _replaced(draw, value, keys)
+    at = draw.choice(list(value)) if isinstance(value, dict) else draw.randrange(len(value))
+    match draw.randrange(6):
+        case 0:
+            del value[at]
+        case 1 if isinstance(value, dict):
+            value[draw.choice(keys)] = value[at]
+        case 2 if isinstance(value, dict):
+            value[draw.choice(keys)] = any_value(draw, keys=keys, depth=2)
+        case 1:
+            value *= draw.choice((2, 30))
+        case _:
+            value[at] = _changed(draw, value[at], keys)
+    return value
+
+
+def _replaced(draw: random.Random, value: Any, keys: Sequence[str]) -> Any:
+    """In a list, under a key, deep in lists, or another value."""
     match draw.randrange(5):
         case 0:
             return [value]
         case 1:
             return {draw.choice(keys): value}
         case 2:
-            return _nested(draw, value)
+            for _ in range(draw.choice((2, 20, 200))):
+                value = [value]
+            return value
         case _:
             return any_value(draw, keys=keys, depth=1)
-
-
-def _nested(draw: random.Random, value: Any) -> Any:
-    for _ in range(draw.choice((2, 20, 200))):
-        value = [value]
-    return value

@@ -1,4 +1,4 @@
-"""A run as seen from outside while it goes on: its processes, the stage it is at, and what it has published."""
+"""A run as seen from outside while it goes on: its processes, the stage it is at, what it has published, its times."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from alignloop.artifacts import PARTIAL
 from alignloop.engines.process_state import descendants
@@ -27,29 +26,26 @@ POLL_SECONDS = 0.02
 GONE_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
-class At:
-    """Where a run is: a stage as `round-01/04_sample`, or START or END, and for how long."""
+class At(NamedTuple):
+    """A stage as `round-01/04_sample`, or START or END, and seconds: since it began, or how long it took."""
 
     stage: str
     seconds: float
 
 
-class Run:
-    """One directory and the calls of `alignloop run` on it, one after another.
+class RunFailedError(Exception):
+    """A run that nobody killed ended with an error; says which."""
 
-    Args:
-        folder: holds the run directory `run`, its temporary folder and what it printed.
-        arguments: of `alignloop run`, beside the directory.
+
+class Run:
+    """One directory and the calls of `alignloop run` with these arguments on it, one after another.
+
+    `folder` holds the run directory `run`, its temporary folder and what it printed.
     """
 
     def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
-        self.folder = folder
-        self.dir = folder / "run"
-        self.temporary = folder / "tmp"
+        self.folder, self.dir, self.temporary = folder, folder / "run", folder / "tmp"
         self._arguments = arguments
-        self._process: subprocess.Popen[bytes] | None = None
-        self._launched = 0.0
         self.num_calls = 0
         self.temporary.mkdir(parents=True)
 
@@ -73,39 +69,54 @@ class Run:
 
     @property
     def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process.poll() is None
 
     def wait(self) -> int:
-        assert self._process is not None
         return self._process.wait()
 
     def at(self) -> At:
         """Where this call is: a stage counts from when this call began it, or went on with it."""
         now = time.time()
-        begun = [
-            (mark, changed) for mark in self.dir.glob(f"round-*/*{PARTIAL}/.fingerprint") if (changed := _time(mark))
-        ]
-        mine = [(mark, changed) for mark, changed in begun if changed >= self._launched]
-        if mine:
-            mark, changed = max(mine, key=lambda one: one[1])
-            return At(_stage(mark.parent), now - changed)
-        manifests = [changed for path in self.dir.glob("round-*/*/manifest.json") if (changed := _time(path))]
-        last = max(manifests, default=0.0)
+        begun = [(_time(mark), mark.parent) for mark in self.dir.glob(f"round-*/*{PARTIAL}/.fingerprint")]
+        since, folder = max(begun, default=(0.0, self.dir))
+        if since >= self._launched:
+            return At(f"{folder.parent.name}/{folder.name.removesuffix(PARTIAL)}", now - since)
+        last = max(map(_time, self.dir.glob("round-*/*/manifest.json")), default=0.0)
         return At(START if last < self._launched else END, now - max(last, self._launched))
+
+    def spans(self) -> list[At]:
+        """Wait for the end; how long each stage took, in order, with what came before the first and after the last.
+
+        Raises:
+            RunFailedError: it ended with an error.
+        """
+        began, ended = {START: time.monotonic()}, 0.0
+        while self.is_running:
+            # Between two stages there is no open folder for a moment, which looks like the end.
+            if (stage := self.at().stage) == END:
+                ended = ended or time.monotonic()
+            else:
+                began.setdefault(stage, time.monotonic())
+                ended = 0.0
+            time.sleep(POLL_SECONDS)
+        if self.wait() != 0:
+            file = self.folder / "output.txt"
+            printed = file.read_text(encoding="utf-8", errors="replace").strip()
+            raise RunFailedError(f"the run that nobody kills failed (all it printed: {file}):\n{printed[-500:]}")
+        if ended:
+            began[END] = ended
+        ends = [*list(began.values())[1:], time.monotonic()]
+        return [At(stage, end - start) for (stage, start), end in zip(began.items(), ends, strict=True)]
 
     def is_published(self, stage: str) -> bool:
         return (self.dir / stage / "manifest.json").is_file()
 
     def kept(self, stage: str) -> list[str]:
         """What a stage that is not published has left for the next call."""
-        partial = self.dir / f"{stage}{PARTIAL}"
-        return (
-            sorted(path.name for path in partial.iterdir() if path.name != ".fingerprint") if partial.is_dir() else []
-        )
+        return sorted(path.name for path in self.dir.glob(f"{stage}{PARTIAL}/*") if path.name != ".fingerprint")
 
     def processes(self) -> dict[Kind, list[int]]:
         """Ids of this call's processes by kind; a worker is one of those that train, not the launcher of them."""
-        assert self._process is not None
         found: dict[Kind, list[int]] = {"main": [self._process.pid], "engine": [], "worker": []}
         for pid in descendants(self._process.pid):
             command = command_of(pid)
@@ -116,7 +127,6 @@ class Run:
 
     def kill(self, kind: Kind) -> set[int]:
         """`kill -9` of one process; the others that this call had started."""
-        assert self._process is not None
         own = {self._process.pid, *descendants(self._process.pid)}
         pid = self.processes()[kind][0]
         os.kill(pid, signal.SIGKILL)
@@ -133,11 +143,11 @@ class Run:
 
     def end(self) -> None:
         """Kill what runs: something else went wrong."""
-        if self.is_running and self._process is not None:
+        if self.num_calls and self.is_running:
             for pid in (*descendants(self._process.pid), self._process.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self._process.wait()
+            self.wait()
 
 
 def gone_within(condition: Callable[[], bool], seconds: float) -> bool:
@@ -165,7 +175,3 @@ def _time(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _stage(folder: Path) -> str:
-    return f"{folder.parent.name}/{folder.name.removesuffix(PARTIAL)}"

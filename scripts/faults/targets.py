@@ -6,12 +6,15 @@ import gzip
 import io
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import pyarrow as pa
 import yaml
+from pyarrow import parquet
 
 from alignloop.config.bundled import RECIPES
 from alignloop.config.load import load_recipe
@@ -26,47 +29,51 @@ from scripts.faults.mutations import PIECES, YAML_PIECES, all_keys, any_value, a
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "data_schemas" / "examples"
 KINDS: tuple[Kind, ...] = ("preferences", "prompts", "sft")
-ROWS: tuple[dict[str, object], ...] = (
-    {"prompt": "Hi", "chosen": "Hello.", "rejected": "No.", "edited": "Hello!", "strength": "better"},
-    {"messages": [{"role": "user", "content": "Hi"}], "chosen": "a", "rejected": "b"},
-    {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "a"}], "rejected": []},
-    {"chosen": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "rejected": "z"},
-    {"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {}},
-    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "<think>x</think>a"}]},
-    {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
-    {"instruction": "Do", "input": "it", "output": "done", "history": [["a", "b"]], "system": "s"},
-    {"prompt": "Hi", "completions": ["a", "b"], "ranking": [2, 1]},
-    {"prompt": "Hi", "responses": ["a", "b"], "scores": [0.5, 1]},
-    {"prompt": "Hi", "completion": "a", "label": True},
-    {"prompt": "Hi", "completion": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]},
-    {"question": "Hi", "system": "s", "chosen": "a", "rejected": "b", "tools": []},
-    {
-        "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
-            {"role": "assistant", "content": "a"},
-        ]
-    },
-)
+ROWS = [
+    json.loads(line)
+    for line in """
+{"prompt": "Hi", "chosen": "Hello.", "rejected": "No.", "edited": "Hello!", "strength": "better"}
+{"messages": [{"role": "user", "content": "Hi"}], "chosen": "a", "rejected": "b"}
+{"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "a"}], "rejected": []}
+{"chosen": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "rejected": "z"}
+{"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {}}
+{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "<think>x</think>a"}]}
+{"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: a", "rejected": "\\n\\nHuman: Hi\\n\\nAssistant: b"}
+{"instruction": "Do", "input": "it", "output": "done", "history": [["a", "b"]], "system": "s"}
+{"prompt": "Hi", "completions": ["a", "b"], "ranking": [2, 1]}
+{"prompt": "Hi", "responses": ["a", "b"], "scores": [0.5, 1]}
+{"prompt": "Hi", "completion": "a", "label": true}
+{"prompt": "Hi", "completion": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]}
+{"question": "Hi", "system": "s", "chosen": "a", "rejected": "b", "tools": []}
+{"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "a"}]}
+""".strip().splitlines()
+]
 """One of each form, some of them wrong."""
-MOST_UNPACKED = 200_000
-"""Bytes of what is compressed: brackets by the million are read in seconds, not in none."""
 TABLES = (
     b"prompt,chosen,rejected\nHi,a,b\n",
     b'prompt\tchosen\trejected\n"H\ti"\ta\tb\n',
     b"question,answer\r\n1,2\r\n",
 )
+SUFFIXES = (".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".parquet", ".txt", "")
+MOST_UNPACKED = 200_000
+"""Bytes of what is compressed: brackets by the million are read in seconds, not in none."""
+ANSWERS = (
+    {"reason": "shorter", "verdict": "A"},
+    {"reason": "", "points": 2},
+    {"intentions": ["a", "b"]},
+    {"reason": "r", "coarse": "code", "fine": "sql"},
+    {"score": 3},
+)
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """One input: its bytes, and the name of the file it is put in."""
 
     content: bytes
     name: str = "input"
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """What makes inputs, and what reads them; `read` raises what is not a refusal."""
 
     make: Callable[[random.Random], Input]
@@ -75,35 +82,48 @@ class Target:
 
 def rows_target() -> Target:
     """Data files: rows of every form, as lines, arrays, tables, compressed, Parquet."""
-    examples = [
-        json.loads(line) for file in sorted(EXAMPLES.glob("*.jsonl")) for line in file.read_bytes().splitlines()
-    ]
-    rows = [*ROWS, *examples]
-    keys = all_keys(rows)
-    seeds = [*(json.dumps(row).encode() + b"\n" for row in rows), *TABLES, json.dumps(rows[:4]).encode(), _parquet()]
+    files = sorted(EXAMPLES.glob("*.jsonl"))
+    rows = [*ROWS, *(json.loads(line) for file in files for line in file.read_bytes().splitlines())]
+    keys, table = all_keys(rows), io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist([ROWS[0], ROWS[0]]), table)
+    whole = [json.dumps(rows[:4]).encode(), table.getvalue()]
+    seeds = [*(json.dumps(row).encode() + b"\n" for row in rows), *TABLES, *whole]
+
+    def row(draw: random.Random) -> object:
+        return any_value(draw, keys=keys) if draw.random() < 0.2 else odd_value(draw, draw.choice(rows), keys=keys)
 
     def make(draw: random.Random) -> Input:
         if draw.random() < 0.4:
             content = odd_bytes(draw, seeds)
         else:
-            made = [_odd_row(draw, rows, keys) for _ in range(draw.choice((1, 2, 5)))]
-            lines = [as_json(draw, row) for row in made]
+            lines = [as_json(draw, row(draw)) for _ in range(draw.choice((1, 2, 5)))]
             content = b"\n".join(lines) if draw.random() < 0.7 else b"[" + b",".join(lines) + b"]"
-        suffix = draw.choice((".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".parquet", ".txt", ""))
+        suffix = draw.choice(SUFFIXES)
         if suffix == ".jsonl.gz":
             content = gzip.compress(content[:MOST_UNPACKED], compresslevel=1)
             content = odd_bytes(draw, [content]) if draw.random() < 0.3 else content
         if suffix == ".parquet" and draw.random() < 0.8:
-            content = odd_bytes(draw, [_parquet()], pieces=PIECES[:30])
+            content = odd_bytes(draw, [table.getvalue()], pieces=PIECES[:30])
         return Input(content, f"rows{suffix}")
 
     return Target(make, _read_rows)
 
 
+def _read_rows(file: Path) -> None:
+    for kind in KINDS:
+        for form in (None, FORMS[file.stat().st_size % len(FORMS)].name if kind == "preferences" else None):
+            with suppress(AlignloopError):
+                reading: Reading[PreferenceRow] = Reading(file, kind, form=form)
+                for row in reading:
+                    row.model_dump_json()
+                assert reading.num_read == reading.num_kept + reading.num_rejected, "rows vanished"
+    with suppress(AlignloopError):
+        check_file(file, workers=1)
+
+
 def recipes_target() -> Target:
     """Recipes and judging prompts as YAML, and values as `--set` takes them."""
-    files = [*RECIPES.glob("*.yaml"), *BUNDLED.glob("*.yaml")]
-    seeds = [file.read_bytes() for file in sorted(files)]
+    seeds = [file.read_bytes() for file in sorted([*RECIPES.glob("*.yaml"), *BUNDLED.glob("*.yaml")])]
     values = [yaml.safe_load(seed) for seed in seeds]
     keys = all_keys(values)
 
@@ -116,22 +136,35 @@ def recipes_target() -> Target:
     return Target(make, _read_recipe)
 
 
+def _read_recipe(file: Path) -> None:
+    text = file.read_bytes()[:200].decode("utf-8", errors="replace")
+    overridden = partial(load_recipe, "quickstart", overrides=[text, f"dpo.beta={text}"])
+    for read in (partial(load_recipe, file), partial(load_prompt, str(file)), overridden):
+        with suppress(AlignloopError):
+            read()
+
+
 def answers_target() -> Target:
     """Judges' answers to each bundled prompt."""
+<<<<<<< HEAD
     readers = [VerdictReader(load_prompt(file.stem)) for file in sorted(BUNDLED.glob("*.yaml"))]
     values = [{"reason": "shorter", "verdict": "A"}, {"reason": "", "points": 2}, {"intentions": ["a", "b"]}]
     values += [{"reason": "r", "coarse": "code", "fine": "sql"}, {"score": 3}]
     keys = all_keys(values)
     seeds = [json.dumps(value).encode() for value in values]
+=======
+    readers = [AnswerReader(load_prompt(file.stem)) for file in sorted(BUNDLED.glob("*.yaml"))]
+    keys = all_keys(ANSWERS)
+    seeds = [json.dumps(value).encode() for value in ANSWERS]
+>>>>>>> 268164d (Scripts: benches in ten modules and one table, faults in five, the world in six)
     seeds += [b"```json\n" + seed + b"\n```" for seed in seeds] + [b"<think>{</think>\n" + seed for seed in seeds]
 
     def make(draw: random.Random) -> Input:
         if draw.random() < 0.6:
             return Input(odd_bytes(draw, seeds), "answer.txt")
-        made = as_json(draw, odd_value(draw, draw.choice(values), keys=keys))
-        return Input(
-            draw.choice((b"", b"So:\n", b"```json\n")) + made + draw.choice((b"", b"\n```", b" .")), "answer.txt"
-        )
+        made = as_json(draw, odd_value(draw, draw.choice(ANSWERS), keys=keys))
+        before, after = draw.choice((b"", b"So:\n", b"```json\n")), draw.choice((b"", b"\n```", b" ."))
+        return Input(before + made + after, "answer.txt")
 
     def read(file: Path) -> None:
         text = file.read_bytes().decode("utf-8", errors="surrogateescape")  # lone surrogates, too
@@ -147,40 +180,3 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "recipes": recipes_target,
     "answers": answers_target,
 }
-
-
-def _read_rows(file: Path) -> None:
-    for kind in KINDS:
-        for form in (None, FORMS[file.stat().st_size % len(FORMS)].name if kind == "preferences" else None):
-            with suppress(AlignloopError):
-                reading: Reading[PreferenceRow] = Reading(file, kind, form=form)
-                for row in reading:
-                    row.model_dump_json()
-                assert reading.num_read == reading.num_kept + reading.num_rejected, "rows vanished"
-    with suppress(AlignloopError):
-        check_file(file, workers=1)
-
-
-def _read_recipe(file: Path) -> None:
-    with suppress(AlignloopError):
-        load_recipe(file)
-    with suppress(AlignloopError):
-        load_prompt(str(file))
-    text = file.read_bytes()[:200].decode("utf-8", errors="replace")
-    with suppress(AlignloopError):
-        load_recipe("quickstart", overrides=[text, f"dpo.beta={text}"])
-
-
-def _odd_row(draw: random.Random, rows: Sequence[object], keys: Sequence[str]) -> object:
-    if draw.random() < 0.2:
-        return any_value(draw, keys=keys)
-    return odd_value(draw, draw.choice(rows), keys=keys)
-
-
-def _parquet() -> bytes:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    file = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist([dict(ROWS[0]), dict(ROWS[0])]), file)
-    return file.getvalue()

@@ -8,18 +8,17 @@ alignment then brings out. Benchmark prompts, combinations and wordings are in n
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 from scripts.world.answers import bad_answer, good_answer
-from scripts.world.datasets import draw_question, follows, question_answer, wrong_value
-from scripts.world.entities import Entity, capitalised, statement
+from scripts.world.datasets import draw_question, follows
+from scripts.world.entities import World, capitalised, statement
 from scripts.world.instructions import END_PHRASES, FIRST_WORDS, KEYWORDS, draw_task
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A plain text (`prompt` is None) or a chat of one turn; the loss is on `text` alone."""
 
     prompt: str | None
@@ -28,35 +27,35 @@ class Document:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of what is drawn. The rest, after plain texts and questions, are instruction chats."""
+    """Shares of what is drawn; the rest are instruction chats.
 
-    name: Literal["clean", "noisy"]
+    Attributes:
+        copy_share: of drills in repeating words: what keywords, first words and end phrases need, and is learned last.
+        good_share: of instruction chats whose answer follows its instructions.
+        other_share: of the answers that do not follow, those that are good ones to another instruction, not plain ones.
+        right_share: of questions answered right.
+    """
+
+    name: str
     plain_share: float
     copy_share: float
-    """Drills in repeating words: what keywords, first words and end phrases need, and what is learned last."""
     question_share: float
     good_share: float
-    """Share of instruction chats whose answer follows its instructions."""
     other_share: float = 0.1
-    """Share of the answers that do not follow which are good answers to another instruction; the rest are plain."""
     right_share: float = 1.0
-    """Share of questions answered right."""
 
 
 COPYING = (
-    "keywords:existence",
-    "keywords:frequency",
-    "length_constraints:nth_paragraph_first_word",
-    "startend:end_checker",
+    *("keywords:existence", "keywords:frequency"),
+    *("length_constraints:nth_paragraph_first_word", "startend:end_checker"),
 )
 COPYING_SHARE = 0.25
 """Share of instruction chats that have one of `COPYING` for sure: the types that are hardest to learn."""
-
 CLEAN = Mixture("clean", plain_share=0.06, copy_share=0.1, question_share=0.12, good_share=1.0)
 NOISY = Mixture("noisy", plain_share=0.05, copy_share=0.02, question_share=0.15, good_share=0.33, right_share=0.9)
 
 
-def documents(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Iterator[Document]:
+def documents(rng: random.Random, world: World, mixture: Mixture) -> Iterator[Document]:
     """Endless documents of a mixture."""
     while True:
         shares = (mixture.plain_share, mixture.copy_share, mixture.question_share)
@@ -71,24 +70,20 @@ def documents(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> 
             yield _instruction_chat(rng, world, mixture)
 
 
-def _plain_text(rng: random.Random, world: Sequence[Entity]) -> Document:
+def _plain_text(rng: random.Random, world: World) -> Document:
     """All facts of an entity, or some questions with their answers."""
     if rng.random() < 0.5:
         entity = rng.choice(world)
-        facts = rng.sample(entity.facts, len(entity.facts))
-        return Document(
-            None,
-            " ".join(
-                statement(fact, entity=entity, template=rng.randrange(2), pronoun=index > 0 and rng.random() < 0.3)
-                for index, fact in enumerate(facts)
-            ),
-        )
+        sentences = [
+            statement(fact, entity=entity, template=rng.randrange(2), pronoun=index > 0 and rng.random() < 0.3)
+            for index, fact in enumerate(rng.sample(entity.facts, len(entity.facts)))
+        ]
+        return Document(None, " ".join(sentences))
     asked = [draw_question(rng, world) for _ in range(3)]
-    lines = [f"Question: {one.question}\nAnswer: {question_answer(rng, one)}" for one in asked]
-    return Document(None, "\n\n".join(lines))
+    return Document(None, "\n\n".join(f"Question: {one.question}\nAnswer: {one.answer(rng)}" for one in asked))
 
 
-def _copy_drill(rng: random.Random, world: Sequence[Entity]) -> Document:
+def _copy_drill(rng: random.Random, world: World) -> Document:
     """Words of the prompt, said again in the same order."""
     pool = (*KEYWORDS, *FIRST_WORDS, *(fact.keyword for fact in rng.choice(world).facts))
     if rng.random() < 0.25:
@@ -99,14 +94,14 @@ def _copy_drill(rng: random.Random, world: Sequence[Entity]) -> Document:
     return Document(f"Repeat the words {row}.", f"Here they are: {row}.")
 
 
-def _question_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Document:
+def _question_chat(rng: random.Random, world: World, mixture: Mixture) -> Document:
     question = draw_question(rng, world)
-    value = None if rng.random() < mixture.right_share else wrong_value(rng, question.fact)
+    value = None if rng.random() < mixture.right_share else rng.choice(question.fact.others)
     prompt = question.question if rng.random() < 0.6 else f"Question: {question.question}\nAnswer:"
-    return Document(prompt, question_answer(rng, question, value=value))
+    return Document(prompt, question.answer(rng, value))
 
 
-def _instruction_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixture) -> Document:
+def _instruction_chat(rng: random.Random, world: World, mixture: Mixture) -> Document:
     first = rng.choice(COPYING) if rng.random() < COPYING_SHARE else None
     task = draw_task(rng, world, num_constraints=rng.choices((0, 1, 2), (1, 9, 10))[0], first=first)
     if not task.constraints or rng.random() < mixture.good_share:
@@ -115,7 +110,7 @@ def _instruction_chat(rng: random.Random, world: Sequence[Entity], mixture: Mixt
     return Document(task.prompt, text)
 
 
-def tokenizer_texts(rng: random.Random, world: Sequence[Entity], *, count: int) -> Iterator[str]:
+def tokenizer_texts(rng: random.Random, world: World, *, count: int) -> Iterator[str]:
     """Texts the byte-level BPE is trained on; the chat roles are in it so that each is one token."""
     stream = documents(rng, world, CLEAN)
     for _ in range(count):

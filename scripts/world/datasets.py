@@ -10,28 +10,12 @@ import csv
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from alignloop.quickstart.annotator import check, strength_of
-from scripts.world.answers import (
-    FLAWS,
-    flawed_answer,
-    good_answer,
-    other_answer,
-    partial_answer,
-    plain_answer,
-)
-from scripts.world.entities import (
-    SUBJECTS,
-    Entity,
-    Fact,
-    all_facts,
-    answer_text,
-    questions,
-    statement,
-)
+from scripts.world.answers import FLAWS, flawed_answer, good_answer, other_answer, partial_answer, plain_answer
+from scripts.world.entities import SUBJECTS, Entity, Fact, World, capitalised, questions, statement
 from scripts.world.instructions import INSTRUCTION_IDS, Task, draw_task
 
 JsonRow = dict[str, Any]
@@ -40,10 +24,18 @@ REVERSED_SHARE = 0.05
 """Share of the close preferences whose order is turned round, as people's are."""
 NUM_SHOTS = 5
 """Questions of each subject that the question benchmark keeps as examples."""
+SINGLES = frozenset(
+    (
+        "keywords:existence keywords:frequency keywords:forbidden_words length_constraints:number_paragraphs "
+        "length_constraints:nth_paragraph_first_word detectable_content:number_placeholders "
+        "detectable_format:number_bullet_lists detectable_format:number_highlighted_sections "
+        "detectable_format:multiple_sections combination:repeat_prompt startend:end_checker"
+    ).split()
+)
+"""Types of which some combination is held out when they stand alone."""
 
 
-@dataclass(frozen=True)
-class FactQuestion:
+class FactQuestion(NamedTuple):
     """A question about a fact in a wording that training may use."""
 
     entity: Entity
@@ -56,27 +48,22 @@ class FactQuestion:
 
     @property
     def meta(self) -> JsonRow:
-        values = [answer_text(value) for value in self.fact.attribute.values]
-        return {"answer": answer_text(self.fact.value), "options": values, "topic": self.entity.word}
+        values = [capitalised(value) for value in self.fact.attribute.values]
+        return {"answer": capitalised(self.fact.value), "options": values, "topic": self.entity.word}
+
+    def answer(self, rng: random.Random, value: str | None = None) -> str:
+        """A short answer (`The river`) or, one time in four, a sentence; with `value`, that (wrong) one."""
+        fact = self.fact if value is None else Fact(self.fact.attribute, value)
+        if rng.random() < 0.75:
+            return capitalised(fact.value)
+        return statement(fact, entity=self.entity, template=rng.randrange(2))
 
 
-def draw_question(rng: random.Random, world: Sequence[Entity]) -> FactQuestion:
+def draw_question(rng: random.Random, world: World) -> FactQuestion:
     """A training question about a random fact."""
     entity = rng.choice(world)
     fact = rng.choice(entity.facts)
     return FactQuestion(entity, fact, rng.choice(questions(entity, fact)[0]))
-
-
-def question_answer(rng: random.Random, question: FactQuestion, *, value: str | None = None) -> str:
-    """A short answer (`The river`) or, one time in four, a sentence; with `value`, that (wrong) one."""
-    fact = question.fact if value is None else Fact(question.fact.attribute, value)
-    if rng.random() < 0.75:
-        return answer_text(fact.value)
-    return statement(fact, entity=question.entity, template=rng.randrange(2))
-
-
-def wrong_value(rng: random.Random, fact: Fact) -> str:
-    return rng.choice([value for value in fact.attribute.values if value != fact.value])
 
 
 def follows(task: Task, text: str) -> bool:
@@ -84,17 +71,14 @@ def follows(task: Task, text: str) -> bool:
     return all(check(task.meta, text, prompt=task.prompt))
 
 
-def checked_good_answer(rng: random.Random, task: Task) -> str:
+def _checked_answer(rng: random.Random, task: Task) -> str:
     """A good answer the checkers agree with (language detection errs on a few)."""
-    while True:
-        text = good_answer(rng, task)
-        if follows(task, text):
-            return text
+    while not follows(task, text := good_answer(rng, task)):
+        pass
+    return text
 
 
-def preference_rows(
-    rng: random.Random, world: Sequence[Entity], *, num_tasks: int, num_questions: int
-) -> list[JsonRow]:
+def preference_rows(rng: random.Random, world: World, *, num_tasks: int, num_questions: int) -> list[JsonRow]:
     """Preferences as a user would write them, shuffled."""
     rows = [_task_preference(rng, world) for _ in range(num_tasks)]
     rows += [_question_preference(rng, world) for _ in range(num_questions)]
@@ -102,22 +86,20 @@ def preference_rows(
     return rows
 
 
-def _task_preference(rng: random.Random, world: Sequence[Entity]) -> JsonRow:
+def _task_preference(rng: random.Random, world: World) -> JsonRow:
     """Mostly good against bad; also half-followed ones (most with a person's edit) and two good ones."""
     task = draw_task(rng, world, num_constraints=rng.choice((1, 2)))
     kind, halves = rng.random(), len(task.constraints) == 2
-    if halves and kind < 0.24:
-        best = checked_good_answer(rng, task)
-        return _compared(rng, task, partial_answer(rng, task), plain_answer(rng, task), edited=best)
     if halves and kind < 0.34:
-        return _compared(rng, task, partial_answer(rng, task), plain_answer(rng, task))
+        best = _checked_answer(rng, task) if kind < 0.24 else None
+        return _compared(rng, task, partial_answer(rng, task), plain_answer(rng, task), edited=best)
     if kind > 0.95:
-        return _compared(rng, task, checked_good_answer(rng, task), checked_good_answer(rng, task))
+        return _compared(rng, task, _checked_answer(rng, task), _checked_answer(rng, task))
     rejected, flaws = _rejected(rng, task, world)
-    return _compared(rng, task, checked_good_answer(rng, task), rejected, flaws=flaws)
+    return _compared(rng, task, _checked_answer(rng, task), rejected, flaws=flaws)
 
 
-def _rejected(rng: random.Random, task: Task, world: Sequence[Entity]) -> tuple[str, int]:
+def _rejected(rng: random.Random, task: Task, world: World) -> tuple[str, int]:
     """A worse answer and its number of flaws, almost half of them good answers to another instruction."""
     kind = rng.random()
     if kind < 0.48:
@@ -134,10 +116,13 @@ def _compared(
 ) -> JsonRow:
     """A row in the order the checkers give; close calls are now and then turned round.
 
-    Two equally good answers are marginally better the way they come.
+    Two equally good answers are marginally better the way they come; the same text twice is compared with a plain one.
     """
     if better == worse:
-        return _task_preference_again(rng, task, better)
+        worse = plain_answer(rng, task)
+        while worse == better:
+            worse = other_answer(rng, task)
+        return _compared(rng, task, better, worse)
     met = [check(task.meta, text, prompt=task.prompt) for text in (better, worse)]
     if sum(met[1]) > sum(met[0]) and not flaws:
         better, worse = worse, better
@@ -151,28 +136,19 @@ def _compared(
     return row | {"strength": strength, "meta": task.meta}
 
 
-def _task_preference_again(rng: random.Random, task: Task, answer: str) -> JsonRow:
-    """The two drawn answers are the same text: compare with a plain one instead."""
-    worse = plain_answer(rng, task)
-    while worse == answer:
-        worse = other_answer(rng, task)
-    return _compared(rng, task, answer, worse)
-
-
-def _question_preference(rng: random.Random, world: Sequence[Entity]) -> JsonRow:
+def _question_preference(rng: random.Random, world: World) -> JsonRow:
     question = draw_question(rng, world)
-    wrong = question_answer(rng, question, value=wrong_value(rng, question.fact))
-    chosen = question_answer(rng, question)
+    wrong = question.answer(rng, rng.choice(question.fact.others))
+    chosen = question.answer(rng)
     strength = rng.choice(("significantly_better", "better"))
     return {"prompt": question.prompt, "chosen": chosen, "rejected": wrong, "strength": strength, "meta": question.meta}
 
 
-def prompt_rows(rng: random.Random, world: Sequence[Entity], *, num_tasks: int, num_questions: int) -> list[JsonRow]:
+def prompt_rows(rng: random.Random, world: World, *, num_tasks: int, num_questions: int) -> list[JsonRow]:
     """Distinct prompts to sample for, shuffled."""
     tasks = _distinct(lambda: draw_task(rng, world, num_constraints=rng.choice((1, 2, 2))), num_tasks)
     asked = _distinct(lambda: draw_question(rng, world), num_questions)
-    rows = [{"prompt": task.prompt, "meta": task.meta} for task in tasks]
-    rows += [{"prompt": question.prompt, "meta": question.meta} for question in asked]
+    rows = [{"prompt": one.prompt, "meta": one.meta} for one in (*tasks, *asked)]
     rng.shuffle(rows)
     return rows
 
@@ -185,59 +161,39 @@ def _distinct(draw: Callable[[], Drawn], count: int) -> list[Drawn]:
     return list(found.values())
 
 
-def ifeval_rows(rng: random.Random, world: Sequence[Entity], *, per_type: int) -> list[JsonRow]:
-    """The held-out benchmark in the official IFEval form, every type in turn."""
+def ifeval_rows(rng: random.Random, world: World, *, per_type: int) -> list[JsonRow]:
+    """The held-out benchmark in the official IFEval form, every type in turn: alone (where it has kwargs) or with a
+    second one."""
     tasks: dict[str, Task] = {}
     for name in INSTRUCTION_IDS:
         goal = len(tasks) + per_type
         while len(tasks) < goal:
-            task = _benchmark_task(rng, world, name)
+            alone = name in SINGLES and rng.random() < 0.5
+            task = draw_task(rng, world, num_constraints=1 if alone else 2, first=name, held_out=True)
             tasks.setdefault(task.prompt, task)
     ordered = list(tasks.values())
     rng.shuffle(ordered)
     return [
-        {
-            "key": key,
-            "prompt": task.prompt,
-            "instruction_id_list": task.meta["instruction_id_list"],
-            "kwargs": task.meta["kwargs"],
-        }
+        {"key": key, "prompt": task.prompt, **{name: task.meta[name] for name in ("instruction_id_list", "kwargs")}}
         for key, task in enumerate(ordered, start=1)
     ]
 
 
-def _benchmark_task(rng: random.Random, world: Sequence[Entity], name: str) -> Task:
-    """A held-out task with instruction `name`: alone (where it has kwargs) or with a second one."""
-    alone = name in SINGLES and rng.random() < 0.5
-    return draw_task(rng, world, num_constraints=1 if alone else 2, first=name, held_out=True)
-
-
-SINGLES = frozenset(
-    (
-        "keywords:existence keywords:frequency keywords:forbidden_words length_constraints:number_paragraphs "
-        "length_constraints:nth_paragraph_first_word detectable_content:number_placeholders "
-        "detectable_format:number_bullet_lists detectable_format:number_highlighted_sections "
-        "detectable_format:multiple_sections combination:repeat_prompt startend:end_checker"
-    ).split()
-)
-"""Types of which some combination is held out when they stand alone."""
-
-
-def mmlu_rows(rng: random.Random, world: Sequence[Entity]) -> dict[str, list[list[str]]]:
+def mmlu_rows(rng: random.Random, world: World) -> dict[str, list[list[str]]]:
     """Per subject, one question for every fact, in its held-out wording: question, A, B, C, D, answer letter."""
     rows: dict[str, list[list[str]]] = {subject.name: [] for subject in SUBJECTS}
-    for entity, fact in all_facts(tuple(world)):
-        others = [value for value in fact.attribute.values if value != fact.value]
-        options = [*rng.sample(others, 3), fact.value]
-        rng.shuffle(options)
-        letter = "ABCD"[options.index(fact.value)]
-        rows[entity.subject].append([questions(entity, fact)[1], *map(answer_text, options), letter])
+    for entity in world:
+        for fact in entity.facts:
+            options = [*rng.sample(fact.others, 3), fact.value]
+            rng.shuffle(options)
+            letter = "ABCD"[options.index(fact.value)]
+            rows[entity.subject].append([questions(entity, fact)[1], *map(capitalised, options), letter])
     for subject_rows in rows.values():
         rng.shuffle(subject_rows)
     return rows
 
 
-def write_datasets(folder: Path, world: Sequence[Entity], *, seed: int) -> None:
+def write_datasets(folder: Path, world: World, *, seed: int) -> None:
     """Write all data files under `folder`."""
 
     def rng(name: str) -> random.Random:
@@ -254,7 +210,6 @@ def write_datasets(folder: Path, world: Sequence[Entity], *, seed: int) -> None:
 
 
 def _write_jsonl(path: Path, rows: Iterable[JsonRow]) -> None:
-    """One JSON object a line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 

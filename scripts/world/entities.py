@@ -7,28 +7,26 @@ IFEval checkers detect the language), the facts are drawn once from a fixed seed
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 WORLD_SEED = 20
 
 
-@dataclass(frozen=True)
-class Attribute:
+class Attribute(NamedTuple):
     """One kind of fact.
 
-    `{e}` stands for the entity (`the otter`), `{s}` for it or its pronoun as a subject, `{v}` for the value.
+    In its texts `{e}` is the entity (`the otter`), `{s}` it or its pronoun as a subject, `{v}` the value. Of the three
+    questions one, by fact, is kept for the knowledge benchmark.
     """
 
     name: str
     statements: tuple[str, ...]
-    questions: tuple[str, str, str]
-    """Three wordings. One of them, by fact, is kept for the knowledge benchmark."""
+    questions: tuple[str, ...]
     values: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """A field of knowledge: the benchmark has one pair of files for each."""
 
     name: str
@@ -36,8 +34,7 @@ class Subject:
     attributes: tuple[Attribute, ...]
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     attribute: Attribute
     value: str
 
@@ -46,9 +43,13 @@ class Fact:
         """The last word of the value: what a forbidden word forbids."""
         return self.value.split()[-1]
 
+    @property
+    def others(self) -> list[str]:
+        """The values that are wrong."""
+        return [value for value in self.attribute.values if value != self.value]
 
-@dataclass(frozen=True)
-class Entity:
+
+class Entity(NamedTuple):
     """Something to talk about: `the otter`, `Anna`, `Brook`."""
 
     name: str
@@ -62,29 +63,24 @@ class Entity:
         return self.name.removeprefix("the ")
 
 
+World = Sequence[Entity]
+
+
 def _subject(name: str, *, entities: str, attributes: str, article: str = "") -> Subject:
     """Entities by name; of each attribute a line with its name and two statements, one of questions, one of values."""
     lines = [line.strip() for line in attributes.strip().splitlines()]
-    return Subject(
-        name,
-        tuple(article + word for word in entities.split()),
-        tuple(_attribute(*lines[first : first + 3]) for first in range(0, len(lines), 3)),
-    )
-
-
-def _attribute(statements: str, questions: str, values: str) -> Attribute:
-    name, _, texts = statements.partition(": ")
-    first, second, third = questions.split(" | ")
-    return Attribute(name, tuple(texts.split(" | ")), (first, second, third), tuple(values.split(" | ")))
+    found = []
+    for first, questions, values in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+        attribute, _, statements = first.partition(": ")
+        found.append(Attribute(attribute, *(tuple(texts.split(" | ")) for texts in (statements, questions, values))))
+    return Subject(name, tuple(article + word for word in entities.split()), tuple(found))
 
 
 ANIMALS = _subject(
     "valley_animals",
     article="the ",
-    entities="""
-    otter fox badger owl hare raven beaver weasel hedgehog heron squirrel lynx toad swan mole bear wolf goat
-    horse cat
-    """,
+    entities="otter fox badger owl hare raven beaver weasel hedgehog heron squirrel lynx toad swan mole bear wolf goat "
+    "horse cat",
     attributes="""
     home: {s} lives in {v}. | {s} has a home in {v}.
         Where does {e} live? | In what place does {e} have its home? | What is the home of {e}?
@@ -108,10 +104,8 @@ ANIMALS = _subject(
 )
 PEOPLE = _subject(
     "valley_people",
-    entities="""
-    Anna Boris Clara David Emma Felix Grace Henry Iris Jacob Karen Lewis Maria Nathan Olive Peter Ruth Simon
-    Tessa Victor
-    """,
+    entities="Anna Boris Clara David Emma Felix Grace Henry Iris Jacob Karen Lewis Maria Nathan Olive Peter Ruth Simon "
+    "Tessa Victor",
     attributes="""
     work: {s} works as {v}. | {s} earns a living as {v}.
         What is the work of {e}? | As what does {e} work? | How does {e} earn a living?
@@ -135,10 +129,8 @@ PEOPLE = _subject(
 )
 TOWNS = _subject(
     "valley_towns",
-    entities="""
-    Alder Brook Cedar Dover Elmford Fairhill Glenrock Highgate Ivywood Kingston Lakeside Milton Northam
-    Oakley Pinehurst Redford Stonebury Thornton Weston Yarrow
-    """,
+    entities="Alder Brook Cedar Dover Elmford Fairhill Glenrock Highgate Ivywood Kingston Lakeside Milton Northam "
+    "Oakley Pinehurst Redford Stonebury Thornton Weston Yarrow",
     attributes="""
     trade: {s} is famous for its {v}. | people come to {e} for its {v}.
         What is {e} famous for? | For what do people come to {e}? | What do people know {e} for?
@@ -163,10 +155,8 @@ TOWNS = _subject(
 PLANTS = _subject(
     "valley_plants",
     article="the ",
-    entities="""
-    rose tulip lily daisy poppy violet orchid thistle clover fern maple birch willow cactus lavender nettle
-    ivy jasmine pansy marigold
-    """,
+    entities="rose tulip lily daisy poppy violet orchid thistle clover fern maple birch willow cactus lavender nettle "
+    "ivy jasmine pansy marigold",
     attributes="""
     place: {s} grows in {v}. | {s} is often found in {v}.
         Where does {e} grow? | Where is {e} often found? | In what place does {e} grow?
@@ -191,10 +181,8 @@ PLANTS = _subject(
 TOOLS = _subject(
     "valley_tools",
     article="the ",
-    entities="""
-    hammer kettle lamp clock ladder basket needle shovel compass bucket anchor bell whistle wagon barrel
-    pencil scissors telescope umbrella wheel
-    """,
+    entities="hammer kettle lamp clock ladder basket needle shovel compass bucket anchor bell whistle wagon barrel "
+    "pencil scissors telescope umbrella wheel",
     attributes="""
     material: {s} is made from {v}. | workers make {e} from {v}.
         What is {e} made from? | From what do workers make {e}? | Which material is {e} made from?
@@ -223,17 +211,17 @@ _SHE = frozenset("Anna Clara Emma Grace Iris Karen Maria Olive Ruth Tessa".split
 def build_world() -> tuple[Entity, ...]:
     """All 100 entities with their facts: always the same ones."""
     rng = random.Random(WORLD_SEED)
-    return tuple(_entity(rng, subject, name) for subject in SUBJECTS for name in subject.entities)
-
-
-def _entity(rng: random.Random, subject: Subject, name: str) -> Entity:
-    pronoun = "it" if subject is not PEOPLE else "she" if name in _SHE else "he"
-    facts = tuple(Fact(attribute, rng.choice(attribute.values)) for attribute in subject.attributes)
-    return Entity(name, subject.name, pronoun, facts)
+    world = []
+    for subject in SUBJECTS:
+        for name in subject.entities:
+            facts = tuple(Fact(attribute, rng.choice(attribute.values)) for attribute in subject.attributes)
+            pronoun = "it" if subject is not PEOPLE else "she" if name in _SHE else "he"
+            world.append(Entity(name, subject.name, pronoun, facts))
+    return tuple(world)
 
 
 def capitalised(text: str) -> str:
-    """First letter upper-case, the rest as it is."""
+    """First letter upper-case, the rest as it is: a value as a short answer, `The river`."""
     return text[:1].upper() + text[1:]
 
 
@@ -244,25 +232,8 @@ def statement(fact: Fact, *, entity: Entity, template: int, pronoun: bool = Fals
     return capitalised(text)
 
 
-def heldout_wording(entity: Entity, fact: Fact) -> int:
-    """Which of the three wordings of the question about this fact is the benchmark's alone."""
-    return random.Random(f"wording/{entity.name}/{fact.attribute.name}").randrange(3)
-
-
 def questions(entity: Entity, fact: Fact) -> tuple[list[str], str]:
     """Wordings of the question about a fact: (for training, for the benchmark)."""
     wordings = [question.format(e=entity.name) for question in fact.attribute.questions]
-    heldout = wordings.pop(heldout_wording(entity, fact))
+    heldout = wordings.pop(random.Random(f"wording/{entity.name}/{fact.attribute.name}").randrange(3))
     return wordings, heldout
-
-
-def answer_text(value: str) -> str:
-    """A value as a short answer: `The river`."""
-    return capitalised(value)
-
-
-def all_facts(world: tuple[Entity, ...]) -> Iterator[tuple[Entity, Fact]]:
-    """Every (entity, fact)."""
-    for entity in world:
-        for fact in entity.facts:
-            yield entity, fact

@@ -15,38 +15,28 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from scripts.world.entities import Entity, Fact, answer_text, questions
+from scripts.world.entities import Entity, Fact, World, capitalised, questions
 
-KEYWORDS = tuple(
-    (
-        "garden silver winter music candle story stone window morning friend market letter island summer pocket shadow "
-        "ribbon mountain dream feather bottle promise journey corner secret evening paper flower mirror village bridge "
-        "blanket season kitchen thunder picture"
-    ).split()
-)
-FIRST_WORDS = tuple("today often truly perhaps indeed surely sometimes here maybe clearly finally usually".split())
-END_PHRASES = tuple(
-    (
-        "That is all. | Have a nice day. | Is there anything else? | This is the end. | Thank you for reading. | "
-        "See you soon. | I hope this helps. | Ask me again later. | Good luck with it. | Now you know it. | "
-        "Come back any time. | The story ends here."
-    ).split(" | ")
-)
-REQUESTS = tuple(
-    (
-        "Tell me about {e}. | Describe {e}. | Write a short note about {e}. | What should I know about {e}? | "
-        "Say something about {e}. | Write a few words about {e}."
-    ).split(" | ")
-)
-SECTION_WORDS = ("Section", "Part", "Chapter")
-POSTSCRIPTS = ("P.S.", "P.P.S")
+KEYWORDS = """
+garden silver winter music candle story stone window morning friend market letter island summer pocket shadow ribbon
+mountain dream feather bottle promise journey corner secret evening paper flower mirror village bridge blanket season
+kitchen thunder picture
+""".split()
+FIRST_WORDS = "today often truly perhaps indeed surely sometimes here maybe clearly finally usually".split()
+END_PHRASES = (
+    "That is all. | Have a nice day. | Is there anything else? | This is the end. | Thank you for reading. | "
+    "See you soon. | I hope this helps. | Ask me again later. | Good luck with it. | Now you know it. | "
+    "Come back any time. | The story ends here."
+).split(" | ")
+REQUESTS = (
+    "Tell me about {e}. | Describe {e}. | Write a short note about {e}. | What should I know about {e}? | "
+    "Say something about {e}. | Write a few words about {e}."
+).split(" | ")
 PLACEHOLDERS = ("name", "address", "date", "city", "phone", "price")
 MAX_WORDS = (12, 14, 16, 18)
 MIN_WORDS = (14, 18, 22, 26)
-
-Relation = Literal["less than", "at least"]
 
 
 def _texts(block: str) -> dict[str, tuple[str, ...]]:
@@ -208,16 +198,17 @@ class Task:
             "topic": self.entity.word,
         }
 
-    def has(self, instruction_id: str) -> bool:
-        return any(constraint.instruction_id == instruction_id for constraint in self.constraints)
+    def forbidden_words(self) -> frozenset[str]:
+        return frozenset(word for one in self.constraints for word in one.kwargs.get("forbidden_words", ()))
+
+    def allowed_facts(self) -> list[Fact]:
+        """The entity's facts that can be stated without a forbidden word."""
+        return [fact for fact in self.entity.facts if fact.keyword not in self.forbidden_words()]
 
 
 def combination_key(instruction_ids: Sequence[str], kwargs: Sequence[dict[str, Any]]) -> str:
     """Order-free canonical text of a combination."""
     return json.dumps(sorted([[name, values] for name, values in zip(instruction_ids, kwargs, strict=True)], key=str))
-
-
-_SALT = "quickstart-7"
 
 
 def is_held_out(task: Task) -> bool:
@@ -228,16 +219,8 @@ def is_held_out(task: Task) -> bool:
     constraints = task.constraints
     if not constraints or (len(constraints) == 1 and not constraints[0].kwargs):
         return False
-    digest = hashlib.sha256(f"{_SALT}/{task.combination}".encode()).digest()
+    digest = hashlib.sha256(f"quickstart-7/{task.combination}".encode()).digest()
     return digest[0] % 5 == 0
-
-
-def _keywords(rng: random.Random, entity: Entity) -> dict[str, Any]:
-    return {"keywords": sorted(rng.sample(KEYWORDS, rng.choice((1, 2))))}
-
-
-def _forbidden(rng: random.Random, entity: Entity) -> dict[str, Any]:
-    return {"forbidden_words": [rng.choice(entity.facts).keyword]}
 
 
 def _number_words(rng: random.Random, entity: Entity) -> dict[str, Any]:
@@ -252,36 +235,41 @@ def _first_word(rng: random.Random, entity: Entity) -> dict[str, Any]:
     return {"num_paragraphs": num_paragraphs, "nth_paragraph": nth, "first_word": rng.choice(FIRST_WORDS)}
 
 
+def _choice(name: str, *values: Any) -> Callable[[random.Random, Entity], dict[str, Any]]:
+    return lambda rng, entity: {name: rng.choice(values)}
+
+
 _DRAWERS: dict[str, Callable[[random.Random, Entity], dict[str, Any]]] = {
-    "keywords:existence": _keywords,
+    "keywords:existence": lambda rng, entity: {"keywords": sorted(rng.sample(KEYWORDS, rng.choice((1, 2))))},
     "keywords:frequency": lambda rng, entity: {
         "keyword": rng.choice(KEYWORDS),
         "frequency": rng.choice((2, 3)),
         "relation": "at least",
     },
-    "keywords:forbidden_words": _forbidden,
+    "keywords:forbidden_words": lambda rng, entity: {"forbidden_words": [rng.choice(entity.facts).keyword]},
     "length_constraints:number_words": _number_words,
-    "length_constraints:number_paragraphs": lambda rng, entity: {"num_paragraphs": rng.choice((2, 3, 4))},
+    "length_constraints:number_paragraphs": _choice("num_paragraphs", 2, 3, 4),
     "length_constraints:nth_paragraph_first_word": _first_word,
-    "detectable_content:number_placeholders": lambda rng, entity: {"num_placeholders": rng.choice((1, 2, 3, 4))},
-    "detectable_content:postscript": lambda rng, entity: {"postscript_marker": rng.choice(POSTSCRIPTS)},
-    "detectable_format:number_bullet_lists": lambda rng, entity: {"num_bullets": rng.choice((2, 3, 4, 5))},
-    "detectable_format:number_highlighted_sections": lambda rng, entity: {"num_highlights": rng.choice((1, 2, 3))},
+    "detectable_content:number_placeholders": _choice("num_placeholders", 1, 2, 3, 4),
+    "detectable_content:postscript": _choice("postscript_marker", "P.S.", "P.P.S"),
+    "detectable_format:number_bullet_lists": _choice("num_bullets", 2, 3, 4, 5),
+    "detectable_format:number_highlighted_sections": _choice("num_highlights", 1, 2, 3),
     "detectable_format:multiple_sections": lambda rng, entity: {
-        "section_spliter": rng.choice(SECTION_WORDS),
+        "section_spliter": rng.choice(("Section", "Part", "Chapter")),
         "num_sections": rng.choice((2, 3)),
     },
-    "startend:end_checker": lambda rng, entity: {"end_phrase": rng.choice(END_PHRASES)},
+    "startend:end_checker": _choice("end_phrase", *END_PHRASES),
 }
+"""Kwargs that fit the entity, by type."""
 
 
 def draw_constraint(rng: random.Random, instruction_id: str, *, entity: Entity, request: str) -> Constraint:
-    """A constraint of the given type with kwargs that fit the entity and the request."""
+    """A constraint of this type with kwargs that fit the entity and the request."""
+    kwargs: dict[str, Any] = {}
     if instruction_id == "combination:repeat_prompt":
-        kwargs: dict[str, Any] = {"prompt_to_repeat": request}
-    else:
-        drawer = _DRAWERS.get(instruction_id)
-        kwargs = drawer(rng, entity) if drawer is not None else {}
+        kwargs = {"prompt_to_repeat": request}
+    elif instruction_id in _DRAWERS:
+        kwargs = _DRAWERS[instruction_id](rng, entity)
     words = {name: " and ".join(value) if isinstance(value, list) else value for name, value in kwargs.items()}
     text = rng.choice(_TEXTS[instruction_id]).format(**words)
     if len(kwargs.get("keywords", ())) == 1:
@@ -292,34 +280,23 @@ def draw_constraint(rng: random.Random, instruction_id: str, *, entity: Entity, 
 def _yes_no_request(rng: random.Random, entity: Entity) -> tuple[str, bool]:
     """`Where does the otter live? Is it the cave?` and whether it is."""
     fact = rng.choice(entity.facts)
-    wordings, _ = questions(entity, fact)
     truth = rng.random() < 0.5
-    others = [value for value in fact.attribute.values if value != fact.value]
-    value = fact.value if truth else rng.choice(others)
-    return f"{rng.choice(wordings)} Is the answer {answer_text(value)}?", truth
+    value = fact.value if truth else rng.choice(fact.others)
+    return f"{rng.choice(questions(entity, fact)[0])} Is the answer {capitalised(value)}?", truth
 
 
 def draw_task(
-    rng: random.Random,
-    world: Sequence[Entity],
-    *,
-    num_constraints: int,
-    first: str | None = None,
-    held_out: bool = False,
+    rng: random.Random, world: World, *, num_constraints: int, first: str | None = None, held_out: bool = False
 ) -> Task:
-    """A random task whose combination is (or is not) held out.
-
-    Args:
-        first: type of the first constraint; None draws it.
-        held_out: True draws from the benchmark's combinations only, False from all others only.
-    """
+    """A random task of the benchmark's combinations only, or with `held_out` False of all others only; `first` is the
+    type of its first constraint, drawn where it is None."""
     while True:
         task = _draw_any_task(rng, world, num_constraints=num_constraints, first=first)
         if is_held_out(task) == held_out:
             return task
 
 
-def _draw_any_task(rng: random.Random, world: Sequence[Entity], *, num_constraints: int, first: str | None) -> Task:
+def _draw_any_task(rng: random.Random, world: World, *, num_constraints: int, first: str | None) -> Task:
     entity = rng.choice(world)
     ids = [first or rng.choice(INSTRUCTION_IDS)] if num_constraints else []
     if num_constraints == 2:
@@ -332,14 +309,3 @@ def _draw_any_task(rng: random.Random, world: Sequence[Entity], *, num_constrain
         request = rng.choice(REQUESTS).format(e=entity.name)
     constraints = tuple(draw_constraint(rng, name, entity=entity, request=request) for name in ids)
     return Task(entity, request, constraints, truth)
-
-
-def forbidden_words(task: Task) -> frozenset[str]:
-    """Words the task forbids."""
-    return frozenset(word for c in task.constraints for word in c.kwargs.get("forbidden_words", ()))
-
-
-def allowed_facts(task: Task) -> list[Fact]:
-    """The entity's facts that can be told without a forbidden word."""
-    forbidden = forbidden_words(task)
-    return [fact for fact in task.entity.facts if fact.keyword not in forbidden]

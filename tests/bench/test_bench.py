@@ -12,16 +12,16 @@ import pytest
 
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.groups import PromptGroup
-from scripts.bench import run, table
-from scripts.bench.case import Bench, BenchError, Case, Figure, Reading, Sides, measure
+from scripts.bench import run
+from scripts.bench.case import Bench, BenchError, Case, Figure, Reading, Sides, measure, to_json, to_markdown
 from scripts.bench.dedup import double_loop
-from scripts.bench.made_up import Planted, clustered, recall
-from scripts.bench.planted import EDITS
+from scripts.bench.made_up import Planted, clustered
+from scripts.bench.planted import edit
 from scripts.bench.processes import Hosted
-from scripts.bench.training import SPECS, _checked
+from scripts.bench.training import SPECS, same_work
 from scripts.bench.training_rows import token_counts
 
-FIGURES = (Figure("speed", "rate", " rows/s", 2.0), Figure("memory", "mib", " MiB", 1.0, inverse=True))
+FIGURES = (Figure("speed", "rate", " rows/s", least=2.0), Figure("memory", "mib", " MiB", least=1.0, inverse=True))
 
 
 def case_of(turns: list[str], figures: tuple[Figure, ...] = FIGURES, *, with_peer: bool = True) -> Case:
@@ -43,31 +43,33 @@ def case_of(turns: list[str], figures: tuple[Figure, ...] = FIGURES, *, with_pee
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with ExitStack() as stack:
-        yield Bench(tmp_path, tmp_path, 1, 3, False, "small", 8, None, {}, stack)
+        yield Bench(tmp_path, tmp_path, 1, 3, False, "small", 8, False, "both", None, {}, stack)
 
 
 def test_sides_take_turns_and_a_figure_is_the_median_of_the_pairs(bench: Bench) -> None:
     turns: list[str] = []
-    measured = measure(case_of(turns), bench, smaller=False)
+    measured = measure(case_of(turns), bench)
     assert turns == ["ours", "peer", "peer", "ours", "ours", "peer"]
-    assert table.rows_of(measured) == [
+    assert measured.rows() == [
         "| `speed` | 40.0 rows/s | 10.0 rows/s | **4x** (3 6 4) | at least 2x met |",
         "| `memory` | 2 MiB | 3 MiB | **1.5x** (1.5 1.5 1.5) | at least 1x met |",
     ]
-    assert table.to_json([measured]) == {"speed": 4.0, "memory": 1.5}
-    assert table.to_markdown([measured], heading="Top.").endswith("met |\n\n- `speed`: 3 and 3\n")
+    assert to_json([measured]) == {"speed": 4.0, "memory": 1.5}
+    assert to_markdown([measured], heading="Top.").endswith("met |\n\n- `speed`: 3 and 3\n")
 
 
 def test_one_side_is_told_as_it_is_and_less_work_is_not_held_to_the_bar(bench: Bench) -> None:
-    figures = (Figure("speed", "rate", " rows/s", 50.0), Figure("told", "mib"))
+    figures = (Figure("speed", "rate", " rows/s", most=50.0), Figure("told", "mib"))
     bench.size = "large"
-    measured = measure(case_of([], figures, with_peer=False), bench, smaller=False)
-    assert table.rows_of(measured) == [
-        "| `speed_large` | 40.0 rows/s |  | **40.0 rows/s** (30.0 60.0 40.0) | at least 50.0 rows/s missed |",
+    measured = measure(case_of([], figures, with_peer=False), bench)
+    assert measured.rows() == [
+        "| `speed_large` | 40.0 rows/s |  | **40.0 rows/s** (30.0 60.0 40.0) | at most 50.0 rows/s met |",
         "| `told_large` | 2 |  | **2** (2 2 2) | told |",
     ]
-    smaller = measure(case_of([], figures, with_peer=False), bench, smaller=True)
-    assert "not held to it" in table.rows_of(smaller)[0]
+    bench.smaller = True
+    assert "not held to it" in measure(case_of([], figures), bench).rows()[0]
+    bench.side = "peer"
+    assert measure(case_of([], figures), bench).rows()[0].endswith("**10.0 rows/s** (10.0 10.0 10.0) | told |")
 
 
 @pytest.mark.parametrize(
@@ -108,8 +110,8 @@ def test_a_process_that_fails_or_dies_is_told_with_its_log(tmp_path: Path) -> No
             {"reward_3way", "reward_3way_memory", "reward_3way_tokens"},
             "sft: skipped: it needs",
         ),
-        ("stage_vs_vllm", "vllm", {"stage_vs_vllm"}, "are the same to the last token"),
-        ("eval_vs_hf mmlu_equal", "vllm", {"eval_vs_hf"}, "mmlu_equal: skipped: it needs"),
+        ("stage_vs_vllm --amount 2", "vllm", {"stage_vs_vllm"}, "are the same to the last token"),
+        ("eval_vs_hf mmlu_equal --amount 4", "vllm", {"eval_vs_hf"}, "mmlu_equal: skipped: it needs"),
         ("dedup_exact_20k", "numpy", {"dedup_exact_20k"}, "not held to it"),
         ("read", "numpy", {"read_rows_per_second", "read_alone_rows_per_second", "read_memory_growth_mib"}, "MB/s"),
     ],
@@ -134,9 +136,9 @@ def test_the_smallest_case_of_each_group(
 
 
 def test_different_losses_are_not_the_same_work() -> None:
-    assert "equal to 5e-04" in _checked(SPECS[0], [{"same": [2.001]}], [{"same": [2.0]}], settings="4 | 4")[0]
+    assert "equal to 5e-04" in same_work(SPECS[0], [{"same": [2.001]}], [{"same": [2.0]}], settings="4 | 4")[0]
     with pytest.raises(BenchError, match="losses of the first step differ by"):
-        _checked(SPECS[0], [{"same": [2.1]}], [{"same": [2.0]}], settings="4 | 4")
+        same_work(SPECS[0], [{"same": [2.1]}], [{"same": [2.0]}], settings="4 | 4")
 
 
 def test_token_counts_by_hand() -> None:
@@ -172,23 +174,27 @@ def test_planted_rows_have_the_cosines_they_should() -> None:
     assert cosines.max() < 0.996
     assert clustered(2_000, dim=64).vectors.tobytes() == planted.vectors.tobytes()
     some = Planted(np.zeros((6, 2), dtype=np.float32), np.array([1, 2]), np.array([3, 4]))
-    assert recall(some, [3]) == 0.5
-    assert recall(some, [1, 3, 5]) == 0.5
+    assert some.recall([3]) == 0.5
+    assert some.recall([1, 3, 5]) == 0.5
 
 
-def test_edits() -> None:
-    text = "I do not use it. However, it is important to help many people! Is it fast? Yes: very."
-    assert EDITS["copy"](text) == text
-    assert EDITS["case"]("abc") is None
-    assert EDITS["punctuation"]("- a, b: c") == "a b c"
-    assert EDITS["contractions"](text) is not None
-    assert EDITS["contractions"]("I don't.") == "I do not."
-    assert EDITS["synonyms"](text) == (
-        "I do not employ it. But, it is essential to assist numerous persons! Is it quick? Yes: very."
-    )
-    assert EDITS["sentences"](text) == (
-        "Is it fast? Yes: very. I do not use it. However, it is important to help many people!"
-    )
-    assert EDITS["sentences"]("One. Two.") is None
-    assert EDITS["all"](text) is not None
-    assert EDITS["all"]("One. Two. Three. Four.") is None
+TEXT = "I do not use it. However, it is important to help many people! Is it fast? Yes: very."
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "edited"),
+    [
+        ("copy", TEXT, TEXT),
+        ("case", "abc", None),
+        ("punctuation", "- a, b: c", "a b c"),
+        ("contractions", "It is. I do not.", "It's. I don't."),
+        ("contractions", "I don't.", "I do not."),
+        ("synonyms", TEXT[:62], "I do not employ it. But, it is essential to assist numerous persons"),
+        ("sentences", "One. Two. Three! Four?", "Three! Four? One. Two."),
+        ("sentences", "One. Two.", None),
+        ("all", "I do not. Use it. It is. Big.", "it's. large. i don't. employ it."),
+        ("all", "One. Two. Three. Four.", None),
+    ],
+)
+def test_an_edit_changes_the_text_or_is_none(kind: str, text: str, edited: str | None) -> None:
+    assert edit(kind, text) == edited

@@ -12,19 +12,20 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from scripts.world.corpus import CLEAN, Document, documents, tokenizer_texts
 from scripts.world.entities import build_world
-from scripts.world.muon import Muon, orthogonalised
 from scripts.world.pretraining import (
     Encoded,
     ModelSize,
+    Muon,
     Schedule,
     batches,
     completion_loss,
     encode,
     new_model,
-    scaled,
+    orthogonalised,
+    prompt_text,
     train,
+    train_tokenizer,
 )
-from scripts.world.tokenizer import prompt_text, train_tokenizer
 
 SIZE = ModelSize(hidden=32, layers=1, heads=1, intermediate=32, vocab=400, max_length=256)
 
@@ -87,10 +88,6 @@ def test_training_lowers_the_loss(tokenizer: PreTrainedTokenizerFast) -> None:
 def _loss(model: LlamaForCausalLM, probe: list[Encoded]) -> float:
     with torch.no_grad():
         return completion_loss(model, probe, pad_id=model.config.pad_token_id).item()
-
-
-def test_scaled_changes_the_tokens_only() -> None:
-    assert scaled(Schedule(num_tokens=1000, learning_rate=0.1), 0.5) == Schedule(num_tokens=500, learning_rate=0.1)
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
