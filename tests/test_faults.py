@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 import time
@@ -11,16 +10,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import strategies as st
 
 from alignloop.engines.process_state import descendants
 from scripts.faults import digests, kill_test
 from scripts.faults import fuzz as fuzz_script
 from scripts.faults.digests import differences
-from scripts.faults.fuzz import Findings, fuzz
+from scripts.faults.fuzz import Fuzz
 from scripts.faults.kill_test import points
-from scripts.faults.mutations import odd_bytes, odd_value
 from scripts.faults.running import At, is_alive
-from scripts.faults.targets import TARGETS, Input, Target
+from scripts.faults.targets import TARGETS, Target
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,37 +110,28 @@ def test_a_run_whose_digests_cannot_be_had_is_said(
     assert "another call is at work there" in capsys.readouterr().err
 
 
-def test_a_seed_makes_the_same_inputs() -> None:
-    def made(seed: int) -> list[object]:
-        draw = random.Random(seed)
-        texts: list[object] = [odd_bytes(draw, [b'{"a": [1, 2]}', b"x: y"]) for _ in range(30)]
-        return texts + [repr(odd_value(draw, {"a": [1, {"b": "c"}]}, keys=["a", "d"])) for _ in range(30)]
-
-    assert made(1) == made(1)
-    assert made(1) != made(2)
-
-
-def test_an_error_that_is_not_ours_is_kept_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_that_is_not_ours_is_kept_once_at_its_smallest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def read(file: Path) -> None:
-        if file.read_bytes() == b"1":
+        if len(file.read_bytes()) > 2:
             raise KeyError("x")
 
-    findings = Findings(tmp_path / "found")
-    target = Target(lambda draw: Input(draw.choice((b"0", b"1"))), read)
-    fuzz("readers", target, seconds=0.2, seed=0, findings=findings)
-    assert len(findings.kept) == 1
+    found = Fuzz("readers", Target(st.tuples(st.binary(), st.just("input")), read), out=tmp_path / "found")
+    found.run(seconds=0.5, seed=0)
+    assert list(found.kept) == [f"KeyError from test_faults.py:{read.__code__.co_firstlineno + 2} read"]
     assert "FOUND readers: KeyError from test_faults.py" in capsys.readouterr().out
-    (kept, told) = sorted((tmp_path / "found").iterdir())
-    assert kept.read_bytes() == b"1"
-    assert "Traceback" in told.read_text()
+    (kept, details) = sorted((tmp_path / "found").iterdir())
+    assert kept.read_bytes() == bytes(3)
+    assert "Traceback" in details.read_text()
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_moment_of_each_target_finds_nothing(name: str, tmp_path: Path) -> None:
-    findings = Findings(tmp_path)
-    num, _ = fuzz(name, TARGETS[name](), seconds=1.0, seed=5, findings=findings)
-    assert num > 0
-    assert findings.kept == {}
+    found = Fuzz(name, TARGETS[name](), out=tmp_path)
+    found.run(seconds=1.0, seed=5)
+    assert found.num > 0
+    assert found.kept == {}
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Damaged and made-up inputs against the readers of data, recipes and judges' answers.
 
-A finding is an error that is not one of ours, or more than two seconds for one input; the input is printed and kept.
-The same seed makes the same inputs.
+A finding is an error that is not one of ours, or more than two seconds for one input. Hypothesis makes the inputs, and
+of one that is found the smallest that does the same; it is printed and kept. The same seed makes the same inputs.
 """
 
 from __future__ import annotations
@@ -9,116 +9,120 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import math
-import random
 import resource
-import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+
+import hypothesis
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.faults.targets import TARGETS, Input, Target
+from scripts.faults.targets import TARGETS, Target
 
-SLOW_SECONDS, GIVE_UP_SECONDS = 2.0, 20.0
+SLOW_SECONDS = 2.0
 HANG_SECONDS = 120
-"""An input that holds the interpreter itself for so long ends the script, with where it is; the input is on disk."""
+"""An input that takes so long ends the script, with where it is; the input is on disk."""
 MEMORY_BYTES = 6 << 30
 SHOWN_BYTES = 300
 MOST_BYTES = 200_000
 """Of an input: more takes its time, and says nothing."""
+SETTINGS = hypothesis.settings(
+    max_examples=20,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    report_multiple_bugs=False,
+    print_blob=False,
+)
+"""Of one round; rounds follow each other until the time is up."""
 
 
-class GaveUpError(BaseException):
-    """An input takes too long. No `Exception`, so that nothing takes it for an error of its own."""
+class SlowError(Exception):
+    """An input takes more processor time than any may."""
 
 
-class Findings:
-    """What was found, each kind once: kind -> the file that the first input of it is kept in."""
+class Fuzz:
+    """A target at work: `num` inputs so far, the most seconds one took; kind of finding -> the file it is kept in."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, name: str, target: Target, *, out: Path) -> None:
+        self._name, self._target, self._out = name, target, out
+        self.num, self.slowest = 0, 0.0
         self.kept: dict[str, Path] = {}
 
-    def add(self, kind: str, target: str, made: Input, *, details: str) -> None:
+    def run(self, *, seconds: float, seed: int) -> None:
+        """Make and read inputs until the time is up."""
+        end, turn = time.monotonic() + seconds, 0
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+            print(f"{self._name}: the input at hand lies in {folder}, should it end the process itself", flush=True)
+
+            @SETTINGS
+            @hypothesis.given(self._target.inputs)
+            def read(made: tuple[bytes, str]) -> None:
+                hypothesis.assume(len(made[0]) <= MOST_BYTES)
+                self._read(Path(folder, made[1]), made[0])
+
+            while time.monotonic() < end:
+                turn += 1
+                try:
+                    hypothesis.seed(seed * 1_000_000 + turn)(read)()
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
+                    self._keep(error)
+
+    def _read(self, file: Path, content: bytes) -> None:
+        self._last = file.name, content
+        file.write_bytes(content)
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=2)
+        started = time.process_time()
+        try:
+            self._target.read(file)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            took = time.process_time() - started
+            self.num, self.slowest = self.num + 1, max(self.slowest, took)
+            file.unlink()
+        if took > SLOW_SECONDS:
+            raise SlowError(f"{took:.1f} s of processor time")
+
+    def _keep(self, error: BaseException) -> None:
+        """Hypothesis reads the smallest such input last."""
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = next((frame for frame in reversed(frames) if "alignloop" in frame.filename), frames[-1])
+        kind = f"{type(error).__name__} from {Path(ours.filename).name}:{ours.lineno} {ours.name}"
         if kind in self.kept:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{target}-{len(self.kept) + 1:02d}-{made.name}"
-        path.write_bytes(made.content)
+        name, content = self._last
+        self._out.mkdir(parents=True, exist_ok=True)
+        path = self._out / f"{self._name}-{len(self.kept) + 1:02d}-{name}"
+        path.write_bytes(content)
+        details = "".join(traceback.format_exception(error))
         path.with_name(path.name + ".txt").write_text(details, encoding="utf-8", errors="backslashreplace")
         self.kept[kind] = path
-        cut = "" if len(made.content) <= SHOWN_BYTES else f" ... ({len(made.content):,} bytes)"
-        print(f"FOUND {target}: {kind}\n  {made.content[:SHOWN_BYTES]!r}{cut}\n  kept in {path}", flush=True)
+        cut = "" if len(content) <= SHOWN_BYTES else f" ... ({len(content):,} bytes)"
+        print(f"FOUND {self._name}: {kind}\n  {content[:SHOWN_BYTES]!r}{cut}\n  kept in {path}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 where nothing was found, 1 otherwise."""
     options = _options(argv)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    sys.setrecursionlimit(1_000)
     faulthandler.enable()
-    findings = Findings(options.out)
+    found = 0
     for name in options.target or TARGETS:
-        num, slowest = fuzz(name, TARGETS[name](), seconds=options.minutes * 60, seed=options.seed, findings=findings)
-        found = sum(path.name.startswith(name) for path in findings.kept.values())
+        fuzz = Fuzz(name, TARGETS[name](), out=options.out)
+        fuzz.run(seconds=options.minutes * 60, seed=options.seed)
+        found += len(fuzz.kept)
         print(
-            f"{name}: {num:,} inputs in {options.minutes:g} minutes, seed {options.seed}, slowest {slowest:.2f} s: "
-            f"{found or 'no'} finding{'' if found == 1 else 's'}",
+            f"{name}: {fuzz.num:,} inputs in {options.minutes:g} minutes, seed {options.seed}, slowest "
+            f"{fuzz.slowest:.2f} s: {len(fuzz.kept) or 'no'} finding{'' if len(fuzz.kept) == 1 else 's'}",
             flush=True,
         )
-    return 1 if findings.kept else 0
-
-
-def fuzz(name: str, target: Target, *, seconds: float, seed: int, findings: Findings) -> tuple[int, float]:
-    """Make and read inputs until the time is up; how many, and the most seconds one took."""
-    draw = random.Random(f"{seed}/{name}")
-    num, slowest, end = 0, 0.0, time.monotonic() + seconds
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        print(f"{name}: the input at hand lies in {folder}, should the process itself be ended by it", flush=True)
-        while time.monotonic() < end:
-            while len((made := target.make(draw)).content) > MOST_BYTES:
-                pass
-            file = Path(folder, made.name)
-            file.write_bytes(made.content)
-            started = time.process_time()
-            kind, details = _read(target, file)
-            took = time.process_time() - started
-            if took > SLOW_SECONDS and not kind:
-                kind, details = "slow", f"{took:.1f} s of processor time"
-            if kind:
-                findings.add(kind, name, made, details=details)
-            file.unlink()
-            num, slowest = num + 1, max(slowest, took)
-    return num, slowest
-
-
-def _read(target: Target, file: Path) -> tuple[str, str]:
-    """What went wrong, as the error and the place it comes from, and the traceback; empty where nothing did."""
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=2)
-    signal.signal(signal.SIGALRM, _give_up)
-    signal.setitimer(signal.ITIMER_REAL, GIVE_UP_SECONDS)
-    try:
-        target.read(file)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = next((frame for frame in reversed(frames) if "alignloop" in frame.filename), frames[-1])
-        where = f"{Path(ours.filename).name}:{ours.lineno} {ours.name}"
-        return f"{type(error).__name__} from {where}", "".join(traceback.format_exception(error))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
-    return "", ""
-
-
-def _give_up(signum: int, frame: FrameType | None) -> None:
-    raise GaveUpError
+    return 1 if found else 0
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

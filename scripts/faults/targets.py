@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import yaml
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from alignloop.config.bundled import RECIPES
@@ -25,7 +25,7 @@ from alignloop.errors import AlignloopError
 from alignloop.judging.prompt_file import BUNDLED, load_prompt
 from alignloop.judging.reading import UnreadableAnswer, VerdictReader
 from alignloop.records import PreferenceRow
-from scripts.faults.mutations import PIECES, YAML_PIECES, all_keys, any_value, as_json, odd_bytes, odd_value
+from scripts.faults.odd import PIECES, YAML_PIECES, all_keys, any_value, json_of, odd_bytes, odd_value
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "data_schemas" / "examples"
 KINDS: tuple[Kind, ...] = ("preferences", "prompts", "sft")
@@ -54,7 +54,7 @@ TABLES = (
     b'prompt\tchosen\trejected\n"H\ti"\ta\tb\n',
     b"question,answer\r\n1,2\r\n",
 )
-SUFFIXES = (".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".parquet", ".txt", "")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", "")
 MOST_UNPACKED = 200_000
 """Bytes of what is compressed: brackets by the million are read in seconds, not in none."""
 ANSWERS = (
@@ -64,19 +64,14 @@ ANSWERS = (
     {"reason": "r", "coarse": "code", "fine": "sql"},
     {"score": 3},
 )
-
-
-class Input(NamedTuple):
-    """One input: its bytes, and the name of the file it is put in."""
-
-    content: bytes
-    name: str = "input"
+Inputs = st.SearchStrategy[tuple[bytes, str]]
+"""Bytes, and the name of the file they are put in."""
 
 
 class Target(NamedTuple):
     """What makes inputs, and what reads them; `read` raises what is not a refusal."""
 
-    make: Callable[[random.Random], Input]
+    inputs: Inputs
     read: Callable[[Path], None]
 
 
@@ -88,25 +83,14 @@ def rows_target() -> Target:
     parquet.write_table(pa.Table.from_pylist([ROWS[0], ROWS[0]]), table)
     whole = [json.dumps(rows[:4]).encode(), table.getvalue()]
     seeds = [*(json.dumps(row).encode() + b"\n" for row in rows), *TABLES, *whole]
-
-    def row(draw: random.Random) -> object:
-        return any_value(draw, keys=keys) if draw.random() < 0.2 else odd_value(draw, draw.choice(rows), keys=keys)
-
-    def make(draw: random.Random) -> Input:
-        if draw.random() < 0.4:
-            content = odd_bytes(draw, seeds)
-        else:
-            lines = [as_json(draw, row(draw)) for _ in range(draw.choice((1, 2, 5)))]
-            content = b"\n".join(lines) if draw.random() < 0.7 else b"[" + b",".join(lines) + b"]"
-        suffix = draw.choice(SUFFIXES)
-        if suffix == ".jsonl.gz":
-            content = gzip.compress(content[:MOST_UNPACKED], compresslevel=1)
-            content = odd_bytes(draw, [content]) if draw.random() < 0.3 else content
-        if suffix == ".parquet" and draw.random() < 0.8:
-            content = odd_bytes(draw, [table.getvalue()], pieces=PIECES[:30])
-        return Input(content, f"rows{suffix}")
-
-    return Target(make, _read_rows)
+    some = st.lists(json_of(odd_value(rows, keys) | any_value(keys)), min_size=1, max_size=5)
+    content = odd_bytes(seeds) | some.map(b"\n".join) | some.map(lambda lines: b"[" + b",".join(lines) + b"]")
+    packed = content.map(lambda made: gzip.compress(made[:MOST_UNPACKED], compresslevel=1))
+    packed |= packed.flatmap(lambda made: odd_bytes([made]))
+    inputs = st.tuples(content, st.sampled_from(SUFFIXES).map("rows{}".format))
+    inputs |= st.tuples(packed, st.just("rows.jsonl.gz"))
+    inputs |= st.tuples(odd_bytes([table.getvalue()], PIECES[:30]) | content, st.just("rows.parquet"))
+    return Target(inputs, _read_rows)
 
 
 def _read_rows(file: Path) -> None:
@@ -126,14 +110,8 @@ def recipes_target() -> Target:
     seeds = [file.read_bytes() for file in sorted([*RECIPES.glob("*.yaml"), *BUNDLED.glob("*.yaml")])]
     values = [yaml.safe_load(seed) for seed in seeds]
     keys = all_keys(values)
-
-    def make(draw: random.Random) -> Input:
-        if draw.random() < 0.6:
-            return Input(odd_bytes(draw, seeds, pieces=[*PIECES, *YAML_PIECES]), "recipe.yaml")
-        value = odd_value(draw, draw.choice(values), keys=keys) if draw.random() < 0.7 else any_value(draw, keys=keys)
-        return Input(as_json(draw, value), "recipe.yaml")
-
-    return Target(make, _read_recipe)
+    content = odd_bytes(seeds, [*PIECES, *YAML_PIECES]) | json_of(odd_value(values, keys) | any_value(keys))
+    return Target(st.tuples(content, st.just("recipe.yaml")), _read_recipe)
 
 
 def _read_recipe(file: Path) -> None:
@@ -154,17 +132,11 @@ def answers_target() -> Target:
     seeds = [json.dumps(value).encode() for value in values]
 =======
     readers = [AnswerReader(load_prompt(file.stem)) for file in sorted(BUNDLED.glob("*.yaml"))]
-    keys = all_keys(ANSWERS)
     seeds = [json.dumps(value).encode() for value in ANSWERS]
 >>>>>>> 268164d (Scripts: benches in ten modules and one table, faults in five, the world in six)
     seeds += [b"```json\n" + seed + b"\n```" for seed in seeds] + [b"<think>{</think>\n" + seed for seed in seeds]
-
-    def make(draw: random.Random) -> Input:
-        if draw.random() < 0.6:
-            return Input(odd_bytes(draw, seeds), "answer.txt")
-        made = as_json(draw, odd_value(draw, draw.choice(ANSWERS), keys=keys))
-        before, after = draw.choice((b"", b"So:\n", b"```json\n")), draw.choice((b"", b"\n```", b" ."))
-        return Input(before + made + after, "answer.txt")
+    before, after = st.sampled_from((b"", b"So:\n", b"```json\n")), st.sampled_from((b"", b"\n```", b" ."))
+    content = odd_bytes(seeds) | st.tuples(before, json_of(odd_value(ANSWERS, all_keys(ANSWERS))), after).map(b"".join)
 
     def read(file: Path) -> None:
         text = file.read_bytes().decode("utf-8", errors="surrogateescape")  # lone surrogates, too
@@ -172,7 +144,7 @@ def answers_target() -> Target:
             with suppress(UnreadableAnswer):
                 reader.read(text)
 
-    return Target(make, read)
+    return Target(st.tuples(content, st.just("answer.txt")), read)
 
 
 TARGETS: dict[str, Callable[[], Target]] = {

@@ -189,7 +189,7 @@ TEXT = "I do not use it. However, it is important to help many people! Is it fas
         ("punctuation", "- a, b: c", "a b c"),
         ("contractions", "It is. I do not.", "It's. I don't."),
         ("contractions", "I don't.", "I do not."),
-        ("synonyms", TEXT[:62], "I do not employ it. But, it is essential to assist numerous persons"),
+        ("synonyms", TEXT[:62], "I do not employ it. But, it is essential to assist numerous persons!"),
         ("sentences", "One. Two. Three! Four?", "Three! Four? One. Two."),
         ("sentences", "One. Two.", None),
         ("all", "I do not. Use it. It is. Big.", "it's. large. i don't. employ it."),
