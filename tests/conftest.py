@@ -16,6 +16,13 @@ from alignloop.cli import app as cli
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: workers take file after file, and with the long ones early they end together."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Exit code and what was printed."""
