@@ -55,7 +55,6 @@ def test_everything_shipped_is_under_8_mb() -> None:
     assert 1_000_000 < sum(sizes) < 8_000_000
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_shipped_data(tmp_path: Path) -> None:
     write_datasets(tmp_path, build_world(), seed=0)
     made, shipped = (
