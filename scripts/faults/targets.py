@@ -124,16 +124,8 @@ def _read_recipe(file: Path) -> None:
 
 def answers_target() -> Target:
     """Judges' answers to each bundled prompt."""
-<<<<<<< HEAD
     readers = [VerdictReader(load_prompt(file.stem)) for file in sorted(BUNDLED.glob("*.yaml"))]
-    values = [{"reason": "shorter", "verdict": "A"}, {"reason": "", "points": 2}, {"intentions": ["a", "b"]}]
-    values += [{"reason": "r", "coarse": "code", "fine": "sql"}, {"score": 3}]
-    keys = all_keys(values)
-    seeds = [json.dumps(value).encode() for value in values]
-=======
-    readers = [AnswerReader(load_prompt(file.stem)) for file in sorted(BUNDLED.glob("*.yaml"))]
     seeds = [json.dumps(value).encode() for value in ANSWERS]
->>>>>>> 268164d (Scripts: benches in ten modules and one table, faults in five, the world in six)
     seeds += [b"```json\n" + seed + b"\n```" for seed in seeds] + [b"<think>{</think>\n" + seed for seed in seeds]
     before, after = st.sampled_from((b"", b"So:\n", b"```json\n")), st.sampled_from((b"", b"\n```", b" ."))
     content = odd_bytes(seeds) | st.tuples(before, json_of(odd_value(ANSWERS, all_keys(ANSWERS))), after).map(b"".join)
