@@ -327,10 +327,7 @@ _SWAP_300M = (
     Figure("swap_seconds_300m_cached_without_canary", "bare", " s", peer=False),
     Figure("cold_start_seconds_300m", "cold_start", " s", peer=False),
 )
-_MEMORY = (
-    Figure("swap_memory_growth_mb", "growth", " MB", most=20.0),
-    Figure("swap_memory_start_mb", "start", " MB"),
-)
+_MEMORY = (Figure("swap_memory_growth_mb", "growth", " MB", most=20.0), Figure("swap_memory_start_mb", "start", " MB"))
 _MIXED = _rate("vllm_vs_transformers_mixed", "mixed", 1.5)
 _COLD = Figure("warm_vs_cold", "seconds", " s", least=2.0, inverse=True)
 _CASES = (

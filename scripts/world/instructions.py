@@ -46,23 +46,19 @@ def _texts(block: str) -> dict[str, tuple[str, ...]]:
         if not line.startswith(" "):
             found[name := line] = ()
         else:
-            found[name] += (" ".join(line.split()),)
+            found[name] += tuple(" ".join(text.split()) for text in line.split(" | "))
     return found
 
 
 _TEXTS = _texts("""
 keywords:existence
-    Include the keywords {keywords} in your answer.
-    Your answer must contain the words {keywords}.
+    Include the keywords {keywords} in your answer. | Your answer must contain the words {keywords}.
 keywords:frequency
-    The word {keyword} should appear at least {frequency} times.
-    Use the word {keyword} at least {frequency} times.
+    The word {keyword} should appear at least {frequency} times. | Use the word {keyword} at least {frequency} times.
 keywords:forbidden_words
-    Do not include the word {forbidden_words}.
-    Do not use the keyword {forbidden_words} in your answer.
+    Do not include the word {forbidden_words}. | Do not use the keyword {forbidden_words} in your answer.
 length_constraints:number_words
-    Answer with {relation} {num_words} words.
-    Use {relation} {num_words} words.
+    Answer with {relation} {num_words} words. | Use {relation} {num_words} words.
 length_constraints:number_paragraphs
     Write {num_paragraphs} paragraphs separated by ***.
     There should be {num_paragraphs} paragraphs. Separate them with the divider ***.
@@ -88,8 +84,7 @@ detectable_format:multiple_sections
     Your answer must have {num_sections} sections. Mark each with {section_spliter} X.
     Write {num_sections} sections and begin each with {section_spliter} and its number.
 detectable_format:json_format
-    Wrap the entire output in JSON format.
-    Your whole answer should be in JSON format.
+    Wrap the entire output in JSON format. | Your whole answer should be in JSON format.
 detectable_format:title
     Add a title wrapped in double angular brackets such as <<title>>.
     Your answer must contain a title in double angular brackets, i.e. <<title>>.
@@ -100,20 +95,16 @@ combination:repeat_prompt
     First repeat the request word for word, then give your answer.
     Before you answer, repeat the request without change.
 startend:end_checker
-    Finish your answer with this exact phrase: {end_phrase}
-    End with the exact phrase {end_phrase}
+    Finish your answer with this exact phrase: {end_phrase} | End with the exact phrase {end_phrase}
 startend:quotation
-    Wrap your entire response with double quotation marks.
-    Put your whole answer in double quotation marks.
+    Wrap your entire response with double quotation marks. | Put your whole answer in double quotation marks.
 change_case:english_capital
-    Your entire response should be in all capital letters.
-    Use only capital letters.
+    Your entire response should be in all capital letters. | Use only capital letters.
 change_case:english_lowercase
     Your entire response should be in all lowercase letters.
     Use only lowercase letters. No capital letters are allowed.
 punctuation:no_comma
-    Do not use any commas.
-    Refrain from the use of any commas in your response.
+    Do not use any commas. | Refrain from the use of any commas in your response.
 """)
 INSTRUCTION_IDS = tuple(_TEXTS)
 
