@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -31,7 +30,7 @@ def main() -> int:
     runs: Runs = {folder: tuple(read_rounds(Path(folder))) for folder in sys.argv[1:]}
     if not runs or not all(runs.values()):
         sys.exit("usage: scripts/climb.py RUN_DIR...  (each with at least one finished round)")
-    print("\n".join([*round_table(runs), "", *type_table(runs), "", *seconds_table(runs), ""]))
+    print("\n".join([*round_table(runs), "", *type_table(runs), ""]))
     broken = broken_promises(runs)
     print("\n".join(broken) if broken else "All promises hold.")
     return 1 if broken else 0
@@ -66,18 +65,6 @@ def type_table(runs: Runs) -> list[str]:
         for name in types(runs)
     ]
     return ["| instruction type | base | last round |", "| --- | --- | --- |", *rows]
-
-
-def seconds_table(runs: Runs) -> list[str]:
-    """Wall seconds of each run by activity, all rounds together."""
-    lines = ["| run | seconds | by activity |", "| --- | --- | --- |"]
-    for folder, rounds in runs.items():
-        totals: Counter[str] = Counter()
-        for row in rounds:
-            totals.update(row.seconds)
-        parts = ", ".join(f"{activity} {seconds:.0f}" for activity, seconds in totals.items())
-        lines.append(f"| {Path(folder).name} | {sum(totals.values()):.0f} | {parts} |")
-    return lines
 
 
 def broken_promises(runs: Runs) -> list[str]:
