@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from hypothesis import strategies as st
 
-from alignloop.engines.process_state import descendants
+from alignloop.engines.watch import descendants
 from scripts.faults import digests, kill_test
 from scripts.faults import fuzz as fuzz_script
 from scripts.faults.digests import differences

@@ -216,7 +216,6 @@ def circles(graph: dict[str, set[str]]) -> set[tuple[str, ...]]:
 PURE = [
     "objectives",
     "sampling/best_of_k.py",
-    "sampling/pairs.py",
     *(f"pruning/{name}.py" for name in ("benchmark_index", "clusters", "language", "text_units", "vectors", "verdict")),
 ]
 VERDICTS = [

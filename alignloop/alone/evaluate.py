@@ -15,8 +15,7 @@ from alignloop.config import Recipe, load_recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.config.evaluation import EvaluateConfig
 from alignloop.engines.checkpoint import longest_sequence, text_config
-from alignloop.engines.log import temporary_folder, temporary_log
-from alignloop.engines.open import open_engine
+from alignloop.engines.open import open_engine, temporary_folder, temporary_log
 from alignloop.errors import ModelError
 from alignloop.look.setting import recipe_of
 from alignloop.progress import Progress

@@ -29,8 +29,7 @@ from alignloop.artifacts import (
 from alignloop.config import Recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
-from alignloop.engines.log import LOG_FILE, log_named
-from alignloop.engines.open import open_engine
+from alignloop.engines.open import LOG_FILE, log_named, open_engine
 from alignloop.errors import RunDirError, UserError
 from alignloop.progress import Progress
 from alignloop.records import DroppedRow, RejectedRow

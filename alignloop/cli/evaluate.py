@@ -103,7 +103,7 @@ def _of_responses(
     Args:
         of_models: options that only a model needs: none may be given.
     """
-    from alignloop.evaluation.responses import responses_text, score_file
+    from alignloop.evaluation.responses import score_file
 
     if responses is None or benchmark is None:
         lacking = "--responses FILE" if responses is None else "--benchmark ifeval=DATA.jsonl"
@@ -111,4 +111,4 @@ def _of_responses(
     if given := [name for name, value in of_models.items() if value is not None]:
         raise UserError(f"eval: {', '.join(given)} and --responses: existing responses are scored without a model")
     scored = score_file(responses, benchmark=benchmark, strip_reasoning=strip_reasoning)
-    return responses_text(scored), json.dumps(scored.as_json(), indent=1, ensure_ascii=False)
+    return scored.as_text(), json.dumps(scored.as_json(), indent=1, ensure_ascii=False)

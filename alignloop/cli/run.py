@@ -97,7 +97,7 @@ def stage(
     """
     from alignloop.alone.stage import run_alone
     from alignloop.config import load_recipe
-    from alignloop.engines.log import log_named
+    from alignloop.engines.open import log_named
     from alignloop.progress import for_terminal
 
     seeds = [] if seed is None else [f"seed={seed}"]

@@ -19,11 +19,11 @@ from alignloop.comparison.page import comparison_page
 from alignloop.comparison.result import Comparison
 from alignloop.comparison.sides import Side, read_side
 from alignloop.config import Recipe
-from alignloop.engines.log import temporary_folder
+from alignloop.engines.open import temporary_folder
 from alignloop.errors import UserError
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import locked
-from alignloop.sampling.reward_functions import load_function
+from alignloop.sampling.reward_functions import load
 from alignloop.stages import score
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -137,7 +137,7 @@ def _check_scoring(recipes: Sequence[Recipe]) -> None:
             "same, for example with --set-b"
         )
     for entry in score.unique(recipes[0].score.reward_functions):
-        load_function(entry.function)  # one that cannot be loaded is found before the engine starts
+        load(entry.function)  # one that cannot be loaded is found before the engine starts
 
 
 def _made(sampling: Sampling, reward_model: Path, name: str, folder: Path, *, progress: Progress) -> Side:

@@ -1,4 +1,4 @@
-"""What an engine must know of a checkpoint before it loads one: torch-free reads of its JSON files."""
+"""What an engine must know of a checkpoint before it loads one: torch-free reads of its JSON files and headers."""
 
 from __future__ import annotations
 
@@ -16,25 +16,9 @@ EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight"
 """How the names of input embeddings end."""
 INDEX = "model.safetensors.index.json"
 _NOT_ARCHITECTURE = frozenset(
-    {
-        "_name_or_path",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "use_cache",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "initializer_range",
-        "attention_dropout",
-        "hidden_dropout",
-        "output_attentions",
-        "output_hidden_states",
-        "return_dict",
-    }
+    "_name_or_path transformers_version torch_dtype dtype use_cache bos_token_id eos_token_id pad_token_id id2label "
+    "label2id problem_type initializer_range attention_dropout hidden_dropout output_attentions output_hidden_states "
+    "return_dict".split()
 )
 """Keys of config.json that do not change which weights fit into a running engine. An unknown key counts."""
 
@@ -166,24 +150,20 @@ def _check_vocabulary(checkpoint: Path, model: dict[str, Any], shapes: dict[str,
         )
 
 
-def num_parameters(checkpoint: Path) -> int:
-    """Numbers stored in the checkpoint, read from the headers of its safetensors files."""
-    return sum(prod(shape) for shape in tensor_shapes(checkpoint).values())
-
-
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the header of its safetensors file describes it.
-
-    Attributes:
-        dtype: in safetensors' words: `F32`, `BF16`, `I32`, ...
-        start: where its numbers begin, in bytes from the start of the file.
-    """
+    """A tensor as the header of its safetensors file describes it."""
 
     file: Path
     dtype: str
+    """In safetensors' words: `F32`, `BF16`, `I32`, ..."""
     shape: tuple[int, ...]
     start: int
+    """Where its numbers begin, in bytes from the start of the file."""
+
+
+def num_parameters(checkpoint: Path) -> int:
+    return sum(prod(shape) for shape in tensor_shapes(checkpoint).values())
 
 
 def tensor_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:

@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from alignloop.config.engine import EngineConfig
-from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
-from alignloop.engines.placement import EnginePlace
+from alignloop.engines.base import Completion, Engine, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.process import EngineProcess
+from alignloop.engines.worker import MachineShare
 
 R = TypeVar("R")
 S = TypeVar("S")
 _RECHECK_SECONDS = 0.1
 
 
-class EnginePool:
+class EnginePool(Engine):
     """An `Engine` made of several; one that dies is started again alone, up to `engine.max_restarts` times each.
 
     On a CPU what a seeded request gives does not depend on the number of engines, byte for byte. On a GPU kernels
@@ -33,7 +32,7 @@ class EnginePool:
 
     Args:
         config: of every engine.
-        placed: one engine for each place.
+        shares: of the machine, one for each engine.
         log_file: engine i writes to `<stem>-<i><suffix>` beside it.
         say: gets one line for each start.
     """
@@ -42,77 +41,54 @@ class EnginePool:
         self,
         config: EngineConfig,
         *,
-        placed: Sequence[EnginePlace],
+        shares: Sequence[MachineShare],
         log_file: Path,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._engines = tuple(
-            EngineProcess(
-                config,
-                log_file=log_file.with_name(f"{log_file.stem}-{index}{log_file.suffix}"),
-                say=say,
-                place=place,
-            )
-            for index, place in enumerate(placed)
+        logs = [log_file.with_name(f"{log_file.stem}-{index}{log_file.suffix}") for index in range(len(shares))]
+        self.engines = tuple(
+            EngineProcess(config, log_file=log, say=say, share=share) for log, share in zip(logs, shares, strict=True)
         )
 
     @property
     def num_starts(self) -> int:
         """Starts of all engines together: their number, unless one died."""
-        return sum(engine.num_starts for engine in self._engines)
-
-    @property
-    def engines(self) -> tuple[EngineProcess, ...]:
-        return self._engines
+        return sum(engine.num_starts for engine in self.engines)
 
     def load_weights(self, checkpoint: Path) -> None:
         """Every engine serves `checkpoint`, each seen by its own canary."""
         self._all(lambda engine: engine.load_weights(checkpoint))
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
-        self._engines[0].check_generate(requests)
-        return self._dealt(requests, lambda engine, hand: engine.generate(hand))
+        self.engines[0].check_generate(requests)
+        return self._dealt(requests, EngineProcess.generate)
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
-        self._engines[0].check_loglikelihood(requests)
-        return self._dealt(requests, lambda engine, hand: engine.loglikelihood(hand))
+        self.engines[0].check_loglikelihood(requests)
+        return self._dealt(requests, EngineProcess.loglikelihood)
 
     def sleep(self) -> None:
-        self._all(lambda engine: engine.sleep())
+        self._all(EngineProcess.sleep)
 
     def wake(self) -> None:
-        self._all(lambda engine: engine.wake())
+        self._all(EngineProcess.wake)
 
     def close(self) -> None:
-        self._all(lambda engine: engine.close())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
+        self._all(EngineProcess.close)
 
     def _dealt(self, requests: Sequence[R], ask: Callable[[EngineProcess, Sequence[R]], list[S]]) -> list[S]:
         """Request i goes to engine i mod N: long and short ones that lie together in a file are spread."""
-        num = len(self._engines)
-        hands = [requests[index::num] for index in range(num)]
-        answers = self._together(
-            [
-                lambda engine=engine, hand=hand: ask(engine, hand)  # type: ignore[misc]
-                for engine, hand in zip(self._engines, hands, strict=True)
-            ]
-        )
+        num = len(self.engines)
+        answers = self._together(ask, [requests[index::num] for index in range(num)])
         return [answers[index % num][index // num] for index in range(len(requests))]
 
     def _all(self, do: Callable[[EngineProcess], None]) -> None:
-        self._together([lambda engine=engine: do(engine) for engine in self._engines])  # type: ignore[misc]
+        self._together(lambda engine, _: do(engine), [None] * len(self.engines))
 
-    def _together(self, calls: Sequence[Callable[[], S]]) -> list[S]:
-        """One thread a call; an error is raised when all have ended, so that no engine is left half-way."""
-        with ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="engine") as threads:
-            futures = [threads.submit(call) for call in calls]
+    def _together(self, ask: Callable[[EngineProcess, R], S], parts: Sequence[R]) -> list[S]:
+        """One thread an engine; an error is raised when all have ended, so that no engine is left half-way."""
+        with ThreadPoolExecutor(max_workers=len(self.engines), thread_name_prefix="engine") as threads:
+            futures = [threads.submit(ask, engine, part) for engine, part in zip(self.engines, parts, strict=True)]
             try:
                 wait(futures)
             except BaseException:  # Ctrl-C
@@ -124,10 +100,10 @@ class EnginePool:
         """End what the engines are at: one that was interrupted half-way is put away and starts anew when used."""
         unfinished = list(futures)
         while unfinished:
-            for engine, future in zip(self._engines, futures, strict=True):
+            for engine, future in zip(self.engines, futures, strict=True):
                 if not future.done():
                     engine.interrupt()
             unfinished = [future for future in futures if not future.done()]
             wait(unfinished, timeout=_RECHECK_SECONDS)
-        for engine in self._engines:
+        for engine in self.engines:
             engine.resume()

@@ -1,7 +1,7 @@
 """The engine as the rest of alignloop sees it: one child process that lives through a run.
 
-    EngineProcess.generate --Call--> pipe --> worker.serve --> VllmEngine.generate
-                           <-Reply-- pipe <--
+    EngineProcess.generate --EngineCall---> pipe --> worker --> VllmEngine.generate
+                           <--CallResult--- pipe <--
 
 vLLM runs inside that one child (no engine process of its own), so there is one process to start, to kill and to
 restart, its memory ends with it, and nothing it prints reaches the terminal.
@@ -19,18 +19,21 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from alignloop.config.engine import EngineConfig
-from alignloop.engines.admission import check_generate, check_loglikelihood
-from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
+from alignloop.engines.base import (
+    Completion,
+    Engine,
+    GenerateRequest,
+    Loglikelihood,
+    LoglikelihoodRequest,
+    check_generate,
+    check_loglikelihood,
+)
 from alignloop.engines.checkpoint import check_servable, text_config
-from alignloop.engines.environment import child_environment
-from alignloop.engines.pipe import Pipe
-from alignloop.engines.placement import EnginePlace, num_cores
 from alignloop.engines.watch import CallWatch, Pace, Stalled, Work, tokens_made
-from alignloop.engines.worker import Call, Reply, Verb
+from alignloop.engines.worker import CallResult, EngineCall, MachineShare, Pipe, Verb, child_environment
 from alignloop.errors import EngineError, UserError
 from alignloop.temporary import make_temporary
 
@@ -45,14 +48,13 @@ class EngineDied(Exception):
     """The child ended without answering, or was given up. Caught in here: the call is repeated on a new child."""
 
 
-class EngineProcess:
+class EngineProcess(Engine):
     """An `Engine` in a process of its own; starts at the first `load_weights`.
 
     Args:
-        config: which engine and how.
         log_file: everything the child prints is appended to it.
         say: gets one line for each start, and where the child falls silent.
-        place: its share of the machine; None is all of it.
+        share: of the machine; None is all of it.
     """
 
     def __init__(
@@ -61,12 +63,12 @@ class EngineProcess:
         *,
         log_file: Path,
         say: Callable[[str], None] = lambda line: None,
-        place: EnginePlace | None = None,
+        share: MachineShare | None = None,
     ) -> None:
         self._config = config
         self._log_file = log_file
         self._say = say
-        self._place = place or EnginePlace(num_cores())
+        self._share = share
         self._interrupted = False
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Pipe | None = None
@@ -96,27 +98,22 @@ class EngineProcess:
             vocab_size = text_config(checkpoint).get("vocab_size")
             self._load = Work.of_weights(checkpoint)
         self._checkpoint = None  # a failed load leaves nothing served
-        self._repeat(Call("load_weights", (checkpoint,)), self._load)
+        self._repeat(EngineCall("load_weights", (checkpoint,)), self._load)
         self._checkpoint, self._vocab_size = checkpoint, vocab_size
 
     def check_generate(self, requests: Sequence[GenerateRequest]) -> None:
-        """Refuse what `generate` would refuse before it starts on any.
-
-        Raises:
-            EngineError: names the first bad request.
-        """
+        """Refuse what `generate` would refuse before it starts on any."""
         check_generate(requests, max_model_len=self._config.max_model_len, vocab_size=self._vocab_size)
 
     def check_loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> None:
-        """The same for `loglikelihood`."""
         check_loglikelihood(requests, max_model_len=self._config.max_model_len, vocab_size=self._vocab_size)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         self.check_generate(requests)
         if not requests:
             return []
-        work, started = Work.of_generate(requests), time.monotonic()
-        result: list[list[Completion]] = self._ask("generate", list(requests), work=work)
+        started = time.monotonic()
+        result: list[list[Completion]] = self._ask("generate", list(requests), work=Work.of_generate(requests))
         made = tokens_made(requests, result)
         self._pace.took("generate", seconds=time.monotonic() - started, tokens=made)
         return result
@@ -140,45 +137,33 @@ class EngineProcess:
 
     def close(self) -> None:
         """End the child: asked first, then made to; waits until it is gone."""
-        if self._pipe is not None:
-            self._pipe.close()  # the child reads the end of the pipe and leaves
-            self._pipe = None
-        if self._child is not None:
-            _end(self._child, patience=_CLOSE_SECONDS)
-            self._child = None
-        self._remove_scratch()
+        self._end_child(patience=_CLOSE_SECONDS)  # it reads the end of the pipe and leaves
 
     def interrupt(self) -> None:
         """From another thread: make the call under way fail, by killing the child; `resume` allows calls again."""
         self._interrupted = True
         child = self._child
         if child is not None and child.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
+            _kill_group(child)
 
     def resume(self) -> None:
         """After `interrupt`, when the call it was meant for has failed."""
         self._interrupted = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _ask(self, verb: Verb, *arguments: Any, work: Work) -> Any:
         if self._checkpoint is None:
             raise EngineError(f"{verb}: the engine serves no model: call load_weights first")
-        return self._repeat(Call(verb, arguments), work)
+        return self._repeat(EngineCall(verb, arguments), work)
 
-    def _repeat(self, call: Call, work: Work) -> Any:
+    def _repeat(self, call: EngineCall, work: Work) -> Any:
         """Make a call, on a new child where the last one died, as often as `engine.max_restarts` allows."""
         while True:
             try:
-                self._ensure_serving(call)
-                return self._value(call, self._exchange(call, work), work)
+                if self._child is None:
+                    self._start()
+                    if call.verb != "load_weights":  # what was served before
+                        self._make(EngineCall("load_weights", (self._checkpoint,)), self._load)
+                return self._make(call, work)
             except EngineDied as death:
                 if self._interrupted:
                     raise EngineError(f"{call.verb}: interrupted") from death
@@ -189,31 +174,24 @@ class EngineProcess:
                         f"{self._config.max_restarts}), last in {call.verb}: {death}. {self._log_tail()}"
                     ) from death
 
-    def _ensure_serving(self, call: Call) -> None:
-        """Start a child where there is none, and have it serve what was served before."""
-        if self._child is not None:
-            return
-        self._start()
-        if call.verb != "load_weights":
-            reload = Call("load_weights", (self._checkpoint,))
-            self._value(reload, self._exchange(reload, self._load), self._load)
-
-    def _value(self, call: Call, reply: Reply, work: Work) -> Any:
-        if reply.kind == "done":
-            return reply.value
-        if reply.kind == "refused":
-            raise EngineError(reply.value)
+    def _make(self, call: EngineCall, work: Work) -> Any:
+        """What a call gives; where the checkpoint is of another architecture, on a new child."""
+        result = self._exchange(call, work)
+        if result.kind == "done":
+            return result.value
+        if result.kind == "refused":
+            raise EngineError(result.value)
         self.close()
-        if reply.kind == "unusable":
-            raise UserError(reply.value)
-        if reply.kind == "broken":
-            raise EngineError(f"{call.verb} failed in the engine: {reply.value}\n(the engine's log: {self._log_file})")
+        if result.kind == "unusable":
+            raise UserError(result.value)
+        if result.kind == "broken":
+            raise EngineError(f"{call.verb} failed in the engine: {result.value}\n(the engine's log: {self._log_file})")
         self._say("engine: the checkpoint is of another architecture than the one served; starting anew")
         self._start()
-        return self._value(call, self._exchange(call, work), work)
+        return self._make(call, work)
 
-    def _exchange(self, call: Call, work: Work) -> Reply:
-        """Send a call and wait for its reply, as long as the child lives and shows that it works.
+    def _exchange(self, call: EngineCall, work: Work) -> CallResult:
+        """Send a call and wait for its result, as long as the child lives and shows that it works.
 
         Raises:
             EngineDied: the child is gone, or was given up. It has been put away.
@@ -229,25 +207,25 @@ class EngineProcess:
         )
         try:
             self._pipe.send(call)
-            reply: Reply = self._pipe.receive()
-            return reply
+            result: CallResult = self._pipe.receive()
+            return result
         except (EOFError, OSError) as error:
-            raise EngineDied(self._put_away(patience=_LEAVE_SECONDS)) from error
+            code = self._end_child(patience=_LEAVE_SECONDS)
+            how = (
+                f"killed by signal {-code} (9 is often the system out of memory)" if code < 0 else f"exit status {code}"
+            )
+            raise EngineDied(how) from error
         except Stalled as stall:
-            self._put_away(patience=0.0)
+            self._end_child()
             self._say(f"engine: {call.verb}: given up: {stall}")
             raise EngineDied(str(stall)) from stall
         except BaseException:
-            # Interrupted half-way (Ctrl-C): the reply still to come would be taken for that of the next call.
-            self._put_away(patience=0.0)
+            # Interrupted half-way (Ctrl-C): the result still to come would be taken for that of the next call.
+            self._end_child()
             raise
 
     def _look(self) -> bool:
-        """While the child is silent: whether it has ended.
-
-        Raises:
-            Stalled: it has to be given up.
-        """
+        """While the child is silent: whether it has ended. Raises Stalled where it has to be given up."""
         assert self._child is not None
         assert self._watch is not None
         if _has_ended(self._child):
@@ -255,17 +233,23 @@ class EngineProcess:
         self._watch.look()
         return False
 
-    def _put_away(self, *, patience: float) -> str:
-        """Forget a child that cannot be used any more; how it ended, in words."""
-        assert self._child is not None
+    def _end_child(self, *, patience: float = 0.0) -> int:
+        """Close the pipe, wait up to `patience` seconds for the child, then kill its group; its exit status."""
         child = self._child
         if self._pipe is not None:
             self._pipe.close()
-        self._pipe = self._child = None
-        _end(child, patience=patience)
+            self._pipe = None
+        if child is not None:
+            deadline = time.monotonic() + patience
+            try:
+                while not _has_ended(child) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            finally:
+                _kill_group(child)  # before the child is reaped, so that its id cannot have passed to another group
+                self._child = None
+                child.wait()
         self._remove_scratch()
-        code = child.returncode
-        return f"killed by signal {-code} (9 is often the system out of memory)" if code < 0 else f"exit status {code}"
+        return 0 if child is None else child.returncode
 
     def _start(self) -> None:
         self._num_starts += 1
@@ -285,7 +269,7 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=child_environment(self._config, place=self._place, scratch=scratch.path),
+                env=child_environment(self._config, share=self._share, scratch=scratch.path),
                 pass_fds=(childs.fileno(),),
                 start_new_session=True,  # a group of its own: the terminal's Ctrl-C passes it by, and close takes all
             )
@@ -296,15 +280,9 @@ class EngineProcess:
         return f"The end of {self._log_file}:\n" + "\n".join(lines)
 
 
-def _end(child: subprocess.Popen[bytes], *, patience: float) -> None:
-    """Wait up to `patience` seconds for the child, then kill it and every process in its group."""
-    deadline = time.monotonic() + patience
-    while not _has_ended(child) and time.monotonic() < deadline:
-        time.sleep(0.02)
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):
-        # Before the child is reaped, so that its id cannot have passed to somebody else's group.
         os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _has_ended(child: subprocess.Popen[bytes]) -> bool:

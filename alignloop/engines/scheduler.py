@@ -47,13 +47,15 @@ class Reservations:
         if request.status == RequestStatus.RUNNING:
             return self._allocate(request, num_new_tokens, *args, **options)
         found = options.get("new_computed_blocks")
+        blocks_found = self.kv_cache_manager.empty_kv_cache_blocks if found is None else found
         needed = self._num_blocks(
-            request.request_id,
-            num_tokens=_longest(request),
-            found=None if found is None else found.blocks,
+            request,
+            # Blocks of its prompt that the prefix cache has; those that another request holds are not counted.
+            new_computed_blocks=blocks_found.blocks,
             num_computed=request.num_computed_tokens + options.get("num_new_computed_tokens", 0),
+            # As many as it holds at once, which is fewer where a window slides.
+            apply_admission_cap=True,
             prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
-            at_a_time=True,
         )
         if needed > self._spare and self._too_low:
             self._spare, self._too_low = self._count_spare(), False
@@ -69,42 +71,24 @@ class Reservations:
         self._too_low = True
 
     def _count_spare(self) -> int:
-        growth = sum(
-            self._num_blocks(
-                request.request_id, num_tokens=_longest(request), num_computed=int(request.num_computed_tokens)
-            )
-            for request in self.running
-        )
-        return int(self.kv_cache_manager.block_pool.get_num_free_blocks()) - growth
+        none = self.kv_cache_manager.empty_kv_cache_blocks.blocks
+        options = {"new_computed_blocks": none, "apply_admission_cap": False, "prefill_end": 0}
+        growth = [self._num_blocks(one, num_computed=int(one.num_computed_tokens), **options) for one in self.running]
+        return int(self.kv_cache_manager.block_pool.get_num_free_blocks()) - sum(growth)
 
-    def _num_blocks(
-        self,
-        request_id: str,
-        *,
-        num_tokens: int,
-        found: Any = None,
-        num_computed: int = 0,
-        prefill_end: int = 0,
-        at_a_time: bool = False,
-    ) -> int:
-        """Free blocks still to be taken until a request holds `num_tokens`, by vLLM's count for the architecture.
-
-        Args:
-            found: blocks of its prompt that the prefix cache has; those that another request holds are not counted.
-            at_a_time: as many as it holds at once, which is fewer where a window slides.
-        """
-        manager = self.kv_cache_manager
+    def _num_blocks(self, request: Request, *, num_computed: int, **options: Any) -> int:
+        """Free blocks a request still takes until it has its longest form, by vLLM's count for the architecture."""
+        # The last token sampled is never fed back.
+        num_tokens = int(request.num_prompt_tokens + request.max_tokens - 1)
         return int(
-            manager.coordinator.get_num_blocks_to_allocate(
-                request_id=request_id,
+            self.kv_cache_manager.coordinator.get_num_blocks_to_allocate(
+                request_id=request.request_id,
                 num_tokens=num_tokens,
-                new_computed_blocks=manager.empty_kv_cache_blocks.blocks if found is None else found,
+                num_tokens_main_model=num_tokens,
                 num_encoder_tokens=0,
                 total_computed_tokens=num_computed,
                 num_local_computed_tokens=num_computed,
-                num_tokens_main_model=num_tokens,
-                apply_admission_cap=at_a_time,
-                prefill_end=prefill_end,
+                **options,
             )
         )
 
@@ -115,8 +99,3 @@ class ReservingScheduler(Reservations, Scheduler):
 
 class ReservingAsyncScheduler(Reservations, AsyncScheduler):
     """For engines that schedule a step while the last one runs (GPU)."""
-
-
-def _longest(request: Request) -> int:
-    """Tokens a request holds in the cache at most: the last token sampled is never fed back."""
-    return int(request.num_prompt_tokens + request.max_tokens - 1)

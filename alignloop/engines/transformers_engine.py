@@ -6,13 +6,13 @@ Runs inside the engine process like vLLM does, so that memory and lifetime are o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import eos_token_ids
-from alignloop.engines.length_batches import length_batches
 from alignloop.engines.plain import load_plain
 from alignloop.errors import EngineError, UserError
 
@@ -98,8 +98,8 @@ class TransformersEngine:
         first = batch[0]
         stop_ids = sorted({*first.stop_token_ids, *self._eos})
         num_candidates = 1 if first.temperature == 0 else first.num_candidates
-        width = max(len(request.prompt_ids) for request in batch)
-        ids, mask = _left_padded([request.prompt_ids for request in batch], device=model.device)
+        ids, mask = padded([request.prompt_ids for request in batch], device=model.device, left=True)
+        width = ids.shape[1]
         if first.seed is not None and first.temperature > 0:
             torch.manual_seed(first.seed)
         with torch.inference_mode():
@@ -127,16 +127,13 @@ class TransformersEngine:
 
     def _completes(self, row: list[int], stop_strings: tuple[str, ...]) -> bool:
         """Whether the last token of `row` completes a stop string."""
-        tail = row[-(max(map(len, stop_strings)) + _STOP_MARGIN) :]
-        text = self._served_tokenizer().decode(tail, skip_special_tokens=True)
-        return any(string in text for string in stop_strings)
-
-    def _served_tokenizer(self) -> Any:
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
             self._tokenizer = AutoTokenizer.from_pretrained(self._served, local_files_only=True)
-        return self._tokenizer
+        tail = row[-(max(map(len, stop_strings)) + _STOP_MARGIN) :]
+        text = self._tokenizer.decode(tail, skip_special_tokens=True)
+        return any(string in text for string in stop_strings)
 
     def _cut(self, row: list[int], *, request: GenerateRequest, stop_ids: list[int]) -> Completion:
         """A row of the batch up to where this completion ended: the rest is padding for the longer ones."""
@@ -152,6 +149,35 @@ class TransformersEngine:
         if self._model is None:
             raise EngineError("the engine serves no model yet: call load_weights first")
         return self._model
+
+
+def length_batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length that hold at most `batch_tokens` padded tokens, longest first."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def padded(rows: Sequence[Sequence[int]], *, device: Any, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, both [B, T].
+
+    At the right a causal model never sees the padding, and positions need no care. At the left all rows end where
+    generation begins.
+    """
+    import torch
+
+    width = max(len(row) for row in rows)
+    ids, mask = [], []
+    for row in rows:
+        pad, own = [_PAD] * (width - len(row)), list(row)
+        ids.append(pad + own if left else own + pad)
+        mask.append([0] * len(pad) + [1] * len(own) if left else [1] * len(own) + [0] * len(pad))
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _generation_config(request: GenerateRequest, *, stop_ids: list[int], num_candidates: int) -> Any:
@@ -175,18 +201,10 @@ def _generation_batches(requests: Sequence[GenerateRequest], *, max_rows: int) -
     `generate` has one random stream, so each seeded request is a call of its own: its completions must not
     depend on its neighbours.
     """
-    alike: dict[tuple[object, ...], list[int]] = {}
+    alike: dict[tuple[int | None, GenerateRequest], list[int]] = {}
     for index, request in enumerate(requests):
         own_stream = index if request.seed is not None and request.temperature > 0 else None
-        key = (
-            own_stream,
-            request.max_tokens,
-            request.num_candidates,
-            request.temperature,
-            request.top_p,
-            request.stop_token_ids,
-            request.stop_strings,
-        )
+        key = (own_stream, replace(request, prompt_ids=(), seed=None, json_schema=None))
         alike.setdefault(key, []).append(index)
     for indices in alike.values():
         indices.sort(key=lambda index: len(requests[index].prompt_ids))
@@ -194,24 +212,11 @@ def _generation_batches(requests: Sequence[GenerateRequest], *, max_rows: int) -
         yield from (indices[i : i + size] for i in range(0, len(indices), size))
 
 
-def _left_padded(rows: Sequence[Sequence[int]], *, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, both [B, T], padded at the left so that all rows end where generation begins."""
-    import torch
-
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[_PAD] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
 def _score_batch(model: Any, batch: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
-    """Rows are padded at the right: a causal model never sees the padding, and positions need no care."""
     import torch
 
     rows = [[*request.context_ids, *request.continuation_ids] for request in batch]
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [_PAD] * (width - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    ids, mask = padded(rows, device=model.device)
     scored = []
     with torch.inference_mode():
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits

@@ -5,23 +5,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignloop.config.engine import EngineConfig
-from alignloop.engines import canary
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
-from alignloop.engines.checkpoint import architecture, eos_token_ids
-from alignloop.engines.structured import BACKEND, ServedTokenizer, forget_grammars
-from alignloop.engines.vllm_scoring import loglikelihoods
+from alignloop.engines.checkpoint import EMBEDDING_NAMES, architecture, eos_token_ids, text_config, weight_files
+from alignloop.engines.plain import Sighting, check_served
+from alignloop.engines.vllm_requests import (
+    completions,
+    forget_grammars,
+    lent_tokenizer,
+    loglikelihoods,
+    read_tokenizer,
+    sampling_params,
+)
 from alignloop.errors import EngineError, UserError
 
 if TYPE_CHECKING:
-    from vllm import LLM, SamplingParams
+    import torch
+    from vllm import LLM
 
 _CPU_BLOCK_TOKENS = 32
 """K completions share only full KV blocks of their prompt; vLLM's default on CPU is 128 tokens a block."""
+_HEAD_NAME = "lm_head.weight"
 
 
 class OtherArchitecture(Exception):
@@ -37,8 +46,8 @@ class VllmEngine:
         self._served: Path | None = None
         self._architecture: dict[str, Any] = {}
         self._eos: tuple[int, ...] = ()
-        self._tokenizer: ServedTokenizer | None = None
-        self._sighting: canary.Sighting | None = None
+        self._tokenizer: Callable[[], Any] = lambda: None
+        self._sighting: Sighting | None = None
         self._asleep = False
 
     def load_weights(self, checkpoint: Path) -> None:
@@ -54,17 +63,15 @@ class VllmEngine:
         if self._llm is None:
             self._llm = _start(self._config, checkpoint)
             self._architecture = architecture(checkpoint)
-        elif self._asleep:
-            self._wake_with(checkpoint)
-        elif checkpoint != self._served:
-            self._swap(checkpoint)
+        elif self._asleep or checkpoint != self._served:
+            self._swap(self._llm, checkpoint)
         else:
             return
         self._eos = eos_token_ids(checkpoint)
-        self._tokenizer = ServedTokenizer(checkpoint)
+        self._tokenizer = cache(partial(read_tokenizer, checkpoint))  # where it is needed, once
         forget_grammars(self._llm)
         self._served = checkpoint
-        self._sighting = canary.check(
+        self._sighting = check_served(
             self.loglikelihood,
             checkpoint=checkpoint,
             dtype=self._config.dtype,
@@ -81,23 +88,19 @@ class VllmEngine:
                 a completion to the schema.
         """
         llm = self._ready()
-        self._reset_prefix_cache()
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
-        assert self._tokenizer is not None
-        with self._tokenizer.lent_to(llm, requests) as ends:
-            params = [_sampling_params(request, eos=self._eos, ends=ends) for request in requests]
+        with lent_tokenizer(llm, requests, read=self._tokenizer) as ends:
+            params = [sampling_params(request, eos=self._eos, schema_ends=ends) for request in requests]
             outputs = llm.generate(prompts, params, use_tqdm=False)
-        return [_completions(request, output) for request, output in zip(requests, outputs, strict=True)]
+        return [completions(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
-        llm = self._ready()
-        self._reset_prefix_cache()
-        return loglikelihoods(llm, requests)
+        return loglikelihoods(self._ready(), requests)
 
     def sleep(self) -> None:
         """On an accelerator: weights and KV cache leave its memory. On CPU vLLM has no sleep and nothing happens."""
         if self._llm is not None and not self._asleep and not _on_cpu():
-            self._reset_prefix_cache()
+            _reset_prefix_cache(self._llm)
             self._llm.sleep(level=2)
             self._asleep = True
 
@@ -105,33 +108,65 @@ class VllmEngine:
         if self._asleep and self._served is not None:
             self.load_weights(self._served)
 
-    def _wake_with(self, checkpoint: Path) -> None:
+    def _swap(self, llm: LLM, checkpoint: Path) -> None:
         """Level 2 sleep forgets the weights: they are loaded again before the KV cache takes its memory."""
-        assert self._llm is not None
-        self._llm.wake_up(tags=["weights"])
-        self._llm.collective_rpc("swap_weights", args=(str(checkpoint),))
-        self._llm.wake_up(tags=["kv_cache"])
+        if self._asleep:
+            llm.wake_up(tags=["weights"])
+        llm.collective_rpc("swap_weights", args=(str(checkpoint),))
+        if self._asleep:
+            llm.wake_up(tags=["kv_cache"])
+            self._sighting = None  # waking to the same weights repeats the same logprobs, rightly
         self._asleep = False
-        self._sighting = None  # waking to the same weights repeats the same logprobs, rightly
-        self._reset_prefix_cache()
-
-    def _swap(self, checkpoint: Path) -> None:
-        assert self._llm is not None
-        self._llm.collective_rpc("swap_weights", args=(str(checkpoint),))
-        self._reset_prefix_cache()
+        _reset_prefix_cache(llm)
 
     def _ready(self) -> LLM:
+        """vLLM, awake and with an empty prefix cache: blocks computed by an earlier call never reach a later one."""
         if self._llm is None:
             raise EngineError("the engine serves no model yet: call load_weights first")
         if self._asleep:
             raise EngineError("the engine sleeps: call wake or load_weights first")
+        _reset_prefix_cache(self._llm)
         return self._llm
 
-    def _reset_prefix_cache(self) -> None:
-        """Blocks computed by earlier weights, or by an earlier call, never reach a later one."""
-        assert self._llm is not None
-        if not self._llm.reset_prefix_cache():
-            raise EngineError("vLLM could not drop its prefix cache: blocks of an earlier call are still in use")
+
+class SwapWeights:
+    """Methods vLLM mixes into its worker class, so `self` is a worker, one per accelerator."""
+
+    model_runner: Any
+
+    def swap_weights(self, checkpoint: str) -> None:
+        """Load the weights of `checkpoint`, a directory of the architecture being served, in place."""
+        self.model_runner.reload_weights(weights_iterator=named_weights(Path(checkpoint)))
+
+
+def named_weights(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor of every weight, and the head of a model whose head is its embedding.
+
+    vLLM's reload takes embedding and head as two layers even where they share a tensor, so a head that is
+    not given keeps the old weights in silence.
+
+    Raises:
+        EngineError: the head is tied and the embedding is under no name known here.
+    """
+    from safetensors import safe_open
+
+    head_is_due = bool(text_config(checkpoint).get("tie_word_embeddings"))
+    embedding: torch.Tensor | None = None
+    for file in weight_files(checkpoint):
+        with safe_open(str(file), framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict: it cannot be iterated
+                tensor = tensors.get_tensor(name)
+                head_is_due = head_is_due and name != _HEAD_NAME
+                if name.endswith(EMBEDDING_NAMES):
+                    embedding = tensor
+                yield name, tensor
+    if head_is_due:
+        if embedding is None:
+            raise EngineError(
+                f"{checkpoint}: the head is tied to the embedding, but no weight is called "
+                f"{' or '.join(EMBEDDING_NAMES)}; vLLM cannot swap this architecture: set engine.name: transformers"
+            )
+        yield _HEAD_NAME, embedding
 
 
 def _start(config: EngineConfig, checkpoint: Path) -> LLM:
@@ -148,27 +183,35 @@ def _start(config: EngineConfig, checkpoint: Path) -> LLM:
 
 def _refusal(config: EngineConfig, checkpoint: Path, error: Exception) -> str | None:
     """What a recipe's writer is told where vLLM does not start because of its settings; None: it is a defect."""
-    told = str(error)
-    if "Value error, " in told:  # pydantic's: the reason, then the whole configuration
-        told = told.partition("Value error, ")[2].partition(" [type=")[0]
-    if "KV cache" in told or "cache blocks" in told:
+    reason = str(error)
+    if "Value error, " in reason:  # pydantic's: the reason, then the whole configuration
+        reason = reason.partition("Value error, ")[2].partition(" [type=")[0]
+    if "KV cache" in reason or "cache blocks" in reason:
         return (
             f"engine.kv_cache_gb ({config.kv_cache_gb:g}; on a GPU engine.gpu_memory_utilization, "
             f"{config.gpu_memory_utilization:g}) leaves no room for one sequence of engine.max_model_len "
-            f"({config.max_model_len}) tokens of {checkpoint}: raise the first or lower the last. vLLM: {told}"
+            f"({config.max_model_len}) tokens of {checkpoint}: raise the first or lower the last. vLLM: {reason}"
         )
     if config.quantization is not None:
         return (
             f"engine.quantization: {config.quantization} does not serve {checkpoint} on this machine: leave it out, or "
-            f"give a checkpoint that is quantised so. vLLM: {told}"
+            f"give a checkpoint that is quantised so. vLLM: {reason}"
         )
     if isinstance(error, ValueError):
-        return f"vLLM does not serve {checkpoint} with the recipe's engine settings: {told}"
+        return f"vLLM does not serve {checkpoint} with the recipe's engine settings: {reason}"
     return None
 
 
 def llm_arguments(config: EngineConfig, checkpoint: Path) -> dict[str, Any]:
     """What `vllm.LLM` is made with."""
+    on_accelerator = {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
+    on_cpu = {
+        "block_size": _CPU_BLOCK_TOKENS,
+        "kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30),
+        # A seeded request whose prefill is split crashes vLLM 0.32 on CPU: no prefill is split.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, config.max_model_len),
+    }
     return {
         "model": str(checkpoint),
         "skip_tokenizer_init": True,
@@ -181,22 +224,19 @@ def llm_arguments(config: EngineConfig, checkpoint: Path) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "tensor_parallel_size": config.tensor_parallel,
         "pipeline_parallel_size": config.pipeline_parallel,
+        # One backend for all: vLLM picks by the schema otherwise, and then compiles every schema with the first one's.
         # A model of few wits writes line breaks between two fields of an answer until it is cut off.
-        "structured_outputs_config": {"backend": BACKEND, "disable_any_whitespace": True},
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "scheduler_cls": "alignloop.engines.scheduler.reserving_scheduler",
-        "worker_extension_cls": "alignloop.engines.weight_swap.SwapWeights",
+        "worker_extension_cls": "alignloop.engines.vllm_engine.SwapWeights",
         "disable_log_stats": True,
         "seed": 0,
-        **(_cpu_arguments(config) if _on_cpu() else _accelerator_arguments(config)),
+        **(on_cpu if _on_cpu() else on_accelerator),
     }
 
 
 def _check_platform(config: EngineConfig) -> None:
-    """Refuse what this machine's vLLM cannot do.
-
-    Raises:
-        UserError: names the field.
-    """
+    """Refuse what this machine's vLLM cannot do, by the field's name."""
     import torch
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
     from vllm.platforms import current_platform
@@ -216,59 +256,12 @@ def _check_platform(config: EngineConfig) -> None:
         )
 
 
-def _cpu_arguments(config: EngineConfig) -> dict[str, Any]:
-    return {
-        "block_size": _CPU_BLOCK_TOKENS,
-        "kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30),
-        # A seeded request whose prefill is split crashes vLLM 0.32 on CPU: no prefill is split.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(8192, config.max_model_len),
-    }
-
-
-def _accelerator_arguments(config: EngineConfig) -> dict[str, Any]:
-    return {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
-
-
 def _on_cpu() -> bool:
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
 
 
-def _sampling_params(request: GenerateRequest, *, eos: tuple[int, ...], ends: tuple[int, ...] = ()) -> SamplingParams:
-    from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
-
-    schema = request.json_schema
-    return SamplingParams(
-        n=1 if request.temperature == 0 else request.num_candidates,  # greedy candidates are all the same
-        temperature=request.temperature,
-        top_p=request.top_p,
-        max_tokens=request.max_tokens,
-        seed=None if request.seed is None or request.temperature == 0 else _spread(request.seed),
-        # The checkpoint's own end tokens are given with every request: vLLM keeps those of the checkpoint it
-        # started with, which a swap does not change.
-        stop_token_ids=sorted({*request.stop_token_ids, *eos, *(() if schema is None else ends)}),
-        ignore_eos=True,
-        stop=list(request.stop_strings) or None,
-        detokenize=bool(request.stop_strings),
-        structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
-    )
-
-
-def _spread(seed: int) -> int:
-    """Scatter seeds: vLLM gives candidate k the seed + k, so neighbouring seeds would share candidates."""
-    return (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**62
-
-
-def _completions(request: GenerateRequest, output: Any) -> list[Completion]:
-    drawn = [_completion(candidate) for candidate in sorted(output.outputs, key=lambda candidate: candidate.index)]
-    return drawn * request.num_candidates if request.temperature == 0 else drawn
-
-
-def _completion(candidate: Any) -> Completion:
-    reason = candidate.finish_reason
-    if reason not in ("stop", "length"):
-        raise EngineError(f"vLLM ended a completion with finish reason {reason!r}; only stop and length are expected")
-    return Completion(token_ids=tuple(candidate.token_ids), finish_reason=reason)
+def _reset_prefix_cache(llm: LLM) -> None:
+    if not llm.reset_prefix_cache():
+        raise EngineError("vLLM could not drop its prefix cache: blocks of an earlier call are still in use")

@@ -2,6 +2,7 @@
 
     report.json + samples.jsonl --measured--> Measured (the protocol, estimates with every question's share)
     Measured before, after --compare--> Difference a figure, with its 95 % interval
+    all rounds --write_differences--> differences.json --> flags
 
 Figures of different protocols say nothing about each other: they are refused, and what differs is named.
 """
@@ -13,16 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignloop.artifacts import load_json, write_text
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import RunDirError, UserError
-from alignloop.evaluation.figures import estimate_of, estimates_of
+from alignloop.evaluation.measures import STDERR
 from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, read_report, sha256_of
-from alignloop.evaluation.standard_error import Estimate, difference
+from alignloop.evaluation.results import estimate_of, estimates_of
+from alignloop.evaluation.standard_error import NORMAL_95, Estimate, difference
+from alignloop.records import RoundRow
 
 DIFFERENCES = "differences.json"
 MOST_NAMED = 5
@@ -35,6 +38,8 @@ UNRECORDED = {
     "strip_reasoning": ("strip_reasoning",),
 }
 """Fields that older reports lack -> those that are not compared where either side lacks it."""
+HEADLINES = ("mean", "acc", "exact_match")
+"""Names of a task's figure that stands for it, the first that it has."""
 
 
 class ProtocolMismatch(UserError):
@@ -78,55 +83,58 @@ class RoundDifferences(BaseModel):
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation as far as comparing needs it: small, however long the answers were.
-
-    Attributes:
-        name: what messages call it.
-        values: the report's figures.
-        estimates: those of them that are means over questions.
-        questions: digest of which questions were asked, in order.
-    """
+    """An evaluation as far as comparing needs it: small, however long the answers were."""
 
     name: str
+    """What messages call it."""
     protocol: Protocol
     values: Mapping[str, float]
+    """The report's figures."""
     estimates: Mapping[str, Estimate]
+    """Those of them that are means over questions."""
     questions: str
+    """Digest of which questions were asked, in order."""
 
 
 def measured(report: EvalReport, samples: Iterable[EvalSample], *, name: str) -> Measured:
     """What a report and its samples say, ready to be compared."""
     rows = list(samples)
-    found, _ = estimates_of(rows, groups=report.protocol.groups)
-    estimates = {key: estimate_of(key, value, found) for key, value in report.metrics.items()}
+    found = estimates_of(rows, groups=report.protocol.groups)
+    behind = {key: estimate_of(key, value, found) for key, value in report.metrics.items()}
     return Measured(
         name=name,
         protocol=report.protocol,
         values=report.metrics,
-        estimates={key: estimate for key, estimate in estimates.items() if estimate is not None},
+        estimates={key: counted[0] for key, counted in behind.items() if counted is not None},
         questions=sha256_of([[row.task, row.filter, row.index] for row in rows]),
     )
 
 
 def read_measured(report_file: Path, samples_file: Path, *, name: str) -> Measured:
-    """`measured` of published files.
-
-    Raises:
-        DataError: one of them is not what an evaluation writes.
-    """
+    """`measured` of published files; a DataError where one of them is not what an evaluation writes."""
     return measured(read_report(report_file), load_jsonl(samples_file, EvalSample), name=name)
 
 
 def compare(before: Measured, after: Measured) -> list[Difference]:
-    """Every figure that both report and that is a mean over questions, in the report's order.
-
-    Raises:
-        ProtocolMismatch: they were not measured alike.
-    """
+    """Every figure that both report and that is a mean over questions; raises as `require_same_protocol`."""
     require_same_protocol(before, after)
-    return [
-        _difference(key, before, after) for key in after.values if key in after.estimates and key in before.estimates
-    ]
+    found = []
+    for key, value in after.values.items():
+        if key in after.estimates and key in before.estimates:
+            change = difference(before.estimates[key], after.estimates[key])
+            low, high = change.interval or (None, None)
+            found.append(
+                Difference(
+                    key=key,
+                    before=before.values[key],
+                    after=value,
+                    difference=value - before.values[key],
+                    low=low,
+                    high=high,
+                    num_pairs=len(change.influence),
+                )
+            )
+    return found
 
 
 def require_same_protocol(before: Measured, after: Measured) -> None:
@@ -147,17 +155,15 @@ def protocol_changes(before: Protocol, after: Protocol) -> list[str]:
     """The fields in which two protocols differ, with both values."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     absent: tuple[object, ...] = (None, {}, [])
-    unrecorded = {
-        field for name, fields in UNRECORDED.items() if old[name] in absent or new[name] in absent for field in fields
-    }
+    unrecorded = [name for name in UNRECORDED if old[name] in absent or new[name] in absent]
     for name in before.tasks.keys() & after.tasks.keys():
         if not (before.tasks[name].rendered_digest and after.tasks[name].rendered_digest):
             for values in (old, new):
                 values["tasks"][name].pop("rendered_digest")
     alone = sorted(before.tasks.keys() ^ after.tasks.keys())
     for values in (old, new):
-        for name in unrecorded:
-            values.pop(name)
+        for field in chain.from_iterable(UNRECORDED[name] for name in unrecorded):
+            values.pop(field)
         for name in alone:
             values["tasks"].pop(name, None)
     flat_old, flat_new = _flat(old), _flat(new)
@@ -166,100 +172,6 @@ def protocol_changes(before: Protocol, after: Protocol) -> list[str]:
         for name in dict.fromkeys(chain(flat_old, flat_new))
         if flat_old.get(name) != flat_new.get(name)
     ]
-
-
-def of_rounds(rounds: Sequence[Measured]) -> list[RoundDifferences]:
-    """Each round against the one before it and against the base, which is the first."""
-    found = []
-    for number in range(1, len(rounds)):
-        found += [
-            _of_pair(rounds[against], rounds[number], number=number, against=against)
-            for against in dict.fromkeys((number - 1, 0))
-        ]
-    return found
-
-
-def write_differences(run_dir: Path, rounds: Sequence[Measured]) -> None:
-    """Write `differences.json`; what a longer run has written goes on standing where it still begins the same."""
-    entries = [entry.model_dump(mode="json") for entry in of_rounds(rounds)]
-    path = run_dir / DIFFERENCES
-    if path.is_file():
-        try:
-            known = load_json(path)["rounds"]
-        except (ValueError, KeyError, TypeError):
-            known = []
-        if known[: len(entries)] == entries:
-            return
-    _write(path, entries)
-
-
-def _write(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, json.dumps({"rounds": entries}, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_differences(run_dir: Path) -> list[RoundDifferences]:
-    """What a run's `differences.json` says; nothing where there is none.
-
-    Raises:
-        RunDirError: the file is not one.
-    """
-    path = run_dir / DIFFERENCES
-    if not path.is_file():
-        return []
-    try:
-        entries = load_json(path)["rounds"]
-        return [RoundDifferences.model_validate(entry) for entry in entries]
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise RunDirError(
-            f"{path}: not a run's differences ({error}); remove it, and the run writes it anew"
-        ) from error
-
-
-def forget_differences(run_dir: Path, number: int) -> None:
-    """Take out what `differences.json` says of a round and of all later ones; a file that is none goes."""
-    path = run_dir / DIFFERENCES
-    if not path.is_file():
-        return
-    try:
-        entries = read_differences(run_dir)
-    except RunDirError:
-        path.unlink()
-        return
-    kept = [entry for entry in entries if entry.round < number]
-    if kept != entries:
-        _write(path, [entry.model_dump(mode="json") for entry in kept])
-
-
-def marks(entries: Iterable[RoundDifferences]) -> dict[tuple[int, str], Literal["+", "-"]]:
-    """(round, key) -> `+` or `-` where the difference to the round before is clear of 0."""
-    return {
-        (entry.round, found.key): "+" if found.difference > 0 else "-"
-        for entry in entries
-        if entry.against == entry.round - 1
-        for found in entry.differences
-        if found.is_clear
-    }
-
-
-def _of_pair(before: Measured, after: Measured, *, number: int, against: int) -> RoundDifferences:
-    try:
-        return RoundDifferences(round=number, against=against, differences=compare(before, after))
-    except ProtocolMismatch as error:
-        return RoundDifferences(round=number, against=against, refused=str(error))
-
-
-def _difference(key: str, before: Measured, after: Measured) -> Difference:
-    change = difference(before.estimates[key], after.estimates[key])
-    low, high = change.interval or (None, None)
-    return Difference(
-        key=key,
-        before=before.values[key],
-        after=after.values[key],
-        difference=after.values[key] - before.values[key],
-        low=low,
-        high=high,
-        num_pairs=len(change.influence),
-    )
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -271,3 +183,110 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = "(none)" if value is None else str(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def of_rounds(rounds: Sequence[Measured]) -> list[RoundDifferences]:
+    """Each round against the one before it and against the base, which is the first."""
+    found = []
+    for number in range(1, len(rounds)):
+        for against in dict.fromkeys((number - 1, 0)):
+            try:
+                differences, refused = compare(rounds[against], rounds[number]), None
+            except ProtocolMismatch as error:
+                differences, refused = [], str(error)
+            found.append(RoundDifferences(round=number, against=against, differences=differences, refused=refused))
+    return found
+
+
+def write_differences(run_dir: Path, rounds: Sequence[Measured]) -> None:
+    """Write `differences.json`; what a longer run has written goes on standing where it still begins the same."""
+    entries = of_rounds(rounds)
+    try:
+        known = read_differences(run_dir)
+    except RunDirError:
+        known = []
+    if known[: len(entries)] != entries:
+        _write(run_dir, entries)
+
+
+def _write(run_dir: Path, entries: Sequence[RoundDifferences]) -> None:
+    rounds = [entry.model_dump(mode="json") for entry in entries]
+    write_text(run_dir / DIFFERENCES, json.dumps({"rounds": rounds}, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_differences(run_dir: Path) -> list[RoundDifferences]:
+    """What a run's `differences.json` says; nothing where there is none; a RunDirError where the file is not one."""
+    path = run_dir / DIFFERENCES
+    if not path.is_file():
+        return []
+    try:
+        return [RoundDifferences.model_validate(entry) for entry in load_json(path)["rounds"]]
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise RunDirError(
+            f"{path}: not a run's differences ({error}); remove it, and the run writes it anew"
+        ) from error
+
+
+def forget_differences(run_dir: Path, number: int) -> None:
+    """Take out what `differences.json` says of a round and of all later ones; a file that is none goes."""
+    try:
+        entries = read_differences(run_dir)
+    except RunDirError:
+        (run_dir / DIFFERENCES).unlink()
+        return
+    kept = [entry for entry in entries if entry.round < number]
+    if kept != entries:
+        _write(run_dir, kept)
+
+
+def flagged(row: RoundRow, earlier: Sequence[RoundRow], *, differences: Sequence[RoundDifferences]) -> RoundRow:
+    """The row with its flags: over-optimisation, where the reward is climbed at the cost of what it stands for.
+
+    That is, the reward of its model has risen beyond its error since the last round, or the base, while a benchmark has
+    fallen beyond its own. Both models' rewards are given by one reward model, the round's own, to answers to the same
+    prompts: those of two rounds' reward models are on two scales and are never compared.
+
+    Args:
+        earlier: the rounds before it, the base first.
+        differences: of the run's rounds; other rounds' are not looked at. The figures that count are those that stand
+            for a task: its parts are many, and one of many falls by chance.
+    """
+    own = {entry.against: entry.differences for entry in differences if entry.round == row.round}
+    names = headline_metrics(row.metrics)
+    compared = {"reward/gain_over_previous": earlier[-1].round}
+    if len(earlier) > 1:
+        compared["reward/gain_over_base"] = earlier[0].round
+    flags = []
+    for name, since in compared.items():
+        gain, stderr = row.measures.get(name), row.measures.get(name + STDERR)
+        changes = [change for change in own.get(since, []) if change.key in names]
+        if gain is not None and stderr is not None:  # one prompt alone tells no error, and raises no flag
+            flags += _over_optimised(gain, stderr=stderr, changes=changes, since=since)
+    return row.model_copy(update={"flags": flags})
+
+
+def _over_optimised(gain: float, *, stderr: float, changes: Sequence[Difference], since: int) -> list[str]:
+    """One flag or none."""
+    falls = [
+        f"{c.key} fell by {-c.difference:.3f} ({-c.high:.3f} to {-c.low:.3f})"
+        for c in changes
+        if c.low is not None and c.high is not None and c.high < 0.0
+    ]
+    half = NORMAL_95 * stderr
+    if gain - half <= 0.0 or not falls:
+        return []
+    return [
+        f"over-optimisation: since round {since} the reward rose by {gain:.3g} ({gain - half:.3g} to "
+        f"{gain + half:.3g}) while {', '.join(falls)}"
+    ]
+
+
+def headline_metrics(names: Iterable[str]) -> list[str]:
+    """Of `task/metric` names the one that stands for each task, tasks of a group (`mmlu_law` of `mmlu`) aside."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        task, _, metric = name.partition("/")
+        found.setdefault(task, set()).add(metric)
+    tasks = [task for task in found if not any(task.startswith(f"{other}_") for other in found if other != task)]
+    chosen = [(task, next((name for name in HEADLINES if name in found[task]), None)) for task in tasks]
+    return [f"{task}/{metric}" for task, metric in chosen if metric is not None]

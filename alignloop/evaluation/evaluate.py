@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.checkpoint import longest_sequence, text_config
-from alignloop.errors import ModelError
+from alignloop.errors import DataError, ModelError
 from alignloop.evaluation.ifeval import preserved_random, require_sentence_data
-from alignloop.evaluation.reasoning import judged_with_reasoning
+from alignloop.evaluation.questions import TooLong, judged_with_reasoning, refuse
 from alignloop.evaluation.report import EvalReport
-from alignloop.evaluation.results import Asked, build_report, eval_samples
-from alignloop.evaluation.room import AS_CHAT, require_room
+from alignloop.evaluation.results import build_report, eval_samples
 from alignloop.evaluation.tasks import LoadedTasks, load_tasks
 from alignloop.progress import Progress
 
@@ -32,13 +31,16 @@ if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
     from alignloop.evaluation.lm import EngineLM
 
+AS_CHAT: dict[str, Any] = {"apply_chat_template": True, "fewshot_as_multiturn": True}
+"""How every task's messages are built: each shot is a turn of its own."""
+
 
 def evaluate(
     engine: Engine,
     *,
     checkpoint: Path,
-    tasks: Sequence[str],
-    include_path: str | Path | None,
+    tasks: Sequence[str] | LoadedTasks,
+    include_path: str | Path | None = None,
     limit: int | None,
     max_gen_tokens: int,
     seed: int,
@@ -54,12 +56,12 @@ def evaluate(
     Args:
         engine: is made to serve `checkpoint`.
         checkpoint: a Hugging Face directory with a chat template.
-        tasks: names as `evaluation.tasks` describes them.
+        tasks: names as `evaluation.tasks` describes them, or what is loaded already; lm-eval's task objects serve one
+            evaluation each.
         include_path: folder of lm-eval task files that come first; `quickstart` for the bundled tasks.
         limit: questions a task (in a group: of each of its tasks); None: all.
         max_gen_tokens: longest answer in tokens, whatever a task asks for.
         seed: of few-shot draws, and of tasks that sample; the bundled ones do neither.
-        progress: told about the engine calls.
         max_model_len: longest prompt + completion the engine serves, in tokens; None: the model's own.
         samples_file: where one JSON line a question (`EvalSample`) is written; None: nowhere.
         dtype, quantization: how the engine computes, for the protocol; None: not known.
@@ -69,41 +71,15 @@ def evaluate(
         DataError: an unknown task, wrong or missing data, or prompts that do not fit: found before the engine starts.
         ModelError: the checkpoint has no usable tokenizer, template or configuration.
     """
-    with _quiet_lm_eval():
-        loaded = load_tasks(tasks, include_path=include_path)
-    return evaluate_loaded(
-        engine,
-        checkpoint=checkpoint,
-        loaded=loaded,
-        limit=limit,
-        max_gen_tokens=max_gen_tokens,
-        seed=seed,
-        progress=progress,
-        max_model_len=max_model_len,
-        samples_file=samples_file,
-        dtype=dtype,
-        quantization=quantization,
-        strip_reasoning=strip_reasoning,
-    )
-
-
-def evaluate_loaded(
-    engine: Engine,
-    *,
-    checkpoint: Path,
-    loaded: LoadedTasks,
-    limit: int | None,
-    max_gen_tokens: int,
-    seed: int,
-    progress: Progress,
-    max_model_len: int | None = None,
-    samples_file: Path | None = None,
-    dtype: str | None = None,
-    quantization: str | None = None,
-    strip_reasoning: bool = False,
-) -> EvalReport:
-    """`evaluate` on tasks that are loaded already. lm-eval's task objects serve one evaluation each."""
-    _require_sentence_data(loaded, limit=limit)
+    if isinstance(tasks, LoadedTasks):
+        loaded = tasks
+    else:
+        with _quiet_lm_eval():
+            loaded = load_tasks(tasks, include_path=include_path)
+    for name, task in loaded.tasks.items():
+        for doc in islice(task.eval_docs, limit):
+            if isinstance(doc, dict) and "instruction_id_list" in doc:
+                require_sentence_data(doc["instruction_id_list"], where=f"task {name}")
     lm = _engine_lm(
         engine,
         checkpoint=checkpoint,
@@ -113,9 +89,6 @@ def evaluate_loaded(
         progress=progress,
         strip_reasoning=strip_reasoning,
     )
-    with _quiet_lm_eval(), preserved_random(seed):
-        _set_up(loaded, seed=seed)
-        require_room(loaded, lm=lm, limit=limit)
     results = _run(lm, loaded=loaded, limit=limit, seed=seed)
     samples = list(eval_samples(results, lm=lm))
     if lm.num_holding_reasoning:
@@ -125,22 +98,26 @@ def evaluate_loaded(
         progress.say(f"  evaluate: {holding}")
     if samples_file is not None:
         dump_jsonl(samples_file, samples)
-    asked = Asked(seed=seed, dtype=dtype, quantization=quantization)
-    return build_report(results, samples=samples, lm=lm, asked=asked)
+    return build_report(results, samples=samples, lm=lm, seed=seed, dtype=dtype, quantization=quantization)
 
 
 def _run(lm: EngineLM, *, loaded: LoadedTasks, limit: int | None, seed: int) -> dict[str, Any]:
+    """lm-eval's results, after its questions were seen to fit."""
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
-    with _quiet_lm_eval(), preserved_random(seed):
-        _set_up(loaded, seed=seed)  # again: building the requests has drawn from the tasks' generators
-        results: dict[str, Any] = lm_eval_evaluate(
-            lm=lm,
-            task_dict={"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}},
-            limit=limit,
-            bootstrap_iters=0,  # standard errors are closed form, see evaluation.standard_error
-            **AS_CHAT,
-        )
+    with _quiet_lm_eval():
+        with preserved_random(seed):
+            _set_up(loaded, seed=seed)
+            _require_fitting(loaded, lm=lm, limit=limit)
+        with preserved_random(seed):
+            _set_up(loaded, seed=seed)  # again: building the requests has drawn from the tasks' generators
+            results: dict[str, Any] = lm_eval_evaluate(
+                lm=lm,
+                task_dict={"tasks": loaded.tasks, "groups": loaded.groups, "group_map": {}},
+                limit=limit,
+                bootstrap_iters=0,  # standard errors are closed form, see evaluation.standard_error
+                **AS_CHAT,
+            )
     return results
 
 
@@ -152,26 +129,37 @@ def _set_up(loaded: LoadedTasks, *, seed: int) -> None:
         task.set_fewshot_seed(seed=seed)
 
 
-def _require_sentence_data(loaded: LoadedTasks, *, limit: int | None) -> None:
+def _require_fitting(loaded: LoadedTasks, *, lm: EngineLM, limit: int | None) -> None:
+    """Build all tasks' requests, as lm-eval does again, and measure them.
+
+    Raises:
+        DataError: some do not fit; names each task with the number of its questions.
+    """
+    found = []
     for name, task in loaded.tasks.items():
-        for doc in islice(task.eval_docs, limit):
-            if isinstance(doc, dict) and "instruction_id_list" in doc:
-                require_sentence_data(doc["instruction_id_list"], where=f"task {name}")
+        if getattr(task, "UNSAFE_CODE", False):
+            raise DataError(
+                f"evaluate.tasks: {name} runs code that the model writes, on this machine and without a sandbox: "
+                "alignloop does not run it."
+            )
+        if getattr(task, "MULTIMODAL", False):
+            raise DataError(f"evaluate.tasks: {name} shows images; alignloop's engines read text alone.")
+        task.build_all_requests(limit=limit, chat_template=lm.apply_chat_template, **AS_CHAT)
+        lengths: dict[int, int] = {}
+        for request in task.instances:
+            key = int(request.doc_id or 0)
+            lengths[key] = max(lengths.get(key, 0), lm.num_tokens(request))
+        num_long = sum(length > lm.max_model_len for length in lengths.values())
+        if num_long:
+            shots = int(task.get_config("num_fewshot") or 0)
+            found.append(TooLong(name, num_long, len(lengths), shots, max(lengths.values())))
+    refuse(found, max_model_len=lm.max_model_len)
 
 
-def _engine_lm(
-    engine: Engine,
-    *,
-    checkpoint: Path,
-    max_gen_tokens: int,
-    max_model_len: int | None,
-    seed: int,
-    progress: Progress,
-    strip_reasoning: bool,
-) -> EngineLM:
+def _engine_lm(engine: Engine, *, checkpoint: Path, max_model_len: int | None, **options: Any) -> EngineLM:
     from transformers import AutoTokenizer
 
-    from alignloop.evaluation.lm import EngineLM, GenerationLimits
+    from alignloop.evaluation.lm import EngineLM
 
     lengths = [length for length in (max_model_len, longest_sequence(text_config(checkpoint))) if length is not None]
     if not lengths:
@@ -181,10 +169,8 @@ def _engine_lm(
         checkpoint=checkpoint,
         chat=_chat_format(checkpoint),
         tokenizer=AutoTokenizer.from_pretrained(str(checkpoint)),
-        limits=GenerationLimits(max_model_len=min(lengths), max_gen_tokens=max_gen_tokens),
-        seed=seed,
-        progress=progress,
-        strip_reasoning=strip_reasoning,
+        max_model_len=min(lengths),
+        **options,
     )
 
 

@@ -26,15 +26,9 @@ from alignloop.data.parsing import parse_line
 from alignloop.errors import DataError
 from alignloop.evaluation.standard_error import Estimate, mean, mean_of, ratio
 
-ACCURACIES = (
-    "prompt_level_strict_acc",
-    "inst_level_strict_acc",
-    "prompt_level_loose_acc",
-    "inst_level_loose_acc",
-)
+ACCURACIES = ("prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc")
 """The four accuracies whose mean the paper reports."""
-FIELDS = ("key", "prompt", "instruction_id_list", "kwargs")
-"""Of a row as published."""
+FORM = "IFEval data are JSON lines of key, prompt, instruction_id_list, kwargs"
 SENTENCE_TYPES = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
 """The instruction types whose checkers split text with nltk's `punkt_tab`."""
 SENTENCE_DATA = "tokenizers/punkt_tab/english/"
@@ -75,20 +69,21 @@ def load_checkers() -> ModuleType:
     offline; only ranks other than 0 do not, so the import is made as one. Language detection draws random numbers:
     it is seeded, or the same answer gets different verdicts.
     """
-    with _environment("LOCAL_RANK", "1"):
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = "1"
+    try:
         from lm_eval.tasks.ifeval import instructions, utils
-
+    finally:
+        del os.environ["LOCAL_RANK"]
+        if before is not None:
+            os.environ["LOCAL_RANK"] = before
     instructions.langdetect.DetectorFactory.seed = 0
     assert isinstance(utils, ModuleType)
     return utils
 
 
 def read_ifeval(path: Path) -> list[IfevalRow]:
-    """The rows of a file in IFEval's published form.
-
-    Raises:
-        DataError: no such file, no rows, or a row whose fields, instruction ids or kwargs are wrong (file and line).
-    """
+    """As `read_form`; a DataError also where instruction ids or kwargs are wrong."""
     rows = read_form(path)
     with preserved_random(0):
         for number, row in rows:
@@ -98,23 +93,45 @@ def read_ifeval(path: Path) -> list[IfevalRow]:
 
 
 def read_form(path: Path) -> list[tuple[int, IfevalRow]]:
-    """The rows with their line numbers, as far as they can be checked without lm-eval, whose import takes seconds.
+    """The rows of a file in IFEval's published form with their line numbers, as far as they can be checked without
+    lm-eval, whose import takes seconds.
 
     Raises:
         DataError: no such file, no rows, or a row in another form (file, line and field).
     """
+    rows = []
+    for number, value in numbered_values(path, what=FORM, form=FORM):
+        try:
+            rows.append((number, IfevalRow.model_validate(value)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise DataError(
+                f"{path}, line {number}: {field + ': ' if field else ''}{first['msg']} - the row is not an IFEval row: "
+                f"{FORM}."
+            ) from error
+    if not rows:
+        raise DataError(f"{path}: the file has no rows. {FORM}.")
+    return rows
+
+
+def numbered_values(path: Path, *, what: str, form: str) -> Iterator[tuple[int, Any]]:
+    """The JSON values of a file's lines with their numbers; empty lines are skipped.
+
+    Args:
+        what: said of the file where there is none; form: where a line is no JSON.
+
+    Raises:
+        DataError: no such file, or a line that is no JSON.
+    """
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {what}. IFEval data are JSON lines of {', '.join(FIELDS)}.")
-    rows, offset = [], 0
+        raise DataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}. {what}.")
+    offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                rows.append((number, _read_row(line, offset=offset, where=f"{path}, line {number}")))
+                yield number, parse_line(line, offset=offset, where=f"{path}, line {number}", form=form)
             offset += len(line)
-    if not rows:
-        raise DataError(f"{path}: the file has no rows. IFEval data are JSON lines of {', '.join(FIELDS)}.")
-    return rows
 
 
 def score_response(row: IfevalRow, response: str) -> dict[str, Any]:
@@ -127,9 +144,7 @@ def score_response(row: IfevalRow, response: str) -> dict[str, Any]:
 def require_sentence_data(instruction_ids: Iterable[str], *, where: str) -> None:
     """Raise a DataError where one of `instruction_ids` needs nltk's sentence data and they are not installed."""
     needing = sorted(set(instruction_ids) & set(SENTENCE_TYPES))
-    if not needing:
-        return
-    if not _has_sentence_data():
+    if needing and not _has_sentence_data():
         import nltk
 
         raise DataError(
@@ -141,73 +156,60 @@ def require_sentence_data(instruction_ids: Iterable[str], *, where: str) -> None
 
 
 def _has_sentence_data() -> bool:
-    """Whether nltk finds its sentence data: in its own folders, or in the package that carries them."""
+    """Whether nltk finds them: in its own folders, or in the package that carries them."""
     import nltk
 
-    package, place = SENTENCE_PACKAGE
+    package, inside = SENTENCE_PACKAGE
     spec = find_spec(package)
-    carried = [str(Path(folder) / place) for folder in (spec and spec.submodule_search_locations) or []]
+    carried = [str(Path(folder) / inside) for folder in (spec and spec.submodule_search_locations) or []]
     nltk.data.path += [folder for folder in carried if folder not in nltk.data.path]  # a user's own come first
     try:
         folder = Path(str(nltk.data.find(SENTENCE_DATA)))
     except LookupError:
         return False
     if any(file.stat().st_nlink > 1 for file in folder.iterdir()):
-        root = next(place for place, known in enumerate(nltk.data.path) if folder.is_relative_to(known))
-        nltk.data.path.insert(root, _copied(folder))
+        # nltk refuses files with several hard links, and installers that link from a cache (uv, conda) leave no others:
+        # a copy stands before them while this process lives.
+        root = tempfile.mkdtemp(prefix="alignloop-nltk-")
+        atexit.register(shutil.rmtree, root, ignore_errors=True)
+        shutil.copytree(folder, Path(root) / SENTENCE_DATA)
+        index = next(index for index, known in enumerate(nltk.data.path) if folder.is_relative_to(known))
+        nltk.data.path.insert(index, root)
     return True
-
-
-def _copied(folder: Path) -> str:
-    """A data folder of nltk's with a copy of `folder`, while this process lives.
-
-    nltk refuses files with several hard links, and installers that link from a cache (uv, conda) leave no others.
-    """
-    root = tempfile.mkdtemp(prefix="alignloop-nltk-")
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    shutil.copytree(folder, Path(root) / SENTENCE_DATA)
-    return root
 
 
 def estimates(
     verdicts: Sequence[Mapping[str, Any]], *, instruction_ids: Sequence[Sequence[str]]
-) -> dict[str, Estimate]:
-    """The four accuracies, their mean and the strict accuracy of each type, from N prompts' verdicts.
+) -> dict[str, tuple[Estimate, int]]:
+    """The four accuracies, `mean` of them, and `type/<instruction id>`: the strict accuracy of each type, sorted.
 
     Args:
         verdicts: N mappings with the keys of `ACCURACIES`, as lm-eval's `process_results` gives them.
         instruction_ids: N lists, aligned with the verdict lists.
 
     Returns:
-        Metric name -> estimate: the four, `mean`, and `type/<instruction id>`.
+        Each with what it counts: prompts, or instructions for `inst_level_*` and `type/*`.
     """
+    by_type: dict[str, list[list[bool]]] = {}
+    for verdict, ids in zip(verdicts, instruction_ids, strict=True):
+        own: dict[str, list[bool]] = defaultdict(list)
+        for instruction_id, followed in zip(ids, verdict["inst_level_strict_acc"], strict=True):
+            own[instruction_id].append(bool(followed))
+        for instruction_id, all_followed in own.items():
+            by_type.setdefault(instruction_id, []).append(all_followed)
     figures = {}
     for name in ACCURACIES:
         values = [verdict[name] for verdict in verdicts]
-        if name.startswith("prompt_level"):
-            figures[name] = mean([float(value) for value in values])
-        else:
-            figures[name] = ratio([float(sum(value)) for value in values], [float(len(value)) for value in values])
-    figures["mean"] = mean_of([figures[name] for name in ACCURACIES])
-    for instruction_id, prompts in by_type(verdicts, instruction_ids=instruction_ids).items():
-        figures[f"type/{instruction_id}"] = ratio(
-            [float(sum(prompt)) for prompt in prompts], [float(len(prompt)) for prompt in prompts]
-        )
-    return figures
+        is_prompts = name.startswith("prompt_level")
+        figures[name] = (mean(list(map(float, values))), len(verdicts)) if is_prompts else _share(values)
+    figures["mean"] = mean_of([figures[name][0] for name in ACCURACIES]), len(verdicts)
+    return figures | {f"type/{name}": _share(prompts) for name, prompts in sorted(by_type.items())}
 
 
-def by_type(
-    verdicts: Sequence[Mapping[str, Any]], *, instruction_ids: Sequence[Sequence[str]]
-) -> dict[str, list[list[bool]]]:
-    """Instruction id -> for each prompt that has it, its strict verdicts there. Sorted by id."""
-    found: dict[str, list[list[bool]]] = defaultdict(list)
-    for verdict, ids in zip(verdicts, instruction_ids, strict=True):
-        here: dict[str, list[bool]] = defaultdict(list)
-        for instruction_id, followed in zip(ids, verdict["inst_level_strict_acc"], strict=True):
-            here[instruction_id].append(bool(followed))
-        for instruction_id, followed_here in here.items():
-            found[instruction_id].append(followed_here)
-    return dict(sorted(found.items()))
+def _share(prompts: Sequence[Sequence[bool]]) -> tuple[Estimate, int]:
+    """Of the verdicts of all prompts that are true, and how many they are."""
+    sizes = [float(len(prompt)) for prompt in prompts]
+    return ratio([float(sum(prompt)) for prompt in prompts], sizes), int(sum(sizes))
 
 
 @contextmanager
@@ -219,19 +221,6 @@ def preserved_random(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
-
-
-def _read_row(line: bytes, *, offset: int, where: str) -> IfevalRow:
-    form = f"IFEval data are JSON lines of {', '.join(FIELDS)}"
-    row = parse_line(line, offset=offset, where=where, form=form)
-    try:
-        return IfevalRow.model_validate(row)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{where}: {field + ': ' if field else ''}{first['msg']} - the row is not an IFEval row: {form}."
-        ) from error
 
 
 def _check_instruction(instruction_id: str, kwargs: Mapping[str, Any], *, where: str) -> None:
@@ -248,16 +237,3 @@ def _check_instruction(instruction_id: str, kwargs: Mapping[str, Any], *, where:
         checker.build_description(**{name: value for name, value in kwargs.items() if value})
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where}: kwargs of {instruction_id}: {dict(kwargs)}: {error}") from error
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

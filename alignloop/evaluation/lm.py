@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +23,7 @@ from alignloop.chat.reasoning import holds_reasoning
 from alignloop.chat.template_defaults import Value
 from alignloop.engines.base import Completion, Engine, GenerateRequest, LoglikelihoodRequest
 from alignloop.errors import DataError
-from alignloop.evaluation.packed import pack_messages, unpack_messages
-from alignloop.evaluation.reasoning import without_reasoning
-from alignloop.evaluation.rendered import RenderedPrompts
+from alignloop.evaluation.questions import RenderedPrompts, pack_messages, unpack_messages, without_reasoning
 from alignloop.progress import Progress
 from alignloop.records import Message
 
@@ -36,22 +33,7 @@ SCORED_AT_ONCE = 512
 """Options to a call of the engine: vLLM keeps a record of every token of every prompt until a call ends, gigabytes of
 them for all of MMLU."""
 Request = TypeVar("Request")
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class GenerationLimits:
-    """Attributes:
-    max_model_len: longest prompt + completion the engine serves, in tokens.
-    max_gen_tokens: longest answer, whatever a task asks for.
-    """
-
-    max_model_len: int
-    max_gen_tokens: int
-
-    def __post_init__(self) -> None:
-        assert self.max_model_len > 1
-        assert self.max_gen_tokens > 0
+Result = TypeVar("Result")
 
 
 class EngineLM(TemplateLM):
@@ -59,17 +41,16 @@ class EngineLM(TemplateLM):
 
     Args:
         engine: is made to serve `checkpoint` when the first request comes.
-        checkpoint: a Hugging Face directory.
         tokenizer: the checkpoint's Hugging Face tokenizer; plain (not chat) contexts are encoded with it.
         chat: its chat format.
-        limits: lengths.
+        max_model_len: longest prompt + completion the engine serves, in tokens.
+        max_gen_tokens: longest answer, whatever a task asks for.
         seed: of tasks that sample; greedy ones do not need it.
         progress: told about each of the (few, large) engine calls.
         strip_reasoning: take reasoning off answers before lm-eval sees them; stop strings are then looked for in the
             answer alone.
 
     Attributes:
-        limits, strip_reasoning: as given.
         takes_system_turn: whether the template does; else a description goes before the first user turn.
         generations: (task name, question index) -> the completion as sampled, for stop rates and lengths.
         reasonings: the same -> what was taken off.
@@ -84,13 +65,15 @@ class EngineLM(TemplateLM):
         checkpoint: Path,
         tokenizer: Any,
         chat: ChatFormat,
-        limits: GenerationLimits,
+        max_model_len: int,
+        max_gen_tokens: int,
         seed: int,
         progress: Progress,
         strip_reasoning: bool = False,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
         self.strip_reasoning = strip_reasoning
         self.takes_system_turn = takes_system_turn(chat)
         self.generations: dict[tuple[str, int], Completion] = {}
@@ -102,7 +85,7 @@ class EngineLM(TemplateLM):
         self._chat = chat
         # A question's options and its answer share one context, asked for one after another.
         self._context_ids = lru_cache(maxsize=4)(self._encode_context)
-        self.limits = limits
+        self._max_gen_tokens = max_gen_tokens
         self._seed = seed
         self._progress = progress
 
@@ -151,22 +134,22 @@ class EngineLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """One engine call for all prompts of all tasks; answers as text, cut before the first stop string."""
         prompts = [self._context_ids(request.args[0]) for request in requests]
-        self._check_room([len(ids) + 1 for ids in prompts], requests=requests)
+        self._check_fitting([len(ids) + 1 for ids in prompts], requests=requests)
         asked = [
-            self._generate_request(ids, kwargs=request.args[1], seed=self._seed + position)
-            for position, (ids, request) in enumerate(zip(prompts, requests, strict=True))
+            self._generate_request(ids, kwargs=request.args[1], seed=self._seed + number)
+            for number, (ids, request) in enumerate(zip(prompts, requests, strict=True))
         ]
         answers = self._with_progress(self._engine.generate, asked, label="generate answers")
         texts = []
         for request, (completion,) in zip(requests, answers, strict=True):
             question = (str(request.task_name), int(request.doc_id or 0))
             self.generations[question] = completion
-            text = self._answer(self._chat.decode(completion.token_ids), question=question)
-            texts.append(_cut(text, stop_strings=self.effective_kwargs(request.args[1])["until"]))
+            text = self._judged_part(self._chat.decode(completion.token_ids), question=question)
+            stops = [text.find(stop) for stop in self.effective_kwargs(request.args[1])["until"] if stop]
+            texts.append(text[: min((stop for stop in stops if stop >= 0), default=len(text))])
         return texts
 
-    def _answer(self, text: str, *, question: tuple[str, int]) -> str:
-        """What is judged of a text."""
+    def _judged_part(self, text: str, *, question: tuple[str, int]) -> str:
         if not self.strip_reasoning:
             self.num_holding_reasoning += holds_reasoning(text)
             return text
@@ -177,17 +160,17 @@ class EngineLM(TemplateLM):
 
     def num_tokens(self, request: Instance) -> int:
         """Tokens of the context that a request takes up in the engine: prompt, continuation, one to be written."""
-        task = str(request.task_name)
+        task, context = str(request.task_name), request.args[0]
         if request.request_type == "loglikelihood":
-            context, continuation = request.args
+            continuation = request.args[1]
             pair = self._encode_pair(context, continuation) if context else ((), self.tok_encode(continuation))
-            chatted = unpack_messages(context) is not None
-            self.rendered.note(task, self._context_ids(context) if chatted else pair[0])
+            in_chat = unpack_messages(context) is not None
+            self.rendered.note(task, self._context_ids(context) if in_chat else pair[0])
             return len(pair[0]) + len(pair[1]) + 1
         if request.request_type == "generate_until":
-            self.rendered.note(task, self._context_ids(request.args[0]))
-            return len(self._context_ids(request.args[0])) + 1
-        self.rendered.note(task, self.tok_encode(request.args[0]))
+            self.rendered.note(task, self._context_ids(context))
+            return len(self._context_ids(context)) + 1
+        self.rendered.note(task, self.tok_encode(context))
         return 0  # a whole text is read in windows
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -203,7 +186,7 @@ class EngineLM(TemplateLM):
             token_windows = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
-                max_seq_len=self.limits.max_model_len - 2,
+                max_seq_len=self.max_model_len - 2,
                 context_len=1,
             )
             for context, continuation in map(make_disjoint_window, token_windows):
@@ -225,20 +208,19 @@ class EngineLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: object
     ) -> list[tuple[float, bool]]:
         # Engines score by a prefill that also samples a token, which needs its place.
-        self._check_room([len(context) + len(continuation) + 1 for _, context, continuation in requests])
+        self._check_fitting([len(context) + len(continuation) + 1 for _, context, continuation in requests])
         asked = [
             LoglikelihoodRequest(tuple(context), tuple(continuation))
             for _, context, continuation in requests
             if continuation
         ]
-        scored = iter(
-            self._with_progress(self._engine.loglikelihood, asked, label="score options", at_once=SCORED_AT_ONCE)
-        )
+        call = self._engine.loglikelihood
+        scored = iter(self._with_progress(call, asked, label="score options", at_once=SCORED_AT_ONCE))
         results = []
         for _, _, continuation in requests:
             if continuation:
-                answer = next(scored)
-                results.append((answer.total, answer.is_greedy))
+                result = next(scored)
+                results.append((result.total, result.is_greedy))
             else:  # an empty text is certain
                 results.append((0.0, True))
         return results
@@ -249,7 +231,7 @@ class EngineLM(TemplateLM):
         sampled = bool(kwargs.get("do_sample", False))
         return {
             "until": [until] if isinstance(until, str) else list(until),
-            "max_gen_toks": min(int(kwargs.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)), self.limits.max_gen_tokens),
+            "max_gen_toks": min(int(kwargs.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)), self._max_gen_tokens),
             "do_sample": sampled,
             "temperature": float(kwargs.get("temperature", 1.0)) if sampled else 0.0,
             "top_p": float(kwargs.get("top_p", 1.0)) if sampled else 1.0,
@@ -259,7 +241,7 @@ class EngineLM(TemplateLM):
         held = self.effective_kwargs(kwargs)
         return GenerateRequest(
             prompt_ids=prompt_ids,
-            max_tokens=min(held["max_gen_toks"], self.limits.max_model_len - len(prompt_ids)),
+            max_tokens=min(held["max_gen_toks"], self.max_model_len - len(prompt_ids)),
             temperature=held["temperature"],
             top_p=held["top_p"],
             seed=seed if held["do_sample"] else None,
@@ -277,36 +259,31 @@ class EngineLM(TemplateLM):
 
     def _with_progress(
         self,
-        call: Callable[[Sequence[Request]], list[Answer]],
+        call: Callable[[Sequence[Request]], list[Result]],
         asked: Sequence[Request],
         *,
         label: str,
         at_once: int | None = None,
-    ) -> list[Answer]:
+    ) -> list[Result]:
         if not asked:
             return []
         self._engine.load_weights(self._checkpoint)
+        results: list[Result] = []
         with self._progress.task(f"evaluate: {label}", total=len(asked), unit="prompts") as advance:
-            answers: list[Answer] = []
             size = at_once or len(asked)
             for start in range(0, len(asked), size):
                 part = call(asked[start : start + size])
-                answers += part
+                results += part
                 advance(len(part))
-        return answers
+        return results
 
-    def _check_room(self, lengths: Sequence[int], *, requests: Sequence[Instance] = ()) -> None:
-        limit = self.limits.max_model_len
-        num_long = sum(length > limit for length in lengths)
+    def _check_fitting(self, lengths: Sequence[int], *, requests: Sequence[Instance] = ()) -> None:
+        num_long = sum(length > self.max_model_len for length in lengths)
         if num_long:
             names = sorted({str(request.task_name) for request in requests})
             where = f"evaluate ({', '.join(names)})" if names else "evaluate"
             raise DataError(
-                f"{where}: {num_long} of {len(lengths)} requests do not fit the context of {limit} tokens (the longest "
-                f"needs {max(lengths)}). Raise engine.max_model_len if the model allows it, or ask fewer shots."
+                f"{where}: {num_long} of {len(lengths)} requests do not fit the context of {self.max_model_len} tokens "
+                f"(the longest needs {max(lengths)}). Raise engine.max_model_len if the model allows it, or ask fewer "
+                "shots."
             )
-
-
-def _cut(text: str, *, stop_strings: Sequence[str]) -> str:
-    ends = [text.find(stop) for stop in stop_strings if stop]
-    return text[: min((end for end in ends if end >= 0), default=len(text))]

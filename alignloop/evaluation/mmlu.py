@@ -39,17 +39,12 @@ GROUPS: dict[AnswerForm, str] = {"letter": "mmlu", "generated": "mmlu_generative
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject's questions.
-
-    Attributes:
-        name: for example `anatomy`.
-        test: dicts of `question`, `choices` (4 texts) and `answer` (0-3), as in the `cais/mmlu` data set.
-        dev: the few-shot examples, in the same form; empty where there are none.
-    """
+    """Questions are dicts of `question`, `choices` (4 texts) and `answer` (0-3), as in the `cais/mmlu` data set."""
 
     name: str
     test: tuple[dict[str, Any], ...]
     dev: tuple[dict[str, Any], ...]
+    """The few-shot examples; empty where there are none."""
 
 
 def read_mmlu(folder: Path) -> list[Subject]:
@@ -66,7 +61,12 @@ def read_mmlu(folder: Path) -> list[Subject]:
             "test/<subject>_test.csv (and dev/<subject>_dev.csv for the shots): question, A, B, C, D, the answer's "
             "letter, without a header."
         )
-    return [_read_subject(file, folder=folder) for file in files]
+    subjects = []
+    for file in files:
+        name = file.stem.removesuffix("_test")
+        dev = folder / "dev" / f"{name}_dev.csv"
+        subjects.append(Subject(name=name, test=_read_rows(file), dev=_read_rows(dev) if dev.is_file() else ()))
+    return subjects
 
 
 def task_name(subject: str, *, form: AnswerForm) -> str:
@@ -86,26 +86,24 @@ def prompt_messages(subject: Subject, row: Mapping[str, Any], *, form: AnswerFor
 
 
 def task_config(
-    subject: Subject, *, form: AnswerForm, num_fewshot: int, version: str, template: Mapping[str, Any] | None = None
+    subject: Subject, *, form: AnswerForm, num_fewshot: int, version: str, template: Mapping[str, Any]
 ) -> dict[str, Any]:
     """lm-eval's configuration of one subject.
 
     Args:
         template: lm-eval's own of `mmlu_generative`, for the form `generated`.
     """
+    own = {"task": task_name(subject.name, form=form), "custom_dataset": _dataset_of(subject)}
+    described = {"description": _description(subject.name)}
     if form == "generated":
-        return {
-            **(template or {}),
-            "dataset_path": None,
-            "task": task_name(subject.name, form=form),
-            "custom_dataset": _dataset_of(subject),
-            "fewshot_split": None,
-            "num_fewshot": 0,
-            "description": _description(subject.name),
-        }
+        return {**template, "dataset_path": None, **own, "fewshot_split": None, "num_fewshot": 0, **described}
+    asked: dict[str, Any] = {"doc_to_text": "{{question.strip()}}", "doc_to_choice": "choices"}
+    if form == "letter":
+        options = "\n".join(f"{letter}. {{{{choices[{index}]}}}}" for index, letter in enumerate(LETTERS))
+        text = f"{{{{question.strip()}}}}\n{options}\nAnswer:"
+        asked = {**described, "doc_to_text": text, "doc_to_choice": list(LETTERS)}
     return {
-        "task": task_name(subject.name, form=form),
-        "custom_dataset": _dataset_of(subject),
+        **own,
         "test_split": "test",
         "fewshot_split": "dev" if subject.dev else None,
         "fewshot_config": {"sampler": "first_n"},
@@ -116,18 +114,7 @@ def task_config(
             {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS[form]
         ],
         "metadata": {"version": version},
-        **_form_config(subject.name, form=form),
-    }
-
-
-def _form_config(subject: str, *, form: AnswerForm) -> dict[str, Any]:
-    if form == "option_text":
-        return {"doc_to_text": "{{question.strip()}}", "doc_to_choice": "choices"}
-    options = "\n".join(f"{letter}. {{{{choices[{index}]}}}}" for index, letter in enumerate(LETTERS))
-    return {
-        "description": _description(subject),
-        "doc_to_text": f"{{{{question.strip()}}}}\n{options}\nAnswer:",
-        "doc_to_choice": list(LETTERS),
+        **asked,
     }
 
 
@@ -157,12 +144,6 @@ def _dataset_of(subject: Subject) -> Callable[..., dict[str, Any]]:
         return {name: Dataset.from_list(list(rows)) for name, rows in splits.items() if rows}
 
     return load
-
-
-def _read_subject(file: Path, *, folder: Path) -> Subject:
-    name = file.stem.removesuffix("_test")
-    dev = folder / "dev" / f"{name}_dev.csv"
-    return Subject(name=name, test=_read_rows(file), dev=_read_rows(dev) if dev.is_file() else ())
 
 
 def _read_rows(path: Path) -> tuple[dict[str, Any], ...]:

@@ -70,7 +70,6 @@ class Protocol(_Model):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it."""
         return sha256_of(self.model_dump(mode="json"))
 
 

@@ -13,17 +13,17 @@ from typing import Any
 
 from alignloop.chat.reasoning import holds_reasoning
 from alignloop.config.bundled import QUICKSTART
-from alignloop.data.parsing import parse_line
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import (
     IfevalRow,
     estimates,
+    numbered_values,
     preserved_random,
     read_ifeval,
     require_sentence_data,
     score_response,
 )
-from alignloop.evaluation.reasoning import judged_with_reasoning, without_reasoning
+from alignloop.evaluation.questions import judged_with_reasoning, without_reasoning
 from alignloop.evaluation.standard_error import Estimate
 
 MOST_NAMED = 5
@@ -33,24 +33,20 @@ FORM = "JSON lines of `prompt` and `response`"
 
 @dataclass(frozen=True)
 class ScoredResponses:
-    """Attributes:
-    rows: the benchmark's, in its order.
-    verdicts: lm-eval's for each: two booleans (`prompt_level_*`), two lists of one boolean an instruction.
-    figures: the four accuracies, their mean, and the strict accuracy of each instruction type.
-    strip_reasoning: whether reasoning was taken off before.
-    num_holding_reasoning: responses that were judged with it.
-    """
-
     rows: tuple[IfevalRow, ...]
+    """The benchmark's, in its order."""
     verdicts: tuple[Mapping[str, Any], ...]
-    figures: Mapping[str, Estimate]
-    strip_reasoning: bool = False
-    num_holding_reasoning: int = 0
+    """lm-eval's for each: two booleans (`prompt_level_*`), two lists of one boolean an instruction."""
+    figures: Mapping[str, tuple[Estimate, int]]
+    """See `ifeval.estimates`."""
+    strip_reasoning: bool
+    num_holding_reasoning: int
+    """Responses that were judged with reasoning."""
 
     def as_json(self) -> dict[str, Any]:
         """Flat: every figure by its name, its standard error as `<name>_stderr`, and under `prompts` the verdicts."""
         values: dict[str, Any] = {}
-        for name, figure in self.figures.items():
+        for name, (figure, _) in self.figures.items():
             values[name] = figure.value
             if figure.stderr is not None:
                 values[f"{name}_stderr"] = figure.stderr
@@ -58,8 +54,18 @@ class ScoredResponses:
             {"key": row.key, "prompt": row.prompt, "instruction_id_list": row.instruction_id_list, **verdict}
             for row, verdict in zip(self.rows, self.verdicts, strict=True)
         ]
-        how = {"num_prompts": len(prompts), "strip_reasoning": self.strip_reasoning}
-        return {**values, **how, "prompts": prompts}
+        return {**values, "num_prompts": len(prompts), "strip_reasoning": self.strip_reasoning, "prompts": prompts}
+
+    def as_text(self) -> str:
+        """A line a figure, and one where reasoning was judged, too; instruction types are left to the JSON."""
+        lines = []
+        for name, (figure, count) in self.figures.items():
+            if not name.startswith("type/"):
+                error = "" if figure.stderr is None else f" +- {figure.stderr:.4f}"
+                lines.append(f"{name:<24}  {figure.value:>9.4f}{error:<11}  n={count}")
+        if self.num_holding_reasoning:
+            lines.append(judged_with_reasoning(self.num_holding_reasoning, len(self.rows), remedy="--strip-reasoning"))
+        return "\n".join(lines)
 
 
 def score_file(responses: Path, *, benchmark: str, strip_reasoning: bool = False) -> ScoredResponses:
@@ -77,7 +83,7 @@ def score_file(responses: Path, *, benchmark: str, strip_reasoning: bool = False
     rows = read_ifeval(data)
     # Before anything is scored, and once: with the remedy where nltk's data are missing.
     require_sentence_data((name for row in rows for name in row.instruction_id_list), where=str(data))
-    given = read_responses(responses, prompts=[row.prompt for row in rows], data=data)
+    given = _read_responses(responses, prompts=[row.prompt for row in rows], data=data)
     num_holding = 0 if strip_reasoning else sum(holds_reasoning(given[row.prompt]) for row in rows)
     if strip_reasoning:
         given = {prompt: without_reasoning(response)[1] for prompt, response in given.items()}
@@ -87,64 +93,6 @@ def score_file(responses: Path, *, benchmark: str, strip_reasoning: bool = False
         verdicts = tuple(_score(row, given[row.prompt], responses) for row in rows)
     figures = estimates(verdicts, instruction_ids=[row.instruction_id_list for row in rows])
     return ScoredResponses(tuple(rows), verdicts, figures, strip_reasoning, num_holding)
-
-
-def read_responses(path: Path, *, prompts: Sequence[str], data: Path) -> dict[str, str]:
-    """Prompt -> response, for every one of `prompts`.
-
-    Args:
-        data: the benchmark's file, for messages.
-
-    Raises:
-        DataError: with every kind of mistake that the file has, and the first lines of each.
-    """
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise DataError(f"{path}: {what}. Responses are {FORM}.")
-    known = set(prompts)
-    stripped = {prompt.strip(): prompt for prompt in known}
-    found: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    problems: list[str] = []
-    with path.open("rb") as file:
-        offset = 0
-        for number, raw in enumerate(file, start=1):
-            start, offset = offset, offset + len(raw)
-            if not raw.strip():
-                continue
-            prompt, response = _parsed(raw, offset=start, where=f"{path}, line {number}")
-            if prompt not in known:
-                near = "; it is there with other white space around it" if prompt.strip() in stripped else ""
-                problems.append(f"line {number}: the prompt {_short(prompt)} is not one of {data}{near}")
-            elif prompt in found:
-                problems.append(
-                    f"line {number}: the prompt {_short(prompt)} has a response in line {lines[prompt]} already"
-                )
-            else:
-                found[prompt], lines[prompt] = response, number
-    if not found and not problems:
-        raise DataError(f"{path}: the file has no responses; it must have {FORM}, one for each prompt of {data}.")
-    if missing := [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]:
-        shown = ", ".join(map(_short, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
-        problems.append(f"{len(missing)} of the {len(known)} prompts of {data} have no response: {shown}")
-    if problems:
-        raise DataError(f"{path}: the responses do not match the benchmark:" + _listed(problems))
-    return found
-
-
-def responses_text(scored: ScoredResponses) -> str:
-    """A line a figure, and one where reasoning was judged, too; instruction types are left to the JSON file."""
-    names = [name for name in scored.figures if not name.startswith("type/")]
-    num_instructions = sum(len(row.instruction_id_list) for row in scored.rows)
-    lines = []
-    for name in names:
-        figure = scored.figures[name]
-        count = num_instructions if name.startswith("inst_level") else len(scored.rows)
-        error = "" if figure.stderr is None else f" +- {figure.stderr:.4f}"
-        lines.append(f"{name:<24}  {figure.value:>9.4f}{error:<11}  n={count}")
-    if scored.num_holding_reasoning:
-        lines.append(judged_with_reasoning(scored.num_holding_reasoning, len(scored.rows), remedy="--strip-reasoning"))
-    return "\n".join(lines)
 
 
 def _data_of(benchmark: str) -> Path:
@@ -157,8 +105,38 @@ def _data_of(benchmark: str) -> Path:
     return Path(path).expanduser() if has_path else QUICKSTART / "data" / "ifeval.jsonl"
 
 
-def _parsed(raw: bytes, *, offset: int, where: str) -> tuple[str, str]:
-    row = parse_line(raw, offset=offset, where=where, form=f"The file must be {FORM}")
+def _read_responses(path: Path, *, prompts: Sequence[str], data: Path) -> dict[str, str]:
+    """Prompt -> response, for every one of `prompts`, which are those of the file `data`.
+
+    Raises:
+        DataError: with every kind of mistake that the file has, and the first lines of each.
+    """
+    known, stripped = set(prompts), {prompt.strip() for prompt in prompts}
+    found: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    problems: list[str] = []
+    for number, value in numbered_values(path, what=f"Responses are {FORM}", form=f"The file must be {FORM}"):
+        prompt, response = _prompt_and_response(value, where=f"{path}, line {number}")
+        if prompt not in known:
+            near = "; it is there with other white space around it" if prompt.strip() in stripped else ""
+            problems.append(f"line {number}: the prompt {_short(prompt)} is not one of {data}{near}")
+        elif prompt in found:
+            problems.append(
+                f"line {number}: the prompt {_short(prompt)} has a response in line {lines[prompt]} already"
+            )
+        else:
+            found[prompt], lines[prompt] = response, number
+    if not found and not problems:
+        raise DataError(f"{path}: the file has no responses; it must have {FORM}, one for each prompt of {data}.")
+    if missing := [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]:
+        shown = ", ".join(map(_short, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
+        problems.append(f"{len(missing)} of the {len(known)} prompts of {data} have no response: {shown}")
+    if problems:
+        raise DataError(f"{path}: the responses do not match the benchmark:" + _listed(problems))
+    return found
+
+
+def _prompt_and_response(row: Any, *, where: str) -> tuple[str, str]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object; the file must be {FORM}.")
     for field in ("prompt", "response"):

@@ -14,7 +14,8 @@ is the difference of its influences. What is hard for both models cancels out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 NORMAL_95 = 1.959963984540054
@@ -23,17 +24,13 @@ NORMAL_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with what each of its n prompts adds to it.
-
-    Attributes:
-        value: the figure.
-        influence: n numbers that sum to 0, one a prompt.
-        strata: sizes of the parts of `influence` that were sampled apart, such as a benchmark's subjects; empty: one.
-    """
+    """A figure with what each of its n prompts adds to it."""
 
     value: float
     influence: tuple[float, ...]
+    """n numbers that sum to 0, one a prompt."""
     strata: tuple[int, ...] = ()
+    """Sizes of the parts of `influence` that were sampled apart, such as a benchmark's subjects; empty: one."""
 
     @property
     def stderr(self) -> float | None:
@@ -66,6 +63,22 @@ def ratio(hits: Sequence[float], totals: Sequence[float]) -> Estimate:
 def mean(values: Sequence[float]) -> Estimate:
     """The plain mean of one number a prompt."""
     return ratio(values, [1.0] * len(values))
+
+
+def clustered(
+    totals: Sequence[float], *, clusters: Sequence[Hashable], counts: Sequence[float] | None = None
+) -> Estimate:
+    """sum(totals) / sum(counts), its error that of the clusters: what comes of one prompt is not independent.
+
+    Args:
+        totals: n sums; clusters: the prompt of each; counts: of how many values each is the sum, above 0; None: one.
+    """
+    sums: dict[Hashable, float] = defaultdict(float)
+    sizes: dict[Hashable, float] = defaultdict(float)
+    for total, cluster, count in zip(totals, clusters, counts or [1.0] * len(totals), strict=True):
+        sums[cluster] += total
+        sizes[cluster] += count
+    return ratio(list(sums.values()), list(sizes.values()))
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:

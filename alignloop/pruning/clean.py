@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignloop.chat.reasoning import has_answer
-from alignloop.evaluation.measures.texts import NGRAM, repeated_ngram_share, words
+from alignloop.evaluation.measures import NGRAM, repeated_ngram_share, words
 from alignloop.pruning.items import Item
 from alignloop.pruning.language import language_mismatch
 from alignloop.pruning.step import StepResult, Tools, left

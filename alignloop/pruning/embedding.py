@@ -78,7 +78,7 @@ def _by_policy(checkpoint: Path, *, progress: Progress, release: Callable[[], No
 
 def _by_sentences(model: str, *, progress: Progress, release: Callable[[], None]) -> Embedding:
     def embed(texts: Sequence[str]) -> Floats:
-        from alignloop.engines.sentence_embedder import embed_texts
+        from alignloop.engines.embedder import embed_texts
 
         release()
         return embed_texts(texts, model=model, batch_size=EMBED_BATCH_TEXTS, progress=progress)

@@ -70,25 +70,17 @@ def _followed(meta: Mapping[str, Any], response: str, prompt: str) -> list[bool]
 
 def _is_right(meta: Mapping[str, Any], response: str) -> bool:
     """The answer is named and no other option is."""
-    text = response.lower()
-    wrong = [option for option in meta.get("options", ()) if option != meta["answer"]]
-    return _names(text, meta["answer"]) and not any(_names(text, option) for option in wrong)
-
-
-def _names(text: str, value: str) -> bool:
-    return re.search(rf"\b{re.escape(value.lower())}\b", text) is not None
+    options = {meta["answer"], *meta.get("options", ())}
+    named = {value for value in options if re.search(rf"\b{re.escape(value.lower())}\b", response.lower())}
+    return named == {meta["answer"]}
 
 
 def num_flaws(meta: Mapping[str, Any], text: str) -> int:
     """How many of these an answer has: repeats itself, leaves the topic, very long."""
     words = re.findall(r"\w+", text.lower())
     topic = str(meta.get("topic", ""))
-    checks = (
-        repeats(words),
-        bool(topic) and not meta.get("answer") and topic.lower() not in text.lower(),
-        len(words) > _MAX_WORDS,
-    )
-    return sum(checks)
+    leaves_topic = bool(topic) and not meta.get("answer") and topic.lower() not in text.lower()
+    return sum((repeats(words), leaves_topic, len(words) > _MAX_WORDS))
 
 
 def repeats(words: Sequence[str], *, size: int = 4) -> bool:
@@ -105,9 +97,6 @@ def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, s
     Args:
         pairs: (prompt, candidate, candidate), finished and with text; `prompt.meta` as `check` wants it.
         seed: decides which close calls are turned round.
-
-    Returns:
-        One row for each pair that is no tie, in order.
 
     Raises:
         DataError: a prompt's meta has nothing to check.
@@ -137,12 +126,8 @@ def _score(met: Sequence[bool], flaws: int) -> float:
 
 
 def strength_of(first: Sequence[bool], second: Sequence[bool], flaw_gap: int) -> Strength | None:
-    """How far apart two completions are; None for a tie.
-
-    Args:
-        first, second: demands met by each.
-        flaw_gap: flaws of the first minus flaws of the second.
-    """
+    """How far apart two completions are, by the demands each meets and the flaws of the first minus those of the other;
+    None for a tie."""
     gap = abs(_score(first, max(flaw_gap, 0)) - _score(second, max(-flaw_gap, 0)))
     if gap < 1e-9:
         return None

@@ -7,7 +7,6 @@ prompts, completions, columns --call_function--> one value a completion, or None
 from __future__ import annotations
 
 import asyncio
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from alignloop.errors import AlignloopError, UserError
+from alignloop.errors import AlignloopError, UserError, did_you_mean
 
 _TRAINER_ONLY: Mapping[str, Any] = {
     "trainer_state": None,
@@ -46,25 +45,21 @@ class LoadedFunction:
     digest: str
 
 
-def load_function(name: str) -> Callable[..., Any]:
+@cache
+def load(name: str) -> LoadedFunction:
     """The function `module:function` names; the working directory is importable.
+
+    Once a process: the digest is that of the code that runs.
 
     Raises:
         UserError: no such module or attribute, the module cannot be imported, or what it names cannot be called.
     """
-    return load(name).function
-
-
-@cache
-def load(name: str) -> LoadedFunction:
-    """As `load_function`, with the digest of the source. Once a process: the digest is that of the code that runs."""
     module_name, _, attribute = name.partition(":")
     module = _import(module_name, name=name)
     where = getattr(module, "__file__", None) or "built in"
     if not hasattr(module, attribute):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(attribute, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'no function'}"
+        hint = did_you_mean(attribute, known) or f"it has {', '.join(known) or 'no function'}"
         raise UserError(f"reward function {name}: {where} has no {attribute!r}; {hint}")
     function = getattr(module, attribute)
     if not callable(function) or inspect.isclass(function):
@@ -98,14 +93,10 @@ def call_function(
     Columns that a function without `**kwargs` does not name are kept from it. An `async` function is waited for.
 
     Args:
-        name: for messages, as in the recipe.
+        name, ids: of the function, as in the recipe, and of the B rows: for messages.
         prompts: B dialogs as message dicts.
         completions: B lists of one assistant message.
         columns: further columns of the rows, B values each.
-        ids: names of the B rows, for messages.
-
-    Returns:
-        B values; None where the function does not apply.
 
     Raises:
         UserError: the function raises, or returns anything but B finite numbers or Nones; names function, row, value.
@@ -113,7 +104,9 @@ def call_function(
     try:
         answer = function(**_accepted(function, {"prompts": prompts, "completions": completions, **columns}))
         if inspect.isawaitable(answer):
-            answer = _waited_for(answer)
+            # In a thread of its own: a notebook's thread runs an event loop already.
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                answer = thread.submit(asyncio.run, _awaited(answer)).result()
     except AlignloopError:
         raise
     except (Exception, SystemExit) as error:
@@ -142,10 +135,10 @@ def _import(module_name: str, *, name: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (module_name == missing or module_name.startswith(f"{missing}.")):
-            near = difflib.get_close_matches(missing, [path.stem for path in Path(folder).glob("*.py")], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(missing, [path.stem for path in Path(folder).glob("*.py")])
             raise UserError(
-                f"reward function {name}: no module {missing!r} in {folder} or among the installed packages{hint}"
+                f"reward function {name}: no module {missing!r} in {folder} or among the installed packages"
+                + (f"; {hint}" if hint else "")
             ) from None
         raise UserError(f"reward function {name}: importing {module_name} raised {_in_words(error)}") from error
 
@@ -154,24 +147,18 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # some functions written in C tell none
-        return {"given": inspect.Parameter("given", inspect.Parameter.VAR_KEYWORD)}
+        return {"columns": inspect.Parameter("columns", inspect.Parameter.VAR_KEYWORD)}
 
 
-def _accepted(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     parameters = _parameters(function)
-    more = {name: value for name, value in _TRAINER_ONLY.items() if name in parameters}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return {**more, **given}
-    return {name: value for name, value in {**more, **given}.items() if name in parameters}
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    wanted = parameters.keys() | (arguments.keys() if takes_all else set())
+    return {name: value for name, value in {**_TRAINER_ONLY, **arguments}.items() if name in wanted}
 
 
-def _waited_for(answer: Any) -> Any:
-    async def wait() -> Any:
-        return await answer
-
-    # In a thread of its own: a notebook's thread runs an event loop already.
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, wait()).result()
+async def _awaited(answer: Any) -> Any:
+    return await answer
 
 
 def _checked(value: Any, *, name: str, row: str) -> float | None:
@@ -231,15 +218,16 @@ def _file(module: ModuleType) -> Path | None:
 
 
 def _in_words(error: BaseException) -> str:
-    """Kind, text and the deepest place in the traceback that is not ours."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    outside = [frame for frame in frames if Path(frame.filename) != Path(__file__)]
+    """Kind, text and the deepest line in the traceback that is not ours."""
     if isinstance(error, SyntaxError):
-        place = f" ({error.filename}, line {error.lineno})"
-    else:
-        place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {text}{place}"
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen") and Path(frame.filename) != Path(__file__)
+    ]
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def _short(value: Any) -> str:

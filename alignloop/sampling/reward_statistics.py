@@ -60,11 +60,7 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
-    """Of one value a prompt in each, in the same order: what prompts have in common drops out.
-
-    Args:
-        a, b: N values.
-    """
+    """Of one value a prompt in each, N of them in the same order: what prompts have in common drops out."""
     from scipy.stats import t
 
     differences = _finite(b) - _finite(a)
@@ -131,8 +127,8 @@ def bin_edges(values: Sequence[float], *, num_bins: int) -> list[float]:
 
 def bin_shares(values: Sequence[float], edges: Sequence[float]) -> list[float]:
     """Share of the values in each bin, which add up to one; a value on an edge belongs to the bin above."""
-    places = np.clip(np.searchsorted(np.asarray(edges), _finite(values), side="right") - 1, 0, len(edges) - 2)
-    return [float(share) for share in np.bincount(places, minlength=len(edges) - 1) / len(values)]
+    bins = np.clip(np.searchsorted(np.asarray(edges), _finite(values), side="right") - 1, 0, len(edges) - 2)
+    return [float(share) for share in np.bincount(bins, minlength=len(edges) - 1) / len(values)]
 
 
 def _distance(of_b: NDArray[np.bool_], last: NDArray[np.bool_]) -> float:

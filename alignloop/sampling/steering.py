@@ -17,19 +17,14 @@ from alignloop.records import Message, PromptRow
 
 @dataclass(frozen=True)
 class Steering:
-    """How one prompt is sampled.
-
-    Attributes:
-        messages: what the policy is asked.
-        system_prompt: the one put before it; None where there is none.
-        seed: of its candidates.
-    """
-
     messages: list[Message]
+    """What the policy is asked."""
     system_prompt: str | None
+    """The one put before it, if any."""
     temperature: float
     top_p: float
     seed: int
+    """Of its candidates."""
 
 
 def steer(prompt: PromptRow, *, config: SampleConfig, round: int, seed: int) -> Steering:

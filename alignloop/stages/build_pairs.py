@@ -13,8 +13,8 @@ from alignloop.errors import DataError
 from alignloop.records import CandidateRow, DroppedRow, PairRow, PreferenceRow, Source, by_prompt, pair_id
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.sampling.pairs import OnPolicyPair, PairsResult, ScoredCandidates
-from alignloop.sampling.pairs import build_pairs as pair_up
+from alignloop.sampling.best_of_k import OnPolicyPair, PairsResult, ScoredCandidates
+from alignloop.sampling.best_of_k import build_pairs as pair_up
 from alignloop.stages.select import reward_of
 from alignloop.stages.train_reward import of_strengths
 

@@ -23,7 +23,7 @@ from alignloop.config.recipe import Recipe
 from alignloop.errors import UserError, did_you_mean
 from alignloop.evaluation.ifeval import ACCURACIES, read_form
 from alignloop.evaluation.mmlu import AnswerForm, prompt_messages, read_mmlu, task_name
-from alignloop.evaluation.room import TooLong, refuse
+from alignloop.evaluation.questions import TooLong, refuse
 from alignloop.evaluation.tasks import LOCAL, MMLU_SHOTS, check_task_files, not_local
 from alignloop.records import Message
 from alignloop.run_dir.stage import Outputs as StageOutputs

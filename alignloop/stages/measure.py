@@ -28,8 +28,7 @@ from alignloop.config.measure import MeasureConfig
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import ModelError, UserError
-from alignloop.evaluation.measures.figures import Figures
-from alignloop.evaluation.measures.texts import Ending, add_texts
+from alignloop.evaluation.measures import Ending, Figures, add_texts
 from alignloop.judging.prompt_file import PairwisePrompt, load_prompt
 from alignloop.records import MeasuredRow, PreferenceRow, Strength, VerdictRow
 from alignloop.run_dir.stage import Outputs as StageOutputs

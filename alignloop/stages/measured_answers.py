@@ -17,9 +17,7 @@ from alignloop.chat.sampled import completion_tokens
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.data.split import prompt_key
 from alignloop.engines.base import Completion, Engine, GenerateRequest
-from alignloop.evaluation.measures.divergence import divergence
-from alignloop.evaluation.measures.figures import Figures
-from alignloop.evaluation.measures.winning import LOSS, TIE, WIN, win_rate, without_asking
+from alignloop.evaluation.measures import LOSS, TIE, WIN, Figures, add_divergence, add_win_rate, without_asking
 from alignloop.evaluation.standard_error import ratio
 from alignloop.judging.verdicts import Judge, PairToCompare
 from alignloop.progress import Progress
@@ -187,14 +185,12 @@ def add_logprobs(figures: Figures, groups: Sequence[PromptGroup], *, policy: Log
         moved = [a - b for a, b in zip(ours, theirs, strict=True)]
         figures.add("chosen_logprob/reference", ratio(theirs, num_tokens))
         figures.add("chosen_logprob/drift", ratio(moved, num_tokens))
-    found = divergence(
+    add_divergence(
+        figures,
         [one for own in policy for one in own[1:]],
         [one for own in base for one in own[1:]],
         prompts=[index for index, own in enumerate(policy) for _ in own[1:]],
     )
-    figures.add("kl_to_base", found.k1)
-    figures.add("kl_to_base_k3", found.k3)
-    figures.add("kl_to_base_completion", found.completion)
 
 
 def _unmasked(logprobs: Sequence[float], mask: Sequence[bool]) -> float:
@@ -257,9 +253,8 @@ def add_judged(
             f"{verdicts[0].reason}"
         )
         return rows
-    won = win_rate([*(outcome for outcome in known if outcome is not None), *readable])
+    outcomes = [*(outcome for outcome in known if outcome is not None), *readable]
     for name in names:
-        figures.add(f"judge_win_rate/{name}", won.rate)
-        figures.values[f"judge_win_rate/{name}_ties"] = won.ties
+        add_win_rate(figures, f"judge_win_rate/{name}", outcomes)
         figures.values[f"judge_win_rate/{name}_unreadable"] = judged.count(None) / len(pairs)
     return rows

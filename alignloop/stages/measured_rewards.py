@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from alignloop.chat.sampled import completion_tokens
 from alignloop.errors import ModelError
-from alignloop.evaluation.measures.calibration import calibration_error, confidence, is_right, pair_loss, reliability
-from alignloop.evaluation.measures.figures import Figures, clustered
-from alignloop.evaluation.measures.winning import by_reward, win_rate
-from alignloop.evaluation.standard_error import mean
+from alignloop.evaluation.measures import (
+    Figures,
+    add_win_rate,
+    by_reward,
+    calibration_error,
+    confidence,
+    is_right,
+    pair_loss,
+    reliability,
+)
+from alignloop.evaluation.standard_error import clustered, mean
 from alignloop.records import STRENGTHS, PreferenceRow, Strength
 from alignloop.sampling.best_of_k import eligible, pick_best
 from alignloop.stages.measured_answers import HeldoutAnswers, Ids, key_of
@@ -159,9 +166,7 @@ def add_answers(
         ]
         if not pairs:
             continue
-        won = win_rate([by_reward(*pair) for pair in pairs])
-        figures.add(f"{prefix}win_rate/{name}", won.rate)
-        figures.values[f"{prefix}win_rate/{name}_ties"] = won.ties
+        add_win_rate(figures, f"{prefix}win_rate/{name}", [by_reward(*pair) for pair in pairs])
         figures.add(f"{prefix}reward/gain_over_{name}", mean([a - b for a, b in pairs]))
         figures.add(f"{prefix}reward/{name}_heldout", mean([reward for _, reward in pairs]))
     figures.add(f"{prefix}reward/policy_heldout", mean(ours))

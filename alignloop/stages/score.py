@@ -26,7 +26,7 @@ from alignloop.pruning.items import is_peoples
 from alignloop.records import CandidateRow, Message, PreferenceRow, Strength, by_prompt
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.sampling.reward_functions import call_function, load, load_function, missing_columns
+from alignloop.sampling.reward_functions import call_function, load, missing_columns
 from alignloop.stages.facts import Facts
 from alignloop.stages.train_sft import preferred
 
@@ -82,7 +82,7 @@ def check(facts: Facts) -> None:
     columns = sorted({key for prompt in prompts for key in prompt.meta})
     for name in {entry.function: None for entry in recipe.score.reward_functions}:
         with findings.collecting():
-            missing = missing_columns(load_function(name), columns)
+            missing = missing_columns(load(name).function, columns)
             if missing and prompts:
                 findings.problems.append(
                     f"reward function {name} wants {', '.join(missing)}, which is no column of the prompts (columns: "
@@ -229,7 +229,7 @@ def unique(functions: Sequence[RewardFunction]) -> Sequence[RewardFunction]:
 
 def function_values(name: str, prompts: Sequence[Sequence[CandidateRow]]) -> dict[str, float]:
     """Candidate id -> value of a reward function; only those it applies to."""
-    function = load_function(name)
+    function = load(name).function
     values: dict[str, float] = {}
     keys = {key: None for group in prompts for row in group for key in row.meta if key not in _NO_COLUMNS}
     for batch in _batches(prompts):

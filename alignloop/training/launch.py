@@ -28,7 +28,7 @@ import torch
 
 from alignloop import errors
 from alignloop.config.training import TrainingConfig
-from alignloop.engines.process_state import SAID_SECONDS, SignsOfLife, descendants, is_stopped, stopped_line
+from alignloop.engines.watch import SILENCE_SECONDS, SignsOfLife, descendants, is_stopped, stopped_line
 from alignloop.errors import AlignloopError, DiskFullError, TrainingError, UserError
 from alignloop.progress import Advance, Progress, QuietProgress
 from alignloop.temporary import make_temporary
@@ -233,7 +233,7 @@ class TrainingWatch:
         said_after: seconds of it.
     """
 
-    def __init__(self, launcher: int, *, say: Callable[[str], None], said_after: float = SAID_SECONDS) -> None:
+    def __init__(self, launcher: int, *, say: Callable[[str], None], said_after: float = SILENCE_SECONDS) -> None:
         self._launcher, self._say, self._said_after = launcher, say, said_after
         self._looked = time.monotonic()
         self._waited = 0.0

@@ -128,7 +128,7 @@ def _engine_lm(engine: Any, checkpoint: Path) -> Any:
     """alignloop's lm-eval model class over a warm engine; another architecture is a new start."""
     from transformers import AutoTokenizer
 
-    from alignloop.evaluation.lm import EngineLM, GenerationLimits
+    from alignloop.evaluation.lm import EngineLM
 
     engine.load_weights(checkpoint)
     return EngineLM(
@@ -136,7 +136,8 @@ def _engine_lm(engine: Any, checkpoint: Path) -> Any:
         checkpoint=checkpoint,
         tokenizer=AutoTokenizer.from_pretrained(str(checkpoint)),
         chat=load_format(checkpoint),
-        limits=GenerationLimits(max_model_len=MAX_MODEL_LEN, max_gen_tokens=MAX_GEN_TOKENS),
+        max_model_len=MAX_MODEL_LEN,
+        max_gen_tokens=MAX_GEN_TOKENS,
         seed=0,
         progress=QuietProgress(),
     )

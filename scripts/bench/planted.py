@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from alignloop.engines.sentence_embedder import embed_texts
+from alignloop.engines.embedder import embed_texts
 from alignloop.progress import PlainProgress
 from alignloop.pruning.near_duplicates import near_duplicates
 from scripts.bench.case import Bench, Case, Figure, Reading, Sides

@@ -27,9 +27,8 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.reading import Reading as FileReading
 from alignloop.engines.base import GenerateRequest
 from alignloop.engines.checkpoint import num_parameters, weight_files
-from alignloop.engines.environment import child_environment
-from alignloop.engines.placement import EnginePlace, num_cores
 from alignloop.engines.process import EngineProcess
+from alignloop.engines.worker import child_environment
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow
 from alignloop.run_dir.stage import Location, run_stage
@@ -93,7 +92,7 @@ def _engine(bench: Bench, name: str, first: Path) -> tuple[Any, float]:
 def _raw_vllm(bench: Bench, first: Path) -> Hosted:
     """vLLM with the engine's settings and nothing of the engine around it."""
     config = EngineConfig.model_validate({"name": "vllm", **ENGINE})
-    environment = child_environment(config, place=EnginePlace(num_cores()))
+    environment = child_environment(config)
     log = bench.work / "vllm-alone.log"
     return bench.stack.enter_context(Hosted(RawVllm, config, first, log=log, environment=environment))
 

@@ -13,7 +13,7 @@ from alignloop.config.engine import EngineConfig
 from alignloop.engines import vllm_engine
 from alignloop.engines.base import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest
 from alignloop.engines.checkpoint import eos_token_ids
-from alignloop.engines.vllm_scoring import loglikelihoods
+from alignloop.engines.vllm_requests import completions, loglikelihoods, sampling_params
 from alignloop.progress import PlainProgress
 from scripts.bench.processes import Hosted
 
@@ -29,7 +29,7 @@ class _Vllm:
 
     def _outputs(self, requests: Sequence[GenerateRequest]) -> Sequence[Any]:
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
-        params = [vllm_engine._sampling_params(request, eos=self._eos) for request in requests]
+        params = [sampling_params(request, eos=self._eos) for request in requests]
         outputs: Sequence[Any] = self._llm.generate(prompts, params, use_tqdm=False)
         return outputs
 
@@ -48,8 +48,8 @@ class RawVllm(_Vllm):
         started = time.perf_counter()
         outputs = self._outputs(requests)
         seconds = time.perf_counter() - started
-        completions = [one for output in outputs for one in sorted(output.outputs, key=lambda one: one.index)]
-        return seconds, [tuple(one.token_ids) for one in completions]
+        drawn = [one for output in outputs for one in sorted(output.outputs, key=lambda one: one.index)]
+        return seconds, [tuple(one.token_ids) for one in drawn]
 
     def swap(self, checkpoint: Path) -> float:
         """Seconds of a swap by the engine's worker extension, without its canary."""
@@ -75,7 +75,7 @@ class DefaultVllm(_Vllm):
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         outputs = self._outputs(requests)
-        return [vllm_engine._completions(request, output) for request, output in zip(requests, outputs, strict=True)]
+        return [completions(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
         return loglikelihoods(self._llm, requests)
@@ -134,10 +134,9 @@ class ColdEngine:
 
 def run_quickstart(cold: bool, rounds: int, run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Seconds of a run, its engine starts and its rounds' benchmarks; `cold`: with `ColdEngine` under the stages."""
-    from alignloop.engines import open as opening
     from alignloop.loop.run import run
 
-    with patch.object(opening, "open_engine", ColdEngine) if cold else nullcontext():
+    with patch("alignloop.loop.run.open_engine", ColdEngine) if cold else nullcontext():
         progress = PlainProgress(interval=30.0)
         result = run("quickstart", rounds=rounds, run_dir=run_dir, overrides=overrides, progress=progress)
     metrics = [row.metrics for row in result.rounds]

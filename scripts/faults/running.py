@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from alignloop.artifacts import PARTIAL
-from alignloop.engines.process_state import descendants
+from alignloop.engines.watch import descendants
 
 Kind = Literal["main", "engine", "worker"]
 KINDS: tuple[Kind, ...] = ("main", "engine", "worker")

@@ -1,14 +1,16 @@
-"""Tiny random checkpoints with a tokenizer, and one vLLM engine for all tests of the folder: a start costs most."""
+"""Tiny random checkpoints with a tokenizer, and one engine of each kind for all tests of the folder: a start costs."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -19,16 +21,36 @@ VOCAB = 512
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """`a`, `b`: one architecture, tied head, other weights. `nudged`: `a` with its weights moved by 1e-5.
 
-    `untied`, `untied_b`: the same with a head of its own.
+    `spelled`: `a` with a tokenizer of bytes. `untied`, `untied_b`: with a head of their own.
     """
     folder = tmp_path_factory.mktemp("checkpoints")
     return SimpleNamespace(
         a=_save(folder / "a", seed=1, tied=True),
         b=_save(folder / "b", seed=2, tied=True),
         nudged=_save(folder / "nudged", seed=1, tied=True, nudge=1e-5),
+        spelled=_save(folder / "spelled", seed=1, tied=True, spelled=True),
         untied=_save(folder / "untied", seed=3, tied=False),
         untied_b=_save(folder / "untied_b", seed=4, tied=False),
     )
+
+
+@pytest.fixture(scope="session")
+def said() -> list[str]:
+    """What `process_engine` says."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def process_engine(tmp_path_factory: pytest.TempPathFactory, said: list[str]) -> Iterator[object]:
+    """An engine process with the transformers engine inside: it starts sooner than vLLM, all else is the same."""
+    from alignloop.config.engine import EngineConfig
+    from alignloop.engines.process import EngineProcess
+
+    values = {"name": "transformers", "dtype": "float32", "max_model_len": 256, "max_num_seqs": 8}
+    config = EngineConfig.model_validate({**values, "stall_seconds": 3.0, "max_restarts": 99})
+    log_file = tmp_path_factory.mktemp("process") / "engine.log"
+    with EngineProcess(config, log_file=log_file, say=said.append) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")
@@ -47,15 +69,9 @@ def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
             yield engine
 
 
-@pytest.fixture(scope="session")
-def plain_forward() -> SimpleNamespace:
-    """What the engines are compared with: transformers in this process, one sequence at a time, float32."""
-    return SimpleNamespace(greedy=_greedy, logprobs=_logprobs)
-
-
-def _save(path: Path, *, seed: int, tied: bool, nudge: float = 0.0) -> Path:
+def _save(path: Path, *, seed: int, tied: bool, nudge: float = 0.0, spelled: bool = False) -> Path:
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
@@ -78,35 +94,13 @@ def _save(path: Path, *, seed: int, tied: bool, nudge: float = 0.0) -> Path:
         for parameter in model.parameters():
             parameter.add_(nudge)
     model.save_pretrained(path)
-    vocab = {f"w{i:03d}": i for i in range(VOCAB)}
-    words = Tokenizer(models.WordLevel(vocab, unk_token="w003"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w001", pad_token="w002").save_pretrained(path)
+    if spelled:
+        letters = ["w000", "w001", "w002", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        tokens = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+        tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokens.decoder = decoders.ByteLevel()
+    else:
+        tokens = Tokenizer(models.WordLevel({f"w{i:03d}": i for i in range(VOCAB)}, unk_token="w003"))
+        tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="w001", pad_token="w002").save_pretrained(path)
     return path
-
-
-def _greedy(checkpoint: Path, prompt_ids: tuple[int, ...], *, max_tokens: int, eos: int = 1) -> tuple[int, ...]:
-    """Argmax decoding without a cache."""
-    import torch
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    ids = list(prompt_ids)
-    with torch.inference_mode():
-        for _ in range(max_tokens):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            if ids[-1] == eos:
-                break
-    return tuple(ids[len(prompt_ids) :])
-
-
-def _logprobs(checkpoint: Path, context: tuple[int, ...], continuation: tuple[int, ...]) -> list[float]:
-    import torch
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    ids = torch.tensor([[*context, *continuation]])
-    with torch.inference_mode():
-        all_logprobs = model(ids).logits[0].log_softmax(-1)
-    first = len(context)
-    return [float(all_logprobs[first - 1 + i, token_id]) for i, token_id in enumerate(continuation)]

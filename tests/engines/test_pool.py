@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from engine_case import interrupted, is_running
 
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest
 from alignloop.engines.open import open_engine
 from alignloop.engines.pool import EnginePool
+from alignloop.engines.process import EngineProcess
 from alignloop.errors import EngineError
 
 CONFIG = EngineConfig(name="transformers", dtype="float32", max_model_len=256, max_num_seqs=8, data_parallel=2)
@@ -25,23 +26,13 @@ SCORED = [LoglikelihoodRequest((5, 6 + i), (7, 8)) for i in range(5)]
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory, said: list[str]) -> Iterator[EnginePool]:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginePool]:
+    said: list[str] = []
     log_file = tmp_path_factory.mktemp("pool") / "engine.log"
     with open_engine(CONFIG, log_file=log_file, say=said.append) as pool:
         assert isinstance(pool, EnginePool)
         yield pool
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert {line.rpartition("/")[2] for line in said} == {"engine-0.log", "engine-1.log"}
 
 
 def pids(pool: EnginePool) -> list[int]:
@@ -49,20 +40,14 @@ def pids(pool: EnginePool) -> list[int]:
 
 
 def test_results_are_those_of_one_engine_in_the_order_asked(
-    pool: EnginePool, checkpoints: SimpleNamespace, tmp_path: Path, said: list[str]
+    pool: EnginePool, process_engine: EngineProcess, checkpoints: SimpleNamespace
 ) -> None:
-    pool.load_weights(checkpoints.a)
+    for engine in (pool, process_engine):
+        engine.load_weights(checkpoints.a)
     assert pool.num_starts == 2
-    assert {line.rpartition("/")[2] for line in said} == {"engine-0.log", "engine-1.log"}
-    with open_engine(CONFIG.model_copy(update={"data_parallel": 1}), log_file=tmp_path / "engine.log") as one:
-        one.load_weights(checkpoints.a)
-        assert pool.generate(REQUESTS) == one.generate(REQUESTS)
-        for here, there in zip(pool.loglikelihood(SCORED), one.loglikelihood(SCORED), strict=True):
-            assert here.logprobs == pytest.approx(there.logprobs, abs=1e-5)  # other rows share the batch
-
-
-def test_fewer_requests_than_engines(pool: EnginePool, checkpoints: SimpleNamespace) -> None:
-    pool.load_weights(checkpoints.a)
+    assert pool.generate(REQUESTS) == process_engine.generate(REQUESTS)
+    for here, there in zip(pool.loglikelihood(SCORED), process_engine.loglikelihood(SCORED), strict=True):
+        assert here.logprobs == pytest.approx(there.logprobs, abs=1e-5)  # other rows share the batch
     assert pool.generate([]) == []
     assert pool.generate(REQUESTS[:1]) == pool.generate(REQUESTS)[:1]
 
@@ -94,22 +79,9 @@ def test_interrupted_it_ends_both_at_once_and_goes_on_when_asked(
     pool: EnginePool, checkpoints: SimpleNamespace
 ) -> None:
     pool.load_weights(checkpoints.a)
-    expected = pool.generate(REQUESTS)
-    busy = pids(pool)
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    started = time.monotonic()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            pool.generate([replace(REQUESTS[0], max_tokens=250, seed=seed) for seed in range(100)])
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    assert time.monotonic() - started < 5
+    expected, busy = pool.generate(REQUESTS), pids(pool)
+    with interrupted(after=0.5):
+        pool.generate([replace(REQUESTS[0], max_tokens=250, seed=seed) for seed in range(100)])
     assert not any(is_running(pid) for pid in busy)
     assert pool.generate(REQUESTS) == expected
 
@@ -131,15 +103,15 @@ def test_a_death_too_many_is_an_error_and_close_ends_all(checkpoints: SimpleName
 
 @pytest.mark.slow
 def test_vllm_gives_the_same_tokens_however_many_engines(
-    vllm_engine: object, checkpoints: SimpleNamespace, tmp_path: Path
+    vllm_engine: EngineProcess, checkpoints: SimpleNamespace, tmp_path: Path
 ) -> None:
     """Two real vLLM engines against the folder's one; each has its own canary, which load_weights raises from."""
     config = EngineConfig(
         dtype="float32", max_model_len=256, max_num_seqs=64, kv_cache_gb=0.25, canary_tolerance=1e-3, data_parallel=2
     )
     requests = [GenerateRequest((5, 6, 7 + i), max_tokens=40, num_candidates=3, seed=i) for i in range(9)]
-    vllm_engine.load_weights(checkpoints.b)  # type: ignore[attr-defined]
-    expected = vllm_engine.generate(requests)  # type: ignore[attr-defined]
+    vllm_engine.load_weights(checkpoints.b)
+    expected = vllm_engine.generate(requests)
     with open_engine(config, log_file=tmp_path / "engine.log") as pool:
         pool.load_weights(checkpoints.a)
         pool.load_weights(checkpoints.b)

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from alignloop.chat.load import load_format
 from alignloop.config.bundled import resolve_base, resolve_file
 from alignloop.config.engine import EngineConfig
-from alignloop.engines.environment import child_environment
+from alignloop.engines.worker import child_environment
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
 from alignloop.records import Message

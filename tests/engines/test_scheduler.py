@@ -13,8 +13,8 @@ import pytest
 
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest
-from alignloop.engines.environment import child_environment
 from alignloop.engines.process import EngineProcess
+from alignloop.engines.worker import child_environment
 from alignloop.errors import UserError
 
 pytest.importorskip("vllm")

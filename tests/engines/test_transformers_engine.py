@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from engine_case import plain_greedy, plain_logprobs
 
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest
@@ -16,17 +17,19 @@ CONFIG = EngineConfig(name="transformers", dtype="float32", max_model_len=256, m
 @pytest.fixture(scope="module")
 def engine(checkpoints: SimpleNamespace) -> TransformersEngine:
     engine = TransformersEngine(CONFIG)
+    with pytest.raises(EngineError, match="load_weights first"):
+        engine.generate([GenerateRequest(prompt_ids=(5,), max_tokens=1)])
     engine.load_weights(checkpoints.a)
     return engine
 
 
 def test_greedy_in_padded_batches_equals_one_at_a_time(
-    engine: TransformersEngine, checkpoints: SimpleNamespace, plain_forward: SimpleNamespace
+    engine: TransformersEngine, checkpoints: SimpleNamespace
 ) -> None:
     prompts = [tuple(range(10, 10 + length)) for length in (3, 17, 5, 9, 30, 4)]  # two batches of at most four
     requests = [GenerateRequest(prompt_ids=p, max_tokens=8, temperature=0.0, num_candidates=2) for p in prompts]
     for request, candidates in zip(requests, engine.generate(requests), strict=True):
-        expected = plain_forward.greedy(checkpoints.a, request.prompt_ids, max_tokens=8)
+        expected = plain_greedy(checkpoints.a, request.prompt_ids, max_tokens=8)
         assert [c.token_ids for c in candidates] == [expected, expected]
 
 
@@ -48,10 +51,8 @@ def test_stop_token_and_stop_string_end_a_completion(engine: TransformersEngine)
     assert free.finish_reason == "length"
 
 
-def test_loglikelihood_in_padded_batches(
-    engine: TransformersEngine, checkpoints: SimpleNamespace, plain_forward: SimpleNamespace
-) -> None:
-    greedy = plain_forward.greedy(checkpoints.a, (5, 6, 7), max_tokens=3)
+def test_loglikelihood_in_padded_batches(engine: TransformersEngine, checkpoints: SimpleNamespace) -> None:
+    greedy = plain_greedy(checkpoints.a, (5, 6, 7), max_tokens=3)
     requests = [
         LoglikelihoodRequest((5, 6, 7), greedy),
         LoglikelihoodRequest(tuple(range(40, 70)), (9, 8, 7, 6)),
@@ -59,11 +60,6 @@ def test_loglikelihood_in_padded_batches(
     ]
     results = engine.loglikelihood(requests)
     for request, result in zip(requests, results, strict=True):
-        expected = plain_forward.logprobs(checkpoints.a, request.context_ids, request.continuation_ids)
+        expected = plain_logprobs(checkpoints.a, request.context_ids, request.continuation_ids)
         assert result.logprobs == pytest.approx(expected, abs=1e-4)
     assert [result.is_greedy for result in results[:2]] == [True, False]
-
-
-def test_generate_before_load_is_an_error() -> None:
-    with pytest.raises(EngineError, match="load_weights first"):
-        TransformersEngine(CONFIG).generate([GenerateRequest(prompt_ids=(5,), max_tokens=1)])

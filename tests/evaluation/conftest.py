@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import alignloop.chat.templates
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.transformers_engine import TransformersEngine
 
+sys.path.insert(0, str(Path(__file__).parent))
 SHARED_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 SPECIAL_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
@@ -62,3 +64,12 @@ def sentence_data(monkeypatch: pytest.MonkeyPatch) -> None:
     if not (SHARED_DATA / "nltk_data").is_dir():
         pytest.skip(f"no {SHARED_DATA / 'nltk_data'}")
     monkeypatch.setattr(nltk.data, "path", [str(SHARED_DATA / "nltk_data")])
+
+
+@pytest.fixture
+def without_sentence_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither nltk's own folders nor a package have them."""
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "none")])
+    monkeypatch.setattr("alignloop.evaluation.ifeval.SENTENCE_PACKAGE", ("no_such_package", ""))

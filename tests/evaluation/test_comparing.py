@@ -14,7 +14,8 @@ from alignloop.evaluation.comparing import (
     ProtocolMismatch,
     RoundDifferences,
     compare,
-    marks,
+    flagged,
+    headline_metrics,
     measured,
     of_rounds,
     protocol_changes,
@@ -22,6 +23,7 @@ from alignloop.evaluation.comparing import (
     write_differences,
 )
 from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, TaskProtocol
+from alignloop.records import RoundRow
 
 
 def _task(name: str, **more: Any) -> TaskProtocol:
@@ -51,15 +53,26 @@ def _protocol(**more: Any) -> Protocol:
     return Protocol.model_validate({**values, **more})
 
 
-def _measured(right: list[float], *, name: str = "a", protocol: Protocol | None = None) -> Measured:
+def _of_samples(
+    verdicts: dict[str, list[dict[str, Any]]],
+    metrics: dict[str, float],
+    *,
+    name: str = "a",
+    protocol: Protocol | None = None,
+    **more: Any,
+) -> Measured:
     samples = [
-        EvalSample(task="quiz", index=index, messages=[], prompt="?", verdicts={"acc": value})
-        for index, value in enumerate(right)
+        EvalSample(task=task, index=index, messages=[], prompt="?", verdicts=of, **more)
+        for task, rows in verdicts.items()
+        for index, of in enumerate(rows)
     ]
-    report = EvalReport(
-        metrics={"quiz/acc": sum(right) / len(right)}, stderr={}, counts={}, protocol=protocol or _protocol()
-    )
-    return measured(report, samples, name=name)
+    protocol = protocol or _protocol(tasks={task: _task(task) for task in verdicts})
+    return measured(EvalReport(metrics=metrics, stderr={}, counts={}, protocol=protocol), samples, name=name)
+
+
+def _measured(right: list[float], *, name: str = "a", protocol: Protocol | None = None) -> Measured:
+    metrics = {"quiz/acc": sum(right) / len(right)}
+    return _of_samples({"quiz": [{"acc": value} for value in right]}, metrics, name=name, protocol=protocol)
 
 
 def test_a_difference_by_hand() -> None:
@@ -84,29 +97,20 @@ def test_pairing_is_surer_than_two_errors_added() -> None:
     assert 0.1 - 1.96 * math.sqrt(0.25 / 99 + 0.24 / 99) < 0
 
 
-def test_nothing_changed_is_no_progress() -> None:
-    (found,) = compare(_measured([1, 0, 1]), _measured([1, 0, 1]))
-    assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
-    assert not found.is_clear
-
-
-def test_one_question_has_no_interval() -> None:
-    (found,) = compare(_measured([0]), _measured([1]))
-    assert (found.low, found.high) == (None, None)
-    assert not found.is_clear
+def test_nothing_changed_is_no_progress_and_one_question_has_no_interval() -> None:
+    for before, after, expected in (([1, 0, 1], [1, 0, 1], (0.0, 0.0, 0.0)), ([0], [1], (1.0, None, None))):
+        (found,) = compare(_measured(before), _measured(after))  # type: ignore[arg-type]
+        assert (found.difference, found.low, found.high) == expected
+        assert not found.is_clear
 
 
 def _group(values: dict[str, list[float]]) -> Measured:
-    samples = [
-        EvalSample(task=task, index=index, messages=[], prompt="?", verdicts={"acc": value})
-        for task, right in values.items()
-        for index, value in enumerate(right)
-    ]
     pooled = [value for right in values.values() for value in right]
     means = [sum(right) / len(right) for right in values.values()]
     protocol = _protocol(tasks={task: _task(task) for task in values}, groups={"exam": list(values)})
     metrics = {"exam/acc": sum(pooled) / len(pooled), "exam/acc_macro": sum(means) / len(means)}
-    return measured(EvalReport(metrics=metrics, stderr={}, counts={}, protocol=protocol), samples, name="x")
+    verdicts = {task: [{"acc": value} for value in right] for task, right in values.items()}
+    return _of_samples(verdicts, metrics, protocol=protocol)
 
 
 def test_macro_and_micro_of_a_group_by_hand() -> None:
@@ -123,29 +127,14 @@ def test_macro_and_micro_of_a_group_by_hand() -> None:
 
 
 def _ifeval(lists: list[list[bool]]) -> Measured:
-    samples = [
-        EvalSample(
-            task="ifeval",
-            index=index,
-            messages=[],
-            prompt="?",
-            response="x",
-            finish_reason="stop",
-            num_tokens=3,
-            instruction_ids=["a", "b"],
-            verdicts={
-                "prompt_level_strict_acc": float(all(followed)),
-                "inst_level_strict_acc": followed,
-                "prompt_level_loose_acc": float(all(followed)),
-                "inst_level_loose_acc": followed,
-            },
-        )
-        for index, followed in enumerate(lists)
-    ]
-    share = sum(map(sum, lists)) / (2 * len(lists))
-    metrics = {"ifeval/inst_level_strict_acc": share, "ifeval/mean_tokens": 3.0}
-    protocol = _protocol(tasks={"ifeval": _task("ifeval")})
-    return measured(EvalReport(metrics=metrics, stderr={}, counts={}, protocol=protocol), samples, name="x")
+    verdicts = [
+        {f"{level}_level_{mode}_acc": value for level, value in (("prompt", float(all(own))), ("inst", own))
+         for mode in ("strict", "loose")}
+        for own in lists
+    ]  # fmt: skip
+    metrics = {"ifeval/inst_level_strict_acc": sum(map(sum, lists)) / (2 * len(lists)), "ifeval/mean_tokens": 3.0}
+    wrote = {"response": "x", "finish_reason": "stop", "num_tokens": 3, "instruction_ids": ["a", "b"]}
+    return _of_samples({"ifeval": verdicts}, metrics, **wrote)
 
 
 def test_instructions_of_one_prompt_change_together() -> None:
@@ -224,12 +213,78 @@ def test_what_a_longer_run_wrote_stands(tmp_path: Path) -> None:
         read_differences(tmp_path)
 
 
-def test_marks_are_of_clear_changes_to_the_round_before() -> None:
-    def entry(number: int, against: int, low: float, high: float) -> RoundDifferences:
-        found = Difference(
-            key="k", before=0, after=low + high, difference=(low + high) / 2, low=low, high=high, num_pairs=9
-        )
-        return RoundDifferences(round=number, against=against, differences=[found])
+def row(number: int, acc: float, *, gain: float = 0.0, since_base: float | None = None) -> RoundRow:
+    measures = {"reward/gain_over_previous": gain, "reward/gain_over_previous_stderr": 0.1}
+    if since_base is not None:
+        measures |= {"reward/gain_over_base": since_base, "reward/gain_over_base_stderr": 0.1}
+    return RoundRow(
+        round=number,
+        policy=f"round-{number:02d}",
+        metrics={"ifeval/mean": acc, "mmlu/acc": 0.5, "ifeval/type/no_comma": 0.1 * number},
+        stderr={},
+        reward_model={},
+        rows={},
+        seconds={},
+        measures=measures if number else {},
+    )
 
-    entries = [entry(1, 0, 0.1, 0.3), entry(2, 1, -0.1, 0.3), entry(2, 0, 0.2, 0.4), entry(3, 2, -0.3, -0.1)]
-    assert marks(entries) == {(1, "k"): "+", (3, "k"): "-"}
+
+def changes(number: int, *by: tuple[int, str, float]) -> list[RoundDifferences]:
+    """Of a round: (against, key, difference), known to 0.05 on either side."""
+    return [
+        RoundDifferences(
+            round=number,
+            against=against,
+            differences=[
+                Difference(
+                    key=key, before=0.6, after=0.6 + by, difference=by, low=by - 0.05, high=by + 0.05, num_pairs=9
+                )
+            ],
+        )
+        for against, key, by in by
+    ]
+
+
+def test_reward_up_and_benchmark_down_is_flagged() -> None:
+    rows = [row(0, 0.4), row(1, 0.6)]
+    (flag,) = flagged(row(2, 0.5, gain=0.5), rows, differences=changes(2, (1, "ifeval/mean", -0.1))).flags
+    assert flag == (
+        "over-optimisation: since round 1 the reward rose by 0.5 (0.304 to 0.696) while ifeval/mean fell by 0.100 "
+        "(0.050 to 0.150)"
+    )
+    slow = flagged(row(2, 0.5, gain=0.1, since_base=0.5), rows, differences=changes(2, (0, "ifeval/mean", -0.1)))
+    assert [flag[:36] for flag in slow.flags] == ["over-optimisation: since round 0 the"]
+    first = flagged(row(1, 0.4, gain=0.5, since_base=0.5), rows[:1], differences=changes(1, (0, "ifeval/mean", -0.2)))
+    assert len(first.flags) == 1  # the last round is the base: it is compared once
+
+
+@pytest.mark.parametrize(
+    ("gain", "change"),
+    [
+        (0.5, (2, 1, "ifeval/mean", 0.1)),  # nothing fell
+        (-0.5, (2, 1, "ifeval/mean", -0.1)),  # the reward did not rise
+        (0.19, (2, 1, "ifeval/mean", -0.1)),  # it rose within 1.96 errors of 0.1
+        (0.5, (2, 1, "ifeval/mean", -0.04)),  # what fell did so within its error
+        (0.5, (2, 1, "ifeval/type/no_comma", -0.4)),  # a part of a task is one of many
+        (0.5, (1, 0, "ifeval/mean", -0.1)),  # of another round
+    ],
+)
+def test_either_alone_and_what_errors_explain_is_not(gain: float, change: tuple[int, int, str, float]) -> None:
+    number, *by = change
+    found = flagged(row(2, 0.5, gain=gain), [row(0, 0.4), row(1, 0.6)], differences=changes(number, tuple(by)))  # type: ignore[arg-type]
+    assert found.flags == []
+
+
+def test_without_an_error_or_an_interval_nothing_is_flagged() -> None:
+    rows, falls = [row(0, 0.4), row(1, 0.6)], changes(2, (1, "ifeval/mean", -0.1))
+    alone = row(2, 0.5, gain=5.0)
+    del alone.measures["reward/gain_over_previous_stderr"]
+    assert flagged(alone, rows, differences=falls).flags == []
+    unknown = falls[0].differences[0].model_copy(update={"low": None, "high": None})
+    falls = [falls[0].model_copy(update={"differences": [unknown]})]
+    assert flagged(row(2, 0.5, gain=0.5), rows, differences=falls).flags == []
+
+
+def test_one_figure_stands_for_a_task() -> None:
+    names = ["ifeval/mean", "ifeval/prompt_level_strict_acc", "mmlu/acc", "mmlu/acc_norm", "mmlu_law/acc", "qa/em"]
+    assert headline_metrics(names) == ["ifeval/mean", "mmlu/acc"]

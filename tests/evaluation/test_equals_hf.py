@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation_case import SHARED_DATA, asked, samples_in
 
 from alignloop.config.bundled import QUICKSTART
-from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.transformers_engine import TransformersEngine
-from alignloop.evaluation.evaluate import evaluate
 from alignloop.evaluation.report import EvalSample
 from alignloop.evaluation.tasks import local_mmlu
-from alignloop.progress import QuietProgress
 
-MMLU = Path(__file__).resolve().parents[2] / "../shared/data/mmlu"
+MMLU = SHARED_DATA / "mmlu"
 NUM_QUESTIONS = 2
 """Of each of the ten subjects; scripts/bench/run.py --cases mmlu_equal compares them all."""
 TIE = 1e-4
@@ -72,18 +70,8 @@ def _by_hf(checkpoint: Path) -> dict[tuple[str, int], Any]:
 
 
 def _by_engine(engine: TransformersEngine, checkpoint: Path, folder: Path) -> dict[tuple[str, int], EvalSample]:
-    evaluate(
-        engine,
-        checkpoint=checkpoint,
-        tasks=[f"mmlu={MMLU}"],
-        include_path=None,
-        limit=NUM_QUESTIONS,
-        max_gen_tokens=8,
-        seed=0,
-        progress=QuietProgress(),
-        samples_file=folder / "samples.jsonl",
-    )
-    return {(row.task, row.index): row for row in load_jsonl(folder / "samples.jsonl", EvalSample)}
+    asked(engine, checkpoint, f"mmlu={MMLU}", limit=NUM_QUESTIONS, samples_file=folder / "samples.jsonl")
+    return {(row.task, row.index): row for row in samples_in(folder / "samples.jsonl")}
 
 
 @pytest.mark.parametrize("which", ["quickstart", "qwen2"])

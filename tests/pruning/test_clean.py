@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignloop.evaluation.measures.texts import repeated_ngram_share, words
+from alignloop.evaluation.measures import repeated_ngram_share, words
 from alignloop.pruning.clean import APOLOGY, Balance, CleanRow, clean
 from alignloop.pruning.verdict import Pruned
 

@@ -16,123 +16,106 @@ TITLE_AND_COMMA = {
     "topic": "otter",
 }
 QUESTION = {"answer": "The river", "options": ["The river", "The cave"], "topic": "otter"}
-
-
-def _prompt(meta: dict[str, Any]) -> PromptRow:
-    return PromptRow(
-        id="p1",
-        messages=[Message(role="user", content="About the otter.")],
-        source=Source(file="prompts.jsonl"),
-        meta=meta,
-    )
-
-
-def _candidate(number: int, text: str) -> CandidateRow:
-    return CandidateRow.model_validate(
-        {
-            "id": f"p1/2/{number}",
-            "prompt_id": "p1",
-            "messages": [{"role": "user", "content": "About the otter."}],
-            "completion": text,
-            "completion_ids": [1],
-            "finish_reason": "stop",
-            "round": 2,
-            "policy": "digest",
-        }
-    )
-
-
-def _annotated(meta: dict[str, Any], first: str, second: str) -> list[tuple[str, str, str | None]]:
-    rows = annotate([(_prompt(meta), _candidate(0, first), _candidate(1, second))], seed=0)
-    return [(row.chosen, row.rejected, row.strength) for row in rows]
-
-
 GOOD, HALF, BAD = "<<Otter>>\nThe otter swims.", "The otter swims.", "The otter swims, and eats."
+AWAY = "<<Swimmer>>\nThe animal swims."
+THOUGHT = "<think>\nA title, then no comma.\n</think>\n\n"
+MESSAGES = [Message(role="user", content="About the otter.")]
 
 
-def test_check_gives_a_flag_for_each_instruction() -> None:
-    assert check(TITLE_AND_COMMA, GOOD) == [True, True]
-    assert check(TITLE_AND_COMMA, HALF) == [False, True]
-    assert check(TITLE_AND_COMMA, BAD) == [False, False]
+def pair(meta: dict[str, Any], *texts: str, number: int = 0) -> tuple[PromptRow, CandidateRow, CandidateRow]:
+    prompt = PromptRow(id="p1", messages=MESSAGES, source=Source(file="prompts.jsonl"), meta=meta)
+    first, second = (
+        CandidateRow(
+            id=f"p1/2/{number + k}",
+            prompt_id="p1",
+            messages=MESSAGES,
+            completion=text,
+            completion_ids=[1],
+            finish_reason="stop",
+            round=2,
+            policy="digest",
+        )
+        for k, text in enumerate(texts)
+    )
+    return prompt, first, second
 
 
-def test_the_answer_that_follows_more_is_chosen_whatever_the_order() -> None:
-    assert _annotated(TITLE_AND_COMMA, GOOD, BAD) == [(GOOD, BAD, "significantly_better")]
-    assert _annotated(TITLE_AND_COMMA, BAD, GOOD) == [(GOOD, BAD, "significantly_better")]
-    # all against half: (1 + 1) - 0.5 = 1.5
-    assert _annotated(TITLE_AND_COMMA, HALF, GOOD) == [(GOOD, HALF, "better")]
+@pytest.mark.parametrize(
+    ("meta", "answer", "flags"),
+    [
+        (TITLE_AND_COMMA, GOOD, [True, True]),
+        (TITLE_AND_COMMA, HALF, [False, True]),
+        (TITLE_AND_COMMA, BAD, [False, False]),
+        (TITLE_AND_COMMA, AWAY, [True, True]),
+        (QUESTION, "The otter lives in the river.", [True]),
+        (QUESTION, "The cave", [False]),
+        (QUESTION, "The river or the cave", [False]),
+    ],
+)
+def test_check_gives_a_flag_for_each_instruction_or_the_answer(
+    meta: dict[str, Any], answer: str, flags: list[bool]
+) -> None:
+    assert check(meta, answer) == flags
 
 
-def test_the_answer_alone_is_checked() -> None:
-    """A thought with a comma, and without a title, is not what was asked for."""
-    thought = "<think>\nA title, then no comma.\n</think>\n\n"
-    for first, second in ((thought + GOOD, BAD), (GOOD, thought + BAD)):
-        assert _annotated(TITLE_AND_COMMA, first, second) == [(first, second, "significantly_better")]
-    assert _annotated(TITLE_AND_COMMA, thought + GOOD, GOOD) == []
+@pytest.mark.parametrize(
+    ("meta", "first", "second", "expected"),
+    [
+        (TITLE_AND_COMMA, GOOD, BAD, "significantly_better"),
+        (TITLE_AND_COMMA, GOOD, HALF, "better"),  # all against half: (1 + 1) - 0.5 = 1.5
+        (TITLE_AND_COMMA, GOOD, AWAY, "better"),  # a flaw weighs one point
+        (QUESTION, "The river", "The cave", "significantly_better"),
+        # a thought with a comma, and without a title, is not what was asked for: the answer alone is checked
+        (TITLE_AND_COMMA, THOUGHT + GOOD, BAD, "significantly_better"),
+        (TITLE_AND_COMMA, GOOD, THOUGHT + BAD, "significantly_better"),
+        (TITLE_AND_COMMA, THOUGHT + GOOD, GOOD, None),
+        (TITLE_AND_COMMA, GOOD, "<<Otter>>\nAn otter eats.", None),
+        (TITLE_AND_COMMA, GOOD, GOOD, None),
+    ],
+)
+def test_the_better_answer_is_chosen_whatever_the_order_and_ties_are_left_out(
+    meta: dict[str, Any], first: str, second: str, expected: str | None
+) -> None:
+    for two in ((first, second), (second, first)):
+        rows = annotate([pair(meta, *two)], seed=0)
+        found = [(row.chosen, row.rejected, row.strength) for row in rows]
+        assert found == ([] if expected is None else [(first, second, expected)])
 
 
 def test_half_against_nothing_is_slightly_better() -> None:
     assert strength_of([True, False], [False, False], 0) == "slightly_better"
 
 
-def test_a_flaw_weighs_one_point() -> None:
-    away = "<<Swimmer>>\nThe animal swims."
-    assert check(TITLE_AND_COMMA, away) == [True, True]
-    assert _annotated(TITLE_AND_COMMA, away, GOOD) == [(GOOD, away, "better")]
-
-
-def test_ties_are_left_out() -> None:
-    assert _annotated(TITLE_AND_COMMA, GOOD, "<<Otter>>\nAn otter eats.") == []
-    assert _annotated(TITLE_AND_COMMA, GOOD, GOOD) == []
-
-
 def test_flaws_of_a_completion() -> None:
-    assert num_flaws(TITLE_AND_COMMA, GOOD) == 0
-    assert num_flaws(TITLE_AND_COMMA, "The otter likes to swim. " * 3) == 1
-    assert num_flaws(TITLE_AND_COMMA, "It swims.") == 1
-
-
-def test_repeats_needs_three_of_the_same_four_words() -> None:
-    assert repeats("a b c d a b c d a b c d".split())
-    assert not repeats("a b c d a b c d".split())
-    assert not repeats([])
-
-
-def test_questions_are_judged_by_their_answer() -> None:
-    assert check(QUESTION, "The otter lives in the river.") == [True]
-    assert check(QUESTION, "The cave") == [False]
-    assert check(QUESTION, "The river or the cave") == [False]
-    assert _annotated(QUESTION, "The cave", "The river") == [("The river", "The cave", "significantly_better")]
+    texts = (GOOD, "The otter likes to swim. " * 3, "It swims.")
+    assert [num_flaws(TITLE_AND_COMMA, text) for text in texts] == [0, 1, 1]
+    # Three of the same four words.
+    assert [repeats(words.split()) for words in ("a b c d " * 3, "a b c d " * 2, "")] == [True, False, False]
 
 
 def test_a_row_says_who_compared_and_where_it_comes_from() -> None:
-    (row,) = annotate([(_prompt(TITLE_AND_COMMA), _candidate(0, BAD), _candidate(1, GOOD))], seed=0)
-    assert row.annotator == "simulated"
-    assert row.source.file == "round-02"
-    assert row.id == "annotated/p1/2/1/p1/2/0"
+    (row,) = annotate([pair(TITLE_AND_COMMA, BAD, GOOD)], seed=0)
+    assert (row.annotator, row.source.file, row.id) == ("simulated", "round-02", "annotated/p1/2/1/p1/2/0")
     assert row.meta == TITLE_AND_COMMA
 
 
 def test_the_same_seed_gives_the_same_rows() -> None:
-    pairs = [(_prompt(TITLE_AND_COMMA), _candidate(2 * n, BAD), _candidate(2 * n + 1, HALF)) for n in range(60)]
+    pairs = [pair(TITLE_AND_COMMA, BAD, HALF, number=2 * n) for n in range(60)]
     first, again = annotate(pairs, seed=1), annotate(pairs, seed=1)
     assert first == again
-    reversed_rows = [row for row in first if row.chosen == BAD]
     # one close call in twenty is turned round: 3 of 60 expected
-    assert 0 < len(reversed_rows) < 12
+    assert 0 < sum(row.chosen == BAD for row in first) < 12
     assert {row.strength for row in first} == {"slightly_better"}
 
 
-def test_a_prompt_without_anything_to_check_is_an_error() -> None:
-    with pytest.raises(DataError, match="instruction_id_list"):
-        annotate([(_prompt({"topic": "otter"}), _candidate(0, GOOD), _candidate(1, BAD))], seed=0)
-
-
-def test_unknown_instruction_types_are_named() -> None:
-    with pytest.raises(DataError, match="poetry:rhyme"):
-        check({"instruction_id_list": ["poetry:rhyme"], "kwargs": [{}]}, GOOD)
-
-
-def test_each_instruction_needs_its_kwargs() -> None:
-    with pytest.raises(DataError, match="2 instructions but 1 kwargs"):
-        check({"instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}]}, GOOD)
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"topic": "otter"}, "instruction_id_list"),
+        ({"instruction_id_list": ["poetry:rhyme"], "kwargs": [{}]}, "poetry:rhyme"),
+        (TITLE_AND_COMMA | {"kwargs": [{}]}, "2 instructions but 1 kwargs"),
+    ],
+)
+def test_what_cannot_be_checked_is_an_error(meta: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        annotate([pair(meta, GOOD, BAD)], seed=0)

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from torch.nn import functional
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from scripts.world.corpus import CLEAN, Document, documents, tokenizer_texts
 from scripts.world.entities import build_world
@@ -36,22 +36,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(texts, vocab_size=SIZE.vocab, max_length=SIZE.max_length)
 
 
-def test_a_chat_has_its_loss_on_the_answer_and_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_chat_has_its_loss_on_the_answer_and_a_text_on_all_but_the_first_token(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     one = encode(Document("Where?", "Here."), tokenizer)
-    assert tokenizer.decode(one.token_ids[: one.num_context]) == prompt_text("Where?")
-    assert tokenizer.decode(one.token_ids[one.num_context :]) == "Here.<|eot_id|>"
-
-
-def test_the_written_out_prompt_is_the_templates(tokenizer: PreTrainedTokenizerFast) -> None:
     chat = [{"role": "user", "content": "Where?"}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert rendered == prompt_text("Where?")
-
-
-def test_a_plain_text_has_its_loss_on_all_but_the_first_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    one = encode(Document(None, "Here."), tokenizer)
-    assert one.num_context == 1
-    assert tokenizer.decode(one.token_ids) == "<|begin_of_text|>Here.<|end_of_text|>"
+    assert tokenizer.decode(one.token_ids[: one.num_context]) == prompt_text("Where?") == rendered
+    assert tokenizer.decode(one.token_ids[one.num_context :]) == "Here.<|eot_id|>"
+    text = encode(Document(None, "Here."), tokenizer)
+    assert text.num_context == 1
+    assert tokenizer.decode(text.token_ids) == "<|begin_of_text|>Here.<|end_of_text|>"
 
 
 def test_batches_hold_like_lengths_and_lose_nothing() -> None:
@@ -79,15 +74,15 @@ def test_training_lowers_the_loss(tokenizer: PreTrainedTokenizerFast) -> None:
     torch.set_num_threads(1)
     model = new_model(SIZE, tokenizer, seed=0)
     probe = [encode(one, tokenizer) for one in itertools.islice(documents(random.Random(9), build_world(), CLEAN), 30)]
-    before = _loss(model, probe)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return completion_loss(model, probe, pad_id=model.config.pad_token_id).item()
+
+    before = loss()
     schedule = Schedule(num_tokens=20_000, learning_rate=5e-3, batch_tokens=512)
     train(model, tokenizer, documents(random.Random(1), build_world(), CLEAN), schedule=schedule, seed=0, say=print)
-    assert _loss(model, probe) < before - 1.0
-
-
-def _loss(model: LlamaForCausalLM, probe: list[Encoded]) -> float:
-    with torch.no_grad():
-        return completion_loss(model, probe, pad_id=model.config.pad_token_id).item()
+    assert loss() < before - 1.0
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:

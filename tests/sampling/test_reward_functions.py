@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from alignloop.errors import UserError
-from alignloop.sampling.reward_functions import call_function, load, load_function, missing_columns
+from alignloop.sampling.reward_functions import call_function, load, missing_columns
 
 PROMPTS = [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "bye"}]]
 COMPLETIONS = [[{"role": "assistant", "content": "hello"}], [{"role": "assistant", "content": "so long"}]]
 
 
-def call(function: Any, **columns: list[Any]) -> list[float | None]:
-    return call_function(function, name="m:f", prompts=PROMPTS, completions=COMPLETIONS, columns=columns)
+def call(function: Any, *, ids: list[str] | None = None, **columns: list[Any]) -> list[float | None]:
+    return call_function(function, name="m:f", prompts=PROMPTS, completions=COMPLETIONS, columns=columns, ids=ids)
 
 
 @pytest.fixture
@@ -99,18 +99,9 @@ def test_async_functions_are_waited_for_and_numpy_and_torch_numbers_are_numbers(
 def test_a_wrong_answer_names_function_row_and_value(answer: Any, said: str) -> None:
     with pytest.raises(UserError, match=f"reward function m:f .*{said}"):
         call(lambda **columns: answer)
-
-
-def test_rows_are_named_where_their_ids_are_known() -> None:
-    with pytest.raises(UserError, match="m:f gives candidate q/1/0 the value nan"):
-        call_function(
-            lambda **columns: [0.0, float("nan")],
-            name="m:f",
-            prompts=PROMPTS,
-            completions=COMPLETIONS,
-            columns={},
-            ids=["candidate p/1/0", "candidate q/1/0"],
-        )
+    named = said.replace("row 0 of the batch", "p/1/0").replace("row 1 of the batch", "q/1/0")
+    with pytest.raises(UserError, match=f"reward function m:f .*{named}"):
+        call(lambda **columns: answer, ids=["p/1/0", "q/1/0"])
 
 
 def test_what_a_function_raises_is_said_with_its_line() -> None:
@@ -131,15 +122,12 @@ def test_functions_of_the_working_directory_and_of_installed_packages(folder: Pa
     (folder / "mine_a.py").write_text("def f(completions, **columns):\n    return [2.0 for c in completions]\n")
     (folder / "kit_a").mkdir()
     (folder / "kit_a" / "rules.py").write_text("def g(**columns): return [1.0, 1.0]\n")
-    assert call(load_function("mine_a:f")) == [2.0, 2.0]
-    assert call(load_function("kit_a.rules:g")) == [1.0, 1.0]
-    assert load_function("statistics:mean") is __import__("statistics").mean
+    assert call(load("mine_a:f").function) == [2.0, 2.0]
+    assert call(load("kit_a.rules:g").function) == [1.0, 1.0]
+    assert load("statistics:mean").function is __import__("statistics").mean
     assert load("math:fsum").digest == load("math:fsum").digest  # no source file: still a digest
-
-
-def test_no_file_of_the_users_takes_the_place_of_an_installed_package(folder: Path) -> None:
-    (folder / "numpy.py").write_text("raise SystemExit('taken')\n")
-    assert load_function("numpy:mean").__module__.startswith("numpy")
+    (folder / "numpy.py").write_text("raise SystemExit('taken')\n")  # takes the place of no installed package
+    assert load("numpy:mean").function.__module__.startswith("numpy")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +149,7 @@ def test_no_file_of_the_users_takes_the_place_of_an_installed_package(folder: Pa
 def test_what_cannot_be_loaded_is_named(folder: Path, source: str, name: str, said: str) -> None:
     (folder / "mine_b.py").write_text(source)
     with pytest.raises(UserError, match=f"reward function {name}: .*{said}"):
-        load_function(name)
+        load(name)
 
 
 def digest(folder: Path, name: str) -> str:

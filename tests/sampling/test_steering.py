@@ -35,10 +35,7 @@ def prompt(row_id: str = "p", *, topic: object = None, system: str | None = None
 )
 def test_the_first_that_fits_round_and_topic_wins(topic: object, by_round: list[int | None]) -> None:
     assert [fitting(prompt(topic=topic), ALL, round=number) for number in (1, 2, 3, 4)] == by_round
-
-
-def test_numbers_are_topics_too() -> None:
-    assert fitting(prompt(topic=7), (SystemPrompt(text="x", topics=("7",)),), round=1) == 0
+    assert fitting(prompt(topic=7), (SystemPrompt(text="x", topics=("7",)),), round=1) == 0  # numbers are topics, too
 
 
 def test_a_prompt_with_its_own_system_message_keeps_it() -> None:
@@ -79,9 +76,5 @@ def test_ranges_are_drawn_evenly_with_the_prompts_seed() -> None:
     alone = SampleConfig(temperature=0.7, top_p=(0.8, 1.0))
     assert steer(prompt("p7"), config=alone, round=1, seed=3).top_p == drawn[7].top_p
     assert steer(prompt("p7"), config=config, round=1, seed=4).temperature != drawn[7].temperature
-
-
-def test_a_range_of_one_point_is_that_point() -> None:
-    config = SampleConfig(temperature=(0.3, 0.3), top_p=(1.0, 1.0))
-    steering = steer(prompt(), config=config, round=1, seed=0)
-    assert (steering.temperature, steering.top_p) == (0.3, 1.0)
+    point = steer(prompt(), config=SampleConfig(temperature=(0.3, 0.3), top_p=(1.0, 1.0)), round=1, seed=0)
+    assert (point.temperature, point.top_p) == (0.3, 1.0)

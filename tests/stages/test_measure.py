@@ -18,7 +18,7 @@ from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.engines.open import open_engine
-from alignloop.evaluation.measures.figures import Figures
+from alignloop.evaluation.measures import Figures
 from alignloop.judging.verdicts import Appraisal, JudgeTexts, PairToCompare, Points, Verdict
 from alignloop.progress import QuietProgress
 from alignloop.records import MeasuredRow, Message, PreferenceRow, Source

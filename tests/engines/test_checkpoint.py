@@ -1,16 +1,19 @@
+"""What is known of a checkpoint, and of a request, before an engine starts on it."""
+
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from alignloop.config.engine import EngineConfig
-from alignloop.engines.canary import SEQUENCE_TOKENS, canary_sequences
+from alignloop.engines.base import GenerateRequest, LoglikelihoodRequest, check_generate, check_loglikelihood
 from alignloop.engines.checkpoint import (
     architecture,
     check_servable,
@@ -20,9 +23,11 @@ from alignloop.engines.checkpoint import (
     read_config,
     weight_files,
 )
-from alignloop.engines.plain import load_plain, plain_model
-from alignloop.engines.weight_swap import weights
-from alignloop.errors import ModelError, UserError
+from alignloop.engines.plain import SEQUENCE_TOKENS, canary_sequences, load_plain, plain_model
+from alignloop.engines.vllm_engine import named_weights
+from alignloop.errors import EngineError, ModelError, UserError
+
+LIMITS: dict[str, Any] = {"max_model_len": 10, "vocab_size": 50}
 
 
 def write(folder: Path, **files: object) -> Path:
@@ -32,39 +37,85 @@ def write(folder: Path, **files: object) -> Path:
     return folder
 
 
+def copied(checkpoint: Path, folder: Path, **changed: object) -> Path:
+    """A copy whose config.json says something else."""
+    shutil.copytree(checkpoint, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    return folder
+
+
+def config(**values: object) -> EngineConfig:
+    return EngineConfig.model_validate({"max_model_len": 256, **values})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_ids": (1,) * 6, "max_tokens": 5}, "6 tokens .* up to 5 are 11 tokens"),
+        ({"prompt_ids": ()}, "the prompt is empty"),
+        ({"prompt_ids": (1, 50)}, "token id 50, outside the model's vocabulary of 50"),
+        ({"prompt_ids": (1, -1)}, "token id -1"),
+        ({"max_tokens": 0}, r"max_tokens \(0\)"),
+        ({"num_candidates": 0}, r"num_candidates \(0\)"),
+        ({"temperature": -0.1}, r"temperature \(-0.1\)"),
+        ({"top_p": 0.0}, r"top_p \(0.0\)"),
+        ({"json_schema": "{"}, "its json_schema is not JSON"),
+        ({"json_schema": "[]"}, "its json_schema is a JSON list"),
+    ],
+)
+def test_a_request_that_cannot_be_run_is_refused(change: dict[str, Any], message: str) -> None:
+    fits = GenerateRequest(prompt_ids=(49,) * 5, max_tokens=5)
+    check_generate([fits], **LIMITS)
+    with pytest.raises(EngineError, match=f"generate request 1.*{message}"):
+        check_generate([fits, GenerateRequest(**{"prompt_ids": (1,), "max_tokens": 1, **change})], **LIMITS)
+
+
+def test_loglikelihood_leaves_one_position_free() -> None:
+    check_loglikelihood([LoglikelihoodRequest((1,) * 5, (2,) * 4)], **LIMITS)
+    with pytest.raises(EngineError, match=r"context of 5 tokens and a continuation of 5 are 10 tokens.*\(9\)"):
+        check_loglikelihood([LoglikelihoodRequest((1,) * 5, (2,) * 5)], **LIMITS)
+    with pytest.raises(EngineError, match="the continuation is empty"):
+        check_loglikelihood([LoglikelihoodRequest((1,), ())], **LIMITS)
+
+
 def test_architecture_ignores_what_weights_do_not_depend_on(tmp_path: Path) -> None:
     one = write(tmp_path / "1", config={"hidden_size": 8, "eos_token_id": 1, "transformers_version": "5.1"})
     same = write(tmp_path / "2", config={"hidden_size": 8, "eos_token_id": 2, "dtype": "float32", "rope_scaling": None})
     other = write(tmp_path / "3", config={"hidden_size": 16, "eos_token_id": 1})
-    assert architecture(one) == architecture(same)
-    assert architecture(one) != architecture(other)
+    assert architecture(one) == architecture(same) != architecture(other)
 
 
-def test_eos_comes_from_the_generation_config_first(tmp_path: Path) -> None:
-    assert eos_token_ids(
-        write(tmp_path / "1", config={"eos_token_id": 3}, generation_config={"eos_token_id": [9, 7]})
-    ) == (
-        7,
-        9,
-    )
-    assert eos_token_ids(write(tmp_path / "2", config={"eos_token_id": 3}, generation_config={})) == (3,)
-    assert eos_token_ids(write(tmp_path / "3", config={"text_config": {"eos_token_id": 4}})) == (4,)
-    assert eos_token_ids(write(tmp_path / "4", config={})) == ()
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"config": {"eos_token_id": 3}, "generation_config": {"eos_token_id": [9, 7]}}, (7, 9)),
+        ({"config": {"eos_token_id": 3}, "generation_config": {}}, (3,)),
+        ({"config": {"text_config": {"eos_token_id": 4}}}, (4,)),
+        ({"config": {}}, ()),
+    ],
+)
+def test_eos_comes_from_the_generation_config_first(
+    tmp_path: Path, files: dict[str, object], expected: tuple[int, ...]
+) -> None:
+    assert eos_token_ids(write(tmp_path, **files)) == expected
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_broken_files_are_named(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     folder = write(tmp_path / "1", config={})
     with pytest.raises(ModelError, match=r"holds no \.safetensors file"):
         weight_files(folder)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part-2.safetensors"}}))
     with pytest.raises(ModelError, match=r"lacks part-2\.safetensors"):
         weight_files(folder)
-
-
-def test_config_that_is_no_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{")
+    (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json: is not valid JSON"):
-        read_config(tmp_path)
+        read_config(folder)
+    short = copied(checkpoints.a, tmp_path / "short")
+    file = short / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors: is cut short"):
+        check_servable(short, config())
 
 
 def test_parameters_are_counted_from_the_headers(checkpoints: SimpleNamespace) -> None:
@@ -75,7 +126,7 @@ def test_parameters_are_counted_from_the_headers(checkpoints: SimpleNamespace) -
 
 
 def test_weights_give_a_tied_head_its_embedding(checkpoints: SimpleNamespace) -> None:
-    tied, untied = dict(weights(checkpoints.a)), dict(weights(checkpoints.untied))
+    tied, untied = dict(named_weights(checkpoints.a)), dict(named_weights(checkpoints.untied))
     assert tied["lm_head.weight"].equal(tied["model.embed_tokens.weight"])
     assert not untied["lm_head.weight"].equal(untied["model.embed_tokens.weight"])
     assert set(tied) == set(untied)
@@ -87,10 +138,6 @@ def test_canary_sequences_are_fixed_and_hold_no_special_ids() -> None:
     assert sequences == canary_sequences(config)
     assert {len(ids) for ids in sequences} == {SEQUENCE_TOKENS}
     assert {token_id for ids in sequences for token_id in ids} <= set(range(3, 12))
-
-
-def config(**values: object) -> EngineConfig:
-    return EngineConfig.model_validate({"max_model_len": 256, **values})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +154,9 @@ def test_settings_the_model_has_no_room_for(checkpoints: SimpleNamespace, values
         check_servable(checkpoints.a, config(**values))
 
 
-def test_the_longest_sequence_is_what_the_config_says_but_for_stretched_ones() -> None:
+def test_the_longest_sequence_is_what_the_config_says_but_for_stretched_ones(
+    checkpoints: SimpleNamespace, tmp_path: Path
+) -> None:
     assert longest_sequence({"max_position_embeddings": 2048}) == 2048
     assert longest_sequence({"n_positions": 1024}) == 1024
     assert longest_sequence({}) is None
@@ -115,11 +164,8 @@ def test_the_longest_sequence_is_what_the_config_says_but_for_stretched_ones() -
     assert longest_sequence(llama) == 131072  # the number there is that after stretching
     yarn = {"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}
     assert longest_sequence(yarn) is None
-
-
-def test_stretched_positions_are_the_engines_to_judge(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     folder = copied(checkpoints.a, tmp_path / "yarn", rope_parameters={"rope_type": "yarn", "factor": 4.0})
-    check_servable(folder, config(max_model_len=1024))
+    check_servable(folder, config(max_model_len=1024))  # the engine's to judge
 
 
 def test_tokenizer_or_config_of_another_model(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
@@ -136,14 +182,6 @@ def test_tokenizer_or_config_of_another_model(checkpoints: SimpleNamespace, tmp_
         check_servable(other, config())
 
 
-def test_weights_cut_short_are_seen_before_a_start(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
-    folder = copied(checkpoints.a, tmp_path / "short")
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match=r"model\.safetensors: is cut short"):
-        check_servable(folder, config())
-
-
 def test_a_weight_that_is_missing_is_not_made_up(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     folder = copied(checkpoints.a, tmp_path / "lacking")
     tensors = load_file(folder / "model.safetensors")
@@ -151,14 +189,6 @@ def test_a_weight_that_is_missing_is_not_made_up(checkpoints: SimpleNamespace, t
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 weights of a LlamaForCausalLM, model\.layers\.3\.mlp\.up_proj"):
         load_plain(folder, dtype="float32")
-
-
-def copied(checkpoint: Path, folder: Path, **changed: object) -> Path:
-    """A copy whose config.json says something else."""
-    shutil.copytree(checkpoint, folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-    return folder
 
 
 def test_plain_passes_see_rounded_weights_and_leave_the_stored_ones(checkpoints: SimpleNamespace) -> None:

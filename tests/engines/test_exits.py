@@ -1,4 +1,4 @@
-"""However a run ends, its engine ends with it and leaves nothing: no process, no shared memory, no temporary file."""
+"""An engine's process ends with its run, whatever way that ends, and leaves no process and no file of any kind."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from engine_case import is_running
 
 from alignloop.config.engine import EngineConfig
+from alignloop.engines.watch import group_members
 
 TRANSFORMERS = EngineConfig(name="transformers", dtype="float32", max_model_len=256, max_num_seqs=8)
 VLLM = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.01)
@@ -37,36 +38,20 @@ ENDS = {
     "interrupted at work": ("engine.generate(work)", signal.SIGINT),
     "an exception in a with block": ("with engine:\n    raise ValueError", None),
     "an exception without one": ("raise ValueError", None),
-    "left without close": ("pass", None),
     "its engine killed, then left": ("os.kill(engines[-1].pid, signal.SIGKILL)", None),
 }
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def of_group(pid: int) -> set[int]:
-    """Processes of the group a child leads: those vLLM starts are in it."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z" and int(fields[2]) == pid:
-            found.add(int(folder.name))
-    return found
-
-
 def gone_within(pids: list[int], seconds: float) -> bool:
+    """Whether the groups the children lead are gone: processes that vLLM starts are in them."""
+
+    def running() -> bool:
+        return any(is_running(member) for pid in pids for member in group_members(pid))
+
     deadline = time.monotonic() + seconds
-    while any(of_group(pid) for pid in pids) and time.monotonic() < deadline:
+    while running() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not any(of_group(pid) for pid in pids)
+    return not running()
 
 
 def shared_files(pid: int) -> set[Path]:
@@ -77,14 +62,13 @@ def shared_files(pid: int) -> set[Path]:
     return {Path(name) for name in mapped | opened if name.startswith("/dev/shm/")}
 
 
-def end(config: EngineConfig, how: str, *, checkpoint: Path, folder: Path) -> tuple[list[int], set[Path]]:
-    """Ids of the engines of a run that ended that way, and the files it left: temporary, or shared while at work."""
+def end(config: EngineConfig, how: str, *, checkpoint: Path, folder: Path) -> list[int]:
+    """Ids of the engines of a run that ended that way and left nothing."""
     last, signum = ENDS[how]
     temporary = folder / "tmp"
     temporary.mkdir()
-    script = textwrap.dedent(RUN) + last + "\n"
     parent = subprocess.Popen(
-        [sys.executable, "-c", script, config.model_dump_json(), str(folder / "engine.log"), str(checkpoint)],
+        [sys.executable, "-c", RUN + last, config.model_dump_json(), str(folder / "engine.log"), str(checkpoint)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -102,45 +86,23 @@ def end(config: EngineConfig, how: str, *, checkpoint: Path, folder: Path) -> tu
     parent.wait(timeout=30)
     parent.stdout.close()
     assert gone_within(children, 5.0)
-    left = set(temporary.rglob("*"))
-    return children, left | {file for file in shared if file.exists()}
+    assert list(temporary.rglob("*")) == []
+    assert [file for file in shared if file.exists()] == []
+    return children
 
 
 @pytest.mark.parametrize("how", ENDS)
 def test_no_process_and_no_file_is_left(how: str, checkpoints: SimpleNamespace, tmp_path: Path) -> None:
-    _, left = end(TRANSFORMERS, how, checkpoint=checkpoints.a, folder=tmp_path)
-    assert left == set()
+    end(TRANSFORMERS, how, checkpoint=checkpoints.a, folder=tmp_path)
 
 
 def test_nor_by_vllm(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     """Threads, sockets and shared memory are vLLM's own; how its process ends is the same for both engines."""
     pytest.importorskip("vllm")
-    _, left = end(VLLM, "killed at work", checkpoint=checkpoints.a, folder=tmp_path)
-    assert left == set()
+    end(VLLM, "killed at work", checkpoint=checkpoints.a, folder=tmp_path)
 
 
 @pytest.mark.slow
 def test_nor_by_engines_side_by_side(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
     config = TRANSFORMERS.model_copy(update={"data_parallel": 2})
-    children, left = end(config, "killed at work", checkpoint=checkpoints.a, folder=tmp_path)
-    assert len(children) == 2
-    assert left == set()
-
-
-def test_memory_is_given_back(checkpoints: SimpleNamespace, tmp_path: Path) -> None:
-    """The engine's memory is the child's alone: the run's own stays what it was."""
-    from alignloop.engines.base import GenerateRequest
-    from alignloop.engines.process import EngineProcess
-
-    before = resident_mb(os.getpid())
-    with EngineProcess(TRANSFORMERS, log_file=tmp_path / "engine.log") as engine:
-        engine.load_weights(checkpoints.a)
-        engine.generate([GenerateRequest(prompt_ids=(5, 6), max_tokens=8, seed=1)])
-        assert engine.pid is not None
-        assert resident_mb(engine.pid) > 100
-    assert resident_mb(os.getpid()) - before < 30
-
-
-def resident_mb(pid: int) -> float:
-    """Resident memory of a process, from /proc."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    assert len(end(config, "killed at work", checkpoint=checkpoints.a, folder=tmp_path)) == 2
