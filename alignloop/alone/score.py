@@ -5,7 +5,7 @@ CANDIDATES --read--> candidate rows, in the reward model's tokens --the score st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,12 @@ from alignloop.artifacts import Artifact
 from alignloop.chat.sampled import ids_read_as
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.sampling import RewardFunction
-from alignloop.data.candidates import ReadCandidates, TextPrompt, read_candidates
+from alignloop.data.candidates import ReadCandidates, read_candidates
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, UserError
 from alignloop.progress import Progress, QuietProgress
-from alignloop.records import CandidateRow, DroppedRow, candidate_id
+from alignloop.records import CandidateRow, DroppedRow
 from alignloop.sampling.reward_statistics import summary
 from alignloop.stages import score, select
 
@@ -136,11 +136,11 @@ def fitting_rows(
     Args:
         room: longest sequence of the reward model, in tokens; None: not known.
     """
-    rows = list(read.own)
-    if not all(ids_read_as(row.completion_ids, row.completion, chat) for row in rows):
-        say("  candidates are of another tokenizer than the reward model: tokenised anew from their texts")
+    rows = list(read.rows)
+    if not read.has_ids or not all(ids_read_as(row.completion_ids, row.completion, chat) for row in rows):
+        if read.has_ids:
+            say("  candidates are of another tokenizer than the reward model: tokenised anew from their texts")
         rows = [row.model_copy(update={"completion_ids": _ids(row, chat)}) for row in rows]
-    rows += [row for prompt in read.texts for row in _text_rows(prompt, chat)]
     dropped = unreadable(read.rejected)
     kept, prompt_id, prompt_length = [], None, 0
     for row in rows:
@@ -153,22 +153,6 @@ def fitting_rows(
             reason = f"{length} tokens of prompt and completion exceed the {room} of the reward model"
             dropped.append(DroppedRow(id=row.id, stage="score", rule="length", reason=reason))
     return kept, dropped
-
-
-def _text_rows(prompt: TextPrompt, chat: ChatFormat) -> Iterator[CandidateRow]:
-    for k, candidate in enumerate(prompt.candidates):
-        row = CandidateRow(
-            id=candidate_id(prompt.id, round=0, k=k),
-            prompt_id=prompt.id,
-            messages=list(prompt.messages),
-            completion=candidate.text,
-            completion_ids=[],
-            finish_reason="length" if candidate.meta.get("finish_reason") == "length" else "stop",
-            round=0,
-            policy="",
-            meta={**prompt.meta, **candidate.meta},
-        )
-        yield row.model_copy(update={"completion_ids": _ids(row, chat)})
 
 
 def _ids(row: CandidateRow, chat: ChatFormat) -> list[int]:

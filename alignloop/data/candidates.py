@@ -6,9 +6,8 @@ A row of the user's: {"prompt" | "messages" | "conversations": ..., "candidates"
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.problems import BadRow, check_text, shown
@@ -16,7 +15,7 @@ from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import read_prompts
 from alignloop.data.reading import first_objects
 from alignloop.errors import DataError
-from alignloop.records import CandidateRow, Message, RejectedRow
+from alignloop.records import CandidateRow, PromptRow, RejectedRow, candidate_id
 
 COLUMN = "candidates"
 OWN_COLUMNS = frozenset({"prompt_id", "completion", "completion_ids"})
@@ -27,35 +26,17 @@ HOW = (
 
 
 @dataclass(frozen=True)
-class TextCandidate:
-    """A candidate that is a text so far; `meta` are the columns beside its text."""
-
-    text: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TextPrompt:
-    """A prompt of the user's file with its candidates, in file order."""
-
-    id: str
-    messages: tuple[Message, ...]
-    candidates: tuple[TextCandidate, ...]
-    meta: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class ReadCandidates:
-    """What was read: one of `own` and `texts` is empty.
+    """What was read.
 
     Attributes:
-        own: rows as alignloop writes them, those of a prompt adjacent.
-        texts: the user's rows.
+        rows: those of a prompt adjacent.
+        has_ids: whether rows have token ids: alignloop wrote them. Rows of the user's are texts so far.
         rejected: the user's rows that cannot be read, with line, field and reason.
     """
 
-    own: tuple[CandidateRow, ...] = ()
-    texts: tuple[TextPrompt, ...] = ()
+    rows: tuple[CandidateRow, ...]
+    has_ids: bool
     rejected: tuple[RejectedRow, ...] = ()
 
 
@@ -67,7 +48,7 @@ def read_candidates(file: Path, *, max_bad_fraction: float) -> ReadCandidates:
     """
     first = list(first_objects(open_rows(file), columns={}))
     if any(row.keys() >= OWN_COLUMNS for row in first):
-        return ReadCandidates(own=tuple(_grouped(load_jsonl(file, CandidateRow), file)))
+        return ReadCandidates(tuple(_grouped(load_jsonl(file, CandidateRow), file)), has_ids=True)
     if not any(COLUMN in row for row in first):
         found = f"; the columns of its first row are {', '.join(first[0])}" if first else ""
         raise DataError(f"{file}: holds no candidates{found}: {HOW}")
@@ -76,16 +57,14 @@ def read_candidates(file: Path, *, max_bad_fraction: float) -> ReadCandidates:
 
 def _read_texts(file: Path, *, max_bad_fraction: float) -> ReadCandidates:
     read = read_prompts([file], max_bad_fraction=max_bad_fraction)
-    texts, rejected = [], list(read.rejected)
-    for row in read.rows:
+    rows: list[CandidateRow] = []
+    rejected = list(read.rejected)
+    for prompt in read.rows:
         try:
-            candidates = _candidates(row.meta.get(COLUMN))
+            rows += _candidates(prompt)
         except BadRow as bad:
-            line = row.source.line
+            line = prompt.source.line
             rejected.append(RejectedRow(file=str(file), line=line, field=bad.field, reason=bad.reason))
-            continue
-        meta = {name: value for name, value in row.meta.items() if name != COLUMN}
-        texts.append(TextPrompt(row.id, tuple(row.messages), candidates, meta))
     num_rows = len(read.rows) + len(read.rejected)
     if len(rejected) > max_bad_fraction * num_rows:
         first = rejected[0]
@@ -95,22 +74,36 @@ def _read_texts(file: Path, *, max_bad_fraction: float) -> ReadCandidates:
             f"(data.max_bad_fraction). The first: {where}: {first.reason}. Mend it: {HOW}",
             rejected=rejected,
         )
-    return ReadCandidates(texts=tuple(texts), rejected=tuple(rejected))
+    return ReadCandidates(tuple(rows), has_ids=False, rejected=tuple(rejected))
 
 
-def _candidates(value: object) -> tuple[TextCandidate, ...]:
-    if not isinstance(value, list):
-        raise BadRow(COLUMN, f"must be a list, found {shown(value)}" if value is not None else "is missing")
-    if not value:
+def _candidates(prompt: PromptRow) -> list[CandidateRow]:
+    """The candidates in a prompt's `meta`; what else is there, and beside a candidate's text, goes to its own."""
+    values = prompt.meta.get(COLUMN)
+    if not isinstance(values, list):
+        raise BadRow(COLUMN, f"must be a list, found {shown(values)}" if values is not None else "is missing")
+    if not values:
         raise BadRow(COLUMN, "is empty: there is nothing to choose among")
-    candidates = []
-    for index, item in enumerate(value):
-        field, text, meta = f"{COLUMN}[{index}]", item, {}
-        if isinstance(item, Mapping):
-            field, text = f"{field}.completion", item.get("completion")
-            meta = {str(name): value for name, value in item.items() if name != "completion"}
-        candidates.append(TextCandidate(check_text(text, field), meta))
-    return tuple(candidates)
+    beside = {name: value for name, value in prompt.meta.items() if name != COLUMN}
+    rows = []
+    for k, value in enumerate(values):
+        field, text, more = f"{COLUMN}[{k}]", value, {}
+        if isinstance(value, Mapping):
+            field, text = f"{field}.completion", value.get("completion")
+            more = {str(name): item for name, item in value.items() if name != "completion"}
+        row = CandidateRow(
+            id=candidate_id(prompt.id, round=0, k=k),
+            prompt_id=prompt.id,
+            messages=prompt.messages,
+            completion=check_text(text, field),
+            completion_ids=[],
+            finish_reason="length" if more.get("finish_reason") == "length" else "stop",
+            round=0,
+            policy="",
+            meta=beside | more,
+        )
+        rows.append(row)
+    return rows
 
 
 def _grouped(rows: Iterable[CandidateRow], file: Path) -> list[CandidateRow]:

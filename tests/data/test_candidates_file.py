@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,14 @@ def test_rows_of_the_users(tmp_path: Path) -> None:
         {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}], "candidates": [""]},
     )
     read = read_candidates(file, max_bad_fraction=0.0)
-    first, second = read.texts
-    assert [(c.text, dict(c.meta)) for c in first.candidates] == [("a", {}), ("b", {"generator": "g"})]
-    assert (first.messages[0].content, first.meta) == ("Hi", {"topic": "t"})
-    assert [m.role for m in second.messages] == ["system", "user"]
-    assert (read.own, read.rejected) == ((), ())
+    first, second, third = read.rows
+    assert [(row.completion, row.meta) for row in (first, second)] == [
+        ("a", {"topic": "t"}),
+        ("b", {"topic": "t", "generator": "g"}),
+    ]
+    assert first.messages[0].content == "Hi"
+    assert [m.role for m in third.messages] == ["system", "user"]
+    assert (read.has_ids, read.rejected) == (False, ())
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ def test_bad_rows_are_named(tmp_path: Path, candidates: object, reason: str) -> 
     with pytest.raises(DataError, match=f"1 of 2 rows cannot be read.*row 2, field {reason}"):
         read_candidates(file, max_bad_fraction=0.1)
     read = read_candidates(file, max_bad_fraction=0.5)
-    assert (len(read.texts), len(read.rejected)) == (1, 1)
+    assert (len(read.rows), len(read.rejected)) == (1, 1)
 
 
 def test_files_that_hold_no_candidates(tmp_path: Path) -> None:
@@ -75,7 +79,7 @@ def test_files_that_hold_no_candidates(tmp_path: Path) -> None:
 
 def test_own_rows_are_brought_together_by_prompt(tmp_path: Path) -> None:
     dump_jsonl(tmp_path / "c.jsonl", [own("x", 0), own("y", 0), own("x", 1)])
-    assert [row.id for row in read_candidates(tmp_path / "c.jsonl", max_bad_fraction=0.0).own] == [
+    assert [row.id for row in read_candidates(tmp_path / "c.jsonl", max_bad_fraction=0.0).rows] == [
         "x/1/0",
         "x/1/1",
         "y/1/0",
@@ -94,6 +98,6 @@ def test_ids_that_clash_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not REAL.is_file(), reason="../shared/data is not there")
 def test_real_candidates() -> None:
     read = read_candidates(REAL, max_bad_fraction=0.0)
-    assert len(read.texts) == 120
-    assert {len(prompt.candidates) for prompt in read.texts} == {20}
-    assert all("generator" in candidate.meta for prompt in read.texts for candidate in prompt.candidates)
+    assert set(Counter(row.prompt_id for row in read.rows).values()) == {20}
+    assert len(read.rows) == 120 * 20
+    assert all("generator" in row.meta for row in read.rows)
