@@ -26,7 +26,7 @@ DIGEST_LENGTH = 19
 TOKENS_OF = {"sample": "sample", "score": "sample"} | dict.fromkeys(
     ("train_reward", "train_sft", "train_dpo", "bootstrap"), "train"
 )
-"""What a stage's tokens are told as, where rounds have a line each."""
+"""What a stage's tokens are expected as, where rounds have a line each."""
 
 
 def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[str]:
@@ -83,8 +83,8 @@ def _in_one_line(number: int, stages: Sequence[PlannedStage], *, published: bool
     tokens: Counter[str] = Counter()
     for stage in stages:
         tokens[TOKENS_OF.get(stage.name.partition("_")[2], "")] += stage.expected.tokens or 0
-    told = [f"{what} {in_words(tokens[what])}" for what in ("sample", "train") if tokens[what]]
-    return f"round {number:<16}to do      {len(stages)} stages{', tokens: ' if told else ''}{', '.join(told)}"
+    expected = [f"{what} {in_words(tokens[what])}" for what in ("sample", "train") if tokens[what]]
+    return f"round {number:<16}to do      {len(stages)} stages{', tokens: ' if expected else ''}{', '.join(expected)}"
 
 
 def _stage_lines(stage: PlannedStage) -> list[str]:

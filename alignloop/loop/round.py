@@ -59,7 +59,7 @@ class RoundStart:
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """What a round hands to the next."""
+    """What a round leaves to the next."""
 
     policy: Artifact
     reward_model: Artifact

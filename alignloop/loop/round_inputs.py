@@ -88,7 +88,7 @@ def waiting(recipe: Mapping[str, Any], run_dir: Path, number: int) -> Waiting | 
     return Waiting(number, files, len(asked), answered, needed) if answered < needed else None
 
 
-def hand_out(wait: PeopleNeeded, *, run_dir: Path, number: int) -> PeopleNeeded:
+def ask_people(wait: PeopleNeeded, *, run_dir: Path, number: int) -> PeopleNeeded:
     """Put a round's questions where people look for them, and say what to do.
 
     A file of questions that people have changed is left as it is; one of other questions is moved aside.

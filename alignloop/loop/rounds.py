@@ -17,7 +17,7 @@ from alignloop.config import Recipe
 from alignloop.data.files import data_files
 from alignloop.errors import PeopleNeeded, UserError
 from alignloop.loop.round import RoundEnd, RoundStart, run_round
-from alignloop.loop.round_inputs import answers_of, files_of_rounds, hand_out, round_file
+from alignloop.loop.round_inputs import answers_of, ask_people, files_of_rounds, round_file
 from alignloop.records import RoundRow
 from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest, measure
 from alignloop.stages.runner import StageRunner
@@ -59,7 +59,7 @@ def run_rounds(
         try:
             end = run_round(stages.round(number), replace(start, files=files))
         except PeopleNeeded as wait:
-            raise hand_out(wait, run_dir=run_dir, number=number) from wait
+            raise ask_people(wait, run_dir=run_dir, number=number) from wait
         policies[number] = end.policy
         rows.append(ended(number, end.policy, end.evaluation, rows))
         start = next_start(recipe, start, end, passed=rows[-1].gated is None)
@@ -108,7 +108,7 @@ def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool
     """`start_from: previous` goes on from this round's checkpoint, `base` from the base, where the first round began.
 
     Args:
-        passed: whether the round's policy passed the gate; one that did not hands on its data and its reward model.
+        passed: whether the round's policy passed the gate; one that did not leaves its data and its reward model.
     """
     return replace(
         start,

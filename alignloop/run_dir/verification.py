@@ -36,7 +36,7 @@ WORTH_SAYING = 2_000_000_000
 """Bytes that take seconds to read."""
 
 
-class _Known(BaseModel):
+class _KnownArtifact(BaseModel):
     digest: str
     looks: str
 
@@ -59,16 +59,17 @@ class Verified:
         Raises:
             RunDirError: one of them does not hold the bytes that were published.
         """
-        unknown = [artifact for artifact in artifacts if self._is_unknown(artifact)]
-        size = sum(size_of(artifact.path) for artifact in unknown if artifact.path.exists())
+        named = {name: artifact for artifact in artifacts if (name := self._name(artifact)) is not None}
+        unknown = {name: artifact for name, artifact in named.items() if not self._is_known(name, artifact)}
+        size = sum(size_of(artifact.path) for artifact in unknown.values() if artifact.path.exists())
         if size >= WORTH_SAYING:
             self._say(f"  reading {size / 1e9:.1f} GB that is taken over: is it what was published?")
-        for artifact in unknown:
+        for name, artifact in unknown.items():
             looks = _looks(artifact.path)
             if problem := damage(artifact.path, artifact.digest):
-                folder = self._run_dir / Path(*Path(self._known_as(artifact)).parts[:2])
+                folder = self._run_dir / Path(*Path(name).parts[:2])
                 raise RunDirError(f"{problem}. {redo(folder)}")
-            self._known[self._known_as(artifact)] = _Known(digest=artifact.digest, looks=looks)
+            self._known[name] = _KnownArtifact(digest=artifact.digest, looks=looks)
         if unknown:
             self._save()
 
@@ -76,7 +77,7 @@ class Verified:
         """Take these for whole: they have just been written and read."""
         for artifact in artifacts:
             if name := self._name(artifact):
-                self._known[name] = _Known(digest=artifact.digest, looks=_looks(artifact.path))
+                self._known[name] = _KnownArtifact(digest=artifact.digest, looks=_looks(artifact.path))
         self._save()
 
     @contextmanager
@@ -84,29 +85,22 @@ class Verified:
         """Links to its files are made inside: that changes one of their times, and nothing else."""
         before = _looks(artifact.path, changed=False)
         yield
-        if _looks(artifact.path, changed=False) == before and self._known_as(artifact) in self._known:
+        if _looks(artifact.path, changed=False) == before and self._name(artifact) in self._known:
             self.note([artifact])
 
-    def _is_unknown(self, artifact: Artifact) -> bool:
-        name = self._name(artifact)
-        if name is None:
-            return False  # of the user's: its digest is taken anew in every call
+    def _is_known(self, name: str, artifact: Artifact) -> bool:
         known = self._known.get(name)
-        return known is None or known.digest != artifact.digest or known.looks != _looks(artifact.path)
+        return known is not None and known.digest == artifact.digest and known.looks == _looks(artifact.path)
 
     def _name(self, artifact: Artifact) -> str | None:
-        """Its path in the run directory, rounds and stages that are links to another disk among it; None: outside."""
+        """Its path in the run directory, rounds and stages that are links to another disk among it; None where it lies
+        elsewhere: it is the user's, whose digest is taken anew in every call."""
         folders = [*self._run_dir.glob("round-*"), *self._run_dir.glob("round-*/*")]
         for folder in (self._run_dir, *(folder for folder in folders if folder.is_symlink())):
             with suppress(OSError, RuntimeError, ValueError):  # a link to itself; it lies elsewhere
                 inner = artifact.path.relative_to(folder.resolve())
                 return (folder / inner).relative_to(self._run_dir).as_posix()
         return None
-
-    def _known_as(self, artifact: Artifact) -> str:
-        name = self._name(artifact)
-        assert name is not None, f"{artifact.path}: no artifact of {self._run_dir}"
-        return name
 
     def _save(self) -> None:
         values = {name: known.model_dump() for name, known in sorted(self._known.items())}
@@ -173,10 +167,10 @@ def _looks(path: Path, *, changed: bool = True) -> str:
     return fingerprint(found)
 
 
-def _read(path: Path) -> dict[str, _Known]:
+def _read(path: Path) -> dict[str, _KnownArtifact]:
     """What an earlier call remembered; nothing where it cannot be read: then all is read again."""
     try:
         values = load_json(path)
-        return {str(name): _Known.model_validate(value) for name, value in values.items()}
+        return {str(name): _KnownArtifact.model_validate(value) for name, value in values.items()}
     except (ValueError, AttributeError, ValidationError):
         return {}

@@ -249,19 +249,19 @@ def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ct
         ctx.progress.say("  nobody is asked: no prompt has two finished candidates that differ")
         return annotations_of([], {})
     asked = questions(pairs)
-    said = {} if answers is None else read_answers(answers.path, asked=asked)
+    answered = {} if answers is None else read_answers(answers.path, asked=asked)
     needed = len(pairs) if config.min_annotated is None else min(config.min_annotated, len(pairs))
-    if len(said) < needed:
+    if len(answered) < needed:
         dump_jsonl(ctx.dir / QUESTIONS, asked)
         raise PeopleNeeded(
-            f"{len(pairs) - len(said):,} of {len(pairs):,} pairs of completions have no answer yet: answer those in "
-            f"{ctx.dir / QUESTIONS} in a file of their own, and give it as the input `answers`",
+            f"{len(pairs) - len(answered):,} of {len(pairs):,} pairs of completions have no answer yet: answer those "
+            f"in {ctx.dir / QUESTIONS} in a file of their own, and give it as the input `answers`",
             questions=ctx.dir / QUESTIONS,
             num_asked=len(pairs),
-            num_answered=len(said),
+            num_answered=len(answered),
             num_needed=needed,
         )
-    return annotations_of(pairs, said)
+    return annotations_of(pairs, answered)
 
 
 def pairs_to_annotate(candidates: list[CandidateRow], *, seed: int) -> list[Pair]:

@@ -169,8 +169,8 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
         ctx.engine.sleep()
         published = made.rewarded(heldout, answers)
         made.with_logprobs(answers)
-        said = [answer.greedy for answer in answers]
-        add_texts(made.figures, [Ending(one.text, len(one.ids), one.finished) for one in said])
+        texts = [answer.greedy for answer in answers]
+        add_texts(made.figures, [Ending(one.text, len(one.ids), one.finished) for one in texts])
     verdicts = made.judged(published)
     # Of the sampled completions how many the best of K is not picked from while a finished one with text is there.
     ended = [answer.endings for answer in answers if answer.sampled]
@@ -234,13 +234,13 @@ class _Measuring:
         return [self._row(*found) for found in rewards]
 
     def _row(self, answer: HeldoutAnswers, reward: float | None, first_reward: float | None) -> MeasuredRow:
-        said = answer.greedy
+        greedy = answer.greedy
         return MeasuredRow(
             id=answer.row.id,
             messages=answer.row.messages,
-            completion=said.text,
-            completion_ids=list(said.ids),
-            finish_reason="stop" if said.finished else "length",
+            completion=greedy.text,
+            completion_ids=list(greedy.ids),
+            finish_reason="stop" if greedy.finished else "length",
             chosen=answer.row.chosen,
             round=self.ctx.round,
             policy=self.inputs.policy.digest,

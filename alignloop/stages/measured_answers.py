@@ -48,8 +48,8 @@ class Heldout:
 
 
 @dataclass(frozen=True)
-class Said:
-    """A completion of the model's.
+class GeneratedText:
+    """A completion of the model.
 
     Attributes:
         ids: as generated.
@@ -62,7 +62,7 @@ class Said:
     finished: bool
 
     @classmethod
-    def of(cls, completion: Completion, chat: ChatFormat) -> Said:
+    def of(cls, completion: Completion, chat: ChatFormat) -> GeneratedText:
         ids = tuple(completion.token_ids)
         read = chat.sampled_completion(ids).token_ids
         return cls(ids, read, chat.decode(ids), completion.finish_reason == "stop")
@@ -79,8 +79,8 @@ class HeldoutAnswers:
 
     row: PreferenceRow
     prompt_ids: Ids
-    greedy: Said
-    sampled: tuple[Said, ...]
+    greedy: GeneratedText
+    sampled: tuple[GeneratedText, ...]
 
     @property
     def key(self) -> int:
@@ -144,7 +144,7 @@ def answers_to(
     completions = engine.generate([*greedy, *(drawn if sampled else [])])
     others = completions[len(rows) :] if sampled else [[] for _ in rows]
     return [
-        HeldoutAnswers(row, ids, Said.of(best, chat), tuple(Said.of(one, chat) for one in more))
+        HeldoutAnswers(row, ids, GeneratedText.of(best, chat), tuple(GeneratedText.of(one, chat) for one in more))
         for row, ids, (best,), more in zip(rows, prompts, completions[: len(rows)], others, strict=True)
     ]
 
@@ -173,15 +173,15 @@ def add_logprobs(figures: Figures, groups: Sequence[PromptGroup], *, policy: Log
     """
     masks = [group.completions[0].formatting_mask for group in groups]
     counts = [float(mask.count(False)) for mask in masks]
-    told = [index for index, count in enumerate(counts) if count]
-    ours = [_unmasked(policy[index][0], masks[index]) for index in told]
-    num_tokens = [counts[index] for index in told]
-    if told:
+    counted = [index for index, count in enumerate(counts) if count]
+    ours = [_unmasked(policy[index][0], masks[index]) for index in counted]
+    num_tokens = [counts[index] for index in counted]
+    if counted:
         figures.add("chosen_logprob/policy", ratio(ours, num_tokens))
     if base is None:
         return
-    if told:
-        theirs = [_unmasked(base[index][0], masks[index]) for index in told]
+    if counted:
+        theirs = [_unmasked(base[index][0], masks[index]) for index in counted]
         moved = [a - b for a, b in zip(ours, theirs, strict=True)]
         figures.add("chosen_logprob/reference", ratio(theirs, num_tokens))
         figures.add("chosen_logprob/drift", ratio(moved, num_tokens))

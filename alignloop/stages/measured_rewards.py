@@ -120,15 +120,15 @@ def add_preferences(
     by_row = {id(row): margin for row, margin in zip(rows, margins, strict=True)}
     kept = of_strengths(rows, strengths)
     if kept:
-        given = [by_row[id(row)] for row in kept]
+        kept_margins = [by_row[id(row)] for row in kept]
         prompts = [key_of(row) for row in kept]
-        bins = reliability(given)
-        right = [is_right(margin) for margin in given]
+        bins = reliability(kept_margins)
+        right = [is_right(margin) for margin in kept_margins]
         figures.add("heldout/accuracy", clustered(right, clusters=prompts))
         figures.values["heldout/calibration_error"] = calibration_error(bins)
-        excess = [confidence(margin) - one for margin, one in zip(given, right, strict=True)]
+        excess = [confidence(margin) - one for margin, one in zip(kept_margins, right, strict=True)]
         figures.add("heldout/overconfidence", clustered(excess, clusters=prompts))
-        figures.add("heldout/loss", clustered([pair_loss(margin) for margin in given], clusters=prompts))
+        figures.add("heldout/loss", clustered([pair_loss(margin) for margin in kept_margins], clusters=prompts))
         figures.details["heldout/pairs"] = float(len(kept))
         for each in bins:
             name = f"heldout/reliability/{each.low:.2f}-{each.high:.2f}"

@@ -129,8 +129,8 @@ def _dropped(trained: Sequence[TrainedVariant], ids: Sequence[str], *, stage: st
     drawn = {row for variant in trained for row in variant.rows}
     rows = [
         DroppedRow(id=row_id, stage=stage, rule="draw", reason="no variant drew it (data_fraction)")
-        for place, row_id in enumerate(ids)
-        if place not in drawn
+        for index, row_id in enumerate(ids)
+        if index not in drawn
     ]
     # `|` of counters is the larger count of each row: what several variants drop is dropped once.
     too_long = reduce(operator.or_, [Counter(variant.result.dropped) for variant in trained])

@@ -16,7 +16,7 @@ from alignloop.look.status import status_text
 from alignloop.loop.check import check
 from alignloop.loop.plan import make_plan
 from alignloop.loop.plan_text import plan_text
-from alignloop.loop.round_inputs import files_of_rounds, hand_out, people_files, waiting
+from alignloop.loop.round_inputs import ask_people, files_of_rounds, people_files, waiting
 from alignloop.run_dir.layout import enter, locked
 
 
@@ -115,7 +115,7 @@ def test_plan_and_status_say_that_people_are_waited_for(tmp_path: Path) -> None:
     (run_dir / "round-02" / "01_collect.partial").mkdir(parents=True)
     made = run_dir / "round-02" / "01_collect.partial" / "to_annotate.jsonl"
     made.write_text('{"id":"p/1/0-1","messages":[],"first":"a","second":"b"}\n{"id":"q/1/0-1"}\n')
-    wait = hand_out(PeopleNeeded("", questions=made, num_asked=2, num_answered=0), run_dir=run_dir, number=2)
+    wait = ask_people(PeopleNeeded("", questions=made, num_asked=2, num_answered=0), run_dir=run_dir, number=2)
     files = people_files(run_dir, 2)
     assert wait.questions == files.questions == run_dir / "annotations" / "round-02.to_annotate.jsonl"
     for part in ("round 2 waits for people: 2 pairs", str(files.answers), "choice", "first, second or tie"):
@@ -136,11 +136,11 @@ def test_questions_that_people_have_changed_are_not_written_over(tmp_path: Path)
     made.write_text('{"id":"a","first":"x"}\n')
     wait = PeopleNeeded("", questions=made, num_asked=1)
     files = people_files(tmp_path, 2)
-    hand_out(wait, run_dir=tmp_path, number=2)
+    ask_people(wait, run_dir=tmp_path, number=2)
     # What a person has broken beside it counts for nothing.
     files.questions.write_bytes(b'{"id":"a","first":"x","choice":"first"}\n' + b"[" * 100_000 + b"\n\xff\nnull\n")
-    assert "save it as round-02.annotated.jsonl" in str(hand_out(wait, run_dir=tmp_path, number=2))
+    assert "save it as round-02.annotated.jsonl" in str(ask_people(wait, run_dir=tmp_path, number=2))
     assert b"choice" in files.questions.read_bytes()
     made.write_text('{"id":"b","first":"x"}\n')
-    assert "kept in round-02.to_annotate.before.jsonl" in str(hand_out(wait, run_dir=tmp_path, number=2))
+    assert "kept in round-02.to_annotate.before.jsonl" in str(ask_people(wait, run_dir=tmp_path, number=2))
     assert files.questions.read_text() == made.read_text()

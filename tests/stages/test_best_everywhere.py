@@ -17,7 +17,7 @@ from alignloop.engines.base import Completion
 from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
 from alignloop.stages import collect, select
 from alignloop.stages.build_pairs import pair_candidates
-from alignloop.stages.measured_answers import HeldoutAnswers, Said
+from alignloop.stages.measured_answers import GeneratedText, HeldoutAnswers
 from alignloop.stages.measured_rewards import HeldoutRewards
 
 ASK = [Message(role="user", content="Where does the otter live?")]
@@ -58,7 +58,7 @@ def test_measure_picks_what_select_would() -> None:
     drawn = []
     for text, _, reason in SAMPLED:
         ids = chat.completion(text).token_ids
-        drawn.append(Said.of(Completion(ids if reason == "stop" else ids[:-1], reason), chat))  # type: ignore[arg-type]
+        drawn.append(GeneratedText.of(Completion(ids if reason == "stop" else ids[:-1], reason), chat))  # type: ignore[arg-type]
     answer = HeldoutAnswers(row, chat.prompt_ids(ASK), drawn[3], tuple(drawn))
     rewards = HeldoutRewards([], [{one.read: r for one, (_, r, _) in zip(drawn, SAMPLED, strict=True)}])
     assert rewards.best_picks([answer]) == [3]
