@@ -24,7 +24,6 @@ from alignloop.run_dir.reader import forget_rounds, write_rounds
 from alignloop.stages import ingest
 from alignloop.stages.runner import StageRunner
 
-ENGINE = "engine.name=transformers"
 SMALL = {
     "engine": {"name": "transformers", "max_model_len": 384},
     "evaluate": {"include_path": "quickstart"},
@@ -52,6 +51,11 @@ def publish(run_dir: Path, number: int, name: str, rows: list[PreferenceRow]) ->
     (folder / "manifest.json").write_text(manifest.model_dump_json())
 
 
+def round_row(number: int) -> RoundRow:
+    metrics = {"ifeval/mean": 0.5}
+    return RoundRow(round=number, policy="p", metrics=metrics, stderr={}, reward_model={}, rows={}, seconds={})
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ingested rows, a base of another run, and two rounds' batches."""
@@ -72,13 +76,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             strength="better", source=Source(file="/x/rows.jsonl", line=number + 1),
         )  # fmt: skip
         publish(run_dir, number, name, [kept])
-    write_rounds(
-        run_dir,
-        [
-            RoundRow(round=n, policy="p", metrics={"ifeval/mean": 0.5}, stderr={}, reward_model={}, rows={}, seconds={})
-            for n in (0, 1)
-        ],
-    )
+    write_rounds(run_dir, [round_row(0), round_row(1)])
     (run_dir / "differences.json").write_text('{"rounds": []}')
     (run_dir / "final").mkdir()
     (run_dir / "final" / "config.json").write_text('{"model_type": "llama"}')
@@ -166,17 +164,7 @@ DAMAGES: dict[str, Damage] = {
 }  # fmt: skip
 
 
-DONE_WITHOUT = (
-    "rounds.jsonl",
-    ROWS,
-    "differences.json",
-    "verified.json",
-    "round-01",
-    "final",
-    "report",
-    "recipe.yaml",
-    "added",
-)
+DONE_WITHOUT = (ROWS, *"rounds.jsonl differences.json verified.json round-01 final report recipe.yaml added".split())
 """What a run that goes on hardly looks at: one case of each is tried with it, for the time it takes."""
 
 
@@ -196,7 +184,7 @@ def in_time() -> Iterator[None]:
 
 def looking(run_dir: Path) -> list[tuple[str | Path, ...]]:
     """Verbs that look at a run, or at what lies in one."""
-    ingest = ("--set", ENGINE, "--input", f"preferences={run_dir / ROWS}")
+    engine = ("--set", "engine.name=transformers", "--input")
     return [
         ("status", run_dir),
         ("status", run_dir, "--verify"),
@@ -207,17 +195,8 @@ def looking(run_dir: Path) -> list[tuple[str | Path, ...]]:
         ("inspect", run_dir / ROWS),
         ("report", run_dir),
         ("eval", run_dir / "none", "--config", run_dir, "--engine", "transformers"),
-        (
-            "stage",
-            "select",
-            "--out",
-            run_dir.parent / "out",
-            "--set",
-            ENGINE,
-            "--input",
-            f"candidates={run_dir / ROWS}",
-        ),
-        ("stage", "ingest", "--out", run_dir / "x", *ingest),
+        ("stage", "select", "--out", run_dir.parent / "out", *engine, f"candidates={run_dir / ROWS}"),
+        ("stage", "ingest", "--out", run_dir / "x", *engine, f"preferences={run_dir / ROWS}"),
     ]
 
 
@@ -273,7 +252,7 @@ def test_a_name_that_no_file_can_have(alignloop, whole: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("lines", [b"\xff\xfe\x80\n", DEEP, b'{"round": 0, "poli', b"null\n"])
 def test_the_rounds_file_is_written_anew_by_the_run(tmp_path: Path, lines: bytes) -> None:
-    row = RoundRow(round=0, policy="p", metrics={}, stderr={}, reward_model={}, rows={}, seconds={})
+    row = round_row(0)
     good = row.model_dump_json().encode() + b"\n"
     for there in (lines, good + lines):
         (tmp_path / "rounds.jsonl").write_bytes(there)

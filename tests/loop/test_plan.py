@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from alignloop.artifacts import stage_seed
 from alignloop.config import load_recipe
 from alignloop.config.recipe import Recipe
-from alignloop.engines.open import open_engine
+from alignloop.engines.base import Engine
 from alignloop.errors import UserError
 from alignloop.loop.check import check, run_bytes
 from alignloop.loop.estimate import Estimator
@@ -21,8 +21,8 @@ from alignloop.loop.plan_text import plan_text
 from alignloop.loop.rounds import ingest_inputs
 from alignloop.progress import QuietProgress
 from alignloop.run_dir.layout import enter, locked
-from alignloop.run_dir.stage import Location, run_stage
 from alignloop.stages import ingest
+from alignloop.stages.runner import StageRunner
 
 
 def recipe_of(folder: Path, **values: Any) -> Recipe:
@@ -59,11 +59,7 @@ def recipe_of(folder: Path, **values: Any) -> Recipe:
         ("score", 2, 200),
         ("select", 1, 200),
         ("prune", 1, 65),  # 40 best of K + 25 of people
-        (
-            "train_sft",
-            1,
-            26,
-        ),  # 12.5 of people, and the top quarter of the 40 and of the 12.5 that they hardly preferred
+        ("train_sft", 1, 26),  # 12.5 of people, and the top quarter of the 40 and of the 12.5 they hardly preferred
         ("build_pairs", 1, 65),
         ("train_dpo", 1, 33),  # 12.5 of people, and the wider half of 40
     ],
@@ -122,13 +118,10 @@ def test_a_base_without_a_template_is_planned_with_bootstrap(tmp_path: Path) -> 
 
 
 def publish_ingest(recipe: Recipe, run_dir: Path) -> None:
-    with locked(run_dir), open_engine(recipe.engine, log_file=run_dir / "engine.log") as engine:
+    with locked(run_dir):
         enter(run_dir, recipe, rebuild=False)
-        location = Location(run_dir / "round-00" / "01_ingest", 0, recipe.seed)
-        inputs = ingest_inputs(recipe)
-        run_stage(
-            ingest.STAGE, ingest.settings(recipe), inputs, location=location, engine=engine, progress=QuietProgress()
-        )
+        stages = StageRunner(recipe, run_dir, cast(Engine, None), QuietProgress())
+        stages.run(ingest.STAGE, ingest_inputs(recipe))
 
 
 def test_published_begun_and_drifted_stages(tmp_path: Path) -> None:

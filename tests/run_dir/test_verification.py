@@ -20,6 +20,7 @@ from alignloop.config.recipe import Recipe
 from alignloop.engines.base import Engine
 from alignloop.errors import RunDirError
 from alignloop.loop.final import publish_final
+from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.run_dir import verification
 from alignloop.run_dir.layout import enter, locked
@@ -57,16 +58,12 @@ def write_model(config: SizeConfig, inputs: NoInputs | ModelInputs, ctx: StageCo
     return ModelOutputs(checkpoint=Artifact.of(folder))
 
 
-class Said:
-    """Keeps what is said."""
-
+class Listening(QuietProgress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def say(self, line: str) -> None:
         self.lines.append(line)
-
-    task = None
 
 
 def flip(path: Path, *, keep_time: bool = False) -> None:
@@ -80,18 +77,19 @@ def flip(path: Path, *, keep_time: bool = False) -> None:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def round_row(number: int) -> RoundRow:
+    policy, metrics = "round-01/01_train/checkpoint", {"ifeval/mean": 0.5}
+    return RoundRow(round=number, policy=policy, metrics=metrics, stderr={}, reward_model={}, rows={}, seconds={})
+
+
 def two_stages(run_dir: Path, *, size: int) -> tuple[Path, list[str]]:
     """A stage that trains and one that takes its model; the model, and what was said."""
-    said = Said()
-
-    def config(recipe: Recipe) -> SizeConfig:
-        return SizeConfig(size=size)
-
-    recipe, engine = Recipe(preferences=("p",)), cast(Engine, None)
-    stages = StageRunner(recipe, run_dir, engine, said).round(1)  # type: ignore[arg-type]
-    trained = stages.run(Stage("train", NoInputs, ModelOutputs, config, write_model), NoInputs())
-    stages.run(Stage("average", ModelInputs, ModelOutputs, config, write_model), ModelInputs((trained.checkpoint,)))
-    return trained.checkpoint.path / "model.safetensors", said.lines
+    progress = Listening()
+    stages = StageRunner(Recipe(preferences=("p",)), run_dir, cast(Engine, None), progress).round(1)
+    sized = (ModelOutputs, lambda recipe: SizeConfig(size=size), write_model)
+    trained = stages.run(Stage("train", NoInputs, *sized), NoInputs())
+    stages.run(Stage("average", ModelInputs, *sized), ModelInputs((trained.checkpoint,)))
+    return trained.checkpoint.path / "model.safetensors", progress.lines
 
 
 @pytest.mark.parametrize("keep_time", [False, True])
@@ -100,7 +98,7 @@ def test_a_stage_does_not_take_a_large_file_that_is_damaged(tmp_path: Path, keep
     flip(model, keep_time=keep_time)
     two_stages(tmp_path, size=SMALL + 1)  # nothing takes it
     shutil.rmtree(tmp_path / "round-01" / "02_average")
-    write_rounds(tmp_path, [RoundRow(round=1, policy="p", metrics={}, stderr={}, reward_model={}, rows={}, seconds={})])
+    write_rounds(tmp_path, [round_row(1)])
     with pytest.raises(
         RunDirError, match=r"01_train/checkpoint: is damaged: .*Remove .*round-01/01_train and run again"
     ):
@@ -138,11 +136,7 @@ def make_final(run_dir: Path) -> tuple[Path, Path]:
     with locked(run_dir):
         enter(run_dir, load_recipe({"preferences": "p.jsonl", "name": "mine"}), rebuild=False)
     model, _ = two_stages(run_dir, size=SMALL + 1)
-    policy = "round-01/01_train/checkpoint"
-    rows = [
-        RoundRow(round=n, policy=policy, metrics={"ifeval/mean": 0.5}, stderr={}, reward_model={}, rows={}, seconds={})
-        for n in (0, 1)
-    ]
+    rows = [round_row(number) for number in (0, 1)]
     write_rounds(run_dir, rows)
     recipe = load_recipe({"preferences": "p.jsonl", "name": "mine"})
     return model, publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe)

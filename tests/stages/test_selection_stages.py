@@ -21,10 +21,10 @@ from alignloop.stages.train_reward import of_strengths
 
 
 def selected(
-    folder: Path, rows: list[CandidateRow], progress: QuietProgress | None = None
+    folder: Path, rows: list[CandidateRow], progress: QuietProgress | None = None, **config: Any
 ) -> tuple[select.Outputs, list[SelectedRow]]:
     scored = written(folder / "scored.jsonl", rows)
-    outputs = select.run(SelectConfig(), select.Inputs(scored), context(folder, progress=progress))
+    outputs = select.run(SelectConfig(**config), select.Inputs(scored), context(folder, progress=progress))
     return outputs, list(load_jsonl(outputs.selected.path, SelectedRow))
 
 
@@ -71,6 +71,8 @@ def test_ties_and_copies_go_to_the_first(tmp_path: Path) -> None:
 def test_nothing_to_select_from_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no candidate to select from"):
         selected(tmp_path, [])
+    with pytest.raises(DataError, match="p/1/0 has no reward: run the score stage"):
+        selected(tmp_path, [candidate("p", 0, "red", None)])
     with pytest.raises(DataError, match="candidate p/1/0 has the reward nan"):
         select.reward_of(candidate("p", 0, "red", 1.0).model_copy(update={"total_reward": float("nan")}))
 
@@ -145,9 +147,7 @@ def test_select_keeps_the_best_and_a_matched_random_reward(tmp_path: Path) -> No
         candidate("q", 1, "two", -2.0),
         candidate("q", 2, "three", -3.0),
     ]
-    scored = written(tmp_path / "scored.jsonl", rows)
-    outputs = select.run(SelectConfig(pass_quantile=0.5), select.Inputs(scored), context(tmp_path))
-    picked = list(load_jsonl(outputs.selected.path, SelectedRow))
+    outputs, picked = selected(tmp_path, rows, pass_quantile=0.5)
     assert [row.id for row in picked] == ["p/1/1", "q/1/0"]
     assert [row.rewards for row in picked] == [[1.0, 3.0, 9.0], [-1.0, -2.0, -3.0]]
     # The median of -3 -2 -1 1 3 9 is 0: all of p's candidates pass, none of q's.
@@ -155,12 +155,6 @@ def test_select_keeps_the_best_and_a_matched_random_reward(tmp_path: Path) -> No
     assert outputs.counts == {"in": 6, "kept": 2, "dropped": 4, "truncated": 1, "empty": 0}
     assert outputs.metrics["mean_reward_best"] == pytest.approx((3.0 - 1.0) / 2)
     assert all(row.random_reward in row.rewards for row in picked)
-
-
-def test_select_without_rewards_says_which_stage_is_missing(tmp_path: Path) -> None:
-    scored = written(tmp_path / "scored.jsonl", [candidate("p", 0, "red", None)])
-    with pytest.raises(DataError, match="p/1/0 has no reward: run the score stage"):
-        select.run(SelectConfig(), select.Inputs(scored), context(tmp_path))
 
 
 def test_annotation_sets_the_reward_models_pick_against_another_text() -> None:
@@ -188,25 +182,16 @@ def test_build_pairs_accounts_for_every_row_and_prompt(tmp_path: Path) -> None:
         candidate("q", 0, "same", 1.0),
         candidate("q", 1, "same", 2.0),
     ]
-    inputs = build_pairs.Inputs(
-        written(tmp_path / "scored.jsonl", rows), (written(tmp_path / "preferences.jsonl", preferences),)
-    )
-    outputs = build_pairs.run(PairsConfig(min_gap_quantile=0.0), inputs, context(tmp_path))
-    pairs = list(load_jsonl(outputs.pairs.path, PairRow))
+    outputs, pairs, drops = paired(tmp_path, rows, preferences)
     assert [(pair.origin, pair.chosen, pair.rejected) for pair in pairs] == [
         ("preference", "Deep blue.", "Seven."),
         ("on_policy", "blue", "red"),
     ]
     assert pairs[1].reward_gap == pytest.approx(2.0)
-    drops = {row.id: row.rule for row in load_jsonl(outputs.dropped.path, DroppedRow)}
-    assert drops == {"b": "strength", "q": "pairs"}
-    assert outputs.counts["in"] == outputs.counts["kept"] + outputs.counts["dropped"] == 4
+    assert {row_id: text.partition(":")[0] for row_id, text in drops.items()} == {"b": "strength", "q": "pairs"}
+    assert outputs.counts["in"] == 4
 
 
 def test_build_pairs_with_nothing_left_names_the_counts(tmp_path: Path) -> None:
-    inputs = build_pairs.Inputs(
-        written(tmp_path / "scored.jsonl", [candidate("q", 0, "same", 1.0)]),
-        (written(tmp_path / "preferences.jsonl", [preference("b", strength="marginally_better")]),),
-    )
     with pytest.raises(DataError, match="1 preferences and 1 prompts gave none"):
-        build_pairs.run(PairsConfig(), inputs, context(tmp_path))
+        paired(tmp_path, [candidate("q", 0, "same", 1.0)], [preference("b", strength="marginally_better")])
