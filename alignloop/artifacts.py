@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -314,12 +314,19 @@ def remove_path(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole small file atomically: aside, sync, rename."""
+    """Write a small file atomically."""
+    content = text.encode()
+    write_whole(path, [content], needed_bytes=len(content))
+
+
+def write_whole(path: Path, content: Iterable[bytes], *, needed_bytes: int | None = None) -> None:
+    """Write a file atomically: aside, sync, rename. At any moment it is whole, as it was before, or not there."""
     aside = path.with_name(path.name + ".tmp")
-    with disk_errors_named(path, needed_bytes=len(text.encode())):
+    with disk_errors_named(path, needed_bytes=needed_bytes):
         if not aside.is_dir():  # a pipe would be waited for, a link written through
             aside.unlink(missing_ok=True)
-        aside.write_text(text, encoding="utf-8")
+        with aside.open("wb") as file:
+            file.writelines(content)
         _sync(aside)
         aside.replace(path)
 

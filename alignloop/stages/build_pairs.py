@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, derive_seed
@@ -37,14 +38,17 @@ def settings(recipe: Recipe) -> PairsConfig:
 
 
 def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
-    rows = {row.id: row for batch in inputs.preferences for row in load_jsonl(batch.path, PreferenceRow)}
-    named = of_strengths(list(rows.values()), config.strengths)
+    rows = list({row.id: row for batch in inputs.preferences for row in load_jsonl(batch.path, PreferenceRow)}.values())
+    named = of_strengths(rows, config.strengths)
     kept = named
     if 0 <= config.max_preference_pairs < len(named):
         kept = random.Random(ctx.seed).sample(named, config.max_preference_pairs)
     different = [row for row in kept if row.best.strip() != row.rejected.strip()]
     pairs = [preference_pair(row) for row in different]
-    dropped = _preference_drops(list(rows.values()), named, kept, different)
+    undrawn = "not among those drawn (pairs.max_preference_pairs)"
+    dropped = _left_out(rows, named, rule="strength", reason="strength {strength}")
+    dropped += _left_out(named, kept, rule="max_preference_pairs", reason=undrawn)
+    dropped += _left_out(kept, different, rule="same_text", reason="edited and rejected are the same text")
     num_prompts = 0
     metrics: dict[str, float] = {}
     if config.on_policy:
@@ -131,22 +135,16 @@ def _pair_row(pair: OnPolicyPair, rows: list[CandidateRow]) -> PairRow:
     )
 
 
-def _preference_drops(
-    rows: list[PreferenceRow],
-    named: list[PreferenceRow],
-    kept: list[PreferenceRow],
-    different: list[PreferenceRow],
+def _left_out(
+    before: Sequence[PreferenceRow], after: Sequence[PreferenceRow], *, rule: str, reason: str
 ) -> list[DroppedRow]:
-    of_name, of_draw, of_texts = ({row.id for row in part} for part in (named, kept, different))
-    drops = [_dropped(row.id, "strength", f"strength {row.strength}") for row in rows if row.id not in of_name]
-    reason = "not among those drawn (pairs.max_preference_pairs)"
-    drops += [_dropped(row.id, "max_preference_pairs", reason) for row in named if row.id not in of_draw]
-    same = "edited and rejected are the same text"
-    return drops + [_dropped(row.id, "same_text", same) for row in kept if row.id not in of_texts]
-
-
-def _dropped(row_id: str, rule: str, reason: str) -> DroppedRow:
-    return DroppedRow(id=row_id, stage="build_pairs", rule=rule, reason=reason)
+    """Rows that stand in `before` alone; `reason` may name the row's `{strength}`."""
+    kept = {row.id for row in after}
+    return [
+        DroppedRow(id=row.id, stage="build_pairs", rule=rule, reason=reason.format(strength=row.strength))
+        for row in before
+        if row.id not in kept
+    ]
 
 
 STAGE = Stage("build_pairs", Inputs, Outputs, settings, run)

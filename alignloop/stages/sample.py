@@ -8,14 +8,13 @@ prompts --draw--> --steer--> prompt ids that leave room --engine, a shard at a t
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignloop.artifacts import Artifact
+from alignloop.artifacts import Artifact, write_whole
 from alignloop.chat.reasoning import has_answer, holds_reasoning
 from alignloop.config.engine import EngineComputes, computing
 from alignloop.config.recipe import Recipe
@@ -230,10 +229,10 @@ def _sample(
                         for one, completions in zip(part, generated, strict=True)
                         for row in sampler.rows(one, completions)
                     ]
-                    _write_whole(shard, (row.model_dump_json().encode() + b"\n" for row in done))
+                    write_whole(shard, (row.model_dump_json().encode() + b"\n" for row in done))
                 rows += done
                 advance(len(part))
-        _write_whole(into, (shard.read_bytes() for shard in shards))
+        write_whole(into, (shard.read_bytes() for shard in shards))
     for shard in shards:
         shard.unlink(missing_ok=True)
     return rows
@@ -252,16 +251,6 @@ def _finished(sampler: _Sampler, asked: Sequence[SteeredPrompt], file: Path) -> 
         return None
     wanted = [row_id for one in asked for row_id in sampler.row_ids(one.prompt)]
     return rows if [row.id for row in rows] == wanted else None
-
-
-def _write_whole(path: Path, content: Iterable[bytes]) -> None:
-    """Aside, sync, rename: at any moment the file is whole or not there."""
-    aside = path.with_suffix(".tmp")
-    with aside.open("wb") as file:
-        file.writelines(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:

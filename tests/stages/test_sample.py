@@ -283,7 +283,7 @@ def _cut(path: Path) -> bytes:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "half written": lambda shard: shard.rename(shard.with_suffix(".tmp")).write_bytes(_cut(shard.with_suffix(".tmp"))),
+    "half written": lambda shard: shard.rename(f"{shard}.tmp").write_bytes(_cut(Path(f"{shard}.tmp"))),
     "without its bytes": lambda shard: shard.write_bytes(b""),
     "cut short": lambda shard: shard.write_bytes(_cut(shard)),
     "of other prompts": lambda shard: shutil.copyfile(shard.with_name("shard-00000.jsonl"), shard),
