@@ -1,8 +1,4 @@
-"""Artifacts, digests, manifests, and their atomic publication.
-
-A stage works in `<stage>.partial/`, which outlives a crash. Publishing writes `manifest.json` there last, syncs
-and renames the folder to `<stage>/`: a folder without the suffix is always whole.
-"""
+"""Artifacts and their digests; files written whole, and what is said where the disk is full."""
 
 from __future__ import annotations
 
@@ -16,17 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Event
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat, ValidationError
+from alignloop.errors import AlignloopError, DataError, DiskFullError
 
-from alignloop.errors import AlignloopError, DataError, DiskFullError, RunDirError
-
-MANIFEST_VERSION = 1
-MANIFEST = "manifest.json"
-PARTIAL = ".partial"
 _PIECE = 1 << 20
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -126,84 +117,6 @@ def stage_seed(run_seed: int, *, round: int, stage: str, occurrence: int = 1) ->
     return derive_seed(run_seed, round, stage, occurrence)
 
 
-def _inside(path: str) -> str:
-    """A path that can lie in a stage's folder."""
-    parts = PurePosixPath(path).parts
-    if path.startswith("/") or ".." in parts or "\0" in path or any(len(os.fsencode(part)) > 255 for part in parts):
-        raise ValueError("can be no file of the stage's folder")
-    return path
-
-
-class ArtifactRecord(BaseModel):
-    """An artifact as a manifest names it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: Annotated[str, AfterValidator(_inside)]
-    """Relative to the stage's folder."""
-    digest: str
-    rows: int | None = None
-    bytes: int | None = None
-    """Size of the file, or of the folder's files together: damage is noticed without reading everything again."""
-
-
-class Manifest(BaseModel):
-    """What a stage did: written last, beside its outputs."""
-
-    model_config = ConfigDict(frozen=True)
-
-    manifest_version: int = MANIFEST_VERSION
-    stage: str
-    round: int
-    fingerprint: str
-    """Hash of `config` and the inputs' digests and of `seed`: what a published stage is recognised by."""
-    config: dict[str, Any]
-    inputs: dict[str, Any]
-    """Name -> {digest, path}, a list of them, or a plain value."""
-    outputs: dict[str, ArtifactRecord | list[ArtifactRecord]]
-    counts: dict[str, int]
-    """`in`, `kept`, `dropped` (in == kept + dropped) and drops by rule."""
-    metrics: dict[str, FiniteFloat]
-    facts: dict[str, Any] = {}
-    """How the result came about, where that must be known: an evaluation's protocol."""
-    seed: int
-    versions: dict[str, str]
-    started: str
-    ended: str
-    seconds: dict[str, FiniteFloat]
-    """Wall seconds by activity."""
-    digest: str | None = None
-    """Of all other fields, so that a changed one is noticed; None in what an earlier alignloop wrote."""
-
-    @property
-    def records(self) -> list[ArtifactRecord]:
-        entries = self.outputs.values()
-        return [record for entry in entries for record in (entry if isinstance(entry, list) else [entry])]
-
-    @classmethod
-    def of_values(cls, values: dict[str, Any]) -> Manifest:
-        """From what was read.
-
-        Raises:
-            ValueError: it is not a manifest, or was changed since it was written.
-        """
-        manifest = cls.model_validate(values)
-        if manifest.digest not in (None, _digest_of_values(values)):
-            raise ValueError("its values are not those that were written: its digest is another")
-        return manifest
-
-    def text(self) -> str:
-        """As it is written, with its digest."""
-        values = json.loads(self.model_dump_json(exclude={"digest"}))
-        return self.model_copy(update={"digest": _digest_of_values(values)}).model_dump_json(indent=1) + "\n"
-
-
-def _digest_of_values(values: dict[str, Any]) -> str:
-    """Of a manifest's values as JSON has them, its digest left out."""
-    others = {name: value for name, value in values.items() if name != "digest"}
-    return "sha256:" + hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
-
-
 def load_json(path: Path) -> Any:
     """The values of a JSON file.
 
@@ -218,91 +131,6 @@ def load_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
-
-
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a published stage; None where nothing is published.
-
-    Raises:
-        RunDirError: it cannot be read, was written by a newer version, is not a manifest, or was changed since it was
-            written.
-    """
-    path = folder / MANIFEST
-    try:
-        if not path.is_file():
-            return None
-        values = load_json(path)
-        version = int(values["manifest_version"])
-        if version > MANIFEST_VERSION:
-            raise RunDirError(
-                f"{path}: manifest_version {version} was written by a newer alignloop (this one knows "
-                f"{MANIFEST_VERSION}): update alignloop, or choose another --run-dir"
-            )
-        return Manifest.of_values(values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise _no_manifest(path, f"{field}: {problem['msg']}") from error
-    except KeyError as error:
-        raise _no_manifest(path, f"{error.args[0]}: is missing") from error
-    except (OSError, ValueError, TypeError, OverflowError) as error:
-        fault = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(fault, OSError):
-            raise RunDirError(f"{path}: cannot be read ({fault.strerror}): make it readable, and run again") from error
-        raise _no_manifest(path, str(error)) from error
-
-
-def _no_manifest(path: Path, reason: str) -> RunDirError:
-    return RunDirError(
-        f"{path}: damaged, or not a manifest ({reason}); remove {path.parent} and run again to redo the stage"
-    )
-
-
-def published(path: Path) -> Artifact:
-    """What a stage published at `path`, as its manifest has it.
-
-    Raises:
-        RunDirError: no stage did.
-    """
-    manifest = read_manifest(path.parent)
-    for record in [] if manifest is None else manifest.records:
-        if record.path == path.name:
-            return Artifact(path=path.resolve(), digest=record.digest, rows=record.rows)
-    raise RunDirError(f"{path}: is gone, or was published by no stage; run again: it is made anew")
-
-
-def check_whole(folder: Path, manifest: Manifest) -> None:
-    """Compare the sizes of a published stage's outputs with those in its manifest.
-
-    Raises:
-        RunDirError: something was removed, cut short or written over since.
-    """
-    for record in manifest.records:
-        path = folder / record.path
-        size = size_of(path) if path.exists() else None
-        if size is None or (record.bytes is not None and size != record.bytes):
-            found = "is gone" if size is None else f"holds {size:,} bytes, published were {record.bytes:,}"
-            raise RunDirError(f"{path}: {found}: the run directory was changed from outside. {redo(folder)}")
-
-
-def redo(folder: Path) -> str:
-    """What to do about a stage that is not as it was published."""
-    return (
-        f"Remove {folder} and run again: the stage is redone, and what follows from it is taken over where it comes "
-        "out the same"
-    )
-
-
-def publish(partial: Path, manifest: Manifest) -> Path:
-    """Turn a finished `<stage>.partial` into `<stage>`: manifest last, everything synced, one rename."""
-    for file in partial.rglob("*"):
-        if file.is_file():
-            _sync(file)
-    write_text(partial / MANIFEST, manifest.text())
-    final = partial.with_name(partial.name.removesuffix(PARTIAL))
-    partial.rename(final)
-    _sync(final.parent)
-    return final
 
 
 def remove_path(path: Path) -> None:
@@ -327,7 +155,7 @@ def write_whole(path: Path, content: Iterable[bytes], *, needed_bytes: int | Non
             aside.unlink(missing_ok=True)
         with aside.open("wb") as file:
             file.writelines(content)
-        _sync(aside)
+        sync(aside)
         aside.replace(path)
 
 
@@ -372,7 +200,8 @@ def existing_parent(path: Path) -> Path:
     return next(folder for folder in (path, *path.resolve().parents) if folder.is_dir())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

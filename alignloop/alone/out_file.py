@@ -17,15 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
-from alignloop.artifacts import (
-    MANIFEST,
-    Manifest,
-    digest_of,
-    disk_errors_named,
-    load_json,
-    stage_seed,
-    write_text,
-)
+from alignloop.artifacts import digest_of, disk_errors_named, load_json, stage_seed, write_text
 from alignloop.config import Recipe
 from alignloop.config.engine import EngineConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
@@ -34,7 +26,7 @@ from alignloop.errors import RunDirError, UserError
 from alignloop.progress import Progress
 from alignloop.records import DroppedRow, RejectedRow
 from alignloop.run_dir.layout import locked, remove_locked
-from alignloop.run_dir.manifest import changes_since, describe
+from alignloop.run_dir.manifest import MANIFEST, Manifest, changes_since, describe
 from alignloop.run_dir.stage import ConfigT, InputsT, OutputsT, Stage
 from alignloop.stages.runner import StageRunner
 

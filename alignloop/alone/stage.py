@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignloop.artifacts import PARTIAL, Artifact, read_manifest
+from alignloop.artifacts import Artifact
 from alignloop.config import Recipe
 from alignloop.engines.open import open_engine
 from alignloop.errors import RunDirError, UserError
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import LOCK, holder, locked, run_around
+from alignloop.run_dir.manifest import PARTIAL, read_manifest
 from alignloop.run_dir.stage import Location, Outputs, Stage, run_stage
 from alignloop.stages import average
 

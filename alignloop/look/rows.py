@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from alignloop.artifacts import PARTIAL
 from alignloop.data.files import is_saved
 from alignloop.data.rawfile import open_rows
 from alignloop.data.readers import ReadResult, read_preferences
@@ -24,6 +23,7 @@ from alignloop.records import (
     PreferenceRow,
     Row,
 )
+from alignloop.run_dir.manifest import PARTIAL
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 HOW = "ROW is FILE:LINE, FILE:ID or RUN_DIR:ID, for example data.jsonl:1"

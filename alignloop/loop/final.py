@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from alignloop.artifacts import digest_of, disk_errors_named, files_of, published, remove_path
+from alignloop.artifacts import digest_of, disk_errors_named, files_of, remove_path
 from alignloop.config import Recipe
 from alignloop.engines.checkpoint import eos_token_ids
 from alignloop.records import RoundRow
 from alignloop.report.model_card import model_card
+from alignloop.run_dir.manifest import published
 from alignloop.run_dir.reader import read_rounds
 from alignloop.run_dir.verification import Verified
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from alignloop.artifacts import Artifact, Manifest, existing_parent
+from alignloop.artifacts import Artifact, existing_parent
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.bundled import resolve_base
 from alignloop.config.load import sound_part
@@ -23,7 +23,7 @@ from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.run_dir.layout import require_same
-from alignloop.run_dir.manifest import NO_ARTIFACTS
+from alignloop.run_dir.manifest import NO_ARTIFACTS, Manifest
 from alignloop.run_dir.reader import all_published
 from alignloop.run_dir.stage import ConfigT, InputsT, Outputs, OutputsT, Standing
 from alignloop.stages import base, evaluate

@@ -10,13 +10,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from alignloop.artifacts import Manifest, read_manifest
 from alignloop.chat.load import template_kwargs_of
 from alignloop.chat.template_defaults import Value, in_yaml
 from alignloop.config import Recipe
 from alignloop.config.yaml_values import dump_yaml
 from alignloop.records import RoundRow
 from alignloop.report.table import markdown_table
+from alignloop.run_dir.manifest import Manifest, read_manifest
 from alignloop.run_dir.reader import PublishedStage, published_stages
 
 ENGINES = {"vllm": "vLLM", "transformers": "transformers (plain `generate`)"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignloop.artifacts import Artifact, Manifest
+from alignloop.artifacts import Artifact
 from alignloop.records import RoundRow
+from alignloop.run_dir.manifest import Manifest
 from alignloop.run_dir.reader import published_stages
 
 UNCOUNTED = ("average", "base", "evaluate", "measure")

@@ -18,20 +18,12 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from alignloop.artifacts import (
-    MANIFEST,
-    MANIFEST_VERSION,
-    OUT_OF_SPACE,
-    PARTIAL,
-    disk_errors_named,
-    load_json,
-    read_manifest,
-    write_text,
-)
+from alignloop.artifacts import OUT_OF_SPACE, disk_errors_named, load_json, write_text
 from alignloop.config import Recipe
 from alignloop.config.yaml_values import dump_yaml
 from alignloop.errors import RunDirError
 from alignloop.records import round_name
+from alignloop.run_dir.manifest import MANIFEST, MANIFEST_VERSION, NOT_THERE, PARTIAL, read_manifest
 
 RESOLVED = "resolved.json"
 LOCK = "run.lock"
@@ -48,7 +40,6 @@ _ROUND = re.compile(r"round-([0-9]{2,6})")
 STAGE_FOLDER = re.compile(rf"[0-9]{{2}}_[a-z_]+({re.escape(PARTIAL)})?")
 BEFORE_A_RUN = {LOCK, "rejected_rows.jsonl"}
 """What a directory may hold before its first run begins: the checks have said what is wrong with the data."""
-NOT_THERE = "(not there)"
 ANY_VALUE = {
     "rounds",
     "name",

@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import ValidationError
 
-from alignloop.artifacts import MANIFEST, PARTIAL, Manifest, read_manifest, write_text
+from alignloop.artifacts import write_text
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.problems import plain_problems
 from alignloop.errors import DataError, RunDirError
 from alignloop.records import RoundRow, Row
 from alignloop.run_dir.layout import RESOLVED, read_resolved, round_dir, round_numbers
+from alignloop.run_dir.manifest import MANIFEST, PARTIAL, Manifest, read_manifest
 
 R = TypeVar("R", bound=Row)
 ROUNDS = "rounds.jsonl"

@@ -20,18 +20,10 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from alignloop.artifacts import (
-    MANIFEST,
-    PARTIAL,
     Artifact,
-    ArtifactRecord,
-    Manifest,
-    check_whole,
     derive_seed,
     disk_errors_named,
     fingerprint,
-    publish,
-    read_manifest,
-    redo,
     remove_path,
     stage_seed,
     write_text,
@@ -44,12 +36,20 @@ from alignloop.errors import DriftError, RunDirError
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import LOCK, STAGE_FOLDER, round_dir, round_numbers, unpublished
 from alignloop.run_dir.manifest import (
+    MANIFEST,
+    PARTIAL,
+    ArtifactRecord,
+    Manifest,
     artifacts_of,
     changes_since,
+    check_whole,
     describe,
     package_versions,
+    publish,
+    read_manifest,
     recorded_inputs,
     recorded_outputs,
+    redo,
 )
 
 

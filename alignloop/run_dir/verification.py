@@ -15,20 +15,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from alignloop.artifacts import (
-    PARTIAL,
-    Artifact,
-    digest_of,
-    files_of,
-    fingerprint,
-    load_json,
-    redo,
-    size_of,
-    write_text,
-)
+from alignloop.artifacts import Artifact, digest_of, files_of, fingerprint, load_json, size_of, write_text
 from alignloop.errors import DataError, RunDirError
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import STAGE_FOLDER, round_dir, round_numbers, unpublished
+from alignloop.run_dir.manifest import PARTIAL, redo
 from alignloop.run_dir.reader import published_stages
 
 VERIFIED = "verified.json"

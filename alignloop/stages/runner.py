@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignloop.artifacts import Artifact, Manifest, size_of
+from alignloop.artifacts import Artifact, size_of
 from alignloop.config.recipe import Recipe
 from alignloop.engines.base import Engine
 from alignloop.evaluation.comparing import forget_differences
 from alignloop.progress import Progress
 from alignloop.records import round_name
 from alignloop.run_dir.layout import round_dir, stage_folder
-from alignloop.run_dir.manifest import artifacts_of, package_versions
+from alignloop.run_dir.manifest import Manifest, artifacts_of, package_versions
 from alignloop.run_dir.reader import forget_rounds
 from alignloop.run_dir.stage import (
     ConfigT,

@@ -15,7 +15,7 @@ from functools import reduce
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeVar
 
-from alignloop.artifacts import PARTIAL, Artifact, write_text
+from alignloop.artifacts import Artifact, write_text
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.reasoning import THINK_START, split_reasoning
 from alignloop.config.recipe import Recipe
@@ -23,6 +23,7 @@ from alignloop.config.training import ObjectiveName, OptimizerConfig
 from alignloop.data.turns import untrained_turn
 from alignloop.errors import ModelError
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, Source, round_name
+from alignloop.run_dir.manifest import PARTIAL
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import StageContext
 from alignloop.stages.facts import Facts, Findings

@@ -22,7 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from alignloop.artifacts import digest_of, fingerprint, read_manifest
+from alignloop.artifacts import digest_of, fingerprint
+from alignloop.run_dir.manifest import read_manifest
 from scripts.bench.case import processor
 from scripts.faults.running import Run, RunFailedError
 

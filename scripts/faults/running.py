@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from alignloop.artifacts import PARTIAL
 from alignloop.engines.watch import descendants
+from alignloop.run_dir.manifest import PARTIAL
 
 Kind = Literal["main", "engine", "worker"]
 KINDS: tuple[Kind, ...] = ("main", "engine", "worker")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from alignloop.artifacts import Manifest
 from alignloop.comparison.compare import compare
 from alignloop.comparison.page import comparison_page
 from alignloop.comparison.result import Comparison, Difference, Histogram, Rewards
@@ -21,6 +20,7 @@ from alignloop.errors import DataError
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, FinishReason, Message
 from alignloop.report.plots.theme import DARK, SERIES
+from alignloop.run_dir.manifest import Manifest
 from alignloop.sampling.reward_statistics import Summary
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from jinja2.nativetypes import NativeEnvironment
 
-from alignloop.artifacts import Manifest
 from alignloop.config import load_recipe
 from alignloop.config.bundled import QUICKSTART
 from alignloop.run_dir.layout import enter, locked
+from alignloop.run_dir.manifest import Manifest
 
 Content = str | bytes | Sequence[Any] | Callable[[Path], object]
 """A file's text or bytes, its rows as JSON lines (a text is a line as it stands), or what makes it at its path."""

@@ -10,13 +10,14 @@ from typing import Any, cast
 import pytest
 from judge_peer import Peer
 
-from alignloop.artifacts import Artifact, Manifest, read_manifest
+from alignloop.artifacts import Artifact
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.base import Engine
 from alignloop.errors import DriftError, EngineError, UserError
 from alignloop.progress import QuietProgress
 from alignloop.records import CandidateRow, Message, PreferenceRow, Source, VerdictRow
+from alignloop.run_dir.manifest import Manifest, read_manifest
 from alignloop.run_dir.stage import Location, run_stage
 from alignloop.stages import collect
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alignloop.artifacts import Artifact, ArtifactRecord, Manifest
+from alignloop.artifacts import Artifact
 from alignloop.config import load_recipe
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.errors import RunDirError, UserError
@@ -31,6 +31,7 @@ from alignloop.records import (
     Source,
 )
 from alignloop.run_dir.layout import enter, locked
+from alignloop.run_dir.manifest import ArtifactRecord, Manifest
 
 POLICY = "sha256:" + "ab" * 32
 

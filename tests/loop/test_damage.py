@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from alignloop.artifacts import Artifact, ArtifactRecord, Manifest
+from alignloop.artifacts import Artifact
 from alignloop.config import load_recipe
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.engines.base import Engine
@@ -20,6 +20,7 @@ from alignloop.loop.rounds import ingest_inputs
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, RoundRow, Source
 from alignloop.run_dir.layout import enter, locked
+from alignloop.run_dir.manifest import ArtifactRecord, Manifest
 from alignloop.run_dir.reader import forget_rounds, write_rounds
 from alignloop.stages import ingest
 from alignloop.stages.runner import StageRunner

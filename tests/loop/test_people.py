@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from alignloop import run
-from alignloop.artifacts import digest_of, read_manifest
+from alignloop.artifacts import digest_of
 from alignloop.config.bundled import QUICKSTART
 from alignloop.errors import PeopleNeeded, UserError
 from alignloop.look.diff import diff_json, diff_of, diff_text
 from alignloop.look.why import lives_json, lives_of, lives_text
+from alignloop.run_dir.manifest import read_manifest
 
 SMALL = (
     "engine.name=transformers",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignloop.artifacts import Artifact, Manifest
+from alignloop.artifacts import Artifact
 from alignloop.config import load_recipe
 from alignloop.config.recipe import Recipe
 from alignloop.errors import DataError, PeopleNeeded, RecipeError, UserError
@@ -18,6 +18,7 @@ from alignloop.loop.plan import make_plan
 from alignloop.loop.plan_text import plan_text
 from alignloop.loop.round_inputs import ask_people, files_of_rounds, people_files, waiting
 from alignloop.run_dir.layout import enter, locked
+from alignloop.run_dir.manifest import Manifest
 
 
 def write(path: Path, *prompts: str) -> Path:

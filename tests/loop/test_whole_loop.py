@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from alignloop import run
-from alignloop.artifacts import digest_of, read_manifest
+from alignloop.artifacts import digest_of
 from alignloop.errors import RunDirError
 from alignloop.records import RoundRow
+from alignloop.run_dir.manifest import read_manifest
 from alignloop.run_dir.reader import published_stages
 
 SMALL = (

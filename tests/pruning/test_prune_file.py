@@ -11,11 +11,11 @@ import pytest
 
 from alignloop.alone.out_file import manifest_of, read_dropped
 from alignloop.alone.prune import PrunedFile, prune_file, pruned_text
-from alignloop.artifacts import read_manifest
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.readers import read_preferences, read_sft
 from alignloop.errors import DataError, UserError
 from alignloop.records import PreferenceRow, SftRow
+from alignloop.run_dir.manifest import read_manifest
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignloop.artifacts import PARTIAL, ArtifactRecord, Manifest, digest_of, publish
+from alignloop.artifacts import digest_of
 from alignloop.config import load_recipe
 from alignloop.evaluation.comparing import Difference, RoundDifferences
 from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, TaskProtocol
 from alignloop.records import Message, RoundRow
+from alignloop.run_dir.manifest import PARTIAL, ArtifactRecord, Manifest, publish
 
 EVIL = '<script>alert("1")</script> "q" \'a\' &amp; \x1b[31m \u202eabc\u2066 \x00 </pre><img src=http://example.com/x>'
 """Markup, quotes, control characters, letters that turn the reading order."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from alignloop.artifacts import ArtifactRecord, Manifest
 from alignloop.config import load_recipe
 from alignloop.data.jsonl import dump_jsonl
 from alignloop.errors import DataError, RunDirError
 from alignloop.records import DroppedRow, Message, PromptRow, Source
 from alignloop.run_dir.layout import enter, locked
+from alignloop.run_dir.manifest import ArtifactRecord, Manifest
 from alignloop.run_dir.reader import RunReader, all_published, begun_stage, ids_of, published_stage, published_stages
 
 ROWS = [

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from alignloop.artifacts import Artifact, derive_seed, digest_of, disk_errors_named, read_manifest
+from alignloop.artifacts import Artifact, derive_seed, digest_of, disk_errors_named
 from alignloop.config.base import Section
 from alignloop.config.recipe import Recipe
 from alignloop.engines.base import Engine
@@ -20,6 +20,7 @@ from alignloop.errors import DataError, DiskFullError, DriftError, RunDirError
 from alignloop.evaluation.comparing import read_differences
 from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
+from alignloop.run_dir.manifest import read_manifest
 from alignloop.run_dir.reader import read_rounds, write_rounds
 from alignloop.run_dir.stage import Location, Stage, StageContext, run_stage
 from alignloop.run_dir.stage import Outputs as StageOutputs

@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from alignloop.artifacts import Artifact, digest_of, read_manifest, write_text
+from alignloop.artifacts import Artifact, digest_of, write_text
 from alignloop.config import load_recipe
 from alignloop.config.base import Section
 from alignloop.config.recipe import Recipe
@@ -24,6 +24,7 @@ from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.run_dir import verification
 from alignloop.run_dir.layout import enter, locked
+from alignloop.run_dir.manifest import read_manifest
 from alignloop.run_dir.reader import read_rounds, write_rounds
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
