@@ -62,25 +62,10 @@ class Checked:
     left_out: tuple[str, ...] = ()
 
     @property
-    def num_preferences(self) -> int:
-        return len(self.rows.train)
-
-    @property
-    def num_heldout(self) -> int:
-        return len(self.rows.heldout)
-
-    @property
-    def num_prompts(self) -> int:
-        return len(self.rows.prompts)
-
-    @property
-    def num_rejected(self) -> int:
-        return len(self.rows.rejected)
-
-    @property
     def num_read(self) -> int:
         """Rows of the files of preferences, with those that are left out."""
-        return self.num_preferences + self.num_heldout + self.num_rejected + len(self.rows.dropped)
+        rows = self.rows
+        return len(rows.train) + len(rows.heldout) + len(rows.rejected) + len(rows.dropped)
 
 
 def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:

@@ -32,7 +32,7 @@ class Estimator:
     def __init__(self, recipe: Recipe, checked: Checked) -> None:
         self._recipe, self._checked = recipe, checked
         self._lengths = checked.lengths
-        self._num_prompts = sampled_prompts(recipe, num_prompts=checked.num_prompts)
+        self._num_prompts = sampled_prompts(recipe, num_prompts=len(checked.rows.prompts))
 
     def of(self, stage: str, *, number: int) -> Expected:
         recipe, prompts = self._recipe, self._num_prompts
@@ -53,7 +53,7 @@ class Estimator:
             "select": prompts * recipe.sample.num_candidates,
             "prune": prompts + self._human(new),
             "build_pairs": new + prompts,
-            "measure": self._checked.num_heldout,
+            "measure": len(self._checked.rows.heldout),
         }
         return Expected(rows.get(stage))
 
@@ -89,7 +89,7 @@ class Estimator:
         if data.batches == "files":
             num_batches = len({row.source.file for row in self._checked.rows.train})
         if data.batches == "all":
-            seen = self._checked.num_preferences
+            seen = len(self._checked.rows.train)
         else:
             seen = sum(self._batch(n) for n in range(1, min(number, num_batches) + 1))
         return round_half(share * seen) + sum(self._annotated(n) for n in range(1, number + 1))

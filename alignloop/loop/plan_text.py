@@ -32,15 +32,16 @@ TOKENS_OF = {"sample": "sample", "score": "sample"} | dict.fromkeys(
 def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[str]:
     """Recipe, base, rows, run directory, and what is worth knowing."""
     size = "" if checked.base.num_parameters is None else f", {in_words(checked.base.num_parameters)} parameters"
-    rejected = f", {checked.num_rejected:,} unreadable" if checked.num_rejected else ""
-    forms = ", ".join(sorted(set(checked.rows.forms.values())))
+    rows = checked.rows
+    rejected = f", {len(rows.rejected):,} unreadable" if rows.rejected else ""
+    forms = ", ".join(sorted(set(rows.forms.values())))
     known = (run_dir / RESOLVED).is_file()
     rounds = "1 round" if recipe.rounds == 1 else f"{recipe.rounds} rounds"
     lines = [
         f"recipe   {recipe.name}: {rounds}, K {recipe.sample.num_candidates}, seed {recipe.seed}",
         f"base     {recipe.base}{size}",
-        f"rows     {checked.num_preferences:,} preferences, {checked.num_heldout:,} held out{rejected} ({forms}); "
-        f"{checked.num_prompts:,} prompts",
+        f"rows     {len(rows.train):,} preferences, {len(rows.heldout):,} held out{rejected} ({forms}); "
+        f"{len(rows.prompts):,} prompts",
         f"run dir  {run_dir}{', which is gone on with' if known else ''}",
     ]
     return lines + _note_lines(checked.notes)

@@ -58,10 +58,10 @@ def look(preferences: Path, *, run_dir: Path | None = None, **values: Any) -> Ch
 
 def test_counts_and_lengths_of_a_good_file(good: Path, tmp_path: Path) -> None:
     checked = look(good, run_dir=tmp_path / "run")
-    assert checked.num_preferences + checked.num_heldout == 40
-    assert checked.num_heldout >= 1
-    assert checked.num_prompts == checked.num_preferences
-    assert checked.num_rejected == 0
+    assert len(checked.rows.train) + len(checked.rows.heldout) == 40
+    assert checked.rows.heldout
+    assert len(checked.rows.prompts) == len(checked.rows.train)
+    assert not checked.rows.rejected
     assert not (tmp_path / "run").exists()
     assert checked.base.had_template
     assert checked.base.max_positions
@@ -71,9 +71,9 @@ def test_counts_and_lengths_of_a_good_file(good: Path, tmp_path: Path) -> None:
 
 def test_quickstart_recipe_has_no_problem() -> None:
     checked = check(load_recipe("quickstart", overrides=["engine.name=transformers"]))
-    assert checked.num_preferences > 1000
-    assert checked.num_prompts > 500
-    assert checked.num_rejected == 0
+    assert len(checked.rows.train) > 1000
+    assert len(checked.rows.prompts) > 500
+    assert not checked.rows.rejected
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_columns_by_name(tmp_path: Path) -> None:
     rows = [{"ask": f"River {n}?", "a": {"text": f"It is {n}."}, "b": "No."} for n in range(40)]
     columns = {"prompt": "ask", "chosen": "a.text", "rejected": "b"}
     checked = look(write(tmp_path / "p.jsonl", rows), data={"columns": columns})
-    assert checked.num_preferences + checked.num_heldout == 40
+    assert len(checked.rows.train) + len(checked.rows.heldout) == 40
 
 
 @pytest.mark.parametrize("template", ["llama3", "chatml"])
@@ -148,7 +148,7 @@ def test_a_base_without_a_template_and_a_named_one_is_enough(good: Path, tmp_pat
 def test_a_template_without_system_role_matters_only_to_system_prompts(good: Path, tmp_path: Path) -> None:
     base = shutil.copytree(QUICKSTART / "base", tmp_path / "base")
     (base / "chat_template.jinja").write_text(NO_SYSTEM)
-    assert look(good, base=str(base)).num_prompts
+    assert look(good, base=str(base)).rows.prompts
     with pytest.raises(ProblemsError, match="System role not supported"):
         look(good, base=str(base), sample={"max_tokens": 64, "system_prompts": [{"text": "Be kind."}]})
 
@@ -162,11 +162,11 @@ def test_earlier_answers_pass_where_they_do_not_train_or_are_written_alike(tmp_p
 
     rows = [row(n, prompt=turns(n)) for n in range(20)]
     path = write(tmp_path / "talks.jsonl", rows)
-    assert look(path, chat_template="qwen3_training", sft=ALL_ASSISTANT).num_prompts
-    assert look(path, chat_template="qwen3").num_prompts
+    assert look(path, chat_template="qwen3_training", sft=ALL_ASSISTANT).rows.prompts
+    assert look(path, chat_template="qwen3").rows.prompts
     rows[3]["prompt"][1]["weight"] = 0
     marked = write(tmp_path / "marked.jsonl", rows)
-    assert look(marked, chat_template="qwen3_training").num_prompts
+    assert look(marked, chat_template="qwen3_training").rows.prompts
     with pytest.raises(ProblemsError, match=r"1 of 20 rows hold turns .*line 4, prompt\[1\]\.weight"):
         look(marked, chat_template="qwen3_training", sft=ALL_ASSISTANT)
 
@@ -175,7 +175,7 @@ def test_local_task_files(good: Path, tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "mine.yaml").write_text("task: my_rivers\noutput_type: multiple_choice\n")
     tasks = {"include_path": str(tmp_path / "tasks"), "tasks": ["my_rivers"]}
-    assert look(good, evaluate=tasks, best_metric="my_rivers/acc").num_prompts
+    assert look(good, evaluate=tasks, best_metric="my_rivers/acc").rows.prompts
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two cores")
@@ -204,7 +204,7 @@ def test_bad_row_is_named_and_written_down(tmp_path: Path, line: Any, field: str
     (rejected,) = [json.loads(text) for text in (run_dir / "rejected_rows.jsonl").read_text().splitlines()]
     assert (rejected["line"], rejected["field"]) == (2, field)
     # Allowed, the same rows go through, and a mended file leaves no stale list behind.
-    assert look(path, run_dir=run_dir, data={"max_bad_fraction": 0.5}).num_rejected == 1
+    assert len(look(path, run_dir=run_dir, data={"max_bad_fraction": 0.5}).rows.rejected) == 1
     look(write(path, [row(1), row(2)]), run_dir=run_dir)
     assert not (run_dir / "rejected_rows.jsonl").exists()
 

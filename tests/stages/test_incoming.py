@@ -155,7 +155,7 @@ def test_prompts_of_which_none_is_left_are_an_error_where_they_come_in(tmp_path:
 def test_a_plan_says_what_will_be_left_out_and_what_it_cannot_compare(tmp_path: Path) -> None:
     plan = make_plan(recipe_of(tmp_path), run_dir=tmp_path / "run")
     checked = plan.checked
-    assert checked.num_preferences + checked.num_heldout == 3
+    assert len(checked.rows.train) + len(checked.rows.heldout) == 3
     assert checked.num_read == 7
     (said,) = checked.left_out
     assert "decontaminate: 4 of 7" in plan_text(plan)
