@@ -274,19 +274,23 @@ def make_stage(
         progress=progress,
         training=training or TrainingConfig(),
     )
+    return _run_and_publish(found, ctx)
+
+
+def _run_and_publish(found: Standing[ConfigT, InputsT, OutputsT], ctx: StageContext) -> Manifest:
     started, clock = _now(), time.monotonic()
     with disk_errors_named(ctx.dir):
-        outputs = stage.run(found.config, found.inputs, ctx)
+        outputs = found.stage.run(found.config, found.inputs, ctx)
         other = max(0.0, time.monotonic() - clock - sum(ctx.seconds.values()))
         counts = outputs.counts
         if {"in", "kept", "dropped"} <= counts.keys():
-            assert counts["in"] == counts["kept"] + counts["dropped"], f"{stage.name}: rows vanished: {counts}"
+            assert counts["in"] == counts["kept"] + counts["dropped"], f"{ctx.name}: rows vanished: {counts}"
         manifest = Manifest(
-            stage=stage.name,
-            round=location.round,
+            stage=ctx.name,
+            round=ctx.round,
             fingerprint=fingerprint(found.described),
             config=found.described["config"],
-            inputs=recorded_inputs(found.inputs, run_dir=location.dir.parent.parent),
+            inputs=recorded_inputs(found.inputs, run_dir=found.location.dir.parent.parent),
             outputs=recorded_outputs(outputs, folder=ctx.dir),
             counts=counts,
             metrics=outputs.metrics,

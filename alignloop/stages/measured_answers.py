@@ -220,17 +220,36 @@ def add_judged(
         return []
     known = [without_asking(mine.completion, rival.completion) for mine, rival in pairs]
     asked = [pair for pair, outcome in zip(pairs, known, strict=True) if outcome is None]
+    rows, judged = _compared(asked, name=names[0], judge=judge)
+    readable = [outcome for outcome in judged if outcome is not None]
+    if judged and not readable:
+        progress.say(
+            f"  none of the judge's {len(judged)} answers about {' and '.join(names)} can be read, the first: "
+            f"{rows[0].reason}"
+        )
+        return rows
+    outcomes = [*(outcome for outcome in known if outcome is not None), *readable]
+    for name in names:
+        add_win_rate(figures, f"judge_win_rate/{name}", outcomes)
+        figures.values[f"judge_win_rate/{name}_unreadable"] = judged.count(None) / len(pairs)
+    return rows
+
+
+def _compared(
+    pairs: Sequence[tuple[MeasuredRow, MeasuredRow]], *, name: str, judge: Judge
+) -> tuple[list[VerdictRow], list[float | None]]:
+    """The judge's verdicts on (ours, theirs), and the outcome of each for ours; None where it cannot be read."""
     # Which of the two comes first is drawn: a judge that leans to one side, asked in one order, must not decide.
-    mine_first = [derive_seed(0, "measure", "order", key_of(mine)) % 2 == 0 for mine, _ in asked]
-    shown = [pair if is_first else pair[::-1] for pair, is_first in zip(asked, mine_first, strict=True)]
-    comparisons = [
-        PairToCompare(f"{mine.id}/{names[0]}", tuple(mine.messages), first.completion, second.completion)
-        for (mine, _), (first, second) in zip(asked, shown, strict=True)
+    ours_first = [derive_seed(0, "measure", "order", key_of(ours)) % 2 == 0 for ours, _ in pairs]
+    shown = [pair if is_first else pair[::-1] for pair, is_first in zip(pairs, ours_first, strict=True)]
+    asked = [
+        PairToCompare(f"{ours.id}/{name}", tuple(ours.messages), first.completion, second.completion)
+        for (ours, _), (first, second) in zip(pairs, shown, strict=True)
     ]
-    verdicts = judge.compare(comparisons)
-    rows = [
-        VerdictRow(
-            id=each.id,
+    rows, outcomes = [], list[float | None]()
+    for (first, second), is_first, verdict in zip(shown, ours_first, judge.compare(asked), strict=True):
+        row = VerdictRow(
+            id=verdict.id,
             first=f"{first.id}/{first.round}",
             second=f"{second.id}/{second.round}",
             winner=verdict.winner,
@@ -239,22 +258,7 @@ def add_judged(
             answers=list(verdict.answers),
             judge=judge.name,
         )
-        for (first, second), each, verdict in zip(shown, comparisons, verdicts, strict=True)
-    ]
-    judged = [_OUTCOME.get(verdict.winner) for verdict in verdicts]
-    readable = [
-        outcome if is_first else 1.0 - outcome
-        for outcome, is_first in zip(judged, mine_first, strict=True)
-        if outcome is not None
-    ]
-    if judged and not readable:
-        progress.say(
-            f"  none of the judge's {len(judged)} answers about {' and '.join(names)} can be read, the first: "
-            f"{verdicts[0].reason}"
-        )
-        return rows
-    outcomes = [*(outcome for outcome in known if outcome is not None), *readable]
-    for name in names:
-        add_win_rate(figures, f"judge_win_rate/{name}", outcomes)
-        figures.values[f"judge_win_rate/{name}_unreadable"] = judged.count(None) / len(pairs)
-    return rows
+        rows.append(row)
+        outcome = _OUTCOME.get(verdict.winner)
+        outcomes.append(outcome if outcome is None or is_first else 1.0 - outcome)
+    return rows, outcomes
