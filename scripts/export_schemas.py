@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from alignloop.config.load import LISTS
@@ -40,10 +41,10 @@ def drift(folder: Path) -> list[str]:
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write data_schemas/ from the row models and the recipe.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file differs")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     drifted = drift(SCHEMA_DIR)
     if arguments.check:
         for name in drifted:

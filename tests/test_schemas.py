@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from pydantic import ValidationError
 
 from alignloop.config import Recipe, load_recipe
 from alignloop.records import ROW_MODELS
+from scripts import export_schemas
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "data_schemas"
@@ -33,27 +32,22 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 def test_schemas_are_those_of_the_models() -> None:
-    check = [sys.executable, str(ROOT / "scripts" / "export_schemas.py"), "--check"]
-    done = subprocess.run(check, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    assert export_schemas.drift(SCHEMAS) == []
 
 
-def test_check_names_what_drifted(tmp_path: Path) -> None:
-    copy = tmp_path / "scripts" / "export_schemas.py"
-    copy.parent.mkdir()
-    copy.write_text((ROOT / "scripts" / "export_schemas.py").read_text(encoding="utf-8"), encoding="utf-8")
-    command = [sys.executable, str(copy)]
-    (tmp_path / "data_schemas").mkdir()
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-    (tmp_path / "data_schemas" / "pair.schema.json").write_text("{}\n", encoding="utf-8")
-    (tmp_path / "data_schemas" / "prompt.schema.json").unlink()
-    (tmp_path / "data_schemas" / "long_gone.schema.json").write_text("{}\n", encoding="utf-8")
-
-    done = subprocess.run([*command, "--check"], capture_output=True, text=True, cwd=ROOT)
-
-    assert done.returncode == 1
-    named = re.findall(r"data_schemas/(\w+)\.schema\.json: differs", done.stderr)
+def test_check_names_what_drifted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export_schemas, "SCHEMA_DIR", tmp_path)
+    assert export_schemas.main([]) == 0
+    (tmp_path / "pair.schema.json").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "prompt.schema.json").unlink()
+    (tmp_path / "long_gone.schema.json").write_text("{}\n", encoding="utf-8")
+    assert export_schemas.main(["--check"]) == 1
+    named = re.findall(r"data_schemas/(\w+)\.schema\.json: differs", capsys.readouterr().err)
     assert named == ["long_gone", "pair", "prompt"]
+    assert export_schemas.main([]) == 0
+    assert export_schemas.main(["--check"]) == 0
 
 
 def test_every_row_model_has_examples_and_no_example_is_left_over() -> None:
