@@ -72,7 +72,7 @@ def report(
     alignloop report runs/quickstart
     alignloop report runs/one runs/two --out compared.html
     """
-    from alignloop.report.write import write_reports
+    from alignloop.report.pages import write_reports
 
     say(f"report  {write_reports(runs, out=out)}")
 
@@ -93,7 +93,8 @@ def why(
     alignloop why adab44c88dff-491/2/4 runs/mine
     alignloop why preferences.jsonl:17 runs/mine
     """
-    from alignloop.look.why import lives_json, lives_of, lives_text
+    from alignloop.look.life import lives_json, lives_text
+    from alignloop.look.why import lives_of
 
     lives = lives_of(row_id, run_dir)
     say_json(lives_json(lives)) if as_json else say(lives_text(lives))

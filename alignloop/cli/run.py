@@ -114,8 +114,8 @@ def stage(
 def result_text(result: RunResult) -> str:
     """The tables of a finished run, what it took, and how to load the final model."""
     from alignloop.chat.load import template_kwargs_of
-    from alignloop.report.model_card import transformers_snippet, vllm_snippet
-    from alignloop.report.table import text_tables
+    from alignloop.report.model_card import snippet
+    from alignloop.report.rounds import text_tables
 
     minutes, seconds = divmod(round(result.seconds), 60)
     starts = "no engine start (all was published)" if not result.num_engine_starts else "1 engine start"
@@ -132,9 +132,9 @@ def result_text(result: RunResult) -> str:
             f"final model  {path} (its model card: README.md)",
             *([f"report       {result.report}"] if result.report.is_file() else []),
             "",
-            *_indented("# transformers\n" + transformers_snippet(path, template_kwargs=kwargs)),
+            *_indented("# transformers\n" + snippet("transformers", path, template_kwargs=kwargs)),
             "",
-            *_indented("# vLLM\n" + vllm_snippet(path, template_kwargs=kwargs)),
+            *_indented("# vLLM\n" + snippet("vllm", path, template_kwargs=kwargs)),
         ]
     )
 

@@ -108,17 +108,19 @@ def compare_sampling(
     alignloop compare-sampling my.yaml my.yaml --set-b engine.quantization=fp8
       --policy my-model --reward-model my-rm --prompts prompts.jsonl
     """
-    from alignloop.comparison.run import PAGE_FILE, Asked, Models
+    from alignloop.comparison.printed import comparison_text
+    from alignloop.comparison.run import PAGE_FILE, SideSource
     from alignloop.comparison.run import compare_sampling as compare
-    from alignloop.comparison.text import comparison_text
     from alignloop.progress import for_terminal
 
     found = compare(
-        Asked(a, tuple(set_a or ())),
-        Asked(b, tuple(set_b or ())),
-        models=Models(policy, reward_model, prompts),
-        out=out,
+        SideSource(a, tuple(set_a or ())),
+        SideSource(b, tuple(set_b or ())),
+        policy=policy,
+        reward_model=reward_model,
+        prompts=prompts,
         seed=seed,
+        out=out,
         progress=for_terminal(),
     )
     say(comparison_text(found))

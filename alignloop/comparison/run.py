@@ -1,23 +1,22 @@
 """`compare-sampling`: what A and B are, the sampling and scoring that recipes need, and what is written.
 
-A, B ─► scored file, or recipe ─► <dir>/a, <dir>/b: sample, score ─► sides ─► Comparison ─► DIR
+A, B ─► scored file, or recipe ─► <dir>/a, <dir>/b: sample, score ─► sides ─► SamplingComparison ─► DIR
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from alignloop.alone.model import policy_folder, reward_model_folder
 from alignloop.alone.sample import Sampling, sampling_of
 from alignloop.alone.score import scoring_of
 from alignloop.artifacts import write_text
-from alignloop.comparison.compare import compare
-from alignloop.comparison.page import comparison_page
-from alignloop.comparison.result import Comparison
-from alignloop.comparison.sides import Side, read_side
+from alignloop.comparison.compare import Side, compare, read_side
+from alignloop.comparison.printed import comparison_page
+from alignloop.comparison.result import SamplingComparison
 from alignloop.config import Recipe
 from alignloop.engines.open import temporary_folder
 from alignloop.errors import UserError
@@ -32,9 +31,8 @@ JSON_FILE, PAGE_FILE = "comparison.json", "comparison.html"
 OWN_ENTRIES = {JSON_FILE, PAGE_FILE, "a", "b", "run.lock"}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One side as the user gives it.
+class SideSource(NamedTuple):
+    """One side as the user names it.
 
     Attributes:
         source: a recipe's file or name, or a file of scored candidates.
@@ -57,50 +55,52 @@ class Asked:
         return ", ".join([self.source, *self.overrides])
 
 
-@dataclass(frozen=True)
-class Models:
-    """What recipes are sampled with and scored by; each None where it is not given."""
-
-    policy: str | None = None
-    reward_model: str | None = None
-    prompts: str | None = None
-
-
 def compare_sampling(
-    a: Asked, b: Asked, *, models: Models, out: Path | None, seed: int | None, progress: Progress
-) -> Comparison:
+    a: SideSource,
+    b: SideSource,
+    *,
+    progress: Progress,
+    policy: str | None = None,
+    reward_model: str | None = None,
+    prompts: str | None = None,
+    seed: int | None = None,
+    out: Path | None = None,
+) -> SamplingComparison:
     """Compare two ways to sample; recipes are sampled and scored first.
 
     Args:
+        policy, reward_model, prompts: what recipes are sampled with and scored by.
+        seed: the run's seed of both; None: each recipe's own.
         out: folder for comparison.json, the page, and what recipes sampled, which a second call takes over; None:
             nothing is kept.
-        seed: the run's seed of both; None: each recipe's own.
 
     Raises:
         UserError: bad input, found before anything is sampled where it can be.
         EngineError: the engine died too often.
     """
-    asked = {"a": a, "b": b}
-    options = _checked_options(asked, models, seed=seed)
+    sources = {"a": a, "b": b}
+    models = {"--policy": policy, "--reward-model": reward_model, "--prompts": prompts}
+    _check_options(sources, models, seed=seed)
     out = None if out is None else _checked_folder(out)
-    recipes, sides, reward_model = {}, {}, None
-    if a.is_recipe or b.is_recipe:
-        policy, reward_model = policy_folder(options["--policy"]), reward_model_folder(options["--reward-model"])
+    recipes: dict[str, Sampling] = {}
+    if policy is not None and reward_model is not None and prompts is not None:
+        policy_dir, scorer = policy_folder(policy), reward_model_folder(reward_model)
         seeds = () if seed is None else (f"seed={seed}",)
         recipes = {
-            letter: sampling_of(policy, options["--prompts"], one.source, [*one.overrides, *seeds])
-            for letter, one in asked.items()
+            letter: sampling_of(policy_dir, prompts, one.source, [*one.overrides, *seeds])
+            for letter, one in sources.items()
             if one.is_recipe
         }
         _check_scoring([sampling.recipe for sampling in recipes.values()])
-    for letter, one in asked.items():
-        if not one.is_recipe:
-            sides[letter] = read_side(Path(one.source).expanduser(), name=one.name)
+    sides = {
+        letter: read_side(Path(one.source).expanduser(), name=one.name)
+        for letter, one in sources.items()
+        if not one.is_recipe
+    }
     with _working_folder(out) as folder:
         for letter, sampling in recipes.items():
-            assert reward_model is not None
-            progress.say(f"{letter.upper()}  {asked[letter].name}")
-            sides[letter] = _made(sampling, reward_model, asked[letter].name, folder / letter, progress=progress)
+            progress.say(f"{letter.upper()}  {sources[letter].name}")
+            sides[letter] = _made(sampling, scorer, sources[letter].name, folder / letter, progress=progress)
         found = compare(sides["a"], sides["b"])
         if out is not None:
             write_text(out / JSON_FILE, found.model_dump_json(indent=1) + "\n")
@@ -108,25 +108,25 @@ def compare_sampling(
     return found
 
 
-def _checked_options(asked: Mapping[str, Asked], models: Models, *, seed: int | None) -> dict[str, str]:
-    """The models and prompts by their options; every option that is missing is named, and every one of no use."""
-    given = {"--policy": models.policy, "--reward-model": models.reward_model, "--prompts": models.prompts}
-    recipes = [one.source for one in asked.values() if one.is_recipe]
-    missing = [option for option, value in given.items() if value is None]
+def _check_options(
+    sources: Mapping[str, SideSource], models: Mapping[str, str | None], *, seed: int | None
+) -> None:  # fmt: skip
+    """Raises UserError that names every option that is missing, or every one of no use."""
+    recipes = [one.source for one in sources.values() if one.is_recipe]
+    missing = [option for option, value in models.items() if value is None]
     if recipes and missing:
         raise UserError(
             f"{' and '.join(dict.fromkeys(recipes))}: a recipe is sampled and scored here, which takes "
             f"{', '.join(missing)}; a file of scored candidates (.jsonl) takes none of them"
         )
-    unused = [option for option, value in {**given, "--seed": seed}.items() if value is not None]
+    unused = [option for option, value in {**models, "--seed": seed}.items() if value is not None]
     if not recipes and unused:
         raise UserError(
             f"{', '.join(unused)}: A and B are files of scored candidates, nothing is sampled: leave it out"
         )
-    for letter, one in asked.items():
+    for letter, one in sources.items():
         if one.overrides and not one.is_recipe:
             raise UserError(f"--set-{letter}: {one.source} is a file of scored candidates: only a recipe has settings")
-    return {option: value for option, value in given.items() if value is not None}
 
 
 def _check_scoring(recipes: Sequence[Recipe]) -> None:

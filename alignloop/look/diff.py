@@ -1,14 +1,19 @@
-"""What changed between two rounds' data, the largest changes first; as lines of at most 80 columns, or as JSON."""
+"""What changed between two rounds' data, the largest changes first; as lines of at most 80 columns, or as JSON.
+
+Sizes of changes of whatever kind can be compared: a share counts by its points, a count by its relative change, and a
+quantile by its shift in units of the first round's middle spread.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from alignloop.errors import UserError
-from alignloop.look.changes import Change, Unit, changes_of, names_of
-from alignloop.look.round_data import round_data
+from alignloop.look.round_data import CUT_OFF, QUANTILES, RoundData, round_data
 from alignloop.run_dir.reader import RunReader
 from alignloop.terminal import wrapped
 
@@ -16,6 +21,24 @@ _MOST_IDS = 3
 _NAME = 44
 _MOST_OF_GROUP = 10
 _LARGEST = 8
+NumberKind = Literal["rows", "share", "value"]
+
+
+@dataclass(frozen=True)
+class NumberChange:
+    """One number in both rounds.
+
+    Attributes:
+        before, after: None where a round has none: the stage is not published, or there is no such name in it.
+        size: how large the change is, 0 and up; comparable between changes of all kinds.
+    """
+
+    group: str
+    name: str
+    before: float | None
+    after: float | None
+    unit: NumberKind
+    size: float
 
 
 @dataclass(frozen=True)
@@ -50,10 +73,10 @@ class Diff:
     after: int
     missing: dict[int, tuple[str, ...]]
     overlaps: tuple[RowOverlap, ...]
-    groups: dict[str, tuple[Change, ...]]
+    groups: dict[str, tuple[NumberChange, ...]]
 
     @property
-    def largest(self) -> list[Change]:
+    def largest(self) -> list[NumberChange]:
         """The largest change of every group that has one, largest first."""
         return [changes[0] for changes in self.groups.values() if changes[0].size > 0][:_LARGEST]
 
@@ -67,15 +90,15 @@ def diff_of(run_dir: Path, *, before: int, after: int) -> Diff:
     run = RunReader(run_dir)
     _check_rounds(before, after, run)
     one, other = round_data(run, before), round_data(run, after)
-    groups: dict[str, list[Change]] = {}
-    for change in sorted(changes_of(one, other), key=lambda change: -change.size):
+    groups: dict[str, list[NumberChange]] = {}
+    for change in sorted(_changes(one, other), key=lambda change: -change.size):
         groups.setdefault(change.group, []).append(change)
     return Diff(
         run_dir,
         before,
         after,
         {number: data.missing for number, data in ((before, one), (after, other)) if data.missing},
-        tuple(_overlap(name, one.rows, other.rows) for name in names_of(one.rows, other.rows)),
+        tuple(_overlap(name, one.rows, other.rows) for name in _names(one.rows, other.rows)),
         {name: tuple(changes) for name, changes in groups.items()},
     )
 
@@ -90,6 +113,38 @@ def _check_rounds(before: int, after: int, run: RunReader) -> None:
             raise UserError(f"round {number}: {run.run_dir} has no such round; {rounds}")
     if before == after:
         raise UserError(f"rounds {before} and {after} are the same round: name two; {rounds}")
+
+
+def _changes(before: RoundData, after: RoundData) -> Iterator[NumberChange]:
+    kinds: tuple[NumberKind, ...] = ("rows", "share", "value", "rows")
+    sides = ((data.counts, data.shares, data.quantiles, data.numbers) for data in (before, after))
+    for kind, ones, others in zip(kinds, *sides, strict=True):
+        # A name that a round's rows do not have has the share 0 there; a round without the rows has none.
+        absent = 0.0 if kind == "share" else None
+        for group in _names(ones, others):
+            one, other = ones.get(group), others.get(group)
+            spread = one["75%"] - one["25%"] if one and kind == "value" else 0.0
+            names = _names(one or {}, other or {}) if kind != "value" else [f"{quantile:.0%}" for quantile in QUANTILES]
+            for name in names:
+                x, y = (None if side is None else side.get(name, absent) for side in (one, other))
+                unit: NumberKind = "share" if name == CUT_OFF else kind
+                yield NumberChange(group, name, x, y, unit, _size(x, y, unit, spread=spread))
+
+
+def _size(before: float | None, after: float | None, unit: NumberKind, *, spread: float) -> float:
+    shift, larger = abs((before or 0.0) - (after or 0.0)), max(abs(before or 0.0), abs(after or 0.0))
+    if unit != "rows" and (before is None or after is None):
+        return 0.0
+    if unit == "share":
+        return shift
+    if spread:
+        return shift / spread
+    return shift / larger if larger else 0.0  # relative: 1 where one of them is nothing
+
+
+def _names(*sides: Iterable[str]) -> list[str]:
+    """The names of both, each once, in order."""
+    return list(dict.fromkeys(name for side in sides for name in side))
 
 
 def _overlap(name: str, before: dict[str, frozenset[str]], after: dict[str, frozenset[str]]) -> RowOverlap:
@@ -133,14 +188,14 @@ def _head(name: str, diff: Diff) -> str:
     return f"{name:<{_NAME}}{f'round {diff.before}':>12}{f'round {diff.after}':>12}{'change':>12}"
 
 
-def _line(change: Change, name: str) -> str:
+def _line(change: NumberChange, name: str) -> str:
     width = _NAME - 3
     shown = name if len(name) <= width else f"{name[: width - 3]}..."
     before, after = (_value(value, change.unit) for value in (change.before, change.after))
     return f"  {shown:<{_NAME - 2}}{before:>12}{after:>12}{_step(change):>12}"
 
 
-def _value(value: float | None, unit: Unit) -> str:
+def _value(value: float | None, unit: NumberKind) -> str:
     if value is None:
         return "-"
     if unit == "share":
@@ -148,7 +203,7 @@ def _value(value: float | None, unit: Unit) -> str:
     return f"{value:,.0f}" if unit == "rows" else f"{value:,.4g}"
 
 
-def _step(change: Change) -> str:
+def _step(change: NumberChange) -> str:
     if change.before is None or change.after is None:
         return ""
     step = change.after - change.before

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from alignloop.errors import UserError
 from alignloop.look.life import Kind
@@ -36,8 +36,7 @@ _MOST_COMPARED = 20_000
 _LINE = re.compile(r"(?P<file>.+):(?P<line>[0-9]{1,12})")
 
 
-@dataclass(frozen=True)
-class RowKey:
+class RowKey(NamedTuple):
     """A row by kind and id.
 
     Attributes:
@@ -68,7 +67,7 @@ def find(row_id: str, run: RunReader) -> list[RowKey]:
         more = f"\n  and {len(begin_so) - _MOST_LISTED:,} more" if len(begin_so) > _MOST_LISTED else ""
         listed = "\n".join(f"  {' and '.join(known[name]):<10}  {name}" for name in begin_so[:_MOST_LISTED])
         raise UserError(f"{row_id}: {len(begin_so):,} rows begin so; write more of the id:\n{listed}{more}")
-    raise UserError(_no_line(match["file"], int(match["line"]), run) if match else _nothing(row_id, list(known), run))
+    raise UserError(_no_line(match["file"], int(match["line"]), run) if match else _no_row(row_id, list(known), run))
 
 
 def _index(run: RunReader) -> dict[str, list[Kind]]:
@@ -86,14 +85,16 @@ def _index(run: RunReader) -> dict[str, list[Kind]]:
     return known
 
 
-def _roots(names: list[str]) -> list[str]:
+def _roots(names: Sequence[str]) -> list[str]:
     """Without the rows that belong to another of them: a prompt's candidates and pairs go with the prompt."""
     whole = set(names)
     return [name for name in names if not any(name[:at] in whole for at, letter in enumerate(name) if letter in "/>")]
 
 
-def _nothing(row_id: str, names: Sequence[str], run: RunReader) -> str:
-    hint = f"; its {len(names):,} rows have ids such as {next(iter(names), '-')}"
+def _no_row(row_id: str, names: Sequence[str], run: RunReader) -> str:
+    if not names:
+        return f"{row_id}: {run.run_dir} holds no rows yet: no stage that reads or makes them is published"
+    hint = f"; its {len(names):,} rows have ids such as {names[0]}"
     if len(names) > _MOST_COMPARED:
         names = [name for name in names if name[:2] == row_id[:2]][:_MOST_COMPARED]
     if near := difflib.get_close_matches(row_id, names, n=3, cutoff=0.6):
@@ -146,6 +147,8 @@ def _no_line(file: str, line: int, run: RunReader) -> str:
             for row in run.rows(number, stage, output, model) if model is not DroppedRow else ():
                 if row.source is not None and row.source.line is not None:
                     lines.setdefault(row.source.file, []).append(row.source.line)
+    if not lines:
+        return f"{file}:{line}: {run.run_dir} holds no rows of a file yet"
     of_file = next(((name, numbers) for name, numbers in lines.items() if _is_same_file(file, name)), None)
     if of_file is None:
         return f"{file}:{line}: no row of {run.run_dir} comes from this file; they come from {', '.join(sorted(lines))}"

@@ -7,16 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from alignloop.records import (
-    CandidateRow,
-    DroppedRow,
-    Message,
-    PairRow,
-    PreferenceRow,
-    SelectedRow,
-    SftRow,
-    Source,
-)
+import numpy as np
+
+from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PreferenceRow, SelectedRow, SftRow, Source
 from alignloop.run_dir.reader import RunReader
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -24,6 +17,8 @@ ROUND_STAGES = ("collect", "train_reward", "sample", "score", "select", "prune",
                 "train_dpo", "evaluate", "measure")  # fmt: skip
 NUMBERS = "other numbers"
 CUT_OFF = "candidates cut off (share)"
+Groups = dict[str, dict[str, float]]
+"""Group -> name -> value."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +27,18 @@ class RoundData:
 
     Attributes:
         missing: stages of a whole round that are not published.
-        counts: group -> name -> rows.
-        shares: group -> name -> share of the group's rows, in [0, 1].
-        quantiles: group -> `50%` -> value; no group where there are no rows.
+        counts: rows.
+        shares: of the group's rows, in [0, 1].
+        quantiles: `50%` and so on; no group where there are no rows.
+        numbers: one group.
         rows: name -> ids or digests of rows, to be held against another round's.
     """
 
     missing: tuple[str, ...]
-    counts: dict[str, dict[str, float]] = field(default_factory=dict)
-    shares: dict[str, dict[str, float]] = field(default_factory=dict)
-    quantiles: dict[str, dict[str, float]] = field(default_factory=dict)
-    numbers: dict[str, float] = field(default_factory=dict)
+    counts: Groups = field(default_factory=dict)
+    shares: Groups = field(default_factory=dict)
+    quantiles: Groups = field(default_factory=dict)
+    numbers: Groups = field(default_factory=lambda: {NUMBERS: {}})
     rows: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
@@ -69,12 +65,11 @@ def _stages(data: RoundData, run: RunReader, number: int) -> None:
 
 
 def _preferences(data: RoundData, rows: Sequence[PreferenceRow]) -> None:
-    if not rows:
-        return
-    data.rows["preferences"] = frozenset(row.id for row in rows)
-    data.shares["preferences by strength"] = _shares(row.strength or "not said" for row in rows)
-    data.shares["preferences by annotator"] = _shares(row.annotator for row in rows)
-    data.numbers["preferences edited"] = sum(row.edited is not None for row in rows)
+    if rows:
+        data.rows["preferences"] = frozenset(row.id for row in rows)
+        data.shares["preferences by strength"] = _shares(row.strength or "not said" for row in rows)
+        data.shares["preferences by annotator"] = _shares(row.annotator for row in rows)
+        data.numbers[NUMBERS]["preferences edited"] = sum(row.edited is not None for row in rows)
 
 
 def _candidates(data: RoundData, rows: Iterable[CandidateRow]) -> None:
@@ -85,34 +80,33 @@ def _candidates(data: RoundData, rows: Iterable[CandidateRow]) -> None:
         topics.setdefault(row.prompt_id, str(row.meta.get("topic", "")))
         lengths.append(len(row.completion_ids))
         num_cut += row.finish_reason == "length"
-    if not lengths:
-        return
-    data.rows["prompts"] = frozenset(topics)
-    data.quantiles["candidate length (tokens)"] = _quantiles(lengths)
-    data.numbers[CUT_OFF] = num_cut / len(lengths)
-    _add_topics(data, "prompts by topic", topics.values())
+    if lengths:
+        data.rows["prompts"] = frozenset(topics)
+        data.quantiles["candidate length (tokens)"] = _quantiles(lengths)
+        data.numbers[NUMBERS][CUT_OFF] = num_cut / len(lengths)
+        _add_topics(data, "prompts by topic", topics.values())
 
 
 def _selected(data: RoundData, rows: Sequence[SelectedRow]) -> None:
-    for name, values in (
-        ("best-of-K reward", [row.reward for row in rows]),
-        ("best over random (reward)", [row.reward - row.random_reward for row in rows]),
-        ("best-of-K length (words)", [len(row.completion.split()) for row in rows]),
-        ("pass rate", [row.pass_rate for row in rows]),
-    ):
-        if rows:
+    if rows:
+        for name, values in (
+            ("best-of-K reward", [row.reward for row in rows]),
+            ("best over random (reward)", [row.reward - row.random_reward for row in rows]),
+            ("best-of-K length (words)", [len(row.completion.split()) for row in rows]),
+            ("pass rate", [row.pass_rate for row in rows]),
+        ):
             data.quantiles[name] = _quantiles(values)
 
 
 def _sft(data: RoundData, rows: Sequence[SftRow]) -> None:
-    if not rows:
-        return
-    data.rows["SFT rows"] = frozenset(_digest(row.messages) for row in rows)
-    data.shares["SFT rows by origin"] = _shares(row.origin for row in rows)
-    data.shares["SFT rows by source"] = _shares(_source_name(row.source, row.origin) for row in rows)
-    data.quantiles["SFT target length (words)"] = _quantiles([len(row.messages[-1].content.split()) for row in rows])
-    # The topic that pruning found, else the one that the row brought along.
-    _add_topics(data, "SFT rows by topic", [str(row.topic or row.meta.get("topic") or "") for row in rows])
+    if rows:
+        data.rows["SFT rows"] = frozenset(_digest(row.messages) for row in rows)
+        data.shares["SFT rows by origin"] = _shares(row.origin for row in rows)
+        data.shares["SFT rows by source"] = _shares(_source_name(row.source, row.origin) for row in rows)
+        lengths = [len(row.messages[-1].content.split()) for row in rows]
+        data.quantiles["SFT target length (words)"] = _quantiles(lengths)
+        # The topic that pruning found, else the one that the row brought along.
+        _add_topics(data, "SFT rows by topic", [str(row.topic or row.meta.get("topic") or "") for row in rows])
 
 
 def _source_name(source: Source, origin: str) -> str:
@@ -123,14 +117,13 @@ def _source_name(source: Source, origin: str) -> str:
 
 
 def _pairs(data: RoundData, rows: Sequence[PairRow]) -> None:
-    if not rows:
-        return
-    data.rows["DPO pairs"] = frozenset(_digest(row.messages, row.chosen, row.rejected) for row in rows)
-    data.shares["DPO pairs by origin"] = _shares(row.origin for row in rows)
-    data.shares["DPO pairs by strength"] = _shares(row.strength or "not said" for row in rows)
-    data.quantiles["pair reward gap"] = _quantiles([row.reward_gap for row in rows if row.reward_gap is not None])
-    longer = [len(row.chosen.split()) - len(row.rejected.split()) for row in rows]
-    data.quantiles["chosen minus rejected (words)"] = _quantiles(longer)
+    if rows:
+        data.rows["DPO pairs"] = frozenset(_digest(row.messages, row.chosen, row.rejected) for row in rows)
+        data.shares["DPO pairs by origin"] = _shares(row.origin for row in rows)
+        data.shares["DPO pairs by strength"] = _shares(row.strength or "not said" for row in rows)
+        data.quantiles["pair reward gap"] = _quantiles([row.reward_gap for row in rows if row.reward_gap is not None])
+        longer = [len(row.chosen.split()) - len(row.rejected.split()) for row in rows]
+        data.quantiles["chosen minus rejected (words)"] = _quantiles(longer)
 
 
 def _add_topics(data: RoundData, group: str, topics: Iterable[str]) -> None:
@@ -145,14 +138,8 @@ def _shares(names: Iterable[str]) -> dict[str, float]:
 
 def _quantiles(values: Sequence[float]) -> dict[str, float]:
     """Values at `QUANTILES`, linear between neighbours; empty for none."""
-    ordered = sorted(values)
-    found = {}
-    for quantile in QUANTILES if ordered else ():
-        at = quantile * (len(ordered) - 1)
-        low = int(at)
-        high = min(low + 1, len(ordered) - 1)
-        found[f"{quantile:.0%}"] = ordered[low] + (ordered[high] - ordered[low]) * (at - low)
-    return found
+    found = np.quantile(values, QUANTILES).tolist() if values else []
+    return {f"{quantile:.0%}": value for quantile, value in zip(QUANTILES, found, strict=False)}
 
 
 def _digest(messages: Sequence[Message], *texts: str) -> str:

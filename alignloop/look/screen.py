@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from alignloop.chat.template_defaults import in_yaml
-from alignloop.look.own_rows import FoundRow
+from alignloop.look.rows import FoundRow
 from alignloop.look.setting import Setting
-from alignloop.look.tokens import Token, Use
-from alignloop.look.views import View
+from alignloop.look.views import Token, Use, View
 from alignloop.terminal import WIDTH, printable
 
 INDENT = "  "
@@ -143,7 +142,7 @@ def _print_table(console: Console, layout: Sequence[tuple[str, Token]], *, colou
     """Every token of the packed row in its order."""
     _print(console, f"{INDENT}{'index':>6}{'id':>8}{'position':>10}{'segment':>9}  {'what':<22}token")
     for name, token in layout:
-        what = f"{name}, {'copy' if token.copy else token.use}"
+        what = f"{name}, {'copy' if token.is_copy else token.use}"
         head = f"{INDENT}{token.index:>6}{token.token_id:>8}{token.position:>10}{token.segment:>9}  {what:<22}"
         text = chop_cells(_token_text(token), max(4, console.width - cell_len(head)))[0]
         _print(console, head, _Chunk(text, token.use, token.index % 2).styled if colour else text)

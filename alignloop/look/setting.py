@@ -79,6 +79,6 @@ def recipe_of(run_dir: Path) -> Recipe:
 
 
 def _prepared_base(run_dir: Path) -> str | None:
-    """The run's own copy of its base, with the chat template it was given; None where it is not yet made."""
+    """The run's own copy of its base, with the chat template that the recipe names; None where it is not yet made."""
     stage = published_stage(run_dir, 0, BASE_STAGE.name)
     return next((str(folder) for folder in stage.files("checkpoint")), None) if stage is not None else None

@@ -8,7 +8,7 @@ from alignloop.errors import RunDirError
 from alignloop.loop.final import final_damage
 from alignloop.loop.round_inputs import Waiting, waiting
 from alignloop.progress import Progress
-from alignloop.report.table import text_tables
+from alignloop.report.rounds import text_tables
 from alignloop.run_dir.layout import holder, stage_folder
 from alignloop.run_dir.reader import HOW_TO_BEGIN, RunReader, begun_stage, read_rounds
 from alignloop.run_dir.verification import verify_run

@@ -1,26 +1,23 @@
 """A row under each objective: its prompt group, laid out, and what becomes of every token.
 
-Groups come from `packing.build`, pieces from `packing.layout`, reasons from `training.screening`: what is shown is what
+Groups come from `packing.build`, pieces from `packing.layout`, reasons from `training.job`: what is shown is what
 trains.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from alignloop.config import Recipe
 from alignloop.config.training import ObjectiveName
 from alignloop.errors import DataError
-from alignloop.look.own_rows import InspectedRow
+from alignloop.look.rows import InspectedRow
 from alignloop.look.setting import Setting
-from alignloop.look.tokens import Part, Token, completion_facts, prompt_facts, tokens_of
-from alignloop.packing.build import (
-    TrainOn,
-    candidate_groups,
-    ranked_groups,
-    sft_groups,
-)
+from alignloop.packing.build import TrainOn, candidate_groups, ranked_groups, sft_groups
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import layout_group
 from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, SelectedRow, SftRow, Source, Strength
@@ -37,10 +34,36 @@ OBJECTIVES: dict[type, tuple[ObjectiveName, ...]] = {
     CandidateRow: ("reward",),
 }
 """What each kind of row serves."""
+Use = Literal["masked", "trained", "formatting", "reward"]
+"""What becomes of a token: seen only; trained as content; a formatting token; the one a reward is read at."""
 
 
-@dataclass(frozen=True)
-class View:
+class Token(NamedTuple):
+    """One token of a laid-out row.
+
+    Attributes:
+        index, position, segment: its index in the packed row, its position id, 0 for the prompt or the completion.
+        is_copy: a completion's own copy of the prompt's last token, at which its first token is predicted.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    position: int
+    segment: int
+    use: Use
+    is_copy: bool
+
+
+class ViewPart(NamedTuple):
+    """The prompt, or a completion. `facts` says in words what of it counts."""
+
+    name: str
+    tokens: tuple[Token, ...]
+    facts: str
+
+
+class View(NamedTuple):
     """A row under one objective.
 
     Attributes:
@@ -52,7 +75,7 @@ class View:
 
     objective: ObjectiveName
     about: str
-    parts: tuple[Part, ...]
+    parts: tuple[ViewPart, ...]
     dropped: str | None
     layout: tuple[tuple[str, Token], ...]
 
@@ -77,14 +100,17 @@ def views_of(
 
 def _view(row: InspectedRow, objective: ObjectiveName, setting: Setting, recipe: Recipe) -> View:
     group, names = _group(row, objective, setting, recipe)
-    (piece,) = layout_group(group)
-    tokens = tokens_of(piece, objective, setting)
+    tokens = _tokens(group, objective, setting)
     sections = [[token for token in tokens if token.segment == segment] for segment in range(len(names) + 1)]
     # The prompt is shown whole, with its last token, which the layout puts at the head of each completion.
-    prompt = [*sections[0], sections[1][0]]
-    parts = [Part("prompt", tuple(prompt), prompt_facts(prompt))]
+    prompt = (*sections[0], sections[1][0])
+    uses = Counter(token.use for token in prompt)
+    num_trained = uses["trained"] + uses["formatting"]
+    facts = f"{_num_tokens(prompt)}, {f'{num_trained} trained' if num_trained else 'masked'}"
+    parts = [ViewPart("prompt", prompt, facts)]
     for name, section in zip(names, sections[1:], strict=True):
-        parts.append(Part(name, tuple(section[1:]), completion_facts(section[1:], name, objective, recipe)))
+        shown = tuple(section[1:])
+        parts.append(ViewPart(name, shown, _completion_facts(shown, name, objective, recipe)))
     return View(
         objective,
         _about(row, objective, recipe),
@@ -122,6 +148,42 @@ def _sft_row(row: SftRow | SelectedRow | PreferenceRow) -> SftRow:
             finish_reason=row.finish_reason,
         )
     return row if isinstance(row, SftRow) else preferred(row)
+
+
+def _tokens(group: PromptGroup, objective: ObjectiveName, setting: Setting) -> list[Token]:
+    (piece,) = layout_group(group)
+    # A position's flags are those of the token it predicts: the next one.
+    uses: list[Use] = ["masked"] * piece.num_tokens
+    if objective == "reward":
+        for index in piece.last_index.tolist():
+            uses[index] = "reward"
+    else:
+        for index in np.flatnonzero(piece.loss_mask).tolist():
+            uses[index + 1] = "formatting" if piece.formatting_mask[index] else "trained"
+    ids, positions, segments = (column.tolist() for column in (piece.token_ids, piece.position_ids, piece.segments))
+    texts = setting.chat.token_texts(ids)
+    columns = zip(range(piece.num_tokens), ids, texts, positions, segments, uses, strict=True)
+    starts = {segments.index(segment) for segment in set(segments) - {0}}
+    return [Token(*values, is_copy=values[0] in starts) for values in columns]
+
+
+def _completion_facts(tokens: Sequence[Token], name: str, objective: ObjectiveName, recipe: Recipe) -> str:
+    total = _num_tokens(tokens)
+    if objective == "reward":
+        return f"{total}, reward read at the last" if tokens else total
+    uses = Counter(token.use for token in tokens)
+    num_formatting, num_content = uses["formatting"], uses["trained"]
+    if objective == "sft":
+        return f"{total}, {num_content + num_formatting} trained, {num_formatting} of them formatting"
+    in_sums = num_content if recipe.dpo.mask_formatting_tokens else num_content + num_formatting
+    facts = f"{total}: {in_sums} in its DPO sum"
+    if name == "chosen" and recipe.dpo.nll_coefficient:
+        facts += f", {num_content + num_formatting} in the NLL"
+    return f"{facts}; {num_formatting} formatting"
+
+
+def _num_tokens(tokens: Sequence[Token]) -> str:
+    return f"{len(tokens):,} token{'' if len(tokens) == 1 else 's'}"
 
 
 def _dropped(row: InspectedRow, group: PromptGroup, objective: ObjectiveName, recipe: Recipe) -> str | None:

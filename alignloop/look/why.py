@@ -1,36 +1,33 @@
-"""A row's life: every step a run's files tell of it, in order; as lines of at most 80 columns, or as JSON."""
+"""A row's life: every step a run's files tell of it, in order."""
 
 from __future__ import annotations
 
-import json
-import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
-from itertools import groupby, zip_longest
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignloop.look.candidate_life import candidate_life
-from alignloop.look.find import RowKey, find
+from alignloop.chat.reasoning import has_answer
+from alignloop.look.find import find
 from alignloop.look.life import CandidateLine, Life, Step, TwinPair
-from alignloop.look.preference_life import preference_life, verdict_life
-from alignloop.look.prompt_life import pair_life, prompt_life
-from alignloop.records import Source, split_candidate_id
+from alignloop.look.steps import RoundTrace, batches_of, dialog_text, reward_of, twins_of
+from alignloop.records import (
+    CandidateRow,
+    PairRow,
+    PreferenceRow,
+    PromptRow,
+    RejectedRow,
+    SelectedRow,
+    Source,
+    VerdictRow,
+    annotation_id,
+    split_candidate_id,
+    split_pair_id,
+)
 from alignloop.run_dir.layout import stage_folder
 from alignloop.run_dir.reader import RunReader
-from alignloop.terminal import WIDTH, wrapped
 
-_LABEL = 16
-_DIGEST = 19
-_MOST_LINES = 12
-"""Of one text: a life is to be read at a glance."""
-_TELL = {
-    "prompt": prompt_life,
-    "candidate": candidate_life,
-    "pair": pair_life,
-    "preference": preference_life,
-    "verdict": verdict_life,
-}
+HELDOUT_TEXT = "the reward model's accuracy is measured on it; nothing trains on it"
 
 
 def lives_of(row_id: str, run_dir: Path) -> list[Life]:
@@ -44,144 +41,243 @@ def lives_of(row_id: str, run_dir: Path) -> list[Life]:
         UserError: no such row, or several begin so; no run lies in `run_dir`.
     """
     run = RunReader(run_dir)
-    return [_life(found, run) for found in find(row_id, run)]
+    of_kind = {
+        "prompt": _prompt_life,
+        "candidate": _candidate_life,
+        "pair": _pair_life,
+        "preference": _preference_life,
+        "verdict": _verdict_life,
+    }
+    return [
+        _rejected_life(found.id, found.rejected) if found.rejected else of_kind[found.kind](found.id, run)
+        for found in find(row_id, run)
+    ]
 
 
-def _life(found: RowKey, run: RunReader) -> Life:
-    row = found.rejected
-    if row is None:
-        return _TELL[found.kind](found.id, run)
+def _rejected_life(row_id: str, row: RejectedRow) -> Life:
     where = f"field {row.field}: " if row.field else ""
     facts = {"field": row.field, "reason": row.reason}
     step = Step(0, stage_folder(1, "ingest"), "rejected", f"{where}{row.reason}", facts)
     source = str(Source(file=row.file, line=row.line))
     texts = {"as found": row.text} if row.text else {}
-    return Life(found.id, "rejected row", {"source": source}, texts=texts, steps=(step,))
+    return Life(row_id, "rejected row", {"source": source}, texts=texts, steps=(step,))
 
 
-def lives_json(lives: Sequence[Life]) -> str:
-    """One object: `rows`, each with what the text tells and more."""
-    rows = []
-    for life in lives:
-        row = asdict(life) | {"trained": list(life.trained)}
-        row["messages"] = [message.model_dump() for message in life.messages]
-        rows.append(row)
-    return json.dumps({"rows": rows}, indent=1, ensure_ascii=False)
+def _prompt_life(prompt_id: str, run: RunReader) -> Life:
+    """What became of a prompt in every round that sampled for it."""
+    row, steps = _read_prompt(prompt_id, run)
+    lines: list[CandidateLine] = []
+    twins: list[TwinPair] = []
+    not_drawn: list[str] = []
+    for number in (number for number in run.rounds if number):
+        trace = RoundTrace(run, number)
+        rows, in_round = trace.candidates(prompt_id), trace.compared(prompt_id)
+        if not rows:
+            dropped = trace.dropped("sample", prompt_id)
+            if not dropped and trace.has("sample"):
+                not_drawn.append(str(number))
+            steps += [*dropped, *in_round]
+            continue
+        best = trace.best(prompt_id)
+        in_round += trace.sampled(rows)
+        lines += trace.lines(rows, best)
+        if best is not None:
+            in_round += [*trace.picked(best, name=f"{best.id}: "), *trace.pruned(best.id)]
+            in_round += trace.paired(prompt_id, role="the pair", pair=trace.pair_of(prompt_id))
+            twins += twins_of(run, in_round, row_id=best.id, text=dialog_text(best.messages, best.completion))
+        steps += in_round
+    facts: dict[str, Any] = {} if row is None else {"source": str(row.source)}
+    if row is not None and row.meta.get("topic"):
+        facts["topic"] = row.meta["topic"]
+    if not_drawn:
+        facts["not drawn"] = f"in round{'s' if len(not_drawn) > 1 else ''} {', '.join(not_drawn)}"
+    messages = () if row is None else tuple(row.messages)
+    return Life(prompt_id, "prompt", facts, messages, {}, tuple(lines), tuple(steps), tuple(twins))
 
 
-def lives_text(lives: Sequence[Life]) -> str:
-    """For the screen."""
-    return f"\n\n{'=' * WIDTH}\n\n".join("\n".join(_life_lines(life)) for life in lives)
+def _read_prompt(prompt_id: str, run: RunReader) -> tuple[PromptRow | None, list[Step]]:
+    for number in run.rounds:
+        trace = RoundTrace(run, number)
+        for stage in ("ingest", "collect"):
+            if row := trace.row(stage, "prompts", PromptRow, prompt_id):
+                return row, trace.step(stage, "read", "to sample for")
+    return None, RoundTrace(run, 0).dropped("ingest", prompt_id, output="dropped_prompts")
 
 
-def _life_lines(life: Life) -> list[str]:
-    lines = wrapped(f"{life.kind} {life.id}")
-    for name, value in life.facts.items():
-        if value not in (None, ""):
-            lines += wrapped(_fact(name, value), _label(name), " " * _LABEL)
-    for message in life.messages:
-        lines += _quoted(message.role, message.content)
-    for name, text in life.texts.items():
-        lines += _quoted(name, text)
-    for number, members in groupby(life.candidates, key=lambda line: line.round):
-        lines += ["", *_candidate_lines(number, list(members))]
-    for rounds, steps in _alike(life.steps):
-        lines += ["", rounds]
-        for step in steps:
-            lines += wrapped(step.text, f"  {step.stage:<16} {step.verdict:<11} ", " " * 31)
-    for twin in life.twins:
-        lines += ["", *_twin_lines(twin)]
-    return [*lines, "", *_end(life)]
+def _pair_life(pair_id: str, run: RunReader) -> Life:
+    """A pair of two candidates: what they are, and whether DPO trained on it."""
+    number, row = run.where("build_pairs", "pairs", PairRow, pair_id)
+    trace = RoundTrace(run, number)
+    compared = split_pair_id(pair_id)
+    prompt_id = split_candidate_id(compared[0])[0]
+    rows = trace.candidates(prompt_id) if prompt_id else []
+    facts = {"prompt": prompt_id if rows else "", "strength": row.strength or "not said", "reward gap": row.reward_gap}
+    steps: list[Step] = []
+    lines: list[CandidateLine] = []
+    if rows:
+        facts |= trace.policy_facts(rows[0])
+        steps = trace.sampled(rows)
+        lines = trace.lines(rows, trace.best(prompt_id))
+    return Life(
+        row.id,
+        "pair",
+        facts,
+        tuple(row.messages),
+        {"chosen": row.chosen, "rejected": row.rejected},
+        tuple(replace(line, asked=line.id in compared) for line in lines),
+        (*steps, *trace.paired(row.id, role="the pair")),
+    )
 
 
-def _end(life: Life) -> list[str]:
-    if life.kind == "rejected row":
-        return ["The row could not be read, and is in no round."]
-    if not life.steps:
-        return ["The run's files tell nothing of it beyond this."]
-    if not life.trained:
-        return ["Nothing trained on it."]
-    rounds: dict[str, list[int]] = {}
-    for step in life.steps:
-        if step.verdict == "trained":
-            role = f" as {step.facts['role']}" if step.facts.get("role") else ""
-            rounds.setdefault(step.stage + role, []).append(step.round)
-    lines = (wrapped(f"{what}, {_rounds(of)}", "trained in    ", " " * 14) for what, of in rounds.items())
-    return [line for part in lines for line in part]
+def _candidate_life(candidate_id: str, run: RunReader) -> Life:
+    """What became of one candidate, among the K of its prompt."""
+    number, row = run.where("sample", "candidates", CandidateRow, candidate_id)
+    trace = RoundTrace(run, number)
+    rows = trace.candidates(row.prompt_id)
+    row = next(scored for scored in rows if scored.id == candidate_id)
+    prompt, read = _read_prompt(row.prompt_id, run)
+    best = trace.best(row.prompt_id)
+    steps = [step for step in read if step.verdict != "read"]
+    steps += [*trace.sampled(rows), *_rank_steps(trace, rows, row, best)]
+    if best is not None and best.id == candidate_id:
+        steps += trace.pruned(candidate_id)
+    steps += _pair_steps(trace, row)
+    steps += RoundTrace(run, number + 1).compared(row.prompt_id, candidate=candidate_id)
+    return Life(
+        candidate_id,
+        "candidate",
+        _candidate_facts(row, prompt, trace),
+        tuple(row.messages),
+        {"completion": row.completion},
+        tuple(replace(line, asked=line.id == candidate_id) for line in trace.lines(rows, best)),
+        tuple(steps),
+        twins_of(run, steps, row_id=candidate_id, text=dialog_text(row.messages, row.completion)),
+    )
 
 
-def _alike(steps: Sequence[Step]) -> list[tuple[str, list[Step]]]:
-    """(`round 2` or `rounds 3 to 6`, steps): neighbouring rounds that made the same of the row go together."""
-    alike: list[tuple[list[int], list[Step]]] = []
-    words: list[tuple[str, ...]] = []
-    for number, members in groupby(steps, key=lambda step: step.round):
-        before, found = words, list(members)
-        words = [(step.stage, step.verdict, step.text) for step in found]
-        if words == before:
-            alike[-1][0].append(number)
-        else:
-            alike.append(([number], found))
-    return [(_rounds(numbers), found) for numbers, found in alike]
+def _candidate_facts(row: CandidateRow, prompt: PromptRow | None, trace: RoundTrace) -> dict[str, Any]:
+    facts: dict[str, Any] = {"prompt": row.prompt_id}
+    if prompt is not None:
+        facts["source"] = str(prompt.source)
+    facts |= trace.policy_facts(row)
+    steering = {"temperature": row.temperature, "top_p": row.top_p, "system_prompt": row.system_prompt}
+    facts |= {name: value for name, value in steering.items() if value is not None}
+    facts["finish_reason"] = row.finish_reason
+    if row.reward is not None:
+        facts["reward"] = row.reward
+    facts |= {f"reward {name}": value for name, value in row.extra_rewards.items()}
+    if row.extra_rewards and row.total_reward is not None:
+        facts["total reward"] = row.total_reward
+    return facts
 
 
-def _rounds(numbers: Sequence[int]) -> str:
-    """`round 2`, `rounds 3 to 6`, `rounds 1, 4 to 6`."""
-    spans: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1].append(number)
-        else:
-            spans.append([number])
-    ranges = ", ".join(f"{span[0]} to {span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
-    return f"round{'s' if len(numbers) > 1 else ''} {ranges}"
+def _rank_steps(
+    trace: RoundTrace, rows: Sequence[CandidateRow], row: CandidateRow, best: SelectedRow | None
+) -> list[Step]:
+    """Whether a candidate is its prompt's best, and if not, how far it is from it."""
+    reward = reward_of(row)
+    if best is None or reward is None:
+        return []
+    if best.id == row.id:
+        return trace.picked(best)
+    rank = 1 + sum((reward_of(other) or 0.0) > reward for other in rows)
+    why = ""
+    if reward >= best.reward:
+        why = "; it was cut off, and does not win over a finished one" if row.finish_reason == "length" else ""
+        why = why or ("; it has no text" if not has_answer(row.completion) else "; the first of equals wins")
+    text = f"reward {reward:.4g} is number {rank} of {len(rows)}; the best, {best.id}, has {best.reward:.4g}{why}"
+    return trace.step("select", "not best", text, {"best": best.id, "rank": rank})
 
 
-def _label(name: str) -> str:
-    return f"  {name:<{_LABEL - 3}} "
+def _pair_steps(trace: RoundTrace, row: CandidateRow) -> list[Step]:
+    """`build_pairs` and `train_dpo` for one candidate; the prompt's drop where there is no pair."""
+    pair = trace.pair_of(row.prompt_id)
+    if pair is None:
+        return trace.paired(row.prompt_id, role="")
+    role = dict(zip(split_pair_id(pair.id), ("chosen", "rejected"), strict=True)).get(row.id)
+    if role is not None:
+        return trace.paired(pair.id, role=role, pair=pair)
+    return trace.step("build_pairs", "no pair", f"the prompt's pair is {pair.id}", {"pair": pair.id})
 
 
-def _fact(name: str, value: Any) -> str:
-    if name == "policy":
-        return str(value)[:_DIGEST]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _preference_life(row_id: str, run: RunReader) -> Life:
+    """What a run made of a row of the user's, or of one that an annotator made."""
+    row, steps = _read_preference(row_id, run)
+    batches = batches_of(row_id, run)
+    for number in run.rounds:
+        trace = RoundTrace(run, number)
+        if number and trace.has("collect"):
+            steps += _round_steps(trace, row_id, row, batches)
+    if row is None:
+        return Life(row_id, "preference", {}, steps=tuple(steps), twins=twins_of(run, steps, row_id=row_id, text=""))
+    facts = {"source": str(row.source), "annotator": row.annotator, "strength": row.strength or "not said"}
+    if row.meta.get("topic"):
+        facts["topic"] = row.meta["topic"]
+    texts = {"edited": row.edited or "", "chosen": row.chosen, "rejected": row.rejected}
+    return Life(
+        row_id,
+        "preference",
+        facts,
+        tuple(row.messages),
+        {name: text for name, text in texts.items() if text},
+        steps=tuple(steps),
+        twins=twins_of(run, steps, row_id=row_id, text=dialog_text(row.messages, row.best)),
+    )
 
 
-def _quoted(label: str, text: str) -> list[str]:
-    """A text under its label, its own line breaks kept; a long one is cut, and says so."""
-    lines = _column(text.strip(), WIDTH - _LABEL, break_on_hyphens=False)
-    if len(lines) > _MOST_LINES:
-        lines = [*lines[:_MOST_LINES], f"... ({len(lines) - _MOST_LINES:,} more lines; --json has all)"]
-    return [f"{_label(label) if at == 0 else ' ' * _LABEL}{line}".rstrip() for at, line in enumerate(lines)]
+def _read_preference(row_id: str, run: RunReader) -> tuple[PreferenceRow | None, list[Step]]:
+    """The row, and what reading made of it: to train on, held out, or left to its round's file."""
+    base = RoundTrace(run, 0)
+    if row := base.row("ingest", "preferences", PreferenceRow, row_id):
+        read = base.step("ingest", "read", "to train on")
+        return row, [*read, *base.trained("bootstrap", row_id, role="SFT target")]
+    if row := base.row("ingest", "heldout", PreferenceRow, row_id):
+        return row, base.step("ingest", "held out", HELDOUT_TEXT)
+    collected = (run.row(number, "collect", "preferences", PreferenceRow, row_id) for number in run.rounds)
+    row = next((row for row in collected if row is not None), None)
+    return row, base.dropped("ingest", row_id) if row is None else []
 
 
-def _column(text: str, width: int, *, break_on_hyphens: bool = True) -> list[str]:
-    parts = (textwrap.wrap(part, width, break_on_hyphens=break_on_hyphens) or [""] for part in text.split("\n"))
-    return [line for part in parts for line in part]
+def _round_steps(trace: RoundTrace, row_id: str, row: PreferenceRow | None, batches: Sequence[int]) -> list[Step]:
+    if row is None:
+        return trace.dropped("collect", row_id)
+    in_batch = trace.number in batches
+    if not in_batch:
+        steps = trace.dropped("collect", row_id)
+    elif row.source.is_round:
+        steps = trace.step("collect", "compared", f"compared by {row.annotator}")
+    else:
+        steps = trace.step("collect", "in batch", "in the round's batch")
+    steps += trace.ranked(row_id, batches)
+    if in_batch:
+        steps += trace.pruned(row_id) or _not_drawn(trace)
+    # The rounds whose batches this round's pairs come from.
+    stage = trace.run.stage(trace.number, "build_pairs")
+    width = 1 if stage is None else len(stage.manifest.inputs.get("preferences") or [1])
+    if any(trace.number - width < batch <= trace.number for batch in batches):
+        steps += trace.paired(row_id, role="the pair")
+    return steps
 
 
-def _candidate_lines(number: int, lines: list[CandidateLine]) -> list[str]:
-    """A table; `>` is the row asked for."""
-    ranked = sorted(lines, key=lambda line: (line.reward is None, -(line.reward or 0.0)))
-    width = WIDTH - 41
-    table = [f"round {number}, the {len(lines)} candidates", f"     {'k':>3} {'reward':>9}  {'ends':<8}{'':<14}text"]
-    for line in ranked:
-        reward = "-" if line.reward is None else f"{line.reward:.4f}"
-        ends = {"stop": "itself", "length": "cut off"}.get(line.finish_reason, line.finish_reason)
-        text = " ".join(line.completion.split())
-        text = text if len(text) <= width else text[: width - 3] + "..."
-        k = split_candidate_id(line.id)[1]
-        table.append(f"   {'>' if line.asked else ' '} {k:>3} {reward:>9}  {ends:<8}{line.mark:<14}{text}".rstrip())
-    return table
+def _not_drawn(trace: RoundTrace) -> list[Step]:
+    stage = trace.run.stage(trace.number, "prune")
+    wanted = None if stage is None else stage.manifest.config.get("human_rows")
+    text = f"for SFT: prune.human_rows draws {wanted} of the batch" if wanted is not None else "for SFT"
+    return trace.step("prune", "not drawn", text)
 
 
-def _twin_lines(twin: TwinPair) -> list[str]:
-    """The two texts side by side."""
-    cosine = "" if twin.cosine is None else f", cosine {twin.cosine:.4f}"
-    lines = wrapped(f"round {twin.round} {twin.stage}: lost to {twin.twin}{cosine}")
-    if not twin.twin_text:
-        return [*lines, "  (the text of that one is not in the run's files)"]
-    half = (WIDTH - 3) // 2
-    lines += [f"{'dropped':<{half}} | kept or seen before it", f"{'-' * half}-+-{'-' * half}"]
-    columns = [_column(text, half) for text in (twin.text, twin.twin_text)]
-    cut = [column if len(column) <= _MOST_LINES else [*column[:_MOST_LINES], "..."] for column in columns]
-    return lines + [f"{one:<{half}} | {other}".rstrip() for one, other in zip_longest(*cut, fillvalue="")]
+def _verdict_life(row_id: str, run: RunReader) -> Life:
+    """The verdict of a judge or a person on two candidates, and of the preference that came of it."""
+    number, row = run.where("collect", "verdicts", VerdictRow, row_id)
+    votes = f", {len(row.answers)} answers" if row.answers else ""
+    outcome = f"by {row.judge}: {row.winner}{votes}"
+    steps = RoundTrace(run, number).step("collect", "compared", outcome, {"winner": row.winner})
+    facts: dict[str, Any] = {"judge": row.judge, "winner": row.winner, "first": row.first, "second": row.second}
+    texts = {"reason": row.reason, **{f"answer {at}": text for at, text in enumerate(row.answers, start=1)}}
+    made = Life("", "preference", {})
+    if row.winner in ("first", "second"):
+        chosen, rejected = (row.first, row.second) if row.winner == "first" else (row.second, row.first)
+        facts["preference"] = annotation_id(chosen, rejected)
+        made = _preference_life(facts["preference"], run)
+    texts = {name: text for name, text in {**made.texts, **texts}.items() if text}
+    return Life(row.id, "verdict", facts, made.messages, texts, steps=(*steps, *made.steps[1:]))

@@ -57,7 +57,7 @@ class RunResult:
     @property
     def report(self) -> Path:
         """The run's report, one HTML file; not there where it could not be made, which the run says."""
-        from alignloop.report.write import REPORT
+        from alignloop.report.pages import REPORT
 
         return self.run_dir / REPORT
 
@@ -144,7 +144,7 @@ class _Ending:
 
     def _publish(self, rows: Sequence[RoundRow]) -> None:
         """What a person looks at while the run goes on."""
-        from alignloop.report.write import write_report_or_say
+        from alignloop.report.pages import write_report_or_say
         from alignloop.training.run_trackers import track_round
 
         run_dir, say = self.stages.run_dir, self.stages.progress.say

@@ -5,22 +5,16 @@ Only rounds whose benchmarks were asked alike are put together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from alignloop.evaluation.comparing import Difference, RoundDifferences, protocol_changes
 from alignloop.evaluation.report import EvalReport, Protocol
-from alignloop.report.content import COUNT, MISSING, PERCENT, Cell, Details, Figure, Section, Table, present
-from alignloop.report.facts import RoundRecord, RunRecord, metric, round_label
-from alignloop.report.figures import ERROR_BARS, Series, heat, over_rounds
-from alignloop.report.plots import charts
-from alignloop.report.table import MAIN_METRICS
+from alignloop.report import charts
+from alignloop.report.content import COUNT, PERCENT, Cell, Details, Figure, PageSection, Table
+from alignloop.report.facts import RoundRecord, RunRecord, by_round, round_label
+from alignloop.report.figures import ERROR_BARS, heat, over_rounds
+from alignloop.report.rounds import IFEVAL, MAIN_METRICS, MISSING
 
-IFEVAL = {
-    "prompt strict": "ifeval/prompt_level_strict_acc",
-    "prompt loose": "ifeval/prompt_level_loose_acc",
-    "instr. strict": "ifeval/inst_level_strict_acc",
-    "instr. loose": "ifeval/inst_level_loose_acc",
-}
 TYPES = "ifeval/type/"
 TITLES = {"ifeval": "IFEval", "mmlu": "MMLU"}
 NOT_SCORES = ("stop_rate", "mean_tokens", "truncation_rate")
@@ -35,22 +29,15 @@ PAIRED = (
 def headline_keys(rounds: Sequence[RoundRecord]) -> list[str]:
     """Of each benchmark the figure that stands for it: `ifeval/mean`, `mmlu/acc`, `gsm8k/exact_match,strict-match`."""
     keys = _metric_names(rounds)
-    tasks = list(dict.fromkeys(task_of(key) for key in keys))
-    groups = {task for task in tasks if any(other.startswith(f"{task}_") for other in tasks)}
+    tasks = list(dict.fromkeys(_task_of(key) for key in keys))
+    groups = [f"{task}_" for task in tasks if any(other.startswith(f"{task}_") for other in tasks)]
     found = []
     for task in tasks:
-        if any(task.startswith(f"{group}_") for group in groups):
-            continue
-        names = [key.removeprefix(f"{task}/") for key in keys if key.startswith(f"{task}/")]
-        ranked = [name for main in ("mean", "acc", *MAIN_METRICS) for name in names if name.partition(",")[0] == main]
-        best = [*ranked, *_scores(names)]
-        found += [f"{task}/{best[0]}"] if best else []
+        if not task.startswith(tuple(groups)):
+            names = _names_of(task, keys)
+            ranked = [n for main in ("mean", "acc", *MAIN_METRICS) for n in names if n.partition(",")[0] == main]
+            found += [f"{task}/{name}" for name in [*ranked, *_scores(names)][:1]]
     return found
-
-
-def task_of(key: str) -> str:
-    """`ifeval/mean` -> `ifeval`."""
-    return key.partition("/")[0]
 
 
 def alike(run: RunRecord, key: str, *, like: RunRecord | None = None) -> tuple[list[RoundRecord], list[str]]:
@@ -60,7 +47,7 @@ def alike(run: RunRecord, key: str, *, like: RunRecord | None = None) -> tuple[l
         like: the run that sets the protocol; None: this one.
     """
     reference = next((e.evaluation for e in reversed((like or run).finished) if e.evaluation is not None), None)
-    task = task_of(key)
+    task = _task_of(key)
     kept, notes = [], []
     for entry in run.finished:
         different = _protocol_changes(reference, entry.evaluation, task)
@@ -73,7 +60,7 @@ def alike(run: RunRecord, key: str, *, like: RunRecord | None = None) -> tuple[l
     return kept, notes
 
 
-def climb(run: RunRecord) -> Section:
+def climb(run: RunRecord) -> PageSection:
     """IFEval's mean and four accuracies, MMLU, every other benchmark."""
     figures: list[Figure | None] = []
     notes: list[str] = []
@@ -86,10 +73,11 @@ def climb(run: RunRecord) -> Section:
         else:
             figures.append(_lines(_title(key), rounds, _readings(key, rounds), name=f"climb-{key}"))
     note = f"In percent; the base is round 0. {ERROR_BARS}" if figures else ""
-    return Section("climb", "Climb", "The climb", note=note, figures=present(figures), warnings=tuple(notes))
+    shown = tuple(filter(None, figures))
+    return PageSection("climb", "Climb", "The climb", note=note, figures=shown, warnings=tuple(notes))
 
 
-def breakdown(run: RunRecord) -> Section:
+def breakdown(run: RunRecord) -> PageSection:
     """Instruction types of IFEval and tasks of a group: an average that rises can hide one that collapses."""
     figures = []
     keys = _metric_names(run.finished)
@@ -100,34 +88,39 @@ def breakdown(run: RunRecord) -> Section:
         task, _, name = headline.partition("/")
         in_group = [key for key in keys if key.startswith(f"{task}_") and key.endswith(f"/{name}")]
         if in_group:
-            members = {task_of(key).removeprefix(f"{task}_"): key for key in in_group}
+            members = {_task_of(key).removeprefix(f"{task}_"): key for key in in_group}
             title = f"{_title(headline)} by task ({name}, %)"
             figures.append(heat(title, run.finished, members, name=f"{task}-tasks"))
-    title = "Where it climbs, and where it does not"
-    return Section("breakdown", "By type", title, figures=tuple(figures))
+    return PageSection("breakdown", "By type", "Where it climbs, and where it does not", figures=tuple(figures))
 
 
-def differences(run: RunRecord) -> Section:
+def differences(run: RunRecord) -> PageSection:
     """The benchmarks' paired differences with their 95 % intervals, against the round before and against the base."""
     shown = run.differences[-2 * MOST_COMPARED_ROUNDS :]
     against = {
         "the round before": [pair for pair in shown if pair.against == pair.round - 1],
         "the base": [pair for pair in shown if pair.against == 0 and pair.round > 1],
     }
-    figures = present(
+    figures = (
         _intervals(f"{key}: against {other}", pairs, key)
         for key in headline_keys(run.finished)
         for other, pairs in against.items()
     )
-    refused = tuple(
+    refused = (
         f"Round {pair.round} is not compared with {round_label(pair.against)}: {pair.refused}"
         for pair in shown
         if pair.refused
     )
     last = max((pair.round for pair in shown), default=0)
-    details = tuple(_every_difference(pair) for pair in shown if pair.round == last and pair.differences)
-    title = "Round against round"
-    return Section("differences", title, title, note=PAIRED, figures=figures, details=details, warnings=refused)
+    return PageSection(
+        "differences",
+        "Round against round",
+        "Round against round",
+        note=PAIRED,
+        figures=tuple(filter(None, figures)),
+        details=tuple(_every_difference(pair) for pair in shown if pair.round == last and pair.differences),
+        warnings=tuple(refused),
+    )
 
 
 def in_points(found: Difference) -> str:
@@ -136,15 +129,14 @@ def in_points(found: Difference) -> str:
     return f"{100 * found.difference:+.1f}{reach}"
 
 
-def _lines(title: str, rounds: Sequence[RoundRecord], keys: dict[str, str], *, name: str) -> Figure | None:
-    return over_rounds(title, [Series(label, rounds, metric(key)) for label, key in keys.items()], PERCENT, name=name)
+def _lines(title: str, rounds: Sequence[RoundRecord], keys: Mapping[str, str], *, name: str) -> Figure | None:
+    return over_rounds(title, {label: by_round(rounds, key) for label, key in keys.items()}, PERCENT, name=name)
 
 
 def _readings(key: str, rounds: Sequence[RoundRecord]) -> dict[str, str]:
     """A benchmark's figure and others of the same benchmark: `acc_norm`, the macro average, other filters."""
     task, _, main = key.partition("/")
-    names = [key.removeprefix(f"{task}/") for key in _metric_names(rounds) if key.startswith(f"{task}/")]
-    others = [name for name in _scores(names) if name != main]
+    others = [name for name in _scores(_names_of(task, _metric_names(rounds))) if name != main]
     # A group's figure and its macro average first: they are over the same answers.
     ordered = sorted(others, key=lambda name: name != f"{main}_macro")
     return {name: f"{task}/{name}" for name in [main, *ordered][:MOST_READINGS]}
@@ -204,9 +196,19 @@ def _metric_names(rounds: Sequence[RoundRecord]) -> list[str]:
     return list(dict.fromkeys(key for entry in rounds for key in entry.metrics))
 
 
+def _task_of(key: str) -> str:
+    """`ifeval/mean` -> `ifeval`."""
+    return key.partition("/")[0]
+
+
+def _names_of(task: str, keys: Sequence[str]) -> list[str]:
+    """`mean` of `ifeval/mean`, and so on."""
+    return [key.removeprefix(f"{task}/") for key in keys if key.startswith(f"{task}/")]
+
+
 def _scores(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in NOT_SCORES and "/" not in name]
 
 
 def _title(key: str) -> str:
-    return TITLES.get(task_of(key), task_of(key))
+    return TITLES.get(_task_of(key), _task_of(key))

@@ -1,32 +1,37 @@
-"""What a run directory holds, as the page needs it: read from published files alone, every part of it optional."""
+"""A run as its report needs it: read from published files alone, every part of it optional."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
 from alignloop.errors import DataError, RunDirError
-from alignloop.evaluation.comparing import Difference, RoundDifferences, read_differences
+from alignloop.evaluation.comparing import RoundDifferences, read_differences
 from alignloop.evaluation.report import EvalReport, read_report
 from alignloop.records import RoundRow
+from alignloop.report.rounds import seconds_by_activity
 from alignloop.run_dir.reader import HOW_TO_BEGIN, PublishedStage, RunReader, read_rounds
 
+T = TypeVar("T")
 STDERR = "_stderr"
 """What ends the name of a measure's standard error."""
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Number(NamedTuple):
     """A figure and its standard error, where it has one."""
 
     value: float
     stderr: float | None = None
+
+
+ByRound = Mapping[int, Number | None]
+"""A figure by the round's number; None where the round does not have it."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,18 @@ class RoundRecord:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Wall seconds by activity, over the round's stages."""
-        total: dict[str, float] = {}
-        for stage in self.stages:
-            for activity, seconds in stage.manifest.seconds.items():
-                total[activity] = total.get(activity, 0.0) + seconds
-        return total
+        return seconds_by_activity(stage.manifest for stage in self.stages)
 
-
-Value = Callable[[RoundRecord], Estimate | None]
-"""How a figure is taken of a round; None where the round has it not."""
+    def figure(self, key: str) -> Number | None:
+        """A benchmark's figure, or one beside them: of the stage `measure`, or of the reward model's own stages."""
+        if self.row is not None and key in self.row.metrics:
+            value, stderr = self.row.metrics[key], self.row.stderr.get(key)
+        else:
+            of_reward_model = {} if self.row is None else self.row.reward_model
+            value, stderr = self.measures.get(key, of_reward_model.get(key, math.nan)), self.measures.get(key + STDERR)
+        if not math.isfinite(value):
+            return None
+        return Number(value, stderr if stderr is not None and math.isfinite(stderr) else None)
 
 
 @dataclass(frozen=True)
@@ -118,13 +125,6 @@ class RunRecord:
         """The round that stands for the run: the best, or else the last."""
         return self.best or (self.finished[-1] if self.finished else None)
 
-    def difference(self, key: str, *, number: int, against: int) -> Difference | None:
-        """Of a figure between two rounds; None where it was not taken."""
-        for pair in self.differences:
-            if (pair.round, pair.against) == (number, against):
-                return next((found for found in pair.differences if found.key == key), None)
-        return None
-
 
 def read_run(run_dir: Path) -> RunRecord:
     """Look at a run directory without touching anything.
@@ -140,29 +140,19 @@ def read_run(run_dir: Path) -> RunRecord:
         for number in sorted({*rows, *run.rounds})
         if run.stages.get(number) or number in rows
     ]
-    return RunRecord(run_dir, run.recipe, tuple(rounds), _differences(run_dir, notes), tuple(notes))
+    try:
+        differences = tuple(read_differences(run_dir))
+    except RunDirError as error:
+        notes.append(f"{str(error).splitlines()[0]}; left out")
+        differences = ()
+    return RunRecord(run_dir, run.recipe, tuple(rounds), differences, tuple(notes))
 
 
-def metric(key: str) -> Value:
-    """A benchmark's figure."""
-
-    def of(entry: RoundRecord) -> Estimate | None:
-        return None if entry.row is None else _finite(entry.metrics.get(key), entry.row.stderr.get(key))
-
-    return of
+def by_round(rounds: Sequence[RoundRecord], key: str) -> ByRound:
+    return {entry.number: entry.figure(key) for entry in rounds}
 
 
-def measure(key: str) -> Value:
-    """A figure beside the benchmarks: of the stage `measure`, or of the reward model's own stages."""
-
-    def of(entry: RoundRecord) -> Estimate | None:
-        of_reward_model = {} if entry.row is None else entry.row.reward_model
-        return _finite(entry.measures.get(key, of_reward_model.get(key)), entry.measures.get(key + STDERR))
-
-    return of
-
-
-def evenly(rounds: Sequence[RoundRecord], *, most: int) -> list[RoundRecord]:
+def evenly(rounds: Sequence[T], *, most: int) -> list[T]:
     """At most so many rounds, the first and the last among them."""
     if len(rounds) <= most:
         return list(rounds)
@@ -197,19 +187,11 @@ def _round(number: int, stages: Sequence[PublishedStage], row: RoundRow | None, 
             except DataError as error:
                 notes.append(str(error).splitlines()[0])
         for path in stage.files("measures") if stage.name == "measure" else ():
-            measures |= _numbers(path, notes)
+            measures |= _measures(path, notes)
     return RoundRecord(number, tuple(stages), row, evaluation, measures)
 
 
-def _differences(run_dir: Path, notes: list[str]) -> tuple[RoundDifferences, ...]:
-    try:
-        return tuple(read_differences(run_dir))
-    except RunDirError as error:
-        notes.append(f"{str(error).splitlines()[0]}; left out")
-        return ()
-
-
-def _numbers(path: Path, notes: list[str]) -> dict[str, float]:
+def _measures(path: Path, notes: list[str]) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
@@ -219,9 +201,3 @@ def _numbers(path: Path, notes: list[str]) -> dict[str, float]:
         return {}
     items = values.items() if isinstance(values, dict) else ()
     return {str(key): float(value) for key, value in items if isinstance(value, int | float)}
-
-
-def _finite(value: float | None, stderr: float | None) -> Estimate | None:
-    if value is None or not math.isfinite(value):
-        return None
-    return Estimate(value, stderr if stderr is not None and math.isfinite(stderr) else None)

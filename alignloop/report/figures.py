@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from alignloop.report.content import COUNT, PERCENT, Figure, Table, Unit
-from alignloop.report.facts import RoundRecord, Value, evenly, round_label
-from alignloop.report.plots import charts
+from alignloop.report import charts
+from alignloop.report.content import COUNT, PERCENT, Figure, FigureUnit, Table
+from alignloop.report.facts import ByRound, RoundRecord, evenly, round_label
 from alignloop.sampling.reward_statistics import bin_edges, bin_shares
 
 Z = 1.959964
@@ -18,44 +17,33 @@ MOST_COLUMNS, MOST_NAMES, NUM_BINS = 12, 60, 24
 MOST_LABEL_CHARACTERS = 22
 
 
-@dataclass(frozen=True)
-class Series:
-    """A figure over rounds: of one run, or of one of several.
+def over_rounds(
+    title: str,
+    series: Mapping[str, ByRound],
+    unit: FigureUnit,
+    *,
+    name: str,
+    note: str = "",
+    not_drawn: Collection[str] = (),
+) -> Figure | None:
+    """Lines over the rounds with 95 % intervals, and a row a round.
 
-    Attributes:
-        is_drawn: it stands in the chart, and not in the table alone.
+    Args:
+        series: a figure by round, of one run or of one of several, by what it is called.
+        not_drawn: series that stand in the table alone.
     """
-
-    label: str
-    rounds: Sequence[RoundRecord]
-    value: Value
-    is_drawn: bool = True
-
-    def line(self, unit: Unit) -> charts.Line | None:
-        """Its points with their 95 % intervals."""
-        points = []
-        for entry in self.rounds:
-            found = self.value(entry)
-            if found is not None:
-                reach = None if found.stderr is None else Z * found.stderr
-                ends = () if reach is None else (found.value - reach, found.value + reach)
-                points.append(charts.Point(entry.number, *(unit.scale * y for y in (found.value, *ends))))
-        label = (
-            self.label if len(self.label) <= MOST_LABEL_CHARACTERS else f"…{self.label[1 - MOST_LABEL_CHARACTERS :]}"
-        )
-        return charts.Line(label, tuple(points)) if points else None
-
-
-def over_rounds(title: str, series: Sequence[Series], unit: Unit, *, name: str, note: str = "") -> Figure | None:
-    """Lines over the rounds, and a row a round that any of them has."""
-    lines = [line for one in series if one.is_drawn and (line := one.line(unit)) is not None]
-    if not lines:
+    short = _short_names(series, lambda label: f"…{label[1 - MOST_LABEL_CHARACTERS :]}")
+    drawn = {}
+    for label, by_round in series.items():
+        points = _points(by_round, unit) if label not in not_drawn else []
+        if points:
+            drawn[label if len(label) <= MOST_LABEL_CHARACTERS else short[label]] = points
+    if not drawn:
         return None
-    by_number = [{entry.number: one.value(entry) for entry in one.rounds} for one in series]
-    numbers = sorted({number for values in by_number for number in values})
-    rows = [(round_label(n), *(unit.cell(values.get(n)) for values in by_number)) for n in numbers]
-    chart = charts.by_round(lines, y_title=unit.axis, least=unit.least, most=unit.most)
-    return Figure(title, chart, Table.of(("round", *(one.label for one in series)), rows, name=name), note)
+    numbers = sorted({number for by_round in series.values() for number in by_round})
+    rows = [(round_label(n), *(unit.cell(by_round.get(n)) for by_round in series.values())) for n in numbers]
+    chart = charts.lines(drawn, y_title=unit.axis, least=unit.least, most=unit.most)
+    return Figure(title, chart, Table.of(("round", *series), rows, name=name), note)
 
 
 def stacked(
@@ -74,8 +62,7 @@ def stacked(
         order: the parts from below.
         with_totals: the table has a last row and a last column of sums.
     """
-    bars = [{"x": x, "part": part, "value": parts.get(part, 0)} for x, parts in rounds.items() for part in order]
-    if not any(bar["value"] for bar in bars):
+    if not any(value for parts in rounds.values() for value in parts.values()):
         return None
     rows = [(label, *(COUNT.cell(parts.get(part)) for part in order)) for label, parts in rounds.items()]
     heads = ("round", *order)
@@ -84,7 +71,7 @@ def stacked(
         rows.append(("all", *map(COUNT.cell, totals.values())))
         sums = [sum(parts.values()) for parts in (*rounds.values(), totals)]
         heads, rows = (*heads, "all"), [(*row, COUNT.cell(total)) for row, total in zip(rows, sums, strict=True)]
-    return Figure(title, charts.stacked(bars, order=order, y_title=y_title), Table.of(heads, rows, name=name))
+    return Figure(title, charts.stacked(rounds, order=order, y_title=y_title), Table.of(heads, rows, name=name))
 
 
 def heat(title: str, rounds: Sequence[RoundRecord], keys: Mapping[str, str], *, name: str) -> Figure:
@@ -94,7 +81,9 @@ def heat(title: str, rounds: Sequence[RoundRecord], keys: Mapping[str, str], *, 
         keys: metric by name.
     """
     columns, names = evenly(rounds, most=MOST_COLUMNS), list(keys)[:MOST_NAMES]
-    heads, short = [entry.label for entry in columns], _short_names(names)
+    heads = [entry.label for entry in columns]
+    # `detectable_format:title` -> `title`, what fits into a narrow chart.
+    short = _short_names(names, lambda label: label.rpartition(":")[2])
     values = {label: [entry.metrics.get(keys[label]) for entry in columns] for label in names}
     cells = [
         {"name": short[label], "x": x, "value": PERCENT.scale * value}
@@ -119,17 +108,26 @@ def histogram(title: str, samples: Mapping[str, Sequence[float]], *, name: str) 
     edges = bin_edges([value for values in samples.values() for value in values], num_bins=NUM_BINS)
     shares = {label: bin_shares(values, edges) for label, values in samples.items()}
     means = {label: math.fsum(values) / len(values) for label, values in samples.items()}
-    outlines = [charts.Outline(label, tuple(found), means[label]) for label, found in shares.items()]
     rows = [
         (f"{low:g} to {high:g}", *map(PERCENT.cell, of_bin))
         for low, high, *of_bin in zip(edges, edges[1:], *shares.values(), strict=False)
     ]
     heads = ("reward", *(f"{label}, % (mean {mean:.2f})" for label, mean in means.items()))
-    chart = charts.outlines(edges, outlines, x_title="reward", y_title="% of prompts")
+    chart = charts.outlines(edges, shares, means, x_title="reward", y_title="% of prompts")
     return Figure(title, chart, Table.of(heads, rows, name=name))
 
 
-def _short_names(labels: Sequence[str]) -> dict[str, str]:
-    """`detectable_format:title` -> `title`, what a narrow chart has room for, where that names one alone."""
-    last = [label.rpartition(":")[2] for label in labels]
-    return {label: label if last.count(end) > 1 else end for label, end in zip(labels, last, strict=True)}
+def _points(by_round: ByRound, unit: FigureUnit) -> list[charts.Point]:
+    points = []
+    for number, found in by_round.items():
+        if found is not None:
+            reach = None if found.stderr is None else Z * found.stderr
+            ends = () if reach is None else (found.value - reach, found.value + reach)
+            points.append(charts.Point(number, *(unit.scale * y for y in (found.value, *ends))))
+    return points
+
+
+def _short_names(labels: Collection[str], shorten: Callable[[str], str]) -> dict[str, str]:
+    """Each label's short form, where that names it alone."""
+    short = [shorten(label) for label in labels]
+    return {label: label if short.count(end) > 1 else end for label, end in zip(labels, short, strict=True)}

@@ -15,7 +15,7 @@ from alignloop.chat.template_defaults import Value, in_yaml
 from alignloop.config import Recipe
 from alignloop.config.yaml_values import dump_yaml
 from alignloop.records import RoundRow
-from alignloop.report.table import markdown_table
+from alignloop.report.rounds import markdown_table
 from alignloop.run_dir.manifest import Manifest, read_manifest
 from alignloop.run_dir.reader import PublishedStage, published_stages
 
@@ -31,46 +31,32 @@ def model_card(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recip
     """
     kwargs = template_kwargs_of(run_dir / best.policy)
     base_stages = published_stages(run_dir, 0)
-    return (
-        _environment()
-        .get_template("model_card.md.jinja")
-        .render(
-            recipe=recipe,
-            rows=rows,
-            best=best,
-            front_matter=dump_yaml(_front_matter(recipe), sort_keys=True),
-            base="the bundled quickstart base" if recipe.base == "quickstart" else f"`{Path(recipe.base).name}`",
-            rounds_table=markdown_table(rows),
-            asked=kwargs,
-            asked_yaml=in_yaml(kwargs),
-            engine=ENGINES[recipe.engine.name],
-            sparse_recipe=_sparse(recipe),
-            lineage=list(_lineage(run_dir, best, base_stages)),
-            versions=base_stages[-1].manifest.versions if base_stages else {},
-        )
+    template = _environment().get_template("model_card.md.jinja")
+    return template.render(
+        recipe=recipe,
+        rows=rows,
+        best=best,
+        front_matter=dump_yaml(_front_matter(recipe), sort_keys=True),
+        base="the bundled quickstart base" if recipe.base == "quickstart" else f"`{Path(recipe.base).name}`",
+        rounds_table=markdown_table(rows),
+        template_kwargs=kwargs,
+        template_kwargs_yaml=in_yaml(kwargs),
+        engine=ENGINES[recipe.engine.name],
+        sparse_recipe=_sparse(recipe),
+        lineage=list(_lineage(run_dir, best, base_stages)),
+        versions=base_stages[-1].manifest.versions if base_stages else {},
     )
 
 
-def transformers_snippet(path: str, *, template_kwargs: Mapping[str, Value] | None = None) -> str:
-    """How to chat with the model in `path` by transformers.
+def snippet(engine: str, path: str, *, template_kwargs: Mapping[str, Value] | None = None) -> str:
+    """How to chat with the model in `path`, as a script that runs on GPU and CPU alike.
 
     Args:
+        engine: `transformers` or `vllm`.
         template_kwargs: what its chat template was trained with.
     """
-    return _snippet("transformers_snippet", path, template_kwargs)
-
-
-def vllm_snippet(path: str, *, template_kwargs: Mapping[str, Value] | None = None) -> str:
-    """How to chat with the model in `path` by vLLM; runs as a script on GPU and CPU alike.
-
-    Args:
-        template_kwargs: what its chat template was trained with.
-    """
-    return _snippet("vllm_snippet", path, template_kwargs)
-
-
-def _snippet(name: str, path: str, template_kwargs: Mapping[str, Value] | None) -> str:
-    return str(getattr(_environment().get_template("snippets.md.jinja").module, name)(path, template_kwargs))
+    macros: Any = _environment().get_template("snippets.md.jinja").module
+    return str(getattr(macros, f"{engine}_snippet")(path, template_kwargs))
 
 
 @cache

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from alignloop.config.yaml_values import dump_yaml
-from alignloop.report.content import COUNT, Cell, Details, Figure, Section, Table, Unit, present
-from alignloop.report.facts import Estimate, RoundRecord, RunRecord, Value, evenly, json_rows
-from alignloop.report.figures import Series, over_rounds, stacked
-from alignloop.report.render import cut
+from alignloop.report.content import COUNT, Cell, Details, Figure, FigureUnit, PageSection, Table, cut
+from alignloop.report.facts import Number, RoundRecord, RunRecord, evenly, json_rows
+from alignloop.report.figures import over_rounds, stacked
 from alignloop.run_dir.reader import PublishedStage
 
 BY = "dropped_by_"
 TOKENS = "/mean_tokens"
 MOST_DROPPED_ROWS, MOST_ROUNDS, MOST_STEPS, MOST_CHARACTERS, REASON_CHARACTERS = 50_000, 40, 1_000_000, 100_000, 200
-ROWS = Unit("rows", digits=0, least=0.0)
+ROWS = FigureUnit("rows", digits=0, least=0.0)
 FLOW = {
     "preferences": ("collect", ("preferences", "annotated")),
     "candidates": ("sample", ("candidates",)),
@@ -33,34 +30,28 @@ FUNNELS = {
 }
 KINDS = {"build_pairs": ("preference_pairs", "on_policy_pairs")}
 """Counts that together are the rows kept."""
+Drops = Mapping[str, tuple[int, str]]
+"""What a stage dropped: rows by rule, and the first reason of each."""
 
 
-@dataclass(frozen=True)
-class Drops:
-    """What a stage dropped: rows by rule, and the first reason of each."""
-
-    by_rule: Mapping[str, int]
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return "; ".join(
-            f"{number:,} {_words(rule)}" + (f" ({reason})" if (reason := self.reasons.get(rule)) else "")
-            for rule, number in self.by_rule.items()
-        )
-
-
-def funnel(run: RunRecord) -> Section:
+def funnel(run: RunRecord) -> PageSection:
     """A chart a stage that drops, and every stage of every round as a table."""
     rounds = evenly([entry for entry in run.rounds if entry.stages], most=MOST_ROUNDS)
-    drops = {stage.dir: drops_of(stage) for entry in rounds for stage in entry.stages if _is_counted(stage)}
-    rows = [(entry, list(_stage_rows(entry, drops))) for entry in rounds]
+    drops = {stage.dir: drops_of(stage) for e in rounds for stage in e.stages if "in" in stage.manifest.counts}
     left = len(run.rounds) - len(rounds)
-    return Section(
+    figures = [_flow(rounds), *(_funnel(name, rounds, drops) for name in FUNNELS)]
+    details = []
+    for entry in rounds:
+        rows = [row for stage in entry.stages if stage.dir in drops for row in _stage_rows(stage, drops[stage.dir])]
+        title = "The base's data" if entry.number == 0 else f"Round {entry.number}, stage by stage"
+        heads = ("stage", "in", "kept", "dropped", "why (with the first row's reason)")
+        details += [Details(title, Table.of(heads, rows, name=f"stages-{entry.number}"))] if rows else []
+    return PageSection(
         "funnel",
         "Data",
         "The data, round by round",
-        figures=present([_flow(rounds), *(_funnel(name, rounds, drops) for name in FUNNELS)]),
-        details=tuple(_round_details(entry, found) for entry, found in rows if found),
+        figures=tuple(filter(None, figures)),
+        details=tuple(details),
         remark=f"{left} rounds between are left out here." if left > 0 else "",
     )
 
@@ -69,13 +60,13 @@ def drops_of(stage: PublishedStage) -> Drops:
     """From the manifest; rules it does not count, and the reasons, from the dropped rows."""
     counts = stage.manifest.counts
     if stage.name == "select" and counts.get("dropped"):
-        return Drops({"not the best of their prompt": counts["dropped"]})
+        return {"not the best of their prompt": (counts["dropped"], "")}
+    in_rows = _dropped_rows(stage, "dropped")
     by_rule = {name.removeprefix(BY): number for name, number in counts.items() if name.startswith(BY) and number}
-    found = _dropped_rows(stage, "dropped")
-    return Drops(by_rule or found.by_rule, found.reasons)
+    return {rule: (number, in_rows.get(rule, (0, ""))[1]) for rule, number in by_rule.items()} or in_rows
 
 
-def work(run: RunRecord) -> Section:
+def work(run: RunRecord) -> PageSection:
     """A bar a round for the seconds, one for the tokens."""
     entries = [entry for entry in run.rounds if entry.stages]
     figures = [
@@ -86,56 +77,54 @@ def work(run: RunRecord) -> Section:
     hours, minutes = divmod(minutes, 60)
     time = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
     lead = f"{time} of work in published stages." if run.seconds else ""
-    return Section("work", "Time", "Time and tokens", lead=lead, figures=present(figures))
+    return PageSection("work", "Time", "Time and tokens", lead=lead, figures=tuple(filter(None, figures)))
 
 
 def tokens_of(entry: RoundRecord) -> dict[str, float]:
     """Tokens sampled, trained on and generated for benchmarks; of what is not recorded there is nothing."""
-    sampled, trained, evaluated = 0.0, 0.0, 0.0
+    tokens = dict.fromkeys(("sampling", "training", "evaluating"), 0.0)
     for stage in entry.stages:
         if stage.name == "sample":
-            sampled += stage.manifest.metrics.get("mean_tokens", 0.0) * stage.manifest.counts.get("candidates", 0)
-        trained += sum(float(row.get("num_tokens", 0.0)) for row in json_rows(stage, "logs", most=MOST_STEPS))
+            mean = stage.manifest.metrics.get("mean_tokens", 0.0)
+            tokens["sampling"] += mean * stage.manifest.counts.get("candidates", 0)
+        logs = json_rows(stage, "logs", most=MOST_STEPS)
+        tokens["training"] += sum(float(row.get("num_tokens", 0.0)) for row in logs)
     if entry.evaluation is not None:
         means = {key: mean for key, mean in entry.evaluation.metrics.items() if key.endswith(TOKENS)}
-        evaluated = sum(mean * entry.evaluation.counts.get(key, 0) for key, mean in means.items())
-    tokens = {"sampling": sampled, "training": trained, "evaluating": evaluated}
+        tokens["evaluating"] = sum(mean * entry.evaluation.counts.get(key, 0) for key, mean in means.items())
     return {activity: number for activity, number in tokens.items() if number}
 
 
-def recipe(run: RunRecord) -> Section:
+def recipe(run: RunRecord) -> PageSection:
     """What was run: the resolved recipe, the benchmarks' protocol, versions and digests; each opens."""
     text = cut(dump_yaml(run.recipe), num_characters=MOST_CHARACTERS)
-    details = (Details("The recipe, resolved", text=text), *_protocol(run), *_lineage(run))
-    return Section("recipe", "Recipe", "What was run", details=details)
+    details = (Details("The recipe, resolved", text), *_protocol(run), *_lineage(run))
+    return PageSection("recipe", "Recipe", "What was run", details=details)
 
 
 def _flow(rounds: Sequence[RoundRecord]) -> Figure | None:
     """How many rows each round takes in and trains on."""
-    counts = {label: _count_of(stage, names) for label, (stage, names) in FLOW.items()}
-    having = [entry for entry in rounds if any(value(entry) is not None for value in counts.values())]
-    series = [Series(label, having, value, is_drawn=label != "candidates") for label, value in counts.items()]
+
+    def count(entry: RoundRecord, name: str, counted: Sequence[str]) -> Number | None:
+        stage = entry.stage(name)
+        found = [stage.manifest.counts[key] for key in counted if key in stage.manifest.counts] if stage else []
+        return Number(sum(found)) if found else None
+
+    by_label = {label: {e.number: count(e, *of) for e in rounds} for label, of in FLOW.items()}
+    having = [e.number for e in rounds if any(counts[e.number] is not None for counts in by_label.values())]
+    series = {label: {number: counts[number] for number in having} for label, counts in by_label.items()}
     note = "New preferences a round, best completions after pruning, pairs."
-    return over_rounds("Rows that training gets", series, ROWS, name="flow", note=note)
+    return over_rounds("Rows that training gets", series, ROWS, name="flow", note=note, not_drawn=["candidates"])
 
 
-def _count_of(stage_name: str, names: Sequence[str]) -> Value:
-    def of(entry: RoundRecord) -> Estimate | None:
-        stage = entry.stage(stage_name)
-        found = [stage.manifest.counts[name] for name in names if name in stage.manifest.counts] if stage else []
-        return Estimate(sum(found)) if found else None
-
-    return of
-
-
-def _funnel(name: str, rounds: Sequence[RoundRecord], drops: Mapping[Any, Drops]) -> Figure | None:
+def _funnel(name: str, rounds: Sequence[RoundRecord], drops: Mapping[Path, Drops]) -> Figure | None:
     """Rows kept and dropped by rule, a bar a round."""
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, float]] = {}
     for entry in rounds:
         stage = entry.stage(name)
-        if stage is not None and _is_counted(stage):
-            by_rule = {f"dropped: {_words(rule)}": num for rule, num in drops[stage.dir].by_rule.items()}
-            found[entry.label] = _kept(stage) | by_rule
+        if stage is not None and stage.dir in drops:
+            dropped = {f"dropped: {_words(rule)}": num for rule, (num, _) in drops[stage.dir].items()}
+            found[entry.label] = {**_kept(stage), **dropped}
     order = list(dict.fromkeys(part for parts in found.values() for part in parts))
     whole = {label: {part: parts.get(part, 0) for part in order} for label, parts in found.items()}
     return stacked(f"{FUNNELS[name]}: kept and dropped", whole, order=order, y_title="rows", name=f"funnel-{name}")
@@ -149,27 +138,27 @@ def _kept(stage: PublishedStage) -> dict[str, int]:
     return {"kept": counts.get("kept", 0)}
 
 
-def _stage_rows(entry: RoundRecord, drops: Mapping[Any, Drops]) -> Iterator[tuple[str | Cell, ...]]:
-    for stage in entry.stages:
-        if not _is_counted(stage):
-            continue
-        counts = stage.manifest.counts
-        numbers = (counts.get("in"), counts.get("kept"), counts.get("dropped"))
-        yield (stage.dir.name, *map(COUNT.cell, numbers), str(drops[stage.dir]))
-        if "prompts_in" in counts:
-            numbers = (counts["prompts_in"], counts.get("prompts"), counts.get("prompts_dropped"))
-            why = str(_dropped_rows(stage, "dropped_prompts"))
-            yield (f"{stage.dir.name}: prompts", *map(COUNT.cell, numbers), why)
+def _stage_rows(stage: PublishedStage, drops: Drops) -> Iterator[tuple[str | Cell, ...]]:
+    counts = stage.manifest.counts
+    numbers = (counts.get("in"), counts.get("kept"), counts.get("dropped"))
+    yield (stage.dir.name, *map(COUNT.cell, numbers), _why(drops))
+    if "prompts_in" in counts:
+        numbers = (counts["prompts_in"], counts.get("prompts"), counts.get("prompts_dropped"))
+        yield (f"{stage.dir.name}: prompts", *map(COUNT.cell, numbers), _why(_dropped_rows(stage, "dropped_prompts")))
+
+
+def _why(drops: Drops) -> str:
+    parts = (f"{num:,} {_words(rule)}" + (f" ({reason})" if reason else "") for rule, (num, reason) in drops.items())
+    return "; ".join(parts)
 
 
 def _dropped_rows(stage: PublishedStage, output: str) -> Drops:
-    seen: Counter[str] = Counter()
-    reasons: dict[str, str] = {}
+    found: dict[str, tuple[int, str]] = {}
     for row in json_rows(stage, output, most=MOST_DROPPED_ROWS):
         rule = str(row.get("rule", "?"))
-        seen[rule] += 1
-        reasons.setdefault(rule, cut(str(row.get("reason", "")), num_characters=REASON_CHARACTERS))
-    return Drops(seen, reasons)
+        number, reason = found.get(rule, (0, cut(str(row.get("reason", "")), num_characters=REASON_CHARACTERS)))
+        found[rule] = (number + 1, reason)
+    return found
 
 
 def _activities(title: str, rounds: Mapping[str, Mapping[str, float]], *, y_title: str) -> Figure | None:
@@ -197,7 +186,7 @@ def _protocol(run: RunRecord) -> Iterator[Details]:
 
 
 def _lineage(run: RunRecord) -> Iterator[Details]:
-    stages = list(chain.from_iterable(entry.stages for entry in run.rounds))
+    stages = [stage for entry in run.rounds for stage in entry.stages]
     checkpoints = {stage.dir: stage.manifest.outputs.get("checkpoint") for stage in stages}
     engines: dict[str, list[str]] = {}
     rows: list[tuple[str, str, str]] = []
@@ -205,8 +194,9 @@ def _lineage(run: RunRecord) -> Iterator[Details]:
         for stage in entry.stages:
             if stage.name == "sample":
                 engines.setdefault(str(stage.manifest.config.get("engine", "?")), []).append(str(entry.number))
-            if stage.name == "ingest":
-                rows += _inputs(stage)
+            for kind in ("preferences", "prompts") if stage.name == "ingest" else ():
+                files = [one for one in stage.manifest.inputs.get(kind) or () if isinstance(one, dict)]
+                rows += [(kind, str(one.get("path", "")), str(one.get("digest", ""))[:19]) for one in files]
         if entry.row is not None:
             record = checkpoints.get((run.dir / entry.row.policy).parent)
             digest = "" if record is None or isinstance(record, list) else record.digest[:19]
@@ -217,23 +207,6 @@ def _lineage(run: RunRecord) -> Iterator[Details]:
     versions = next((stage.manifest.versions for stage in reversed(stages) if stage.manifest.versions), {})
     if versions:
         yield Details("Versions", Table.of(("package", "version"), versions.items()))
-
-
-def _inputs(stage: PublishedStage) -> Iterator[tuple[str, str, str]]:
-    for kind in ("preferences", "prompts"):
-        for one in stage.manifest.inputs.get(kind) or ():
-            if isinstance(one, dict):
-                yield kind, str(one.get("path", "")), str(one.get("digest", ""))[:19]
-
-
-def _round_details(entry: RoundRecord, rows: Sequence[Sequence[str | Cell]]) -> Details:
-    title = "The base's data" if entry.number == 0 else f"Round {entry.number}, stage by stage"
-    heads = ("stage", "in", "kept", "dropped", "why (with the first row's reason)")
-    return Details(title, Table.of(heads, rows, name=f"stages-{entry.number}"))
-
-
-def _is_counted(stage: PublishedStage) -> bool:
-    return "in" in stage.manifest.counts
 
 
 def _words(rule: str) -> str:

@@ -123,7 +123,9 @@ def _problems(recipe: Recipe, name: ObjectiveName, heldout: Sequence[PreferenceR
     kept_in_words += f" x {trained} variants)" if stage.variants else ")"
     problems = []
     if config.choose is not None and config.choose > kept:
-        problems.append(f"averaging.{name}.choose: {config.choose} of {kept_in_words} - choose fewer or keep more")
+        problems.append(
+            f"averaging.{name}.choose: {config.choose}, but the stage keeps {kept_in_words} - choose fewer or keep more"
+        )
     num_averaged = min(config.choose or kept, kept)
     if config.weights is not None and len(config.weights) != num_averaged:
         of = f"the {num_averaged} chosen" if num_averaged < kept else kept_in_words

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_run import put
 
-from alignloop.artifacts import Artifact
 from alignloop.config import load_recipe
-from alignloop.data.jsonl import dump_jsonl
 from alignloop.errors import RunDirError, UserError
 from alignloop.look.diff import diff_json, diff_of, diff_text
-from alignloop.look.why import lives_of, lives_text
+from alignloop.look.life import lives_text
+from alignloop.look.why import lives_of
 from alignloop.records import (
     CandidateRow,
     DroppedRow,
@@ -31,7 +29,6 @@ from alignloop.records import (
     Source,
 )
 from alignloop.run_dir.layout import enter, locked
-from alignloop.run_dir.manifest import ArtifactRecord, Manifest
 
 POLICY = "sha256:" + "ab" * 32
 
@@ -41,123 +38,98 @@ def ask(text: str) -> list[Message]:
 
 
 def stage(run: Path, number: int, name: str, outputs: dict[str, Sequence[Row]], **values: Any) -> None:
-    """Publish a stage that left these rows, under names that the real one publishes them under."""
-    published = import_module(f"alignloop.stages.{name[3:]}").Outputs
-    assert outputs.keys() <= {field.name for field in dataclasses.fields(published)}, name
-    folder = run / f"round-{number:02d}" / name
-    folder.mkdir(parents=True)
-    records: dict[str, Any] = {}
-    for output, rows in outputs.items():
-        dump_jsonl(folder / f"{output}.jsonl", rows)
-        artifact = Artifact.of(folder / f"{output}.jsonl")
-        records[output] = ArtifactRecord(path=f"{output}.jsonl", digest=artifact.digest, rows=artifact.rows)
-    manifest = Manifest(
-        stage=name[3:], round=number, fingerprint="x", outputs=records, seed=0, versions={}, started="", ended="",
-        seconds={}, **{"config": {}, "inputs": {}, "counts": {}, "metrics": {}, **values},
-    )  # fmt: skip
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    """Publish a stage that left these rows."""
+    texts = {f"{output}.jsonl": "".join(f"{row.model_dump_json()}\n" for row in of) for output, of in outputs.items()}
+    put(run, number, name, files=texts, **values)
 
 
-def preference(row_id: str, line: int | None, strength: str, *, file: str = "/data/mine.jsonl") -> PreferenceRow:
+def new_run(folder: Path) -> Path:
+    with locked(folder):
+        enter(folder, load_recipe("quickstart"), rebuild=False)
+    return folder
+
+
+def preference(row_id: str, line: int | None, strength: Any, *, file: str = "/data/mine.jsonl") -> PreferenceRow:
     return PreferenceRow(
-        id=row_id, messages=ask(f"Ask {row_id}"), chosen="Yes.", rejected="No.", strength=strength,  # type: ignore[arg-type]
+        id=row_id, messages=ask(f"Ask {row_id}"), chosen="Yes.", rejected="No.", strength=strength,
         source=Source(file=file, line=line), meta={"topic": "trees"},
     )  # fmt: skip
+
+
+def dropped(row_id: str, stage: str, rule: str, reason: str, **more: Any) -> DroppedRow:
+    return DroppedRow(id=row_id, stage=stage, rule=rule, reason=reason, **more)
 
 
 def candidates(prompt: str, number: int, rewards: Sequence[float]) -> list[CandidateRow]:
     return [
         CandidateRow(
-            id=f"{prompt}/{number}/{k}",
-            prompt_id=prompt,
-            messages=ask(f"Tell {prompt}"),
-            completion=f"{prompt} text {k}",
-            completion_ids=[1] * (k + 1),
-            finish_reason="stop",
-            round=number,
-            policy=POLICY,
-            reward=reward,
+            id=f"{prompt}/{number}/{k}", prompt_id=prompt, messages=ask(f"Tell {prompt}"),
+            completion=f"{prompt} text {k}", completion_ids=[1] * (k + 1), finish_reason="stop", round=number,
+            policy=POLICY, reward=reward,
         )
         for k, reward in enumerate(rewards)
     ]  # fmt: skip
 
 
-def selected(row: CandidateRow, rewards: list[float]) -> SelectedRow:
+def selected(rows: list[CandidateRow]) -> SelectedRow:
+    rewards = [row.reward or 0.0 for row in rows]
+    row = rows[rewards.index(max(rewards))]
     return SelectedRow(
         id=row.id, prompt_id=row.prompt_id, messages=row.messages, completion=row.completion, finish_reason="stop",
         reward=max(rewards), random_reward=min(rewards), rewards=rewards, pass_rate=0.5, round=row.round, policy=POLICY,
     )  # fmt: skip
 
 
-def sft(row_id: str, text: str, origin: str = "best_of_k") -> SftRow:
+def sft(row_id: str, text: str, origin: Any = "best_of_k") -> SftRow:
     messages = [*ask(f"Ask {row_id}"), Message(role="assistant", content=text)]
-    return SftRow(id=row_id, messages=messages, origin=origin, quality_score=1.5, source=Source(file="round-01"))  # type: ignore[arg-type]
+    return SftRow(id=row_id, messages=messages, origin=origin, quality_score=1.5, source=Source(file="round-01"))
 
 
 def write_round(run: Path, number: int, prompts: dict[str, list[float]], *, whole: bool = True) -> None:
     """A round over `prompts`; the first prompt is kept, the second lost to the first as a near twin."""
     batch = [preference("better-1", 1, "better"), preference("slight-2", 2, "slightly_better")] if number == 1 else []
-    first = next(iter(prompts))
     if number == 2:
-        made = preference("annotated/p/1/1/p/1/0", None, "better", file="round-01").model_copy(
-            update={"annotator": "ada"}
-        )
-        batch = [made]
+        made = preference("annotated/p/1/1/p/1/0", None, "better", file="round-01")
+        batch = [made.model_copy(update={"annotator": "ada"})]
     stage(run, number, "01_collect", {"preferences": batch}, counts={"preferences": len(batch)})
     batches = [{"path": f"round-{n:02d}/01_collect/preferences.jsonl"} for n in range(1, number + 1)]
-    named = {"strengths": ["better"]}
-    weak = [DroppedRow(id="slight-2", stage="train_reward", rule="strength", reason="slightly_better")]
     stage(
-        run,
-        number,
-        "02_train_reward",
-        {"dropped": weak},
-        config=named,
-        inputs={"preferences": batches},
-        counts={"in": 2, "kept": 2},
-    )
-    rows = [row for prompt, rewards in prompts.items() for row in candidates(prompt, number, rewards)]
+        run, number, "02_train_reward", {"dropped": [dropped("slight-2", "train_reward", "strength", "slight")]},
+        config={"strengths": ["better"]}, inputs={"preferences": batches}, counts={"in": 2, "kept": 2},
+    )  # fmt: skip
+    by_prompt = [candidates(prompt, number, rewards) for prompt, rewards in prompts.items()]
+    rows = [row for found in by_prompt for row in found]
     policy = {"policy": {"path": "round-00/02_base/checkpoint", "digest": POLICY}}
     stage(run, number, "04_sample", {"candidates": rows, "dropped": []}, inputs=policy)
     stage(run, number, "05_score", {"candidates": rows})
     if not whole:
         return
-    best = [
-        selected(candidates(prompt, number, rewards)[rewards.index(max(rewards))], rewards)
-        for prompt, rewards in prompts.items()
-    ]
+    best = [selected(found) for found in by_prompt]
     stage(run, number, "06_select", {"selected": best})
-    lost = [
-        DroppedRow(id=row.id, stage="prune", rule="semantic_dedup", reason=f"near {best[0].id}", twin=best[0].id)
-        for row in best[1:]
-    ]
+    near = [dropped(row.id, "prune", "semantic_dedup", f"near {best[0].id}", twin=best[0].id) for row in best[1:]]
     kept = [sft(best[0].id, best[0].completion), sft("better-1", "Yes.", "preference")][: 3 - number]
-    counts = {"in": len(best), "kept": 1, "dropped": len(lost)}
-    stage(run, number, "07_prune", {"rows": kept, "dropped": lost}, config={"human_rows": 1}, counts=counts)
-    long = [DroppedRow(id="better-1", stage="train_sft", rule="length", reason="80 tokens, max_length is 64")]
+    counts = {"in": len(best), "kept": 1, "dropped": len(near)}
+    stage(run, number, "07_prune", {"rows": kept, "dropped": near}, config={"human_rows": 1}, counts=counts)
+    long = [dropped("better-1", "train_sft", "length", "80 tokens, max_length is 64")]
     stage(run, number, "08_train_sft", {"dropped": long}, counts={"in": 2, "kept": 1, "dropped": 1})
-    chosen = prompts[first].index(max(prompts[first]))
-    rejected = prompts[first].index(min(prompts[first]))
-    gap = max(prompts[first]) - min(prompts[first])
+    first, *others = prompts
+    rewards = prompts[first]
+    high, low = max(rewards), min(rewards)
     pair = PairRow(
-        id=f"{first}/{number}/{chosen}>{rejected}", messages=ask("x"), chosen="a", rejected="b", strength="better",
-        origin="on_policy", reward_gap=gap, source=Source(file=f"round-{number:02d}"),
+        id=f"{first}/{number}/{rewards.index(high)}>{rewards.index(low)}", messages=ask("x"), chosen="a", rejected="b",
+        strength="better", origin="on_policy", reward_gap=high - low, source=Source(file=f"round-{number:02d}"),
     )  # fmt: skip
-    drops = [DroppedRow(id="slight-2", stage="build_pairs", rule="strength", reason="strength slightly_better")]
-    drops += [DroppedRow(id=prompt, stage="build_pairs", rule="pairs", reason="no gap") for prompt in list(prompts)[1:]]
-    window = {"preferences": [batches[-1]]}
-    stage(run, number, "10_build_pairs", {"pairs": [pair], "dropped": drops}, inputs=window)
+    drops = [dropped("slight-2", "build_pairs", "strength", "strength slightly_better")]
+    drops += [dropped(prompt, "build_pairs", "pairs", "no gap") for prompt in others]
+    stage(run, number, "10_build_pairs", {"pairs": [pair], "dropped": drops}, inputs={"preferences": [batches[-1]]})
     stage(run, number, "11_train_dpo", {}, counts={"in": 1, "kept": 1, "dropped": 0})
     stage(run, number, "13_evaluate", {})
-    unmeasured = [DroppedRow(id="held-3", stage="measure", rule="length", reason="too long")] * number
-    stage(run, number, "14_measure", {"dropped": unmeasured})
+    stage(run, number, "14_measure", {"dropped": [dropped("held-3", "measure", "length", "too long")] * number})
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lineage") / "run"
-    with locked(folder):
-        enter(folder, load_recipe("quickstart"), rebuild=False)
+    folder = new_run(tmp_path_factory.mktemp("lineage") / "run")
     prompts = [
         PromptRow(id=name, messages=ask(f"Tell {name}"), source=Source(file="/data/prompts.jsonl", line=line))
         for line, name in enumerate(("p", "q", "only-later"), start=1)
@@ -175,13 +147,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(run: Path, row_id: str) -> list[tuple[int, str, str]]:
+def steps_of(run: Path, row_id: str) -> list[tuple[int, str, str]]:
     (life,) = lives_of(row_id, run)
     return [(step.round, step.stage[3:], step.verdict) for step in life.steps]
 
 
 def test_a_preferences_life(run: Path) -> None:
-    assert told(run, "better-1") == [
+    assert steps_of(run, "better-1") == [
         (0, "ingest", "read"),
         (1, "collect", "in batch"),
         (1, "train_reward", "trained"),
@@ -190,7 +162,7 @@ def test_a_preferences_life(run: Path) -> None:
         (2, "train_reward", "trained"),
         (3, "train_reward", "trained"),
     ]
-    assert told(run, "slight-2") == [
+    assert steps_of(run, "slight-2") == [
         (0, "ingest", "read"),
         (1, "collect", "in batch"),
         (1, "train_reward", "not trained"),
@@ -199,27 +171,17 @@ def test_a_preferences_life(run: Path) -> None:
         (2, "train_reward", "not trained"),
         (3, "train_reward", "not trained"),
     ]
-    assert told(run, "held-3") == [(0, "ingest", "held out")]
+    assert steps_of(run, "held-3") == [(0, "ingest", "held out")]
 
 
 def test_rows_that_hold_a_benchmarks_question_end_where_they_came_in(tmp_path: Path) -> None:
     reason = "holds 79% of ifeval 3, the longest piece 'x'"
     drops = {
-        name: [
-            DroppedRow(
-                id=row_id,
-                stage="ingest",
-                rule="decontaminate",
-                reason=reason,
-                twin="ifeval 3",
-                source=Source(file=f"/data/{name}.jsonl", line=9),
-            )
-        ]
+        name: [dropped(row_id, "ingest", "decontaminate", reason, twin="ifeval 3",
+                       source=Source(file=f"/data/{name}.jsonl", line=9))]
         for name, row_id in (("dropped", "asked-9"), ("dropped_prompts", "prompt-9"))
-    }
-    with locked(tmp_path):
-        enter(tmp_path, load_recipe("quickstart"), rebuild=False)
-    stage(tmp_path, 0, "01_ingest", {"preferences": [], **drops})
+    }  # fmt: skip
+    stage(new_run(tmp_path), 0, "01_ingest", {"preferences": [], **drops})
     for row_id, kind in (("asked-9", "preference"), ("prompt-9", "prompt"), ("dropped.jsonl:9", "preference")):
         (life,) = lives_of(row_id, tmp_path)
         assert life.kind == kind
@@ -286,6 +248,14 @@ def test_rows_are_found_by_line_by_beginning_and_by_likeness(run: Path) -> None:
         lives_of("yours.jsonl:1", run)
     with pytest.raises(RunDirError, match="no run lies here"):
         lives_of("p", run / "round-01")
+
+
+def test_a_run_without_rows_says_so(tmp_path: Path) -> None:
+    new_run(tmp_path)
+    with pytest.raises(UserError, match=r"^p: .* holds no rows yet: no stage that reads or makes them is published$"):
+        lives_of("p", tmp_path)
+    with pytest.raises(UserError, match=r"^mine\.jsonl:1: .* holds no rows of a file yet$"):
+        lives_of("mine.jsonl:1", tmp_path)
 
 
 def test_what_changed_between_two_rounds(run: Path) -> None:

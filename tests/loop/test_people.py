@@ -14,7 +14,8 @@ from alignloop.artifacts import digest_of
 from alignloop.config.bundled import QUICKSTART
 from alignloop.errors import PeopleNeeded, UserError
 from alignloop.look.diff import diff_json, diff_of, diff_text
-from alignloop.look.why import lives_json, lives_of, lives_text
+from alignloop.look.life import lives_json, lives_text
+from alignloop.look.why import lives_of
 from alignloop.run_dir.manifest import read_manifest
 
 SMALL = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,16 @@ def put(
     checkpoint: dict[str, str] | None = None,
     **fields: Any,
 ) -> Path:
-    """Publish a stage's folder: its files, those of its checkpoint and a manifest."""
+    """Publish a stage's folder: files of outputs that the stage has, those of its checkpoint and a manifest."""
     partial = run_dir / f"round-{number:02d}" / (name + PARTIAL)
     partial.mkdir(parents=True)
     for file, text in (files or {}).items():
         (partial / file).write_text(text, encoding="utf-8", errors="surrogatepass")
-    outputs = {
+    outputs: dict[str, Any] = {
         OUTPUTS.get(file, Path(file).stem): [ArtifactRecord(path=file, digest="sha256:0")] for file in files or {}
     }
+    published = import_module(f"alignloop.stages.{name.partition('_')[2]}").Outputs
+    assert outputs.keys() <= {field.name for field in dataclasses.fields(published)}, name
     if checkpoint is not None:
         (partial / "checkpoint").mkdir()
         for file, text in checkpoint.items():

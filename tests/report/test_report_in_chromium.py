@@ -10,14 +10,14 @@ import pytest
 from chromium import Browser, browser, chromium
 from made_run import make_run, metrics_of
 
-from alignloop.report.write import write_report, write_reports
+from alignloop.report.pages import write_reports
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed here (apt-get install chromium)")
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(make_run(tmp_path_factory.mktemp("shown") / "run"))
+    return write_reports([make_run(tmp_path_factory.mktemp("shown") / "run")])
 
 
 @pytest.fixture(scope="module")

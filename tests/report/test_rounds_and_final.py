@@ -1,4 +1,4 @@
-"""A round's line from hand-made manifests, and the final model with its card."""
+"""A round's line from hand-made manifests, its tables cell by cell, and the final model with its card."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from alignloop.chat.template_defaults import with_defaults
 from alignloop.config import load_recipe
 from alignloop.errors import RunDirError
 from alignloop.loop.final import publish_final
-from alignloop.report.model_card import vllm_snippet
-from alignloop.report.rounds import round_row
+from alignloop.records import RoundRow
+from alignloop.report.model_card import snippet
+from alignloop.report.rounds import markdown_table, round_row, text_tables
 from alignloop.run_dir.reader import read_rounds
+from alignloop.terminal import WIDTH
 
 CHECKPOINT = {
     "config.json": '{"model_type": "llama"}',
@@ -28,14 +30,8 @@ CHECKPOINT = {
 
 
 def make_run(run_dir: Path) -> Path:
-    preferences = {"path": "/somewhere/private/pairs.jsonl", "digest": "sha256:aa"}
-    put(
-        run_dir,
-        0,
-        "01_ingest",
-        counts={"in": 4, "kept": 3, "dropped": 1},
-        inputs={"preferences": [preferences], "prompts": []},
-    )
+    data = {"preferences": [{"path": "/somewhere/private/pairs.jsonl", "digest": "sha256:aa"}], "prompts": []}
+    put(run_dir, 0, "01_ingest", counts={"in": 4, "kept": 3, "dropped": 1}, inputs=data)
     put(run_dir, 0, "02_base", checkpoint=CHECKPOINT)
     put(run_dir, 0, "03_evaluate", metrics={"ifeval/mean": 0.2}, seconds={"evaluating": 2.0})
     put(run_dir, 1, "01_collect", counts={"preferences": 3, "annotated": 2})
@@ -50,35 +46,29 @@ def make_run(run_dir: Path) -> Path:
     return run_dir
 
 
-def rows_of(run_dir: Path) -> list:
-    base = Artifact.of(run_dir / "round-00/02_base/checkpoint")
-    policy = Artifact.of(run_dir / "round-01/12_average/checkpoint")
+def rows_of(run_dir: Path) -> list[RoundRow]:
+    policies = ("round-00/02_base/checkpoint", "round-01/12_average/checkpoint")
     return [
-        round_row(run_dir, 0, policy=base, stderr={"ifeval/mean": 0.01}),
-        round_row(run_dir, 1, policy=policy, stderr={"ifeval/mean": 0.02}),
+        round_row(run_dir, number, policy=Artifact.of(run_dir / policy), stderr={"ifeval/mean": 0.01 * (number + 1)})
+        for number, policy in enumerate(policies)
     ]
 
 
-def test_round_row_gathers_its_stages(tmp_path: Path) -> None:
-    first = rows_of(make_run(tmp_path))[1]
-    assert first.policy == "round-01/12_average/checkpoint"
-    assert first.metrics == {"ifeval/mean": 0.6}
-    assert first.stderr == {"ifeval/mean": 0.02}
-    assert first.reward_model == {
-        "heldout_accuracy": 0.7,
-        "heldout_loss": 0.6,
-        "mean_reward_random": -0.5,
-        "mean_reward_best": 1.5,
-    }
-    assert first.rows["prune_kept"] == 4
-    assert first.rows["prune_dropped_by_clean"] == 1
-    assert first.rows["collect_annotated"] == 2
-    assert "average_checkpoints" not in first.rows
-    assert first.seconds == {"training": 7.0, "other": 0.75, "evaluating": 2.0}
-
-
-def test_rounds_are_read_back(tmp_path: Path) -> None:
+def test_a_round_s_line_gathers_its_stages_and_is_read_back(tmp_path: Path) -> None:
     rows = rows_of(make_run(tmp_path))
+    assert rows[1].model_dump(exclude={"rows"}, exclude_defaults=True) == {
+        "round": 1,
+        "policy": "round-01/12_average/checkpoint",
+        "metrics": {"ifeval/mean": 0.6},
+        "stderr": {"ifeval/mean": 0.02},
+        "reward_model": {
+            "heldout_accuracy": 0.7, "heldout_loss": 0.6, "mean_reward_random": -0.5, "mean_reward_best": 1.5,
+        },
+        "seconds": {"training": 7.0, "other": 0.75, "evaluating": 2.0},
+    }  # fmt: skip
+    counted = {"prune_kept": 4, "prune_dropped_by_clean": 1, "collect_annotated": 2}
+    assert counted.items() <= rows[1].rows.items()
+    assert "average_checkpoints" not in rows[1].rows
     assert read_rounds(tmp_path) == []
     (tmp_path / "rounds.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
     assert read_rounds(tmp_path) == rows
@@ -92,14 +82,8 @@ def test_final_is_a_whole_model_with_a_card(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)
     rows = rows_of(run_dir)
     before = digest_of(run_dir / "round-01/12_average/checkpoint")
-    recipe = load_recipe(
-        {
-            "preferences": "/somewhere/private/pairs.jsonl",
-            "name": "mine",
-            "base": "org/model",
-            "engine": {"name": "transformers"},
-        }
-    )
+    sets = {"preferences": "/somewhere/private/pairs.jsonl", "name": "mine", "base": "org/model"}
+    recipe = load_recipe({**sets, "engine": {"name": "transformers"}})
     final = publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe)
     assert {path.name for path in final.iterdir()} == {*CHECKPOINT, "README.md"}
     assert json.loads((final / "generation_config.json").read_text())["eos_token_id"] == [7]
@@ -111,17 +95,20 @@ def test_final_is_a_whole_model_with_a_card(tmp_path: Path) -> None:
         "pipeline_tag": "text-generation",
         "tags": ["alignloop", "dpo", "rejection-sampling", "sft"],
     }
-    assert "# mine, round 1" in text
-    assert "at temperature 1, sampled with transformers (plain `generate`)" in text
-    assert "0.600 against 0.200 at the base" in text
-    for digest in (before, "sha256:aa"):
-        assert digest in text
+    for part in (
+        "# mine, round 1",
+        "at temperature 1, sampled with transformers (plain `generate`)",
+        "0.600 against 0.200 at the base",
+        before,
+        "sha256:aa",
+        "pairs.jsonl",
+        "torch 2.13.0",
+        "from vllm import LLM",
+        "from transformers import pipeline",
+    ):
+        assert part in text
     assert "/somewhere" not in card
-    assert "pairs.jsonl" in card
     assert "simulated" not in text
-    assert "torch 2.13.0" in text
-    assert "from vllm import LLM" in text
-    assert "from transformers import pipeline" in text
     # The round's own checkpoint is untouched: its digest is what the next round's manifests name.
     assert digest_of(run_dir / "round-01/12_average/checkpoint") == before
 
@@ -129,9 +116,8 @@ def test_final_is_a_whole_model_with_a_card(tmp_path: Path) -> None:
 def test_final_is_replaced_and_leaves_nothing_aside(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)
     rows = rows_of(run_dir)
-    recipe = load_recipe(
-        {"preferences": "quickstart", "collect": {"annotator": "simulated", "num_annotations": 8}, "name": "quickstart"}
-    )
+    collect = {"annotator": "simulated", "num_annotations": 8}
+    recipe = load_recipe({"preferences": "quickstart", "collect": collect, "name": "quickstart"})
     publish_final(run_dir, rows=rows, best=rows[0], recipe=recipe)
     final = publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe)
     card = (final / "README.md").read_text()
@@ -153,4 +139,70 @@ def test_the_card_says_what_the_template_was_rendered_with(tmp_path: Path, monke
     assert "SamplingParams(max_tokens=256), chat_template_kwargs={'enable_thinking': True})" in thinks
     assert "# asks with enable_thinking=True, as training did" in thinks
     assert "trained and measured with the chat template's `{enable_thinking: true}`" in thinks
-    compile(vllm_snippet("model", template_kwargs={"enable_thinking": True}), "snippet", "exec")
+    compile(snippet("vllm", "model", template_kwargs={"enable_thinking": True}), "snippet", "exec")
+
+
+BASE = RoundRow(
+    round=0, policy="round-00/02_base/checkpoint", reward_model={}, rows={"ingest_kept": 40},
+    metrics={
+        "ifeval/prompt_level_strict_acc": 0.18, "ifeval/prompt_level_loose_acc": 0.2,
+        "ifeval/inst_level_strict_acc": 0.25, "ifeval/inst_level_loose_acc": 0.27, "ifeval/mean": 0.225,
+        "ifeval/type/startend:quotation": 0.1, "mmlu/acc": 0.4111, "mmlu_rivers/acc": 0.5,
+    },
+    stderr={"ifeval/mean": 0.0131}, seconds={"evaluating": 9.6, "other": 0.2},
+)  # fmt: skip
+FIRST = BASE.model_copy(
+    update={
+        "round": 1, "metrics": {**BASE.metrics, "ifeval/mean": 1.0},
+        "reward_model": {"heldout_accuracy": 0.707, "mean_reward_random": -1.234, "mean_reward_best": 0.5},
+        "rows": {
+            "collect_preferences": 474, "collect_annotated": 26, "sample_candidates": 1920, "prune_kept": 618,
+            "prune_dropped": 48, "build_pairs_kept": 487, "build_pairs_dropped": 179,
+        },
+        "seconds": {
+            "sampling": 3.4, "training": 12.0, "scoring": 2.0, "evaluating": 5.0, "averaging": 1.0, "other": 0.6,
+        },
+    }
+)  # fmt: skip
+ROWS = [BASE, FIRST]
+
+
+def test_quality_cell_by_cell() -> None:
+    lines = text_tables(ROWS).split("\n\n")[0].splitlines()
+    assert lines[-2].split() == ["0", "18.0", "20.0", "25.0", "27.0", "22.5", "1.3", "41.1", "-", "-", "-"]
+    assert lines[-1].split()[5:] == ["100.0", "1.3", "41.1", "70.7", "-1.23", "0.50"]
+    assert all(group in lines[0] for group in ("IFEval, %", "MMLU", "reward model"))
+
+
+def test_work_cell_by_cell() -> None:
+    last = text_tables(ROWS).splitlines()[-1].split()
+    # 474 + 26 preferences; other = averaging 1.0 + other 0.6 -> 2; all = 3.4 + 12 + 2 + 5 + 1 + 0.6 = 24.
+    assert last == ["1", "500", "1920", "618", "48", "487", "179", "3", "12", "2", "5", "2", "24"]
+
+
+def test_no_line_is_wider_than_a_terminal() -> None:
+    rewards = {"heldout_accuracy": 1.0, "mean_reward_random": -12.34, "mean_reward_best": -11.5}
+    counts, seconds = dict.fromkeys(FIRST.rows, 98765), dict.fromkeys(FIRST.seconds, 9876.5)
+    large = FIRST.model_copy(update={"round": 12, "rows": counts, "seconds": seconds, "reward_model": rewards})
+    assert max(map(len, text_tables([BASE, large]).splitlines())) <= WIDTH
+    many = BASE.model_copy(update={"metrics": {f"benchmark_number_{n}/acc": 0.5 for n in range(9)}})
+    assert max(map(len, text_tables([many]).splitlines())) <= WIDTH
+    assert text_tables([many]).count("50.0") == 9
+
+
+def test_other_benchmarks_get_columns_of_their_main_metric() -> None:
+    metrics = {"arc/acc": 0.3, "arc/acc_norm": 0.35, "gsm8k/exact_match,strict-match": 0.1, "gsm8k/stop_rate": 1.0}
+    row = BASE.model_copy(update={"metrics": metrics})
+    text = text_tables([row])
+    assert "acc_norm exact_match,strict-match" in text
+    assert "acc " not in text
+    assert {"35.0", "10.0"} <= set(text.split())
+    assert not {"IFEval,", "MMLU"} & set(text.split())
+
+
+def test_markdown_has_a_cell_a_column() -> None:
+    lines = markdown_table(ROWS).splitlines()
+    assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {12}
+    assert lines[0].startswith("| round | IFEval prompt strict | IFEval prompt loose |")
+    assert "reward model held-out" in lines[0]

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from alignloop.report.plots import charts, theme
-from alignloop.report.plots.drawing import draw
-from alignloop.report.plots.scale import nice_domain, spread
+from alignloop.report import charts
+from alignloop.report.charts import nice_domain, spread
+from alignloop.report.drawing import CONFIG, DARK, SERIES, draw
 
 
 def test_axes_end_on_round_numbers() -> None:
@@ -28,13 +28,13 @@ def test_labels_make_room_for_each_other() -> None:
 
 
 def test_a_drawing_scales_and_speaks() -> None:
-    line = charts.Line("a", (charts.Point(0, 10.0, 5.0, 15.0), charts.Point(1, 20.0, 15.0, 25.0)))
-    svg = draw(charts.by_round([line], y_title="%", least=0.0, most=100.0), alt='10 & "20"')
+    line = (charts.Point(0, 10.0, 5.0, 15.0), charts.Point(1, 20.0, 15.0, 25.0))
+    svg = draw(charts.lines({"a": line}, y_title="%", least=0.0, most=100.0), alt='10 & "20"')
     opening = svg[: svg.index(">")]
     assert 'viewBox="0 0 340 230"' in opening
     assert 'aria-label="10 &amp; &quot;20&quot;"' in opening
     assert "width=" not in opening
-    assert svg.count(f'stroke="{theme.SERIES[0]}"') == 3  # the line, and a bar a round
+    assert svg.count(f'stroke="{SERIES[0]}"') == 3  # the line, and a bar a round
     assert "base" in svg
     assert "http://" not in svg.replace('="http://www.w3.org/', "")
     assert svg.endswith("</svg>")
@@ -42,15 +42,15 @@ def test_a_drawing_scales_and_speaks() -> None:
 
 def test_series_are_told_by_name_colour_and_dash() -> None:
     points = (charts.Point(0, 1.0), charts.Point(1, 2.0))
-    svg = draw(charts.by_round([charts.Line("one <1>", points), charts.Line("two", points)], y_title=""), alt="")
-    assert f'fill="{theme.SERIES[1]}"' in svg
+    svg = draw(charts.lines({"one <1>": points, "two": points}, y_title=""), alt="")
+    assert f'fill="{SERIES[1]}"' in svg
     assert 'stroke-dasharray="6,3"' in svg
     assert "one &lt;1&gt;" in svg
 
 
 def test_intervals_are_cut_at_the_axis() -> None:
-    line = charts.Line("a", (charts.Point(0, 1.0, -9.0, 11.0), charts.Point(1, 99.0, 89.0, 109.0)))
-    spec = charts.by_round([line], y_title="%", least=0.0, most=100.0)
+    line = (charts.Point(0, 1.0, -9.0, 11.0), charts.Point(1, 99.0, 89.0, 109.0))
+    spec = charts.lines({"a": line}, y_title="%", least=0.0, most=100.0)
     bars = spec["layer"][2]["data"]["values"]
     assert [(bar["low"], bar["high"]) for bar in bars] == [(0.0, 11.0), (89.0, 100.0)]
 
@@ -62,13 +62,13 @@ def test_differences_are_told_by_their_side_of_zero() -> None:
 
 @pytest.mark.parametrize("num_rounds", [1, 2, 7, 100])
 def test_rounds_have_at_most_eight_ticks(num_rounds: int) -> None:
-    line = charts.Line("a", tuple(charts.Point(number, 1.0) for number in range(num_rounds)))
-    ticks = charts.by_round([line], y_title="")["layer"][0]["encoding"]["x"]["axis"]["values"]
+    line = [charts.Point(number, 1.0) for number in range(num_rounds)]
+    ticks = charts.lines({"a": line}, y_title="")["layer"][0]["encoding"]["x"]["axis"]["values"]
     assert len(ticks) <= 8
     assert ticks[-1] == num_rounds - 1
 
 
 def test_every_colour_has_a_dark_one() -> None:
-    assert set(theme.SERIES) < set(theme.DARK)
-    assert re.findall(r"#[0-9a-f]{6}", str(theme.CONFIG)) != []
-    assert set(re.findall(r"#[0-9a-f]{6}", str(theme.CONFIG))) <= set(theme.DARK)
+    assert set(SERIES) < set(DARK)
+    assert re.findall(r"#[0-9a-f]{6}", str(CONFIG)) != []
+    assert set(re.findall(r"#[0-9a-f]{6}", str(CONFIG))) <= set(DARK)
