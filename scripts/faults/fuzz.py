@@ -41,10 +41,6 @@ SETTINGS = hypothesis.settings(
 """Of one round; rounds follow each other until the time is up."""
 
 
-class SlowError(Exception):
-    """An input takes more processor time than any may."""
-
-
 class Fuzz:
     """A target at work: `num` inputs so far, the most seconds one took; kind of finding -> the file it is kept in."""
 
@@ -72,7 +68,11 @@ class Fuzz:
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
-                    self._keep(error)
+                    frames = traceback.extract_tb(error.__traceback__)
+                    ours = next((frame for frame in reversed(frames) if "alignloop" in frame.filename), frames[-1])
+                    kind = f"{type(error).__name__} from {Path(ours.filename).name}:{ours.lineno} {ours.name}"
+                    # Hypothesis reads the smallest such input last.
+                    self._keep(kind, details="".join(traceback.format_exception(error)))
 
     def _read(self, file: Path, content: bytes) -> None:
         self._last = file.name, content
@@ -87,20 +87,16 @@ class Fuzz:
             self.num, self.slowest = self.num + 1, max(self.slowest, took)
             file.unlink()
         if took > SLOW_SECONDS:
-            raise SlowError(f"{took:.1f} s of processor time")
+            self._keep("slow", details=f"{took:.1f} s of processor time")
 
-    def _keep(self, error: BaseException) -> None:
-        """Hypothesis reads the smallest such input last."""
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = next((frame for frame in reversed(frames) if "alignloop" in frame.filename), frames[-1])
-        kind = f"{type(error).__name__} from {Path(ours.filename).name}:{ours.lineno} {ours.name}"
+    def _keep(self, kind: str, *, details: str) -> None:
+        """The input that was read last, where it is the first of its kind."""
         if kind in self.kept:
             return
         name, content = self._last
         self._out.mkdir(parents=True, exist_ok=True)
         path = self._out / f"{self._name}-{len(self.kept) + 1:02d}-{name}"
         path.write_bytes(content)
-        details = "".join(traceback.format_exception(error))
         path.with_name(path.name + ".txt").write_text(details, encoding="utf-8", errors="backslashreplace")
         self.kept[kind] = path
         cut = "" if len(content) <= SHOWN_BYTES else f" ... ({len(content):,} bytes)"

@@ -85,7 +85,7 @@ def rows_target() -> Target:
     seeds = [*(json.dumps(row).encode() + b"\n" for row in rows), *TABLES, *whole]
     some = st.lists(json_of(odd_value(rows, keys) | any_value(keys)), min_size=1, max_size=5)
     content = odd_bytes(seeds) | some.map(b"\n".join) | some.map(lambda lines: b"[" + b",".join(lines) + b"]")
-    packed = content.map(lambda made: gzip.compress(made[:MOST_UNPACKED], compresslevel=1))
+    packed = content.map(lambda made: gzip.compress(made[:MOST_UNPACKED], compresslevel=1, mtime=0))
     packed |= packed.flatmap(lambda made: odd_bytes([made]))
     inputs = st.tuples(content, st.sampled_from(SUFFIXES).map("rows{}".format))
     inputs |= st.tuples(packed, st.just("rows.jsonl.gz"))
