@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from alignloop.config.engine import EngineConfig
+from alignloop.engines.worker import child_environment
 from alignloop.progress import QuietProgress
 
 
@@ -52,6 +58,19 @@ def interrupted(*, after: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     assert time.monotonic() - started < after + 5
+
+
+def run_vllm(script: str, *arguments: str) -> Any:
+    """The JSON that a process of vLLM's prints last, in the environment of an engine's."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**child_environment(EngineConfig()), "CXX": "/bin/false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def plain_greedy(checkpoint: Path, prompt_ids: tuple[int, ...], *, max_tokens: int, eos: int = 1) -> tuple[int, ...]:

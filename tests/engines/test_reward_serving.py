@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from engine_case import run_vllm
 from transformers import AutoModelForSequenceClassification
 
 from alignloop.chat.load import load_format
 from alignloop.config.bundled import resolve_base, resolve_file
-from alignloop.config.engine import EngineConfig
-from alignloop.engines.worker import child_environment
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
 from alignloop.records import Message
@@ -95,12 +92,4 @@ def test_vllm_pooling_gives_the_packed_rewards(
     pytest.importorskip("vllm")
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps(separate_rows(groups)))
-    done = subprocess.run(
-        [sys.executable, "-c", POOLING, str(reward_model), str(rows)],
-        env={**child_environment(EngineConfig()), "CXX": "/bin/false"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(packed, abs=1e-3)
+    assert run_vllm(POOLING, str(reward_model), str(rows)) == pytest.approx(packed, abs=1e-3)

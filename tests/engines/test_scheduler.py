@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from engine_case import run_vllm
 
 from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import GenerateRequest
 from alignloop.engines.process import EngineProcess
-from alignloop.engines.worker import child_environment
 from alignloop.errors import UserError
 
 pytest.importorskip("vllm")
@@ -61,22 +57,10 @@ print(json.dumps({**seen, "ids": ids, "again": engine.generate(asked) == found})
 """
 
 
-def served(kind: str, checkpoint: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, CONFIG.model_dump_json(), str(checkpoint), kind],
-        env={**child_environment(CONFIG), "CXX": "/bin/false"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
-
-
 @pytest.mark.slow
 def test_nothing_is_preempted_where_vllm_alone_preempts(checkpoints: SimpleNamespace) -> None:
-    ours, plain = served("reserved", checkpoints.a), served("plain", checkpoints.a)
+    arguments = CONFIG.model_dump_json(), str(checkpoints.a)
+    ours, plain = (run_vllm(SCRIPT, *arguments, kind) for kind in ("reserved", "plain"))
     assert plain["preemptions"] > 0
     assert ours["preemptions"] == 0
     assert ours["ids"] == plain["ids"]
