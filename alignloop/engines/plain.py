@@ -60,54 +60,47 @@ def plain_model(checkpoint: Path, *, dtype: str) -> Any:
         return model.float() if num_parameters(checkpoint) <= _LARGE_MODEL else model
     model = load_plain(checkpoint, dtype="float32")
     if dtype != "float32":
-        rounding = _Rounding(getattr(torch, dtype))
-        for module in model.modules():
-            rounding.attach(module)
+        _round_in_use(model, getattr(torch, dtype))
     return model
 
 
-class _Rounding:
-    """Rounds a module's own weights while it runs, in memory that the next module uses again.
+def _round_in_use(model: Any, dtype: Any) -> None:
+    """Each module's own weights are rounded while it runs, in memory that the next module uses again: fresh memory for
+    each would take longer than the arithmetic."""
+    import torch
 
-    Fresh memory for each would take longer than the arithmetic.
-    """
+    buffers = [torch.empty(0, dtype=dtype), torch.empty(0)]
 
-    def __init__(self, dtype: Any) -> None:
-        self._dtype = dtype
-        self._narrow: Any = None
-        self._wide: Any = None
+    def rounded(weights: Any) -> Any:
+        size = weights.numel()
+        if buffers[1].numel() < size:
+            buffers[:] = torch.empty(size, dtype=dtype), torch.empty(size)
+        narrow, wide = (buffer[:size].view(weights.shape) for buffer in buffers)
+        return wide.copy_(narrow.copy_(weights))
 
-    def attach(self, module: Any) -> None:
-        import torch
+    def attach(module: Any, own: dict[str, Any]) -> None:
+        stored: dict[str, Any] = {}
+        # Children of a module that runs would overwrite what is being used.
+        alone = len(own) == 1 and next(module.children(), None) is None
 
+        def before(*_: object) -> None:
+            for name, parameter in own.items():
+                stored[name] = parameter.data
+                parameter.data = rounded(parameter.data) if alone else parameter.data.to(dtype).float()
+
+        def after(*_: object) -> None:
+            for name, parameter in own.items():
+                parameter.data = stored.pop(name)
+
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
+
+    for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         if type(module) is torch.nn.Embedding:  # rounding the rows that were looked up is the same
-            module.register_forward_hook(lambda _module, _inputs, rows: rows.to(self._dtype).float())
+            module.register_forward_hook(lambda _module, _inputs, rows: rows.to(dtype).float())
         elif own:
-            stored: dict[str, Any] = {}
-            # Children of a module that runs would overwrite what is being used.
-            alone = len(own) == 1 and next(module.children(), None) is None
-
-            def before(*_: object) -> None:
-                for name, parameter in own.items():
-                    stored[name] = parameter.data
-                    parameter.data = self._rounded(parameter.data) if alone else parameter.data.to(self._dtype).float()
-
-            def after(*_: object) -> None:
-                for name, parameter in own.items():
-                    parameter.data = stored.pop(name)
-
-            module.register_forward_pre_hook(before)
-            module.register_forward_hook(after)
-
-    def _rounded(self, weights: Any) -> Any:
-        import torch
-
-        size = weights.numel()
-        if self._wide is None or self._wide.numel() < size:
-            self._narrow, self._wide = torch.empty(size, dtype=self._dtype), torch.empty(size)
-        narrow, wide = self._narrow[:size].view(weights.shape), self._wide[:size].view(weights.shape)
-        return wide.copy_(narrow.copy_(weights))
+            attach(module, own)
 
 
 @dataclass(frozen=True)
