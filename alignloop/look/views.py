@@ -24,7 +24,7 @@ from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, Sel
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.train_reward import of_strengths
 from alignloop.stages.train_sft import preferred
-from alignloop.training.job import drop_reason
+from alignloop.training.objectives import drop_reason
 
 OBJECTIVES: dict[type, tuple[ObjectiveName, ...]] = {
     PreferenceRow: ("reward", "sft", "dpo"),

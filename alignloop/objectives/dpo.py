@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from alignloop.objectives.logprobs import completion_sums
-
 NllReduction = Literal["token_mean", "sequence_mean", "sum"]
 
 
@@ -28,78 +26,22 @@ def masked_sums(
 ) -> Tensor:
     """Log-probability of each completion, as DPO counts it.
 
+    In float64: sums of thousands of nats are subtracted from one another, and one rounding of such a sum in float32 is
+    as large as what DPO looks for.
+
     Args:
-        logprobs: [T] per token; completion_index: [T]; formatting_mask: [T] bool.
+        logprobs: [T] per token.
+        completion_index: [T] the completion of each token, in 0 .. num_completions - 1.
+        formatting_mask: [T] bool.
         mask_formatting_tokens: leave the formatting tokens out; their gradient is then exactly zero.
 
     Returns:
-        [num_completions] float64.
+        [num_completions] float64, 0 where a completion has no token.
     """
     if mask_formatting_tokens:
         logprobs = torch.where(formatting_mask, torch.zeros_like(logprobs), logprobs)
-    return completion_sums(logprobs, completion_index=completion_index, num_completions=num_completions)
-
-
-def dpo_term(
-    *,
-    chosen_logprobs: Tensor,
-    rejected_logprobs: Tensor,
-    ref_chosen_logprobs: Tensor,
-    ref_rejected_logprobs: Tensor,
-    beta: float,
-    num_pairs: float | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """-logsigmoid(beta * ((log pi_c - log ref_c) - (log pi_r - log ref_r))), mean over pairs.
-
-    Args:
-        chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs: [N] sums over tokens.
-        num_pairs: pairs of the whole optimiser step; None: N.
-
-    Returns:
-        The term (a scalar) and `dpo_loss`, `accuracy`, `margin` (of the implicit rewards, beta included),
-        `chosen_logprobs`, `rejected_logprobs`: means over pairs that add up over the microbatches of a step.
-    """
-    count = float(chosen_logprobs.shape[0]) if num_pairs is None else num_pairs
-    log_ratio = ((chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)).float()
-    loss = -functional.logsigmoid(beta * log_ratio).sum() / count
-    margin = beta * log_ratio.detach()
-    metrics = {
-        "dpo_loss": loss.detach(),
-        "accuracy": (margin > 0).float().sum() / count,
-        "margin": margin.sum() / count,
-        "chosen_logprobs": chosen_logprobs.detach().sum().float() / count,
-        "rejected_logprobs": rejected_logprobs.detach().sum().float() / count,
-    }
-    return loss, metrics
-
-
-def nll_term(
-    logprobs: Tensor,
-    *,
-    sequence_index: Tensor,
-    reduction: NllReduction = "token_mean",
-    num_sequences: float | None = None,
-    num_tokens: float | None = None,
-) -> Tensor:
-    """Negative log-likelihood of the chosen completions, formatting tokens included.
-
-    Args:
-        logprobs: [T] of the tokens of the chosen completions alone.
-        sequence_index: [T] which sequence each belongs to, in 0 .. N - 1, every one with at least one token.
-        reduction: `token_mean`: over all tokens; `sequence_mean`: mean over sequences of each one's mean over tokens;
-            `sum`: mean over sequences of each one's sum.
-        num_sequences, num_tokens: of the whole optimiser step; None: of what is here.
-
-    Returns:
-        A scalar that adds up over the microbatches of a step.
-    """
-    lengths = torch.bincount(sequence_index)
-    sequences = float((lengths > 0).sum()) if num_sequences is None else num_sequences
-    if reduction == "token_mean":
-        return -logprobs.sum() / (float(logprobs.shape[0]) if num_tokens is None else num_tokens)
-    if reduction == "sequence_mean":
-        return -(logprobs / lengths[sequence_index]).sum() / sequences
-    return -logprobs.sum() / sequences
+    zeros = torch.zeros(num_completions, dtype=torch.float64, device=logprobs.device)
+    return zeros.index_add(0, completion_index, logprobs.double())
 
 
 def dpo_loss(
@@ -118,7 +60,8 @@ def dpo_loss(
     num_pairs: float | None = None,
     num_chosen_tokens: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """DPO term plus `nll_coefficient` times the NLL of the chosen completions.
+    """-logsigmoid(beta * ((log pi_c - log ref_c) - (log pi_r - log ref_r))), mean over pairs, plus `nll_coefficient`
+    times the negative log-likelihood of the chosen completions, formatting tokens included.
 
     Args:
         logprobs: [T] per token of the policy, all completions of N pairs together.
@@ -126,12 +69,16 @@ def dpo_loss(
         formatting_mask: [T] bool, True on header and termination tokens.
         chosen, rejected: [N] completion indices of each pair.
         ref_chosen_logprobs, ref_rejected_logprobs: [N] the reference model's sums under the same mask.
+        nll_reduction: `token_mean`: over all tokens; `sequence_mean`: mean over sequences of each one's mean over
+            tokens; `sum`: mean over sequences of each one's sum.
         num_pairs, num_chosen_tokens: of the whole optimiser step; None: of what is here.
 
     Returns:
-        The loss (a scalar) and the metrics of `dpo_term` with `nll_loss`.
+        The loss (a scalar) and `dpo_loss`, `accuracy`, `margin` (of the implicit rewards, beta included),
+        `chosen_logprobs`, `rejected_logprobs`, `nll_loss`: all of them add up over the microbatches of a step.
     """
     num_completions = 2 * chosen.shape[0]
+    count = float(chosen.shape[0]) if num_pairs is None else num_pairs
     sums = masked_sums(
         logprobs,
         completion_index=completion_index,
@@ -139,23 +86,26 @@ def dpo_loss(
         num_completions=num_completions,
         mask_formatting_tokens=mask_formatting_tokens,
     )
-    loss, metrics = dpo_term(
-        chosen_logprobs=sums[chosen],
-        rejected_logprobs=sums[rejected],
-        ref_chosen_logprobs=ref_chosen_logprobs,
-        ref_rejected_logprobs=ref_rejected_logprobs,
-        beta=beta,
-        num_pairs=num_pairs,
-    )
+    log_ratio = ((sums[chosen] - ref_chosen_logprobs) - (sums[rejected] - ref_rejected_logprobs)).float()
+    loss = -functional.logsigmoid(beta * log_ratio).sum() / count
+    margin = beta * log_ratio.detach()
+
     is_chosen = torch.zeros(num_completions, dtype=torch.bool, device=logprobs.device)
     is_chosen[chosen] = True
     on_chosen = is_chosen[completion_index]
-    nll = nll_term(
-        logprobs[on_chosen],
-        sequence_index=completion_index[on_chosen],
-        reduction=nll_reduction,
-        num_sequences=float(chosen.shape[0]) if num_pairs is None else num_pairs,
-        num_tokens=num_chosen_tokens,
-    )
-    metrics["nll_loss"] = nll.detach()
+    chosen_tokens, sequence = logprobs[on_chosen], completion_index[on_chosen]
+    if nll_reduction == "token_mean":
+        nll = -chosen_tokens.sum() / (float(chosen_tokens.shape[0]) if num_chosen_tokens is None else num_chosen_tokens)
+    elif nll_reduction == "sequence_mean":
+        nll = -(chosen_tokens / torch.bincount(sequence)[sequence]).sum() / count
+    else:
+        nll = -chosen_tokens.sum() / count
+    metrics = {
+        "dpo_loss": loss.detach(),
+        "accuracy": (margin > 0).float().sum() / count,
+        "margin": margin.sum() / count,
+        "chosen_logprobs": sums[chosen].detach().sum().float() / count,
+        "rejected_logprobs": sums[rejected].detach().sum().float() / count,
+        "nll_loss": nll.detach(),
+    }
     return (loss + nll_coefficient * nll if nll_coefficient else loss), metrics

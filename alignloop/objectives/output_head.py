@@ -1,4 +1,4 @@
-"""The output head in tiles: logprobs of the targets and their gradients, never a whole row of logits.
+"""Per-token logprobs from hidden states: the output head in tiles, never a whole row of logits.
 
 The vocabulary is cut into blocks, and the tokens into blocks within each. A tile of logits stays in the cache while the
 running maximum and sum of its softmax are taken. The backward pass needs only the log-sum-exp of each token: it
@@ -9,7 +9,7 @@ place. Against recomputing rows of logits that is one softmax less, and traffic 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -238,3 +238,49 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     if total is None:
         return (left @ right).float()
     return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(left @ right)
+
+
+def token_logprobs(
+    hidden: Tensor,
+    *,
+    target_ids: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None = None,
+    head_rows: tuple[Tensor, tuple[int, ...]] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    tile: TileSize | None = None,
+) -> Tensor:
+    """Log-probability of each target token, in nats; logits are computed in the dtype of the weight or of autocast.
+
+    Args:
+        hidden: [T, D] last hidden states (after the final norm) at the positions that predict.
+        target_ids: [T] the token that each position predicts.
+        head_weight: [V, D] output embedding.
+        head_bias: [V] or None.
+        head_rows: ([k, D], k token ids): rows that stand in for the head's own of these tokens.
+        scale: factor on the logits (1 for most models).
+        softcap: final logit softcapping (Gemma 2): cap * tanh(logits / cap); None: none.
+        tile: None: what suits the device.
+
+    Returns:
+        [T] float32; NaN where a target is outside the vocabulary.
+    """
+    device = hidden.device.type
+    if tile is None:
+        tile = CPU_TILE if device == "cpu" else GPU_TILE
+    rows, row_ids = (None, ()) if head_rows is None else head_rows
+    inputs = (hidden, head_weight) if rows is None else (hidden, head_weight, rows)
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
+        tile = replace(tile, kept_logits=0)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, head_weight = hidden.to(dtype), head_weight.to(dtype)
+        head_bias = None if head_bias is None else head_bias.to(dtype)
+    rows = None if rows is None else rows.to(head_weight.dtype)
+    # The casts above are part of the graph; within the head, sums in float32 must stay so.
+    with torch.autocast(device_type=device, enabled=False):
+        logprobs: Tensor = TiledLogprobs.apply(  # type: ignore[no-untyped-call]
+            hidden, head_weight, head_bias, rows, row_ids, target_ids, LogitTransform(scale, softcap), tile
+        )
+    return logprobs

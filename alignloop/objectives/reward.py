@@ -7,25 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def ordered_pairs(group_index: Tensor, *, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """All (better, worse) pairs of completions within a group; equal ranks are not compared.
-
-    Args:
-        group_index: [C] the group of each completion.
-        ranks: [C] 0 the best.
-
-    Returns:
-        better, worse: [P] indices into the completions.
-    """
-    is_pair = (group_index[:, None] == group_index[None, :]) & (ranks[:, None] < ranks[None, :])
-    better, worse = is_pair.nonzero(as_tuple=True)
-    return better, worse
-
-
 def reward_loss(
     rewards: Tensor, *, group_index: Tensor, ranks: Tensor, num_groups: float | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over groups of the mean over ordered pairs of -logsigmoid(r_better - r_worse).
+    """Mean over groups of the mean over ordered pairs of -logsigmoid(r_better - r_worse); equal ranks are no pair.
 
     Loss and metrics are divided by `num_groups`: over the microbatches of a step they add up to the step's means.
 
@@ -40,7 +25,8 @@ def reward_loss(
         and `mean_reward` (mean over each group's completions).
     """
     rewards = rewards.float()
-    better, worse = ordered_pairs(group_index, ranks=ranks)
+    is_pair = (group_index[:, None] == group_index[None, :]) & (ranks[:, None] < ranks[None, :])
+    better, worse = is_pair.nonzero(as_tuple=True)
     width = int(group_index.max()) + 1
     pairs_per_group = torch.bincount(group_index[better], minlength=width)
     completions_per_group = torch.bincount(group_index, minlength=width)

@@ -6,7 +6,8 @@ enter the model by transformers' attention registry, and compute nothing between
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from alignloop.packing.batch import PADDING_GROUP, RowBatch
-from alignloop.packing.grouped_attention import GroupedAttention, Part, Reads, attention_parts
-from alignloop.packing.last_layer import last_layer_at
+from alignloop.packing.grouped_attention import GroupedAttention, KernelCall, Reads, attention_parts
 
 GROUPED = "prompt_groups"
 FLEX = "flex_attention"
+PROJECTIONS = ("q_proj", "o_proj")
+"""Into queries, and out of attention: wanted of the tokens that are read. Keys and values are wanted of every token."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class RowAttention:
         last_parts: of the last layer, whose output is read at few tokens.
     """
 
-    parts: tuple[Part, ...]
-    last_parts: tuple[Part, ...]
+    parts: tuple[KernelCall, ...]
+    last_parts: tuple[KernelCall, ...]
 
 
 def hidden_states(
@@ -76,6 +78,58 @@ def hidden_states(
     with last_layer_at(backbone, at) if batch.mode == "packed" else nullcontext():
         hidden: Tensor = backbone(**inputs).last_hidden_state
     return hidden.flatten(0, 1)[at]
+
+
+@contextmanager
+def last_layer_at(backbone: Any, at: Tensor) -> Iterator[None]:
+    """Run the token-wise parts of the backbone's last layer on the tokens `at` alone; elsewhere they give zero.
+
+    What the last layer makes of other tokens is not used. MLP and projections see one token at a time, so outputs and
+    gradients at `at` are what they were. Models without parts of these names run as they are, and so do those that run
+    layers again in the backward pass (gradient checkpointing).
+    """
+    with ExitStack() as stack:
+        if not getattr(backbone, "is_gradient_checkpointing", False):
+            for module in _token_wise_parts(backbone):
+                stack.enter_context(_run_at(module, at))
+        yield
+
+
+@contextmanager
+def _run_at(module: nn.Module, at: Tensor) -> Iterator[None]:
+    shapes: list[torch.Size] = []
+
+    def gather(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        shapes.append(inputs[0].shape)
+        return (inputs[0].flatten(0, 1)[at][None],)
+
+    def scatter(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        shape = shapes.pop()
+        whole = output.new_zeros(shape[0] * shape[1], output.shape[-1])
+        return whole.index_copy(0, at, output[0]).view(*shape[:2], -1)
+
+    handles = module.register_forward_pre_hook(gather), module.register_forward_hook(scatter)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _token_wise_parts(backbone: Any) -> list[nn.Module]:
+    """Dense MLP and projections of the last layer, by the names transformers gives them; as many as there are."""
+    layers = getattr(backbone, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return []
+    mlp, attention = getattr(layers[-1], "mlp", None), getattr(layers[-1], "self_attn", None)
+    found = [mlp, *(getattr(attention, name, None) for name in PROJECTIONS)]
+    return [part for part in found if isinstance(part, nn.Module) and _is_linear(part)]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether all weights are linear layers': routers and experts want to see their tokens in ways of their own."""
+    holders = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+    return bool(holders) and all(isinstance(part, nn.Linear) for part in holders)
 
 
 def use_attention(backbone: Any, name: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,10 @@ class RowBatch:
     spans: tuple[GroupSpan, ...]
     mode: LayoutMode
 
+    def owners(self) -> list[tuple[int, int]]:
+        """(group, number) of each completion."""
+        return list(zip(self.completion_group.tolist(), self.completion_number.tolist(), strict=True))
+
     def to(self, device: torch.device) -> RowBatch:
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
         moved: dict[str, Any] = {name: value.to(device) for name, value in values if isinstance(value, Tensor)}
@@ -66,29 +72,20 @@ def collate(bundles: Sequence[RowBundle], *, pad_token_id: int, mode: LayoutMode
         length_multiple: the flattened row is padded to a multiple of this: compiled kernels like few shapes.
     """
     rows = [row for bundle in bundles for row in bundle.rows]
-    if mode == "packed":
-        placed = _flattened(rows)
-        length = sum(row[-1].start + row[-1].piece.num_tokens for row in rows)
-        length = -(-length // length_multiple) * length_multiple
-        return _tensors([placed], length=length, pad_token_id=pad_token_id, mode=mode)
-    return _tensors(rows, length=max(b.num_tokens for b in bundles), pad_token_id=pad_token_id, mode=mode)
-
-
-def _flattened(rows: Sequence[Sequence[PlacedPiece]]) -> list[PlacedPiece]:
-    """The pieces of all rows one behind the other."""
-    flat, start = [], 0
-    for placed in (placed for row in rows for placed in row):
-        flat.append(replace(placed, start=start))
-        start += placed.piece.num_tokens
-    return flat
+    if mode == "separate":
+        return _tensors(rows, length=max(b.num_tokens for b in bundles), pad_token_id=pad_token_id, mode=mode)
+    flat, length = [], 0
+    for placed in chain.from_iterable(rows):
+        flat.append(replace(placed, start=length))
+        length += placed.piece.num_tokens
+    length = -(-length // length_multiple) * length_multiple
+    return _tensors([flat], length=length, pad_token_id=pad_token_id, mode=mode)
 
 
 def _tensors(rows: Sequence[Sequence[PlacedPiece]], *, length: int, pad_token_id: int, mode: LayoutMode) -> RowBatch:
     shape = (len(rows), length)
-    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    position_ids = np.zeros(shape, dtype=np.int64)
-    segments = np.zeros(shape, dtype=np.int64)
-    pieces = np.full(shape, PADDING_GROUP, dtype=np.int64)
+    input_ids, pieces = (np.full(shape, filler, dtype=np.int64) for filler in (pad_token_id, PADDING_GROUP))
+    position_ids, segments = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for b, row in enumerate(rows):
         for number, placed in enumerate(row):
             columns = slice(placed.start, placed.start + placed.piece.num_tokens)
@@ -115,33 +112,23 @@ def _span(placed: PlacedPiece) -> GroupSpan:
 
 def _targets(placed_pieces: Sequence[tuple[int, PlacedPiece]]) -> dict[str, Tensor]:
     """The per-target and per-completion tensors; each piece comes with the flat index of its row's start."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in _TARGET_FIELDS}
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
     num_completions = 0
     for row_start, placed in placed_pieces:
         piece, offset = placed.piece, row_start + placed.start
         trained = np.flatnonzero(piece.loss_mask)
         completion = piece.target_completion[trained]
-        columns["trained_index"].append(trained + offset)
-        columns["target_ids"].append(piece.target_ids[trained])
-        columns["formatting_mask"].append(piece.formatting_mask[trained])
-        columns["completion_index"].append(
-            np.where(completion == NO_COMPLETION, NO_COMPLETION, completion + num_completions)
-        )
-        columns["last_index"].append(piece.last_index + offset)
-        columns["completion_group"].append(np.full(len(piece.numbers), placed.group, dtype=np.int64))
-        columns["completion_number"].append(piece.numbers)
-        columns["ranks"].append(piece.ranks)
+        of_piece = {
+            "trained_index": trained + offset,
+            "target_ids": piece.target_ids[trained],
+            "formatting_mask": piece.formatting_mask[trained],
+            "completion_index": np.where(completion == NO_COMPLETION, NO_COMPLETION, completion + num_completions),
+            "last_index": piece.last_index + offset,
+            "completion_group": np.full(len(piece.numbers), placed.group, dtype=np.int64),
+            "completion_number": piece.numbers,
+            "ranks": piece.ranks,
+        }
+        for name, values in of_piece.items():
+            columns[name].append(values)
         num_completions += len(piece.numbers)
     return {name: torch.from_numpy(np.concatenate(parts)) for name, parts in columns.items()}
-
-
-_TARGET_FIELDS = (
-    "trained_index",
-    "target_ids",
-    "formatting_mask",
-    "completion_index",
-    "last_index",
-    "completion_group",
-    "completion_number",
-    "ranks",
-)

@@ -10,7 +10,7 @@ from torch import nn
 
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.attention import hidden_states, use_own_attention
-from alignloop.packing.batch import RowBatch, collate
+from alignloop.packing.batch import collate
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import LayoutMode, pack
 from alignloop.progress import Progress
@@ -37,21 +37,16 @@ def choose_layout(backbone: Any, *, longest: int, progress: Progress) -> LayoutM
     return "separate"
 
 
-def packed_difference(backbone: nn.Module) -> float:
+def packed_difference(backbone: Any) -> float:
     """Largest difference between the hidden states of packed and of separate rows on small made-up groups.
 
     Returns:
         The difference at any completion token, as a share of the largest hidden state; NaN where one is not finite.
     """
-    groups = _made_up_groups(_vocab_size(backbone))
+    groups = _made_up_groups(int(backbone.get_input_embeddings().weight.shape[0]))
     packed = _completion_states(backbone, groups, mode="packed")
     separate = _completion_states(backbone, groups, mode="separate")
     return float((packed - separate).abs().max() / separate.abs().max())
-
-
-def packed_equals_separate(backbone: nn.Module) -> bool:
-    """Whether packed rows give this model's own hidden states, within what its dtype can show."""
-    return _difference_reason(backbone) is None
 
 
 def _window_reason(config: Any, *, longest: int) -> str | None:
@@ -73,7 +68,7 @@ def _layer_reason(config: Any) -> str | None:
     )
 
 
-def _difference_reason(backbone: nn.Module) -> str | None:
+def _difference_reason(backbone: Any) -> str | None:
     try:
         difference = packed_difference(backbone)
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
@@ -90,10 +85,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
     )
-
-
-def _vocab_size(backbone: Any) -> int:
-    return int(backbone.get_input_embeddings().weight.shape[0])
 
 
 def _made_up_groups(vocab_size: int) -> list[PromptGroup]:
@@ -115,15 +106,9 @@ def _completion_states(backbone: nn.Module, groups: list[PromptGroup], *, mode: 
     """Hidden states at the trained and last positions of every completion, in group order."""
     device = next(backbone.parameters()).device
     batch = collate(pack(groups, row_tokens=64, mode=mode), pad_token_id=0, mode=mode).to(device)
-    at = torch.cat([batch.last_index[c] - back for c, back in _group_order(batch)])
-    last = torch.stack([batch.last_index[c] for c, _ in _group_order(batch)])
+    owner = batch.completion_group * len(batch.ranks) + batch.completion_number
+    order = torch.cat([owner[batch.completion_index], owner]).argsort(stable=True)
+    at = torch.cat([batch.trained_index, batch.last_index])[order]
     states = hidden_states(backbone, batch, at=at, reads="completions")
-    return torch.cat([states, hidden_states(backbone, batch, at=last, reads="last tokens")]).float()
-
-
-def _group_order(batch: RowBatch) -> list[tuple[int, torch.Tensor]]:
-    """Completions sorted by (group, number), each with the steps back from its last token to its first."""
-    lengths = torch.bincount(batch.completion_index, minlength=len(batch.ranks))
-    keys = list(zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True))
-    in_order = sorted(range(len(keys)), key=lambda c: keys[c])
-    return [(c, torch.arange(int(lengths[c]) + 1, device=lengths.device)) for c in in_order]
+    last = hidden_states(backbone, batch, at=batch.last_index[owner.argsort()], reads="last tokens")
+    return torch.cat([states, last]).float()

@@ -51,7 +51,7 @@ keys and values, and a reward model reads one token a completion."""
 
 
 @dataclass(frozen=True)
-class Part:
+class KernelCall:
     """One kernel call: the same slices of `count` groups that lie one behind the other, `step` tokens each.
 
     Attributes:
@@ -72,19 +72,19 @@ class Part:
 
 def attention_parts(
     spans: Sequence[GroupSpan], *, isolate: bool = True, reads: Reads = "everything"
-) -> tuple[Part, ...]:
+) -> tuple[KernelCall, ...]:
     """The kernel calls of a row.
 
     Args:
         isolate: False: completions see the earlier ones of their group; then everything is attended for.
         reads: what of the output matters; the rest of it is zero.
     """
-    parts: list[Part] = []
+    parts: list[KernelCall] = []
     for shape, same in groupby(spans, key=_relative):
         alike = list(same)
         place = (alike[0].start, shape.end, len(alike))
         if not isolate:
-            parts.append(Part(*place, (0, shape.end), (0, shape.end), causal=True))
+            parts.append(KernelCall(*place, (0, shape.end), (0, shape.end), causal=True))
         elif reads == "last tokens":
             parts += _last_token_parts(shape, place)
         else:
@@ -92,23 +92,23 @@ def attention_parts(
     return tuple(parts)
 
 
-def _token_parts(shape: GroupSpan, place: tuple[int, int, int], *, prompts: bool) -> Iterator[Part]:
+def _token_parts(shape: GroupSpan, place: tuple[int, int, int], *, prompts: bool) -> Iterator[KernelCall]:
     """Every completion on its own tokens and the prompt's. Where prompts are read the first one is a part with it."""
     begin = 0 if prompts or not shape.shared else shape.shared
-    yield Part(*place, (begin, shape.ends[0]), (begin, shape.ends[0]), causal=True)
+    yield KernelCall(*place, (begin, shape.ends[0]), (begin, shape.ends[0]), causal=True)
     for own in pairwise(shape.ends):
-        yield Part(*place, own, own, causal=True)
+        yield KernelCall(*place, own, own, causal=True)
     left = (shape.ends[0] if begin == 0 else begin, shape.end)
     if shape.shared and left[0] < left[1]:
-        yield Part(*place, left, (0, shape.shared), causal=False, joins=True)
+        yield KernelCall(*place, left, (0, shape.shared), causal=False, joins=True)
 
 
-def _last_token_parts(shape: GroupSpan, place: tuple[int, int, int]) -> Iterator[Part]:
-    yield Part(*place, (shape.ends[0] - 1, shape.ends[0]), (0, shape.ends[0]), causal=False)
+def _last_token_parts(shape: GroupSpan, place: tuple[int, int, int]) -> Iterator[KernelCall]:
+    yield KernelCall(*place, (shape.ends[0] - 1, shape.ends[0]), (0, shape.ends[0]), causal=False)
     for begin, end in pairwise(shape.ends):
-        yield Part(*place, (end - 1, end), (begin, end), causal=False)
+        yield KernelCall(*place, (end - 1, end), (begin, end), causal=False)
         if shape.shared:
-            yield Part(*place, (end - 1, end), (0, shape.shared), causal=False, joins=True)
+            yield KernelCall(*place, (end - 1, end), (0, shape.shared), causal=False, joins=True)
 
 
 def _relative(span: GroupSpan) -> GroupSpan:
@@ -120,7 +120,9 @@ class GroupedAttention(torch.autograd.Function):
     """Attention of a row of prompt groups, on the CPU's flash kernels."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: tuple[Part, ...], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: tuple[KernelCall, ...], scale: float
+    ) -> Tensor:
         """Attend.
 
         Args:
@@ -175,15 +177,15 @@ def _expanded(keys: Tensor, query: Tensor) -> Tensor:
     return keys[None].expand(query.shape[0], -1, -1, -1)
 
 
-def _queries(tensor: Tensor, part: Part) -> list[Tensor]:
+def _queries(tensor: Tensor, part: KernelCall) -> list[Tensor]:
     return _views(tensor, part, *part.queries)
 
 
-def _keys(tensor: Tensor, part: Part) -> list[Tensor]:
+def _keys(tensor: Tensor, part: KernelCall) -> list[Tensor]:
     return _views(tensor, part, *part.keys)
 
 
-def _views(tensor: Tensor, part: Part, begin: int, end: int) -> list[Tensor]:
+def _views(tensor: Tensor, part: KernelCall, begin: int, end: int) -> list[Tensor]:
     """Tokens `begin` to `end` of the part's groups, as the kernel takes them: [B, H, L, ...] views of [R, H, T, ...].
 
     B is R for one group, and the number of groups otherwise, a view for each of R: the kernel shares its work out over
@@ -195,13 +197,13 @@ def _views(tensor: Tensor, part: Part, begin: int, end: int) -> list[Tensor]:
     return [block.transpose(0, 1)[:, :, begin:end] for block in blocks]
 
 
-def _covered(parts: Sequence[Part], which: Literal["queries", "keys"], num_tokens: int) -> bool:
+def _covered(parts: Sequence[KernelCall], which: Literal["queries", "keys"], num_tokens: int) -> bool:
     """Whether parts that join no other have all tokens, each once: the memory they are written to need not be zero."""
     slices = [(part.count, *getattr(part, which)) for part in parts if not part.joins]
     return sum(count * (end - begin) for count, begin, end in slices) == num_tokens
 
 
-def _gradient_like(tensor: Tensor, parts: Sequence[Part], which: Literal["queries", "keys"]) -> Tensor:
+def _gradient_like(tensor: Tensor, parts: Sequence[KernelCall], which: Literal["queries", "keys"]) -> Tensor:
     covered = _covered(parts, which, tensor.shape[-2])
     return torch.empty_like(tensor) if covered else torch.zeros_like(tensor)
 

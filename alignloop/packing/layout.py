@@ -109,43 +109,31 @@ def packed_num_tokens(group: PromptGroup) -> int:
 
 
 def _piece(group: PromptGroup, numbers: tuple[int, ...]) -> Piece:
-    shared = len(group.prompt_ids) - 1
     completions = [group.completions[number] for number in numbers]
-    lengths = [1 + len(completion.token_ids) for completion in completions]
-    starts = shared + np.cumsum([0, *lengths])
-    size = int(starts[-1])
-    token_ids = np.empty(size, dtype=np.int64)
-    position_ids = np.empty(size, dtype=np.int64)
-    segments = np.zeros(size, dtype=np.int64)
-    loss_mask = np.zeros(size, dtype=np.bool_)
-    formatting_mask = np.zeros(size, dtype=np.bool_)
-    target_completion = np.full(size, NO_COMPLETION, dtype=np.int64)
-    token_ids[:shared] = group.prompt_ids[:shared]
-    position_ids[:shared] = np.arange(shared)
-    for slot, completion in enumerate(completions):
-        start, end = int(starts[slot]), int(starts[slot + 1])
-        token_ids[start] = group.prompt_ids[-1]
-        token_ids[start + 1 : end] = completion.token_ids
-        position_ids[start:end] = np.arange(shared, shared + end - start)
-        segments[start:end] = slot + 1
-        loss_mask[start : end - 1] = True
-        formatting_mask[start : end - 1] = completion.formatting_mask
-        target_completion[start : end - 1] = slot
-    target_ids = np.empty_like(token_ids)
-    target_ids[:-1] = token_ids[1:]
-    target_ids[-1] = 0
-    if group.prompt_loss_mask is not None and shared:
+    shared, lengths = len(group.prompt_ids) - 1, [1 + len(completion.token_ids) for completion in completions]
+    tokens = [*group.prompt_ids[:-1]]
+    for completion in completions:
+        tokens += (group.prompt_ids[-1], *completion.token_ids)
+    token_ids = np.array(tokens, dtype=np.int64)
+    segments = np.repeat(np.arange(len(numbers) + 1), [shared, *lengths])
+    # Every completion goes on from the prompt, whatever lies before it in the row.
+    others_before = np.repeat([0, 0, *np.cumsum(lengths)[:-1]], [shared, *lengths])
+    last_index = shared + np.cumsum(lengths) - 1
+    in_completion = segments > 0
+    in_completion[last_index] = False
+    loss_mask, formatting_mask = in_completion.copy(), np.zeros(len(token_ids), dtype=np.bool_)
+    formatting_mask[in_completion] = [flag for completion in completions for flag in completion.formatting_mask]
+    if group.prompt_loss_mask is not None:
         loss_mask[:shared] = group.prompt_loss_mask[1:]
-        target_ids[shared - 1] = group.prompt_ids[-1]
     return Piece(
         token_ids=token_ids,
-        position_ids=position_ids,
+        position_ids=np.arange(len(token_ids)) - others_before,
         segments=segments,
-        target_ids=target_ids,
+        target_ids=np.append(token_ids[1:], 0),
         loss_mask=loss_mask,
         formatting_mask=formatting_mask,
-        target_completion=target_completion,
-        last_index=starts[1:] - 1,
+        target_completion=np.where(in_completion, segments - 1, NO_COMPLETION),
+        last_index=last_index,
         numbers=np.array(numbers, dtype=np.int64),
         ranks=np.array([group.ranks[number] for number in numbers], dtype=np.int64),
     )
@@ -177,23 +165,23 @@ def pack(groups: Sequence[PromptGroup], *, row_tokens: int, mode: LayoutMode = "
 
     A group that is longer than `row_tokens` gets a longer row of its own: nothing is ever cut.
     """
+    pieces = [layout_group(group, mode=mode) for group in groups]
     if mode == "separate":
         bundles = [
-            RowBundle(rows=tuple((PlacedPiece(piece, index, 0),) for piece in layout_group(group, mode=mode)))
-            for index, group in enumerate(groups)
+            RowBundle(tuple((PlacedPiece(piece, index, 0),) for piece in own)) for index, own in enumerate(pieces)
         ]
     else:
-        pieces = [layout_group(group)[0] for group in groups]
-        bins = first_fit_decreasing([piece.num_tokens for piece in pieces], capacity=row_tokens)
-        bundles = [RowBundle(rows=(_place(items, pieces),)) for items in bins]
+        bins = first_fit_decreasing([piece.num_tokens for (piece,) in pieces], capacity=row_tokens)
+        bundles = [RowBundle((_row([(item, pieces[item][0]) for item in items]),)) for items in bins]
     return sorted(bundles, key=lambda bundle: -bundle.num_tokens)
 
 
-def _place(items: Sequence[int], pieces: Sequence[Piece]) -> Row:
+def _row(pieces: Sequence[tuple[int, Piece]]) -> Row:
+    """Pieces, each with the number of its group, one behind the other."""
     placed, start = [], 0
-    for item in items:
-        placed.append(PlacedPiece(pieces[item], item, start))
-        start += pieces[item].num_tokens
+    for group, piece in pieces:
+        placed.append(PlacedPiece(piece, group, start))
+        start += piece.num_tokens
     return tuple(placed)
 
 

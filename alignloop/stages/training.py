@@ -31,7 +31,6 @@ from alignloop.stages.sample import check_lengths
 
 if TYPE_CHECKING:
     from alignloop.packing.groups import PromptGroup
-    from alignloop.training.job import TrainConfig
     from alignloop.training.variants import TrainedVariant
 
 T = TypeVar("T", PreferenceRow, PromptRow)
@@ -57,7 +56,7 @@ class Outputs(StageOutputs):
 def train_stage(
     objective: ObjectiveName,
     *,
-    config: TrainConfig,
+    config: OptimizerConfig,
     groups: Sequence[PromptGroup],
     eval_groups: Sequence[PromptGroup],
     start: Artifact,
@@ -70,23 +69,26 @@ def train_stage(
     Args:
         left_out: rows that did not become groups.
     """
+    from alignloop.training.job import TrainJob
     from alignloop.training.variants import train_variants
 
+    job = TrainJob(
+        objective=objective,
+        groups=groups,
+        eval_groups=eval_groups,
+        checkpoint=start.path,
+        reference=None if reference is None else reference.path,
+        out_dir=ctx.dir,
+        config=config,
+        seed=ctx.seed,
+        progress=ctx.progress,
+        training=ctx.training,
+        run_name=f"{round_name(ctx.round)}/{ctx.dir.name.removesuffix(PARTIAL)}",
+    )
+    models = {"start": start.digest, "reference": None if reference is None else reference.digest}
     ctx.engine.sleep()
     with ctx.activity("training"):
-        trained = train_variants(
-            objective,
-            groups=groups,
-            eval_groups=eval_groups,
-            start=start,
-            reference=reference,
-            out_dir=ctx.dir,
-            config=config,
-            seed=ctx.seed,
-            progress=ctx.progress,
-            training=ctx.training,
-            run_name=f"{round_name(ctx.round)}/{ctx.dir.name.removesuffix(PARTIAL)}",
-        )
+        trained = train_variants(job, models=models)
     dropped = [*left_out, *_dropped(trained, [group.id for group in groups], stage=ctx.name)]
     checkpoints = tuple(Artifact.of(path) for variant in trained for path in variant.result.checkpoints)
     metrics = [variant.result.metrics for variant in trained]

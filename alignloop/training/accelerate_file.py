@@ -6,7 +6,6 @@ against accelerate's own names. Torch-free to import.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from typing import Any
 from alignloop.config.bundled import RECIPES
 from alignloop.config.training import OptimizerConfig, TrainingConfig
 from alignloop.config.yaml_values import YamlProblem, read_yaml
-from alignloop.errors import ModelError, UserError
+from alignloop.errors import ModelError, UserError, did_you_mean
 
 BUNDLED = ("ddp", "fsdp2")
 OLD_KEYS = ("fp16", "dynamo_backend")
 """Of earlier versions; accelerate still reads them."""
 LAYER_CLASSES = "fsdp_transformer_layer_cls_to_wrap"
-_ELSEWHERE = {
+_UNSUPPORTED = {
     "deepspeed_config": "training runs with data parallel or FSDP",
     "main_process_ip": "training runs on one machine",
     "mpirun_config": "training runs on one machine",
@@ -67,13 +66,26 @@ def accelerate_file(training: TrainingConfig) -> AccelerateFile:
         raise UserError(f"{path}: fsdp_config is {section!r}: a mapping of names and values is wanted")
     # accelerate takes its keys without the `fsdp_`, too.
     fsdp = {name if name.startswith("fsdp") else f"fsdp_{name}": value for name, value in section.items()}
-    for problem in _problems(values, fsdp, training):
+    problem = next(_problems(values, fsdp, training), None)
+    if problem is not None:
         raise UserError(f"{path}: {problem}")
-    sharded = values.get("distributed_type") == "FSDP"
+    sharded = values["distributed_type"] == "FSDP"
     by_class = sharded and str(fsdp.get("fsdp_auto_wrap_policy")).upper() == "TRANSFORMER_BASED_WRAP"
     names = fsdp.get(LAYER_CLASSES) if by_class else None
     classes = tuple(names.split(",")) if isinstance(names, str) else ()
     return AccelerateFile(path, sharded, str(values.get("mixed_precision") or "no"), classes)
+
+
+def _path(name: str) -> Path:
+    if name in BUNDLED:
+        return RECIPES / "accelerate" / f"{name}.yaml"
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"training.accelerate: no such file: {path} - name a file that `accelerate config` wrote, or one of "
+            f"{', '.join(BUNDLED)}"
+        )
+    return path
 
 
 def check_processes(training: TrainingConfig, *, config: OptimizerConfig, name: str) -> None:
@@ -110,20 +122,8 @@ def check_layer_classes(training: TrainingConfig, *, folder: Path) -> None:
 
     The model is built from its config.json without weights.
     """
-    if training.num_processes == 1:
+    if training.num_processes == 1 or not (file := accelerate_file(training)).layer_classes:
         return
-    file = accelerate_file(training)
-    if not file.layer_classes:
-        return
-    present, suggested = _module_classes(folder)
-    for name in file.layer_classes:
-        if name not in present:
-            usual = f" - name {', '.join(suggested)}, or leave it out" if suggested else " - leave it out"
-            raise UserError(f"{file.path}: {LAYER_CLASSES}: the base {folder} has no layer of class {name!r}{usual}")
-
-
-def _module_classes(folder: Path) -> tuple[frozenset[str], tuple[str, ...]]:
-    """(class names of the modules within a model, those it would have sharded itself)."""
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -132,20 +132,12 @@ def _module_classes(folder: Path) -> tuple[frozenset[str], tuple[str, ...]]:
             model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}/config.json: no model can be made of it: {error}") from error
-    names = frozenset(type(module).__name__ for module in list(model.modules())[1:])
-    return names, tuple(sorted(names.intersection(getattr(model, "_no_split_modules", None) or ())))
-
-
-def _path(name: str) -> Path:
-    if name in BUNDLED:
-        return RECIPES / "accelerate" / f"{name}.yaml"
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"training.accelerate: no such file: {path} - name a file that `accelerate config` wrote, or one of "
-            f"{', '.join(BUNDLED)}"
-        )
-    return path
+    present = {type(module).__name__ for module in list(model.modules())[1:]}
+    own = sorted(present.intersection(getattr(model, "_no_split_modules", None) or ()))
+    for name in file.layer_classes:
+        if name not in present:
+            usual = f" - name {', '.join(own)}, or leave it out" if own else " - leave it out"
+            raise UserError(f"{file.path}: {LAYER_CLASSES}: the base {folder} has no layer of class {name!r}{usual}")
 
 
 # ---- what in a file stands against this training, and what to do ----------------------------------------------------
@@ -158,7 +150,13 @@ def _problems(values: Mapping[str, Any], fsdp: Mapping[str, Any], training: Trai
     for name, number in (numbers | {"fsdp_min_num_params": fsdp.get("fsdp_min_num_params")}).items():
         if number is not None and type(number) is not int:
             yield f"{name} is {number!r}: a whole number is wanted"
-    yield from _elsewhere(values)
+    if values.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
+        yield f"compute_environment is {values['compute_environment']}: training runs here (LOCAL_MACHINE)"
+    if (values.get("num_machines") or 1) != 1:
+        yield f"num_machines is {values['num_machines']}: training runs on one machine"
+    for name, reason in _UNSUPPORTED.items():
+        if values.get(name):
+            yield f"{name}: {reason} - leave it out"
     count = values.get("num_processes")
     if count is not None and count != training.num_processes:
         yield (
@@ -191,32 +189,19 @@ def _unknown_keys(values: Mapping[str, Any], fsdp: Mapping[str, Any]) -> Iterato
 
 
 def _near(name: object, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _elsewhere(values: Mapping[str, Any]) -> Iterator[str]:
-    """What asks for another machine, or for another way of training."""
-    if values.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
-        yield f"compute_environment is {values['compute_environment']}: training runs here (LOCAL_MACHINE)"
-    if (values.get("num_machines") or 1) != 1:
-        yield f"num_machines is {values['num_machines']}: training runs on one machine"
-    for name, reason in _ELSEWHERE.items():
-        if values.get(name):
-            yield f"{name}: {reason} - leave it out"
+    hint = did_you_mean(str(name), known)
+    return f"; {hint}" if hint else ""
 
 
 def _wrong_kinds(values: Mapping[str, Any], fsdp: Mapping[str, Any], training: TrainingConfig) -> Iterator[str]:
-    kind = values["distributed_type"]
+    kind, gpus, version = values["distributed_type"], values.get("gpu_ids"), fsdp.get("fsdp_version") or 1
     if kind not in ("MULTI_GPU", "FSDP"):
         yield f"distributed_type is {kind}: MULTI_GPU (data parallel) or FSDP is wanted, on a CPU too"
-    gpus = values.get("gpu_ids")
     if gpus not in (None, "all") and len(str(gpus).split(",")) < training.num_processes:
         yield (
             f"gpu_ids is {gpus}, training.num_processes is {training.num_processes}: name a GPU for each process (such "
             'as "0,1"), or all'
         )
-    version = fsdp.get("fsdp_version") or 1
     if kind == "FSDP" and str(version) != "2":
         yield f"fsdp_version is {version}: set fsdp_version: 2 (`accelerate to-fsdp2` rewrites the file)"
 
@@ -225,10 +210,8 @@ def _wrong_choices(fsdp: Mapping[str, Any]) -> Iterator[str]:
     """A value that accelerate does not take, or that the recipe has a key of its own for."""
     from accelerate.utils.constants import FSDP_AUTO_WRAP_POLICY, FSDP_STATE_DICT_TYPE
 
-    for name, choices in (
-        ("fsdp_auto_wrap_policy", FSDP_AUTO_WRAP_POLICY),
-        ("fsdp_state_dict_type", FSDP_STATE_DICT_TYPE),
-    ):
+    lists = {"fsdp_auto_wrap_policy": FSDP_AUTO_WRAP_POLICY, "fsdp_state_dict_type": FSDP_STATE_DICT_TYPE}
+    for name, choices in lists.items():
         if fsdp.get(name) is not None and str(fsdp[name]).upper() not in choices:
             yield f"{name} is {fsdp[name]!r}{_near(fsdp[name], choices)} - one of {', '.join(choices)} is wanted"
     for name in _SWITCHES:

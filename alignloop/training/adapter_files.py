@@ -59,7 +59,7 @@ def base_of(folder: Path) -> Path | str:
             f"{folder / ADAPTER_CONFIG}: names no base: set base_model_name_or_path to its folder or hub id"
         )
     path = Path(name).expanduser()
-    found = next((place for place in (folder / path, path) if place.is_dir()), None)
+    found = next((each for each in (folder / path, path) if each.is_dir()), None)
     if found is not None:
         if is_adapter(found):
             raise ModelError(f"{folder}: its base {found} is an adapter itself: merge that one first")
@@ -77,13 +77,6 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
-def adapter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name (without PEFT's prefix) -> shape of the adapter's tensors, from the header of its file."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{folder}: holds no adapter_model.safetensors; save the adapter again as safetensors")
-    return {name.removeprefix(PREFIX): shape for name, shape in tensor_shapes(folder).items()}
-
-
 def check_fits(folder: Path, base_shapes: Shapes, *, base: str) -> None:
     """Hold every tensor of the adapter in `folder` against those of its base.
 
@@ -94,10 +87,12 @@ def check_fits(folder: Path, base_shapes: Shapes, *, base: str) -> None:
     if config.get("target_parameters"):
         return  # adapters of fused expert weights follow no rule of names: PEFT tells when it loads them
     does_not_fit = f"the adapter {folder} does not fit its base {base}"
-    shapes = adapter_shapes(folder)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder}: holds no adapter_model.safetensors; save the adapter again as safetensors")
     ranks: dict[str, int] = {}
-    for name, shape in shapes.items():
-        module, part = _place(name)
+    for stored, shape in tensor_shapes(folder).items():
+        name = stored.removeprefix(PREFIX)
+        module, part = _target_of(name)
         target = _find(base_shapes, module)
         if target is None:
             raise ModelError(
@@ -121,7 +116,7 @@ def check_fits(folder: Path, base_shapes: Shapes, *, base: str) -> None:
                 raise ModelError(f"{folder}: {name} has rank {rank}, its other half {ranks[module]}; save it again")
 
 
-def _place(name: str) -> tuple[str, str]:
+def _target_of(name: str) -> tuple[str, str]:
     """Name of an adapter's tensor -> (the base's weight it belongs to, which part of an adapter it is, or `full`)."""
     plain = name.replace(".base_layer", "").replace(".modules_to_save.default", "").replace(".modules_to_save", "")
     for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", TOKEN_ROWS):

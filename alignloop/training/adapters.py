@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,21 +74,25 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int, new_token_ids: Seq
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    _draw(model, seed=seed)
+    # A as PEFT draws it (uniform, Kaiming with a = sqrt 5), but from a generator of its own, layer after layer.
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in _adapted_layers(model).values():
+            weight = layer.lora_A[ADAPTER].weight
+            bound = 1 / math.sqrt(weight.shape[1])
+            weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
     return model
 
 
 def has_adapter(model: nn.Module) -> bool:
-    return any(True for _ in _adapted_layers(model))
+    return bool(_adapted_layers(model))
 
 
-def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(name, layer) of every layer with an adapter; the name is the one the layer has without."""
+def _adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """Every layer with an adapter, by the name the layer has without."""
     from peft.tuners.lora import LoraLayer
 
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def _linear_layers(model: Any) -> dict[str, nn.Module]:
@@ -127,7 +131,7 @@ def merged_model(model: Any, *, start: Path, state_dict: Mapping[str, Tensor] | 
     trained = trained_state(model) if state_dict is None else state_dict
     plain = load_policy(start) if model.can_generate() else load_reward_model(start, seed=0)
     with torch.no_grad():
-        for name, layer in _adapted_layers(model):
+        for name, layer in _adapted_layers(model).items():
             weight = plain.get_parameter(f"{name}.weight")
             held = layer.get_base_layer().weight
             if type(held).__name__ == "Params4bit":
@@ -158,7 +162,7 @@ def save_adapter(
     trained = trained_state(model) if state_dict is None else state_dict
     tensors = {
         f"{PREFIX}{name}.{part}.weight": _whole(trained, name, part)
-        for name, _ in _adapted_layers(model)
+        for name in _adapted_layers(model)
         for part in ("lora_A", "lora_B")
     }
     config = model.peft_config[ADAPTER].to_dict()
@@ -205,16 +209,6 @@ def _targets(layers: Mapping[str, nn.Module], config: LoraConfig, *, model: Any)
                 f"adapter; it has {', '.join(sorted(set(last.values())))} (all-linear: every one of them)"
             )
     return set(config.target_modules)
-
-
-def _draw(model: nn.Module, *, seed: int) -> None:
-    """A as PEFT draws it (uniform, Kaiming with a = sqrt 5), but from a generator of its own, layer after layer."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, layer in _adapted_layers(model):
-            weight = layer.lora_A[ADAPTER].weight
-            bound = 1 / math.sqrt(weight.shape[1])
-            weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
 
 
 def _whole(trained: Mapping[str, Tensor], name: str, part: str) -> Tensor:

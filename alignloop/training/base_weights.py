@@ -38,6 +38,7 @@ QUANTIZED = re.compile(
 """How GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes and MXFP4 name what they store beside or instead of a weight."""
 BLOCK_NUMBERS = 2**22
 """Numbers looked at together; a block of float32 takes 16 MiB."""
+HEADS = ("num_attention_heads", "num_key_value_heads")
 SQUARE_HEADS = ("llama", "mistral", "qwen2", "olmo", "olmo2", "granite")
 """Model types whose heads are `hidden_size / num_attention_heads` wide where config.json names no `head_dim`."""
 PLAIN_LAYERS = (*SQUARE_HEADS, "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3")
@@ -59,16 +60,15 @@ def check_tokenizer_fits(tokenizer: Any, *, num_rows: int, where: str) -> tuple[
 
     Args:
         num_rows: of the input embedding.
-        where: the model, for the message.
 
     Returns:
         The tokens without a row that cannot occur.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     beyond = sorted((number, token) for token, number in vocabulary.items() if number >= num_rows)
-    used = [(number, token) for number, token in beyond if _can_occur(tokenizer, token, number)]
-    if used:
-        number, token = used[0]
+    for number, token in beyond:
+        if not _can_occur(tokenizer, token, number):
+            continue
         raise ModelError(
             f"{where}: its tokenizer has {len(vocabulary):,} tokens, its embedding only {num_rows:,} rows: {token!r} "
             f"has id {number} and no row. Tokenizer and weights are of different models (copy both from one place), "
@@ -92,13 +92,10 @@ def has_floats(tensor: StoredTensor) -> bool:
 
 def read_rows(tensor: StoredTensor, rows: Sequence[int]) -> NDArray[np.float32]:
     """[len(rows), ...] rows of a stored tensor for which `has_floats` holds, in float32."""
-    import numpy as np
-
-    found = stored_numbers(tensor)[np.asarray(rows, dtype=np.int64)]
-    return as_float32(found, tensor)
+    return _as_float32(_stored_numbers(tensor)[list(rows)])
 
 
-def stored_numbers(tensor: StoredTensor) -> NDArray[Any]:
+def _stored_numbers(tensor: StoredTensor) -> NDArray[Any]:
     """The numbers as they lie in the file, mapped into memory."""
     import numpy as np
 
@@ -107,11 +104,10 @@ def stored_numbers(tensor: StoredTensor) -> NDArray[Any]:
     return np.memmap(tensor.file, dtype=_NUMPY[tensor.dtype], mode="r", offset=tensor.start, shape=tensor.shape)
 
 
-def as_float32(numbers: NDArray[Any], tensor: StoredTensor) -> NDArray[np.float32]:
-    """A part of `stored_numbers`, as numbers."""
+def _as_float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
     import numpy as np
 
-    if tensor.dtype != "BF16":
+    if numbers.dtype != np.uint16:
         return numbers.astype(np.float32)
     widened: NDArray[np.float32] = (numbers.astype(np.uint32) << 16).view(np.float32)
     return widened
@@ -155,6 +151,9 @@ def check_not_quantized(folder: Path, tensors: Mapping[str, StoredTensor], *, co
 def check_layers(folder: Path, tensors: Mapping[str, StoredTensor], *, config: Mapping[str, Any]) -> None:
     """Hold the shapes of the layers against each other, and against config.json where its architecture is plain.
 
+    A layer that has some of what others have and nothing else, and is alone in that, lacks the rest; but not the first
+    one: of some architectures it is another than the rest.
+
     Raises:
         ModelError: a tensor is missing in one layer, or has another shape than it must.
     """
@@ -162,11 +161,22 @@ def check_layers(folder: Path, tensors: Mapping[str, StoredTensor], *, config: M
     for name, tensor in tensors.items():
         if found := LAYER.fullmatch(name):
             layers.setdefault((found["before"], int(found["number"])), {})[found["rest"]] = tensor.shape
-    _check_missing(folder, layers, config=config)
-    wanted = _plain_shapes(config)
+    first = min((number for _, number in layers), default=0)
+    kinds = Counter((before, frozenset(parts)) for (before, _), parts in layers.items())
+    plain = _plain_shapes(config)
+    for (before, number), parts in layers.items():
+        own, lost = frozenset(parts), plain.keys() - parts
+        if kinds[before, own] == 1 and number > first:
+            fuller = (kind for (other, kind), count in kinds.items() if other == before and own < kind and count > 1)
+            lost |= next(fuller, own) - own
+        if lost:
+            raise ModelError(
+                f"{folder}: {before}{number}.{min(lost)} is missing from the weights: they are incomplete; copy them "
+                "again, or save the model again with save_pretrained"
+            )
     for (before, number), parts in layers.items():
         for rest, shape in parts.items():
-            if (expected := wanted.get(rest, shape)) != shape:
+            if (expected := plain.get(rest, shape)) != shape:
                 raise ModelError(
                     f"{folder}: {before}{number}.{rest} is {by(shape)}, and by config.json {by(expected)}: they "
                     "are of different models, or damaged; copy both from one place"
@@ -180,9 +190,9 @@ def check_finite(tensors: Mapping[str, StoredTensor]) -> None:
     for name, tensor in tensors.items():
         if not has_floats(tensor):
             continue
-        numbers = stored_numbers(tensor).reshape(-1)
+        numbers = _stored_numbers(tensor).reshape(-1)
         for start in range(0, len(numbers), BLOCK_NUMBERS):
-            block = as_float32(numbers[start : start + BLOCK_NUMBERS], tensor)
+            block = _as_float32(numbers[start : start + BLOCK_NUMBERS])
             bad = np.flatnonzero(~np.isfinite(block))
             if len(bad):
                 where = f"number {start + int(bad[0]) + 1:,} of {len(numbers):,}"
@@ -192,50 +202,28 @@ def check_finite(tensors: Mapping[str, StoredTensor]) -> None:
                 )
 
 
-def _check_missing(
-    folder: Path, layers: Mapping[tuple[str, int], Mapping[str, Any]], *, config: Mapping[str, Any]
-) -> None:
-    """A layer that has some of what others have and nothing else, and is alone in that, lacks the rest.
-
-    Not the first one: of some architectures it is another than the rest.
-    """
-    first = min((number for _, number in layers), default=0)
-    required = set(_plain_shapes(config))
-    kinds = Counter((before, frozenset(parts)) for (before, _), parts in layers.items())
-    for (before, number), parts in layers.items():
-        own = frozenset(parts)
-        whole = next(
-            (kind for (where, kind), count in kinds.items() if where == before and own < kind and count > 1), own
-        )
-        alone = kinds[before, own] == 1 and number > first
-        if lost := sorted((whole - own if alone else set()) | (required - own)):
-            raise ModelError(
-                f"{folder}: {before}{number}.{lost[0]} is missing from the weights: they are incomplete; copy them "
-                "again, or save the model again with save_pretrained"
-            )
-
-
 def _plain_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Part of a layer -> [out, in] of its weight, where config.json says it all; empty for other architectures."""
-    if config.get("model_type") not in PLAIN_LAYERS:
+    kind, names = config.get("model_type"), ("hidden_size", "intermediate_size", "head_dim", *HEADS)
+    hidden, inner, width, heads, key_heads = (
+        value if isinstance(value := config.get(name), int) else None for name in names
+    )
+    if kind not in PLAIN_LAYERS or hidden is None:
         return {}
-    numbers = {key: value for key, value in config.items() if isinstance(value, int)}
-    hidden, inner, heads = (numbers.get(key) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
-    width, key_heads = numbers.get("head_dim"), numbers.get("num_key_value_heads")
-    shapes: dict[str, tuple[int, ...]] = {}
-    if hidden is None:
-        return shapes
-    if inner is not None:
-        shapes |= {f"mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
-        shapes["mlp.down_proj.weight"] = (hidden, inner)
-    if heads is not None and width is None and config["model_type"] in SQUARE_HEADS:
+    if heads is not None and width is None and kind in SQUARE_HEADS:
         width = hidden // heads
-    if heads is not None and width is not None:
-        shapes["self_attn.q_proj.weight"] = (heads * width, hidden)
-        shapes["self_attn.o_proj.weight"] = (hidden, heads * width)
-    if key_heads is not None and width is not None:
-        shapes |= {f"self_attn.{name}_proj.weight": (key_heads * width, hidden) for name in ("k", "v")}
-    return shapes
+    queries = None if heads is None or width is None else heads * width
+    keys = None if key_heads is None or width is None else key_heads * width
+    shapes = {
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+        "self_attn.q_proj.weight": (queries, hidden),
+        "self_attn.o_proj.weight": (hidden, queries),
+        "self_attn.k_proj.weight": (keys, hidden),
+        "self_attn.v_proj.weight": (keys, hidden),
+    }
+    return {name: (rows, columns) for name, (rows, columns) in shapes.items() if rows and columns}
 
 
 def num_bytes(tensors: Mapping[str, StoredTensor]) -> int:

@@ -65,8 +65,12 @@ def save_checkpoint(
 
 def copy_companions(source: Path, target: Path, *, generation: bool = True) -> None:
     """Copy tokenizer files and chat template, the generation config where the model generates, and what is new."""
-    patterns = (*TOKENIZER_FILES, NEW_TOKENS) + ((GENERATION_CONFIG,) if generation else ())
-    for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
+    copy_files(source, target, *TOKENIZER_FILES, NEW_TOKENS, *([GENERATION_CONFIG] if generation else []))
+
+
+def copy_files(source: Path, target: Path, *patterns: str) -> None:
+    """Copy the files of `source` whose names fit one of the patterns."""
+    for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
         shutil.copyfile(path, target / path.name)
 
 
@@ -125,13 +129,12 @@ class ResumePoints:
 
     def save(self, step: int, *, model: dict[str, Any], optimizer: dict[str, Any], rows: int) -> None:
         """Write the point after `step` steps, then drop the older ones."""
-        older = self._points()
-        state = {"version": STATE_VERSION, "key": self.key, "step": step, "rows": rows, "model": model}
-        state["optimizer"] = optimizer
-        with written_aside(self.directory / f"step-{step:06d}") as partial:
-            torch.save(state, partial / STATE_FILE)
+        name, older = f"step-{step:06d}", self._points()
+        state = {"version": STATE_VERSION, "key": self.key, "step": step, "rows": rows}
+        with written_aside(self.directory / name) as partial:
+            torch.save(state | {"model": model, "optimizer": optimizer}, partial / STATE_FILE)
         for path in older:
-            if path.name != f"step-{step:06d}":
+            if path.name != name:
                 shutil.rmtree(path)
 
     def load(self) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a training goes through, from its config, groups and seed alone: which groups, in which order, at which rate.
+"""What a training goes through, from its config, groups and seed alone: in which order, at which rate, what is kept.
 
 Nothing of it is saved or restored: a resumed training computes it again. Torch-free.
 """
@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from alignloop.config.training import DpoConfig, ObjectiveName, RewardConfig, SftConfig, TrainingConfig
-from alignloop.errors import TrainingError
+from alignloop.config.training import ObjectiveName, OptimizerConfig, RewardConfig, TrainingConfig
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import Progress
 
@@ -23,9 +22,7 @@ TRAINER_VERSION = 2
 """Raise when the same arguments give other weights: older resume points are then not used."""
 REFERENCE_CACHE = "reference_logprobs.json"
 """In a training's folder: what DPO's reference model gave, and the key of what it is of."""
-READ_BYTES = 2**20
 
-TrainConfig = RewardConfig | SftConfig | DpoConfig
 Dropped = tuple[tuple[str, str], ...]
 """(group id, reason)."""
 
@@ -52,7 +49,7 @@ class TrainJob:
     checkpoint: Path
     reference: Path | None
     out_dir: Path
-    config: TrainConfig
+    config: OptimizerConfig
     seed: int
     progress: Progress
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -69,16 +66,14 @@ class TrainJob:
         """Per microbatch, to begin with."""
         return min(self.config.rows_per_microbatch, self.max_rows or self.config.rows_per_microbatch)
 
+    @property
+    def isolate(self) -> bool:
+        """Whether the completions of a prompt do not see each other."""
+        return not isinstance(self.config, RewardConfig) or self.config.isolate
+
     def batches(self) -> list[list[int]]:
         """The groups of each step, by number."""
-        config = self.config
-        return step_batches(
-            len(self.groups),
-            batch_groups=config.batch_groups,
-            epochs=config.epochs,
-            max_steps=config.max_steps,
-            seed=self.seed,
-        )
+        return step_batches(len(self.groups), config=self.config, seed=self.seed)
 
     def kept_steps(self) -> tuple[int, ...]:
         """Steps after which a checkpoint is kept."""
@@ -110,51 +105,6 @@ class TrainResult:
     checkpoint_metrics: tuple[dict[str, float], ...] = ()
 
 
-# ---- which groups ---------------------------------------------------------------------------------------------------
-
-
-def screen(
-    groups: Sequence[PromptGroup], *, objective: ObjectiveName, max_length: int
-) -> tuple[list[PromptGroup], Dropped]:
-    """Groups that train, and the others with their reasons: `in == kept + dropped`; none is cut.
-
-    Raises:
-        TrainingError: nothing is left.
-    """
-    reasons = [drop_reason(group, objective=objective, max_length=max_length) for group in groups]
-    kept = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
-    dropped = tuple((group.id, reason) for group, reason in zip(groups, reasons, strict=True) if reason is not None)
-    if kept:
-        return kept, dropped
-    if not dropped:
-        raise TrainingError(f"{objective}: there is no row to train on: the stage was given none")
-    row, reason = dropped[0]
-    raise TrainingError(
-        f"{objective}: no row is left to train on: all {len(dropped)} were dropped. The first, {row}: {reason}"
-    )
-
-
-def drop_reason(group: PromptGroup, *, objective: ObjectiveName, max_length: int) -> str | None:
-    """Why the objective cannot train on a group; None where it can."""
-    if group.longest > max_length:
-        return f"prompt and longest completion have {group.longest} tokens, max_length is {max_length}"
-    for number, completion in enumerate(group.completions):
-        if not completion.token_ids:
-            return f"completion {number} has no token to train on"
-        if objective != "reward" and all(completion.formatting_mask):
-            return f"completion {number} has formatting tokens only: its text comes to no token"
-    if objective == "reward" and len(group.completions) < 2:
-        return "it has one ranked completion: a reward model learns from two or more"
-    if objective == "reward" and len(set(group.ranks)) < 2:
-        return "all its completions have the same rank: there is nothing to compare"
-    if objective == "dpo" and (len(group.completions) != 2 or len(set(group.ranks)) != 2):
-        return f"DPO needs one chosen and one rejected completion, found ranks {list(group.ranks)}"
-    return None
-
-
-# ---- in which order -------------------------------------------------------------------------------------------------
-
-
 def step_sizes(num_groups: int, *, batch_groups: int, epochs: int, max_steps: int | None) -> list[int]:
     """Groups of every optimiser step: in an epoch they differ by at most one, the larger ones first.
 
@@ -169,40 +119,28 @@ def step_sizes(num_groups: int, *, batch_groups: int, epochs: int, max_steps: in
     return sizes if max_steps is None else sizes[:max_steps]
 
 
-def step_batches(
-    num_groups: int, *, batch_groups: int, epochs: int, max_steps: int | None, seed: int
-) -> list[list[int]]:
-    """Group indices of every optimiser step, as many as `step_sizes` says.
-
-    Each epoch is its own permutation; batches do not cross epochs.
-    """
-    sizes = step_sizes(num_groups, batch_groups=batch_groups, epochs=epochs, max_steps=max_steps)
-    orders = (index for epoch in range(epochs) for index in _shuffled(num_groups, key=f"{seed}/epoch/{epoch}"))
+def step_batches(num_groups: int, *, config: OptimizerConfig, seed: int) -> list[list[int]]:
+    """Group indices of every optimiser step. Each epoch is its own permutation; batches do not cross epochs."""
+    sizes = step_sizes(num_groups, batch_groups=config.batch_groups, epochs=config.epochs, max_steps=config.max_steps)
+    orders = (index for epoch in range(config.epochs) for index in shuffled(num_groups, key=f"{seed}/epoch/{epoch}"))
     return [list(islice(orders, size)) for size in sizes]
 
 
-def shuffled_completions(num_completions: int, *, group_id: str, seed: int) -> list[int]:
-    """Order of a group's completions in its row: where they see each other, their place must not tell their rank."""
-    return _shuffled(num_completions, key=f"{seed}/completions/{group_id}")
-
-
-def _shuffled(count: int, *, key: str) -> list[int]:
+def shuffled(count: int, *, key: str) -> list[int]:
+    """0 .. count - 1, in the order that the key gives."""
     order = list(range(count))
     random.Random(key).shuffle(order)
     return order
 
 
-# ---- at which rate, and what is kept --------------------------------------------------------------------------------
-
-
-def learning_rate(step: int, *, num_steps: int, peak: float, warmup_fraction: float, final_fraction: float) -> float:
-    """Linear warm-up, then cosine from `peak` to `final_fraction * peak` at the last step; `step` is 0-based."""
-    num_warmup = int(warmup_fraction * num_steps)
+def learning_rate(step: int, *, num_steps: int, config: OptimizerConfig) -> float:
+    """Linear warm-up, then cosine to `final_lr_fraction` of the peak at the last step; `step` is 0-based."""
+    num_warmup = int(config.warmup_fraction * num_steps)
     if step < num_warmup:
-        return peak * (step + 1) / (num_warmup + 1)
+        return config.learning_rate * (step + 1) / (num_warmup + 1)
     progress = (step - num_warmup) / max(1, num_steps - 1 - num_warmup)
     cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return peak * (final_fraction + (1.0 - final_fraction) * cosine)
+    return config.learning_rate * (config.final_lr_fraction + (1.0 - config.final_lr_fraction) * cosine)
 
 
 def checkpoint_steps(num_steps: int, *, num_checkpoints: int, span: float) -> tuple[int, ...]:
@@ -217,16 +155,13 @@ def checkpoint_steps(num_steps: int, *, num_checkpoints: int, span: float) -> tu
     return tuple(sorted({max(1, round(num_steps - i * gap)) for i in range(num_checkpoints)}))
 
 
-# ---- what it depends on ---------------------------------------------------------------------------------------------
-
-
 def weights_digest(checkpoint: Path) -> str:
     """sha256 over a checkpoint's safetensors files and its config: equal where the models are equal."""
     digest = hashlib.sha256()
     for path in [checkpoint / "config.json", *sorted(checkpoint.glob("*.safetensors"))]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
-            while block := file.read(READ_BYTES):
+            while block := file.read(2**20):
                 digest.update(block)
     return digest.hexdigest()
 

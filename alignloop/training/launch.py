@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from alignloop.progress import Advance, Progress, QuietProgress
 from alignloop.temporary import make_temporary
 from alignloop.training.accelerate_file import AccelerateFile, accelerate_file
 from alignloop.training.job import TrainJob
-from alignloop.training.loop import RunResult
+from alignloop.training.loop import TrainMetrics
 from alignloop.training.rows import TRAINING_REMEDY
 from alignloop.training.worker import ERROR, LAUNCH_FOLDER, OUT_OF_MEMORY, PROGRESS, result_file
 
@@ -45,7 +45,7 @@ TAIL_LINES = 30
 LOOK_SECONDS = 1.0
 
 
-def run_launched(jobs: Sequence[TrainJob], *, training: TrainingConfig, progress: Progress) -> list[RunResult]:
+def run_launched(jobs: Sequence[TrainJob], *, training: TrainingConfig, progress: Progress) -> list[TrainMetrics]:
     """Run jobs, one after another, on `training.num_processes` processes.
 
     Where one of the processes runs out of memory all of them are started again with half the rows per microbatch, from
@@ -66,8 +66,8 @@ def run_launched(jobs: Sequence[TrainJob], *, training: TrainingConfig, progress
     folder = jobs[0].out_dir.resolve() / LAUNCH_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    paths = _write_jobs(jobs, folder)
-    while not _attempt(folder, paths, training, file, progress=progress):
+    files = _write_jobs(jobs, folder, max_rows=None)
+    while not _attempt(folder, files, training, file, progress=progress):
         if (rows := _read(folder / OUT_OF_MEMORY)["rows"] // 2) == 0:
             raise TrainingError(f"out of memory with one row at a time: {TRAINING_REMEDY}")
         progress.say(
@@ -76,38 +76,31 @@ def run_launched(jobs: Sequence[TrainJob], *, training: TrainingConfig, progress
         )
         for name in (OUT_OF_MEMORY, ERROR):
             (folder / name).unlink(missing_ok=True)
-        _write_jobs([replace(job, max_rows=rows) for job in jobs], folder)
-    results = [_result(path) for path in paths]
+        _write_jobs(jobs, folder, max_rows=rows)
+    results = [_read(result_file(path)) for path in files]
     shutil.rmtree(folder)
-    return results
+    return [TrainMetrics(values["metrics"], tuple(values["checkpoint_metrics"])) for values in results]
 
 
-def _write_jobs(jobs: Sequence[TrainJob], folder: Path) -> list[Path]:
-    paths = []
+def _write_jobs(jobs: Sequence[TrainJob], folder: Path, *, max_rows: int | None) -> list[Path]:
+    files = []
     for number, job in enumerate(jobs):
-        paths.append(folder / f"job-{number:02d}.pickle")
+        files.append(folder / f"job-{number:02d}.pickle")
         absolute = replace(
             job,
             checkpoint=job.checkpoint.resolve(),
             reference=None if job.reference is None else job.reference.resolve(),
             out_dir=job.out_dir.resolve(),
             progress=QuietProgress(),
+            max_rows=max_rows or job.max_rows,
         )
-        paths[-1].write_bytes(pickle.dumps(absolute))
-    return paths
-
-
-def _result(job_file: Path) -> RunResult:
-    values = _read(result_file(job_file))
-    return RunResult(values["metrics"], tuple(values["checkpoint_metrics"]))
+        files[-1].write_bytes(pickle.dumps(absolute))
+    return files
 
 
 def _read(file: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return values
-
-
-# ---- one start --------------------------------------------------------------------------------------------------
 
 
 def _attempt(
@@ -116,7 +109,10 @@ def _attempt(
     """Start the processes and wait until all jobs are done; False where memory ran out in one of them."""
     (folder / PROGRESS).unlink(missing_ok=True)
     log = folder / "log.txt"
-    with _launched(folder, training, file, log=log) as child, ReadProgress(folder / PROGRESS, progress) as lines:
+    with (
+        _launched(_command(folder, training, file), log=log) as child,
+        closing(ReadProgress(folder / PROGRESS, progress)) as lines,
+    ):
         watch = TrainingWatch(child.pid, say=progress.say)
         while child.poll() is None:
             lines.pass_on()
@@ -137,14 +133,12 @@ def _attempt(
 
 
 @contextmanager
-def _launched(
-    folder: Path, training: TrainingConfig, file: AccelerateFile, *, log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+def _launched(command: Sequence[str], *, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     scratch = make_temporary("training")
     try:
         with log.open("ab") as output:
             child = subprocess.Popen(
-                _command(folder, training, file),
+                command,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -229,8 +223,7 @@ class TrainingWatch:
 
     Args:
         launcher: its process; it looks at its workers all the time, which is no sign of life.
-        say: gets a line where a process is stopped or all are silent, and where that ends.
-        said_after: seconds of it.
+        said_after: seconds after which `say` gets a line.
     """
 
     def __init__(self, launcher: int, *, say: Callable[[str], None], said_after: float = SILENCE_SECONDS) -> None:
@@ -279,33 +272,10 @@ class TrainingWatch:
             self._say(f"  training: none of its processes ({pids}) has used processor time for {silent:.0f} s")
 
 
-# ---- progress, from the first worker to the process that waits -------------------------------------------------------
-
-
-class WrittenProgress:
-    """A `Progress` that appends a line of JSON to a file for each call."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @contextmanager
-    def task(self, label: str, *, total: int, unit: str) -> Iterator[Advance]:
-        self._write(task=label, total=total, unit=unit)
-        yield lambda num_done: self._write(advance=num_done)
-        self._write(end=True)
-
-    def say(self, line: str) -> None:
-        self._write(say=line)
-
-    def _write(self, **values: Any) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-
 class ReadProgress:
     """Reads what `WrittenProgress` has written so far and calls the same of `progress`.
 
-    A context manager: a task that its writer did not end is ended with the block.
+    To be closed: a task that its writer did not end is ended then.
     """
 
     def __init__(self, path: Path, progress: Progress) -> None:
@@ -313,10 +283,7 @@ class ReadProgress:
         self._offset = 0
         self._tasks: list[tuple[ExitStack, Advance]] = []
 
-    def __enter__(self) -> ReadProgress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
         while self._tasks:
             self._tasks.pop()[0].close()
 

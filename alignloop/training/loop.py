@@ -1,4 +1,4 @@
-"""One trainer for the three objectives.
+"""One trainer for all objectives.
 
     groups ─► screen ─► step batches ─► packed rows ─► model ─► objective ─► step ─► checkpoints
                                                                   ▲
@@ -12,11 +12,11 @@ bytes, whether or not it was killed and started again in between.
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
-from alignloop.config.training import RewardConfig
 from alignloop.errors import TrainingError
 from alignloop.packing.check import is_out_of_memory
 from alignloop.packing.groups import PromptGroup
@@ -30,13 +30,12 @@ from alignloop.training.job import (
     groups_digest,
     key_of,
     learning_rate,
-    screen,
-    shuffled_completions,
+    shuffled,
     weights_digest,
 )
-from alignloop.training.log import StepTeller, TrainLog
-from alignloop.training.model import free_memory
+from alignloop.training.memory import free_memory, loading_memory, out_of_memory_elsewhere, remedy_of
 from alignloop.training.new_tokens import load_new_tokens
+from alignloop.training.objectives import OBJECTIVES, screen
 from alignloop.training.processes import (
     Processes,
     model_state,
@@ -46,19 +45,12 @@ from alignloop.training.processes import (
     unwrapped,
     wrapped,
 )
-from alignloop.training.rows import loading_memory, out_of_memory_elsewhere, remedy_of
-from alignloop.training.setup import (
-    build_losses,
-    build_module,
-    build_optimizer,
-    build_runner,
-    checkpoint_gradients,
-    held_in,
-)
-from alignloop.training.step import StepResult, Trainee
+from alignloop.training.setup import build_module, build_optimizer, build_runner, checkpoint_gradients, held_in
+from alignloop.training.step import StepFigures, Trainee
+from alignloop.training.trackers import HELD_OUT, Trackers, TrainLog, open_trackers
 from alignloop.training.worker import LAUNCH_FOLDER
 
-LN_2 = 0.6931471805599453
+LN_2 = math.log(2.0)
 STEP_0_TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 MODEL_PREFIX = "model."
 """Of the model's weights in the module that is trained."""
@@ -75,24 +67,24 @@ def train(job: TrainJob) -> TrainResult:
     check_processes(job.training, config=job.config, name=job.objective)
     kept, dropped = screen(job.groups, objective=job.objective, max_length=job.config.max_length)
     held_out = _screen_held_out(job)
-    if isinstance(job.config, RewardConfig) and not job.config.isolate:
-        kept, held_out = _shuffle(kept, seed=job.seed), _shuffle(held_out, seed=job.seed)
+    if not job.isolate:
+        kept, held_out = ([_shuffled(group, seed=job.seed) for group in groups] for groups in (kept, held_out))
     job = replace(job, groups=kept, eval_groups=held_out)
     shutil.rmtree(job.out_dir / LAUNCH_FOLDER, ignore_errors=True)  # what a failed start left
     if job.training.num_processes == 1:
-        result = run_here(job, processes=this_process())
+        measured = run_here(job, processes=this_process())
     else:
         from alignloop.training.launch import run_launched
 
-        (result,) = run_launched([job], training=job.training, progress=job.progress)
+        (measured,) = run_launched([job], training=job.training, progress=job.progress)
     batches = job.batches()
     return TrainResult(
         checkpoints=tuple(job.checkpoint_path(step) for step in job.kept_steps()),
-        metrics=result.metrics,
+        metrics=measured.metrics,
         num_steps=len(batches),
         num_tokens=sum(packed_num_tokens(kept[number]) for batch in batches for number in batch),
         dropped=dropped,
-        checkpoint_metrics=result.checkpoint_metrics,
+        checkpoint_metrics=measured.checkpoint_metrics,
     )
 
 
@@ -110,20 +102,18 @@ def _screen_held_out(job: TrainJob) -> list[PromptGroup]:
     return kept
 
 
-def _shuffle(groups: Sequence[PromptGroup], *, seed: int) -> list[PromptGroup]:
-    shuffled = []
-    for group in groups:
-        order = shuffled_completions(len(group.completions), group_id=group.id, seed=seed)
-        completions = tuple(group.completions[number] for number in order)
-        shuffled.append(replace(group, completions=completions, ranks=tuple(group.ranks[number] for number in order)))
-    return shuffled
+def _shuffled(group: PromptGroup, *, seed: int) -> PromptGroup:
+    """Its completions in another order: where they see each other, their order must not tell their rank."""
+    order = shuffled(len(group.completions), key=f"{seed}/completions/{group.id}")
+    completions = tuple(group.completions[number] for number in order)
+    return replace(group, completions=completions, ranks=tuple(group.ranks[number] for number in order))
 
 
 # ---- in one process -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class RunResult:
+class TrainMetrics:
     """What a run measured.
 
     Attributes:
@@ -147,7 +137,7 @@ class ProcessOutOfMemory(Exception):
         self.rows = rows
 
 
-def run_here(job: TrainJob, *, processes: Processes) -> RunResult:
+def run_here(job: TrainJob, *, processes: Processes) -> TrainMetrics:
     """Train a job whose groups are screened, and give back the memory it took.
 
     Raises:
@@ -168,7 +158,7 @@ class _Run:
         self.batches, self.kept_steps = job.batches(), job.kept_steps()
         self.log = TrainLog(job.out_dir / "train_log.jsonl")
 
-    def run(self) -> RunResult:
+    def run(self) -> TrainMetrics:
         rows = self.job.rows
         try:
             trainee = self._trainee()
@@ -184,7 +174,7 @@ class _Run:
     def _trainee(self) -> Trainee:
         """The model, wrapped over the processes, and what trains it."""
         job, processes = self.job, self.processes
-        train_loss, eval_loss = build_losses(job, processes=processes)
+        train_loss, eval_loss = OBJECTIVES[job.objective].losses(job, processes)
         module = build_module(job, job.checkpoint, device=processes.load_device)
         runner = build_runner(job, module, processes=processes)
         if job.config.gradient_checkpointing:
@@ -195,53 +185,57 @@ class _Run:
         optimizer = build_optimizer(job, module)
         return Trainee(job, processes, module, runner, optimizer, train_loss, eval_loss)
 
-    def _train(self, trainee: Trainee) -> RunResult:
+    def _train(self, trainee: Trainee) -> TrainMetrics:
         points = ResumePoints(self.job.out_dir / "resume", key=self.processes.of_first(lambda: _resume_key(self.job)))
-        first = self._restore(points, trainee)
+        first, num_steps, is_first = self._restore(points, trainee), len(self.batches), self.processes.is_first
+        if is_first:
+            self.log.cut_after(first)
         with (
-            StepTeller(self.job, self.log, first=first, active=self.processes.is_first) as teller,
-            self.job.progress.task(f"train {self.job.objective}", total=len(self.batches), unit="steps") as advance,
+            closing(self._trackers()) as trackers,
+            self.job.progress.task(f"train {self.job.objective}", total=num_steps, unit="steps") as advance,
         ):
             if first:
                 advance(first)
-            for step in range(first, len(self.batches)):
-                rate, place = self._learning_rate(step), f"step {step + 1} of {len(self.batches)}"
-                result = trainee.step(self.batches[step], learning_rate=rate, place=place)
-                if step == 0 and self.job.objective == "dpo":
-                    self._check_step_0(result)
+            for step in range(first, num_steps):
+                rate = learning_rate(step, num_steps=num_steps, config=self.config)
+                name = f"step {step + 1} of {num_steps}"
+                figures = trainee.step(self.batches[step], learning_rate=rate, step=name)
+                if step == 0 and "dpo_loss" in figures.metrics:
+                    self._check_step_0(figures.metrics["dpo_loss"])
                 held_out = self._keep(step + 1, trainee)
-                teller.tell(step + 1, result, learning_rate=rate, held_out=held_out)
+                if is_first:
+                    row = _log_row(figures, learning_rate=rate, held_out=held_out)
+                    self.log.append(step + 1, row)
+                    trackers.log(step + 1, row)
                 self._save_point(step + 1, points, trainee)
                 advance(1)
-        if not self.processes.is_first:
-            return RunResult({}, ())
+        if not is_first:
+            return TrainMetrics({}, ())
         points.clear()
-        return self._result()
+        return TrainMetrics(*self.log.metrics(self.kept_steps))
 
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate(
-            step,
-            num_steps=len(self.batches),
-            peak=self.config.learning_rate,
-            warmup_fraction=self.config.warmup_fraction,
-            final_fraction=self.config.final_lr_fraction,
+    def _trackers(self) -> Trackers:
+        """The recipe's; none in a process that is not the first."""
+        job = self.job
+        if not self.processes.is_first:
+            return Trackers({}, folder=job.out_dir, say=job.progress.say)
+        return open_trackers(
+            job.training.trackers,
+            out_dir=job.out_dir,
+            run_name=job.run_name,
+            config=job.config.model_dump(mode="json"),
+            say=job.progress.say,
         )
 
-    def _result(self) -> RunResult:
-        held_out = self.log.held_out(self.kept_steps)
-        metrics = {f"train_{name}": value for name, value in self.log.last_means().items()}
-        metrics |= {f"eval_{name}": value for name, value in held_out[-1].items()}
-        return RunResult(metrics | self.log.first_step_metrics(), held_out)
-
-    def _check_step_0(self, result: StepResult) -> None:
+    def _check_step_0(self, dpo_loss: float) -> None:
         """Where policy and reference are the same model, DPO starts at ln 2 or something is silently wrong."""
-        dpo_term, reference = result.metrics["dpo_loss"], self.job.reference
+        reference = self.job.reference
         assert reference is not None
-        if abs(dpo_term - LN_2) <= STEP_0_TOLERANCE[self.config.dtype]:
+        if abs(dpo_loss - LN_2) <= STEP_0_TOLERANCE[self.config.dtype]:
             return
         if self.processes.of_first(lambda: weights_digest(reference) == weights_digest(self.job.checkpoint)):
             raise TrainingError(
-                f"DPO starts at {dpo_term:.5f}, not at ln 2 = {LN_2:.5f}, although the reference is the model it "
+                f"DPO starts at {dpo_loss:.5f}, not at ln 2 = {LN_2:.5f}, although the reference is the model it "
                 f"starts from ({reference}): the reference logprobs are wrong. Delete {self.job.out_dir} and "
                 "run again; where it comes back, this is a defect of alignloop"
             )
@@ -250,13 +244,12 @@ class _Run:
         """Write the checkpoint after `step` steps, if it is one to keep; its metrics on the held-out groups."""
         if step not in self.kept_steps:
             return {}
-        model = unwrapped(trainee.module).model
         whole = None
         if self.processes.sharded:
             state = model_state(trainee.module, trained_only=False)
             whole = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
         if self.processes.is_first:
-            path = self.job.checkpoint_path(step)
+            path, model = self.job.checkpoint_path(step), unwrapped(trainee.module).model
             save_checkpoint(model, path, companions=self.job.checkpoint, state_dict=whole)
         return trainee.evaluate()
 
@@ -277,6 +270,18 @@ class _Run:
         trainee.runner.rows = min(trainee.runner.rows, state["rows"])
         self.job.progress.say(f"  {self.job.objective}: going on after step {state['step']} of {len(self.batches)}")
         return int(state["step"])
+
+
+def _log_row(figures: StepFigures, *, learning_rate: float, held_out: dict[str, float]) -> dict[str, float]:
+    return {
+        "loss": figures.loss,
+        "learning_rate": learning_rate,
+        "grad_norm": figures.grad_norm,
+        "tokens_per_second": round(figures.tokens_per_second, 1),
+        "num_tokens": figures.num_tokens,
+        **figures.metrics,
+        **{f"{HELD_OUT}{name}": value for name, value in held_out.items()},
+    }
 
 
 def _resume_key(job: TrainJob) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from alignloop.errors import ModelError
-from alignloop.objectives.logprobs import token_logprobs
+from alignloop.objectives.output_head import token_logprobs
 from alignloop.packing.attention import hidden_states
 from alignloop.packing.batch import RowBatch
+from alignloop.packing.grouped_attention import Reads
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import NO_COMPLETION
 from alignloop.progress import Progress
@@ -31,6 +31,7 @@ SCORE_HEAD_STD = 0.02
 """Spread of a new reward head: small, so that rewards start near zero and pairs near a coin toss."""
 
 SCORE_HEAD = "score.weight"
+HEAD_TOLERANCE = 1e-2
 _REMEDY = "copy config.json and weights from one place"
 
 
@@ -46,13 +47,10 @@ def load_policy(
     Args:
         quantize: `nf4` holds the weights of its linear layers, but the output head, in 4 bits.
         device: where 4-bit weights are made, which they are while loading; anything else is loaded on the CPU.
-
-    Raises:
-        ModelError: the path holds no such model.
     """
     from transformers import AutoModelForCausalLM
 
-    model, _ = _load(AutoModelForCausalLM, checkpoint, dtype=dtype, **_quantized(quantize, dtype, device))
+    model, _ = _load(AutoModelForCausalLM, checkpoint, dtype=dtype, **quantized(quantize, dtype, device))
     return _ready(model)
 
 
@@ -75,7 +73,7 @@ def load_reward_model(
     """
     from transformers import AutoModelForSequenceClassification
 
-    how = _quantized(quantize, dtype, device)
+    how = quantized(quantize, dtype, device)
     model, missing = _load(AutoModelForSequenceClassification, checkpoint, dtype=dtype, num_labels=1, **how)
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
@@ -91,23 +89,17 @@ def load_reward_model(
     return _ready(model)
 
 
-def _quantized(quantize: Quantize, dtype: torch.dtype, device: torch.device | None) -> dict[str, Any]:
-    """Arguments of from_pretrained."""
+def quantized(quantize: Quantize, dtype: torch.dtype, device: torch.device | None) -> dict[str, Any]:
+    """Arguments of from_pretrained: QLoRA (Dettmers et al. 2023), which is 4-bit NormalFloat with double quantisation,
+    multiplied in `dtype`."""
     if quantize == "none":
         return {}
-    return {"quantization_config": nf4_config(dtype), "device_map": {"": device or torch.device("cpu")}}
-
-
-def nf4_config(dtype: torch.dtype) -> Any:
-    """QLoRA (Dettmers et al. 2023): 4-bit NormalFloat with double quantisation, multiplied in `dtype`."""
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+    return {"quantization_config": config, "device_map": {"": device or torch.device("cpu")}}
 
 
 def _load(auto_class: Any, checkpoint: Path, *, dtype: torch.dtype, **overrides: Any) -> tuple[Any, frozenset[str]]:
@@ -218,13 +210,6 @@ def check_vocabulary(model: Any, groups: Sequence[PromptGroup], *, checkpoint: P
             )
 
 
-def free_memory() -> None:
-    """Give back what dropped models held, on every device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No bars for tiny files; no warning that a policy loaded as a reward model has no head yet: that is the plan."""
@@ -241,30 +226,20 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-HEAD_TOLERANCE = 1e-2
-
-
 class TokenLogprobs(nn.Module):
     """RowBatch -> [T] float32 logprobs of its trained targets. Only their positions go through the output head."""
 
-    def __init__(self, model: Any, *, isolate: bool = True) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model: Any = model
-        self.isolate = isolate
         self._scale = logit_scale(model.config)
         self._softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
     def forward(self, batch: RowBatch) -> Tensor:
-        model = self.model
         # With `train_on: all_assistant` prompts hold targets too.
-        in_prompts = bool((batch.completion_index == NO_COMPLETION).any())
-        hidden = hidden_states(
-            backbone_of(model),
-            batch,
-            at=batch.trained_index,
-            isolate=self.isolate,
-            reads="everything" if in_prompts else "completions",
-        )
+        reads: Reads = "everything" if (batch.completion_index == NO_COMPLETION).any() else "completions"
+        backbone = backbone_of(self.model)
+        hidden = hidden_states(backbone, batch, at=batch.trained_index, reads=reads)
         return self.logprobs(hidden, target_ids=batch.target_ids)
 
     def logprobs(self, hidden: Tensor, *, target_ids: Tensor) -> Tensor:
@@ -290,11 +265,11 @@ class CompletionRewards(nn.Module):
         self.isolate = isolate
 
     def forward(self, batch: RowBatch) -> Tensor:
-        model = self.model
-        last = hidden_states(backbone_of(model), batch, at=batch.last_index, isolate=self.isolate, reads="last tokens")
+        backbone = backbone_of(self.model)
+        last = hidden_states(backbone, batch, at=batch.last_index, isolate=self.isolate, reads="last tokens")
         # In float32: eight bits of mantissa would tie the rewards of candidates that are nearly as good.
         with torch.autocast(device_type=last.device.type, enabled=False):
-            return nn.functional.linear(last.float(), model.score.weight.float()).squeeze(-1)
+            return nn.functional.linear(last.float(), self.model.score.weight.float()).squeeze(-1)
 
 
 def backbone_of(model: Any) -> Any:

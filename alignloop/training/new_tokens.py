@@ -136,13 +136,14 @@ def find_new_tokens(
     added = range(own.num, len(tokenizer))
     states: dict[int, State] = dict.fromkeys(added, "added")
     control = sorted(index for index in _control_ids(chat) if index < own.num)
-    for matrix in _matrices(tensors):
+    named = [tensor for name, tensor in tensors.items() if INPUT_EMBEDDING.search(name) or OUTPUT_HEAD.search(name)]
+    for matrix in (tensor for tensor in named if len(tensor.shape) == 2 and has_floats(tensor)):
         for index, state in _untrained(matrix, control, tokenizer=tokenizer, trained_ids=frozenset({own.bos, own.eos})):
             if states.get(index) != "empty":
                 states[index] = state
-    names = tokenizer.convert_ids_to_tokens(sorted(states))
     return tuple(
-        NewToken(id=index, token=name, state=states[index]) for index, name in zip(sorted(states), names, strict=True)
+        NewToken(id=index, token=tokenizer.convert_ids_to_tokens(index), state=state)
+        for index, state in sorted(states.items())
     )
 
 
@@ -161,12 +162,6 @@ def _control_ids(chat: ChatFormat) -> frozenset[int]:
     return chat.control_ids & found
 
 
-def _matrices(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
-    """Embedding and output head, where they are stored as plain numbers."""
-    named = [tensor for name, tensor in tensors.items() if INPUT_EMBEDDING.search(name) or OUTPUT_HEAD.search(name)]
-    return [tensor for tensor in named if len(tensor.shape) == 2 and has_floats(tensor)]
-
-
 def _untrained(
     matrix: StoredTensor, written: Sequence[int], *, tokenizer: Any, trained_ids: frozenset[int | None]
 ) -> list[tuple[int, State]]:
@@ -176,9 +171,11 @@ def _untrained(
     special = sorted(index for index in tokenizer.added_tokens_decoder if index < num_rows)
     written = [index for index in written if index < num_rows]
     compared = sorted({*special[:MAX_SPECIAL], *written})
-    if not written or not (plain := _plain_ids(num_rows, special=frozenset(compared))):
+    plain = sorted(set(range(num_rows)).difference(compared))
+    if not written or not plain:
         return []
-    norms = np.linalg.norm(read_rows(matrix, plain), axis=1)
+    spaced = plain[:: max(1, len(plain) // NUM_PLAIN)][:NUM_PLAIN]
+    norms = np.linalg.norm(read_rows(matrix, spaced), axis=1)
     nothing, short = NEARLY_NOTHING * float(np.median(norms)), FAR_SHORTER * float(np.quantile(norms, 0.01))
     rows = read_rows(matrix, compared)
     found: list[tuple[int, State]] = []
@@ -191,9 +188,3 @@ def _untrained(
         elif norm < short and not seen:
             found.append((index, "weak"))
     return found
-
-
-def _plain_ids(num_rows: int, *, special: frozenset[int]) -> list[int]:
-    plain = [index for index in range(num_rows) if index not in special]
-    gap = max(1, len(plain) // NUM_PLAIN)
-    return plain[::gap][:NUM_PLAIN]

@@ -11,7 +11,7 @@ optimiser is made of the sharded ones, and the same lines run on a CPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -116,15 +116,6 @@ def launched_processes() -> Iterator[Processes]:
         )
     finally:
         state.destroy_process_group()
-
-
-def merged_sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Sums by name of mappings that need not have the same names."""
-    totals: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals
 
 
 TRAINED_PARTS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)

@@ -8,25 +8,21 @@ its process runs the shortest row once more, and what comes out counts nothing.
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from alignloop.engines.checkpoint import num_parameters
-from alignloop.errors import ModelError, TrainingError
+from alignloop.errors import TrainingError
 from alignloop.packing.batch import RowBatch, collate
 from alignloop.packing.check import is_out_of_memory
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import LayoutMode, RowBundle, microbatch_end, pack
 from alignloop.progress import Advance, Progress
-from alignloop.training.job import TrainJob
-from alignloop.training.model import free_memory
+from alignloop.training.memory import free_memory
 from alignloop.training.processes import Processes
 
 Result = TypeVar("Result")
@@ -39,9 +35,18 @@ TRAINING_REMEDY = (
     "(training.accelerate: fsdp2), or use a smaller one"
 )
 """What to do where one row is too much."""
-GB = 1e9
-TRAINED_BYTES = 16
-"""Of a weight that trains: itself, its gradient and two moments of AdamW, in float32."""
+
+
+class ForwardPasses(Protocol):
+    """Forward passes without gradients over any number of groups."""
+
+    @property
+    def progress(self) -> Progress: ...
+
+    def outputs(self, module: nn.Module, groups: Sequence[PromptGroup]) -> Iterator[tuple[RowBatch, Tensor, range]]:
+        """Yields:
+        (batch, output, numbers): `batch.completion_group` g is group `numbers[g]` of `groups`.
+        """
 
 
 @dataclass
@@ -64,13 +69,20 @@ class RowRunner:
     def pack(self, groups: Sequence[PromptGroup]) -> list[RowBundle]:
         return pack(groups, row_tokens=self.row_tokens, mode=self.mode)
 
-    def microbatches(self, bundles: Sequence[RowBundle]) -> Iterator[RowBatch]:
-        """Batches on the device, in order."""
+    def cuts(self, bundles: Sequence[RowBundle]) -> Iterator[Sequence[RowBundle]]:
+        """The bundles of each microbatch, in order."""
         start = 0
         while start < len(bundles):
-            end = self._end(bundles, start)
-            yield self._batch(bundles[start:end])
+            end = microbatch_end(bundles, start=start, rows=self.rows, row_tokens=self.row_tokens)
+            yield bundles[start:end]
             start = end
+
+    def batch(self, bundles: Sequence[RowBundle]) -> RowBatch:
+        """On the device."""
+        # The kernels of an accelerator are compiled for a length: few lengths, few compilations.
+        multiple = 1 if self.device.type == "cpu" else self.row_tokens
+        batch = collate(bundles, pad_token_id=self.pad_token_id, mode=self.mode, length_multiple=multiple)
+        return batch.to(self.device)
 
     def forward(self, module: nn.Module, batch: RowBatch) -> Tensor:
         with torch.autocast(device_type=self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
@@ -78,18 +90,20 @@ class RowRunner:
         return output
 
     def outputs(self, module: nn.Module, groups: Sequence[PromptGroup]) -> Iterator[tuple[RowBatch, Tensor, range]]:
-        """Forward passes without gradients over any number of groups.
+        """As `ForwardPasses`; rows are halved where memory runs out."""
 
-        Yields:
-            (batch, output, numbers): `batch.completion_group` g is group `numbers[g]` of `groups`.
-        """
+        @torch.no_grad()
+        def infer() -> tuple[int, RowBatch, Tensor]:
+            cut = next(self.cuts(bundles[start:]))
+            batch = self.batch(cut)
+            return len(cut), batch, self.forward(module, batch)
+
         for numbers in _blocks(groups):
-            bundles = self.pack([groups[number] for number in numbers])
-            start = 0
+            bundles, start = self.pack([groups[number] for number in numbers]), 0
             while start < len(bundles):
-                end, batch, output = self.backing_off(lambda: self._infer(module, bundles, start))  # noqa: B023
+                done, batch, output = self.backing_off(infer)
                 yield batch, output, numbers
-                start = end
+                start += done
 
     def backing_off(self, attempt: Callable[[], Result], *, remedy: str = REMEDY) -> Result:
         """`attempt()`, again with half the rows each time memory runs out.
@@ -113,21 +127,6 @@ class RowRunner:
                 self.rows //= 2
                 self.progress.say(f"  out of memory: going on with {self.rows} rows per microbatch")
             free_memory()
-
-    @torch.no_grad()
-    def _infer(self, module: nn.Module, bundles: Sequence[RowBundle], start: int) -> tuple[int, RowBatch, Tensor]:
-        end = self._end(bundles, start)
-        batch = self._batch(bundles[start:end])
-        return end, batch, self.forward(module, batch)
-
-    def _end(self, bundles: Sequence[RowBundle], start: int) -> int:
-        return microbatch_end(bundles, start=start, rows=self.rows, row_tokens=self.row_tokens)
-
-    def _batch(self, bundles: Sequence[RowBundle]) -> RowBatch:
-        # The kernels of an accelerator are compiled for a length: few lengths, few compilations.
-        multiple = 1 if self.device.type == "cpu" else self.row_tokens
-        batch = collate(bundles, pad_token_id=self.pad_token_id, mode=self.mode, length_multiple=multiple)
-        return batch.to(self.device)
 
 
 def _blocks(groups: Sequence[PromptGroup]) -> Iterator[range]:
@@ -163,47 +162,26 @@ def shares(bundles: Sequence[RowBundle], *, count: int) -> list[list[RowBundle]]
     return shared
 
 
-def num_microbatches(bundles: Sequence[RowBundle], *, rows: int, row_tokens: int) -> int:
-    """How many batches `RowRunner.microbatches` makes of them."""
-    start = count = 0
-    while start < len(bundles):
-        start = microbatch_end(bundles, start=start, rows=rows, row_tokens=row_tokens)
-        count += 1
-    return count
-
-
 def shared_microbatches(
     runner: RowRunner, groups: Sequence[PromptGroup], *, processes: Processes
 ) -> Iterator[Microbatch]:
     """This process's batches of a step, as many as every other process has."""
     bundles = runner.pack(groups)
-    shared = shares(bundles, count=processes.count)
-    most = max(num_microbatches(share, rows=runner.rows, row_tokens=runner.row_tokens) for share in shared)
-    done = 0
-    for batch in runner.microbatches(shared[processes.rank]):
-        done += 1
-        yield Microbatch(batch, counts=True, is_last=done == most)
-    for number in range(done + 1, most + 1):
-        (filler,) = runner.microbatches([min(bundles, key=lambda bundle: bundle.num_tokens)])
-        yield Microbatch(filler, counts=False, is_last=number == most)
+    cut = [list(runner.cuts(share)) for share in shares(bundles, count=processes.count)]
+    own, most = cut[processes.rank], max(map(len, cut))
+    filler = [min(bundles, key=lambda bundle: bundle.num_tokens)]
+    for number in range(most):
+        counts = number < len(own)
+        yield Microbatch(runner.batch(own[number] if counts else filler), counts, is_last=number == most - 1)
 
 
-class Outputs(Protocol):
-    """Forward passes without gradients over any number of groups: `RowRunner`, or this process's share of it."""
-
-    @property
-    def progress(self) -> Progress: ...
-
-    def outputs(self, module: nn.Module, groups: Sequence[PromptGroup]) -> Iterator[tuple[RowBatch, Tensor, range]]: ...
-
-
-def outputs_of(runner: RowRunner, *, processes: Processes) -> Outputs:
-    """Whose `outputs` to go through: the runner's own, which backs off in place, where there is one process."""
-    return runner if processes.alone else _SharedOutputs(runner, processes)
+def forward_passes(runner: RowRunner, *, processes: Processes) -> ForwardPasses:
+    """The runner's own, which backs off in place, where there is one process; otherwise this process's share."""
+    return runner if processes.alone else _SharedPasses(runner, processes)
 
 
 @dataclass(frozen=True)
-class _SharedOutputs:
+class _SharedPasses:
     """`RowRunner.outputs` over several processes: yields this process's share of the batches.
 
     All of them must be taken, by every process. Running out of memory is not caught in here, as between processes it
@@ -229,7 +207,7 @@ class _SharedOutputs:
 
 @dataclass(frozen=True)
 class _ShareOfProgress:
-    """Tells of one process's share as if it were all: the others are as far."""
+    """Shows one process's share as if it were all: the others are as far."""
 
     progress: Progress
     count: int
@@ -239,99 +217,3 @@ class _ShareOfProgress:
 
     def say(self, line: str) -> None:
         self.progress.say(line)
-
-
-# ---- where fewer rows would not help --------------------------------------------------------------------------------
-
-
-@contextmanager
-def loading_memory(checkpoint: Path, *, dtype: torch.dtype, device: torch.device, remedy: str) -> Iterator[None]:
-    """Around what loads a model and moves it to its device.
-
-    Args:
-        remedy: what to do, beside taking a smaller model.
-
-    Raises:
-        ModelError: memory ran out; it names the model and its size.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"out of memory while {checkpoint} was loaded: {_size(checkpoint, dtype)}, {_device_memory(device)}. "
-            f"{remedy}{'use' if remedy else 'Use'} a smaller model"
-        ) from error
-
-
-@contextmanager
-def stepping_memory(job: TrainJob, module: nn.Module, *, device: torch.device, place: str) -> Iterator[None]:
-    """Around the optimiser's step, the first of which makes its moments.
-
-    Raises:
-        TrainingError: memory ran out; it says how much training takes.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        count = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-        num = job.training.num_processes
-        shared = f" (over {num} processes)" if num > 1 and job.training.accelerate != "ddp" else ""
-        raise TrainingError(
-            f"{job.objective}: out of memory in the optimiser's update at {place}: {count:,} weights train, which take "
-            f"{count * TRAINED_BYTES / GB:,.1f} GB with gradients and moments{shared}, {_device_memory(device)}. "
-            f"{remedy_of(job)}use a smaller model"
-        ) from error
-
-
-def out_of_memory_elsewhere(job: TrainJob, error: BaseException, *, device: torch.device) -> TrainingError:
-    """For memory that ran out anywhere else in a training."""
-    words = str(error).strip().splitlines()
-    size = _size(job.checkpoint, torch.float32)
-    return TrainingError(
-        f"{job.objective}: out of memory: {job.checkpoint} ({size}), {_device_memory(device)}; "
-        f"torch says: {words[0] if words else type(error).__name__}. {remedy_of(job)}use a smaller model"
-    )
-
-
-def remedy_of(job: TrainJob) -> str:
-    """What of this training's settings would take less memory; to be followed by `use a smaller model`."""
-    ways = []
-    lora, training = job.config.lora, job.training
-    if lora is None:
-        ways.append(f"Train adapters ({job.objective}.lora: {{}})")
-    elif lora.quantize == "none":
-        ways.append(f"Hold the frozen weights in 4 bits ({job.objective}.lora.quantize: nf4, needs a GPU)")
-    if training.num_processes == 1 or training.accelerate == "ddp":
-        ways.append("shard the model over several GPUs (training.num_processes, training.accelerate: fsdp2)")
-    else:
-        ways.append("shard it over more GPUs (training.num_processes)")
-    if not job.config.gradient_checkpointing:
-        ways.append(f"set {job.objective}.gradient_checkpointing: true")
-    text = ", ".join(ways)
-    return f"{text[0].upper()}{text[1:]}, or "
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or is_out_of_memory(error)
-
-
-def _size(checkpoint: Path, dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    try:
-        count = num_parameters(checkpoint)
-    except ModelError:  # pickled weights tell no sizes
-        return f"its weights are held in {name}"
-    return f"{count:,} weights take {count * dtype.itemsize / GB:,.1f} GB in {name}"
-
-
-def _device_memory(device: torch.device) -> str:
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return f"{torch.cuda.get_device_name(device)} has {total / GB:,.0f} GB"
-    if device.type == "cpu":
-        return f"this machine has {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GB:,.0f} GB"
-    return f"on {device}"

@@ -4,8 +4,11 @@
     RoundRow ─► track_round (a round) ──┴► TensorBoard, Weights & Biases, MLflow, trackio: one run, whatever process
 
 A run's identity at each tracker lies in `<run>/trackers/`, so a resumed run goes on in it. Nobody holds a tracker open
-between two trainings: each opens the run, adds to it and closes it. `accelerate.tracking` will not do: its trackers
-need accelerate's global state, which starts CUDA in a process that forks later, and none continues a run.
+between two trainings: each opens the run, adds to it and closes it.
+
+`accelerate.tracking` would save `init` and `log`, a line each, and nothing more: it logs through accelerate's global
+state, which starts CUDA in a process that forks later; its TensorBoard makes a second run of what a run was made with,
+its MLflow refuses a second round's, and rounds get no axis of their own.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ PROJECT = "alignloop"
 FOLDER = "trackers"
 ROUNDS = "rounds.json"
 """In `trackers/`: tracker -> round -> the figures it has, as a fingerprint."""
-_STAGE = re.compile(r"round-(\d+)/\d+_([^/]+)(?:/(.+))?")
 LOG = "train_log.jsonl"
+_STAGE = re.compile(r"round-(\d+)/\d+_([^/]+)(?:/(.+))?")
 
 
 @dataclass(frozen=True)
@@ -51,26 +54,16 @@ class Curve:
     offset: int = 0
 
 
-def run_of(out_dir: Path, run_name: str) -> Path | None:
-    """The run directory that a training in `out_dir` belongs to; None where it runs alone.
+def curve_of(out_dir: Path, run_name: str) -> Curve:
+    """The curve a training's steps continue: that of the same stage in the rounds before; its own, where it runs alone.
 
     Args:
         run_name: `round-01/02_train_reward`, `round-01/02_train_reward/variant-01`, or empty.
     """
-    depth = len(Path(run_name).parts)
-    folders = out_dir.absolute().parents
-    if not _STAGE.fullmatch(run_name) or depth > len(folders):
-        return None
-    folder = folders[depth - 1]
-    return folder if (folder / RESOLVED).is_file() else None
-
-
-def curve_of(out_dir: Path, run_name: str) -> Curve:
-    """The curve a training's steps continue: that of the same stage in the rounds before."""
-    found, run_dir = _STAGE.fullmatch(run_name), run_of(out_dir, run_name)
-    if found is None or run_dir is None:
+    found, depth, folders = _STAGE.fullmatch(run_name), len(Path(run_name).parts), out_dir.absolute().parents
+    if found is None or depth > len(folders) or not (folders[depth - 1] / RESOLVED).is_file():
         return Curve(out_dir, "train")
-    number, stage, rest = int(found[1]), found[2], found[3] or "."
+    run_dir, number, stage, rest = folders[depth - 1], int(found[1]), found[2], found[3] or "."
     earlier = [round_dir(run_dir, each) for each in round_numbers(run_dir) if each < number]
     logs = [log for folder in earlier for log in folder.glob(f"*_{stage}/{rest}/{LOG}")]
     group = stage if found[3] is None else f"{stage}/{rest}"
@@ -93,8 +86,9 @@ def first_line(error: Exception) -> str:
 
 
 def track_round(run_dir: Path, row: RoundRow, *, names: Sequence[str], say: Callable[[str], None]) -> None:
-    """Report a finished round's figures to every tracker that has not got them: benchmarks, reward model, measures,
-    rows, seconds. A tracker that fails is said and left out.
+    """Report a finished round's figures to every tracker that has not got them.
+
+    A tracker that fails is named to `say` and left out.
 
     Args:
         names: as in `training.trackers`; TensorBoard need not be named, and those that know no runs are passed over.
@@ -106,7 +100,7 @@ def track_round(run_dir: Path, row: RoundRow, *, names: Sequence[str], say: Call
         if name not in RUN_TRACKERS or reported.get(name, {}).get(number) == mark:
             continue
         try:
-            tracker = open_run_tracker(name, run_dir)
+            tracker = RUN_TRACKERS[name](run_dir)
             try:
                 for group, values in round_figures(row).items():
                     tracker.log(row.round, values, group=group, axis="round")
@@ -145,8 +139,8 @@ def round_figures(row: RoundRow) -> dict[str, dict[str, float]]:
 # ---- the run at each tracker ----------------------------------------------------------------------------------------
 
 
-class RunTracker(Protocol):
-    """One run at one tracker, open."""
+class Tracker(Protocol):
+    """One run at one tracker, open: the run that was begun for the folder, or a new one."""
 
     def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
         """Add `group/name` of each metric at `step` of the axis, and see that it is stored."""
@@ -180,19 +174,18 @@ class _Tensorboard:
 
 
 class _Wandb:
-    """A Weights & Biases run; each group has its own axis, since rounds and steps count differently."""
+    """Each group has its own axis, since rounds and steps count differently."""
 
     def __init__(self, folder: Path) -> None:
         wandb: Any = import_module("wandb")
 
-        own = folder / FOLDER
-        own.mkdir(parents=True, exist_ok=True)
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=_identity(folder, "wandb"),
             name=folder.resolve().name,
             resume="allow",
-            dir=str(own),
+            dir=str(folder / FOLDER),
             settings=wandb.Settings(silent=True),
         )
         self._defined: set[str] = set()
@@ -212,7 +205,7 @@ class _Wandb:
 
 
 class _Mlflow:
-    """An MLflow run; its names take letters, digits and `_-. :/` alone."""
+    """Its names take letters, digits and `_-. :/` alone."""
 
     def __init__(self, folder: Path) -> None:
         self._mlflow: Any = import_module("mlflow")
@@ -242,7 +235,7 @@ class _Mlflow:
 
 
 class _Trackio:
-    """A trackio run; it is known by its name, which holds the run's own identity."""
+    """Known by its name, which holds the run's own identity."""
 
     def __init__(self, folder: Path) -> None:
         self._trackio: Any = import_module("trackio")
@@ -261,18 +254,13 @@ class _Trackio:
         self._trackio.finish()
 
 
-RUN_TRACKERS: dict[str, Callable[[Path], RunTracker]] = {
+RUN_TRACKERS: dict[str, Callable[[Path], Tracker]] = {
     TENSORBOARD: _Tensorboard,
     "wandb": _Wandb,
     "mlflow": _Mlflow,
     "trackio": _Trackio,
 }
 """Those that show a run as one; any other that transformers knows shows one a stage."""
-
-
-def open_run_tracker(name: str, folder: Path) -> RunTracker:
-    """The run of `folder` at one of `RUN_TRACKERS`: a new one, or the one that was begun."""
-    return RUN_TRACKERS[name](folder)
 
 
 def _identity(folder: Path, name: str) -> str:

@@ -9,20 +9,20 @@ prompt is computed once for all its completions, which do not see each other, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from alignloop.packing.batch import RowBatch
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import auto_row_tokens
 from alignloop.progress import Progress
+from alignloop.training.memory import free_memory, loading_memory
 from alignloop.training.model import (
     CompletionRewards,
     Dtype,
@@ -30,15 +30,29 @@ from alignloop.training.model import (
     backbone_of,
     check_head,
     check_vocabulary,
-    free_memory,
     load_policy,
     load_reward_model,
     pad_token_id_of,
     uses_bfloat16,
 )
-from alignloop.training.rows import RowRunner, loading_memory
+from alignloop.training.rows import RowRunner
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Value(Generic[T]):
+    """What is wanted of each completion.
+
+    Attributes:
+        load: (checkpoint, precision of the weights) -> the module whose outputs are read.
+        read: a batch and the module's output -> a value for each completion of the batch.
+        label: of the progress, and its unit.
+    """
+
+    load: Callable[[Path, torch.dtype], CompletionRewards | TokenLogprobs]
+    read: Callable[[RowBatch, Tensor], list[T]]
+    label: tuple[str, str]
 
 
 def score_groups(
@@ -62,17 +76,7 @@ def score_groups(
         ModelError: no reward model at the path, no memory for it, or token ids outside its vocabulary.
         TrainingError: no memory for a single row.
     """
-    return _frozen_pass(
-        groups,
-        checkpoint=reward_model,
-        load=lambda weights: load_reward_model(reward_model, seed=0, dtype=weights, must_have_head=True),
-        wrap=CompletionRewards,
-        read=lambda batch, output: output.tolist(),
-        label=("score", "candidates"),
-        rows_per_microbatch=rows_per_microbatch,
-        dtype=dtype,
-        progress=progress,
-    )
+    return _frozen_pass(groups, reward_model, _REWARD, rows=rows_per_microbatch, dtype=dtype, progress=progress)
 
 
 def completion_logprobs(
@@ -83,36 +87,26 @@ def completion_logprobs(
     rows_per_microbatch: int = 16,
     dtype: Dtype = "bfloat16",
 ) -> list[list[list[float]]]:
-    """Natural-log probability of every token of every completion.
+    """Natural-log probability of every token of every completion under a causal language model.
 
     Args:
         groups: N prompts with K completions each (K may differ); ranks are not looked at.
-        checkpoint: a causal language model.
 
     Returns:
         N lists of K lists of T logprobs, formatting tokens included, in order.
 
     Raises:
-        ModelError: no model at the path, no memory for it, or token ids outside its vocabulary.
-        TrainingError: no memory for a single row.
+        ModelError, TrainingError: as `score_groups`.
     """
-    return _frozen_pass(
-        groups,
-        checkpoint=checkpoint,
-        load=lambda weights: load_policy(checkpoint, dtype=weights),
-        wrap=_token_logprobs,
-        read=_by_completion,
-        label=("logprobs", "completions"),
-        rows_per_microbatch=rows_per_microbatch,
-        dtype=dtype,
-        progress=progress,
-    )
+    return _frozen_pass(groups, checkpoint, _LOGPROBS, rows=rows_per_microbatch, dtype=dtype, progress=progress)
 
 
-def _token_logprobs(model: PreTrainedModel) -> TokenLogprobs:
-    module = TokenLogprobs(model)
-    check_head(module)
-    return module
+def _rewards(checkpoint: Path, dtype: torch.dtype) -> CompletionRewards:
+    return CompletionRewards(load_reward_model(checkpoint, seed=0, dtype=dtype, must_have_head=True))
+
+
+def _token_logprobs(checkpoint: Path, dtype: torch.dtype) -> TokenLogprobs:
+    return TokenLogprobs(load_policy(checkpoint, dtype=dtype))
 
 
 def _by_completion(batch: RowBatch, output: Tensor) -> list[list[float]]:
@@ -125,26 +119,14 @@ def _by_completion(batch: RowBatch, output: Tensor) -> list[list[float]]:
     return found
 
 
-def _frozen_pass(
-    groups: Sequence[PromptGroup],
-    *,
-    checkpoint: Path,
-    load: Callable[[torch.dtype], PreTrainedModel],
-    wrap: Callable[[PreTrainedModel], nn.Module],
-    read: Callable[[RowBatch, Tensor], list[T]],
-    label: tuple[str, str],
-    rows_per_microbatch: int,
-    dtype: Dtype,
-    progress: Progress,
-) -> list[list[T]]:
-    """What `read` makes of every completion, in the groups' order.
+_REWARD = _Value[float](_rewards, lambda batch, output: output.tolist(), ("score", "candidates"))
+_LOGPROBS = _Value[list[float]](_token_logprobs, _by_completion, ("logprobs", "completions"))
 
-    Args:
-        load: the model in the precision of its weights.
-        wrap: the module whose outputs are wanted.
-        read: a batch and the module's output -> a value for each completion of the batch.
-        label: of the progress, and its unit.
-    """
+
+def _frozen_pass(
+    groups: Sequence[PromptGroup], checkpoint: Path, value: _Value[T], *, rows: int, dtype: Dtype, progress: Progress
+) -> list[list[T]]:
+    """The value of every completion, in the groups' order."""
     if not groups:
         return []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -152,48 +134,41 @@ def _frozen_pass(
     # On a GPU frozen weights need no more than the precision they are used in: an 8B model is 16 GB instead of 32.
     weights = torch.bfloat16 if bfloat16 and device.type != "cpu" else torch.float32
     with loading_memory(checkpoint, dtype=weights, device=device, remedy=""):
-        model = load(weights).to(device)
-        module = wrap(model)
-    check_vocabulary(model, groups, checkpoint=checkpoint)
+        module = value.load(checkpoint, weights).to(device)
+        if isinstance(module, TokenLogprobs):
+            check_head(module)
+    check_vocabulary(module.model, groups, checkpoint=checkpoint)
     longest = max(group.longest for group in groups)
-    row_tokens = auto_row_tokens(longest)
     runner = RowRunner(
-        mode=choose_layout(backbone_of(model), longest=longest, progress=progress),
-        row_tokens=row_tokens,
-        rows=rows_per_microbatch,
-        pad_token_id=pad_token_id_of(model),
+        mode=choose_layout(backbone_of(module.model), longest=longest, progress=progress),
+        row_tokens=auto_row_tokens(longest),
+        rows=rows,
+        pad_token_id=pad_token_id_of(module.model),
         device=device,
         bfloat16=bfloat16,
         progress=progress,
     )
     try:
         # A prompt with all its completions may be many times a row: it never takes more memory than the microbatch.
-        pieces = [split_group(group, capacity=rows_per_microbatch * row_tokens) for group in groups]
-        values = _values(module, [piece for own in pieces for piece in own], runner, read=read, label=label)
+        pieces = [split_group(group, capacity=rows * runner.row_tokens) for group in groups]
+        values = _values(module, [piece for own in pieces for piece in own], runner, value)
         return [[next(values) for _ in group.completions] for group in groups]
     finally:
-        del model, module
+        del module
         if device.type != "cpu":
             # On a CPU the weights go with their last name; a whole collection takes longer than a small model's pass.
             free_memory()
 
 
-def _values(
-    module: nn.Module,
-    groups: Sequence[PromptGroup],
-    runner: RowRunner,
-    *,
-    read: Callable[[RowBatch, Tensor], list[T]],
-    label: tuple[str, str],
-) -> Iterator[T]:
+def _values(module: nn.Module, groups: Sequence[PromptGroup], runner: RowRunner, value: _Value[T]) -> Iterator[T]:
     """A value for each completion of each group, in order."""
     found: dict[tuple[int, int], T] = {}
-    name, unit = label
+    name, unit = value.label
     with runner.progress.task(name, total=sum(len(group.completions) for group in groups), unit=unit) as advance:
         for batch, output, numbers in runner.outputs(module, groups):
-            owners = list(zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True))
-            for (group, completion), value in zip(owners, read(batch, output), strict=True):
-                found[numbers[group], completion] = value
+            owners = batch.owners()
+            for (group, completion), each in zip(owners, value.read(batch, output), strict=True):
+                found[numbers[group], completion] = each
             advance(len(owners))
     return (found[key] for key in sorted(found))
 

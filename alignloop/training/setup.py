@@ -1,4 +1,4 @@
-"""What a training run is made of: model, rows, optimiser and losses, each built from the job."""
+"""What a training is made of, built from its job: model, rows, optimiser, and the reference model's sums (DPO)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from alignloop.artifacts import write_text
-from alignloop.config.training import DpoConfig, RewardConfig
+from alignloop.config.training import DpoConfig
 from alignloop.errors import ModelError, TrainingError
 from alignloop.objectives.dpo import masked_sums
 from alignloop.packing.check import choose_layout
@@ -20,6 +20,7 @@ from alignloop.packing.layout import auto_row_tokens, packed_num_tokens
 from alignloop.training.adapters import add_adapter, trained_in_words
 from alignloop.training.base_weights import check_can_quantize
 from alignloop.training.job import REFERENCE_CACHE, TrainJob, groups_digest, key_of, weights_digest
+from alignloop.training.memory import free_memory, loading_memory, remedy_of
 from alignloop.training.model import (
     CompletionRewards,
     Quantize,
@@ -27,16 +28,15 @@ from alignloop.training.model import (
     backbone_of,
     check_head,
     check_vocabulary,
-    free_memory,
     load_policy,
     load_reward_model,
     pad_token_id_of,
     uses_bfloat16,
 )
 from alignloop.training.new_tokens import load_new_tokens
+from alignloop.training.objectives import OBJECTIVES
 from alignloop.training.processes import Processes, wrapped
-from alignloop.training.rows import Outputs, RowRunner, loading_memory, outputs_of, remedy_of
-from alignloop.training.step import DpoStep, StepLoss, reward_step, sft_step
+from alignloop.training.rows import ForwardPasses, RowRunner, forward_passes
 
 MASK_VERSION = 1
 """Raise when the meaning of the formatting mask or of the sums changes: cached sums of old masks are then not used."""
@@ -53,7 +53,8 @@ def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, train
         ModelError: the checkpoint cannot be loaded, does not fit the token ids or into memory, or takes no such
             adapter.
     """
-    quantize: Quantize = "none" if job.config.lora is None else job.config.lora.quantize
+    lora = job.config.lora
+    quantize: Quantize = "none" if lora is None else lora.quantize
     if quantize != "none":
         where = f"{job.objective}.lora.quantize"
         check_can_quantize(where)
@@ -61,27 +62,20 @@ def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, train
             raise ModelError(f"{where}: nf4 weights are not sharded over processes: set training.accelerate: ddp")
     dtype = held_in(job, device=device)
     with loading_memory(checkpoint, dtype=dtype, device=device, remedy=remedy_of(job)):
-        return _build(job, checkpoint, dtype=dtype, quantize=quantize, device=device, trains=trains)
-
-
-def _build(
-    job: TrainJob, checkpoint: Path, *, dtype: torch.dtype, quantize: Quantize, device: torch.device, trains: bool
-) -> nn.Module:
-    lora = job.config.lora
-    if isinstance(job.config, RewardConfig):
-        model = load_reward_model(checkpoint, seed=job.seed, dtype=dtype, quantize=quantize, device=device)
-        module: nn.Module = CompletionRewards(model, isolate=job.config.isolate)
-    else:
-        model = load_policy(checkpoint, dtype=dtype, quantize=quantize, device=device)
-        module = TokenLogprobs(model)
-    check_vocabulary(model, job.all_groups, checkpoint=checkpoint)
-    if lora is not None and trains:
-        new = [token.id for token in load_new_tokens(checkpoint)]
-        add_adapter(model, lora, seed=job.seed, new_token_ids=new)
-        job.progress.say(f"  {job.objective}: {trained_in_words(model)}")
-    module.to(device)
-    if isinstance(module, TokenLogprobs):
-        check_head(module)
+        if OBJECTIVES[job.objective].scores:
+            model = load_reward_model(checkpoint, seed=job.seed, dtype=dtype, quantize=quantize, device=device)
+            module: nn.Module = CompletionRewards(model, isolate=job.isolate)
+        else:
+            model = load_policy(checkpoint, dtype=dtype, quantize=quantize, device=device)
+            module = TokenLogprobs(model)
+        check_vocabulary(model, job.all_groups, checkpoint=checkpoint)
+        if lora is not None and trains:
+            new = [token.id for token in load_new_tokens(checkpoint)]
+            add_adapter(model, lora, seed=job.seed, new_token_ids=new)
+            job.progress.say(f"  {job.objective}: {trained_in_words(model)}")
+        module.to(device)
+        if isinstance(module, TokenLogprobs):
+            check_head(module)
     return module
 
 
@@ -96,19 +90,18 @@ def held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
 
 def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunner:
     """Row size, precision, and packed or separate rows, whichever is exact on this model."""
-    groups = job.all_groups
-    longest = max(group.longest for group in groups)
-    device, backbone = processes.device, backbone_of(module.model)
+    longest = max(group.longest for group in job.all_groups)
+    backbone = backbone_of(module.model)
     mode = processes.of_first(lambda: choose_layout(backbone, longest=longest, progress=job.progress))
-    if mode == "separate" and isinstance(job.config, RewardConfig) and not job.config.isolate:
+    if mode == "separate" and not job.isolate:
         job.progress.say("  reward.isolate: false changes nothing on separate rows: each completion is read alone")
     return RowRunner(
         mode=mode,
-        row_tokens=job.config.row_tokens or auto_row_tokens(max(packed_num_tokens(group) for group in groups)),
+        row_tokens=job.config.row_tokens or auto_row_tokens(max(packed_num_tokens(group) for group in job.all_groups)),
         rows=job.rows,
         pad_token_id=pad_token_id_of(module.model),
-        device=device,
-        bfloat16=uses_bfloat16(job.config.dtype, device=device, progress=job.progress),
+        device=processes.device,
+        bfloat16=uses_bfloat16(job.config.dtype, device=processes.device, progress=job.progress),
         progress=job.progress,
     )
 
@@ -131,32 +124,23 @@ def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(used, lr=job.config.learning_rate, fused=True)
 
 
-def build_losses(job: TrainJob, *, processes: Processes) -> tuple[StepLoss, StepLoss]:
-    """The objective on the training groups and on the held-out ones; for DPO this runs the reference model."""
-    if job.objective == "reward":
-        return reward_step, reward_step
-    if job.objective == "sft":
-        return sft_step, sft_step
-    assert isinstance(job.config, DpoConfig)
-    sums = _reference_sums(job, job.config, processes=processes)
-    num_train = len(job.groups)
-    return DpoStep(sums[:num_train], job.config), DpoStep(sums[num_train:], job.config)
-
-
 # ---- DPO's reference model ------------------------------------------------------------------------------------------
 
 
-def _reference_sums(job: TrainJob, config: DpoConfig, *, processes: Processes) -> list[tuple[float, ...]]:
-    """Of training and held-out groups, computed once with the reference model, which then leaves memory.
+def reference_sums_of(job: TrainJob, config: DpoConfig, *, processes: Processes) -> list[tuple[float, ...]]:
+    """Of training and held-out groups, as `reference_sums`; cached in the job's folder.
 
     Processes share the rows out as those of a step, and every one gets all the sums.
+
+    Raises:
+        TrainingError: the job has no reference.
     """
     reference = job.reference
     if reference is None:
         raise TrainingError("DPO needs a reference model: none was given")
     path = job.out_dir / REFERENCE_CACHE
     key = processes.of_first(lambda: _reference_key(job, config, reference))
-    cached = processes.of_first(lambda: _cached(path, key=key))
+    cached = processes.of_first(lambda: _cached_sums(path, key=key))
     if cached is not None:
         return cached
     module = build_module(job, reference, device=processes.load_device, trains=False)
@@ -164,7 +148,7 @@ def _reference_sums(job: TrainJob, config: DpoConfig, *, processes: Processes) -
     sums = reference_sums(
         wrapped(module, processes=processes, bfloat16=runner.bfloat16, trains=False),
         job.all_groups,
-        runner=outputs_of(runner, processes=processes),
+        passes=forward_passes(runner, processes=processes),
         mask_formatting_tokens=config.mask_formatting_tokens,
     )
     del module
@@ -179,16 +163,16 @@ def _reference_sums(job: TrainJob, config: DpoConfig, *, processes: Processes) -
 
 
 def reference_sums(
-    module: nn.Module, groups: Sequence[PromptGroup], *, runner: Outputs, mask_formatting_tokens: bool
+    module: nn.Module, groups: Sequence[PromptGroup], *, passes: ForwardPasses, mask_formatting_tokens: bool
 ) -> list[tuple[float, ...]]:
-    """Per group the reference model's masked sum of each completion, in the group's order; 0 where `runner` runs not.
+    """Per group the model's masked sum of each completion, in the group's order; 0 for those that `passes` leaves out.
 
     Args:
         module: `TokenLogprobs`, or what wraps it.
     """
     sums: list[list[float]] = [[0.0] * len(group.completions) for group in groups]
-    with runner.progress.task("reference logprobs", total=len(groups), unit="pairs") as advance:
-        for batch, logprobs, numbers in runner.outputs(module, groups):
+    with passes.progress.task("reference logprobs", total=len(groups), unit="pairs") as advance:
+        for batch, logprobs, numbers in passes.outputs(module, groups):
             totals = masked_sums(
                 logprobs,
                 completion_index=batch.completion_index,
@@ -196,14 +180,14 @@ def reference_sums(
                 num_completions=len(batch.ranks),
                 mask_formatting_tokens=mask_formatting_tokens,
             ).tolist()
-            owners = list(zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True))
+            owners = batch.owners()
             for (group, completion), total in zip(owners, totals, strict=True):
                 sums[numbers[group]][completion] = total
             advance(len({group for group, _ in owners}))
     return [tuple(row) for row in sums]
 
 
-def _cached(path: Path, *, key: str) -> list[tuple[float, ...]] | None:
+def _cached_sums(path: Path, *, key: str) -> list[tuple[float, ...]] | None:
     """Sums cached under `key`, or None where there are none or of something else."""
     if not path.is_file():
         return None

@@ -26,7 +26,7 @@ from alignloop.training.base_weights import (
     check_tokenizer_fits,
     embedding_rows,
 )
-from alignloop.training.checkpoints import GENERATION_CONFIG, copy_companions, save_model, written_aside
+from alignloop.training.checkpoints import GENERATION_CONFIG, copy_companions, copy_files, save_model, written_aside
 from alignloop.training.model import check_complete, quiet_transformers
 from alignloop.training.new_tokens import NewToken, OwnTokens, ensure_pad, find_new_tokens, save_new_tokens
 
@@ -103,9 +103,7 @@ def _prepare(
         if any(token.starts_anew for token in new):
             _save_with_new_rows(source, partial, base=base, new=new)
         else:
-            for path in sorted(source.iterdir()):
-                if path.is_file() and path.suffix in COPIED_SUFFIXES:
-                    shutil.copyfile(path, partial / path.name)
+            copy_files(source, partial, *(f"*{suffix}" for suffix in COPIED_SUFFIXES))
         save_new_tokens(partial, new)
         if changed or not (partial / "tokenizer_config.json").is_file():
             tokenizer.save_pretrained(partial)
@@ -117,8 +115,7 @@ def _locate(base: str) -> Path:
     """The directory of a local base, or of the hub's snapshot of it."""
     path = Path(base).expanduser()
     if path.is_dir():
-        _check_directory(path)
-        return path
+        return _checked(path)
     if path.exists() or base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(
             f"{base}: no such directory. `base` is a Hugging Face model directory or a hub id (owner/name)"
@@ -133,37 +130,37 @@ def _locate(base: str) -> Path:
             f"{base}: no such directory, and the hub did not give a model of that id ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}). Check the spelling, or download it and give its path"
         ) from error
-    _check_directory(path)
-    return path
+    return _checked(path)
 
 
 @contextmanager
 def _merged(adapter: Path, *, beside: Path) -> Iterator[Path]:
     """A directory, for as long as the block runs, of an adapter merged into its base. An own tokenizer comes along."""
     base = base_of(adapter)
-    folder = _locate(base) if isinstance(base, str) else base
-    _check_directory(folder)
+    folder = _locate(base) if isinstance(base, str) else _checked(base)
     model = merge_into_base(adapter, folder)
     target = beside.with_name(beside.name + ".merged")
     try:
         with written_aside(target) as partial:
             save_model(model, partial)
             copy_companions(adapter if has_tokenizer(adapter) else folder, partial, generation=False)
-            _copy_generation_config(folder, partial)
+            copy_files(folder, partial, GENERATION_CONFIG)
         del model
         yield target
     finally:
         shutil.rmtree(target, ignore_errors=True)
 
 
-def _check_directory(path: Path) -> None:
+def _checked(path: Path) -> Path:
+    """A folder that holds a model, or an adapter."""
     if is_adapter(path):
-        return
+        return path
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: holds no model: there is no config.json. Give a Hugging Face model directory")
     check_is_safetensors(path)
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{path}: holds no weights: there is no *.safetensors file beside config.json")
+    return path
 
 
 def _load_tokenizer(source: Path, *, base: str) -> Any:
@@ -176,11 +173,6 @@ def _load_tokenizer(source: Path, *, base: str) -> Any:
     if not tokenizer.is_fast:
         raise ModelError(f"{base}: its tokenizer has no fast form (tokenizer.json), which alignloop needs")
     return tokenizer
-
-
-def _copy_generation_config(source: Path, target: Path) -> None:
-    if (source / GENERATION_CONFIG).is_file():
-        shutil.copyfile(source / GENERATION_CONFIG, target / GENERATION_CONFIG)
 
 
 def _save_with_new_rows(source: Path, target: Path, *, base: str, new: Sequence[NewToken]) -> None:
@@ -212,7 +204,7 @@ def _save_with_new_rows(source: Path, target: Path, *, base: str, new: Sequence[
             noise = torch.randn(len(drawn), len(mean), generator=generator)
             weight[drawn] = (mean + NEW_ROWS_SPREAD * spread * noise).to(weight.dtype)
     save_model(model, target)
-    _copy_generation_config(source, target)
+    copy_files(source, target, GENERATION_CONFIG)
 
 
 def _set_config(directory: Path, tokenizer: Any, stop_ids: list[int]) -> None:

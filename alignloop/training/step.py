@@ -1,140 +1,31 @@
-"""One optimiser step: gradients from all its microbatches, over all processes, then the update.
-
-Every loss is divided by the counts of the *whole step*, so that gradients do not depend on how the step was cut into
-microbatches: the microbatch losses and metrics of a step add up to the step's.
-"""
+"""One optimiser step: gradients from all its microbatches, over all processes, then the update."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from alignloop.config.training import DpoConfig
 from alignloop.errors import TrainingError
-from alignloop.objectives.dpo import dpo_loss
-from alignloop.objectives.reward import reward_loss
-from alignloop.objectives.sft import sft_loss
-from alignloop.packing.batch import RowBatch
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import packed_num_tokens
 from alignloop.training.job import TrainJob
-from alignloop.training.processes import Processes, merged_sums, without_sync
-from alignloop.training.rows import TRAINING_REMEDY, RowRunner, outputs_of, shared_microbatches, stepping_memory
-
-Metrics = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class StepCounts:
-    """What a step's losses are divided by.
-
-    Attributes:
-        num_target_tokens: trained tokens of all completions and prompts.
-        num_chosen_tokens: tokens of the best completions.
-    """
-
-    num_groups: int
-    num_target_tokens: int
-    num_chosen_tokens: int
-
-
-def count_step(groups: Sequence[PromptGroup]) -> StepCounts:
-    """Counts of one step, from the groups alone: known before any microbatch is laid out."""
-    in_prompts = sum(sum(group.prompt_loss_mask[1:]) for group in groups if group.prompt_loss_mask is not None)
-    in_completions = sum(len(c.token_ids) for group in groups for c in group.completions)
-    chosen = sum(len(group.completions[group.ranks.index(min(group.ranks))].token_ids) for group in groups)
-    return StepCounts(num_groups=len(groups), num_target_tokens=in_prompts + in_completions, num_chosen_tokens=chosen)
-
-
-class StepLoss(Protocol):
-    """One objective."""
-
-    def __call__(
-        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
-    ) -> tuple[Tensor, Metrics]:
-        """Loss and metrics of one microbatch, as shares of the step.
-
-        Args:
-            output: [C] rewards or [T] logprobs.
-            group_numbers: for each group of the step, as `batch.completion_group` numbers them, its number in the data.
-        """
-
-
-def reward_step(
-    output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
-) -> tuple[Tensor, Metrics]:
-    """Ranked Bradley-Terry."""
-    return reward_loss(
-        output, group_index=batch.completion_group, ranks=batch.ranks, num_groups=float(counts.num_groups)
-    )
-
-
-def sft_step(
-    output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
-) -> tuple[Tensor, Metrics]:
-    """Cross-entropy."""
-    return sft_loss(output, num_tokens=float(counts.num_target_tokens))
-
-
-@dataclass(frozen=True)
-class DpoStep:
-    """DPO with its NLL term.
-
-    Attributes:
-        reference: per group of the data, the reference model's sums of its two completions, in the group's order.
-    """
-
-    reference: Sequence[tuple[float, ...]]
-    config: DpoConfig
-
-    def __call__(
-        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
-    ) -> tuple[Tensor, Metrics]:
-        chosen, rejected = pair_indices(batch)
-        reference = self._reference_sums(batch, group_numbers)
-        return dpo_loss(
-            output,
-            completion_index=batch.completion_index,
-            formatting_mask=batch.formatting_mask,
-            chosen=chosen,
-            rejected=rejected,
-            ref_chosen_logprobs=reference[chosen],
-            ref_rejected_logprobs=reference[rejected],
-            beta=self.config.beta,
-            nll_coefficient=self.config.nll_coefficient,
-            nll_reduction=self.config.nll_reduction,
-            mask_formatting_tokens=self.config.mask_formatting_tokens,
-            num_pairs=float(counts.num_groups),
-            num_chosen_tokens=float(counts.num_chosen_tokens),
-        )
-
-    def _reference_sums(self, batch: RowBatch, group_numbers: Sequence[int]) -> Tensor:
-        places = zip(batch.completion_group.tolist(), batch.completion_number.tolist(), strict=True)
-        sums = [self.reference[group_numbers[group]][number] for group, number in places]
-        return torch.tensor(sums, dtype=torch.float64, device=batch.ranks.device)
-
-
-def pair_indices(batch: RowBatch) -> tuple[Tensor, Tensor]:
-    """Completion indices of (chosen, rejected) of every pair, [N] each. Groups have two completions of unlike rank."""
-    # Completions sorted by group, then rank: chosen and rejected alternate.
-    keys = batch.completion_group * (int(batch.ranks.max()) + 1) + batch.ranks
-    order = keys.argsort()
-    return order[0::2], order[1::2]
-
+from alignloop.training.memory import stepping_memory
+from alignloop.training.objectives import StepLoss, count_step
+from alignloop.training.processes import Processes, without_sync
+from alignloop.training.rows import TRAINING_REMEDY, RowRunner, forward_passes, shared_microbatches
 
 SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True)
-class StepResult:
+class StepFigures:
     """What a step showed; the same in every process.
 
     Attributes:
@@ -166,11 +57,11 @@ class Trainee:
     train_loss: StepLoss
     eval_loss: StepLoss
 
-    def step(self, numbers: Sequence[int], *, learning_rate: float, place: str) -> StepResult:
+    def step(self, numbers: Sequence[int], *, learning_rate: float, step: str) -> StepFigures:
         """Train on the groups with these numbers in the data.
 
         Args:
-            place: `step 3 of 80`, for messages.
+            step: `step 3 of 80`, for messages.
 
         Raises:
             TrainingError: loss or gradient is not finite, or memory ran out.
@@ -179,23 +70,24 @@ class Trainee:
         groups = [self.job.groups[number] for number in numbers]
         if self.processes.alone:
             loss, metrics = self.runner.backing_off(
-                lambda: self._gradients(numbers, groups, place), remedy=TRAINING_REMEDY
+                lambda: self._gradients(numbers, groups, step), remedy=TRAINING_REMEDY
             )
         else:
-            loss, metrics = self._gradients(numbers, groups, place)
-        grad_norm = self._clip()
+            loss, metrics = self._gradients(numbers, groups, step)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.job.config.max_grad_norm)
+        grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         if not math.isfinite(grad_norm):
-            raise _not_finite(self.job, "gradient norm", grad_norm, place, [group.id for group in groups])
+            raise _not_finite(self.job, "gradient norm", grad_norm, step, [group.id for group in groups])
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = learning_rate
-        with stepping_memory(self.job, self.module, device=self.processes.device, place=place):
+        with stepping_memory(self.job, self.module, device=self.processes.device, step=step):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(packed_num_tokens(group) for group in groups)
-        return StepResult(loss, metrics, grad_norm, num_tokens / (time.monotonic() - started), num_tokens)
+        return StepFigures(loss, metrics, grad_norm, num_tokens / (time.monotonic() - started), num_tokens)
 
     def _gradients(
-        self, numbers: Sequence[int], groups: Sequence[PromptGroup], place: str
+        self, numbers: Sequence[int], groups: Sequence[PromptGroup], step: str
     ) -> tuple[float, dict[str, float]]:
         """Gradients of the whole step; its loss and metrics.
 
@@ -220,23 +112,14 @@ class Trainee:
                 members.append([groups[group].id for group in sorted(set(batch.completion_group.tolist()))])
         values = torch.stack(losses).tolist() if losses else []
         sums = {"loss": float(sum(values)), **{name: float(value) for name, value in totals.items()}}
-        return self._agreed(sums, values, members, place)
-
-    def _agreed(
-        self, sums: dict[str, float], values: Sequence[float], members: Sequence[Sequence[str]], place: str
-    ) -> tuple[float, dict[str, float]]:
-        """Sums over the processes. One that has seen a loss that is not finite stops all of them, with its rows."""
+        # A process that has seen a loss that is not finite stops all of them, with its rows.
         bad = [(value, ids) for value, ids in zip(values, members, strict=True) if not math.isfinite(value)]
-        *totals, num_bad = self.processes.totals([*sums.values(), float(len(bad))])
+        *summed, num_bad = self.processes.totals([*sums.values(), float(len(bad))])
         if num_bad:
             value, ids = next(part[0] for part in self.processes.gathered(bad) if part)
-            raise _not_finite(self.job, "loss", value, place, ids)
-        metrics = dict(zip(sums, totals, strict=True))
-        return metrics.pop("loss"), metrics
-
-    def _clip(self) -> float:
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.job.config.max_grad_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            raise _not_finite(self.job, "loss", value, step, ids)
+        loss_of_step, *others = summed
+        return loss_of_step, dict(zip(totals, others, strict=True))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -245,16 +128,27 @@ class Trainee:
         if not groups:
             return {}
         counts = count_step(groups)
-        totals: dict[str, float] = {}
-        for batch, output, numbers in outputs_of(self.runner, processes=self.processes).outputs(self.module, groups):
+        parts: list[dict[str, float]] = []
+        for batch, output, numbers in forward_passes(self.runner, processes=self.processes).outputs(
+            self.module, groups
+        ):
             loss, metrics = self.eval_loss(output, batch=batch, counts=counts, group_numbers=numbers)
-            totals = merged_sums([totals, {name: float(value) for name, value in {"loss": loss, **metrics}.items()}])
-        return merged_sums(self.processes.gathered(totals))
+            parts.append({name: float(value) for name, value in {"loss": loss, **metrics}.items()})
+        return _summed(self.processes.gathered(_summed(parts)))
 
 
-def _not_finite(job: TrainJob, what: str, value: float, place: str, ids: Sequence[str]) -> TrainingError:
+def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """By name; the parts need not have the same names."""
+    totals: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
+
+
+def _not_finite(job: TrainJob, what: str, value: float, step: str, ids: Sequence[str]) -> TrainingError:
     rows = ", ".join(ids[:SHOWN_ROWS]) + (", ..." if len(ids) > SHOWN_ROWS else "")
     return TrainingError(
-        f"{job.objective}: {what} is {value} at {place}, rows: {rows}. Look at these rows, or lower "
+        f"{job.objective}: {what} is {value} at {step}, rows: {rows}. Look at these rows, or lower "
         f"{job.objective}.learning_rate ({job.config.learning_rate:g})"
     )

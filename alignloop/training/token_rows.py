@@ -40,15 +40,13 @@ def add_token_rows(model: Any, token_ids: Sequence[int]) -> None:
     head.register_forward_hook(_replace_logits)
 
 
-def matrices_with_rows(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) of each matrix with trainable rows; one that is the embedding itself is not named again."""
-    for name, module in model.named_modules():
-        if START in dict(module.named_buffers(recurse=False)):
-            yield name, module
+def _matrices(model: nn.Module) -> dict[str, Any]:
+    """Each matrix with trainable rows, by name; one that is the embedding itself is not named again."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, START)}
 
 
 def num_new_tokens(model: nn.Module) -> int:
-    return max((len(module.get_buffer(ROW_IDS)) for _, module in matrices_with_rows(model)), default=0)
+    return max((len(module.new_token_ids) for module in _matrices(model).values()), default=0)
 
 
 def rows_of(module: Any) -> tuple[Tensor, tuple[int, ...]] | None:
@@ -63,19 +61,19 @@ def merge_rows(model: nn.Module, plain: nn.Module, *, trained: Mapping[str, Tens
 
     What the frozen matrix lost where it is held in bfloat16 stays in.
     """
-    for name, module in matrices_with_rows(model):
+    for name, module in _matrices(model).items():
         moved = trained[f"{name}.{ROWS}"].float().cpu() - module.get_buffer(START).cpu()
-        plain.get_parameter(f"{name}.weight")[module.get_buffer(ROW_IDS).cpu()] += moved
+        plain.get_parameter(f"{name}.weight")[list(module.new_token_ids)] += moved
 
 
 def saved_rows(model: nn.Module, plain: nn.Module) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
     """(tensors by PEFT's names, its `trainable_token_indices`) of the rows that `merge_rows` put into `plain`."""
     tensors: dict[str, Tensor] = {}
     indices: dict[str, list[int]] = {}
-    for name, module in matrices_with_rows(model):
-        ids = module.get_buffer(ROW_IDS).cpu()
+    for name, module in _matrices(model).items():
+        ids = list(module.new_token_ids)
         tensors[f"{name}.{TOKEN_ROWS}"] = plain.get_parameter(f"{name}.weight").detach()[ids].contiguous()
-        indices[name.rpartition(".")[2]] = ids.tolist()
+        indices[name.rpartition(".")[2]] = ids
     return tensors, indices
 
 

@@ -1,9 +1,9 @@
-"""Experiment trackers of one training, fed a step at a time.
+"""What a training's steps are written to: `train_log.jsonl`, which is the record, and experiment trackers.
 
     train_log row ─► Trackers.log ─┬► run_trackers: TensorBoard, wandb, MLflow, trackio: one run with all rounds
                                    └► transformers' own callback of any other: one run a stage
 
-`train_log.jsonl` is the record; a tracker that fails is dropped, and training goes on.
+A tracker that fails is dropped, and training goes on.
 """
 
 from __future__ import annotations
@@ -11,30 +11,33 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import make_dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from alignloop.artifacts import write_text
 from alignloop.errors import RecipeError, UserError
-from alignloop.terminal import printable
 from alignloop.training.run_trackers import (
+    FOLDER,
     PROJECT,
     RUN_TRACKERS,
     TENSORBOARD,
+    Curve,
+    Tracker,
     curve_of,
     first_line,
     names_with_tensorboard,
-    open_run_tracker,
-    run_of,
 )
 
 LAST_STEP = ".told"
 """In a training's folder: the last step its trackers have."""
+LAST_STEPS = 10
+HELD_OUT = "eval_"
+NO_MEANS = frozenset({"step", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens"})
 
 TRACKERS: dict[str, tuple[str, ...]] = {
     "azure_ml": ("azureml",),
@@ -63,6 +66,52 @@ _LEFT_OPEN: dict[str, Callable[[Any], object]] = {
     "dagshub": lambda callback: import_module("mlflow").end_run(),
     "swanlab": lambda callback: import_module("swanlab").finish(),
 }
+
+
+class TrainLog:
+    """Appends a line a step; after a resume the lines of steps that are trained again are cut away."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def cut_after(self, step: int) -> None:
+        """Keep the lines of the first `step` steps. A line cut short by a kill goes too."""
+        rows = [row for row in self.rows() if row["step"] <= step]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def rows(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def metrics(self, kept_steps: Sequence[int]) -> tuple[dict[str, float], tuple[dict[str, float], ...]]:
+        """What a finished training measured.
+
+        Returns:
+            `train_*`, means over the last steps of the loss and of the objective's metrics, `eval_*` on the held-out
+            groups at the end, `step_0_dpo_loss`; and the metrics on those groups after each of the kept steps.
+        """
+        rows = self.rows()
+        by_step, last = {row["step"]: row for row in rows}, rows[-LAST_STEPS:]
+        held_out = tuple(
+            {name.removeprefix(HELD_OUT): value for name, value in by_step[step].items() if name.startswith(HELD_OUT)}
+            for step in kept_steps
+        )
+        names = [name for name in last[-1] if name not in NO_MEANS and not name.startswith(HELD_OUT)]
+        metrics = {f"train_{name}": sum(row[name] for row in last) / len(last) for name in names}
+        metrics |= {f"eval_{name}": value for name, value in held_out[-1].items()}
+        if "dpo_loss" in rows[0]:
+            metrics["step_0_dpo_loss"] = rows[0]["dpo_loss"]
+        return metrics, held_out
+
+
+# ---- which trackers can be used -------------------------------------------------------------------------------------
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -99,59 +148,56 @@ def _installed(module: str) -> bool:
 # ---- one training ---------------------------------------------------------------------------------------------------
 
 
-class StepTracker(Protocol):
-    """One tracker of one training."""
-
-    @property
-    def name(self) -> str: ...
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
-
-
 class Trackers:
-    """The open trackers of one training."""
+    """The open trackers of one training.
 
-    def __init__(self, trackers: Sequence[StepTracker], *, folder: Path, say: Callable[[str], None]) -> None:
-        self._trackers, self._say = list(trackers), say
-        self._mark = folder / LAST_STEP
+    Args:
+        opened: by name: the tracker, and where this training's steps go in it.
+        folder: the training's.
+        say: gets the line that says a tracker failed on the way.
+    """
+
+    def __init__(
+        self, opened: Mapping[str, tuple[Tracker, Curve]], *, folder: Path, say: Callable[[str], None]
+    ) -> None:
+        self._open, self._say = dict(opened), say
+        self._last = folder / LAST_STEP
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report the metrics of an optimiser step, counted from 1; steps come in order.
 
         After a resume some steps are trained a second time, and are not reported twice.
         """
-        if not self._trackers or step <= self._last_step():
+        if not self._open or step <= self._last_step():
             return
-        for tracker in list(self._trackers):
-            self._guarded(tracker, lambda tracker=tracker: tracker.log(step, metrics))  # type: ignore[misc]
-        self._mark.write_text(f"{step}\n", encoding="utf-8")
+        for name, (tracker, curve) in list(self._open.items()):
+            with self._guarded(name):
+                tracker.log(curve.offset + step, metrics, group=curve.group, axis=f"{curve.group}/step")
+        self._last.write_text(f"{step}\n", encoding="utf-8")
 
     def close(self) -> None:
         """Write out what is not yet written, and end every tracker's part."""
-        for tracker in list(self._trackers):
-            self._guarded(tracker, tracker.close)
-        self._trackers = []
+        for name, (tracker, _) in list(self._open.items()):
+            with self._guarded(name):
+                tracker.close()
+        self._open = {}
 
     def _last_step(self) -> int:
-        text = self._mark.read_text(encoding="utf-8").strip() if self._mark.is_file() else ""
+        text = self._last.read_text(encoding="utf-8").strip() if self._last.is_file() else ""
         return int(text) if text.isdigit() else 0
 
-    def _guarded(self, tracker: StepTracker, call: Callable[[], None]) -> None:
+    @contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
         try:
-            call()
+            yield
         except Exception as error:  # whatever a tracker's library raises, hours of training are worth more
-            self._trackers.remove(tracker)
-            what = f"tracker {tracker.name}: {first_line(error)}"
+            del self._open[name]
+            what = f"tracker {name}: {first_line(error)}"
             self._say(f"  {what}; left out from here on, train_log.jsonl has it all")
 
 
 def open_trackers(
-    names: Sequence[str],
-    *,
-    out_dir: Path,
-    run_name: str,
-    config: Mapping[str, Any],
-    say: Callable[[str], None] | None = None,
+    names: Sequence[str], *, out_dir: Path, run_name: str, config: Mapping[str, Any], say: Callable[[str], None]
 ) -> Trackers:
     """Start the named trackers; to be called in one process alone, with an `Accelerator` at work or without.
 
@@ -162,57 +208,43 @@ def open_trackers(
         names: as in `training.trackers`; none, outside a run: nothing is imported, and the result does nothing.
         run_name: of the stage, for example `round-01/02_train_reward`.
         config: the stage's config, as JSON-able values: what the trackers show as parameters.
-        say: gets the line that says a tracker failed on the way; None: the standard error stream.
 
     Raises:
         UserError: an unknown name, a missing package, or a tracker that cannot start (not logged in, no network).
     """
     check_trackers(names)
-    say = say or (lambda line: print(printable(line), file=sys.stderr))
-    wanted = names_with_tensorboard(names) if run_of(out_dir, run_name) is not None else list(dict.fromkeys(names))
-    opened: list[StepTracker] = []
+    curve = curve_of(out_dir, run_name)
+    wanted = names_with_tensorboard(names) if curve.folder != out_dir else list(dict.fromkeys(names))
+    opened: dict[str, tuple[Tracker, Curve]] = {}
     for name in wanted:
         try:
-            kind = _RunSteps if name in RUN_TRACKERS else _CallbackSteps
-            opened.append(kind(name, out_dir=out_dir, run_name=run_name, config=config))
+            if name in RUN_TRACKERS:
+                opened[name] = RUN_TRACKERS[name](curve.folder), curve
+                opened[name][0].describe(curve.group, config)
+            else:
+                opened[name] = _Callback(name, out_dir, run_name, config), Curve(out_dir, "train")
         except Exception as error:  # libraries raise what they like where nobody is logged in
             if name not in names:
                 say(f"  tracker {name}: {first_line(error)}; train_log.jsonl has it all")
                 continue
-            for other in opened:
-                other.close()
+            for tracker, _ in opened.values():
+                tracker.close()
             raise UserError(
                 f"training.trackers: {name} cannot start: {first_line(error)}. Set it up, or leave it out"
             ) from error
     return Trackers(opened, folder=out_dir, say=say)
 
 
-class _RunSteps:
-    """A training's steps as part of the whole run's curve."""
+class _Callback:
+    """One of transformers' callbacks: a run of its own for each training."""
 
-    def __init__(self, name: str, *, out_dir: Path, run_name: str, config: Mapping[str, Any]) -> None:
-        self.name, self._curve = name, curve_of(out_dir, run_name)
-        self._tracker = open_run_tracker(name, self._curve.folder)
-        self._tracker.describe(self._curve.group, config)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        group = self._curve.group
-        self._tracker.log(self._curve.offset + step, metrics, group=group, axis=f"{group}/step")
-
-    def close(self) -> None:
-        self._tracker.close()
-
-
-class _CallbackSteps:
-    """A training's steps for one of transformers' callbacks."""
-
-    def __init__(self, name: str, *, out_dir: Path, run_name: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, out_dir: Path, run_name: str, config: Mapping[str, Any]) -> None:
         from transformers.integrations.integration_utils import get_reporting_integration_callbacks
         from transformers.trainer_callback import TrainerControl, TrainerState
 
-        folder = out_dir / "trackers"
+        folder = out_dir / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        self.name, self._arguments = name, _arguments(config, output_dir=folder, run_name=run_name)
+        self._name, self._arguments = name, _arguments(config, output_dir=folder, run_name=run_name)
         self._state, self._control = TrainerState(), TrainerControl()
         with _default_names(run_name):
             (callback,) = get_reporting_integration_callbacks([name])
@@ -220,19 +252,22 @@ class _CallbackSteps:
             self._call("on_init_end")
             self._call("on_train_begin")
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float], *, group: str, axis: str) -> None:
         logs = {name: float(value) for name, value in metrics.items()}
         self._state.global_step = step
         self._state.log_history.append({**logs, "step": step})
         self._call("on_log", logs=logs)
         self._call("on_step_end")
 
+    def describe(self, name: str, values: Mapping[str, Any]) -> None:
+        """The callbacks have shown the arguments when training began."""
+
     def close(self) -> None:
         try:
             self._call("on_train_end")
         finally:
-            if self.name in _LEFT_OPEN:
-                _LEFT_OPEN[self.name](self._callback)
+            if self._name in _LEFT_OPEN:
+                _LEFT_OPEN[self._name](self._callback)
 
     def _call(self, event: str, **values: Any) -> None:
         handler = getattr(self._callback, event)
@@ -253,21 +288,15 @@ def _arguments(config: Mapping[str, Any], *, output_dir: Path, run_name: str) ->
             raise AttributeError(name)
         return getattr(TrainingArguments, name, None)
 
-    plain = {
-        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
-    }
+    plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}
     namespace = {
         "__getattr__": fallback,
         "to_dict": lambda self: dict(values),
         "to_sanitized_dict": lambda self: dict(plain),
-        "to_json_string": lambda self: json.dumps(values, indent=2, default=str),
         "output_dir": str(output_dir),
         "run_name": run_name or None,
-        "project": PROJECT,
-        "report_to": [],
     }
-    kind = make_dataclass("StageArguments", [(name, Any) for name in values], namespace=namespace)
-    return kind(**values)
+    return make_dataclass("StageArguments", [(name, Any) for name in values], namespace=namespace)(**values)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -286,7 +315,6 @@ def _default_names(run_name: str) -> Iterator[None]:
         "CLEARML_PROJECT": PROJECT,
         "CLEARML_TASK": run_name or PROJECT,
         "SWANLAB_PROJECT": PROJECT,
-        "MLFLOW_EXPERIMENT_NAME": PROJECT,
     }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)

@@ -16,20 +16,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from alignloop.artifacts import Artifact, derive_seed, write_text
-from alignloop.config.training import ObjectiveName, OptimizerConfig, TrainingConfig, Variant
-from alignloop.packing.groups import PromptGroup
-from alignloop.progress import Progress
-from alignloop.training.job import (
-    REFERENCE_CACHE,
-    TRAINER_VERSION,
-    Dropped,
-    TrainConfig,
-    TrainJob,
-    TrainResult,
-    groups_digest,
-    key_of,
-)
+from alignloop.artifacts import derive_seed, write_text
+from alignloop.config.training import OptimizerConfig, Variant
+from alignloop.training.job import REFERENCE_CACHE, TRAINER_VERSION, TrainJob, TrainResult, groups_digest, key_of
 
 RESULT = "result.json"
 """Written last in a variant's folder: where it stands, the variant is finished."""
@@ -56,7 +45,6 @@ class TrainedVariant:
 
 
 def num_trainings(config: OptimizerConfig) -> int:
-    """How often the stage is trained."""
     return max(1, len(config.variants))
 
 
@@ -92,77 +80,59 @@ def drawn_rows(num_rows: int, *, fraction: float, seed: int) -> tuple[int, ...]:
     return tuple(sorted(random.Random(f"{seed}/rows").sample(range(num_rows), wanted)))
 
 
-def train_variants(
-    objective: ObjectiveName,
-    *,
-    groups: Sequence[PromptGroup],
-    eval_groups: Sequence[PromptGroup],
-    start: Artifact,
-    reference: Artifact | None,
-    out_dir: Path,
-    config: TrainConfig,
-    seed: int,
-    progress: Progress,
-    training: TrainingConfig,
-    run_name: str,
-) -> list[TrainedVariant]:
-    """Train the stage once, in `out_dir`, or once a variant, in `out_dir/variant-01` and so on.
+def train_variants(stage: TrainJob, *, models: Mapping[str, str | None]) -> list[TrainedVariant]:
+    """Train a stage once, in its folder, or once a variant, in `variant-01` and so on of its folder.
 
     After a kill, variants that are finished are taken over and the one that was at work goes on from its resume point.
+
+    Args:
+        models: digests of the models that the stage trains with, `start` and `reference`.
 
     Raises:
         TrainingError, ModelError: as `train`.
     """
     from alignloop.training.loop import train
 
-    frozen = None if reference is None else reference.path
-    stage = TrainJob(
-        objective, groups, eval_groups, start.path, frozen, out_dir, config, seed, progress, training, run_name
-    )
-    if not config.variants:
-        return [TrainedVariant(None, {}, out_dir, tuple(range(len(groups))), train(stage))]
-    models = {"start": start.digest, "reference": None if reference is None else reference.digest}
+    if not stage.config.variants:
+        return [TrainedVariant(None, {}, stage.out_dir, tuple(range(len(stage.groups))), train(stage))]
     trained: list[TrainedVariant] = []
-    for number in range(1, len(config.variants) + 1):
-        trained.append(_train_variant(stage, number, models=models, earlier=trained))
+    for number, (config, variant) in enumerate(trainings(stage.config), start=1):
+        changed, seed = changed_fields(variant), variant_seed(stage.seed, variant)
+        rows = drawn_rows(len(stage.groups), fraction=variant.data_fraction, seed=seed)
+        name, groups = f"variant-{number:02d}", [stage.groups[row] for row in rows]
+        job = replace(
+            stage,
+            config=config,
+            groups=groups,
+            out_dir=stage.out_dir / name,
+            seed=seed,
+            run_name=f"{stage.run_name}/{name}",
+        )
+        key, words = (
+            _key(job, models),
+            f"  variant {number} of {len(stage.config.variants)}: {changed_in_words(changed)}",
+        )
+        result = _finished(job.out_dir, key=key)
+        stage.progress.say(words if result is None else f"{words} (finished before)")
+        if result is None:
+            _share_reference(job.out_dir, rows, earlier=trained)
+            result = train(job)
+            _write_finished(job.out_dir, result, key=key)
+        trained.append(TrainedVariant(number, changed, job.out_dir, rows, result))
     return trained
 
 
-def _train_variant(
-    stage: TrainJob, number: int, *, models: Mapping[str, str | None], earlier: Sequence[TrainedVariant]
-) -> TrainedVariant:
-    """Train a variant, or take over what it left when it was finished.
-
-    Args:
-        models: digests of the models that the stage trains with.
-    """
-    from alignloop.training.loop import train
-
-    config, variant = trainings(stage.config)[number - 1]
-    changed, seed = changed_fields(variant), variant_seed(stage.seed, variant)
-    rows = drawn_rows(len(stage.groups), fraction=variant.data_fraction, seed=seed)
-    folder = stage.out_dir / f"variant-{number:02d}"
-    groups, run_name = [stage.groups[row] for row in rows], f"{stage.run_name}/{folder.name}"
-    job = replace(stage, config=config, groups=groups, out_dir=folder, seed=seed, run_name=run_name)
-    key = key_of(
+def _key(job: TrainJob, models: Mapping[str, str | None]) -> str:
+    """Of all that a variant's weights depend on."""
+    return key_of(
         trainer_version=TRAINER_VERSION,
         objective=job.objective,
-        config=config.model_dump(mode="json"),
-        seed=seed,
-        groups=groups_digest(groups),
+        config=job.config.model_dump(mode="json"),
+        seed=job.seed,
+        groups=groups_digest(job.groups),
         eval_groups=groups_digest(job.eval_groups),
         **models,
     )
-    result = _finished(folder, key=key)
-    stage.progress.say(
-        f"  variant {number} of {len(stage.config.variants)}: {changed_in_words(changed)}"
-        + (" (finished before)" if result else "")
-    )
-    if result is None:
-        _share_reference(folder, rows, earlier=earlier)
-        result = train(job)
-        _write_finished(folder, result, key=key)
-    return TrainedVariant(number, changed, folder, rows, result)
 
 
 def changed_in_words(changed: Mapping[str, Any]) -> str:
@@ -170,38 +140,35 @@ def changed_in_words(changed: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in changed.items()) or "the stage as it is"
 
 
-class _Result(BaseModel):
-    """`result.json`: a `TrainResult` on disk, with the digest of what it was made from."""
+class _Finished(BaseModel):
+    """`result.json`: what a variant's training made, checkpoints relative to its folder, and the key of what from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     key: str
-    checkpoints: tuple[str, ...]
+    checkpoints: tuple[Path, ...]
     metrics: dict[str, float]
     num_steps: int
     num_tokens: int
-    dropped: Dropped
+    dropped: tuple[tuple[str, str], ...]
     checkpoint_metrics: tuple[dict[str, float], ...]
 
 
 def _finished(folder: Path, *, key: str) -> TrainResult | None:
     """What a finished variant of this key left; None where there is none, or of something else."""
-    path = folder / RESULT
-    if not path.is_file():
-        return None
     try:
-        known = _Result.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError:
-        return None  # of another version: trained again
-    checkpoints = tuple(folder / name for name in known.checkpoints)
+        known = _Finished.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError):
+        return None  # never finished; of another version: trained again
+    checkpoints = tuple(folder / path for path in known.checkpoints)
     if known.key != key or not all(checkpoint.is_dir() for checkpoint in checkpoints):
         return None
     return TrainResult(**known.model_dump(exclude={"key", "checkpoints"}), checkpoints=checkpoints)
 
 
 def _write_finished(folder: Path, result: TrainResult, *, key: str) -> None:
-    checkpoints = tuple(path.relative_to(folder).as_posix() for path in result.checkpoints)
-    known = _Result(key=key, **{**vars(result), "checkpoints": checkpoints})
+    checkpoints = tuple(path.relative_to(folder) for path in result.checkpoints)
+    known = _Finished(key=key, **{**vars(result), "checkpoints": checkpoints})
     write_text(folder / RESULT, known.model_dump_json(indent=1) + "\n")
 
 

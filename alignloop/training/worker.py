@@ -15,12 +15,14 @@ import signal
 import sys
 import threading
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alignloop.progress import Advance
     from alignloop.training.job import TrainJob
     from alignloop.training.processes import Processes
 
@@ -66,7 +68,6 @@ def _work(folder: Path) -> None:
 
 def _do(path: Path, folder: Path, processes: Processes) -> None:
     from alignloop.progress import QuietProgress
-    from alignloop.training.launch import WrittenProgress
     from alignloop.training.loop import run_here
 
     job: TrainJob = pickle.loads(path.read_bytes())
@@ -74,6 +75,26 @@ def _do(path: Path, folder: Path, processes: Processes) -> None:
     result = run_here(replace(job, progress=progress), processes=processes)
     if processes.is_first:
         _write_new(result_file(path), asdict(result))
+
+
+class WrittenProgress:
+    """A `Progress` that appends a line of JSON to a file for each call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextmanager
+    def task(self, label: str, *, total: int, unit: str) -> Iterator[Advance]:
+        self._write(task=label, total=total, unit=unit)
+        yield lambda num_done: self._write(advance=num_done)
+        self._write(end=True)
+
+    def say(self, line: str) -> None:
+        self._write(say=line)
+
+    def _write(self, **values: Any) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
 
 
 def _report(folder: Path, error: BaseException) -> None:

@@ -13,14 +13,14 @@ from alignloop.chat.format import ChatFormat
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.config.training import DpoConfig
 from alignloop.objectives.dpo import dpo_loss
-from alignloop.objectives.logprobs import token_logprobs
+from alignloop.objectives.output_head import token_logprobs
 from alignloop.packing.batch import RowBatch, collate
 from alignloop.packing.build import TrainOn, sft_groups
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 from alignloop.records import Message, SftRow, Source
 from alignloop.training.model import TokenLogprobs
-from alignloop.training.step import DpoStep, count_step, sft_step
+from alignloop.training.objectives import DpoStep, count_step, sft_step
 
 END, NEWLINE = 1, 2
 

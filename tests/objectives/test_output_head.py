@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from alignloop.objectives.logprobs import token_logprobs
-from alignloop.objectives.output_head import TileSize
+from alignloop.objectives.output_head import TileSize, token_logprobs
 
 TILES = {
     "whole": TileSize(tokens=100, vocabulary=100, kept_logits=10**6),
@@ -179,7 +178,7 @@ def test_autocast_is_the_plain_form_under_autocast(tile: TileSize, backward_with
 MEMORY = """
     import json, resource, sys
     import torch
-    from alignloop.objectives.logprobs import token_logprobs
+    from alignloop.objectives.output_head import token_logprobs
 
     T, V, D = 4096, 131072, 64
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.attention import block_mask
 from alignloop.packing.batch import RowBatch, collate
-from alignloop.packing.grouped_attention import GroupedAttention, GroupSpan, Part, Reads, attention_parts
+from alignloop.packing.grouped_attention import GroupedAttention, GroupSpan, KernelCall, Reads, attention_parts
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 
@@ -112,21 +112,21 @@ def test_the_kernel_calls_cover_what_the_mask_allows_and_no_more() -> None:
     # p p | c c | d d d: two tokens of prompt, completions of two and three.
     span = GroupSpan(10, 12, (14, 17))
     assert attention_parts([span]) == (
-        Part(10, 7, 1, queries=(0, 4), keys=(0, 4), causal=True),
-        Part(10, 7, 1, queries=(4, 7), keys=(4, 7), causal=True),
-        Part(10, 7, 1, queries=(4, 7), keys=(0, 2), causal=False, joins=True),
+        KernelCall(10, 7, 1, queries=(0, 4), keys=(0, 4), causal=True),
+        KernelCall(10, 7, 1, queries=(4, 7), keys=(4, 7), causal=True),
+        KernelCall(10, 7, 1, queries=(4, 7), keys=(0, 2), causal=False, joins=True),
     )
     assert attention_parts([span], reads="completions") == (
-        Part(10, 7, 1, queries=(2, 4), keys=(2, 4), causal=True),
-        Part(10, 7, 1, queries=(4, 7), keys=(4, 7), causal=True),
-        Part(10, 7, 1, queries=(2, 7), keys=(0, 2), causal=False, joins=True),
+        KernelCall(10, 7, 1, queries=(2, 4), keys=(2, 4), causal=True),
+        KernelCall(10, 7, 1, queries=(4, 7), keys=(4, 7), causal=True),
+        KernelCall(10, 7, 1, queries=(2, 7), keys=(0, 2), causal=False, joins=True),
     )
     assert attention_parts([span], reads="last tokens") == (
-        Part(10, 7, 1, queries=(3, 4), keys=(0, 4), causal=False),
-        Part(10, 7, 1, queries=(6, 7), keys=(4, 7), causal=False),
-        Part(10, 7, 1, queries=(6, 7), keys=(0, 2), causal=False, joins=True),
+        KernelCall(10, 7, 1, queries=(3, 4), keys=(0, 4), causal=False),
+        KernelCall(10, 7, 1, queries=(6, 7), keys=(4, 7), causal=False),
+        KernelCall(10, 7, 1, queries=(6, 7), keys=(0, 2), causal=False, joins=True),
     )
-    assert attention_parts([span], isolate=False) == (Part(10, 7, 1, (0, 7), (0, 7), causal=True),)
+    assert attention_parts([span], isolate=False) == (KernelCall(10, 7, 1, (0, 7), (0, 7), causal=True),)
     assert len(attention_parts([GroupSpan(0, 0, (2, 5))])) == 2  # a prompt of one token
 
 

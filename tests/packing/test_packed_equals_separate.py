@@ -16,6 +16,7 @@ from transformers import (
     Lfm2Config,
     LlamaConfig,
     LlamaForSequenceClassification,
+    MambaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
@@ -24,7 +25,7 @@ from transformers import (
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.attention import hidden_states
 from alignloop.packing.batch import collate
-from alignloop.packing.check import choose_layout, packed_difference, packed_equals_separate
+from alignloop.packing.check import choose_layout, packed_difference
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
 from alignloop.progress import QuietProgress
@@ -51,17 +52,13 @@ CONFIGS = {
 }
 
 
-def tiny(config: Any) -> Any:
+def tiny(config: Any, *, attention: str | None = "sdpa") -> Any:
+    """Args:
+    attention: None: what transformers picks.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-
-
-def tiny_default(config: Any) -> Any:
-    """With the attention that transformers picks."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config).eval()
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 def made_up_groups(sizes: list[tuple[int, int]]) -> list[PromptGroup]:
@@ -166,16 +163,7 @@ def test_the_last_layer_runs_on_the_tokens_that_are_read(checkpointing: bool) ->
 def test_the_check_accepts_models_on_which_packing_is_exact(name: str) -> None:
     model = tiny(CONFIGS[name])
     assert packed_difference(model.base_model) < 1e-5
-    assert packed_equals_separate(model.base_model)
-
-
-def test_a_model_that_caps_its_attention_scores_falls_back() -> None:
-    backbone = tiny(Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16, attn_logit_softcapping=5.0)).base_model
-    notes = Notes()
-    assert choose_layout(backbone, longest=10, progress=notes) == "separate"
-    assert "Gemma2Attention changes its attention scores" in notes.lines[0]
-    # SDPA would leave the cap out.
-    assert backbone.config._attn_implementation == "eager"
+    assert choose_layout(model.base_model, longest=10, progress=QuietProgress()) == "packed"
 
 
 class Notes(QuietProgress):
@@ -186,59 +174,57 @@ class Notes(QuietProgress):
         self.lines.append(line)
 
 
-def test_a_window_shorter_than_the_rows_falls_back_and_says_so() -> None:
-    backbone = tiny(MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=16)).base_model
-    notes = Notes()
-    assert choose_layout(backbone, longest=16, progress=notes) == "packed"
-    assert notes.lines == []
+MISTRAL = MistralConfig(**SIZE, num_key_value_heads=2, sliding_window=16)
+FALLBACKS: dict[str, tuple[Any, str]] = {
+    "capped scores": (
+        Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16, attn_logit_softcapping=5.0),
+        "Gemma2Attention changes its attention scores",
+    ),
+    "a window": (MISTRAL, "sliding_window is 16 tokens"),
+    "experts": (
+        GptOssConfig(**SIZE, num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
+        "not exact on this model",
+    ),
+    "convolutions": (Lfm2Config(**SIZE, num_key_value_heads=2, layer_types=["conv", "full_attention"]), "conv layers"),
+    "recurrence": (
+        MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0),
+        "not exact on this model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_a_model_on_which_packing_is_not_exact_falls_back_and_says_so(name: str) -> None:
+    config, reason = FALLBACKS[name]
+    backbone, notes = tiny(config, attention=None).base_model, Notes()
     assert choose_layout(backbone, longest=17, progress=notes) == "separate"
-    assert "sliding_window is 16 tokens" in notes.lines[0]
+    assert reason in notes.lines[0]
+    if name == "capped scores":  # SDPA would leave the cap out
+        assert backbone.config._attn_implementation == "eager"
+    if name == "experts":
+        batch = collate(pack(GROUPS, row_tokens=1, mode="separate"), pad_token_id=0, mode="separate")
+        assert hidden_states(backbone, batch, at=batch.last_index).isfinite().all()
 
 
-def test_a_window_of_a_nested_text_config_counts() -> None:
+def test_a_window_counts_where_rows_are_longer_and_in_a_nested_text_config() -> None:
+    notes = Notes()
+    assert choose_layout(tiny(MISTRAL).base_model, longest=16, progress=notes) == "packed"
+    assert notes.lines == []
     text = {**SIZE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16}
     wrapped = tiny(Gemma3TextConfig(**text)).base_model
     wrapped.config.get_text_config = lambda: Gemma3TextConfig(**text)
     wrapped.config.sliding_window = None  # as in a config that holds the text model's inside
-    notes = Notes()
     assert choose_layout(wrapped, longest=17, progress=notes) == "separate"
     assert "sliding_window is 16 tokens" in notes.lines[0]
 
 
-def test_experts_see_the_tokens_in_their_own_way() -> None:
-    config = GptOssConfig(**SIZE, num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
-    backbone = tiny_default(config).base_model
-    notes = Notes()
-    assert choose_layout(backbone, longest=17, progress=notes) == "separate"
-    batch = collate(pack(GROUPS, row_tokens=1, mode="separate"), pad_token_id=0, mode="separate")
-    assert hidden_states(backbone, batch, at=batch.last_index).isfinite().all()
-
-
-def test_convolution_layers_fall_back() -> None:
-    config = Lfm2Config(**SIZE, num_key_value_heads=2, layer_types=["conv", "full_attention"])
-    notes = Notes()
-    assert choose_layout(tiny_default(config).base_model, longest=17, progress=notes) == "separate"
-    assert "conv layers" in notes.lines[0]
-
-
-def test_a_recurrent_model_falls_back() -> None:
-    from transformers import MambaConfig
-
-    config = MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        backbone = AutoModelForCausalLM.from_config(config).eval().base_model
-    notes = Notes()
-    assert choose_layout(backbone, longest=10, progress=notes) == "separate"
-    assert "not exact on this model" in notes.lines[0]
-
-
 def test_isolate_false_changes_later_completions_only() -> None:
-    model = tiny(CONFIGS["llama"])
+    backbone = tiny(CONFIGS["llama"]).base_model
     batch = collate(pack([GROUPS[3]], row_tokens=64), pad_token_id=0, mode="packed")
     with torch.no_grad():
-        alone = TokenLogprobs(model)(batch)
-        seen = TokenLogprobs(model, isolate=False)(batch)
+        alone, seen = (
+            hidden_states(backbone, batch, at=batch.trained_index, isolate=isolate) for isolate in (True, False)
+        )
     first = batch.completion_index == 0
     torch.testing.assert_close(alone[first], seen[first])
     assert not torch.allclose(alone[~first], seen[~first], atol=1e-3)

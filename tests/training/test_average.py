@@ -16,8 +16,10 @@ from alignloop.training.average import (
     TrainedCheckpoint,
     TrainSummary,
     average_checkpoints,
+    average_tensors,
     best_checkpoints,
     entries_of,
+    normalised_weights,
     read_summary,
     shares_of,
 )
@@ -40,9 +42,9 @@ def test_the_best_by_loss_or_accuracy_keep_their_order() -> None:
 
 
 def test_equal_checkpoints_and_losses_that_are_no_number() -> None:
-    assert best_checkpoints([{"loss": 0.5}, {"loss": 0.5}], choose=1, metric="loss") == (1,)
+    assert best_checkpoints([{"loss": 0.5}, {"loss": 0.5}], choose=1, metric="loss") == [1]
     nan = float("nan")
-    assert best_checkpoints([{"loss": nan}, {"loss": 9.0}, {"loss": nan}], choose=1, metric="loss") == (1,)
+    assert best_checkpoints([{"loss": nan}, {"loss": 9.0}, {"loss": nan}], choose=1, metric="loss") == [1]
 
 
 def test_choosing_all_needs_no_held_out_rows() -> None:
@@ -131,3 +133,22 @@ def test_checkpoints_that_do_not_fit_leave_nothing_behind(policy: Path, tmp_path
     with pytest.raises(ModelError, match="tensors missing"):
         average_checkpoints([policy, other], out_dir=tmp_path / "average")
     assert not list(tmp_path.glob("average*"))
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_averaging_equal_weights_is_the_identity_to_the_bit(count: int, dtype: torch.dtype) -> None:
+    weight = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    average = average_tensors([weight] * count, weights=normalised_weights(None, count=count), name="w")
+    assert average.dtype == dtype
+    assert torch.equal(average, weight)
+
+
+def test_means_by_hand_and_numbers_without_a_mean() -> None:
+    first, second = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
+    assert average_tensors([first, second], weights=(0.5, 0.5), name="w").tolist() == [2.0, 4.0]
+    assert average_tensors([torch.tensor([1]), torch.tensor([2])], weights=(0.5, 0.5), name="n").tolist() == [2]
+    with pytest.raises(ValueError, match="w: shapes differ"):
+        average_tensors([first, torch.zeros(1)], weights=(0.5, 0.5), name="w")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        normalised_weights(None, count=0)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.load import load_format
+from alignloop.config.bundled import QUICKSTART
 from alignloop.config.training import DpoConfig
 from alignloop.data.readers import read_preferences
 from alignloop.packing.build import ranked_groups
@@ -28,17 +29,14 @@ from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, Source
 from alignloop.training.model import CompletionRewards, TokenLogprobs, load_policy, load_reward_model, pad_token_id_of
+from alignloop.training.objectives import DpoStep, StepLoss, count_step, reward_step
 from alignloop.training.rows import RowRunner
 from alignloop.training.setup import reference_sums
-from alignloop.training.step import DpoStep, StepLoss, count_step, reward_step
 
-DATA = Path(__file__).resolve().parents[2] / "../shared/data/preferences"
-SOURCES = {"in the test": None, "alpacaeval": "alpacaeval_graded.jsonl", "sharegpt": "sharegpt_en.jsonl"}
-BATCHES = 2
-"""Batches a source."""
+BATCHES = 4
 PAIRS = 6
 """Pairs a batch: six groups of two, or two groups of three."""
-MAX_TOKENS, MAX_CHARACTERS = 512, 800
+MAX_TOKENS = 512
 TOLERANCE = 1e-5
 LEARNING_RATE, MAX_GRAD_NORM = 0.05, 1.0
 
@@ -55,7 +53,7 @@ OBJECTS = ("a lamp", "two boats", "the old clock", "a red kite", "some bread", "
 
 def rows_in_the_test() -> list[PreferenceRow]:
     rows = []
-    for number in range(BATCHES * PAIRS):
+    for number in range(2 * PAIRS):
         thing = OBJECTS[number % len(OBJECTS)]
         dialog = [Message(role="user", content=f"Tell me about {thing}, {number} times. " * (1 + number % 4))]
         if number % 3 == 0:
@@ -74,38 +72,15 @@ def rows_in_the_test() -> list[PreferenceRow]:
     return rows
 
 
-def rows_of(source: str) -> list[PreferenceRow]:
-    """Enough rows of a source that are short enough; none where its file is not at hand."""
-    name = SOURCES[source]
-    if name is None:
-        return rows_in_the_test()
-    if not (DATA / name).is_file():
-        return []
-    rows = read_preferences([DATA / name], max_bad_fraction=1.0).rows
-    return [row for row in rows if _num_characters(row) < MAX_CHARACTERS][: 2 * BATCHES * PAIRS]
-
-
-def _num_characters(row: PreferenceRow) -> int:
-    return sum(len(m.content) for m in row.messages) + max(len(row.chosen), len(row.rejected))
-
-
 @dataclass(frozen=True)
 class Setting:
-    """What both sides get.
-
-    Attributes:
-        policy, reference, reward: checkpoints; rows: by source, BATCHES * PAIRS each.
-    """
+    """What both sides get: checkpoints, and BATCHES * PAIRS rows."""
 
     policy: Path
     reference: Path
     reward: Path
-    rows: dict[str, list[PreferenceRow]]
+    rows: list[PreferenceRow]
     chat: ChatFormat
-
-    @property
-    def all_rows(self) -> list[PreferenceRow]:
-        return [row for rows in self.rows.values() for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +88,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     root = tmp_path_factory.mktemp("trl")
-    candidates = {source: rows_of(source) for source in SOURCES}
-    tokenizer = trained_tokenizer([row for rows in candidates.values() for row in rows])
+    candidates = rows_in_the_test() + read_preferences([QUICKSTART / "data" / "preferences.jsonl"]).rows[:40]
+    tokenizer = trained_tokenizer(candidates)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -142,8 +117,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     for name in ("policy", "reference", "reward"):
         tokenizer.save_pretrained(root / name)
     chat = load_format(root / "policy")
-    rows = {source: _short(rows, chat) for source, rows in candidates.items() if rows}
-    return Setting(root / "policy", root / "reference", root / "reward", rows, chat)
+    short = [row for row in candidates if ranked_groups([row], chat)[0].longest <= MAX_TOKENS]
+    assert len(short) >= BATCHES * PAIRS
+    return Setting(root / "policy", root / "reference", root / "reward", short[: BATCHES * PAIRS], chat)
 
 
 def trained_tokenizer(rows: Sequence[PreferenceRow]) -> Any:
@@ -168,12 +144,6 @@ def trained_tokenizer(rows: Sequence[PreferenceRow]) -> Any:
     )
     fast.chat_template = TEMPLATE
     return fast
-
-
-def _short(rows: Sequence[PreferenceRow], chat: ChatFormat) -> list[PreferenceRow]:
-    short = [row for row in rows if ranked_groups([row], chat)[0].longest <= MAX_TOKENS]
-    assert len(short) >= BATCHES * PAIRS, f"only {len(short)} rows of up to {MAX_TOKENS} tokens"
-    return short[: BATCHES * PAIRS]
 
 
 # ---- theirs
@@ -217,7 +187,8 @@ def our_run(
         batch = [groups[number] for number in numbers]
         counts = count_step(batch)
         noted: dict[str, float] = {"loss": 0.0}
-        for rows in runner.microbatches(runner.pack(batch)):
+        for cut in runner.cuts(runner.pack(batch)):
+            rows = runner.batch(cut)
             output = runner.forward(module, rows)
             loss, metrics = step_loss(output, batch=rows, counts=counts, group_numbers=numbers)
             loss.backward()
@@ -247,20 +218,12 @@ def runner_for(module: Any, groups: Sequence[PromptGroup]) -> RowRunner:
 
 @dataclass(frozen=True)
 class BothRuns:
-    """Steps of both trainings, sources one after another, and how far the weights moved and lie apart at the end."""
+    """Steps of both trainings, and how far the weights moved and lie apart at the end."""
 
     theirs: list[dict[str, float]]
     ours: list[dict[str, float]]
     moved: float
     apart: float
-    sources: list[str]
-
-    def of(self, source: str) -> list[tuple[dict[str, float], dict[str, float]]]:
-        if source not in self.sources:
-            pytest.skip(f"{SOURCES[source]} is not at hand: it lies in ../shared/data/preferences")
-        first = self.sources.index(source) * BATCHES
-        both = list(zip(self.theirs, self.ours, strict=True))
-        return both[first : first + BATCHES]
 
 
 def weights_apart(model: Any, checkpoint: Path) -> float:
@@ -273,7 +236,7 @@ def weights_apart(model: Any, checkpoint: Path) -> float:
 
 @pytest.fixture(scope="module")
 def dpo_runs(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
-    rows = [row.model_copy(update={"edited": None}) for row in setting.all_rows]
+    rows = [row.model_copy(update={"edited": None}) for row in setting.rows]
     out_dir = tmp_path_factory.mktemp("dpo") / "trl"
     job = {"trainer": "dpo", "model": str(setting.policy), "reference": str(setting.reference)}
     theirs = trl_run({**job, "rows": [conversational(row.messages, row.chosen, row.rejected) for row in rows]}, out_dir)
@@ -283,17 +246,17 @@ def dpo_runs(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Both
         assert [list(c.token_ids) for c in group.completions] == [ids["chosen_ids"], ids["rejected_ids"]]
 
     reference = TokenLogprobs(load_policy(setting.reference))
-    sums = reference_sums(reference, groups, runner=runner_for(reference, groups), mask_formatting_tokens=False)
+    sums = reference_sums(reference, groups, passes=runner_for(reference, groups), mask_formatting_tokens=False)
     module = TokenLogprobs(load_policy(setting.policy))
     step_loss = DpoStep(sums, DpoConfig(mask_formatting_tokens=False))
     ours = our_run(module, step_loss, groups, batch_groups=PAIRS)
     moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.policy, out_dir))
-    return BothRuns(theirs["steps"], ours, moved, apart, [*setting.rows])
+    return BothRuns(theirs["steps"], ours, moved, apart)
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["pairs", "three-way"])
 def reward_runs(request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
-    rows = setting.all_rows
+    rows = setting.rows
     if request.param == 2:
         rows = [row.model_copy(update={"edited": None}) for row in rows]
         ranked = [(row, (row.chosen, row.rejected)) for row in rows]
@@ -321,7 +284,7 @@ def reward_runs(request: pytest.FixtureRequest, setting: Setting, tmp_path_facto
     module = CompletionRewards(load_reward_model(setting.reward, seed=0, must_have_head=True))
     ours = our_run(module, reward_step, groups, batch_groups=PAIRS if request.param == 2 else PAIRS // 3)
     moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.reward, out_dir))
-    return BothRuns(theirs["steps"], ours, moved, apart, [*setting.rows])
+    return BothRuns(theirs["steps"], ours, moved, apart)
 
 
 def three_way(row: PreferenceRow, other: PreferenceRow) -> PreferenceRow:
@@ -333,26 +296,20 @@ def three_way(row: PreferenceRow, other: PreferenceRow) -> PreferenceRow:
 # ---- the same
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_dpo_and_nll_losses_are_trls(dpo_runs: BothRuns, source: str) -> None:
-    for theirs, ours in dpo_runs.of(source):
+def test_dpo_and_nll_losses_and_the_weights_after_them_are_trls(dpo_runs: BothRuns) -> None:
+    for theirs, ours in zip(dpo_runs.theirs, dpo_runs.ours, strict=True):
         assert ours["dpo_loss"] == pytest.approx(theirs["sigmoid"], abs=TOLERANCE)
         assert ours["nll_loss"] == pytest.approx(theirs["sft"], abs=TOLERANCE)
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=TOLERANCE)
         assert theirs["loss"] == pytest.approx(theirs["sigmoid"] + 0.2 * theirs["sft"], abs=TOLERANCE)
-
-
-def test_the_weights_after_dpo_steps_are_trls(dpo_runs: BothRuns) -> None:
+    assert len(dpo_runs.ours) == BATCHES
     assert dpo_runs.moved > 1e-3
     assert dpo_runs.apart < 1e-4 * dpo_runs.moved
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_reward_losses_are_trls(reward_runs: BothRuns, source: str) -> None:
-    for theirs, ours in reward_runs.of(source):
+def test_reward_losses_and_the_weights_after_them_are_trls(reward_runs: BothRuns) -> None:
+    for theirs, ours in zip(reward_runs.theirs, reward_runs.ours, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=TOLERANCE)
-
-
-def test_the_weights_after_reward_steps_are_trls(reward_runs: BothRuns) -> None:
+    assert len(reward_runs.ours) == BATCHES
     assert reward_runs.moved > 1e-3
     assert reward_runs.apart < 1e-4 * reward_runs.moved

@@ -22,8 +22,7 @@ from alignloop.config.recipe import Recipe
 from alignloop.config.training import LoraConfig
 from alignloop.engines.checkpoint import stored_tensors
 from alignloop.errors import ModelError
-from alignloop.objectives.logprobs import token_logprobs
-from alignloop.objectives.output_head import TileSize
+from alignloop.objectives.output_head import TileSize, token_logprobs
 from alignloop.packing.batch import collate
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import pack
@@ -111,6 +110,9 @@ def test_a_model_with_moved_rows_is_the_model_with_those_rows_in_its_matrices(st
     model = add_adapter(load_policy(start), LoraConfig(**LORA), seed=0, new_token_ids=NEW)
     before = load_policy(start)(input_ids=IDS).logits
     torch.testing.assert_close(model(input_ids=IDS).logits, before, rtol=0, atol=1e-6)
+    assert trained_in_words(model).endswith(", among them the rows of 3 new tokens")
+    num_matrices = 1 if model.config.tie_word_embeddings else 2
+    assert sum("new_rows" in name for name in trained_state(model)) == num_matrices
     moved(model)
     check_head(TokenLogprobs(model))
     logits = model(input_ids=IDS).logits
@@ -180,13 +182,6 @@ def test_rows_of_new_tokens_train_and_no_others(run: Any, objective: Any, start:
         difference = (new[name] - old[name]).abs().amax(1)
         assert set(difference.nonzero().flatten().tolist()) == set(NEW), name
         assert float(difference[5]) > 1e-4
-
-
-def test_what_trains_is_said(start: Path) -> None:
-    model = add_adapter(load_policy(start), LoraConfig(**LORA), seed=0, new_token_ids=NEW)
-    assert trained_in_words(model).endswith(", among them the rows of 3 new tokens")
-    num_matrices = 1 if model.config.tie_word_embeddings else 2
-    assert sum("new_rows" in name for name in trained_state(model)) == num_matrices
 
 
 # ---- which tokens those are -------------------------------------------------------------------------------------

@@ -63,15 +63,6 @@ def test_groups_larger_than_a_microbatch_come_in_pieces() -> None:
     assert [piece.completions for piece in alone] == [(completion,) for completion in completions]
 
 
-def test_a_policy_is_not_taken_for_a_reward_model(policy: Path) -> None:
-    with pytest.raises(ModelError, match="this is not a reward model"):
-        score_groups([candidates(2)], reward_model=policy, progress=QuietProgress())
-
-
-def test_nothing_to_score_needs_no_model(tmp_path: Path) -> None:
-    assert score_groups([], reward_model=tmp_path / "none", progress=QuietProgress()) == []
-
-
 def group(name: str, prompt: tuple[int, ...], *completions: tuple[int, ...]) -> PromptGroup:
     # The last token of each is formatting: it has its logprob all the same.
     tokens = tuple(CompletionTokens(ids, (False,) * (len(ids) - 1) + (True,)) for ids in completions)
@@ -105,7 +96,11 @@ def test_equal_to_separate_rows(policy: Path, rows_per_microbatch: int) -> None:
             assert logprobs == pytest.approx(expected, abs=1e-5)
 
 
-def test_no_group_no_model(tmp_path: Path) -> None:
-    assert completion_logprobs([], checkpoint=tmp_path / "nothing", progress=QuietProgress()) == []
+def test_no_group_no_model_and_no_policy_for_a_reward_model(policy: Path, tmp_path: Path) -> None:
+    quiet = QuietProgress()
+    assert completion_logprobs([], checkpoint=tmp_path / "nothing", progress=quiet) == []
+    assert score_groups([], reward_model=tmp_path / "nothing", progress=quiet) == []
     with pytest.raises(ModelError, match=r"no config\.json"):
-        completion_logprobs(GROUPS, checkpoint=tmp_path / "nothing", progress=QuietProgress())
+        completion_logprobs(GROUPS, checkpoint=tmp_path / "nothing", progress=quiet)
+    with pytest.raises(ModelError, match="this is not a reward model"):
+        score_groups(GROUPS, reward_model=policy, progress=quiet)

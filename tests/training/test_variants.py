@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alignloop.artifacts import Artifact
-from alignloop.config.training import DpoConfig, DpoVariant, SftConfig, TrainingConfig, Variant
+from alignloop.config.training import DpoConfig, DpoVariant, SftConfig, Variant
 from alignloop.errors import Interrupted
-from alignloop.packing.groups import PromptGroup
 from alignloop.training.variants import (
     TrainedVariant,
     drawn_rows,
@@ -26,16 +22,12 @@ from alignloop.training.variants import (
     variant_seed,
 )
 
-MakeGroups = Callable[..., list[PromptGroup]]
 
-
-@dataclass
 class Heard:
     """Keeps what is said and the labels of the tasks; stops the run, as Ctrl-C would, where `stop_at` is said."""
 
-    stop_at: str = "never"
-    said: list[str] = field(default_factory=list)
-    tasks: list[str] = field(default_factory=list)
+    def __init__(self, stop_at: str = "never") -> None:
+        self.stop_at, self.said, self.tasks = stop_at, list[str](), list[str]()
 
     @contextmanager
     def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
@@ -48,31 +40,18 @@ class Heard:
             raise Interrupted
 
 
-def config_of(kind: type[Any] = SftConfig, **settings: Any) -> Any:
-    return kind(dtype="float32", batch_groups=8, learning_rate=3e-3, **settings)
+Train = Callable[..., list[TrainedVariant]]
 
 
-def run(policy: Path, out_dir: Path, make_groups: MakeGroups, config: Any, progress: Heard) -> list[TrainedVariant]:
-    objective: Any = "dpo" if isinstance(config, DpoConfig) else "sft"
-    completions = 2 if objective == "dpo" else 1
-    start = Artifact(policy, "sha256:policy")
-    return train_variants(
-        objective,
-        groups=make_groups(16, completions=completions),
-        eval_groups=make_groups(4, completions=completions, seed=1),
-        start=start,
-        reference=start if objective == "dpo" else None,
-        out_dir=out_dir,
-        config=config,
-        seed=5,
-        progress=progress,
-        training=TrainingConfig(),
-        run_name="round-01/02_train",
-    )
+@pytest.fixture
+def train(run: Any) -> Train:
+    """Trains 24 groups, three steps an epoch, in a folder, with the given fields of the config."""
 
+    def train(out_dir: Path, *, objective: str = "sft", heard: Heard | None = None, **knobs: Any) -> Any:
+        job = run.job(objective, out_dir, progress=heard or Heard(), run_name="round-01/02_train", **knobs)
+        return train_variants(job, models={"start": "sha256:policy", "reference": None})
 
-def weights(variant: TrainedVariant) -> str:
-    return hashlib.sha256((variant.result.checkpoints[-1] / "model.safetensors").read_bytes()).hexdigest()
+    return train
 
 
 # ---- what a variant is
@@ -85,11 +64,8 @@ def test_a_variant_replaces_the_fields_it_names() -> None:
     assert (second.beta, second.learning_rate, second.epochs) == (0.1, 1e-5, 1)
     assert first.variants == second.variants == ()
     assert variant_config(config, DpoVariant()) == config.model_copy(update={"variants": ()})
-
-
-def test_a_stage_without_variants_is_trained_as_it_is() -> None:
-    config = SftConfig(epochs=3)
-    assert trainings(config) == [(config, Variant())]
+    plain = SftConfig(epochs=3)
+    assert trainings(plain) == [(plain, Variant())]
 
 
 def test_seeds_are_the_stages_own_or_another_for_each() -> None:
@@ -112,70 +88,63 @@ def test_a_share_of_rows_is_drawn_by_seed_and_keeps_its_order() -> None:
 # ---- trained
 
 
-def test_each_variant_trains_in_its_folder_as_it_would_alone(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
-    plain = run(policy, tmp_path / "plain", make_groups, config_of(), Heard())
-    assert [one.number for one in plain] == [None]
-    assert plain[0].dir == tmp_path / "plain"
-    assert {path.name for path in (tmp_path / "plain").iterdir()} == {"checkpoints", "train_log.jsonl"}
+def test_each_variant_trains_in_its_folder_as_it_would_alone(run: Any, train: Train, tmp_path: Path) -> None:
+    def weights(variant: TrainedVariant) -> str:
+        return str(run.digest(variant.result.checkpoints[-1]))
 
+    (plain,) = train(tmp_path / "plain")
+    assert (plain.number, plain.dir) == (None, tmp_path / "plain")
+    assert {path.name for path in plain.dir.iterdir()} == {"checkpoints", "train_log.jsonl"}
     variants = (Variant(), Variant(learning_rate=1e-3), Variant(seed=1, data_fraction=0.5))
-    first, faster, drawn = run(policy, tmp_path / "three", make_groups, config_of(variants=variants), Heard())
+    first, faster, drawn = train(tmp_path / "three", variants=variants)
     assert [path.name for path in sorted((tmp_path / "three").iterdir())] == ["variant-01", "variant-02", "variant-03"]
-    assert weights(first) == weights(plain[0])
-    alone = run(
-        policy, tmp_path / "alone", make_groups, config_of().model_copy(update={"learning_rate": 1e-3}), Heard()
-    )
-    assert weights(faster) == weights(alone[0]) != weights(first)
+    (alone,) = train(tmp_path / "alone", learning_rate=1e-3)
+    assert weights(first) == weights(plain)
+    assert weights(faster) == weights(alone) != weights(first)
     assert (faster.number, faster.changed) == (2, {"learning_rate": 1e-3})
-    # 16 rows, 8 a step: two steps of all of them, one of the half.
-    assert [one.result.num_steps for one in (first, faster, drawn)] == [2, 2, 1]
-    assert len(drawn.rows) == 8
+    # 24 rows, 8 a step: three steps of all of them, two of the half.
+    assert [one.result.num_steps for one in (first, faster, drawn)] == [3, 3, 2]
+    assert len(drawn.rows) == 12
 
 
-def test_a_finished_variant_is_not_trained_again_after_a_kill(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
-    config = config_of(variants=(Variant(seed=1), Variant(seed=2)), num_checkpoints=2, average_span=0.5)
-    unbroken = run(policy, tmp_path / "unbroken", make_groups, config, Heard())
+def test_a_finished_variant_is_not_trained_again_after_a_kill(run: Any, train: Train, tmp_path: Path) -> None:
+    knobs = {"variants": (Variant(seed=1), Variant(seed=2)), "num_checkpoints": 2, "average_span": 0.5}
+    unbroken = train(tmp_path / "unbroken", **knobs)
     with pytest.raises(Interrupted):
-        run(policy, tmp_path / "broken", make_groups, config, Heard(stop_at="variant 2 of 2"))
+        train(tmp_path / "broken", heard=Heard(stop_at="variant 2 of 2"), **knobs)
     done = sorted((tmp_path / "broken").rglob("*.safetensors"))
     assert len(done) == 2
     before = {path: path.stat().st_mtime_ns for path in done}
 
     heard = Heard()
-    resumed = run(policy, tmp_path / "broken", make_groups, config, heard)
+    resumed = train(tmp_path / "broken", heard=heard, **knobs)
     assert {path: path.stat().st_mtime_ns for path in done} == before
     assert heard.tasks.count("train sft") == 1
     assert heard.said[0] == "variant 1 of 2: seed 1 (finished before)"
     for one, other in zip(resumed, unbroken, strict=True):
-        assert weights(one) == weights(other)
+        assert [run.digest(path) for path in one.result.checkpoints] == [
+            run.digest(path) for path in other.result.checkpoints
+        ]
         assert one.result.metrics == other.result.metrics
         assert one.result.checkpoint_metrics == other.result.checkpoint_metrics
         assert one.result.num_tokens == other.result.num_tokens
 
 
-def test_what_a_variant_of_other_settings_left_is_not_taken(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
-    old = run(policy, tmp_path, make_groups, config_of(variants=(Variant(seed=1), Variant(seed=2))), Heard())
-    before = [weights(one) for one in old]
-    heard = Heard()
-    new = run(policy, tmp_path, make_groups, config_of(variants=(Variant(seed=3), Variant(seed=2))), heard)
+def test_what_a_variant_of_other_settings_left_is_not_taken(run: Any, train: Train, tmp_path: Path) -> None:
+    old = train(tmp_path, variants=(Variant(seed=1), Variant(seed=2)))
+    before = [run.digest(one.result.checkpoints[-1]) for one in old]
+    heard, changed = Heard(), (Variant(seed=3), Variant(seed=2))
+    new = train(tmp_path, heard=heard, variants=changed)
     assert heard.tasks.count("train sft") == 1
-    assert weights(new[0]) != before[0]
-    assert weights(new[1]) == before[1]
+    assert run.digest(new[0].result.checkpoints[-1]) != before[0]
+    assert run.digest(new[1].result.checkpoints[-1]) == before[1]
     (tmp_path / "variant-02" / "result.json").write_text(json.dumps({"key": "cut short"}))
-    run(policy, tmp_path, make_groups, config_of(variants=(Variant(seed=3), Variant(seed=2))), heard)
+    train(tmp_path, heard=heard, variants=changed)
     assert heard.tasks.count("train sft") == 2
 
 
-def test_variants_on_the_same_rows_share_the_reference_logprobs(
-    policy: Path, tmp_path: Path, make_groups: MakeGroups
-) -> None:
-    variants = (DpoVariant(), DpoVariant(beta=0.3), DpoVariant(seed=1, data_fraction=0.5))
+def test_variants_on_the_same_rows_share_the_reference_logprobs(train: Train, tmp_path: Path) -> None:
     heard = Heard()
-    run(policy, tmp_path, make_groups, config_of(DpoConfig, variants=variants), heard)
+    variants = (DpoVariant(), DpoVariant(beta=0.3), DpoVariant(seed=1, data_fraction=0.5))
+    train(tmp_path, objective="dpo", heard=heard, variants=variants)
     assert heard.tasks.count("reference logprobs") == 2

@@ -1,0 +1,207 @@
+"""What the trainer has to know of each objective: which groups it takes, which model it trains, its loss on a step.
+
+Losses are divided by the counts of the *whole step*, so that gradients do not depend on how the step was cut into
+microbatches: the microbatch losses and metrics of a step add up to the step's.
+
+Torch-free until something trains: `inspect` asks whether a row would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from alignloop.config.training import DpoConfig, ObjectiveName
+from alignloop.errors import TrainingError
+from alignloop.packing.groups import PromptGroup
+from alignloop.training.job import Dropped, TrainJob
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignloop.packing.batch import RowBatch
+    from alignloop.training.processes import Processes
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What a step's losses are divided by.
+
+    Attributes:
+        num_target_tokens: trained tokens of all completions and prompts.
+        num_chosen_tokens: tokens of the best completions.
+    """
+
+    num_groups: int
+    num_target_tokens: int
+    num_chosen_tokens: int
+
+
+def count_step(groups: Sequence[PromptGroup]) -> StepCounts:
+    """Counts of one step, from the groups alone: known before any microbatch is laid out."""
+    in_prompts = sum(sum(group.prompt_loss_mask[1:]) for group in groups if group.prompt_loss_mask is not None)
+    in_completions = sum(len(c.token_ids) for group in groups for c in group.completions)
+    chosen = sum(len(group.completions[group.ranks.index(min(group.ranks))].token_ids) for group in groups)
+    return StepCounts(num_groups=len(groups), num_target_tokens=in_prompts + in_completions, num_chosen_tokens=chosen)
+
+
+class StepLoss(Protocol):
+    """Loss and metrics of one microbatch, as shares of the step."""
+
+    def __call__(
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Args:
+        output: [C] rewards or [T] logprobs.
+        group_numbers: for each group of the step, as `batch.completion_group` numbers them, its number in the data.
+        """
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One objective.
+
+    Attributes:
+        unfit: why it cannot train on a group; None where it can.
+        losses: of the training groups and of the held-out ones; what the losses need of all groups is computed here.
+        scores: a reward model is trained, and the loss is of [C] rewards; otherwise a policy, and the loss is of the
+            [T] logprobs of the trained tokens.
+    """
+
+    unfit: Callable[[PromptGroup], str | None]
+    losses: Callable[[TrainJob, Processes], tuple[StepLoss, StepLoss]]
+    scores: bool = False
+
+
+# ---- the objectives -------------------------------------------------------------------------------------------------
+
+
+def reward_step(
+    output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Ranked Bradley-Terry."""
+    from alignloop.objectives.reward import reward_loss
+
+    return reward_loss(
+        output, group_index=batch.completion_group, ranks=batch.ranks, num_groups=float(counts.num_groups)
+    )
+
+
+def sft_step(
+    output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy."""
+    from alignloop.objectives.sft import sft_loss
+
+    return sft_loss(output, num_tokens=float(counts.num_target_tokens))
+
+
+@dataclass(frozen=True)
+class DpoStep:
+    """DPO with its NLL term.
+
+    Attributes:
+        reference: per group of the data, the reference model's sums of its two completions, in the group's order.
+    """
+
+    reference: Sequence[tuple[float, ...]]
+    config: DpoConfig
+
+    def __call__(
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        import torch
+
+        from alignloop.objectives.dpo import dpo_loss
+
+        # Completions sorted by group, then rank: chosen and rejected alternate.
+        order = (batch.completion_group * (int(batch.ranks.max()) + 1) + batch.ranks).argsort()
+        chosen, rejected = order[0::2], order[1::2]
+        sums = [self.reference[group_numbers[group]][number] for group, number in batch.owners()]
+        reference = torch.tensor(sums, dtype=torch.float64, device=batch.ranks.device)
+        return dpo_loss(
+            output,
+            completion_index=batch.completion_index,
+            formatting_mask=batch.formatting_mask,
+            chosen=chosen,
+            rejected=rejected,
+            ref_chosen_logprobs=reference[chosen],
+            ref_rejected_logprobs=reference[rejected],
+            beta=self.config.beta,
+            nll_coefficient=self.config.nll_coefficient,
+            nll_reduction=self.config.nll_reduction,
+            mask_formatting_tokens=self.config.mask_formatting_tokens,
+            num_pairs=float(counts.num_groups),
+            num_chosen_tokens=float(counts.num_chosen_tokens),
+        )
+
+
+def _dpo_losses(job: TrainJob, processes: Processes) -> tuple[StepLoss, StepLoss]:
+    from alignloop.training.setup import reference_sums_of
+
+    assert isinstance(job.config, DpoConfig)
+    sums, num_train = reference_sums_of(job, job.config, processes=processes), len(job.groups)
+    return DpoStep(sums[:num_train], job.config), DpoStep(sums[num_train:], job.config)
+
+
+def _unfit_for_reward(group: PromptGroup) -> str | None:
+    if len(group.completions) < 2:
+        return "it has one ranked completion: a reward model learns from two or more"
+    if len(set(group.ranks)) < 2:
+        return "all its completions have the same rank: there is nothing to compare"
+    return None
+
+
+def _unfit_for_sft(group: PromptGroup) -> str | None:
+    bare = [number for number, completion in enumerate(group.completions) if all(completion.formatting_mask)]
+    return f"completion {bare[0]} has formatting tokens only: its text comes to no token" if bare else None
+
+
+def _unfit_for_dpo(group: PromptGroup) -> str | None:
+    if (reason := _unfit_for_sft(group)) is not None:
+        return reason
+    if len(group.completions) != 2 or len(set(group.ranks)) != 2:
+        return f"DPO needs one chosen and one rejected completion, found ranks {list(group.ranks)}"
+    return None
+
+
+OBJECTIVES: Mapping[ObjectiveName, Objective] = {
+    "reward": Objective(_unfit_for_reward, lambda job, processes: (reward_step, reward_step), scores=True),
+    "sft": Objective(_unfit_for_sft, lambda job, processes: (sft_step, sft_step)),
+    "dpo": Objective(_unfit_for_dpo, _dpo_losses),
+}
+
+
+# ---- which groups train ---------------------------------------------------------------------------------------------
+
+
+def screen(
+    groups: Sequence[PromptGroup], *, objective: ObjectiveName, max_length: int
+) -> tuple[list[PromptGroup], Dropped]:
+    """Groups that train, and the others with their reasons: `in == kept + dropped`; none is cut.
+
+    Raises:
+        TrainingError: nothing is left.
+    """
+    reasons = [(group, drop_reason(group, objective=objective, max_length=max_length)) for group in groups]
+    kept = [group for group, reason in reasons if reason is None]
+    dropped = tuple((group.id, reason) for group, reason in reasons if reason is not None)
+    if kept:
+        return kept, dropped
+    if not dropped:
+        raise TrainingError(f"{objective}: there is no row to train on: the stage was given none")
+    row, reason = dropped[0]
+    raise TrainingError(
+        f"{objective}: no row is left to train on: all {len(dropped)} were dropped. The first, {row}: {reason}"
+    )
+
+
+def drop_reason(group: PromptGroup, *, objective: ObjectiveName, max_length: int) -> str | None:
+    """Why the objective cannot train on a group; None where it can."""
+    if group.longest > max_length:
+        return f"prompt and longest completion have {group.longest} tokens, max_length is {max_length}"
+    for number, completion in enumerate(group.completions):
+        if not completion.token_ids:
+            return f"completion {number} has no token to train on"
+    return OBJECTIVES[objective].unfit(group)
