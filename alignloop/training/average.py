@@ -109,7 +109,7 @@ def shares_of(
     Raises:
         UserError: not one weight for each that is averaged, or nothing to choose by.
     """
-    chosen = range(len(metrics))
+    chosen: Sequence[int] = range(len(metrics))
     if config.choose is not None and config.choose < len(metrics):
         chosen = best_checkpoints(metrics, choose=config.choose, metric=config.metric, section=section)
     if config.weights is not None and len(config.weights) != len(chosen):

@@ -219,16 +219,17 @@ def open_trackers(
     for name in wanted:
         try:
             if name in RUN_TRACKERS:
-                opened[name] = RUN_TRACKERS[name](curve.folder), curve
-                opened[name][0].describe(curve.group, config)
+                tracker = RUN_TRACKERS[name](curve.folder)
+                tracker.describe(curve.group, config)
+                opened[name] = tracker, curve
             else:
                 opened[name] = _Callback(name, out_dir, run_name, config), Curve(out_dir, "train")
         except Exception as error:  # libraries raise what they like where nobody is logged in
             if name not in names:
                 say(f"  tracker {name}: {first_line(error)}; train_log.jsonl has it all")
                 continue
-            for tracker, _ in opened.values():
-                tracker.close()
+            for other, _ in opened.values():
+                other.close()
             raise UserError(
                 f"training.trackers: {name} cannot start: {first_line(error)}. Set it up, or leave it out"
             ) from error
