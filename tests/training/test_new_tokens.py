@@ -189,7 +189,7 @@ def test_rows_of_new_tokens_train_and_no_others(run: Any, objective: Any, start:
 MARKS = ("<|im_start|>", "<|im_end|>", "<|spare|>")
 
 
-def base_with_marks(policy: Path, path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+def base_with_marks(policy: Path, path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
     """A base of 67 tokens, the last three special, whose rows `change` sets; its output head is of its own."""
     model: Any = AutoModelForCausalLM.from_pretrained(policy)
     tokenizer = AutoTokenizer.from_pretrained(policy)
@@ -207,36 +207,24 @@ def base_with_marks(policy: Path, path: Path, change: Callable[[dict[str, torch.
     return path
 
 
-def untouched(tensors: dict[str, torch.Tensor]) -> None:
-    pass
-
-
-def one_value(tensors: dict[str, torch.Tensor]) -> None:
-    tensors[EMBEDDING][64:] = 0.3
-
-
-def nearly_one_value(tensors: dict[str, torch.Tensor]) -> None:
-    """As transformers adds rows: the mean and next to nothing about it."""
-    tensors[EMBEDDING][64:] = 0.3 + 1e-4 * torch.arange(3)[:, None]
-
-
-def nothing_in_the_head(tensors: dict[str, torch.Tensor]) -> None:
-    tensors[HEAD][65] = 1e-23
-
-
-def a_short_row(tensors: dict[str, torch.Tensor]) -> None:
+def short_row(tensors: dict[str, torch.Tensor]) -> None:
     tensors[EMBEDDING][64] *= 0.1
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (untouched, {}),
-        (one_value, {64: "empty", 65: "empty"}),
-        (nearly_one_value, {64: "empty", 65: "empty"}),
-        (nothing_in_the_head, {65: "empty"}),
-        (a_short_row, {64: "weak"}),
+        (lambda tensors: None, {}),
+        (lambda tensors: tensors[EMBEDDING][64:].fill_(0.3), {64: "empty", 65: "empty"}),
+        # As transformers adds rows: the mean and next to nothing about it.
+        (
+            lambda tensors: tensors[EMBEDDING][64:].copy_(0.3 + 1e-4 * torch.arange(3)[:, None]),
+            {64: "empty", 65: "empty"},
+        ),
+        (lambda tensors: tensors[HEAD][65].fill_(1e-23), {65: "empty"}),
+        (short_row, {64: "weak"}),
     ],
+    ids=["trained", "one value", "nearly one value", "nothing in the head", "a short row"],
 )
 def test_tokens_whose_rows_were_never_trained_are_found(
     change: Any, expected: dict[int, str], policy: Path, tmp_path: Path
@@ -272,7 +260,7 @@ def test_llama_3_is_found_as_it_is_published(tmp_path: Path) -> None:
 
 
 def test_the_bases_own_end_counts_as_trained_however_short_its_row(policy: Path, tmp_path: Path) -> None:
-    base = base_with_marks(policy, tmp_path / "base", a_short_row)
+    base = base_with_marks(policy, tmp_path / "base", short_row)
     tokenizer = AutoTokenizer.from_pretrained(base)
     give_template(tokenizer, load_template("chatml"))
     chat, tensors = ChatFormat(tokenizer), stored_tensors(base)
@@ -294,14 +282,14 @@ def test_the_plan_names_new_tokens_as_the_base_stage_finds_them(policy: Path, tm
         assert findings.problems == []
         return [note for note in findings.notes if "new to it" in note]
 
-    base = base_with_marks(policy, tmp_path / "marked", one_value)
+    base = base_with_marks(policy, tmp_path / "marked", lambda tensors: tensors[EMBEDDING][64:].fill_(0.3))
     lora: dict[str, Any] = {"sft": {"lora": {}}, "dpo": {"lora": {}}}
     (note,) = notes(base, chat_template="chatml", **lora)
     assert note == (
         "base: 2 tokens are new to it: <|im_start|>, <|im_end|> (never trained; their rows are drawn anew, near the "
         "mean of the others); they train beside the adapters of sft, dpo"
     )
-    bare = base_with_marks(policy, tmp_path / "bare", untouched)
+    bare = base_with_marks(policy, tmp_path / "bare", lambda tensors: None)
     (note,) = notes(bare, chat_template="llama3")
     assert note.startswith("base: 5 tokens are new to it: <|begin_of_text|>, <|end_of_text|>, ")
     assert note.endswith("<|eot_id|> (added; their rows are drawn, near the mean of the others)")
