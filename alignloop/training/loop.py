@@ -33,7 +33,6 @@ from alignloop.training.job import (
     shuffled,
     weights_digest,
 )
-from alignloop.training.memory import free_memory, loading_memory, out_of_memory_elsewhere, remedy_of
 from alignloop.training.new_tokens import load_new_tokens
 from alignloop.training.objectives import OBJECTIVES, screen
 from alignloop.training.processes import (
@@ -45,9 +44,17 @@ from alignloop.training.processes import (
     unwrapped,
     wrapped,
 )
-from alignloop.training.setup import build_module, build_optimizer, build_runner, checkpoint_gradients, held_in
-from alignloop.training.step import StepFigures, Trainee
+from alignloop.training.rows import free_memory, loading_memory, out_of_memory_elsewhere, remedy_of
 from alignloop.training.trackers import HELD_OUT, Trackers, TrainLog, open_trackers
+from alignloop.training.trainee import (
+    StepFigures,
+    Trainee,
+    build_module,
+    build_optimizer,
+    build_runner,
+    checkpoint_gradients,
+    held_in,
+)
 from alignloop.training.worker import LAUNCH_FOLDER
 
 LN_2 = math.log(2.0)

@@ -22,7 +22,6 @@ from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import NO_COMPLETION
 from alignloop.progress import Progress
 from alignloop.training.base_weights import by
-from alignloop.training.token_rows import rows_of
 
 Dtype = Literal["float32", "bfloat16"]
 Quantize = Literal["none", "nf4"]
@@ -32,6 +31,8 @@ SCORE_HEAD_STD = 0.02
 
 SCORE_HEAD = "score.weight"
 HEAD_TOLERANCE = 1e-2
+ROWS = "new_rows"
+"""Rows of an embedding or an output head that train while the rest of it stays frozen (see `adapters`)."""
 _REMEDY = "copy config.json and weights from one place"
 
 
@@ -224,6 +225,12 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def rows_of(module: Any) -> tuple[Tensor, tuple[int, ...]] | None:
+    """[k, D] trainable rows of an embedding or an output head, and the tokens they are of."""
+    rows = getattr(module, ROWS, None)
+    return None if rows is None else (rows, module.new_token_ids)
 
 
 class TokenLogprobs(nn.Module):

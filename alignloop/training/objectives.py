@@ -138,7 +138,7 @@ class DpoStep:
 
 
 def _dpo_losses(job: TrainJob, processes: Processes) -> tuple[StepLoss, StepLoss]:
-    from alignloop.training.setup import reference_sums_of
+    from alignloop.training.reference import reference_sums_of
 
     assert isinstance(job.config, DpoConfig)
     sums, num_train = reference_sums_of(job, job.config, processes=processes), len(job.groups)

@@ -22,7 +22,6 @@ from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import auto_row_tokens
 from alignloop.progress import Progress
-from alignloop.training.memory import free_memory, loading_memory
 from alignloop.training.model import (
     CompletionRewards,
     Dtype,
@@ -35,7 +34,7 @@ from alignloop.training.model import (
     pad_token_id_of,
     uses_bfloat16,
 )
-from alignloop.training.rows import RowRunner
+from alignloop.training.rows import RowRunner, free_memory, loading_memory
 
 T = TypeVar("T")
 

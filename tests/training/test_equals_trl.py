@@ -30,8 +30,8 @@ from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, Source
 from alignloop.training.model import CompletionRewards, TokenLogprobs, load_policy, load_reward_model, pad_token_id_of
 from alignloop.training.objectives import DpoStep, StepLoss, count_step, reward_step
+from alignloop.training.reference import reference_sums
 from alignloop.training.rows import RowRunner
-from alignloop.training.setup import reference_sums
 
 BATCHES = 4
 PAIRS = 6

@@ -18,7 +18,7 @@ from alignloop.config.training import LoraConfig, SftConfig, TrainingConfig
 from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.training import model as models
-from alignloop.training import setup
+from alignloop.training import trainee
 from alignloop.training.job import learning_rate, step_batches
 
 MakeGroups = Callable[..., list[PromptGroup]]
@@ -169,7 +169,7 @@ def test_separate_rows_give_the_same_steps(
     run: Any, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(objective, tmp_path / "packed")
-    monkeypatch.setattr(setup, "choose_layout", lambda *args, **kwargs: "separate")
+    monkeypatch.setattr(trainee, "choose_layout", lambda *args, **kwargs: "separate")
     run(objective, tmp_path / "separate")
     for ours, theirs in zip(run.log(tmp_path / "packed"), run.log(tmp_path / "separate"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-4)

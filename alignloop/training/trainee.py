@@ -1,4 +1,7 @@
-"""One optimiser step: gradients from all its microbatches, over all processes, then the update."""
+"""What a training trains, built from its job, and one optimiser step of it.
+
+A step takes gradients from all its microbatches, over all processes, then the update.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,131 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from alignloop.errors import TrainingError
+from alignloop.errors import ModelError, TrainingError
+from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
-from alignloop.packing.layout import packed_num_tokens
+from alignloop.packing.layout import auto_row_tokens, packed_num_tokens
+from alignloop.training.adapters import add_adapter, trained_in_words
+from alignloop.training.base_weights import check_can_quantize
 from alignloop.training.job import TrainJob
-from alignloop.training.memory import stepping_memory
-from alignloop.training.objectives import StepLoss, count_step
+from alignloop.training.model import (
+    CompletionRewards,
+    Quantize,
+    TokenLogprobs,
+    backbone_of,
+    check_head,
+    check_vocabulary,
+    load_policy,
+    load_reward_model,
+    pad_token_id_of,
+    uses_bfloat16,
+)
+from alignloop.training.new_tokens import load_new_tokens
+from alignloop.training.objectives import OBJECTIVES, StepLoss, count_step
 from alignloop.training.processes import Processes, without_sync
-from alignloop.training.rows import TRAINING_REMEDY, RowRunner, forward_passes, shared_microbatches
+from alignloop.training.rows import (
+    TRAINING_REMEDY,
+    RowRunner,
+    forward_passes,
+    loading_memory,
+    remedy_of,
+    shared_microbatches,
+    stepping_memory,
+)
 
 SHOWN_ROWS = 20
+
+
+def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, trains: bool = True) -> nn.Module:
+    """The model at `checkpoint` as the objective sees it, on its device.
+
+    Args:
+        trains: False for the reference model, which has no adapter. It is held in the same precision, so that a policy
+            that starts from it starts as it.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded, does not fit the token ids or into memory, or takes no such
+            adapter.
+    """
+    lora = job.config.lora
+    quantize: Quantize = "none" if lora is None else lora.quantize
+    if quantize != "none":
+        where = f"{job.objective}.lora.quantize"
+        check_can_quantize(where)
+        if device.type != "cuda":
+            raise ModelError(f"{where}: nf4 weights are not sharded over processes: set training.accelerate: ddp")
+    dtype = held_in(job, device=device)
+    with loading_memory(checkpoint, dtype=dtype, device=device, remedy=remedy_of(job)):
+        if OBJECTIVES[job.objective].scores:
+            model = load_reward_model(checkpoint, seed=job.seed, dtype=dtype, quantize=quantize, device=device)
+            module: nn.Module = CompletionRewards(model, isolate=job.isolate)
+        else:
+            model = load_policy(checkpoint, dtype=dtype, quantize=quantize, device=device)
+            module = TokenLogprobs(model)
+        check_vocabulary(model, job.all_groups, checkpoint=checkpoint)
+        if lora is not None and trains:
+            new = [token.id for token in load_new_tokens(checkpoint)]
+            add_adapter(model, lora, seed=job.seed, new_token_ids=new)
+            job.progress.say(f"  {job.objective}: {trained_in_words(model)}")
+        module.to(device)
+        if isinstance(module, TokenLogprobs):
+            check_head(module)
+    return module
+
+
+def held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
+    """Weights that train are float32; under an adapter they are frozen and need no more than the forward pass uses.
+
+    On a CPU (and where they are sharded from there, which wants one dtype) they stay float32.
+    """
+    frozen = job.config.lora is not None and job.config.dtype == "bfloat16" and device.type != "cpu"
+    return torch.bfloat16 if frozen else torch.float32
+
+
+def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunner:
+    """Row size, precision, and packed or separate rows, whichever is exact on this model."""
+    longest = max(group.longest for group in job.all_groups)
+    backbone = backbone_of(module.model)
+    mode = processes.of_first(lambda: choose_layout(backbone, longest=longest, progress=job.progress))
+    if mode == "separate" and not job.isolate:
+        job.progress.say("  reward.isolate: false changes nothing on separate rows: each completion is read alone")
+    return RowRunner(
+        mode=mode,
+        row_tokens=job.config.row_tokens or auto_row_tokens(max(packed_num_tokens(group) for group in job.all_groups)),
+        rows=job.rows,
+        pad_token_id=pad_token_id_of(module.model),
+        device=processes.device,
+        bfloat16=uses_bfloat16(job.config.dtype, device=processes.device, progress=job.progress),
+        progress=job.progress,
+    )
+
+
+def checkpoint_gradients(module: Any) -> None:
+    """Compute activations again in the backward pass; to be set before a module is wrapped."""
+    module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers recomputes activations in training mode alone; dropout is zero by now.
+    module.train()
+
+
+def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the parameters of the (wrapped) module that train; biases and norms do not decay."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    param_groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": job.config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    used = [group for group in param_groups if group["params"]]
+    return torch.optim.AdamW(used, lr=job.config.learning_rate, fused=True)
+
+
+# ---- one step -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
