@@ -34,7 +34,7 @@ from alignloop.training.job import (
     weights_digest,
 )
 from alignloop.training.new_tokens import load_new_tokens
-from alignloop.training.objectives import OBJECTIVES, screen
+from alignloop.training.objectives import screen
 from alignloop.training.processes import (
     Processes,
     model_state,
@@ -42,19 +42,10 @@ from alignloop.training.processes import (
     restore,
     this_process,
     unwrapped,
-    wrapped,
 )
-from alignloop.training.rows import free_memory, loading_memory, out_of_memory_elsewhere, remedy_of
+from alignloop.training.rows import free_memory, out_of_memory_elsewhere
 from alignloop.training.trackers import HELD_OUT, Trackers, TrainLog, open_trackers
-from alignloop.training.trainee import (
-    StepFigures,
-    Trainee,
-    build_module,
-    build_optimizer,
-    build_runner,
-    checkpoint_gradients,
-    held_in,
-)
+from alignloop.training.trainee import Trainee, build_trainee
 from alignloop.training.worker import LAUNCH_FOLDER
 
 LN_2 = math.log(2.0)
@@ -168,7 +159,7 @@ class _Run:
     def run(self) -> TrainMetrics:
         rows = self.job.rows
         try:
-            trainee = self._trainee()
+            trainee = build_trainee(self.job, processes=self.processes)
             rows = trainee.runner.rows
             return self._train(trainee)
         except RuntimeError as error:
@@ -177,20 +168,6 @@ class _Run:
             if self.processes.alone:
                 raise out_of_memory_elsewhere(self.job, error, device=self.processes.device) from error
             raise ProcessOutOfMemory(rows) from error
-
-    def _trainee(self) -> Trainee:
-        """The model, wrapped over the processes, and what trains it."""
-        job, processes = self.job, self.processes
-        train_loss, eval_loss = OBJECTIVES[job.objective].losses(job, processes)
-        module = build_module(job, job.checkpoint, device=processes.load_device)
-        runner = build_runner(job, module, processes=processes)
-        if job.config.gradient_checkpointing:
-            checkpoint_gradients(module)
-        dtype = held_in(job, device=processes.load_device)
-        with loading_memory(job.checkpoint, dtype=dtype, device=processes.device, remedy=remedy_of(job)):
-            module = wrapped(module, processes=processes, bfloat16=runner.bfloat16)
-        optimizer = build_optimizer(job, module)
-        return Trainee(job, processes, module, runner, optimizer, train_loss, eval_loss)
 
     def _train(self, trainee: Trainee) -> TrainMetrics:
         points = ResumePoints(self.job.out_dir / "resume", key=self.processes.of_first(lambda: _resume_key(self.job)))
@@ -206,12 +183,11 @@ class _Run:
             for step in range(first, num_steps):
                 rate = learning_rate(step, num_steps=num_steps, config=self.config)
                 name = f"step {step + 1} of {num_steps}"
-                figures = trainee.step(self.batches[step], learning_rate=rate, step=name)
-                if step == 0 and "dpo_loss" in figures.metrics:
-                    self._check_step_0(figures.metrics["dpo_loss"])
-                held_out = self._keep(step + 1, trainee)
+                row = trainee.step(self.batches[step], learning_rate=rate, step=name)
+                if step == 0 and "dpo_loss" in row:
+                    self._check_step_0(row["dpo_loss"])
+                row |= {f"{HELD_OUT}{name}": value for name, value in self._keep(step + 1, trainee).items()}
                 if is_first:
-                    row = _log_row(figures, learning_rate=rate, held_out=held_out)
                     self.log.append(step + 1, row)
                     trackers.log(step + 1, row)
                 self._save_point(step + 1, points, trainee)
@@ -277,18 +253,6 @@ class _Run:
         trainee.runner.rows = min(trainee.runner.rows, state["rows"])
         self.job.progress.say(f"  {self.job.objective}: going on after step {state['step']} of {len(self.batches)}")
         return int(state["step"])
-
-
-def _log_row(figures: StepFigures, *, learning_rate: float, held_out: dict[str, float]) -> dict[str, float]:
-    return {
-        "loss": figures.loss,
-        "learning_rate": learning_rate,
-        "grad_norm": figures.grad_norm,
-        "tokens_per_second": round(figures.tokens_per_second, 1),
-        "num_tokens": figures.num_tokens,
-        **figures.metrics,
-        **{f"{HELD_OUT}{name}": value for name, value in held_out.items()},
-    }
 
 
 def _resume_key(job: TrainJob) -> str:

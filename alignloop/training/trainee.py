@@ -38,7 +38,7 @@ from alignloop.training.model import (
 )
 from alignloop.training.new_tokens import load_new_tokens
 from alignloop.training.objectives import OBJECTIVES, StepLoss, count_step
-from alignloop.training.processes import Processes, without_sync
+from alignloop.training.processes import Processes, without_sync, wrapped
 from alignloop.training.rows import (
     TRAINING_REMEDY,
     RowRunner,
@@ -70,7 +70,7 @@ def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, train
         check_can_quantize(where)
         if device.type != "cuda":
             raise ModelError(f"{where}: nf4 weights are not sharded over processes: set training.accelerate: ddp")
-    dtype = held_in(job, device=device)
+    dtype = _held_in(job, device=device)
     with loading_memory(checkpoint, dtype=dtype, device=device, remedy=remedy_of(job)):
         if OBJECTIVES[job.objective].scores:
             model = load_reward_model(checkpoint, seed=job.seed, dtype=dtype, quantize=quantize, device=device)
@@ -89,7 +89,7 @@ def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, train
     return module
 
 
-def held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
+def _held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
     """Weights that train are float32; under an adapter they are frozen and need no more than the forward pass uses.
 
     On a CPU (and where they are sharded from there, which wants one dtype) they stay float32.
@@ -116,42 +116,7 @@ def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunn
     )
 
 
-def checkpoint_gradients(module: Any) -> None:
-    """Compute activations again in the backward pass; to be set before a module is wrapped."""
-    module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # transformers recomputes activations in training mode alone; dropout is zero by now.
-    module.train()
-
-
-def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over the parameters of the (wrapped) module that train; biases and norms do not decay."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    param_groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": job.config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    used = [group for group in param_groups if group["params"]]
-    return torch.optim.AdamW(used, lr=job.config.learning_rate, fused=True)
-
-
 # ---- one step -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """What a step showed; the same in every process.
-
-    Attributes:
-        metrics: the objective's.
-        grad_norm: before clipping.
-        num_tokens: of the step's rows, as packed; held-out rows are not among them.
-    """
-
-    loss: float
-    metrics: dict[str, float]
-    grad_norm: float
-    tokens_per_second: float
-    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -170,11 +135,15 @@ class Trainee:
     train_loss: StepLoss
     eval_loss: StepLoss
 
-    def step(self, numbers: Sequence[int], *, learning_rate: float, step: str) -> StepFigures:
+    def step(self, numbers: Sequence[int], *, learning_rate: float, step: str) -> dict[str, float]:
         """Train on the groups with these numbers in the data.
 
         Args:
             step: `step 3 of 80`, for messages.
+
+        Returns:
+            What the log has of it, the same in every process: the gradient's norm before clipping, tokens of the
+            step's rows as packed, the objective's metrics.
 
         Raises:
             TrainingError: loss or gradient is not finite, or memory ran out.
@@ -197,7 +166,14 @@ class Trainee:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(packed_num_tokens(group) for group in groups)
-        return StepFigures(loss, metrics, grad_norm, num_tokens / (time.monotonic() - started), num_tokens)
+        return {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "tokens_per_second": round(num_tokens / (time.monotonic() - started), 1),
+            "num_tokens": num_tokens,
+            **metrics,
+        }
 
     def _gradients(
         self, numbers: Sequence[int], groups: Sequence[PromptGroup], step: str
@@ -248,6 +224,28 @@ class Trainee:
             loss, metrics = self.eval_loss(output, batch=batch, counts=counts, group_numbers=numbers)
             parts.append({name: float(value) for name, value in {"loss": loss, **metrics}.items()})
         return _summed(self.processes.gathered(_summed(parts)))
+
+
+def build_trainee(job: TrainJob, *, processes: Processes) -> Trainee:
+    """The model, wrapped over the processes, and what trains it: AdamW, under which biases and norms do not decay."""
+    train_loss, eval_loss = OBJECTIVES[job.objective].losses(job, processes)
+    module: Any = build_module(job, job.checkpoint, device=processes.load_device)
+    runner = build_runner(job, module, processes=processes)
+    if job.config.gradient_checkpointing:
+        module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers recomputes activations in training mode alone; dropout is zero by now.
+        module.train()
+    dtype = _held_in(job, device=processes.load_device)
+    with loading_memory(job.checkpoint, dtype=dtype, device=processes.device, remedy=remedy_of(job)):
+        module = wrapped(module, processes=processes, bfloat16=runner.bfloat16)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    param_groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": job.config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    used = [group for group in param_groups if group["params"]]
+    optimizer = torch.optim.AdamW(used, lr=job.config.learning_rate, fused=True)
+    return Trainee(job, processes, module, runner, optimizer, train_loss, eval_loss)
 
 
 def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
