@@ -16,8 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int, new_token_ids: Seq
     if head is not None:
         head.weight.requires_grad_(True)
     if new_token_ids:
-        add_token_rows(model, new_token_ids)
+        _add_token_rows(model, new_token_ids)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -118,7 +117,7 @@ def trained_in_words(model: nn.Module) -> str:
     """`LoRA: 1,234 of 56,789 parameters train (2.17 %), among them the rows of 3 new tokens`."""
     trained = sum(parameter.numel() for parameter in trained_state(model).values())
     total = sum(_num_numbers(parameter) for parameter in model.parameters())
-    count = num_new_tokens(model)
+    count = max((len(module.new_token_ids) for module in _matrices(model).values()), default=0)
     rows = f", among them the rows of {count} new token{'s' if count > 1 else ''}" if count else ""
     return f"LoRA: {trained:,} of {total:,} parameters train ({trained / total:.2%}){rows}"
 
@@ -144,7 +143,10 @@ def merged_model(model: Any, *, start: Path, state_dict: Mapping[str, Tensor] | 
             weight.add_(delta.T if layer.fan_in_fan_out else delta)
         if (head := trained.get(f"{SCORE}.weight")) is not None:
             plain.get_parameter(f"{SCORE}.weight").copy_(head.float().cpu())
-    merge_rows(model, plain, trained=trained)
+        for name, module in _matrices(model).items():
+            # As far as training has moved them: what a matrix lost where it is held in bfloat16 stays in.
+            moved = trained[f"{name}.{ROWS}"].float().cpu() - module.get_buffer(START).cpu()
+            plain.get_parameter(f"{name}.weight")[list(module.new_token_ids)] += moved
     return plain
 
 
@@ -171,9 +173,11 @@ def save_adapter(
     if not model.can_generate():
         tensors[f"{PREFIX}{SCORE}.weight"] = trained[f"{SCORE}.weight"].float().cpu().contiguous()
         config["modules_to_save"] = [SCORE]
-    rows, indices = saved_rows(model, merged)
-    tensors |= {f"{PREFIX}{name}": values for name, values in rows.items()}
-    config["trainable_token_indices"] = indices or None
+    indices = {name: list(module.new_token_ids) for name, module in _matrices(model).items()}
+    for name, ids in indices.items():
+        rows = merged.get_parameter(f"{name}.weight").detach()[ids]
+        tensors[f"{PREFIX}{name}.{TOKEN_ROWS}"] = rows.contiguous()
+    config["trainable_token_indices"] = {name.rpartition(".")[2]: ids for name, ids in indices.items()} or None
     config["inference_mode"] = True
     config["base_model_name_or_path"] = os.path.relpath(start.resolve(), directory.resolve())
     directory.mkdir(parents=True)
@@ -232,7 +236,7 @@ def _num_numbers(parameter: Any) -> int:
 # and its gradient would each take what the whole embedding takes. What is saved is in PEFT's form.
 
 
-def add_token_rows(model: Any, token_ids: Sequence[int]) -> None:
+def _add_token_rows(model: Any, token_ids: Sequence[int]) -> None:
     """Make the rows of these tokens trainable, in place, in the embedding and in the output head.
 
     They start as they are, in float32. Where the two are one matrix, one set of rows serves both.
@@ -254,32 +258,6 @@ def _matrices(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, START)}
 
 
-def num_new_tokens(model: nn.Module) -> int:
-    return max((len(module.new_token_ids) for module in _matrices(model).values()), default=0)
-
-
-@torch.no_grad()
-def merge_rows(model: nn.Module, plain: nn.Module, *, trained: Mapping[str, Tensor]) -> None:
-    """Move the rows of a plain float32 model as far as training has moved those of `model`: to `trained`, by name.
-
-    What the frozen matrix lost where it is held in bfloat16 stays in.
-    """
-    for name, module in _matrices(model).items():
-        moved = trained[f"{name}.{ROWS}"].float().cpu() - module.get_buffer(START).cpu()
-        plain.get_parameter(f"{name}.weight")[list(module.new_token_ids)] += moved
-
-
-def saved_rows(model: nn.Module, plain: nn.Module) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """(tensors by PEFT's names, its `trainable_token_indices`) of the rows that `merge_rows` put into `plain`."""
-    tensors: dict[str, Tensor] = {}
-    indices: dict[str, list[int]] = {}
-    for name, module in _matrices(model).items():
-        ids = list(module.new_token_ids)
-        tensors[f"{name}.{TOKEN_ROWS}"] = plain.get_parameter(f"{name}.weight").detach()[ids].contiguous()
-        indices[name.rpartition(".")[2]] = ids
-    return tensors, indices
-
-
 def _attach(module: Any, token_ids: Sequence[int]) -> None:
     start = module.weight.detach()[sorted(token_ids)].float()
     _register(module, nn.Parameter(start.clone()), token_ids)
@@ -294,24 +272,19 @@ def _register(module: Any, rows: nn.Parameter, token_ids: Sequence[int]) -> None
 
 
 def _embed_rows(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """The embedding's output with its own forward over the trainable rows where a token is one of theirs."""
+    """The embedding's output with its own forward over the trainable rows where a token is one of theirs.
+
+    For that it is an embedding of these rows alone: some scale or norm what they look up.
+    """
     ids, row_ids = args[0], module.get_buffer(ROW_IDS)
-    places = torch.searchsorted(row_ids, ids).clamp_(max=len(row_ids) - 1)
-    with _rows_as_weight(module):
-        replaced = module.forward(places)
-    return torch.where((row_ids[places] == ids)[..., None], replaced, output)
-
-
-@contextmanager
-def _rows_as_weight(module: Any) -> Iterator[None]:
-    """An embedding of the trainable rows alone, for as long as the block runs: some scale or norm what they look up."""
+    numbers = torch.searchsorted(row_ids, ids).clamp_(max=len(row_ids) - 1)
     weight, padding = module._parameters["weight"], module.padding_idx
-    module._parameters["weight"] = module.new_rows.to(weight.dtype)
-    module.padding_idx = None
+    module._parameters["weight"], module.padding_idx = module.new_rows.to(weight.dtype), None
     try:
-        yield
+        replaced = module.forward(numbers)
     finally:
         module._parameters["weight"], module.padding_idx = weight, padding
+    return torch.where((row_ids[numbers] == ids)[..., None], replaced, output)
 
 
 def _replace_logits(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
