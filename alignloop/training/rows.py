@@ -262,16 +262,18 @@ def stepping_memory(job: TrainJob, module: nn.Module, *, device: torch.device, s
     Raises:
         TrainingError: memory ran out; it says how much training takes.
     """
-    count = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    num = job.training.num_processes
-    shared = f" (over {num} processes)" if num > 1 and job.training.accelerate != "ddp" else ""
-    with _explained(
-        lambda: TrainingError(
+
+    def explain() -> TrainingError:
+        count = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        num = job.training.num_processes
+        shared = f" (over {num} processes)" if num > 1 and job.training.accelerate != "ddp" else ""
+        return TrainingError(
             f"{job.objective}: out of memory in the optimiser's update at {step}: {count:,} weights train, which take "
             f"{count * TRAINED_BYTES / GB:,.1f} GB with gradients and moments{shared}, {_device_memory(device)}. "
             f"{remedy_of(job)}use a smaller model"
         )
-    ):
+
+    with _explained(explain):
         yield
 
 
