@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from alignloop.packing.groups import PromptGroup
 from alignloop.training import model as models
 from alignloop.training import trainee
 from alignloop.training.job import learning_rate, step_batches
+from alignloop.training.loop import train
+from alignloop.training.objectives import OBJECTIVES, Objective, sft_step
 
 MakeGroups = Callable[..., list[PromptGroup]]
 
@@ -68,6 +71,22 @@ def plain_logprobs(model: Any, group: PromptGroup) -> torch.Tensor:
     ids = torch.tensor([group.prompt_ids + completion])
     where = torch.arange(len(group.prompt_ids) - 1, ids.shape[1] - 1)
     return model(input_ids=ids).logits[0].log_softmax(-1)[where, torch.tensor(completion)]
+
+
+def test_another_objective_trains_by_its_entry_alone(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of SFT's loss: the same steps at a gradient half as long."""
+
+    def half(*arguments: Any, **named: Any) -> Any:
+        loss, metrics = sft_step(*arguments, **named)
+        return loss / 2, {"half": loss.detach() / 2, **metrics}
+
+    entry = Objective(unfit=lambda group: None, losses=lambda job, processes: (half, half))
+    monkeypatch.setitem(OBJECTIVES, "half", entry)  # type: ignore[arg-type]
+    run("sft", tmp_path / "sft")
+    train(replace(run.job("sft", tmp_path / "half"), objective="half"))
+    first, whole = run.log(tmp_path / "half")[0], run.log(tmp_path / "sft")[0]
+    assert first["loss"] == first["half"] == pytest.approx(whole["loss"] / 2)
+    assert first["grad_norm"] == pytest.approx(whole["grad_norm"] / 2, rel=1e-5)
 
 
 def test_a_policy_checkpoint_is_complete_and_trackers_have_what_the_log_has(
