@@ -8,7 +8,6 @@ A tracker that fails is dropped, and training goes on.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.artifacts import write_text
-from alignloop.errors import RecipeError, UserError
+from alignloop.errors import RecipeError, UserError, did_you_mean
 from alignloop.training.run_trackers import (
     FOLDER,
     PROJECT,
@@ -127,8 +126,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def _problem(name: str) -> str | None:
     if name not in TRACKERS:
-        near = difflib.get_close_matches(name.lower(), TRACKERS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TRACKERS)}"
+        hint = did_you_mean(name.lower(), TRACKERS, cutoff=0.5, quote="'") or f"known: {', '.join(TRACKERS)}"
         return f"unknown tracker {name!r} - {hint}"
     variable = VARIABLES.get(name)
     if variable is not None and not os.environ.get(variable):
