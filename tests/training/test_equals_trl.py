@@ -88,7 +88,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     root = tmp_path_factory.mktemp("trl")
-    candidates = rows_in_the_test() + read_preferences([QUICKSTART / "data" / "preferences.jsonl"]).rows[:40]
+    candidates = (
+        rows_in_the_test()
+        + read_preferences([QUICKSTART / "data" / "preferences.jsonl"], max_bad_fraction=0.0).rows[:40]
+    )
     tokenizer = trained_tokenizer(candidates)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
