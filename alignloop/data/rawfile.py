@@ -31,6 +31,7 @@ from alignloop.errors import DataError
 _SCORE = re.compile(r"(^|_|-)(score|rating|reward|rank|rate|helpfulness)(_|-|$)")
 _LIST_COLUMNS = frozenset((*LISTS, *NUMBER_LISTS, "history"))
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
+_IS_NOT_UTF8 = "is not UTF-8. Save the file as UTF-8 (for example `iconv -f latin1 -t utf-8`)"
 
 
 class RawRow(NamedTuple):
@@ -262,6 +263,8 @@ def _text_lines(stream: IO[bytes]) -> Iterator[str]:
 
 def _column_names(cells: Sequence[str]) -> list[str]:
     names = [name.strip() or f"unnamed_{number}" for number, name in enumerate(cells, start=1)]
+    if _NOT_UTF8.search("".join(names)):
+        raise BadRow(None, f"the header {_IS_NOT_UTF8}")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadRow(twice, "names two columns of the header: only one of them can be meant")
     return names
@@ -275,7 +278,7 @@ def _values(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
 
 def _value(name: str, cell: str) -> Any:
     if not cell.isascii() and _NOT_UTF8.search(cell):
-        raise BadRow(name, "is not UTF-8. Save the file as UTF-8 (for example `iconv -f latin1 -t utf-8`)")
+        raise BadRow(name, _IS_NOT_UTF8)
     if _SCORE.search(name):
         try:
             number = float(cell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -86,11 +87,20 @@ def rows_target() -> Target:
     some = st.lists(json_of(odd_value(rows, keys) | any_value(keys)), min_size=1, max_size=5)
     content = odd_bytes(seeds) | some.map(b"\n".join) | some.map(lambda lines: b"[" + b",".join(lines) + b"]")
     packed = content.map(lambda made: gzip.compress(made[:MOST_UNPACKED], compresslevel=1, mtime=0))
-    packed |= packed.flatmap(lambda made: odd_bytes([made]))
+    packed |= packed.flatmap(lambda made: odd_bytes([made])).filter(_unpacks_to_little)
     inputs = st.tuples(content, st.sampled_from(SUFFIXES).map("rows{}".format))
     inputs |= st.tuples(packed, st.just("rows.jsonl.gz"))
     inputs |= st.tuples(odd_bytes([table.getvalue()], PIECES[:30]) | content, st.just("rows.parquet"))
     return Target(inputs, _read_rows)
+
+
+def _unpacks_to_little(made: bytes) -> bool:
+    """A whole file repeated 200 times is read in as many times its seconds: no finding."""
+    try:
+        with gzip.open(io.BytesIO(made)) as file:
+            return len(file.read(MOST_UNPACKED + 1)) <= MOST_UNPACKED
+    except (OSError, EOFError, zlib.error):
+        return True
 
 
 def _read_rows(file: Path) -> None:

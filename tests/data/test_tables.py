@@ -80,6 +80,8 @@ def test_csv_cells_that_are_no_texts_and_records_that_are_broken(tmp_path: Path)
         )
     (tmp_path / "b.csv").write_text("prompt,prompt\na,b\n")
     assert "two columns of the header" in values(tmp_path / "b.csv")[0]
+    (tmp_path / "c.csv").write_bytes(b"prompt,r\xe9ponse\na,b\n")  # rows could not be written again under such a name
+    assert "the header is not UTF-8" in values(tmp_path / "c.csv")[0]
 
 
 def test_a_csv_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
