@@ -11,13 +11,16 @@ The same seed gives the same data files; the weights also depend on the machine'
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +55,9 @@ def main() -> None:
     if options.data_only:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        # Ends with an error where one of the processes does.
-        torch.multiprocessing.spawn(_build_base, (options, f"file://{scratch}/rendezvous"), NUM_PROCESSES)
+        build = partial(_build_base, options, f"file://{scratch}/rendezvous")
+        with ProcessPoolExecutor(NUM_PROCESSES, multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(build, range(NUM_PROCESSES)))  # ends with an error where one of them does
     total = sum(path.stat().st_size for folder in (data, base) for path in folder.rglob("*") if path.is_file())
     say(f"done: {total / 1e6:.2f} MB in {data} and {base}")
     for folder in (options.clean, base):
@@ -75,7 +79,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _build_base(rank: int, options: argparse.Namespace, rendezvous: str) -> None:
+def _build_base(options: argparse.Namespace, rendezvous: str, rank: int) -> None:
     """One of the processes that train together; the first reports and saves."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=NUM_PROCESSES)

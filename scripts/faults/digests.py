@@ -47,7 +47,7 @@ def published(run_dir: Path) -> Outcome:
     for folder in sorted(path.parent for path in run_dir.glob("round-*/*/manifest.json")):
         manifest = read_manifest(folder)
         assert manifest is not None
-        stage, outputs = f"{folder.parent.name}/{folder.name}", {}
+        stage, outputs = f"{folder.parent.name}/{folder.name}", dict[str, Any]()
         values = manifest.model_dump(mode="json", exclude={"started", "ended", "seconds", "digest", "outputs"})
         found[stage] = values | {"outputs": outputs}
         for name, record in manifest.outputs.items():

@@ -74,7 +74,7 @@ def _changed(draw: st.DrawFn, value: Any, keys: Sequence[str]) -> Any:
             del value[at]
         case 1 if isinstance(value, dict):
             value[draw(key)] = value[at]
-        case 1:
+        case 1 if isinstance(value, list):
             value *= draw(st.sampled_from((2, 30)))
         case _:
             value[at] = _changed(draw, value[at], keys)

@@ -148,7 +148,8 @@ def prompt_rows(rng: random.Random, world: World, *, num_tasks: int, num_questio
     """Distinct prompts to sample for, shuffled."""
     tasks = _distinct(lambda: draw_task(rng, world, num_constraints=rng.choice((1, 2, 2))), num_tasks)
     asked = _distinct(lambda: draw_question(rng, world), num_questions)
-    rows = [{"prompt": one.prompt, "meta": one.meta} for one in (*tasks, *asked)]
+    rows = [{"prompt": task.prompt, "meta": task.meta} for task in tasks]
+    rows += [{"prompt": question.prompt, "meta": question.meta} for question in asked]
     rng.shuffle(rows)
     return rows
 

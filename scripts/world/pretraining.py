@@ -207,9 +207,9 @@ def train(
 
 def _optimizers(model: LlamaForCausalLM, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for embeddings and norms."""
-    matrices, others = [], []
-    for name, value in model.named_parameters():
-        (matrices if value.ndim == 2 and "embed" not in name else others).append(value)
+    named = list(model.named_parameters())
+    matrices = [value for name, value in named if value.ndim == 2 and "embed" not in name]
+    others = [value for name, value in named if value.ndim != 2 or "embed" in name]
     rate = schedule.learning_rate
     return [
         Muon(matrices, lr=rate, weight_decay=schedule.weight_decay),
