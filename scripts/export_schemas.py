@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from alignloop.config.load import LISTS
 from alignloop.config.recipe import Recipe
 from alignloop.records import ROW_MODELS
@@ -24,8 +26,8 @@ def schema_files() -> dict[str, str]:
 
     In a recipe the fields that take a list also take one value, as `load_recipe` reads them.
     """
-    texts = {}
-    for name, model in {**ROW_MODELS, "recipe": Recipe}.items():
+    texts, models = {}, dict[str, type[BaseModel]]({**ROW_MODELS, "recipe": Recipe})
+    for name, model in models.items():
         schema = {"$schema": DIALECT, **model.model_json_schema(mode="validation")}
         for field in (schema["properties"][key] for key in LISTS if name == "recipe"):
             many = {key: field.pop(key) for key in ("type", "items")}

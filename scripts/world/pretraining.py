@@ -226,7 +226,7 @@ def _averaged_gradients(model: LlamaForCausalLM, loss: float, num_tokens: int) -
     flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([loss, float(num_tokens)])])
     distributed.all_reduce(flat)
     world_size = distributed.get_world_size()
-    *parts, last = flat.split([*sizes, 2])
+    *parts, last = torch.split(flat, [*sizes, 2])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient) / world_size)
     return last[0].item() / world_size, int(last[1].item())
