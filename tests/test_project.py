@@ -216,10 +216,11 @@ def circles(graph: dict[str, set[str]]) -> set[tuple[str, ...]]:
 PURE = [
     "objectives",
     "sampling/best_of_k.py",
-    *(f"pruning/{name}.py" for name in ("benchmark_index", "clusters", "language", "text_units", "vectors", "verdict")),
+    *(f"pruning/{name}.py" for name in ("benchmark_index", "text_units", "vectors")),
 ]
 VERDICTS = [
     ("clean", "clean"),
+    ("clean", "language_mismatch"),
     ("quality", "top_or_best_rated"),
     ("quality", "is_code"),
     ("difficulty", "difficulty_window"),
@@ -231,7 +232,9 @@ VERDICTS = [
 ]
 """Of a step of pruning that stands in one file with its rule: the rule."""
 IMPURE = {"config", "artifacts", "progress", "engines", "judging", "data"}
-IMPURE_MODULES = {"alignloop.pruning.step", "alignloop.pruning.items", "alignloop.pruning.judge"}
+IMPURE_MODULES = {"alignloop.pruning.step", "alignloop.pruning.items", "alignloop.pruning.models"}
+OF_A_RULE = {"Pruned", "drop", "pruned"}
+"""What a rule answers with stands in `pruning/step.py`, too."""
 
 
 def is_impure(name: str) -> bool:
@@ -270,7 +273,7 @@ def test_the_rule_of_a_pruning_step_takes_values_and_reads_nothing(module: str, 
         used = {node.id for node in ast.walk(of_module[name]) if isinstance(node, ast.Name)}
         named |= used
         queue += [other for other in sorted(used & of_module.keys()) if other not in queue]
-    assert named & (impure | {"open"}) == set()
+    assert named & (impure - OF_A_RULE | {"open"}) == set()
 
 
 def test_functions_stay_short() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,31 +30,16 @@ LONGEST = 4096
 NOT_SHOWN = ("type/",)
 
 
-@dataclass(frozen=True)
-class EvalSetting:
-    """How a checkpoint is measured.
-
-    Attributes:
-        evaluate: tasks, where they are looked for, lengths.
-        engine: what it computes in, and its context.
-        origin: where this comes from, for the terminal; None: the defaults.
-        template_kwargs: what the recipe has chat templates rendered with.
-    """
-
-    evaluate: EvaluateConfig
-    engine: EngineConfig
-    origin: str | None = None
-    template_kwargs: Mapping[str, Value] = field(default_factory=dict)
-
-
-def find_setting(
+def find_protocol(
     checkpoint: Path,
     asked: Mapping[str, Any],
     *,
     config: str | None = None,
     engine_name: Literal["vllm", "transformers"] | None = None,
-) -> EvalSetting:
-    """A recipe's setting where one is named; a run's where the checkpoint lies in its directory and the tasks are its
+) -> tuple[Recipe, str | None]:
+    """By which recipe a checkpoint is measured, and where that comes from (None: the defaults).
+
+    A recipe's setting where one is named; a run's where the checkpoint lies in its directory and the tasks are its
     own, so that the figures compare with the run's rounds; else the defaults: float32, up to 4,096 tokens, lm-eval's
     own tasks, or where none is named the bundled ones.
 
@@ -76,14 +60,14 @@ def find_setting(
             include_path=None if "tasks" in asked else "quickstart",
             max_gen_tokens=max(1, min(EvaluateConfig().max_gen_tokens, room // 2)),
         )
-        setting = EvalSetting(evaluate, EngineConfig(dtype="float32", max_model_len=room))
-    else:
-        setting = EvalSetting(recipe.evaluate, recipe.engine, origin, recipe.chat_template_kwargs)
-    return replace(
-        setting,
-        evaluate=setting.evaluate.model_copy(update=asked),
-        engine=setting.engine.model_copy(update={} if engine_name is None else {"name": engine_name}),
-    )
+        engine = EngineConfig(dtype="float32", max_model_len=room)
+        recipe = Recipe(preferences=("quickstart",)).model_copy(update={"evaluate": evaluate, "engine": engine})
+    named = {} if engine_name is None else {"name": engine_name}
+    sections = {
+        "evaluate": recipe.evaluate.model_copy(update=asked),
+        "engine": recipe.engine.model_copy(update=named),
+    }
+    return recipe.model_copy(update=sections), origin
 
 
 def evaluate_alone(
@@ -99,7 +83,7 @@ def evaluate_alone(
     """Run benchmarks on `checkpoint`, on whatever device the engine finds.
 
     Args:
-        asked, config: see `find_setting`.
+        asked, config: see `find_protocol`.
         engine_name: None: vLLM where it is installed.
         chat_template: `llama3`, `chatml`, a template that TRL bundles or a Jinja file, in place of the checkpoint's.
         samples_file: where one JSON line a question is written.
@@ -112,39 +96,35 @@ def evaluate_alone(
     if not checkpoint.is_dir():
         raise ModelError(f"{checkpoint}: no such folder; give a Hugging Face model folder, for example <run>/final")
     check_causal(checkpoint, text_config(checkpoint))
-    setting = find_setting(checkpoint, asked, config=config, engine_name=engine_name)
-    _say_how(setting, progress)
+    recipe, origin = find_protocol(checkpoint, asked, config=config, engine_name=engine_name)
+    wanted = recipe.evaluate
+    toys = [name for name in wanted.tasks if name in BUNDLED]
+    if origin is not None:
+        progress.say(f"measured as {origin}")
+    elif wanted.include_path == "quickstart" and toys:
+        progress.say(
+            f"{', '.join(toys)}: the bundled questions about the quickstart's world; lm-eval's own with --tasks "
+            f"{','.join(toys)}, local data with --tasks ifeval=FILE.jsonl,mmlu=FOLDER"
+        )
     with (
         temporary_log() as log_file,
-        _with_template(checkpoint, chat_template, setting.template_kwargs) as served,
-        open_engine(setting.engine, log_file=log_file, say=progress.say) as engine,
+        _with_template(checkpoint, chat_template, recipe.chat_template_kwargs) as served,
+        open_engine(recipe.engine, log_file=log_file, say=progress.say) as engine,
     ):
         return evaluate(
             engine,
             checkpoint=served,
-            tasks=list(setting.evaluate.tasks),
-            include_path=setting.evaluate.include_path,
-            limit=setting.evaluate.limit,
-            max_gen_tokens=setting.evaluate.max_gen_tokens,
+            tasks=list(wanted.tasks),
+            include_path=wanted.include_path,
+            limit=wanted.limit,
+            max_gen_tokens=wanted.max_gen_tokens,
             seed=0,
-            max_model_len=setting.engine.max_model_len,
-            dtype=setting.engine.dtype,
-            quantization=setting.engine.quantization,
-            strip_reasoning=setting.evaluate.strip_reasoning,
+            max_model_len=recipe.engine.max_model_len,
+            dtype=recipe.engine.dtype,
+            quantization=recipe.engine.quantization,
+            strip_reasoning=wanted.strip_reasoning,
             samples_file=samples_file,
             progress=progress,
-        )
-
-
-def _say_how(setting: EvalSetting, progress: Progress) -> None:
-    if setting.origin is not None:
-        progress.say(f"measured as {setting.origin}")
-    elif setting.evaluate.include_path == "quickstart" and (
-        toys := [name for name in setting.evaluate.tasks if name in BUNDLED]
-    ):
-        progress.say(
-            f"{', '.join(toys)}: the bundled questions about the quickstart's world; lm-eval's own with --tasks "
-            f"{','.join(toys)}, local data with --tasks ifeval=FILE.jsonl,mmlu=FOLDER"
         )
 
 

@@ -11,11 +11,11 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 from alignloop.artifacts import digest_of, disk_errors_named, load_json, stage_seed, write_text
 from alignloop.config import Recipe
@@ -23,7 +23,7 @@ from alignloop.config.engine import EngineConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.engines.open import LOG_FILE, log_named, open_engine
 from alignloop.errors import RunDirError, UserError
-from alignloop.progress import Progress
+from alignloop.progress import Progress, QuietProgress
 from alignloop.records import DroppedRow, RejectedRow
 from alignloop.run_dir.layout import locked, remove_locked
 from alignloop.run_dir.manifest import MANIFEST, Manifest, changes_since, describe
@@ -79,6 +79,17 @@ def manifest_of(out: Path) -> Path:
     return beside(out, MANIFEST)
 
 
+def read_beside(file: Path) -> Manifest | None:
+    """The manifest that tells what a file is made from: its own, or that of the stage in whose folder it lies."""
+    for path in (manifest_of(file), file.parent / MANIFEST):
+        if path.is_file():
+            try:
+                return Manifest.of_values(load_json(path))
+            except ValueError:
+                return None
+    return None
+
+
 @contextmanager
 def work_dir(out: Path) -> Iterator[Path]:
     """The folder `out` is made in; what a crash left there is taken over.
@@ -105,6 +116,16 @@ def work_dir(out: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
+class _Bars(QuietProgress):
+    """Bars, and no lines."""
+
+    shown: Progress
+
+    def task(self, label: str, *, total: int, unit: str) -> Any:
+        return self.shown.task(label, total=total, unit=unit)
+
+
+@dataclass(frozen=True)
 class OneStage(Generic[ConfigT, InputsT, OutputsT]):
     """A stage with all that it is run on, as that of round 1 of a run of its own."""
 
@@ -113,18 +134,49 @@ class OneStage(Generic[ConfigT, InputsT, OutputsT]):
     inputs: InputsT
     engine: EngineConfig = NO_ENGINE
 
-    def run(self, work: Path, progress: Progress, *, stage_progress: Progress | None = None) -> OutputsT:
-        """Run it in a working folder; what an earlier call left there is taken over.
+    def make(
+        self,
+        out: Path,
+        work: Path,
+        progress: Progress,
+        *,
+        output: str,
+        dropped: Sequence[DroppedRow] = (),
+        beside_it: Mapping[str, str] | None = None,
+        quietly: bool = False,
+    ) -> bool:
+        """Put what the stage publishes as `output` at `out`; whether it was there already, made from the same things.
 
         Args:
-            stage_progress: gets what the stage says; None: `progress`, which gets what the engine says.
+            dropped: before the stage; what it drops itself stands with them beside `out`.
+            beside_it: further outputs, by the name they get beside `out`.
+            quietly: without the lines that the stage says.
+
+        Raises:
+            UserError: see `is_made`.
         """
+        if self.is_made(out):
+            return True
+        outputs = self.run(work, progress, quietly=quietly)
+        own = getattr(outputs, "dropped", None)
+        rows = [*dropped, *(load_jsonl(own.path, DroppedRow) if own is not None else ())]
+        if rows:
+            dump_jsonl(beside(out, DROPPED), rows)
+        else:
+            beside(out, DROPPED).unlink(missing_ok=True)
+        for name, published in (beside_it or {}).items():
+            shutil.copyfile(getattr(outputs, published).path, beside(out, name))
+        put(getattr(outputs, output).path, out)
+        return False
+
+    def run(self, work: Path, progress: Progress, *, quietly: bool = False) -> OutputsT:
+        """Run it in a working folder; what an earlier call left there is taken over."""
         log_file = work / LOG_FILE
         with (
             log_named(log_file),
             open_engine(self.engine, log_file=log_file, say=lambda line: progress.say(f"  {line}")) as engine,
         ):
-            stages = StageRunner(self.recipe, work, engine, stage_progress or progress, rebuild=True)
+            stages = StageRunner(self.recipe, work, engine, _Bars(progress) if quietly else progress, rebuild=True)
             return stages.round(ROUND).run(self.stage, self.inputs)
 
     def is_made(self, out: Path) -> bool:
@@ -151,8 +203,7 @@ class OneStage(Generic[ConfigT, InputsT, OutputsT]):
 
 def put(source: Path, out: Path) -> None:
     """Copy a published stage's file to `out`, whole or not at all, its manifest before it."""
-    manifest = source.parent / MANIFEST
-    write_text(manifest_of(out), manifest.read_text(encoding="utf-8"))
+    write_text(manifest_of(out), (source.parent / MANIFEST).read_text(encoding="utf-8"))
     aside = out.with_name(out.name + ".tmp")
     with disk_errors_named(out, needed_bytes=source.stat().st_size):
         shutil.copyfile(source, aside)
@@ -179,15 +230,6 @@ def unreadable(rejected: Iterable[RejectedRow]) -> list[DroppedRow]:
     ]
 
 
-def put_dropped(out: Path, rows: Sequence[DroppedRow]) -> None:
-    """Write what was dropped on the way to `out`."""
-    file = beside(out, DROPPED)
-    if rows:
-        dump_jsonl(file, rows)
-    else:
-        file.unlink(missing_ok=True)
-
-
 def read_dropped(out: Path) -> list[DroppedRow]:
     """What was dropped on the way to `out`."""
     file = beside(out, DROPPED)
@@ -205,14 +247,3 @@ def dropped_lines(out: Path) -> list[str]:
         f"{len(rows):,} dropped  {beside(out, DROPPED)}",
         *(f"  {count:,} {rule}, such as: {reasons[rule]}" for rule, count in counts.items()),
     ]
-
-
-def read_beside(file: Path) -> Manifest | None:
-    """The manifest that tells what a file is made from: its own, or that of the stage in whose folder it lies."""
-    for path in (manifest_of(file), file.parent / MANIFEST):
-        if path.is_file():
-            try:
-                return Manifest.of_values(load_json(path))
-            except ValueError:
-                return None
-    return None

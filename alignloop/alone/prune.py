@@ -6,41 +6,27 @@ FILE --read--> items --alignloop.pruning.pipeline--> rows, dropped rows, funnel
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignloop.alone.out_file import (
-    OneStage,
-    beside,
-    check_out,
-    dropped_lines,
-    put,
-    put_dropped,
-    there_text,
-    unreadable,
-    work_dir,
-)
+from alignloop.alone.out_file import OneStage, beside, check_out, dropped_lines, there_text, unreadable, work_dir
 from alignloop.artifacts import Artifact, write_text
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.bundled import resolve_base, resolve_file
+from alignloop.data.convert import row_file
 from alignloop.data.files import why_not_twice
-from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.rows import Dialogs, Options
-from alignloop.errors import UserError
+from alignloop.errors import DataError, UserError
 from alignloop.progress import Progress, QuietProgress
-from alignloop.pruning.benchmarks import benchmark_files
-from alignloop.pruning.embedding import POLICY, read_vectors
-from alignloop.pruning.file import FileRows, check_suffix, file_embedding, kind_of_rows, read_rows, write_rows
-from alignloop.pruning.items import as_preference, as_sft
-from alignloop.pruning.pipeline import FunnelLine, Pruning, funnel_lines, prune
-from alignloop.pruning.step import Tools
-from alignloop.records import DroppedRow, Row
-from alignloop.run_dir.stage import Outputs as StageOutputs
+from alignloop.pruning.items import FileRows, as_preference, as_sft, kind_of_rows, read_rows
+from alignloop.pruning.models import POLICY, Embedding, by_vectors, read_vectors
+from alignloop.pruning.pipeline import FunnelLine, funnel_lines, prune
+from alignloop.records import PreferenceRow, SftRow
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.stages.prune import Settings, kept_beside, tools
+from alignloop.stages.prune import Outputs as OutputsInARun
+from alignloop.stages.prune import Settings, kept_beside, named_by_path, tools
 from alignloop.stages.prune import settings as settings_in_a_run
 
 OWN_DEFAULTS = {"preferences": ["quickstart"], "prune": {"near_duplicates": {"enabled": True}}}
@@ -80,12 +66,8 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outputs(StageOutputs):
-    rows: Artifact
-    dropped: Artifact
+class Outputs(OutputsInARun):
     funnel: Artifact
-    classifier: tuple[Artifact, ...] = ()
-    answers: tuple[Artifact, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +119,8 @@ def prune_file(
     """
     progress = progress or QuietProgress()
     out = check_out(out)
-    check_suffix(out)
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise UserError(f"--out {out}: end it with .jsonl or .parquet, which says what is written")
     file = str(resolve_file(str(file), kind="preferences"))
     recipe = load_recipe(OWN_DEFAULTS if config is None else config, overrides=overrides)
     policy, name = _embedder(recipe, embedder)
@@ -147,16 +130,16 @@ def prune_file(
     reading |= {"form": form or reading["form"], "columns": dict(columns or reading["columns"])}
     settings = PruneFileConfig(**values, **reading, file=file, parquet=out.suffix == ".parquet")
     _check_inputs(file, settings, embedder=embedder, embeddings=embeddings)
-    inputs = _inputs(file, settings, embeddings=embeddings, policy=policy)
+    inputs = Inputs(
+        rows=Artifact.of(Path(file)),
+        embeddings=None if embeddings is None else Artifact.of(embeddings.expanduser()),
+        policy=None if policy is None else Artifact.of(policy),
+        **named_by_path(settings),
+    )
     stage = Stage("prune_file", Inputs, Outputs, lambda recipe: settings, run)
-    pruning = OneStage(stage, recipe, inputs, recipe.engine)
     with work_dir(out) as work:
-        was_there = pruning.is_made(out)
-        if not was_there:
-            outputs = pruning.run(work, progress, stage_progress=_Bars(progress))
-            put_dropped(out, list(load_jsonl(outputs.dropped.path, DroppedRow)))
-            shutil.copyfile(outputs.funnel.path, beside(out, FUNNEL))
-            put(outputs.rows.path, out)
+        pruning = OneStage(stage, recipe, inputs, recipe.engine)
+        was_there = pruning.make(out, work, progress, output="rows", quietly=True, beside_it={FUNNEL: "funnel"})
     return PrunedFile(out, json.loads(beside(out, FUNNEL).read_text(encoding="utf-8")), was_there)
 
 
@@ -169,12 +152,23 @@ def _embedder(recipe: Recipe, embedder: str | None) -> tuple[Path | None, str]:
     name = embedder if embedder is not None else own if own != POLICY else None
     if name is None:
         return None, POLICY
-    if name != POLICY and not is_causal(Path(name).expanduser()):
+    if name != POLICY and not _is_causal(Path(name).expanduser()):
         return None, name
     policy = Path(resolve_base(recipe.base) if name == POLICY else name).expanduser()
     if not policy.is_dir():
         raise UserError(f"--embedder {embedder}: {policy} is no model folder; download it and give its path")
     return policy, POLICY
+
+
+def _is_causal(folder: Path) -> bool:
+    """Whether a folder holds a causal language model rather than an embedder."""
+    if (folder / "modules.json").is_file():
+        return False
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError):
+        return False
+    return any(str(name).endswith("ForCausalLM") for name in names)
 
 
 def _benchmarks(recipe: Recipe, benchmarks: Sequence[str], *, with_recipe: bool) -> tuple[tuple[str, ...], str | None]:
@@ -189,85 +183,6 @@ def _benchmarks(recipe: Recipe, benchmarks: Sequence[str], *, with_recipe: bool)
     return tasks, recipe.evaluate.include_path if with_recipe else None
 
 
-def is_causal(folder: Path) -> bool:
-    """Whether a folder holds a causal language model rather than an embedder."""
-    if (folder / "modules.json").is_file() or not (folder / "config.json").is_file():
-        return False
-    try:
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    except (OSError, ValueError):
-        return False
-    return any(str(name).endswith("ForCausalLM") for name in names)
-
-
-def run(config: PruneFileConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
-    """As a stage, so that a manifest is written and a judge's answers outlive a crash."""
-    with ctx.activity("reading"):
-        read = read_rows(
-            config.file, max_bad_fraction=config.max_bad_fraction, form=config.form, options=config.options
-        )
-    with ctx.activity("pruning"):
-        pruned = prune(read.items, _tools(config, inputs, ctx, read=read))
-    for note in pruned.notes:
-        ctx.progress.say(f"  {note}")
-    make = as_preference if read.kind == "preferences" else as_sft
-    rows: list[Row] = [make(item) for item in pruned.kept]
-    bad = unreadable(read.rejected)
-    path = ctx.dir / ("rows.parquet" if config.parquet else "rows.jsonl")
-    with ctx.activity("writing"):
-        write_rows(path, rows)
-        dump_jsonl(ctx.dir / "dropped.jsonl", [*bad, *pruned.dropped])
-    counts = pruned.counts
-    counts |= {"in": counts["in"] + len(bad), "dropped": counts["dropped"] + len(bad), "dropped_by_read": len(bad)}
-    funnel = funnel_of(pruned, kind=read.kind, form=read.form, counts=counts, num_bad=len(bad))
-    write_text(ctx.dir / FUNNEL, json.dumps(funnel, indent=1, ensure_ascii=False) + "\n")
-    return Outputs(
-        rows=Artifact.of(path),
-        dropped=Artifact.of(ctx.dir / "dropped.jsonl"),
-        funnel=Artifact.of(ctx.dir / FUNNEL),
-        counts=counts,
-        metrics=pruned.metrics,
-        **kept_beside(ctx.dir),
-    )
-
-
-def funnel_of(pruning: Pruning, *, kind: str, form: str, counts: dict[str, int], num_bad: int) -> dict[str, Any]:
-    """The funnel as JSON: totals, and a line a step, reading first."""
-    read = FunnelLine("read", counts["in"], counts["in"] - num_bad, num_bad, 0.0)
-    return {
-        "kind": kind,
-        "form": form,
-        **{name: counts[name] for name in ("in", "kept", "dropped")},
-        "repeated": counts.get("repeated", 0),
-        "steps": [asdict(line) for line in (read, *pruning.funnel)],
-        "notes": list(pruning.notes),
-        "metrics": pruning.metrics,
-    }
-
-
-def pruned_text(result: PrunedFile) -> str:
-    """The funnel, and what was dropped, as a person reads them."""
-    funnel = result.funnel
-    steps = [FunnelLine(**line) for line in funnel["steps"]]
-    more = f" and {funnel['repeated']:,} repeats" if funnel["repeated"] else ""
-    lines = [
-        f"{funnel['kept']:,} of {funnel['in']:,} rows kept{more} ({funnel['kind']}, {funnel['form']})  "
-        f"{result.out}{there_text(result.was_there)}",
-        *funnel_lines(steps, num_in=funnel["in"]),
-        *funnel["notes"],
-        *dropped_lines(result.out),
-        f"the funnel  {beside(result.out, FUNNEL)}",
-    ]
-    return "\n".join(lines)
-
-
-def _tools(config: PruneFileConfig, inputs: Inputs, ctx: StageContext, *, read: FileRows) -> Tools:
-    made = replace(tools(config, ctx, policy=None if inputs.policy is None else inputs.policy.path), lenient=True)
-    if inputs.embeddings is None:
-        return made
-    return replace(made, embedding=file_embedding(inputs.embeddings.path, read))
-
-
 def _check_inputs(file: str, settings: PruneFileConfig, *, embedder: str | None, embeddings: Path | None) -> None:
     """What can be known before any row is read in earnest."""
     if (reason := why_not_twice(file)) is not None:
@@ -279,31 +194,77 @@ def _check_inputs(file: str, settings: PruneFileConfig, *, embedder: str | None,
         read_vectors(embeddings.expanduser())
 
 
-def _inputs(file: str, settings: PruneFileConfig, *, embeddings: Path | None, policy: Path | None) -> Inputs:
-    from alignloop.judging.prompt_file import folder_mark, model_mark, prompts_mark
-
-    prompts = settings.judging_prompts if settings.judge is not None else ()
-    labelled = None
-    if settings.topic.by == "classifier" and settings.topic.labelled is not None:
-        labelled = Artifact.of(Path(settings.topic.labelled).expanduser())
-    embedder = settings.embedder_model
-    return Inputs(
-        rows=Artifact.of(Path(file)),
-        embeddings=None if embeddings is None else Artifact.of(embeddings.expanduser()),
-        policy=None if policy is None else Artifact.of(policy),
-        embedder=None if embedder is None else folder_mark(Path(embedder).expanduser()),
-        benchmarks=benchmark_files(settings.tasks, settings.include_path),
-        labelled=labelled,
-        judge_prompts=prompts_mark(prompts) if prompts else None,
-        judge_model=model_mark(settings.judge) if prompts and settings.judge is not None else None,
+def run(config: PruneFileConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+    """As a stage, so that a manifest is written and a judge's answers outlive a crash."""
+    with ctx.activity("reading"):
+        read = read_rows(
+            config.file, max_bad_fraction=config.max_bad_fraction, form=config.form, options=config.options
+        )
+    with ctx.activity("pruning"):
+        by = replace(tools(config, ctx, policy=None if inputs.policy is None else inputs.policy.path), lenient=True)
+        if inputs.embeddings is not None:
+            by = replace(by, embedding=_file_embedding(inputs.embeddings.path, read))
+        pruned = prune(read.items, by)
+    for note in pruned.notes:
+        ctx.progress.say(f"  {note}")
+    path, bad = ctx.dir / ("rows.parquet" if config.parquet else "rows.jsonl"), unreadable(read.rejected)
+    with ctx.activity("writing"), row_file(path, PreferenceRow if read.kind == "preferences" else SftRow) as add:
+        for item in pruned.kept:
+            add(as_preference(item) if read.kind == "preferences" else as_sft(item))
+    counts = pruned.counts
+    counts |= {"in": counts["in"] + len(bad), "dropped": counts["dropped"] + len(bad), "dropped_by_read": len(bad)}
+    first = FunnelLine("read", counts["in"], counts["in"] - len(bad), len(bad), 0.0)
+    funnel = {
+        "kind": read.kind,
+        "form": read.form,
+        **{name: counts[name] for name in ("in", "kept", "dropped")},
+        "repeated": counts.get("repeated", 0),
+        "steps": [asdict(line) for line in (first, *pruned.funnel)],
+        "notes": list(pruned.notes),
+        "metrics": pruned.metrics,
+    }
+    write_text(ctx.dir / FUNNEL, json.dumps(funnel, indent=1, ensure_ascii=False) + "\n")
+    return Outputs(
+        rows=Artifact.of(path),
+        dropped=ctx.write_rows("dropped.jsonl", [*bad, *pruned.dropped]),
+        funnel=ctx.artifact(FUNNEL),
+        counts=counts,
+        metrics=pruned.metrics,
+        **kept_beside(ctx.dir),
     )
 
 
-@dataclass(frozen=True)
-class _Bars(QuietProgress):
-    """Bars, and no lines: the funnel says all."""
+def _file_embedding(path: Path, rows: FileRows) -> Embedding:
+    """The user's vectors, one for each row of the file, in its order; unreadable rows' are passed over.
 
-    shown: Progress
+    Raises:
+        DataError: it holds another number of vectors, or a row of the file became several.
+    """
+    vectors = read_vectors(path)
+    if len(vectors) == len(rows.items) and not rows.rejected:
+        return by_vectors(vectors, {item.id: number for number, item in enumerate(rows.items)})
+    num_read = len(rows.items) + len(rows.rejected)
+    lines = {item.source.line for item in rows.items} | {row.line for row in rows.rejected}
+    if not len(vectors) == num_read == len(lines - {None}):
+        bad = f" and {len(rows.rejected):,} that cannot be read" if rows.rejected else ""
+        raise DataError(
+            f"{path}: holds {len(vectors):,} vectors for {len(rows.items):,} rows{bad}: give one for each row of "
+            "the file, in its order"
+        )
+    row_of = {line: number for number, line in enumerate(sorted(line for line in lines if line is not None))}
+    return by_vectors(vectors, {item.id: row_of[item.source.line or 0] for item in rows.items})
 
-    def task(self, label: str, *, total: int, unit: str) -> Any:
-        return self.shown.task(label, total=total, unit=unit)
+
+def pruned_text(result: PrunedFile) -> str:
+    """The funnel, and what was dropped, as a person reads them."""
+    funnel = result.funnel
+    more = f" and {funnel['repeated']:,} repeats" if funnel["repeated"] else ""
+    lines = [
+        f"{funnel['kept']:,} of {funnel['in']:,} rows kept{more} ({funnel['kind']}, {funnel['form']})  "
+        f"{result.out}{there_text(result.was_there)}",
+        *funnel_lines([FunnelLine(**line) for line in funnel["steps"]], num_in=funnel["in"]),
+        *funnel["notes"],
+        *dropped_lines(result.out),
+        f"the funnel  {beside(result.out, FUNNEL)}",
+    ]
+    return "\n".join(lines)

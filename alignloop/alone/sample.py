@@ -1,41 +1,48 @@
-"""Rejection sampling's first half without the loop: K candidates for each prompt of a file, from one checkpoint.
+"""Rejection sampling without the loop: K candidates for each prompt of a file, their rewards, the best of each prompt.
 
 PROMPTS --read--> prompt rows --the sample stage--> candidates, dropped
+CANDIDATES --read--> candidate rows, in the reward model's tokens --the score stage--> scored --select--> best
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignloop.alone.model import chat_of, policy_folder, require_kwargs
+from alignloop.alone.model import chat_of, policy_folder, require_kwargs, reward_model_folder
 from alignloop.alone.out_file import (
     ROUND,
     OneStage,
     check_out,
     dropped_lines,
+    manifest_of,
     put,
-    put_dropped,
     there_text,
     unreadable,
     work_dir,
 )
 from alignloop.artifacts import Artifact
+from alignloop.chat.sampled import ids_read_as
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.bundled import resolve_file
-from alignloop.config.sampling import SampleConfig, SystemPrompt
+from alignloop.config.sampling import RewardFunction, SampleConfig, SystemPrompt
+from alignloop.data.candidates import ReadCandidates, read_candidates
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.readers import read_prompts
 from alignloop.engines.checkpoint import longest_sequence, text_config
-from alignloop.errors import UserError
-from alignloop.progress import Progress
+from alignloop.errors import DataError, UserError
+from alignloop.progress import Progress, QuietProgress
 from alignloop.records import CandidateRow, DroppedRow, PromptRow, RejectedRow
-from alignloop.stages import sample
+from alignloop.sampling.reward_statistics import summary
+from alignloop.stages import sample, score, select
+
+if TYPE_CHECKING:
+    from alignloop.chat.format import ChatFormat
 
 NO_RECIPE = {"preferences": ["quickstart"]}
-"""All defaults; a recipe must name preferences, which sampling does not look at."""
+"""All defaults; a recipe must name preferences, which neither verb looks at."""
 UNKNOWN_ROOM = 4096
 """Where a checkpoint does not say how long its sequences may be."""
 ROOM_STEP = 64
@@ -59,8 +66,7 @@ class Sampling:
         """What samples them, the prompts as a file in `work`."""
         dump_jsonl(work / "prompts.jsonl", self.prompts)
         inputs = sample.Inputs(Artifact.of(self.policy), Artifact.of(work / "prompts.jsonl"))
-        recipe = self.recipe
-        return OneStage(sample.STAGE, recipe, inputs, recipe.engine)
+        return OneStage(sample.STAGE, self.recipe, inputs, self.recipe.engine)
 
 
 def sample_file(
@@ -90,12 +96,8 @@ def sample_file(
     out = check_out(out)
     sampling = sampling_of(policy_folder(checkpoint), prompts, config, overrides, system_prompt=system_prompt)
     with work_dir(out) as work:
-        stage = sampling.stage(work)
-        was_there = stage.is_made(out)
-        if not was_there:
-            outputs = stage.run(work, progress)
-            put_dropped(out, [*unreadable(sampling.rejected), *load_jsonl(outputs.dropped.path, DroppedRow)])
-            put(outputs.candidates.path, out)
+        stage, bad = sampling.stage(work), unreadable(sampling.rejected)
+        was_there = stage.make(out, work, progress, output="candidates", dropped=bad)
     return _sampled_text(out, sampling.recipe.sample, was_there=was_there)
 
 
@@ -109,9 +111,11 @@ def sampling_of(
     Raises:
         UserError: recipe, prompts or chat template are wrong, or do not fit the checkpoint.
     """
-    recipe, is_room_set = _recipe(config, overrides, checkpoint=policy)
+    recipe, is_room_set = _sampling_recipe(config, overrides, checkpoint=policy)
     if system_prompt is not None:
-        recipe = _with_system_prompt(recipe, system_prompt)
+        if not system_prompt.strip():
+            raise UserError("--system-prompt: is empty; leave the option out to sample without one")
+        recipe = _with(recipe, "sample", system_prompts=(SystemPrompt(text=system_prompt),))
     read = read_prompts([resolve_file(prompts, kind="prompts")], max_bad_fraction=recipe.data.max_bad_fraction)
     chat = chat_of(policy)
     require_kwargs(recipe.chat_template_kwargs, known=chat.template_kwargs, folder=policy)
@@ -123,21 +127,16 @@ def sampling_of(
     return Sampling(policy, recipe, read.rows, read.rejected)
 
 
-def _recipe(config: str | None, overrides: Sequence[str], *, checkpoint: Path) -> tuple[Recipe, bool]:
+def _sampling_recipe(config: str | None, overrides: Sequence[str], *, checkpoint: Path) -> tuple[Recipe, bool]:
     """The recipe, with lengths that fit the checkpoint where nobody gave any; whether it says how long sequences are.
 
     Raises:
         UserError: it is wrong in itself, or asks for more tokens than the checkpoint has room for.
     """
-
-    def load(*more: str) -> Recipe:
-        # A recipe of `engine` and `sample` alone is complete here.
-        source = NO_RECIPE if config is None else config
-        return load_recipe(source, overrides=[*overrides, "preferences=quickstart", *more])
-
-    engine = load("sample.max_tokens=1").engine
+    engine = _recipe(config, overrides, "sample.max_tokens=1").engine
     limit = engine.max_model_len if "max_model_len" in engine.model_fields_set else None
-    asked = load("engine.max_model_len=1000000000").sample  # under which any `max_tokens` is right
+    # Under such a length any `max_tokens` is right.
+    asked = _recipe(config, overrides, "engine.max_model_len=1000000000").sample
     positions = longest_sequence(text_config(checkpoint))
     if limit is not None and positions is not None and limit > positions:
         raise UserError(f"engine.max_model_len ({limit}): {checkpoint} has room for {positions} tokens only: lower it")
@@ -149,14 +148,13 @@ def _recipe(config: str | None, overrides: Sequence[str], *, checkpoint: Path) -
             f"a completion of up to {max_tokens} tokens (--max-tokens) leaves no room for a prompt: {whose} {room} "
             "tokens, prompt and completion together; lower it"
         )
-    return load(f"engine.max_model_len={room}", f"sample.max_tokens={max_tokens}"), limit is not None
+    lengths = (f"engine.max_model_len={room}", f"sample.max_tokens={max_tokens}")
+    return _recipe(config, overrides, *lengths), limit is not None
 
 
-def _with_system_prompt(recipe: Recipe, text: str) -> Recipe:
-    """The recipe with one system prompt for all prompts in place of its own."""
-    if not text.strip():
-        raise UserError("--system-prompt: is empty; leave the option out to sample without one")
-    return _with(recipe, "sample", system_prompts=(SystemPrompt(text=text),))
+def _recipe(config: str | None, overrides: Sequence[str], *more: str) -> Recipe:
+    """A recipe of the sections that a verb looks at is complete here."""
+    return load_recipe(NO_RECIPE if config is None else config, overrides=[*overrides, "preferences=quickstart", *more])
 
 
 def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
@@ -182,3 +180,137 @@ def _drawn(config: SampleConfig, name: str) -> str:
     """`temperature 0.7 to 1`, `top_p 1`."""
     value = getattr(config, name)
     return f"{name} {value[0]:g} to {value[1]:g}" if isinstance(value, tuple) else f"{name} {value:g}"
+
+
+def score_file(
+    reward_model: str,
+    candidates: Path,
+    *,
+    out: Path,
+    best: Path | None,
+    config: str | None,
+    overrides: Sequence[str],
+    functions: Sequence[str],
+    progress: Progress,
+) -> str:
+    """Score every candidate of a file and find the best of each prompt; returns what was made, in a few lines.
+
+    Args:
+        reward_model: a sequence classifier with one label, as the loop's `train_reward` saves it.
+        candidates: what `alignloop sample` wrote, or rows of the user's own with `candidates`.
+        best: gets one row a prompt, the best candidate; None: not wanted.
+        config: a recipe whose `score`, `select`, `data` and `seed` are taken; None: the defaults.
+        functions: `module:function=weight` rewards added to the model's; they stand in place of the recipe's.
+
+    Raises:
+        UserError: bad input, found before the reward model is loaded where it can be.
+    """
+    out, best = _checked(out, best)
+    folder = reward_model_folder(reward_model)
+    recipe = _recipe(config, overrides)
+    if functions:
+        recipe = _with(recipe, "score", reward_functions=tuple(map(_reward_function, functions)))
+    score.unique(recipe.score.reward_functions)
+    read = read_candidates(candidates.expanduser(), max_bad_fraction=recipe.data.max_bad_fraction)
+    rows, dropped = fitting_rows(
+        read, chat=chat_of(folder), room=longest_sequence(text_config(folder)), say=progress.say
+    )
+    if not rows:
+        raise DataError(f"{candidates}: none of its candidates can be scored, the first because: {dropped[0].reason}")
+    with work_dir(out) as work:
+        dump_jsonl(work / "unscored.jsonl", rows)
+        scoring = scoring_of(recipe, Artifact.of(work / "unscored.jsonl"), folder)
+        if best is not None and best.exists() and not scoring.is_made(out):
+            raise UserError(f"--best {best}: exists already; name another file, or remove it")
+        was_there = scoring.make(out, work / "score", progress, output="candidates", dropped=dropped)
+        selecting = OneStage(select.STAGE, recipe, select.Inputs(Artifact.of(out)))
+        is_wanted = best is not None and not selecting.is_made(best)
+        selected = selecting.run(work / "select", QuietProgress())
+        if best is not None and is_wanted:
+            put(selected.selected.path, best)
+    return _scored_text(out, best, selected, was_there=was_there)
+
+
+def scoring_of(recipe: Recipe, candidates: Artifact, reward_model: Path) -> OneStage[Any, score.Inputs, score.Outputs]:
+    return OneStage(score.STAGE, recipe, score.Inputs(candidates, Artifact.of(reward_model)))
+
+
+def _checked(out: Path, best: Path | None) -> tuple[Path, Path | None]:
+    out = check_out(out)
+    if best is None:
+        return out, None
+    best = check_out(best, option="--best")
+    if best.absolute() == out.absolute():
+        raise UserError(f"--best {best}: is --out, too; give each file a name of its own")
+    if manifest_of(best).absolute() == manifest_of(out).absolute():
+        raise UserError(f"--best {best}: has the name of --out but for its ending, and so has its manifest; rename it")
+    return out, best
+
+
+def _reward_function(text: str) -> RewardFunction:
+    name, equals, weight = text.partition("=")
+    try:
+        return RewardFunction.model_validate({"function": name, "weight": float(weight) if equals else 1.0})
+    except ValueError as error:
+        raise UserError(
+            f"--reward-function {text}: expected module:function or module:function=weight, for example "
+            "rewards:politeness=0.5"
+        ) from error
+
+
+def fitting_rows(
+    read: ReadCandidates, *, chat: ChatFormat, room: int | None, say: Callable[[str], None]
+) -> tuple[list[CandidateRow], list[DroppedRow]]:
+    """Candidate rows in the reward model's own tokens, and what was dropped.
+
+    Rows of another tokenizer's ids are tokenised anew from their texts.
+
+    Args:
+        room: longest sequence of the reward model, in tokens; None: not known.
+    """
+    rows = list(read.rows)
+    if not read.has_ids or not all(ids_read_as(row.completion_ids, row.completion, chat) for row in rows):
+        if read.has_ids:
+            say("  candidates are of another tokenizer than the reward model: tokenised anew from their texts")
+        rows = [_tokenised(row, chat) for row in rows]
+    dropped = unreadable(read.rejected)
+    kept, prompt_id, prompt_length = [], None, 0
+    for row in rows:
+        if row.prompt_id != prompt_id:
+            prompt_id, prompt_length = row.prompt_id, len(chat.prompt_ids(row.messages))
+        length = prompt_length + len(chat.sampled_completion(row.completion_ids).token_ids)
+        if room is None or length <= room:
+            kept.append(row)
+        else:
+            reason = f"{length} tokens of prompt and completion exceed the {room} of the reward model"
+            dropped.append(DroppedRow(id=row.id, stage="score", rule="length", reason=reason))
+    return kept, dropped
+
+
+def _tokenised(row: CandidateRow, chat: ChatFormat) -> CandidateRow:
+    """With its completion's ids as if sampled: its content, and the stop token where it was not cut."""
+    stop = [] if row.finish_reason == "length" else [chat.stop_token_ids[0]]
+    return row.model_copy(update={"completion_ids": [*chat.content_ids(row.completion), *stop]})
+
+
+def _scored_text(out: Path, best: Path | None, selected: select.Outputs, *, was_there: bool) -> str:
+    rows = list(load_jsonl(out, CandidateRow))
+    spread = summary([select.reward_of(row) for row in rows])
+    extra: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.extra_rewards.items():
+            extra.setdefault(name, []).append(value)
+    of_random, of_best = selected.metrics["mean_reward_random"], selected.metrics["mean_reward_best"]
+    num_prompts = len({row.prompt_id for row in rows})
+    lines = [
+        f"{len(rows):,} candidates of {num_prompts:,} prompts  {out}{there_text(was_there)}",
+        f"  reward of a random pick  {of_random:>9.4f}",
+        f"  reward of the best       {of_best:>9.4f}  ({of_best - of_random:+.4f})",
+        f"  all candidates: mean {spread.mean:.4f}"
+        + ("" if spread.std is None else f", standard deviation {spread.std:.4f}"),
+        "  " + "  ".join(f"{float(name):.0%} {value:.3f}" for name, value in spread.quantiles.items()),
+        *(f"  {name}: mean {sum(values) / len(values):.4f}" for name, values in extra.items()),
+    ]
+    if best is not None:
+        lines.append(f"the best of each prompt  {best}")
+    return "\n".join([*lines, *dropped_lines(out)])

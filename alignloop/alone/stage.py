@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import types
 import typing
@@ -15,29 +14,16 @@ from typing import Any
 from alignloop.artifacts import Artifact
 from alignloop.config import Recipe
 from alignloop.engines.open import open_engine
-from alignloop.errors import RunDirError, UserError
+from alignloop.errors import RunDirError, UserError, did_you_mean
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import LOCK, holder, locked, run_around
 from alignloop.run_dir.manifest import PARTIAL, read_manifest
 from alignloop.run_dir.stage import Location, Outputs, Stage, run_stage
 from alignloop.stages import average
 
-STAGES = (
-    "ingest",
-    "base",
-    "bootstrap",
-    "collect",
-    "train_reward",
-    "average",
-    "sample",
-    "score",
-    "select",
-    "prune",
-    "train_sft",
-    "build_pairs",
-    "train_dpo",
-    "evaluate",
-    "measure",
+STAGES = tuple(
+    "ingest base bootstrap collect train_reward average sample score select prune train_sft build_pairs train_dpo "
+    "evaluate measure".split()
 )
 
 
@@ -54,7 +40,7 @@ def run_alone(
     Raises:
         UserError: an unknown stage, or inputs it does not take, with those it does.
     """
-    stage: Stage[Any, Any, Any] = stage_named(name)
+    stage = stage_named(name)
     values = parse_inputs(stage, inputs)
     stage = average.stage_for(recipe, values) if name == "average" else stage
     out = out.resolve()
@@ -98,42 +84,43 @@ def _owned(out: Path) -> Iterator[None]:
         raise
 
 
-def stage_named(name: str) -> Stage[Any, Any, Outputs]:
-    """The stage of this name."""
+def stage_named(name: str) -> Stage[Any, Any, Any]:
+    """The stage of this name.
+
+    Raises:
+        UserError: there is none.
+    """
     if name not in STAGES:
-        near = difflib.get_close_matches(name, STAGES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"{did_you_mean(name, STAGES)} ".lstrip()
         raise UserError(f"no stage is called {name!r}; {hint}stages: {', '.join(STAGES)}")
     module = importlib.import_module(f"alignloop.stages.{name}")
-    stage: Stage[Any, Any, Outputs] = module.REWARD if name == "average" else module.STAGE
+    stage: Stage[Any, Any, Any] = module.REWARD if name == "average" else module.STAGE
     return stage
 
 
-def parse_inputs(stage: Stage[Any, Any, Outputs], inputs: Sequence[str]) -> Any:
+def parse_inputs(stage: Stage[Any, Any, Any], inputs: Sequence[str]) -> Any:
     """The stage's `Inputs`, from `field=path` strings.
 
     Raises:
         UserError: unknown or missing fields, or paths where nothing lies; says which inputs the stage takes.
     """
     kinds = typing.get_type_hints(stage.inputs)
-    given: dict[str, list[str]] = {}
+    paths: dict[str, list[str]] = {field: [] for field in kinds}
     for text in inputs:
         field, equals, path = text.partition("=")
         if not equals or field not in kinds:
             what = "unknown input" if equals else "expected field=path"
             raise UserError(f"--input {text}: {what}\n{_takes(stage)}")
-        given.setdefault(field, []).extend(part for part in path.split(",") if part)
+        paths[field] += [part for part in path.split(",") if part]
     values: dict[str, Any] = {}
     for field, kind in kinds.items():
-        paths = given.get(field, [])
+        found = [_artifact(field, path, kind) for path in paths[field]]
         if typing.get_origin(kind) is tuple:
-            values[field] = tuple(_artifact(field, path, kind) for path in paths)
-        elif paths:
-            if len(paths) > 1:
-                raise UserError(f"--input {field}: takes one path, not {len(paths)}\n{_takes(stage)}")
-            values[field] = _artifact(field, paths[0], kind)
-        elif _optional(kind):
-            values[field] = None
+            values[field] = tuple(found)
+        elif len(found) > 1:
+            raise UserError(f"--input {field}: takes one path, not {len(found)}\n{_takes(stage)}")
+        elif found or _optional(kind):
+            values[field] = next(iter(found), None)
         else:
             raise UserError(f"{stage.name}: --input {field}=PATH is missing\n{_takes(stage)}")
     return stage.inputs(**values)
@@ -152,7 +139,7 @@ def _optional(kind: Any) -> bool:
     return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
 
 
-def _takes(stage: Stage[Any, Any, Outputs]) -> str:
+def _takes(stage: Stage[Any, Any, Any]) -> str:
     kinds = typing.get_type_hints(stage.inputs)
     lines = [f"{stage.name} takes:"]
     for field in dataclasses.fields(stage.inputs):

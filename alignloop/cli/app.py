@@ -28,27 +28,9 @@ UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ i
 STOPPED = 130
 WAITS_FOR_PEOPLE = 3
 OF_THE_MACHINE = frozenset(
-    {
-        errno.EACCES,
-        errno.EEXIST,
-        errno.EPERM,
-        errno.EROFS,
-        errno.EIO,
-        errno.EISDIR,
-        errno.ENOTDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENXIO,
-        errno.ENODEV,
-        errno.ESTALE,
-        errno.EFBIG,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOTEMPTY,
-        errno.EBUSY,
-        errno.EXDEV,
-        errno.ENOTSUP,
-    }
+    getattr(errno, name)
+    for name in "EACCES EEXIST EPERM EROFS EIO EISDIR ENOTDIR ELOOP ENAMETOOLONG ENXIO ENODEV ESTALE EFBIG EMFILE "
+    "ENFILE ENOTEMPTY EBUSY EXDEV ENOTSUP".split()
 )
 """What the system refuses a file for that no code of ours is to blame for: said in a line, as every wrong input is."""
 READER_GONE = 128 + signal.SIGPIPE

@@ -66,8 +66,7 @@ def check(
     alignloop data check preferences.jsonl
     alignloop data check *.parquet --base my-model --json check.json
     """
-    from alignloop.alone.data_check import as_json, check_alone
-    from alignloop.alone.data_check_text import check_text
+    from alignloop.alone.data_check import as_json, check_alone, check_text
     from alignloop.alone.out_file import check_writable
     from alignloop.artifacts import write_text
     from alignloop.data.columns import parse_columns
@@ -108,7 +107,7 @@ def convert(
     \b
     alignloop data convert hh/*.jsonl.gz --out preferences.jsonl
     """
-    from alignloop.alone.data_check_text import converted_text
+    from alignloop.alone.data_check import converted_text
     from alignloop.alone.out_file import check_out
     from alignloop.data.check_files import guess_kind
     from alignloop.data.columns import parse_columns
@@ -144,11 +143,8 @@ def prune(
         list[str] | None,
         typer.Option(metavar="TASK", help="ifeval=FILE, mmlu=FOLDER, quickstart, an lm-eval task; repeatable."),
     ] = None,
-    form: Annotated[str | None, typer.Option(help="Of the rows; default: detected.")] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="OURS=THEIRS", help="A column by its name: prompt=question; repeatable."),
-    ] = None,
+    form: FormOption = None,
+    column: ColumnOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
 ) -> None:

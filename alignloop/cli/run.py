@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -118,9 +119,8 @@ def result_text(result: RunResult) -> str:
     from alignloop.report.rounds import text_tables
 
     minutes, seconds = divmod(round(result.seconds), 60)
-    starts = "no engine start (all was published)" if not result.num_engine_starts else "1 engine start"
-    if result.num_engine_starts > 1:
-        starts = f"{result.num_engine_starts} engine starts"
+    by_number = {0: "no engine start (all was published)", 1: "1 engine start"}
+    starts = by_number.get(result.num_engine_starts, f"{result.num_engine_starts} engine starts")
     path = str(result.final_model)
     kwargs = template_kwargs_of(Path(path))
     return "\n".join(
@@ -132,9 +132,9 @@ def result_text(result: RunResult) -> str:
             f"final model  {path} (its model card: README.md)",
             *([f"report       {result.report}"] if result.report.is_file() else []),
             "",
-            *_indented("# transformers\n" + snippet("transformers", path, template_kwargs=kwargs)),
+            indent("# transformers\n" + snippet("transformers", path, template_kwargs=kwargs).rstrip(), "  "),
             "",
-            *_indented("# vLLM\n" + snippet("vllm", path, template_kwargs=kwargs)),
+            indent("# vLLM\n" + snippet("vllm", path, template_kwargs=kwargs).rstrip(), "  "),
         ]
     )
 
@@ -145,7 +145,3 @@ def peak_gib() -> float:
 
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
-
-
-def _indented(text: str) -> list[str]:
-    return [f"  {line}" for line in text.splitlines()]

@@ -74,7 +74,7 @@ def score(
     \b
     alignloop score my-rm candidates.jsonl --out scored.jsonl --best best.jsonl
     """
-    from alignloop.alone.score import score_file
+    from alignloop.alone.sample import score_file
     from alignloop.progress import for_terminal
 
     made = score_file(

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignloop.alone.model import policy_folder, reward_model_folder
-from alignloop.alone.sample import Sampling, sampling_of
-from alignloop.alone.score import scoring_of
+from alignloop.alone.sample import Sampling, sampling_of, scoring_of
 from alignloop.artifacts import write_text
 from alignloop.comparison.compare import Side, compare, read_side
 from alignloop.comparison.printed import comparison_page

@@ -1,4 +1,4 @@
-"""Benchmarks."""
+"""Benchmarks, the gate they decide, and what they do not show."""
 
 from __future__ import annotations
 
@@ -31,3 +31,18 @@ class GateConfig(Section):
     max_regression: NonNegativeFloat | None = None
     """How far below the best round so far (the base included) a metric may lie, as it is reported: 0.02 is two points
     of an accuracy. None: every round passes."""
+
+
+class MeasureConfig(Section):
+    """Measures on held-out preferences, round over round (docs/measures.md)."""
+
+    enabled: bool = True
+    num_prompts: PositiveInt = 64
+    """Held-out prompts that are answered, the same in every round; fewer where fewer are held out."""
+    num_candidates: PositiveInt = 4
+    """Completions sampled for each beside the greedy one: the best of them, a random one, and the divergence from the
+    base come from these."""
+    max_tokens: PositiveInt | None = None
+    """Longest answer; None: `sample.max_tokens`."""
+    judge: bool = True
+    """Whether the recipe's judge, where it has one, compares the answers with those of the last round and the base."""

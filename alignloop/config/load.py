@@ -14,7 +14,7 @@ from alignloop.config.base import FOLDER_NAME, FUNCTION_NAME, VARIABLE_NAME
 from alignloop.config.bundled import RECIPES
 from alignloop.config.recipe import Recipe
 from alignloop.config.yaml_values import MAX_DEPTH, YamlProblem, YamlRefused, parse_yaml, read_yaml
-from alignloop.errors import RecipeError
+from alignloop.errors import RecipeError, did_you_mean
 from alignloop.terminal import printable
 
 LISTS = ("preferences", "prompts")
@@ -64,13 +64,13 @@ def find_recipe(source: str | Path) -> Path:
     bundled = {file.stem: file for file in RECIPES.glob("*.yaml")}
     if str(source) in bundled:
         return bundled[str(source)]
-    near = difflib.get_close_matches(Path(source).stem, bundled, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    what = "is a folder" if path.is_dir() else "is a pipe or a device, no file" if path.exists() else "no such file"
-    raise RecipeError(
-        [f"{what}, and no bundled recipe has this name{hint} - bundled: {', '.join(sorted(bundled))}"],
-        where=str(source),
-    )
+    what = "is a pipe or a device, no file" if path.exists() else "no such file"
+    if path.is_dir():
+        what = "is a folder"
+    near = did_you_mean(Path(source).stem, bundled, quote="'")
+    hint = f"; {near}" if near else ""
+    known = ", ".join(sorted(bundled))
+    raise RecipeError([f"{what}, and no bundled recipe has this name{hint} - bundled: {known}"], where=str(source))
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -83,10 +83,14 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, *, overrides: S
     Raises:
         RecipeError: with every problem found.
     """
-    where = str(source) if isinstance(source, str | Path) else "recipe"
-    recipe, problems = _validated(*_overridden(source, overrides))
-    if recipe is None or problems:
-        raise RecipeError(problems, where=where)
+    values, problems = _overridden(source, overrides)
+    problems += [f"{where}: holds a line break, which no name or path here has" for where in _broken(values)]
+    try:
+        recipe = _model_of(values)
+    except ValidationError as error:
+        problems += _sentences(error, values)
+    if problems:
+        raise RecipeError(problems, where=str(source) if isinstance(source, str | Path) else "recipe")
     return recipe
 
 
@@ -114,14 +118,6 @@ def _overridden(source: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], 
         if isinstance(values.get(name), str):
             values[name] = [values[name]]
     return values, problems
-
-
-def _validated(values: dict[str, Any], problems: list[str]) -> tuple[Recipe | None, list[str]]:
-    problems = problems + [f"{where}: holds a line break, which no name or path here has" for where in _broken(values)]
-    try:
-        return _model_of(values), problems
-    except ValidationError as error:
-        return None, problems + _sentences(error, values)
 
 
 def _broken(value: Any, where: str = "") -> list[str]:
@@ -226,13 +222,10 @@ def _sentence(path: Sequence[int | str], details: Sequence[Any]) -> str:
         message = str(first["msg"]).removeprefix("Value error, ")
         names_it = not path or message.startswith(f"{path[0]}.")
         return message if names_it else f"{where}: {message}"
-    wanted = list(dict.fromkeys(_wanted(path, detail) for detail in details))
-    others = [words.removeprefix("must be ") for words in wanted[1:]]
-    return f"{where}: {_joined([wanted[0], *others])}, found {_found(first.get('input'))}"
-
-
-def _joined(words: Sequence[str]) -> str:
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    head, *others = dict.fromkeys(_wanted(path, detail) for detail in details)
+    *wanted, last = [head, *(words.removeprefix("must be ") for words in others)]
+    either = f"{', '.join(wanted)} or {last}" if wanted else last
+    return f"{where}: {either}, found {_found(first.get('input'))}"
 
 
 def _wanted(path: Sequence[int | str], detail: Any) -> str:
@@ -244,8 +237,7 @@ def _wanted(path: Sequence[int | str], detail: Any) -> str:
         return f"must be {_TYPES[kind]}"
     if kind == "string_pattern_mismatch":
         return f"must be {_PATTERNS[context['pattern']]}"
-    bounds = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    for name, words in bounds.items():
+    for name, words in {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}.items():
         if name in context:
             return f"must be {words} {context[name]:g}"
     if kind == "literal_error":

@@ -11,11 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from alignloop.config.base import FOLDER_NAME, VARIABLE_NAME, Section
-from alignloop.config.collect import CollectConfig
-from alignloop.config.data import DataConfig
+from alignloop.config.data import CollectConfig, DataConfig
 from alignloop.config.engine import EngineConfig, JudgeConfig
-from alignloop.config.evaluation import EvaluateConfig, GateConfig
-from alignloop.config.measure import MeasureConfig
+from alignloop.config.evaluation import EvaluateConfig, GateConfig, MeasureConfig
 from alignloop.config.pruning import PruneConfig
 from alignloop.config.sampling import PairsConfig, SampleConfig, ScoreConfig, SelectConfig
 from alignloop.config.training import AveragingConfig, DpoConfig, RewardConfig, SftConfig, TrainingConfig

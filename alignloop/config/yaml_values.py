@@ -13,7 +13,7 @@ What a file can do to its reader is bounded: its size, its depth, and what its a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ _TAG = "tag:yaml.org,2002:"
 _LEADING_ZERO = "alignloop:leading-zero"
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
-_INT = re.compile(r"[-+]?(?:[0-9]+|[0-9]{1,3}(?:_[0-9]{3})+|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+)\Z")
+_INT = re.compile(r"[-+]?(?!0[0-9_]*[0-9]\Z)(?:[0-9]+|[0-9]{1,3}(?:_[0-9]{3})+|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+)\Z")
 _OCTAL = re.compile(r"[-+]?0[0-9_]*[0-9]\Z")
 _FLOAT = re.compile(
     r"(?:[-+]?(?:[0-9]{1,3}(?:_[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?(?<![-+.])"
@@ -189,44 +189,25 @@ def _usable(node: yaml.ScalarNode) -> str:
     return str(node.value)
 
 
-def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node)
-    if not _INT.match(text) or _OCTAL.match(text):
-        raise _refusal(node, f"{_short(text)} is no whole number")
-    if len(text) > MAX_DIGITS:
-        raise _refusal(
-            node, f"a number of {len(text):,} digits; write one of at most {MAX_DIGITS}, or a text in quotes"
-        )
-    return int(text.replace("_", ""), 0)
+def _scalar(pattern: re.Pattern[str], what: str, value: Callable[[str], Any]) -> Callable[[_Loader, Any], Any]:
+    """A constructor that refuses, as `what`, a text that its tag does not fit."""
 
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        text = loader.construct_scalar(node)
+        if not pattern.match(text):
+            raise _refusal(node, f"{_short(text)} is {what}")
+        if pattern is _INT and len(text) > MAX_DIGITS:
+            raise _refusal(
+                node, f"a number of {len(text):,} digits; write one of at most {MAX_DIGITS}, or a text in quotes"
+            )
+        return value(text)
 
-def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    text = loader.construct_scalar(node)
-    if not _FLOAT.match(text):
-        raise _refusal(node, f"{_short(text)} is no number")
-    return float(re.sub(r"\.(?=[in])", "", text.replace("_", "").lower()))
-
-
-def _bool(loader: _Loader, node: yaml.ScalarNode) -> bool:
-    text = loader.construct_scalar(node)
-    if not _BOOL.match(text):
-        raise _refusal(node, f"{_short(text)} is neither true nor false")
-    return text.lower() == "true"
-
-
-def _null(loader: _Loader, node: yaml.ScalarNode) -> None:
-    text = loader.construct_scalar(node)
-    if not _NULL.match(text):
-        raise _refusal(node, f"{_short(text)} is not null")
+    return construct
 
 
 def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
     loader.construct_scalar(node)
     return _usable(node)
-
-
-def _list(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
-    return loader.construct_sequence(node, deep=True)
 
 
 def _dict(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -279,9 +260,16 @@ _Loader.add_implicit_resolver(f"{_TAG}merge", re.compile(r"<<\Z"), ["<"])
 for _name, _pattern in ((f"{_TAG}int", _INT), (f"{_TAG}float", _FLOAT), (_LEADING_ZERO, _OCTAL)):
     _Dumper.add_implicit_resolver(_name, _pattern, _NUMBER_STARTS)
 _Dumper.add_representer(str, _text_node)
-for _name, _construct in (("null", _null), ("bool", _bool), ("int", _int), ("float", _float), ("str", _text)):
+_CONSTRUCTORS: dict[str, Callable[[Any, Any], Any]] = {
+    "null": _scalar(_NULL, "not null", lambda text: None),
+    "bool": _scalar(_BOOL, "neither true nor false", lambda text: text.lower() == "true"),
+    "int": _scalar(_INT, "no whole number", lambda text: int(text.replace("_", ""), 0)),
+    "float": _scalar(_FLOAT, "no number", lambda text: float(re.sub(r"\.(?=[in])", "", text.replace("_", "").lower()))),
+    "str": _text,
+    "seq": lambda loader, node: loader.construct_sequence(node, deep=True),
+    "map": _dict,
+}
+for _name, _construct in _CONSTRUCTORS.items():
     _Loader.add_constructor(f"{_TAG}{_name}", _construct)
-_Loader.add_constructor(f"{_TAG}seq", _list)
-_Loader.add_constructor(f"{_TAG}map", _dict)
 _Loader.add_constructor(_LEADING_ZERO, _leading_zero)
 _Loader.add_constructor(None, _unknown)

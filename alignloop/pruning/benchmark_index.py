@@ -49,29 +49,11 @@ class BenchmarkText:
         return f"{self.task} {self.doc_id}"
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """What a row and a question have in common.
-
-    Attributes:
-        question: index of the question.
-        share: of the question's distinct n-grams.
-        longest: the longest run of units both have.
-    """
-
-    question: int
-    share: float
-    longest: tuple[str, ...]
-
-
 class BenchmarkIndex:
     """Q questions by their n-grams: which of them a text holds.
 
     A text that has `min_share` of a question's n-grams has at least one of its rarest (1 - min_share) (Chaudhuri et al.
     2006, prefix filter): those alone are looked up in every text, and what they find is counted in full.
-
-    Args:
-        ngram, min_share: as for `decontaminate`.
     """
 
     def __init__(self, benchmarks: Sequence[BenchmarkText], *, ngram: int, min_share: float) -> None:
@@ -85,41 +67,42 @@ class BenchmarkIndex:
         for words, question in first.items():
             if len(words) >= _LEAST_UNITS:
                 lengths.setdefault(min(ngram, len(words)), []).append(question)
-        self._tables = [self._table(sorted(found), length, min_share) for length, found in sorted(lengths.items())]
+        self._tables = []
+        for length, found in sorted(lengths.items()):
+            questions = sorted(found)
+            grams = Texts.of([self._hasher.words(self._units[question]) for question in questions]).ngrams(length)
+            self._tables.append(_Table(np.array(questions, dtype=np.intp), grams, length, min_share))
 
     def held(self, texts: Iterable[str]) -> Iterator[tuple[int, BenchmarkText, str]]:
-        """(text, the question it holds, what it has of it in words) for each text that holds one, in order."""
-        for row, overlap in self.overlaps(texts):
-            question = self._benchmarks[overlap.question]
-            run = joined(overlap.longest[:_LONGEST_SHOWN]) + (" ..." if len(overlap.longest) > _LONGEST_SHOWN else "")
-            yield row, question, f"holds {overlap.share:.0%} of {question.name}, the longest piece {run!r}"
+        """(text, the question it holds, what it has of it in words) for each text that holds one, in order.
 
-    def overlaps(self, texts: Iterable[str]) -> Iterator[tuple[int, Overlap]]:
-        """(text, its greatest overlap) for each that holds a question, in order; ties go to the first question."""
+        The question of the greatest share is named; ties go to the first.
+        """
         for start, part in chunks(texts):
             hashed = self._hasher.texts(part)
             best = self._best([pair for table in self._tables for pair in table.pairs(hashed)], part)
             for row in np.flatnonzero((hashed.lengths > 0) & (hashed.lengths < _LEAST_UNITS)) if self._whole else ():
                 words = tuple(units(normalised(part[row])))
-                if words in self._whole and int(row) not in best:
-                    best[int(row)] = Overlap(self._whole[words], 1.0, words)
-            yield from ((start + row, best[row]) for row in sorted(best))
+                if words in self._whole:
+                    best.setdefault(int(row), (self._whole[words], 1.0, words))
+            for row, (number, share, longest) in sorted(best.items()):
+                question = self._benchmarks[number]
+                run = joined(longest[:_LONGEST_SHOWN]) + (" ..." if len(longest) > _LONGEST_SHOWN else "")
+                yield start + row, question, f"holds {share:.0%} of {question.name}, the longest piece {run!r}"
 
-    def _best(self, pairs: list[tuple[int, int, float]], texts: Sequence[str]) -> dict[int, Overlap]:
-        """Text -> its greatest overlap; a short question counts in one piece."""
-        best: dict[int, Overlap] = {}
+    def _best(
+        self, pairs: list[tuple[int, int, float]], texts: Sequence[str]
+    ) -> dict[int, tuple[int, float, tuple[str, ...]]]:
+        """Text -> (question, share, longest run of units in common); a short question counts in one piece."""
+        best: dict[int, tuple[int, float, tuple[str, ...]]] = {}
         for row, question, share in sorted(pairs, key=lambda pair: (pair[0], -pair[2], pair[1])):
             size = len(self._units[question])
             if row in best or (size < WHOLE_UNITS and share < 1.0):
                 continue
             run = longest_run(self._units[question], units(normalised(texts[row])))
             if size >= WHOLE_UNITS or len(run) == size:
-                best[row] = Overlap(question, share, run)
+                best[row] = (question, share, run)
         return best
-
-    def _table(self, questions: Sequence[int], length: int, min_share: float) -> _Table:
-        hashes = [self._hasher.words(self._units[question]) for question in questions]
-        return _Table(np.array(questions, dtype=np.intp), Texts.of(hashes).ngrams(length), length, min_share)
 
 
 class _Table:
@@ -141,8 +124,8 @@ class _Table:
         order = np.lexsort((gram, frequency[gram], question))
         least = np.ceil(np.round(min_share * self._totals, 9)).astype(np.intp)
         num_finding = self._totals - np.maximum(least, 1) + 1
-        place = np.arange(len(order)) - np.repeat(self._held.indptr[:-1], self._totals)
-        finding = order[place < np.repeat(num_finding, self._totals)]
+        position = np.arange(len(order)) - np.repeat(self._held.indptr[:-1], self._totals)
+        finding = order[position < np.repeat(num_finding, self._totals)]
         self._finding = self._matrix(question[finding], gram[finding], len(questions)).T.tocsr()
         self._filter = np.zeros(2**_FILTER_BITS, dtype=bool)
         self._filter[self._low(self._known)] = True
@@ -161,9 +144,9 @@ class _Table:
             for part in blocks(len(row), _PAIRS):
                 common = rows[some][row[part]].multiply(self._held[question[part]]).sum(axis=1)
                 shares = np.asarray(common).ravel() / self._totals[question[part]]
-                for place in np.flatnonzero(shares >= self._min_share - _ROUNDING) + part.start:
-                    share = float(shares[place - part.start])
-                    yield some.start + int(row[place]), int(self._questions[question[place]]), share
+                for position in np.flatnonzero(shares >= self._min_share - _ROUNDING) + part.start:
+                    share = float(shares[position - part.start])
+                    yield some.start + int(row[position]), int(self._questions[question[position]]), share
 
     def _matrix(self, row: NDArray[np.intp], gram: NDArray[np.intp], num_rows: int) -> csr_matrix:
         """[num_rows, G]: 1 where a row has a gram, however often."""
@@ -181,13 +164,13 @@ class _Table:
 
 def longest_run(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
     """The longest sequence of units that both have in one piece; the first such one of `first`."""
-    places: dict[str, list[int]] = {}
-    for place, word in enumerate(second):
-        places.setdefault(word, []).append(place)
+    found: dict[str, list[int]] = {}
+    for at, word in enumerate(second):
+        found.setdefault(word, []).append(at)
     best, end = 0, 0
     lengths: dict[int, int] = {}
     for position, word in enumerate(first):
-        lengths = {place: lengths.get(place - 1, 0) + 1 for place in places.get(word, ())}
+        lengths = {at: lengths.get(at - 1, 0) + 1 for at in found.get(word, ())}
         longest = max(lengths.values(), default=0)
         if longest > best:
             best, end = longest, position + 1

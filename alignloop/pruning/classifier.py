@@ -12,7 +12,6 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,12 @@ _WARMUP_SHARE = 0.1
 _WEIGHT_DECAY = 0.01
 
 
-@dataclass(frozen=True)
-class Classified:
-    """A label a text; metrics and notes say how far to trust them."""
-
-    labels: list[str]
-    metrics: dict[str, float]
-    notes: tuple[str, ...] = ()
-
-
 def classify(
     texts: Sequence[str], config: TopicConfig, *, folder: Path | None, seed: int, progress: Progress
-) -> Classified:
-    """Label texts by the classifier that the config names, fine-tuned first where it names labelled rows.
+) -> tuple[list[str], dict[str, float], tuple[str, ...]]:
+    """Labels, and metrics and notes that say how far to trust them, by the classifier that the config names.
+
+    It is fine-tuned first where the config names labelled rows.
 
     Args:
         folder: a fine-tuned classifier is kept in its `topic_classifier`, and taken over from there where it was made
@@ -54,21 +46,18 @@ def classify(
     """
     assert config.model is not None, "the recipe checks that there is one"
     if config.labelled is None:
-        classifier = _known(Path(config.model).expanduser(), config)
-        return Classified(classifier.labels_of(texts, progress=progress), {})
+        ready = Path(config.model).expanduser()
+        return _Classifier(ready, classifier_labels(ready), config).labels_of(texts, progress=progress), {}, ()
     classifier, measured = _trained(config, folder=folder, seed=seed, progress=progress)
-    right, majority = measured["heldout_accuracy"], measured["heldout_majority"]
-    if right < config.min_accuracy:
+    right = f"{measured['heldout_accuracy']:.3f} of {measured['num_heldout']:.0f} held-out rows"
+    majority = f"always giving the commonest topic: {measured['heldout_majority']:.3f}"
+    if measured["heldout_accuracy"] < config.min_accuracy:
         raise UserError(
-            f"topic classifier: {right:.3f} of {measured['num_heldout']:.0f} held-out rows are right, under "
-            f"prune.topic.min_accuracy ({config.min_accuracy:g}; always giving the commonest topic: {majority:.3f}): "
-            "label more rows, or take a better prune.topic.model"
+            f"topic classifier: {right} are right, under prune.topic.min_accuracy ({config.min_accuracy:g}; "
+            f"{majority}): label more rows, or take a better prune.topic.model"
         )
-    note = (
-        f"topic classifier: {right:.3f} of {measured['num_heldout']:.0f} held-out rows right "
-        f"(always giving the commonest topic: {majority:.3f})"
-    )
-    return Classified(classifier.labels_of(texts, progress=progress), measured, (note,))
+    labels = classifier.labels_of(texts, progress=progress)
+    return labels, measured, (f"topic classifier: {right} right ({majority})",)
 
 
 def heldout_rows(labels: Sequence[str], *, fraction: float, seed: int) -> list[int]:
@@ -104,28 +93,22 @@ def classifier_labels(folder: Path) -> tuple[str, ...]:
     return tuple(str(id2label[str(index)]) for index in range(len(id2label)))
 
 
-def _known(folder: Path, config: TopicConfig) -> _Classifier:
-    """A sequence classifier that knows its labels."""
-    return _Classifier(folder, classifier_labels(folder), config)
-
-
 def _trained(
     config: TopicConfig, *, folder: Path | None, seed: int, progress: Progress
 ) -> tuple[_Classifier, dict[str, float]]:
     """Fine-tuned, or taken over from `folder`; and how well it does on rows it never saw."""
-    texts, topics = read_labelled(Path(str(config.labelled)).expanduser())
+    rows = read_labelled(Path(str(config.labelled)).expanduser())
+    texts, topics = [text for text, _ in rows], [topic for _, topic in rows]
     made_of = config.model_dump(mode="json", exclude={"labelled", "by", "min_accuracy"})
     key = fingerprint([texts, topics, made_of, seed])
     kept = None if folder is None else folder / FOLDER
     if kept is not None and (mark := _read_mark(kept)) is not None and mark["key"] == key:
-        return _known(kept, config), mark["measured"]
+        return _Classifier(kept, classifier_labels(kept), config), mark["measured"]
     held = heldout_rows(topics, fraction=config.heldout_fraction, seed=seed)
-    learnt = sorted(set(range(len(texts))) - set(held))
-    classifier = _fine_tuned(
-        [texts[row] for row in learnt], [topics[row] for row in learnt], config=config, seed=seed, progress=progress
-    )
-    wanted = [topics[row] for row in held]
-    found = classifier.labels_of([texts[row] for row in held], progress=progress)
+    learnt = sorted(set(range(len(rows))) - set(held))
+    classifier = _fine_tuned([rows[index] for index in learnt], config=config, seed=seed, progress=progress)
+    wanted = [topics[index] for index in held]
+    found = classifier.labels_of([texts[index] for index in held], progress=progress)
     measured = {
         "heldout_accuracy": sum(a == b for a, b in zip(wanted, found, strict=True)) / len(wanted),
         "heldout_majority": max(Counter(wanted).values()) / len(wanted),
@@ -136,9 +119,15 @@ def _trained(
     return classifier, measured
 
 
-def _fine_tuned(
-    texts: Sequence[str], topics: Sequence[str], *, config: TopicConfig, seed: int, progress: Progress
-) -> _Classifier:
+def _read_mark(folder: Path) -> dict[str, Any] | None:
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return mark if isinstance(mark, dict) and {"key", "measured"} <= mark.keys() else None
+
+
+def _fine_tuned(rows: Sequence[tuple[str, str]], *, config: TopicConfig, seed: int, progress: Progress) -> _Classifier:
     """A sequence classifier from a model's weights. Deterministic on CPU.
 
     Raises:
@@ -147,22 +136,22 @@ def _fine_tuned(
     """
     import torch
 
-    labels = tuple(sorted(set(topics)))
+    labels = tuple(sorted({topic for _, topic in rows}))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         classifier = _Classifier(Path(str(config.model)).expanduser(), labels, config)
         model = classifier.model.train()
-        ids = classifier.encoded(texts)
-        num_steps = max(1, math.ceil(config.epochs * len(texts) / config.batch_rows))
+        ids = classifier.encoded([text for text, _ in rows])
+        num_steps = max(1, math.ceil(config.epochs * len(rows) / config.batch_rows))
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
         warmup = max(1, round(_WARMUP_SHARE * num_steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warmup, (num_steps - step) / max(1, num_steps - warmup), 1.0)
         )
         with progress.task("topic classifier", total=num_steps, unit="steps") as advance:
-            for batch in _batches(len(texts), size=config.batch_rows, number=num_steps, seed=seed):
+            for batch in _batches(len(rows), size=config.batch_rows, number=num_steps, seed=seed):
                 logits = classifier.logits([ids[row] for row in batch])
-                wanted = torch.tensor([labels.index(topics[row]) for row in batch], device=logits.device)
+                wanted = torch.tensor([labels.index(rows[row][1]) for row in batch], device=logits.device)
                 loss = torch.nn.functional.cross_entropy(logits.float(), wanted)
                 if not bool(torch.isfinite(loss)):
                     raise TrainingError(
@@ -175,6 +164,17 @@ def _fine_tuned(
                 optimizer.zero_grad()
                 advance(1)
     return classifier
+
+
+def _batches(num_rows: int, *, size: int, number: int, seed: int) -> list[list[int]]:
+    """`number` batches of rows, each epoch in an order of its own."""
+    draw = random.Random(seed)
+    order: list[int] = []
+    while len(order) < number * size:
+        epoch = list(range(num_rows))
+        draw.shuffle(epoch)
+        order += epoch
+    return [order[start : start + size] for start in range(0, number * size, size)]
 
 
 class _Classifier:
@@ -248,22 +248,3 @@ class _Classifier:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_text(folder / MARK, json.dumps(mark, indent=1) + "\n")
-
-
-def _batches(num_rows: int, *, size: int, number: int, seed: int) -> list[list[int]]:
-    """`number` batches of rows, each epoch in an order of its own."""
-    draw = random.Random(seed)
-    order: list[int] = []
-    while len(order) < number * size:
-        epoch = list(range(num_rows))
-        draw.shuffle(epoch)
-        order += epoch
-    return [order[start : start + size] for start in range(0, number * size, size)]
-
-
-def _read_mark(folder: Path) -> dict[str, Any] | None:
-    try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return mark if isinstance(mark, dict) and {"key", "measured"} <= mark.keys() else None

@@ -3,26 +3,32 @@
 The paper measures contamination by n-grams (5.1.4); here what holds a question, by n-grams or by embedding, is dropped.
 Where rows come in (preferences, held-out rows, prompts, demonstrations) each is looked at once, by n-grams, whichever
 stage trains on it; the step of `prune` looks at what the policy has written since.
+
+local data --read--> questions; other task names --load_tasks--> lm-eval tasks --doc_to_text, options--> questions
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignloop.artifacts import Artifact
+from alignloop.config.bundled import benchmark_data
 from alignloop.config.pruning import DecontaminateConfig, KeepOutConfig
+from alignloop.errors import DataError
+from alignloop.evaluation.measures import words
 from alignloop.pruning.benchmark_index import MIN_SHARE, NGRAM, BenchmarkIndex, BenchmarkText
-from alignloop.pruning.benchmarks import benchmark_texts
-from alignloop.pruning.embedding import Embedding
 from alignloop.pruning.items import Item
-from alignloop.pruning.step import StepResult, Tools, left, skipped
+from alignloop.pruning.models import Embedding
+from alignloop.pruning.step import Pruned, StepResult, Tools, drop, left, pruned, skipped
 from alignloop.pruning.vectors import BLOCK, UnitRows, blocks, cores, in_threads, one_blas_thread
-from alignloop.pruning.verdict import Pruned, drop, pruned
 from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SftRow
 
 RULE = "decontaminate"
@@ -34,6 +40,10 @@ ALL_LEFT_OUT = (
     "prune.decontaminate.enabled: false"
 )
 """What to do where no row is left."""
+MIN_WORDS = 8
+"""A shorter question tells too little to be known from others: its options stand with it."""
+BUNDLED = "quickstart"
+"""The `include_path` under which `ifeval` and `mmlu` are the bundled ones."""
 Vectors = NDArray[np.floating]
 RowT = TypeVar("RowT", PreferenceRow, PromptRow, SftRow)
 
@@ -56,7 +66,7 @@ def decontaminate(
     the longest run of words in common, or the cosine.
 
     Args:
-        ids, texts: N rows; of a dialog, all that is trained on and its prompt.
+        texts: N, of a dialog all that is trained on and its prompt.
         benchmarks: Q questions.
         ngram: units (words; characters in scripts without spaces) a sequence.
         min_share: a row with this share of a question's n-grams or more is dropped, in (0, 1].
@@ -100,12 +110,12 @@ def _nearest(
 
         # Blocks of rows whose products with all questions are as large as a block of embeddings.
         size = max(1, BLOCK * 256 // max(len(questions), 256))
-        places = np.concatenate(in_threads(nearest, blocks(len(rows), size), num_threads=num_threads))
+        nearest_of = np.concatenate(in_threads(nearest, blocks(len(rows), size), num_threads=num_threads))
         cosines = np.empty(len(rows))
         for part in blocks(len(rows), BLOCK):
-            pairs = np.einsum("nd,nd->n", rows.take(part).astype(np.float64), questions[places[part]])
-            cosines[part] = np.where((rows.norms[part] > 0) & ~zero[places[part]], pairs, -np.inf)
-    return places, cosines
+            pairs = np.einsum("nd,nd->n", rows.take(part).astype(np.float64), questions[nearest_of[part]])
+            cosines[part] = np.where((rows.norms[part] > 0) & ~zero[nearest_of[part]], pairs, -np.inf)
+    return nearest_of, cosines
 
 
 def decontaminate_step(items: Sequence[Item], tools: Tools) -> StepResult:
@@ -202,3 +212,109 @@ def left_out_line(dropped: Sequence[DroppedRow], *, num_in: int, what: str) -> s
         f"decontaminate: {len(dropped):,} of {num_in:,} {what} {hold} a question of the run's benchmarks and "
         f"{are} left out; the first: {first.id}{file} {first.reason}"
     )
+
+
+@lru_cache(maxsize=4)
+def benchmark_texts(tasks: tuple[str, ...], include_path: str | None) -> tuple[BenchmarkText, ...]:
+    """Every question of the tasks: IFEval's prompts, MMLU's questions, and any other task's through lm-eval.
+
+    Raises:
+        DataError: as for evaluation: an unknown task, or data that cannot be had.
+    """
+    local = local_texts(tasks, include_path)
+    others = [task for task in tasks if not is_local(task, include_path)]
+    if not others:
+        return local
+    from alignloop.evaluation.tasks import load_tasks
+
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it explains its own options for each task
+    try:
+        loaded = load_tasks(others, include_path=include_path).tasks
+        return (*local, *(text for name, task in loaded.items() for text in task_texts(name, task)))
+    finally:
+        logger.setLevel(level)
+
+
+def is_local(task: str, include_path: str | None) -> bool:
+    """Whether a task's questions are read from a file or folder, without lm-eval."""
+    return bool(_local_data([task], include_path))
+
+
+def benchmark_files(tasks: Sequence[str], include_path: str | None) -> tuple[Artifact, ...]:
+    """The local data of the tasks, with digests: what a stage that depends on them is known by.
+
+    Tasks of lm-eval's own have none: their names stand in the stage's config.
+    """
+    paths = [path for _, path in _local_data(tasks, include_path)]
+    if include_path is not None and include_path != BUNDLED:
+        paths.append(Path(include_path).expanduser())
+    return tuple(Artifact.of(path) for path in paths if path.exists())
+
+
+def _local_data(tasks: Sequence[str], include_path: str | None) -> list[tuple[str, Path]]:
+    """Kind and path of each task that has local data."""
+    found = (benchmark_data(task, bundled=include_path == BUNDLED) for task in tasks)
+    return [data for data in found if data is not None]
+
+
+@lru_cache(maxsize=4)
+def local_texts(tasks: tuple[str, ...], include_path: str | None) -> tuple[BenchmarkText, ...]:
+    """The questions of the tasks with local data; lm-eval, whose import takes seconds, is not needed for them.
+
+    Raises:
+        DataError: wrong data: file, line and field; or a kind that reads no local data.
+    """
+    return tuple(text for kind, path in _local_data(tasks, include_path) for text in _read(kind, path))
+
+
+def _read(kind: str, path: Path) -> Iterator[BenchmarkText]:
+    from alignloop.evaluation.ifeval import read_form
+    from alignloop.evaluation.mmlu import read_mmlu, task_name
+    from alignloop.evaluation.tasks import LOCAL, not_local
+
+    if kind not in LOCAL:
+        raise DataError(not_local(kind, path=path))
+    if kind == "ifeval":
+        yield from _numbered(kind, [row.prompt for _, row in read_form(path)])
+        return
+    # lm-eval's generative tasks have no options to score: there a short question stands alone.
+    scored = kind == "mmlu"
+    for subject in read_mmlu(path):
+        questions = [_standing_alone(row["question"], row["choices"] if scored else []) for row in subject.test]
+        yield from _numbered(task_name(subject.name, form="letter" if scored else "generated"), questions)
+
+
+def _numbered(task: str, questions: Sequence[str]) -> list[BenchmarkText]:
+    return [BenchmarkText(task, str(number), text) for number, text in enumerate(questions) if text.strip()]
+
+
+def task_texts(name: str, task: Any) -> list[BenchmarkText]:
+    """The questions of one lm-eval task, without shots and description: what the model is asked, row by row."""
+    return _numbered(name, [_question_text(task, doc) for doc in task.eval_docs])
+
+
+def _question_text(task: Any, doc: Any) -> str:
+    """A question; with its options where it is too short to stand alone."""
+    listed = isinstance(doc.get("choices"), list)
+    choices: list[Any] = []
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = _options((doc["choices"] if listed else task.doc_to_choice(doc)) or [])
+    question = doc.get("question") if listed else None
+    text = question if isinstance(question, str) else task.doc_to_text(doc)
+    if isinstance(text, int):  # of tasks that fill a gap: which of the options begins the text
+        text = choices[text] if 0 <= text < len(choices) else ""
+    if isinstance(text, list):
+        text = "\n".join(str(part) for part in text)
+    return _standing_alone(str(text), choices)
+
+
+def _standing_alone(text: str, choices: Sequence[Any]) -> str:
+    """A question; with its options where it is too short."""
+    return text if len(words(text)) >= MIN_WORDS else "\n".join([text, *_options(choices)])
+
+
+def _options(choices: Sequence[Any]) -> list[str]:
+    """As texts; letters alone are no option."""
+    return [str(choice) for choice in choices if len(str(choice).strip()) > 1]

@@ -6,17 +6,15 @@ are counted after InsTag (Lu et al. 2023): the more of them, the more complex th
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from alignloop.errors import UserError
-from alignloop.judging.prompt_file import PointsPrompt, load_prompt
 from alignloop.pruning.items import LEAST_DIFFICULTY, Item
-from alignloop.pruning.judge import prompt_name
-from alignloop.pruning.step import Step, StepResult, Tools, lacking, left, skipped
-from alignloop.pruning.verdict import Pruned, drop, pruned
+from alignloop.pruning.models import points_prompt, prompt_name
+from alignloop.pruning.step import Pruned, Step, StepResult, Tools, drop, lacking, left, pruned, skipped
 from alignloop.sampling.best_of_k import check_finite
 
 
@@ -35,12 +33,11 @@ def difficulty_window(
         values: pass rates in [0, 1], points for difficulty, or numbers of intentions; None where none is known.
         high: None: no limit.
         name: of the values, for reasons and metrics: `pass_rate`, `points`, `intentions`.
-        easy_is_high: high values are easy ones.
 
     Raises:
         ValueError: a value that is not finite, or an empty window.
     """
-    high = float("inf") if high is None else high
+    high = math.inf if high is None else high
     if low > high:
         raise ValueError(f"min_{name} {low} is above max_{name} {high}: nothing would be kept")
     known = [value for value in values if value is not None]
@@ -76,12 +73,13 @@ def difficulty_step(items: Sequence[Item], tools: Tools) -> StepResult:
 
 def _by_pass_rate(items: Sequence[Item], tools: Tools) -> StepResult:
     config = tools.config.difficulty
-    if all(item.pass_rate is None for item in items):
+    rates = [item.pass_rate for item in items]
+    if all(rate is None for rate in rates):
         why = "no row has a pass rate (a `pass_rate` column): set prune.difficulty.by to judge or intentions"
         return skipped(items, why)
     verdict = difficulty_window(
         [item.id for item in items],
-        values=[item.pass_rate for item in items],
+        values=rates,
         low=config.min_pass_rate,
         high=config.max_pass_rate,
         name="pass_rate",
@@ -92,22 +90,17 @@ def _by_pass_rate(items: Sequence[Item], tools: Tools) -> StepResult:
 
 def _by_points(items: Sequence[Item], tools: Tools) -> StepResult:
     config = tools.config.difficulty
-    prompt = load_prompt(config.prompt)
-    if not isinstance(prompt, PointsPrompt):
-        raise UserError(f"prune.difficulty.prompt: {config.prompt} gives no points; name one of `kind: points`")
+    refusal = f"prune.difficulty.prompt: {config.prompt} gives no points; name one of `kind: points`"
+    maximum = points_prompt(config.prompt, refusal=refusal).verdict.maximum
     assert tools.judge is not None, "the step has looked"
     points = [answer.points for answer in tools.judge.points(config.prompt, items)]
-    scored = [
-        item
-        if found is None
-        else replace(
-            item,
-            judge={**item.judge, prompt_name(config.prompt): found},
-            difficulty_score=float(found),
-            priority_difficulty=found / prompt.verdict.maximum,
-        )
-        for item, found in zip(items, points, strict=True)
-    ]
+    scored = list(items)
+    for index, (item, found) in enumerate(zip(items, points, strict=True)):
+        if found is not None:
+            judge = {**item.judge, prompt_name(config.prompt): found}
+            scored[index] = replace(
+                item, judge=judge, difficulty_score=float(found), priority_difficulty=found / maximum
+            )
     ids = [item.id for item in items]
     verdict = difficulty_window(ids, values=points, low=config.min_points, high=config.max_points, name="points")
     return left(scored, verdict, num_unreadable=float(points.count(None)))
@@ -120,14 +113,13 @@ def _by_intentions(items: Sequence[Item], tools: Tools) -> StepResult:
     tags = [None if texts is None else tuple(distinct_intentions(texts)) for texts in answers]
     counts = [None if found is None else len(found) for found in tags]
     most = max((count for count in counts if count is not None), default=0) or 1
-    scored = [
-        item
-        if count is None
-        else replace(
-            item, tags=found, difficulty_score=float(count), priority_difficulty=max(count / most, LEAST_DIFFICULTY)
-        )
-        for item, found, count in zip(items, tags, counts, strict=True)
-    ]
+    scored = list(items)
+    for index, (found, count) in enumerate(zip(tags, counts, strict=True)):
+        if count is not None:
+            priority = max(count / most, LEAST_DIFFICULTY)
+            scored[index] = replace(
+                items[index], tags=found, difficulty_score=float(count), priority_difficulty=priority
+            )
     high = None if config.max_intentions < 0 else config.max_intentions
     ids = [item.id for item in items]
     verdict = difficulty_window(ids, values=counts, low=config.min_intentions, high=high, name="intentions")

@@ -1,6 +1,7 @@
 """A row on its way through the steps, whatever kind it is of, and what comes out of it.
 
 SelectedRow | PreferenceRow | SftRow --item_of_*--> Item --steps add what they find--> as_sft, as_preference
+FILE of the user's, in any form --read_rows--> items, with the rewards and pass rates of its columns
 """
 
 from __future__ import annotations
@@ -8,12 +9,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from alignloop.records import CompletionText, Message, PreferenceRow, SelectedRow, SftRow, Source, Strength
+from alignloop.data.forms import FORMS
+from alignloop.data.problems import is_number
+from alignloop.data.readers import read_preferences, read_sft
+from alignloop.data.reading import Reading
+from alignloop.data.rows import Options
+from alignloop.errors import DataError
+from alignloop.records import (
+    CompletionText,
+    Message,
+    PreferenceRow,
+    RejectedRow,
+    SelectedRow,
+    SftRow,
+    Source,
+    Strength,
+)
 
 LEAST_DIFFICULTY = 1e-3
 """In priorities: what every candidate solves would otherwise be worth nothing at all."""
+PRUNING = "pruning"
+"""Column of a preference row's `meta` that holds what the steps found."""
+REWARDS = ("total_reward", "reward", "score_chosen", "quality_score")
+"""Columns of a file that may hold a row's reward; the first that a row has counts."""
+FileKind = Literal["sft", "preferences"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +99,12 @@ class Item:
 
     @property
     def source(self) -> Source:
-        if isinstance(self.row, SelectedRow):
-            return Source.of_round(self.row.round)
-        return self.row.source
+        return Source.of_round(self.row.round) if isinstance(self.row, SelectedRow) else self.row.source
+
+    @property
+    def where(self) -> str:
+        """For messages: the file, and the line where it has one."""
+        return self.source.file + (f", line {self.source.line}" if self.source.line else "")
 
     @property
     def quality_score(self) -> float | None:
@@ -89,12 +113,9 @@ class Item:
 
     def with_pass_rate(self, pass_rate: float) -> Item:
         """The item with what its prompt's pass rate says of difficulty."""
-        difficulty = 1.0 - pass_rate
+        hard = 1.0 - pass_rate
         return replace(
-            self,
-            pass_rate=pass_rate,
-            difficulty_score=difficulty,
-            priority_difficulty=max(difficulty, LEAST_DIFFICULTY),
+            self, pass_rate=pass_rate, difficulty_score=hard, priority_difficulty=max(hard, LEAST_DIFFICULTY)
         )
 
 
@@ -106,6 +127,11 @@ def item_of_selected(row: SelectedRow) -> Item:
 def item_of_preference(row: PreferenceRow) -> Item:
     """A preference by what was liked best of it: edited, else chosen."""
     return _item(row, row.ranked[0])
+
+
+def _item(row: SelectedRow | PreferenceRow, best: CompletionText) -> Item:
+    truncated = best.finish_reason == "length"
+    return Item(id=row.id, row=row, messages=tuple(row.messages), completion=best.text, truncated=truncated)
 
 
 def item_of_target(row: PreferenceRow, *, strengths: Sequence[Strength], pass_rate: float | None = None) -> Item:
@@ -149,11 +175,6 @@ def item_of_sft(row: SftRow, *, reward: float | None = None) -> Item:
     )
 
 
-def _item(row: SelectedRow | PreferenceRow, best: CompletionText) -> Item:
-    truncated = best.finish_reason == "length"
-    return Item(id=row.id, row=row, messages=tuple(row.messages), completion=best.text, truncated=truncated)
-
-
 def as_sft(item: Item) -> SftRow:
     """The row to train on, with its lineage."""
     row = item.row
@@ -169,10 +190,6 @@ def as_sft(item: Item) -> SftRow:
     return SftRow(id=item.id, messages=item.dialog, source=item.source, meta=row.meta, **lineage, **_found(item))
 
 
-PRUNING = "pruning"
-"""Column of a preference row's `meta` that holds what the steps found."""
-
-
 def as_preference(item: Item) -> PreferenceRow:
     """The preference row; what the steps found stands in its `meta`, for preferences have no columns for it."""
     assert isinstance(item.row, PreferenceRow), "only preferences become preferences"
@@ -183,12 +200,72 @@ def as_preference(item: Item) -> PreferenceRow:
 
 def _found(item: Item) -> dict[str, Any]:
     """What the steps found, by column."""
-    return {
-        "topic": item.topic,
-        "fine_topic": item.fine_topic,
-        "quality_score": item.quality_score,
-        "difficulty_score": item.difficulty_score,
-        "judge": item.judge,
-        "tags": list(item.tags or ()),
-        "cluster": item.cluster,
-    }
+    names = ("topic", "fine_topic", "quality_score", "difficulty_score", "judge", "tags", "cluster")
+    return {**{name: getattr(item, name) for name in names}, "tags": list(item.tags or ())}
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """What a file of the user's holds."""
+
+    kind: FileKind
+    form: str
+    items: list[Item]
+    rejected: list[RejectedRow]
+
+
+def kind_of_rows(file: str, *, form: str | None = None, options: Options | None = None) -> tuple[FileKind, str]:
+    """Whether a file holds preferences or dialogs, and the form of its rows.
+
+    Raises:
+        DataError: no such file, or rows of no known form.
+    """
+    found = Reading[SftRow](file, "sft", form=form, options=options).form.name
+    return ("preferences" if found in {known.name for known in FORMS} else "sft"), found
+
+
+def read_rows(
+    file: str, *, max_bad_fraction: float, form: str | None = None, options: Options | None = None
+) -> FileRows:
+    """Read a file to prune.
+
+    Raises:
+        DataError: no such file, rows of no known form, too many that cannot be read, or a reward that is no number.
+    """
+    kind, name = kind_of_rows(file, form=form, options=options)
+    how: dict[str, Any] = {"max_bad_fraction": max_bad_fraction, "form": form, **vars(options or Options())}
+    if kind == "preferences":
+        preferences = read_preferences([file], **how)
+        items = [_with_columns(_with_topics(item_of_preference(row))) for row in preferences.rows]
+        return FileRows(kind, name, items, preferences.rejected)
+    dialogs = read_sft([file], **how)
+    items = [_with_columns(item_of_sft(row, reward=row.quality_score)) for row in dialogs.rows]
+    return FileRows(kind, name, items, dialogs.rejected)
+
+
+def _with_topics(item: Item) -> Item:
+    """A preference with what an earlier pruning found of it."""
+    found = item.row.meta.get(PRUNING)
+    if not isinstance(found, dict):
+        return item
+    return replace(item, **{name: found[name] for name in ("topic", "fine_topic") if isinstance(found.get(name), str)})
+
+
+def _with_columns(item: Item) -> Item:
+    reward = _number(item, REWARDS) if item.reward is None else item.reward
+    return replace(item, reward=reward, pass_rate=_number(item, ("pass_rate",)))
+
+
+def _number(item: Item, columns: Sequence[str]) -> float | None:
+    """The first of the columns that the row has.
+
+    Raises:
+        DataError: it holds no number.
+    """
+    name = next((name for name in columns if item.row.meta.get(name) is not None), None)
+    if name is None:
+        return None
+    value = item.row.meta[name]
+    if not is_number(value):
+        raise DataError(f"{item.where}, field {name}: {value!r}: a finite number is wanted, or leave it out")
+    return float(value)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
 from alignloop.config.pruning import MixConfig, TopicConfig
-from alignloop.errors import DataError
+from alignloop.errors import DataError, did_you_mean
 from alignloop.pruning.items import Item
-from alignloop.pruning.step import StepResult, Tools, skipped
-from alignloop.pruning.verdict import Pruned, drop, pruned
+from alignloop.pruning.step import Pruned, StepResult, Tools, drop, pruned, skipped
 from alignloop.records import SelectedRow
 
 NONE = "(none)"
@@ -29,13 +27,13 @@ class Mixed:
 
     Attributes:
         pruned: which rows stay at all.
-        copies: index of a row that occurs more than once -> how often it occurs.
         absent: groups that are asked for and have no row: the others' shares are kept among themselves.
+        copies: index of a row that occurs more than once -> how often it occurs.
     """
 
     pruned: Pruned
-    copies: dict[int, int]
     absent: tuple[str, ...]
+    copies: dict[int, int] = field(default_factory=dict)
 
 
 def mix_by_share(ids: Sequence[str], *, groups: Sequence[str | None], shares: Mapping[str, float], seed: int) -> Mixed:
@@ -46,7 +44,6 @@ def mix_by_share(ids: Sequence[str], *, groups: Sequence[str | None], shares: Ma
     remains keeps its proportions.
 
     Args:
-        ids: N row ids.
         groups: N topics or sources; None where a row has none.
         shares: group -> share, each above 0, together at most 1.
     """
@@ -67,16 +64,14 @@ def mix_by_share(ids: Sequence[str], *, groups: Sequence[str | None], shares: Ma
         reasons |= dict.fromkeys(set(rows) - _drawn(rows, num_kept, seed=seed, group=group), reason)
     if "" not in wanted:
         reasons |= {index: f"{groups[index] or NONE!r} has no share in the mix" for index in others}
-    return _mixed(ids, reasons, absent=[group for group in shares if group not in members])
+    absent = tuple(group for group in shares if group not in members)
+    return Mixed(_pruned(ids, reasons, num_absent_groups=len(absent)), absent)
 
 
 def mix_by_epochs(ids: Sequence[str], *, groups: Sequence[str | None], epochs: Mapping[str, float], seed: int) -> Mixed:
     """Rows of a named group occur that many times: 2.5 is each twice and half of them, drawn, a third time.
 
     Rows of other groups occur once.
-
-    Args:
-        epochs: group -> how often, 0 or more.
     """
     members = _members(groups)
     reasons: dict[int, str] = {}
@@ -89,31 +84,9 @@ def mix_by_epochs(ids: Sequence[str], *, groups: Sequence[str | None], epochs: M
         occurs = {index: whole + (index in more) for index in rows}
         reasons |= {index: reason for index, number in occurs.items() if number == 0}
         copies |= {index: number for index, number in occurs.items() if number > 1}
-    num_repeated = float(sum(copies.values()) - len(copies))
-    absent = [group for group in epochs if group not in members]
-    return _mixed(ids, reasons, absent=absent, copies=copies, num_repeated=num_repeated)
-
-
-def _mixed(
-    ids: Sequence[str],
-    reasons: Mapping[int, str],
-    *,
-    absent: Sequence[str],
-    copies: dict[int, int] | None = None,
-    **metrics: float,
-) -> Mixed:
-    drops = {index: drop(ids[index], "mix", reason) for index, reason in reasons.items()}
-    return Mixed(
-        pruned(ids, drops, metrics={**metrics, "num_absent_groups": float(len(absent))}), copies or {}, tuple(absent)
-    )
-
-
-def copy_id(row_id: str, number: int, taken: set[str]) -> str:
-    """`<id>~2` for a row's second occurrence; what stands in `taken` is passed over, and the new id joins it."""
-    while f"{row_id}~{number}" in taken:
-        number += 1
-    taken.add(f"{row_id}~{number}")
-    return f"{row_id}~{number}"
+    absent = tuple(group for group in epochs if group not in members)
+    num_repeated = sum(copies.values()) - len(copies)
+    return Mixed(_pruned(ids, reasons, num_repeated=num_repeated, num_absent_groups=len(absent)), absent, copies)
 
 
 def _members(groups: Sequence[str | None]) -> dict[str, list[int]]:
@@ -127,6 +100,19 @@ def _members(groups: Sequence[str | None]) -> dict[str, list[int]]:
 def _drawn(rows: Sequence[int], number: int, *, seed: int, group: str) -> set[int]:
     """A draw that does not change where other groups do."""
     return set(random.Random(f"{seed}/{group}").sample(rows, number))
+
+
+def _pruned(ids: Sequence[str], reasons: Mapping[int, str], **metrics: float) -> Pruned:
+    drops = {index: drop(ids[index], "mix", reason) for index, reason in reasons.items()}
+    return pruned(ids, drops, metrics={name: float(value) for name, value in metrics.items()})
+
+
+def copy_id(row_id: str, number: int, taken: set[str]) -> str:
+    """`<id>~2` for a row's second occurrence; what stands in `taken` is passed over, and the new id joins it."""
+    while f"{row_id}~{number}" in taken:
+        number += 1
+    taken.add(f"{row_id}~{number}")
+    return f"{row_id}~{number}"
 
 
 def mix_step(items: Sequence[Item], tools: Tools) -> StepResult:
@@ -178,7 +164,6 @@ def _check_groups(config: MixConfig, topic: TopicConfig, *, found: set[str]) -> 
         known |= {SAMPLED, ANNOTATED}
     unknown = sorted({*config.shares, *config.epochs} - known)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], sorted(known), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         listed = ", ".join(sorted(known)[:20]) or "none"
-        raise DataError(f"prune.mix: no row is of {config.by} {unknown[0]!r}; {hint}known: {listed}")
+        hint = " ".join([did_you_mean(unknown[0], sorted(known), quote="'"), f"known: {listed}"]).lstrip()
+        raise DataError(f"prune.mix: no row is of {config.by} {unknown[0]!r}; {hint}")

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from alignloop.pruning.items import Item
 from alignloop.pruning.quality import priorities_of
-from alignloop.pruning.step import StepResult, Tools, left
+from alignloop.pruning.step import Pruned, StepResult, Tools, drop, left, pruned
 from alignloop.pruning.text_units import Hashes, Texts, UnitHashes, chunks, mixed, normalised, starts_of
-from alignloop.pruning.verdict import Pruned, drop, pruned
 from alignloop.records import DroppedRow, PreferenceRow
 from alignloop.sampling.best_of_k import check_finite
 
@@ -47,8 +46,6 @@ def near_duplicates(
     fewer units than `ngram` has one n-gram: all it has. A row is compared with those kept before it.
 
     Args:
-        ids: N row ids.
-        texts: N texts.
         jaccard: least estimated Jaccard similarity that drops, in (0, 1]; None: only the same texts are dropped.
         num_perm: MinHash values a text, 1 or more; a pair at `jaccard` is missed one time in a hundred or less.
         ngram: units (words; characters in scripts without spaces) a sequence, 1 or more.
@@ -71,8 +68,8 @@ def near_duplicates(
     num_exact = len(drops)
     if jaccard is not None:
         others = [row for row in order if row not in drops]
-        for place, twin, estimate in _near([plain[row] for row in others], jaccard, num_perm, ngram):
-            row, other = others[place], ids[others[twin]]
+        for position, twin, estimate in _near([plain[row] for row in others], jaccard, num_perm, ngram):
+            row, other = others[position], ids[others[twin]]
             drops[row] = drop(ids[row], RULE, f"estimated Jaccard {estimate:.2f} to {other}", other)
     counts = {"num_exact": float(num_exact), "num_near": float(len(drops) - num_exact)}
     return pruned(ids, drops, metrics=counts)
@@ -109,9 +106,9 @@ def shingles(texts: Texts, ngram: int) -> Texts:
     # A text of m < n units is one m-gram. Its hash may equal no longer text's: the length goes into it.
     whole = np.zeros(len(short), dtype=np.uint64)
     for length in np.unique(texts.lengths[short]):
-        place = np.flatnonzero(texts.lengths[short] == length)
+        position = np.flatnonzero(texts.lengths[short] == length)
         same = texts.ngrams(int(length))
-        whole[place] = mixed(same.hashes[same.starts[short[place]]] ^ np.uint64(length))
+        whole[position] = mixed(same.hashes[same.starts[short[position]]] ^ np.uint64(length))
     # These texts have no n-grams, so that each hash goes in where its text's n-grams would begin.
     hashes = np.insert(grams.hashes, grams.starts[short], whole)
     counts = grams.lengths.copy()
@@ -163,16 +160,17 @@ def _shared_buckets(found: NDArray[np.uint32], rows: int) -> NDArray[np.int64]:
 def near_duplicates_step(items: Sequence[Item], tools: Tools) -> StepResult:
     """Drop rows whose prompt has (nearly) the same words as a better row's."""
     config = tools.config.near_duplicates
+
+    def compares_row(item: Item) -> bool:
+        """Whether a row's completions are compared along with its prompt."""
+        is_preference = isinstance(item.row, PreferenceRow) and not item.as_target
+        return config.of == "row" or (config.of == "auto" and is_preference)
+
     verdict = near_duplicates(
         [item.id for item in items],
-        texts=[item.text if _compares_row(item, config.of) else item.prompt for item in items],
+        texts=[item.text if compares_row(item) else item.prompt for item in items],
         jaccard=config.jaccard,
         num_perm=config.num_perm,
         priorities=priorities_of(items, by_reward=tools.config.quality.by != "judge"),
     )
     return left(items, verdict)
-
-
-def _compares_row(item: Item, of: str) -> bool:
-    """Whether a row's completions are compared along with its prompt."""
-    return of == "row" or (of == "auto" and isinstance(item.row, PreferenceRow) and not item.as_target)

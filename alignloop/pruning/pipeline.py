@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
-from alignloop.config.pruning import PruneConfig
 from alignloop.pruning.clean import clean_step
 from alignloop.pruning.decontaminate import decontaminate_step
 from alignloop.pruning.difficulty import difficulty_step
@@ -34,6 +33,7 @@ STEPS: Mapping[str, Step] = {
     "decontaminate": decontaminate_step,
     "mix": mix_step,
 }
+WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def prune(items: Sequence[Item], tools: Tools) -> Pruning:
 
     Raises:
         DataError: a step lacks what it needs and `tools.lenient` is false, or its data is wrong.
-        UserError: a judge's answers cannot be read, a model cannot be loaded.
+        UserError: a judge's answers cannot be read, or a model cannot be loaded.
     """
     left = list(items)
     dropped: list[DroppedRow] = []
@@ -87,29 +87,22 @@ def prune(items: Sequence[Item], tools: Tools) -> Pruning:
     metrics: dict[str, float] = {}
     notes: list[str] = []
     for name, step in STEPS.items():
-        started = time.monotonic()
-        num_in = len(left)
-        off = "no row is left" if not left else _off(name, tools.config)
+        started, num_in = time.monotonic(), len(left)
+        is_on = getattr(getattr(tools.config, name), "enabled", True)
+        off = None if is_on else f"prune.{name}.enabled is false"
+        if not left:
+            off = "no row is left"
         result = step(left, tools) if off is None else StepResult(left, skipped=off)
         left = result.items
-        assert num_in == len(left) - result.repeated + len(result.dropped), f"{name}: rows vanished"
+        num_kept = num_in - len(result.dropped)
+        assert num_kept == len(left) - result.repeated, f"{name}: rows vanished"
         dropped += result.dropped
         metrics |= {f"{name}_{key}": value for key, value in result.metrics.items()}
         notes += result.notes
-        num_kept = num_in - len(result.dropped)
         seconds = time.monotonic() - started
-        line = FunnelLine(name, num_in, num_kept, len(result.dropped), seconds, result.skipped, result.repeated)
-        funnel.append(line)
+        funnel.append(FunnelLine(name, num_in, num_kept, len(result.dropped), seconds, result.skipped, result.repeated))
     num_kept = len(left) - sum(line.repeated for line in funnel)
     return Pruning(left, num_kept, dropped, tuple(funnel), metrics, tuple(notes))
-
-
-def _off(name: str, config: PruneConfig) -> str | None:
-    """Why a step does nothing whatever the rows."""
-    return None if getattr(getattr(config, name), "enabled", True) else f"prune.{name}.enabled is false"
-
-
-WIDTH = 80
 
 
 def funnel_lines(funnel: Sequence[FunnelLine], *, num_in: int) -> list[str]:

@@ -12,12 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from alignloop.config.pruning import QualityConfig
-from alignloop.errors import UserError
-from alignloop.judging.prompt_file import PointsPrompt, load_prompt
 from alignloop.pruning.items import Item
-from alignloop.pruning.judge import PruneJudge, prompt_name
-from alignloop.pruning.step import StepResult, Tools, lacking, left, skipped
-from alignloop.pruning.verdict import Pruned, drop, pruned
+from alignloop.pruning.models import PruneJudge, points_prompt, prompt_name
+from alignloop.pruning.step import Pruned, StepResult, Tools, drop, lacking, left, pruned, skipped
 from alignloop.sampling.best_of_k import check_finite
 
 PEOPLE_FIRST = 2.0
@@ -59,20 +56,22 @@ def top_or_best_rated(
     known = {index: reward for index, reward in enumerate(rewards) if reward is not None}
     top, least = _top(known, fraction=fraction)
     best = {index for index, rating in enumerate(ratings) if rating is not None and rating.points == rating.maximum}
-    passing = top | best
+    good = top | best
     drops = {}
     for index, (row_id, reward, rating) in enumerate(zip(ids, rewards, ratings, strict=True)):
         reasons = [] if reward is None else [f"score {reward:.4g} is not in the top {fraction:.0%} (from {least:.4g})"]
-        if rating is not None:
-            reasons.append(_rated(rating))
+        if rating is not None and rating.points is None:
+            reasons.append("the judge's answer cannot be read")
+        elif rating is not None:
+            reasons.append(f"the judge gave {rating.points} of {rating.maximum} points")
         if not reasons and must_be_good is not None and must_be_good[index]:
             reasons.append("it has neither a reward nor a judge's points")
-        if reasons and index not in passing:
+        if reasons and index not in good:
             drops[index] = drop(row_id, "quality", "; ".join(reasons))
     metrics = {"num_top_reward": float(len(top)), "num_best_rated": float(len(best))}
-    given = [rating.points for rating in ratings if rating is not None]
-    if given:
-        metrics["num_unreadable"] = float(given.count(None))
+    points = [rating.points for rating in ratings if rating is not None]
+    if points:
+        metrics["num_unreadable"] = float(points.count(None))
     if top:
         metrics["least_quality_score"] = least
     return pruned(ids, drops, metrics=metrics)
@@ -87,12 +86,6 @@ def _top(scores: dict[int, float], *, fraction: float) -> tuple[set[int], float]
     num_kept = math.ceil(round(fraction * len(scores), 9))
     order = sorted(scores, key=lambda index: (-scores[index], index))[:num_kept]
     return set(order), scores[order[-1]] if order else math.inf
-
-
-def _rated(rating: Rating) -> str:
-    if rating.points is None:
-        return "the judge's answer cannot be read"
-    return f"the judge gave {rating.points} of {rating.maximum} points"
 
 
 def is_code(topic: str | None, *texts: str, code_topics: Collection[str]) -> bool:
@@ -162,10 +155,8 @@ def _rate(items: Sequence[Item], config: QualityConfig, *, judge: PruneJudge) ->
             code = is_code(item.topic, item.last_question, item.completion, code_topics=config.code_topics)
             members[config.code_prompt if code else config.general_prompt].append(index)
     for prompt, indexes in members.items():
-        loaded = load_prompt(prompt)
-        if not isinstance(loaded, PointsPrompt):
-            raise UserError(f"prune.quality: {prompt} gives no points; name a judging prompt of `kind: points`")
-        maximum = loaded.verdict.maximum
+        refusal = f"prune.quality: {prompt} gives no points; name a judging prompt of `kind: points`"
+        maximum = points_prompt(prompt, refusal=refusal).verdict.maximum
         answers = judge.points(prompt, [items[index] for index in indexes]) if indexes else []
         for index, answer in zip(indexes, answers, strict=True):
             ratings[index] = Rating(answer.points, maximum)

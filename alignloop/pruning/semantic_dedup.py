@@ -12,27 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignloop.pruning.clusters import Labels, nearest_clusters
 from alignloop.pruning.items import Item
 from alignloop.pruning.quality import priorities_of
-from alignloop.pruning.step import StepResult, Tools, lacking, left
+from alignloop.pruning.step import Pruned, StepResult, Tools, drop, lacking, left, pruned
 from alignloop.pruning.vectors import (
     BLOCK,
     Floats,
     Indexes,
+    Labels,
     UnitRows,
     blocks,
     cores,
     in_threads,
+    nearest_clusters,
     one_blas_thread,
     reach,
 )
-from alignloop.pruning.verdict import Pruned, drop, pruned
 from alignloop.sampling.best_of_k import check_finite
 
 CompareTo = Literal["seen", "kept"]
@@ -41,8 +41,7 @@ _BLOCK = 1024
 ROUNDING = 1e-6
 
 
-@dataclass(frozen=True)
-class Twin:
+class Twin(NamedTuple):
     """A dropped row, the row it lost to, and their cosine."""
 
     dropped: int
@@ -52,16 +51,20 @@ class Twin:
 
 @dataclass(frozen=True)
 class DedupResult:
-    """Indexes kept (input order), twins (by dropped index), numbers for the manifest.
-
-    Attributes:
-        clusters: [N] the row's cluster, -1 for a zero vector.
-    """
+    """Indexes kept (input order), twins (by dropped index), and [N] the row's cluster, -1 for a zero vector."""
 
     kept: tuple[int, ...]
     twins: tuple[Twin, ...]
-    metrics: dict[str, float]
     clusters: Labels = field(compare=False)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        sizes = np.bincount(self.clusters[self.clusters >= 0])
+        return {
+            "num_clusters": float(np.count_nonzero(sizes)),
+            "largest_cluster": float(sizes.max(initial=0)),
+            "num_zero_vectors": float(np.count_nonzero(self.clusters < 0)),
+        }
 
     def verdict(self, ids: Sequence[str]) -> Pruned:
         """The same with the rows' ids, as the other pruning steps answer."""
@@ -116,30 +119,17 @@ def semantic_dedup(
             units, rows_per_cluster=rows_per_cluster, num_nearest=num_nearest, seed=seed, num_threads=num_threads
         )
         order = np.argsort(-ranked, kind="stable")
-        clusters = members(labels, order)
 
         def search(rows: Indexes) -> tuple[Indexes, Indexes]:
             dropped, twins = find_twins(units.take(rows), threshold=threshold, compare_to=compare_to)
             return rows[dropped], rows[twins]
 
-        found = in_threads(search, clusters, num_threads=num_threads)
-        dropped, twins = _best_twins(found, order)
+        dropped, twins = _best_twins(in_threads(search, members(labels, order), num_threads=num_threads), order)
         cosines = np.clip(units.cosines(dropped, twins), -1.0, 1.0)
     is_kept = np.ones(len(units), dtype=bool)
     is_kept[dropped] = False
-    triples = zip(dropped.tolist(), twins.tolist(), cosines.tolist(), strict=True)
-    nearest = np.ascontiguousarray(labels[:, 0])
-    kept = tuple(np.flatnonzero(is_kept).tolist())
-    return DedupResult(kept, tuple(Twin(*triple) for triple in triples), _sizes(nearest), nearest)
-
-
-def _sizes(labels: Labels) -> dict[str, float]:
-    sizes = np.bincount(labels[labels >= 0])
-    return {
-        "num_clusters": float(np.count_nonzero(sizes)),
-        "largest_cluster": float(sizes.max(initial=0)),
-        "num_zero_vectors": float(np.count_nonzero(labels < 0)),
-    }
+    found = tuple(map(Twin, dropped.tolist(), twins.tolist(), cosines.tolist()))
+    return DedupResult(tuple(np.flatnonzero(is_kept).tolist()), found, np.ascontiguousarray(labels[:, 0]))
 
 
 def members(labels: Labels, order: Indexes) -> list[Indexes]:
@@ -149,9 +139,9 @@ def members(labels: Labels, order: Indexes) -> list[Indexes]:
         labels: [N, m] clusters of each row, -1 for none.
         order: the N rows, best first.
     """
-    place = np.argsort(labels[order].ravel(), kind="stable")  # stable: the best stay first
-    names = labels[order].ravel()[place]
-    rows = np.repeat(order, labels.shape[1])[place]
+    position = np.argsort(labels[order].ravel(), kind="stable")  # stable: the best stay first
+    names = labels[order].ravel()[position]
+    rows = np.repeat(order, labels.shape[1])[position]
     starts = np.flatnonzero(np.diff(names, prepend=-1))
     clusters = np.split(rows, starts)[1:] if len(starts) else []
     return sorted(clusters, key=len, reverse=True)
@@ -194,11 +184,11 @@ def _note(twin: Indexes, rows: Indexes, sources: Indexes, hits: NDArray[np.bool_
 def _one_by_one(twin: Indexes, rows: Indexes, hits: NDArray[np.bool_]) -> None:
     """Within a block what was kept so far decides: row after row, those that are near to nothing passed over."""
     is_kept = np.ones(len(rows), dtype=bool)
-    for place in np.flatnonzero(hits.any(axis=1)):
-        near = hits[place] & is_kept
+    for position in np.flatnonzero(hits.any(axis=1)):
+        near = hits[position] & is_kept
         if near.any():
-            twin[rows[place]] = rows[near.argmax()]
-            is_kept[place] = False
+            twin[rows[position]] = rows[near.argmax()]
+            is_kept[position] = False
 
 
 def _best_twins(found: Sequence[tuple[Indexes, Indexes]], order: Indexes) -> tuple[Indexes, Indexes]:
@@ -208,8 +198,8 @@ def _best_twins(found: Sequence[tuple[Indexes, Indexes]], order: Indexes) -> tup
     dropped, twins = (np.concatenate(parts) for parts in zip(*found, strict=True))
     rank = np.empty(len(order), dtype=np.intp)
     rank[order] = np.arange(len(order))
-    place = np.lexsort((rank[twins], dropped))
-    first = place[np.diff(dropped[place], prepend=-1) > 0]
+    position = np.lexsort((rank[twins], dropped))
+    first = position[np.diff(dropped[position], prepend=-1) > 0]
     return dropped[first], twins[first]
 
 

@@ -1,24 +1,44 @@
-"""What every step of pruning gets and answers."""
+"""What a rule of pruning answers, what a step makes of it, and what every step gets.
+
+items, Tools --Step--> StepResult: the items that are left, those that are dropped with their reasons
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from alignloop.config.pruning import PruneConfig
 from alignloop.errors import DataError
 from alignloop.progress import Progress, QuietProgress
+from alignloop.pruning.benchmark_index import BenchmarkText
 from alignloop.pruning.items import Item
-from alignloop.pruning.verdict import Pruned
+from alignloop.pruning.models import Embedding, PruneJudge
 from alignloop.records import DroppedRow
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-    from alignloop.pruning.benchmark_index import BenchmarkText
-    from alignloop.pruning.embedding import Embedding
-    from alignloop.pruning.judge import PruneJudge
+@dataclass(frozen=True)
+class Pruned:
+    """A rule's answer: indexes kept (input order), drops (input order), numbers for the manifest."""
+
+    kept: tuple[int, ...]
+    dropped: tuple[DroppedRow, ...]
+    metrics: dict[str, float]
+
+
+def drop(row_id: str, rule: str, reason: str, twin: str | None = None, cosine: float | None = None) -> DroppedRow:
+    """A row that pruning drops; `twin`: the row it lost to, `cosine`: to the twin, where embeddings were compared."""
+    return DroppedRow(id=row_id, stage="prune", rule=rule, reason=reason, twin=twin, cosine=cosine)
+
+
+def pruned(
+    ids: Sequence[str], drops: Mapping[int, DroppedRow], *, metrics: Mapping[str, float] | None = None
+) -> Pruned:
+    """The answer for N rows from the drops by index; `in == kept + dropped` holds by construction."""
+    kept = tuple(index for index in range(len(ids)) if index not in drops)
+    assert len(kept) + len(drops) == len(ids), "a drop names a row that is not there"
+    return Pruned(kept, tuple(drops[index] for index in sorted(drops)), dict(metrics or {}))
 
 
 @dataclass(frozen=True)
@@ -26,9 +46,7 @@ class Tools:
     """What the steps work with beside their config.
 
     Attributes:
-        judge: None: there is none, and steps that need one say so.
-        embedding: how dialogs are embedded; None: not at all.
-        benchmarks: loads the questions of the run's benchmarks; None: there are none.
+        judge, embedding, benchmarks: None where there is none; steps that need one say so.
         folder: where a step may keep what is worth keeping (a classifier); None: nowhere.
         lenient: a step that lacks what it needs is skipped by name, in place of an error.
     """

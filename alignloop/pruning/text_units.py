@@ -103,10 +103,10 @@ class Texts:
         counts = np.maximum(self.lengths - length + 1, 0)
         total = np.zeros(max(len(self.hashes) - length + 1, 0), dtype=np.uint64)
         with np.errstate(over="ignore"):
-            for place in range(length):  # a polynomial in an odd base, modulo 2^64
-                total = total * np.uint64(_BASE) + self.hashes[place : place + len(total)]
+            for position in range(length):  # a polynomial in an odd base, modulo 2^64
+                total = total * np.uint64(_BASE) + self.hashes[position : position + len(total)]
         starts = starts_of(counts)
-        # An n-gram begins at the text's start plus its place within the text; those that cross a border are left out.
+        # An n-gram begins at its text's start plus its position in it; those that cross a border are left out.
         begins = np.repeat(self.starts[:-1] - starts[:-1], counts) + np.arange(starts[-1])
         return Texts(mixed(total[begins]), starts)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from alignloop.data.jsonl import numbered_lines
+from alignloop.data.parsing import parse_row
+from alignloop.data.problems import BadRow
 from alignloop.errors import DataError
 from alignloop.pruning.items import Item
 from alignloop.pruning.step import Step, StepResult, Tools, lacking, skipped
+
+_MOST_SHOWN = 3
 
 
 def topic_step(items: Sequence[Item], tools: Tools) -> StepResult:
@@ -40,6 +44,20 @@ def _by_column(items: Sequence[Item], tools: Tools) -> StepResult:
     return StepResult(labelled)
 
 
+def _text(item: Item, column: str) -> str | None:
+    """A free column's text.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    value = item.row.meta.get(column)
+    if value is None:
+        return None
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    raise DataError(f"{item.where}, field {column}: row {item.id} has the topic {value!r}: a text is wanted")
+
+
 def _by_judge(items: Sequence[Item], tools: Tools) -> StepResult:
     config = tools.config.topic
     if tools.judge is None:
@@ -55,93 +73,57 @@ def _by_classifier(items: Sequence[Item], tools: Tools) -> StepResult:
     from alignloop.pruning.classifier import classify
 
     texts = [item.last_question for item in items]
-    found = classify(texts, tools.config.topic, folder=tools.folder, seed=tools.seed, progress=tools.progress)
-    labelled = [replace(item, topic=label) for item, label in zip(items, found.labels, strict=True)]
-    return StepResult(labelled, metrics=found.metrics, notes=found.notes)
-
-
-def _text(item: Item, column: str) -> str | None:
-    """A free column's text.
-
-    Raises:
-        DataError: it holds something else.
-    """
-    value = item.row.meta.get(column)
-    if value is None:
-        return None
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    where = f"{item.source.file}, line {item.source.line}" if item.source.line else item.source.file
-    raise DataError(f"{where}, field {column}: row {item.id} has the topic {value!r}: a text is wanted")
+    labels, metrics, notes = classify(
+        texts, tools.config.topic, folder=tools.folder, seed=tools.seed, progress=tools.progress
+    )
+    labelled = [replace(item, topic=label) for item, label in zip(items, labels, strict=True)]
+    return StepResult(labelled, metrics=metrics, notes=notes)
 
 
 _WAYS: Mapping[str, Step] = {"column": _by_column, "judge": _by_judge, "classifier": _by_classifier}
 
 
-class Labelled(NamedTuple):
-    """N texts and their topics, in file order."""
-
-    texts: list[str]
-    topics: list[str]
-
-
-_MOST_SHOWN = 3
-
-
-def read_labelled(path: Path) -> Labelled:
-    """Rows that a classifier learns from: JSON lines of `topic` beside `prompt`, `text`, or `messages`.
+def read_labelled(path: Path) -> list[tuple[str, str]]:
+    """(text, topic) of the rows that a classifier learns from: `topic` beside `prompt`, `text`, or `messages`.
 
     Raises:
         DataError: no such file; wrong lines, by number and field; fewer than two topics, or one row of a topic.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: labelled rows cannot be read ({error}): JSON lines of topic and prompt are wanted"
-        ) from error
-    found = Labelled([], [])
+    rows: list[tuple[str, str]] = []
     problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                text, topic = _labelled_row(line)
-            except ValueError as error:
-                problems.append(f"line {number}: {error}")
-            else:
-                found.texts.append(text)
-                found.topics.append(topic)
+    for number, offset, line in numbered_lines(
+        path, holds=": labelled rows, JSON lines of topic and prompt, are wanted"
+    ):
+        try:
+            rows.append(_labelled_row(parse_row(line, line=None, offset=offset)))
+        except BadRow as bad:
+            field = f"field {bad.field}: " if bad.field else ""
+            problems.append(f"line {number}: {field}{bad.reason}")
     if problems:
         more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
         raise DataError(f"{path}: {'; '.join(problems[:_MOST_SHOWN])}{more}. Mend these rows")
-    counts = Counter(found.topics)
+    counts = Counter(topic for _, topic in rows)
     if len(counts) < 2:
-        raise DataError(
-            f"{path}: {len(counts)} topics in {len(found.topics)} rows: two or more are needed to tell them apart"
-        )
+        raise DataError(f"{path}: {len(counts)} topics in {len(rows)} rows: two or more are needed to tell them apart")
     few = [topic for topic, count in counts.items() if count < 2]
     if few:
         raise DataError(
             f"{path}: only one row of topic {few[0]!r}: two or more are needed, one to learn from and one to measure on"
         )
-    return found
+    return rows
 
 
-def _labelled_row(line: str) -> tuple[str, str]:
+def _labelled_row(row: Any) -> tuple[str, str]:
     """Text and topic of a row; of `messages` the last user turn is taken."""
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from None
     if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
+        raise BadRow(None, "not a JSON object")
     topic = row.get("topic")
     if not isinstance(topic, str) or not topic.strip():
-        raise ValueError(f"field topic: {topic!r}, a text is wanted")
+        raise BadRow("topic", f"{topic!r}, a text is wanted")
     turns = row.get("messages")
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     by_user = [turn.get("content") for turn in turns if turn.get("role") == "user"]
     for text in (row.get("prompt"), row.get("text"), *by_user[-1:]):
         if isinstance(text, str) and text.strip():
             return text, topic.strip()
-    raise ValueError("has no text: give prompt, text, or messages with a user's turn")
+    raise BadRow(None, "has no text: give prompt, text, or messages with a user's turn")

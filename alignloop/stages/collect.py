@@ -17,8 +17,7 @@ from pydantic import Field
 from alignloop.artifacts import Artifact
 from alignloop.chat.reasoning import answer_of
 from alignloop.config.base import PositiveInt
-from alignloop.config.collect import CollectConfig
-from alignloop.config.data import DataConfig
+from alignloop.config.data import CollectConfig, DataConfig
 from alignloop.config.engine import EngineComputes, JudgeSettings, judging
 from alignloop.config.pruning import KeepOutConfig
 from alignloop.config.recipe import Recipe
@@ -27,8 +26,7 @@ from alignloop.data.split import round_batch
 from alignloop.errors import DataError, PeopleNeeded, UserError
 from alignloop.judging.annotate import Annotations, Pair
 from alignloop.judging.prompt_file import PairwisePrompt, load_prompt
-from alignloop.pruning.benchmarks import benchmark_files
-from alignloop.pruning.decontaminate import RULE, left_out_line
+from alignloop.pruning.decontaminate import RULE, benchmark_files, left_out_line
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, by_prompt
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext

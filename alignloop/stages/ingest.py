@@ -24,8 +24,15 @@ from alignloop.data.readers import ReadResult, read_preferences, read_prompts
 from alignloop.data.split import heldout_of_files, heldout_split, round_batch, without_prompts
 from alignloop.data.tally import scores_say, scores_text
 from alignloop.errors import DataError, UserError
-from alignloop.pruning.benchmarks import benchmark_files, is_local, local_texts
-from alignloop.pruning.decontaminate import ALL_LEFT_OUT, RowT, left_out_line, without_benchmarks
+from alignloop.pruning.decontaminate import (
+    ALL_LEFT_OUT,
+    RowT,
+    benchmark_files,
+    is_local,
+    left_out_line,
+    local_texts,
+    without_benchmarks,
+)
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext

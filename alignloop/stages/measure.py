@@ -24,7 +24,7 @@ from pydantic import Field
 from alignloop.artifacts import Artifact, write_text
 from alignloop.config.base import PositiveInt
 from alignloop.config.engine import EngineComputes, JudgeSettings, computing, judging
-from alignloop.config.measure import MeasureConfig
+from alignloop.config.evaluation import MeasureConfig
 from alignloop.config.recipe import Recipe
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import ModelError, UserError

@@ -22,10 +22,10 @@ from alignloop.data.split import prompt_key
 from alignloop.engines.checkpoint import weight_files
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.judging.prompt_file import PointsPrompt, TextsPrompt, load_prompt
-from alignloop.pruning.benchmarks import benchmark_files, benchmark_texts
-from alignloop.pruning.embedding import POLICY, embedding_by
+from alignloop.pruning.classifier import FOLDER
+from alignloop.pruning.decontaminate import benchmark_files, benchmark_texts
 from alignloop.pruning.items import as_sft, item_of_selected, item_of_target
-from alignloop.pruning.judge import PruneJudge
+from alignloop.pruning.models import POLICY, PruneJudge, embedding_by
 from alignloop.pruning.pipeline import prune
 from alignloop.pruning.step import Tools
 from alignloop.records import PreferenceRow, PromptRow, SelectedRow, Strength
@@ -100,24 +100,29 @@ def settings(recipe: Recipe) -> Settings:
 
 def inputs(recipe: Recipe, *, selected: Artifact, preferences: Artifact, policy: Artifact) -> Inputs:
     """The stage's inputs, with marks of all that the recipe names by path."""
-    from alignloop.judging.prompt_file import folder_mark, model_mark, prompts_mark
+    from alignloop.judging.prompt_file import folder_mark
 
     config = settings(recipe)
+    model = config.topic.model if config.topic.by == "classifier" else None
+    topic_model = folder_mark(Path(model).expanduser()) if model else None
+    return Inputs(selected, preferences, policy, topic_model=topic_model, **named_by_path(config))
+
+
+def named_by_path(config: Settings) -> dict[str, Any]:
+    """Marks of what may change under the name that the recipe has for it, by field of the inputs."""
+    from alignloop.judging.prompt_file import folder_mark, model_mark, prompts_mark
+
     topic, embedder = config.topic, config.embedder_model
     learns = topic.by == "classifier" and topic.labelled is not None
     labelled = Path(str(topic.labelled)).expanduser() if learns else None
-    prompts = config.judging_prompts
-    return Inputs(
-        selected,
-        preferences,
-        policy,
-        benchmarks=benchmark_files(config.tasks, config.include_path),
-        labelled=Artifact.of(labelled) if labelled is not None and labelled.is_file() else None,
-        topic_model=folder_mark(Path(topic.model).expanduser()) if topic.by == "classifier" and topic.model else None,
-        embedder=None if embedder is None else folder_mark(Path(embedder).expanduser()),
-        judge_prompts=prompts_mark(prompts) if prompts and config.judge is not None else None,
-        judge_model=model_mark(config.judge) if prompts and config.judge is not None else None,
-    )
+    prompts = config.judging_prompts if config.judge is not None else ()
+    return {
+        "benchmarks": benchmark_files(config.tasks, config.include_path),
+        "labelled": Artifact.of(labelled) if labelled is not None and labelled.is_file() else None,
+        "embedder": None if embedder is None else folder_mark(Path(embedder).expanduser()),
+        "judge_prompts": prompts_mark(prompts) if prompts else None,
+        "judge_model": model_mark(config.judge) if prompts and config.judge is not None else None,
+    }
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
@@ -169,12 +174,9 @@ def tools(config: Settings, ctx: StageContext, *, policy: Path | None) -> Tools:
     )
 
 
-CLASSIFIER = "topic_classifier"
-
-
 def kept_beside(folder: Path) -> dict[str, Any]:
     """What the steps left in a stage's folder beside the rows."""
-    classifier = folder / CLASSIFIER
+    classifier = folder / FOLDER
     answers = sorted((folder / KEPT).glob("*/finished.jsonl"))
     return {
         "classifier": (Artifact.of(classifier),) if classifier.is_dir() else (),
@@ -240,7 +242,7 @@ def _check_classifier(config: PruneConfig) -> None:
     if topic.labelled is None:
         labels = set(classifier_labels(folder))
     else:
-        labels = set(read_labelled(Path(topic.labelled).expanduser()).topics)
+        labels = {label for _, label in read_labelled(Path(topic.labelled).expanduser())}
         try:
             weight_files(folder)
         except ModelError as error:

@@ -193,7 +193,7 @@ def test_what_is_refused_leaves_nothing(
 
 
 def test_a_text_that_its_row_calls_cut_is_scored_without_an_end_and_never_the_best(tmp_path: Path) -> None:
-    from alignloop.alone.score import fitting_rows
+    from alignloop.alone.sample import fitting_rows
     from alignloop.chat.load import load_format
     from alignloop.data.candidates import read_candidates
 

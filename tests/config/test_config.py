@@ -1,4 +1,4 @@
-"""Recipes: every one in the tree loads; a wrong one names all that is wrong, with the nearest right key."""
+"""Recipes: every one in the tree loads, and as what. What a wrong one says, and the nearest right key: tests/golden."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ from alignloop.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-
-
-def problems(values: dict[str, object], *overrides: str) -> tuple[str, ...]:
-    with pytest.raises(RecipeError) as caught:
-        load_recipe({"preferences": "quickstart", **values}, overrides=overrides)
-    return caught.value.problems
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -44,18 +38,10 @@ def test_bundled_recipe_is_found_by_name() -> None:
 
 def test_paper_recipe_has_the_papers_numbers() -> None:
     paper = load_recipe("llama3_paper")
-    assert (paper.rounds, paper.sample.num_candidates, paper.reward.start_from, paper.sft.start_from) == (
-        6,
-        30,
-        "base",
-        "base",
-    )
-    assert (paper.sft.learning_rate, paper.dpo.learning_rate, paper.dpo.beta, paper.dpo.nll_coefficient) == (
-        1e-5,
-        1e-5,
-        0.1,
-        0.2,
-    )
+    assert (paper.rounds, paper.sample.num_candidates) == (6, 30)
+    assert paper.reward.start_from == paper.sft.start_from == "base"
+    assert paper.sft.learning_rate == paper.dpo.learning_rate == 1e-5
+    assert (paper.dpo.beta, paper.dpo.nll_coefficient) == (0.1, 0.2)
     assert not paper.pairs.on_policy
 
 
@@ -77,11 +63,6 @@ def test_the_overrides_in_documents_are_known_keys(name: str) -> None:
         assert load_recipe(recipe if recipe == "quickstart" else ROOT / recipe, overrides=overrides)
 
 
-def test_unknown_name_says_which_are_bundled() -> None:
-    with pytest.raises(RecipeError, match=r"did you mean 'small_gpu'\?.*bundled: .*quickstart"):
-        load_recipe("smal_gpu")
-
-
 def test_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("preferences: p.jsonl\ndpo: {learning_rate: 5e-7}\nsft: {learning_rate: 1E-5}\n")
@@ -96,66 +77,10 @@ def test_one_file_or_a_list() -> None:
     assert load_recipe({"preferences": ["a.jsonl", "b.json"]}).preferences == ("a.jsonl", "b.json")
 
 
-@pytest.mark.parametrize(
-    ("values", "nearest"),
-    [
-        ({"round": 3}, "round: unknown key - did you mean 'rounds'?"),
-        ({"dpo": {"betta": 0.1}}, "dpo.betta: unknown key - did you mean 'dpo.beta'?"),
-        ({"num_candidates": 4}, "num_candidates: unknown key - did you mean 'sample.num_candidates'?"),
-        ({"K": 4}, "K: unknown key - did you mean 'sample.num_candidates'?"),
-        ({"dpo": {"lr": 1e-6}}, "dpo.lr: unknown key - did you mean 'dpo.learning_rate'?"),
-    ],
-)
-def test_unknown_key_names_the_nearest(values: dict[str, object], nearest: str) -> None:
-    assert problems(values) == (nearest,)
-
-
-@pytest.mark.parametrize(
-    ("values", "field"),
-    [
-        ({"rounds": 0}, "rounds"),
-        ({"rounds": -2}, "rounds"),
-        ({"sample": {"num_candidates": 0}}, "sample.num_candidates"),
-        ({"rounds": "six"}, "rounds"),
-        ({"rounds": 2.5}, "rounds"),
-        ({"rounds": True}, "rounds"),
-        ({"dpo": {"learning_rate": "fast"}}, "dpo.learning_rate"),
-        ({"reward": {"strengths": ["best"]}}, "reward.strengths"),
-        ({"sft": 3}, "sft: must be a section"),
-        ({"rounds": 100}, "rounds: must be at most 99"),
-        ({"name": "../elsewhere"}, "name: must be a plain folder name"),
-        ({"base": ""}, "base: must be a text that is not empty"),
-        ({"preferences": None}, "preferences: must be a file name or a list of them, found nothing"),
-    ],
-)
-def test_wrong_value_names_its_field(values: dict[str, object], field: str) -> None:
-    (problem,) = problems(values)
-    assert problem.startswith(field)
-
-
-def test_all_problems_at_once() -> None:
-    found = problems({"rounds": 0, "dpo": {"betta": 1}}, "sample.num_candidates=0", "novalue")
-    assert len(found) == 4
-
-
-def test_empty_and_broken_yaml(tmp_path: Path) -> None:
-    path = tmp_path / "r.yaml"
-    path.write_text("")
-    with pytest.raises(RecipeError, match="found nothing"):
-        load_recipe(path)
-    path.write_text("rounds: 2\nrounds: 3\n")
-    with pytest.raises(RecipeError, match=r"line 2, column 1: .*'rounds' stands here a second time"):
-        load_recipe(path)
-    path.write_text("rounds: [1\n")
-    with pytest.raises(RecipeError, match="not valid YAML"):
-        load_recipe(path)
-
-
-def test_rows_in_place_of_a_recipe_are_known(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-    with pytest.raises(RecipeError, match="these are rows, not a recipe"):
-        load_recipe(path)
+@pytest.mark.parametrize("rounds", [-2, "six", 2.5, True, None, [3]])
+def test_nothing_else_is_taken_for_a_number(rounds: object) -> None:
+    with pytest.raises(RecipeError, match="rounds: must be"):
+        load_recipe({"preferences": "quickstart", "rounds": rounds})
 
 
 def test_sound_part_keeps_what_is_right() -> None:

@@ -349,8 +349,8 @@ def test_the_chosen_one_is_a_target_as_it_ended(tmp_path: Path) -> None:
 def test_a_runs_own_targets_keep_their_ids_through_pruning(tmp_path: Path, name: str) -> None:
     """`data prune` on a round's rows: what comes out trains as it was sampled (and stops training where its ids are
     another tokenizer's)."""
-    from alignloop.pruning.file import read_rows, write_rows
-    from alignloop.pruning.items import as_sft
+    from alignloop.data.convert import row_file
+    from alignloop.pruning.items import as_sft, read_rows
 
     own = SftRow(
         id="p/1/0",
@@ -360,7 +360,8 @@ def test_a_runs_own_targets_keep_their_ids_through_pruning(tmp_path: Path, name:
         completion_ids=[5, 6, 7],
         finish_reason="length",
     )
-    write_rows(tmp_path / name, [own])
+    with row_file(tmp_path / name, SftRow) as add:
+        add(own)
     (item,) = read_rows(str(tmp_path / name), max_bad_fraction=0.0).items
     assert item.truncated
     row = as_sft(item)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from evaluation_case import Lines, NoEngine, Scripted, asked, lines, mmlu_folder, samples_in
 
-from alignloop.alone.evaluate import find_setting
+from alignloop.alone.evaluate import find_protocol
 from alignloop.chat.load import load_format
 from alignloop.config import load_recipe
 from alignloop.config.bundled import QUICKSTART
@@ -172,14 +172,14 @@ def test_a_runs_checkpoint_is_measured_as_the_run_does(tmp_path: Path) -> None:
         json.dumps({"run_version": 1, "recipe": recipe.model_dump(mode="json")})
     )
     own = shutil.copytree(QUICKSTART / "base", tmp_path / "run" / "round-01" / "model")
-    setting = find_setting(own, {})
+    setting, _ = find_protocol(own, {})
     assert (setting.evaluate, setting.engine) == (recipe.evaluate, recipe.engine)
-    assert find_setting(own, {"tasks": ("ifeval",)}).evaluate.limit == 7
+    assert find_protocol(own, {"tasks": ("ifeval",)})[0].evaluate.limit == 7
     # Other tasks than the run's have lengths of their own; so has a checkpoint outside any run.
-    other = find_setting(own, {"tasks": ("gsm8k",)})
+    other, _ = find_protocol(own, {"tasks": ("gsm8k",)})
     assert (other.evaluate.limit, other.engine.max_model_len, other.engine.dtype) == (None, 2048, "float32")
-    outside = find_setting(QUICKSTART / "base", {})
-    assert (outside.evaluate.include_path, outside.origin) == ("quickstart", None)
-    assert find_setting(QUICKSTART / "base", {"include_path": ""}).evaluate.include_path is None
-    named = find_setting(QUICKSTART / "base", {"limit": 3}, config=str(tmp_path / "run"))
+    outside, origin = find_protocol(QUICKSTART / "base", {})
+    assert (outside.evaluate.include_path, origin) == ("quickstart", None)
+    assert find_protocol(QUICKSTART / "base", {"include_path": ""})[0].evaluate.include_path is None
+    named, _ = find_protocol(QUICKSTART / "base", {"limit": 3}, config=str(tmp_path / "run"))
     assert (named.evaluate.limit, named.engine.max_model_len) == (3, recipe.engine.max_model_len)

@@ -68,6 +68,19 @@ schema:
   required: [points]
   additionalProperties: false
 """
+TEXTS = """
+kind: texts
+user: "{prompt} {labels}"
+verdict: {fields: [coarse, fine, tags], one_of: coarse}
+schema:
+  type: object
+  properties:
+    coarse: {type: string}
+    fine: {type: string, minLength: 1, maxLength: 12}
+    tags: {type: array, items: {type: string, minLength: 1, maxLength: 12}, minItems: 1, maxItems: 3}
+  required: [coarse, fine, tags]
+  additionalProperties: false
+"""
 
 
 class Served:
@@ -208,6 +221,18 @@ def test_points_on_the_engine(engine: Engine, tmp_path: Path) -> None:
     given = judge.rate([Appraisal(str(i), (Message(role="user", content=f"Count to {i}."),)) for i in range(12)])
     assert {points.points for points in given} <= {1, 2, 3}
     assert len({points.points for points in given}) > 1
+
+
+def test_texts_of_the_labels_on_the_engine(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "texts.yaml").write_text(TEXTS, encoding="utf-8")
+    config = JudgeConfig(model=str(BASE), prompt=str(tmp_path / "texts.yaml"), max_tokens=128)
+    labels = ("code", "history", "nature")
+    judge = open_judge(config, engine, dir=tmp_path, seed=3, max_model_len=MAX_MODEL_LEN, labels=labels)
+    asked = [Appraisal(str(i), (Message(role="user", content=f"Count to {i}."),)) for i in range(4)]
+    for found in judge.describe(asked):
+        assert found.texts is not None
+        assert found.texts[0] in labels
+        assert 2 < len(found.texts) < 6
 
 
 def test_what_is_too_long_is_unreadable_and_never_cut(new_judge: Callable[[Path], Judge], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from alignloop.judging.prompt_file import TextsPrompt, load_prompt
 from alignloop.judging.reading import UnreadableAnswer, VerdictReader
 from alignloop.judging.verdicts import Appraisal
 from alignloop.pruning.items import Item, item_of_sft
-from alignloop.pruning.judge import PruneJudge
+from alignloop.pruning.models import PruneJudge
 from alignloop.pruning.pipeline import Pruning, prune
 from alignloop.pruning.step import Tools
 from alignloop.records import Message, SftRow, Source

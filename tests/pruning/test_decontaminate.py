@@ -17,6 +17,9 @@ QUESTION = BenchmarkText("mmlu_astronomy", "17", "Why does the Moon always show 
 SHORT = BenchmarkText("trivia", "3", "Who wrote Hamlet?")
 MIDDLE = BenchmarkText("trivia", "4", "What is the capital of France?")
 CHINESE = BenchmarkText("cmmlu", "9", "下列关于光合作用的说法中哪一项是正确的?")
+SIXTEEN = BenchmarkText(
+    "birds", "1", "Farmers keep nine brown hens and two grey geese behind the old stone barn near Ghent."
+)
 
 
 def check(*texts: str, benchmarks: Sequence[BenchmarkText] = (QUESTION, SHORT, MIDDLE, CHINESE), **more: object):
@@ -27,9 +30,10 @@ def check(*texts: str, benchmarks: Sequence[BenchmarkText] = (QUESTION, SHORT, M
 def test_a_question_in_a_row_is_found_whatever_case_and_punctuation() -> None:
     # 14 units, 12 sequences of three. The second row has ten units in a row, "the moon always show the same face to the
     # earth", and so eight of the sequences: 67 %.
+    half = "The moon always show the same face to the Earth."
     answer = check(
         "Q: why does the MOON always show the same face - to the earth, below it\nA: It turns once a month.",
-        "The moon always show the same face to the Earth.",
+        half,
         "The Moon shows one face to us.",
     )
     assert answer.kept == (2,)
@@ -40,10 +44,8 @@ def test_a_question_in_a_row_is_found_whatever_case_and_punctuation() -> None:
     ]
     assert [drop.twin for drop in answer.dropped] == ["mmlu_astronomy 17"] * 2
     assert answer.metrics == {"num_by_text": 2.0, "num_by_embedding": 0.0}
-    half = "The moon always show the same face to the Earth."
     assert check(half, min_share=8 / 12).kept == ()
-    assert check(half, min_share=0.67).kept == (0,)
-    assert check(half, ngram=11).kept == (0,)
+    assert check(half, min_share=0.67).kept == check(half, ngram=11).kept == (0,)
 
 
 def test_two_pieces_of_a_question_count_together_and_once() -> None:
@@ -51,38 +53,23 @@ def test_two_pieces_of_a_question_count_together_and_once() -> None:
     answer = check(
         "does the Moon x why does the moon always show the same ... y always show the same face to the earth below it"
     )
-    assert answer.dropped[0].reason.startswith(
-        "holds 100% of mmlu_astronomy 17, the longest piece 'always show the same"
-    )
-
-
-SIXTEEN = "Farmers keep nine brown hens and two grey geese behind the old stone barn near Ghent."
-
-
-def near_copies(question: str) -> list[str]:
-    """One word changed, left out or put in at each place of a question; another case and other signs."""
-    words = question.split()
-    copies = [question.upper().replace(" ", " - "), question.replace(".", "?!").title()]
-    for at in range(len(words)):
-        before, after = words[:at], words[at + 1 :]
-        copies += map(" ".join, ([*before, "zebra", *after], [*before, *after], [*before, "zebra", *words[at:]]))
-    return copies
+    found = "holds 100% of mmlu_astronomy 17, the longest piece 'always show the same"
+    assert answer.dropped[0].reason.startswith(found)
 
 
 def test_a_near_copy_of_a_question_of_sixteen_words_is_found_by_default() -> None:
+    """One word changed, left out or put in at each place of the question; another case and other signs."""
+    words = SIXTEEN.text.split()
+    copies = [SIXTEEN.text.upper().replace(" ", " - "), SIXTEEN.text.replace(".", "?!").title()]
+    for at in range(len(words)):
+        before, after = words[:at], words[at + 1 :]
+        copies += map(" ".join, ([*before, "zebra", *after], [*before, *after], [*before, "zebra", *words[at:]]))
     # A changed word takes three of the fourteen sequences at most: 11 / 14 = 79 % are left, and 70 % are enough.
-    texts = [f"Here is one for you. {copy} How many birds are there?\n\nEleven." for copy in near_copies(SIXTEEN)]
-    ids = [f"r{number}" for number in range(len(texts))]
-    found = decontaminate(ids, texts=texts, benchmarks=[BenchmarkText("birds", "1", SIXTEEN)])
-    assert [texts[row] for row in found.kept] == []
-
-
-def test_three_changed_words_in_the_middle_are_too_many() -> None:
-    # 3 x 3 of 14 sequences are gone where the changed words lie three apart: 36 % are left.
-    words = SIXTEEN.split()
+    texts = [f"Here is one for you. {copy} How many birds are there?\n\nEleven." for copy in copies]
+    assert check(*texts, benchmarks=[SIXTEEN], min_share=0.7).kept == ()
+    # 3 x 3 of 14 sequences are gone where three changed words lie three apart: 36 % are left.
     words[4] = words[7] = words[10] = "zebra"
-    found = decontaminate(["r"], texts=[" ".join(words)], benchmarks=[BenchmarkText("birds", "1", SIXTEEN)])
-    assert found.kept == (0,)
+    assert check(" ".join(words), benchmarks=[SIXTEEN], min_share=0.7).kept == (0,)
 
 
 def test_short_questions() -> None:
@@ -97,19 +84,19 @@ def test_short_questions() -> None:
     assert [drop.twin for drop in answer.dropped] == ["trivia 4", "trivia 3"]
     # All sequences of three of the ten words are there, but in two pieces: it is not the question.
     exam = BenchmarkText("exam", "1", "which of the following is not a fact about the moon")
-    halves = "Which of the following is not a fact? Is not a fact about the sun, a fact about the moon."
-    assert check(halves, benchmarks=[exam]).kept == (0,)
-    assert check("Which of the following is not a fact about the sun?", benchmarks=[exam]).kept == (0,)
-    assert check("Q7. Which of the following is not a fact about the Moon?", benchmarks=[exam]).kept == ()
+    texts = [
+        "Which of the following is not a fact? Is not a fact about the sun, a fact about the moon.",
+        "Which of the following is not a fact about the sun?",
+        "Q7. Which of the following is not a fact about the Moon?",
+    ]
+    assert check(*texts, benchmarks=[exam]).kept == (0, 1)
 
 
 def test_chinese_and_mixed() -> None:
     # 18 characters; full-width forms fold to ASCII.
     answer = check("请回答:下列关于光合作用的说法中,哪一项是正确的?A 甲 B 乙", "光合作用是植物的能量来源。")
-    assert answer.kept == (1,)
-    assert (
-        answer.dropped[0].reason == "holds 100% of cmmlu 9, the longest piece '下列关于光合作用的说法中哪一项是正确的'"
-    )
+    found = "holds 100% of cmmlu 9, the longest piece '下列关于光合作用的说法中哪一项是正确的'"
+    assert (answer.kept, answer.dropped[0].reason) == ((1,), found)
     mixed = BenchmarkText("code", "1", "用 Python 写一个函数 fib(n) 返回第n个数")
     assert check("请用Python写一个函数 FIB ( n ),返回第 n 个数。", benchmarks=[mixed]).kept == ()
 
@@ -148,17 +135,10 @@ def test_pieces_of_the_index_do_not_change_the_answer(monkeypatch: pytest.Monkey
 
 def test_embeddings() -> None:
     angles = np.radians([0.0, 10.0, 40.0])
-    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    rows = np.concatenate([rows, np.zeros((1, 2))])
+    rows = np.concatenate([np.stack([np.cos(angles), np.sin(angles)], axis=1), np.zeros((1, 2))])
     asked = np.array([[0.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
     benchmarks = [BenchmarkText("t", str(n), f"question number {n}") for n in range(3)]
-    answer = decontaminate(
-        ["a", "b", "c", "d"],
-        texts=["one", "two", "three", "four"],
-        benchmarks=benchmarks,
-        embeddings=(rows, asked),
-        threshold=0.9,
-    )
+    answer = check("one", "two", "three", "four", benchmarks=benchmarks, embeddings=(rows, asked), threshold=0.9)
     assert answer.kept == (2, 3)
     assert [drop.reason for drop in answer.dropped] == ["cosine 1.0000 to t 1", "cosine 0.9848 to t 1"]
     assert answer.dropped[1].cosine == pytest.approx(math.cos(math.radians(10)))

@@ -10,11 +10,12 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alignloop.pruning.benchmark_index import MIN_SHARE, NGRAM, WHOLE_UNITS, BenchmarkIndex, BenchmarkText
-from alignloop.pruning.benchmarks import local_texts
+from alignloop.pruning.decontaminate import local_texts
 from alignloop.pruning.text_units import normalised, units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,15 +26,7 @@ LENGTHS = {"under 12": (0, 12), "12 to 15": (12, 16), "16 to 23": (16, 24), "24 
 KINDS = ("one word changed", "one word left out", "one word put in", "two words changed", "other case and signs")
 
 
-@pytest.fixture(scope="module")
-def questions() -> tuple[BenchmarkText, ...]:
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} is not here: the published benchmarks are not part of this repository")
-    return local_texts((f"ifeval={DATA / 'ifeval' / 'input_data.jsonl'}", f"mmlu={DATA / 'mmlu'}"), None)
-
-
-@pytest.fixture(scope="module")
-def index(questions: tuple[BenchmarkText, ...]) -> BenchmarkIndex:
+def index_of(questions: Sequence[BenchmarkText]) -> BenchmarkIndex:
     return BenchmarkIndex(questions, ngram=NGRAM, min_share=MIN_SHARE)
 
 
@@ -59,55 +52,53 @@ def near_copies(words: Sequence[str], kind: str, draw: random.Random) -> Iterato
         yield " ".join(copy)
 
 
-def table(index: BenchmarkIndex, questions: Sequence[BenchmarkText]) -> list[str]:
+def table(index: BenchmarkIndex, split: Sequence[Sequence[str]]) -> list[str]:
     """Share of near-copies that is found, by kind and by words of the question."""
-    split = [units(normalised(question.text)) for question in questions[::EVERY]]
     lines = [f"| near-copies found | {' | '.join(f'{name} words' for name in LENGTHS)} |"]
     for kind in KINDS:
         cells = []
         for low, high in LENGTHS.values():
             draw = random.Random(0)
-            copies = [copy for words in split if low <= len(words) < high for copy in near_copies(words, kind, draw)]
+            asked = [words for words in split[::EVERY] if low <= len(words) < high]
+            copies = [copy for words in asked for copy in near_copies(words, kind, draw)]
             cells.append(f"{found(index, copies) / len(copies):.1%}")
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return lines
 
 
+def lines_of(name: str) -> list[Any]:
+    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+
+
 def real_rows() -> list[str]:
     """Prompt and completion of every preference and candidate."""
-    texts = []
-    for line in (DATA / "preferences" / "alpacaeval_graded.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        texts += [f"{row['prompt']}\n\n{row[name]}" for name in ("chosen", "rejected")]
-    sharegpt = [
-        json.loads(line) for line in (DATA / "preferences" / "sharegpt_en.jsonl").read_text().splitlines()
-    ] + json.loads((DATA / "preferences" / "sharegpt_zh.json").read_text())
-    for row in sharegpt:
-        said = "\n\n".join(turn["value"] for turn in row["conversations"])
-        texts += [f"{said}\n\n{row[name]['value']}" for name in ("chosen", "rejected")]
-    for line in (DATA / "candidates" / "alpacaeval_120x20.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        texts += [f"{row['prompt']}\n\n{candidate['completion']}" for candidate in row["candidates"]]
-    return texts
+    graded, sampled = lines_of("preferences/alpacaeval_graded.jsonl"), lines_of("candidates/alpacaeval_120x20.jsonl")
+    texts = [f"{row['prompt']}\n\n{row[name]}" for row in graded for name in ("chosen", "rejected")]
+    chinese = json.loads((DATA / "preferences/sharegpt_zh.json").read_text())
+    for row in lines_of("preferences/sharegpt_en.jsonl") + chinese:
+        dialog = "\n\n".join(turn["value"] for turn in row["conversations"])
+        texts += [f"{dialog}\n\n{row[name]['value']}" for name in ("chosen", "rejected")]
+    return texts + [f"{row['prompt']}\n\n{one['completion']}" for row in sampled for one in row["candidates"]]
 
 
-def like_others(questions: Sequence[BenchmarkText]) -> int:
+def like_others(questions: Sequence[BenchmarkText], split: Sequence[Sequence[str]]) -> int:
     """Questions that hold another question: as hard as rows can be that are none."""
-    split = [units(normalised(question.text)) for question in questions]
     number = 0
     for half in (0, 1):  # of two like questions each is looked for among the others
-        known = BenchmarkIndex(questions[half::2], ngram=NGRAM, min_share=MIN_SHARE)
         same = {tuple(words) for words in split[half::2]}
-        number += found(known, [" ".join(words) for words in split[1 - half :: 2] if tuple(words) not in same])
+        others = [" ".join(words) for words in split[1 - half :: 2] if tuple(words) not in same]
+        number += found(index_of(questions[half::2]), others)
     return number
 
 
-def test_the_figures_of_the_documentation(index: BenchmarkIndex, questions: tuple[BenchmarkText, ...]) -> None:
-    rows = real_rows()
-    lines = table(index, questions)
+@pytest.mark.skipif(not DATA.is_dir(), reason="the published benchmarks are not part of this repository")
+def test_the_figures_of_the_documentation() -> None:
+    questions = local_texts((f"ifeval={DATA / 'ifeval' / 'input_data.jsonl'}", f"mmlu={DATA / 'mmlu'}"), None)
+    index, split = index_of(questions), [units(normalised(question.text)) for question in questions]
+    rows, lines = real_rows(), table(index, split)
     lines.append(
         f"of {len(rows):,} real rows {found(index, rows)} are taken for one of the {len(questions):,} questions; "
-        f"of the questions themselves, in two halves, {like_others(questions)} for one of the other half"
+        f"of the questions themselves, in two halves, {like_others(questions, split)} for one of the other half"
     )
     print("\n".join(["", *lines]))
     documented = " ".join((ROOT / "docs" / "data.md").read_text().split())

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pruning_rows import ask, preference_row, selected_row
 
 from alignloop.config.pruning import PruneConfig
 from alignloop.errors import DataError
 from alignloop.pruning.benchmark_index import BenchmarkText
-from alignloop.pruning.embedding import by_vectors, read_vectors
 from alignloop.pruning.items import Item, as_preference, as_sft, item_of_preference, item_of_selected, item_of_sft
+from alignloop.pruning.models import by_vectors, read_vectors
 from alignloop.pruning.pipeline import Pruning, funnel_lines, prune
 from alignloop.pruning.quality import priorities_of
 from alignloop.pruning.step import Tools
-from alignloop.records import Message, PreferenceRow, SelectedRow, SftRow, Source
+from alignloop.records import SftRow, Source
 
 OFF: dict[str, Any] = {
     name: {"enabled": False}
@@ -25,38 +26,12 @@ OFF: dict[str, Any] = {
 }
 
 
-def ask(text: str) -> list[Message]:
-    return [Message(role="user", content=text)]
-
-
-def selected(
-    row_id: str, reward: float, pass_rate: float = 0.5, *, text: str = "A plain answer.", **values: Any
-) -> Item:
-    made: dict[str, Any] = {
-        "id": row_id,
-        "prompt_id": f"p-{row_id}",
-        "messages": ask(f"Say something about the number {row_id}."),
-        "completion": text,
-        "finish_reason": "stop",
-        "reward": reward,
-        "random_reward": 0.0,
-        "rewards": [reward, -9.0],
-        "pass_rate": pass_rate,
-        "round": 2,
-        "policy": "sha256:x",
-    }
-    return item_of_selected(SelectedRow(**{**made, **values}))
+def selected(row_id: str, reward: float, pass_rate: float = 0.5, *, text: str = "A plain answer.", **more: Any) -> Item:
+    return item_of_selected(selected_row(row_id, reward, pass_rate=pass_rate, completion=text, **more))
 
 
 def preference(row_id: str, *, from_people: bool = True, **values: Any) -> Item:
-    made: dict[str, Any] = {
-        "id": row_id,
-        "messages": ask("Name a colour."),
-        "chosen": "Blue.",
-        "rejected": "Seven.",
-        "source": Source(file="given.jsonl", line=3),
-    }
-    item = item_of_preference(PreferenceRow(**{**made, **values}))
+    item = item_of_preference(preference_row(row_id, **values))
     return replace(item, from_people=from_people, as_target=from_people)
 
 
@@ -78,16 +53,8 @@ def skips(result: Pruning) -> dict[str, str]:
 
 def test_the_steps_run_in_the_papers_order_and_none_is_left_out_in_silence() -> None:
     result = pruned([selected("a", 1.0)])
-    assert [line.step for line in result.funnel] == [
-        "clean",
-        "topic",
-        "quality",
-        "difficulty",
-        "near_duplicates",
-        "semantic_dedup",
-        "decontaminate",
-        "mix",
-    ]
+    order = "clean topic quality difficulty near_duplicates semantic_dedup decontaminate mix"
+    assert [line.step for line in result.funnel] == order.split()
     assert len(skips(result)) == 8
     assert "prune.topic.by is off" in "\n".join(funnel_lines(result.funnel, num_in=1))
 
@@ -165,14 +132,8 @@ def test_topics_of_a_column_make_the_mix_by_share_and_by_epochs() -> None:
     assert all(row.rule == "mix" for row in result.dropped)
     result = pruned(items, topic=topic, mix={"epochs": {"code": 2, "chat": 0.5}})
     assert ids(result)[:4] == ["c0", "c0~2", "c1", "c1~2"]
-    assert result.counts == {
-        "in": 8,
-        "kept": 5,
-        "dropped": 3,
-        "repeated": 2,
-        "dropped_by_topic": 0,
-        "dropped_by_mix": 3,
-    }
+    counts = {"in": 8, "kept": 5, "dropped": 3, "repeated": 2, "dropped_by_topic": 0, "dropped_by_mix": 3}
+    assert result.counts == counts
     assert as_sft(result.kept[1]).id == "c0~2"
 
 
@@ -193,29 +154,22 @@ def test_sources_are_files_and_what_the_loop_made() -> None:
     assert ids(result) == ["c"]
 
 
-def test_what_a_step_lacks_is_an_error_in_a_run_and_a_named_skip_alone() -> None:
+@pytest.mark.parametrize(
+    ("step", "config", "why"),
+    [
+        ("quality", {"enabled": True}, "no row has a reward"),
+        ("semantic_dedup", {"enabled": True}, "nothing embeds the rows"),
+        ("topic", {"by": "column"}, "no row has a column 'topic'"),
+        ("topic", {"by": "judge"}, "there is no `judge` section"),
+        ("quality", {"enabled": True, "by": "judge"}, "there is no `judge` section"),
+        ("difficulty", {"enabled": True, "by": "intentions"}, "there is no `judge` section"),
+    ],
+)
+def test_what_a_step_lacks_is_an_error_in_a_run_and_a_named_skip_alone(step: str, config: Any, why: str) -> None:
     items = [preference("a", from_people=False)]
-    everything: dict[str, Any] = {
-        "quality": {"enabled": True},
-        "semantic_dedup": {"enabled": True},
-        "topic": {"by": "column"},
-    }
-    said = {
-        "quality": "no row has a reward",
-        "semantic_dedup": "nothing embeds the rows",
-        "topic": "no row has a column 'topic'",
-    }
-    for step, config in everything.items():
-        with pytest.raises(DataError, match=f"prune.{step}: .*{said[step]}"):
-            pruned(items, **{step: config})
-    result = pruned(items, lenient=True, **everything)
-    assert all(said[step] in skips(result)[step] for step in everything)
-    judged: dict[str, Any] = {
-        "quality": {"enabled": True, "by": "judge"},
-        "difficulty": {"enabled": True, "by": "intentions"},
-    }
-    result = pruned(items, lenient=True, **judged)
-    assert all("there is no `judge` section" in skips(result)[step] for step in judged)
+    with pytest.raises(DataError, match=f"prune.{step}: .*{why}"):
+        pruned(items, **{step: config})
+    assert why in skips(pruned(items, lenient=True, **{step: config}))[step]
 
 
 def test_nothing_left_is_said_by_the_steps_after() -> None:
@@ -253,14 +207,19 @@ def test_a_policys_vectors_are_compared_without_their_shared_direction(centred: 
     assert ids(pruned(items, semantic_dedup={"threshold": 0.9}, tools={"embedding": embedding})) == kept
 
 
-def test_vectors_that_are_none(tmp_path: Path) -> None:
-    np.save(tmp_path / "one.npy", np.zeros(3, dtype=np.float32))
-    np.save(tmp_path / "int.npy", np.zeros((3, 2), dtype=np.int64))
-    (tmp_path / "text.npy").write_text("no")
-    with pytest.raises(DataError, match="shape \\(3,\\)"):
-        read_vectors(tmp_path / "one.npy")
-    with pytest.raises(DataError, match="int64"):
-        read_vectors(tmp_path / "int.npy")
-    for name in ("text.npy", "missing.npy"):
-        with pytest.raises(DataError, match=f"{name}: no .npy file of vectors"):
-            read_vectors(tmp_path / name)
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(3, dtype=np.float32), r"shape \(3,\)"),
+        (np.zeros((3, 2), dtype=np.int64), "int64"),
+        ("no", "v.npy: no .npy file of vectors"),
+        (None, "v.npy: no .npy file of vectors"),
+    ],
+)
+def test_vectors_that_are_none(tmp_path: Path, array: Any, message: str) -> None:
+    if isinstance(array, str):
+        (tmp_path / "v.npy").write_text(array)
+    elif array is not None:
+        np.save(tmp_path / "v.npy", array)
+    with pytest.raises(DataError, match=message):
+        read_vectors(tmp_path / "v.npy")

@@ -6,7 +6,7 @@ import pytest
 
 from alignloop.pruning.difficulty import difficulty_window, distinct_intentions
 from alignloop.pruning.quality import Rating, is_code, shares_not_higher, top_or_best_rated
-from alignloop.pruning.verdict import Pruned
+from alignloop.pruning.step import Pruned
 
 IDS = ["a", "b", "c", "d", "e"]
 

@@ -21,6 +21,7 @@ QUESTIONS = {
     "story": "Tell me about the {}. Do not use any commas.",
 }
 THINGS = "whistle lamp needle wagon clock kettle bucket barrel anvil ladder umbrella pencil scissors telescope".split()
+TEXTS = ["How many coins does the violin cost?", "Tell me about the castle. Do not use any commas."]
 
 
 def labelled(path: Path) -> Path:
@@ -29,26 +30,26 @@ def labelled(path: Path) -> Path:
     return path
 
 
-def config(file: Path | None, **values: object) -> TopicConfig:
-    given = {"by": "classifier", "model": BASE, "labelled": None if file is None else str(file)}
-    return TopicConfig.model_validate({**given, "epochs": 4, "learning_rate": 1e-3, "heldout_fraction": 0.25, **values})
+def labels_of(file: Path | None, *, folder: Path | None = None, **values: object):
+    usual = {"by": "classifier", "model": BASE, "labelled": None if file is None else str(file)}
+    usual |= {"epochs": 4, "learning_rate": 1e-3, "heldout_fraction": 0.25}
+    config = TopicConfig.model_validate({**usual, **values})
+    return classify(TEXTS, config, folder=folder, seed=3, progress=QuietProgress())
 
 
 def test_it_learns_is_measured_kept_and_taken_over(tmp_path: Path) -> None:
-    wanted = config(labelled(tmp_path / "labelled.jsonl"), min_accuracy=0.8)
-    texts = ["How many coins does the violin cost?", "Tell me about the castle. Do not use any commas."]
-    found = classify(texts, wanted, folder=tmp_path, seed=3, progress=QuietProgress())
-    assert found.labels == ["price", "story"]
-    assert found.metrics["heldout_accuracy"] >= 0.8 > found.metrics["heldout_majority"]
-    assert found.metrics["num_heldout"] == 12  # a quarter of 14 is 4 (3.5, to even), of three topics
-    assert "of 12 held-out rows right" in found.notes[0]
+    file = labelled(tmp_path / "labelled.jsonl")
+    found = labels_of(file, folder=tmp_path, min_accuracy=0.8)
+    labels, metrics, notes = found
+    assert labels == ["price", "story"]
+    assert metrics["heldout_accuracy"] >= 0.8 > metrics["heldout_majority"]
+    assert metrics["num_heldout"] == 12  # a quarter of 14 is 4 (3.5, to even), of three topics
+    assert "of 12 held-out rows right" in notes[0]
     mark = (tmp_path / "topic_classifier" / MARK).stat().st_mtime_ns
-    again = classify(texts, wanted, folder=tmp_path, seed=3, progress=QuietProgress())
-    assert again == found
+    assert labels_of(file, folder=tmp_path, min_accuracy=0.8) == found
     assert (tmp_path / "topic_classifier" / MARK).stat().st_mtime_ns == mark
     # What was kept is a classifier of anyone's.
-    ready = config(None, model=str(tmp_path / "topic_classifier"))
-    assert classify(texts, ready, folder=None, seed=0, progress=QuietProgress()).labels == found.labels
+    assert labels_of(None, model=str(tmp_path / "topic_classifier"))[0] == labels
 
 
 def test_every_topic_is_learnt_from_and_measured_on() -> None:
@@ -60,24 +61,30 @@ def test_every_topic_is_learnt_from_and_measured_on() -> None:
 
 
 def test_one_that_is_too_bad_stops_with_its_figures(tmp_path: Path) -> None:
-    wanted = config(labelled(tmp_path / "labelled.jsonl"), min_accuracy=1.0, learning_rate=1e-9, epochs=0.1)
     with pytest.raises(UserError, match=r"held-out rows are right, under prune\.topic\.min_accuracy"):
-        classify(["x"], wanted, folder=None, seed=3, progress=QuietProgress())
+        labels_of(labelled(tmp_path / "labelled.jsonl"), min_accuracy=1.0, learning_rate=1e-9, epochs=0.1)
 
 
-def test_models_and_rows_that_will_not_do(tmp_path: Path) -> None:
+def test_models_that_are_no_classifiers(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is no classifier with labels"):
-        classify(["x"], config(None), folder=None, seed=0, progress=QuietProgress())
+        labels_of(None)
     with pytest.raises(ModelError, match="no Hugging Face model folder"):
-        classify(["x"], config(None, model=str(tmp_path)), folder=None, seed=0, progress=QuietProgress())
-    for lines, said in {
-        '{"topic": "a"}\n{"prompt": "x"}\n': "line 1: has no text.*line 2: field topic: None",
-        "[1]\n{\n": "line 1: not a JSON object; line 2: not JSON",
-        '{"topic": "a", "prompt": "x"}\n' * 3: "1 topics in 3 rows",
-        '{"topic": "a", "prompt": "x"}\n' * 2 + '{"topic": "b", "text": "z"}\n': "only one row of topic 'b'",
-    }.items():
-        (tmp_path / "bad.jsonl").write_text(lines)
-        with pytest.raises(DataError, match=f"bad.jsonl: .*{said}"):
-            read_labelled(tmp_path / "bad.jsonl")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_labelled(tmp_path / "none.jsonl")
+        labels_of(None, model=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ('{"topic": "a"}\n{"prompt": "x"}\n', "line 1: has no text.*line 2: field topic: None, a text is wanted"),
+        ("[1]\n{\n", "line 1: not a JSON object; line 2: invalid JSON at column 2"),
+        ('{"topic": "a", "topic": "b", "prompt": "x"}', "line 1: field topic: stands 2 times"),
+        ('\ufeff{"topic": "a", "prompt": "x"}\n' * 3, "1 topics in 3 rows"),
+        ('{"topic": "a", "prompt": "x"}\n' * 2 + '{"topic": "b", "text": "z"}\n', "only one row of topic 'b'"),
+        (None, "cannot be read"),
+    ],
+)
+def test_labelled_rows_that_will_not_do(tmp_path: Path, lines: str | None, problem: str) -> None:
+    if lines is not None:
+        (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    with pytest.raises(DataError, match=f"rows.jsonl: .*{problem}"):
+        read_labelled(tmp_path / "rows.jsonl")

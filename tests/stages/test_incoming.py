@@ -22,7 +22,7 @@ from alignloop.loop.check import check
 from alignloop.loop.plan import make_plan
 from alignloop.loop.plan_text import opening_lines, plan_text
 from alignloop.progress import PlainProgress
-from alignloop.pruning.benchmarks import local_texts, task_texts
+from alignloop.pruning.decontaminate import local_texts, task_texts
 from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, Source, ToAnnotateRow
 from alignloop.stages import collect, ingest
 from alignloop.stages.facts import ProblemsError
