@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -38,7 +39,8 @@ Use = Literal["masked", "trained", "formatting", "reward"]
 """What becomes of a token: seen only; trained as content; a formatting token; the one a reward is read at."""
 
 
-class Token(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Token:
     """One token of a laid-out row.
 
     Attributes:
@@ -162,9 +164,9 @@ def _tokens(group: PromptGroup, objective: ObjectiveName, setting: Setting) -> l
             uses[index + 1] = "formatting" if piece.formatting_mask[index] else "trained"
     ids, positions, segments = (column.tolist() for column in (piece.token_ids, piece.position_ids, piece.segments))
     texts = setting.chat.token_texts(ids)
-    columns = zip(range(piece.num_tokens), ids, texts, positions, segments, uses, strict=True)
     starts = {segments.index(segment) for segment in set(segments) - {0}}
-    return [Token(*values, is_copy=values[0] in starts) for values in columns]
+    columns = zip(ids, texts, positions, segments, uses, strict=True)
+    return [Token(index, *values, index in starts) for index, values in enumerate(columns)]
 
 
 def _completion_facts(tokens: Sequence[Token], name: str, objective: ObjectiveName, recipe: Recipe) -> str:
