@@ -169,7 +169,10 @@ def test_time_and_tokens_are_summed(page: ShownPage) -> None:
     tokens = dict(zip(page.cells("tokens")[0][1:], page.values("tokens")["1"], strict=True))
     assert tokens == {"sampling": 400.0, "training": 200.0, "evaluating": 63.0, "all": 663.0}
     *rounds, last = page.values("tokens").items()
-    assert last == ("all", [sum(of) for of in zip(*(values for _, values in rounds), strict=True)])
+    assert last == (
+        "all",
+        [sum(value or 0.0 for value in of) for of in zip(*(values for _, values in rounds), strict=True)],
+    )
 
 
 @pytest.mark.parametrize(
