@@ -41,9 +41,8 @@ class AnswerForm:
     Attributes:
         opening: what the template writes before the first text: whitespace (Mistral's space), a channel (gpt-oss), a
             thinking block. Part of what the model generates.
-        answer: the place of the answer.
-        reasoning: the place of the reasoning; None in the form without.
-        middle: what stands between the two.
+        reasoning: None in the form without.
+        middle: what stands between reasoning and answer.
     """
 
     opening: str
@@ -62,7 +61,7 @@ class AssistantTurn:
         channel: where the template takes reasoning; None where it takes none, so that tags are text.
         ending: what ends the turn, or, where nothing does, what the next turn begins with (GLM 4).
         ends: whether the template ends the last turn of a dialog.
-        options: what the template is given in every rendering: the pinned date and, in `kwargs`, what was chosen.
+        options: what the template gets in every rendering: the pinned date and, in `kwargs`, what was chosen.
         alike: whether earlier answers of a dialog without reasoning, and with, stand as the last one does.
         kwargs: of the options, those that serving has to give (or the published template holds) to ask as training did.
     """
@@ -83,10 +82,7 @@ def find_assistant_turn(
     """The frame of an assistant turn, found by rendering one with sentinel texts.
 
     Without a choice of `enable_thinking` in the template's defaults, the options are those under which an answer
-    without reasoning stands right behind the generation prompt.
-
-    Args:
-        kwargs: these instead.
+    without reasoning stands right behind the generation prompt; `kwargs` replace them.
 
     Raises:
         ModelError: what precedes the content in dialogs is not the generation prompt, thinking blocks aside.
@@ -183,7 +179,6 @@ class _Asked:
 
     @property
     def opens(self) -> bool:
-        """Whether the generation prompt ends within a thinking block."""
         return self.prompt.rpartition(THINK_START)[2].strip() == "" and THINK_START in self.prompt
 
     def agrees(self, *, exact: bool) -> bool:
@@ -255,6 +250,5 @@ class _Asked:
 
 
 def _next_turn(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:
-    """What follows an answer within a dialog."""
     turns = [_USER, _ASSISTANT, _USER]
     return render_layout(tokenizer, turns, generation_prompt=False, options=options).literals[2]

@@ -89,7 +89,6 @@ class Encoder:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of content ids; control tokens are left out."""
         plain = [index for index in ids if index not in self.control_ids]
         if not self._anchored:
             return self._text(plain)
@@ -97,7 +96,7 @@ class Encoder:
         return self._text([*anchor, *plain])[len(self._text(anchor)) :]
 
     def split(self, text: str) -> tuple[str, str, str]:
-        """What stands before the first control token of the template's text, from the first to the last, and behind.
+        """The template's text before its first control token, from the first to the last, and behind.
 
         A text without control tokens is all before. Parts whose ids joined are not those of the text (a token that
         takes the whitespace beside it) stay in the middle.
@@ -213,11 +212,7 @@ class CompletionReader:
         return bool(self.opening) or self.thinking is not None or self.tags
 
     def read(self, marked: str) -> str:
-        """The text of a completion without its termination.
-
-        Args:
-            marked: as `Encoder.marked` gives it.
-        """
+        """The text of a completion without its termination, `marked` by `Encoder.marked`."""
         start = marked.lstrip()
         if self.thinking is not None and start.startswith(self.thinking[0]):
             opening, middle = self.thinking

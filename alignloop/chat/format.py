@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 class ChatFormat:
     """A tokenizer's chat template, taken apart once and put together with ids ever after.
 
-    Args:
-        tokenizer: with a `chat_template`.
-        extra_stop_ids: further ids that end a completion: the generation config's eos ids.
+    `extra_stop_ids` are further ids that end a completion: the generation config's eos ids.
 
     Attributes:
         template_kwargs: what the template is rendered with beside the messages, the pinned date aside. Ids depend on
@@ -42,7 +40,7 @@ class ChatFormat:
             prompt ends.
         opens_reasoning: whether the generation prompt opens a thinking block, so that answers without reasoning cannot
             be trained.
-        asks_no_reasoning: whether answers are asked for without: the template has no place for it, or a kwarg says so.
+        asks_no_reasoning: whether answers are asked for without: the template cannot hold it, or a kwarg turns it off.
         plain_opening: what the model generates before an answer without reasoning; empty where there is none.
         control_ids: ids only the template may write: no text of a message ever becomes one of them.
         answer_control_ids: those that an answer holds: thinking tags and channels, which the model writes itself.
@@ -144,7 +142,7 @@ class ChatFormat:
         """Ids of an answer behind `prompt_ids`, without its end and whether or not it can be trained.
 
         What `refusal` refuses is put as well as it can be: an open thinking block is closed before an answer without
-        reasoning, and reasoning without a place of its own is text.
+        reasoning, and reasoning that the template cannot hold is text.
         """
         reasoning, answer = self._split(text)
         plain, thinking = self._turn.plain, self._turn.thinking
@@ -199,10 +197,7 @@ class ChatFormat:
         return self._encoder.decode(ids).removeprefix(self.plain_opening)
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
-        """Each token's share of the text, special tokens included; for people to look at.
-
-        A character that several tokens make up is the last one's; the tokens before it have an empty text.
-        """
+        """Each token's share of the text, special tokens included; for people to look at. See `Encoder.token_texts`."""
         return self._encoder.token_texts(token_ids)
 
     def _split(self, text: str) -> tuple[str | None, str]:
@@ -221,7 +216,6 @@ class ChatFormat:
         return f"{rows}, or set chat_template to {other}"
 
     def _literals(self) -> list[str]:
-        """Everything the template writes around a question, an answer and another question."""
         roles = (Turn("user"), Turn("assistant", reasons=self.takes_reasoning), Turn("user"))
         layouts = [self._layout(roles[:1], True), self._layout(roles, False)]
         return [literal for layout in layouts for literal in layout.literals]
@@ -295,7 +289,7 @@ class ChatFormat:
         return form.opening if form is not None and literal.endswith(form.opening) else ""
 
     def _end_of_turn(self, literal: str) -> str:
-        """The part of what follows an assistant's content that ends the turn; empty where the template ends it not."""
+        """The part behind an assistant's content that ends the turn; empty where the template does not end it."""
         if literal.startswith(self._termination):
             return self._termination
         stop = self._tokenizer.convert_ids_to_tokens(self.stop_token_ids[0])

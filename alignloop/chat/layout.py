@@ -25,9 +25,7 @@ _LINE = "\n"
 _SENTINEL = re.compile(f"({_PAD}?)zqx([0-9]+)(r?)xqz({_PAD}?)")
 _MEND = "edit the template (the base's chat_template.jinja, or in its tokenizer_config.json)"
 REPLACE = "or set chat_template in the recipe to a template that fits the base: it replaces the base's own"
-"""The remedy that every base has."""
 MEND = f"{_MEND[0].upper()}{_MEND[1:]}, {REPLACE}"
-"""What to do about a template that cannot be used."""
 
 Channel = Literal["reasoning_content", "thinking", "reasoning", "content"]
 """The key of a message under which a template takes reasoning; `content`: in front of the answer, between tags."""
@@ -46,7 +44,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one message's text.
+    """Where one message's text stands.
 
     Attributes:
         message: index into the messages.
@@ -83,11 +81,7 @@ def render_layout(
     options: Mapping[str, Any],
     channel: Channel = "content",
 ) -> Layout:
-    """Lay out a dialog of these turns.
-
-    Args:
-        options: what the template is given beside the messages.
-        channel: where the reasoning of turns that have some is put.
+    """Lay out a dialog of these turns; `options` go to the template, reasoning under the key `channel`.
 
     Raises:
         ModelError: the template refuses the turns (its own message is named), or leaves a content out.

@@ -41,10 +41,7 @@ def load_format(checkpoint: Path) -> ChatFormat:
 
 
 def format_of(tokenizer: PreTrainedTokenizerBase, *, name: str, extra_stop_ids: Iterable[int] = ()) -> ChatFormat:
-    """The chat format of a tokenizer from outside, whose template is tried before it runs here.
-
-    Args:
-        name: whose tokenizer it is, for errors.
+    """The chat format of a tokenizer from elsewhere, whose template is tried before it runs here; `name` is for errors.
 
     Raises:
         ModelError: it has no template, or one that does not come to an end or cannot be used.
@@ -72,11 +69,8 @@ def prepare_tokenizer(
 ) -> ChatFormat:
     """Give a tokenizer a template (None: it keeps its own) that asks as the recipe says; its chat format.
 
-    What the template is rendered with, chosen or found, is written at its head: the checkpoint renders alike wherever
-    it is loaded.
-
-    Args:
-        name: the base's, for errors.
+    What the template is rendered with, chosen or found, is put at its head: the checkpoint renders alike wherever it is
+    loaded. `name` is the base's, for errors.
 
     Raises:
         ModelError: the template cannot be used, or does not read one of the kwargs.
@@ -104,7 +98,7 @@ def _set_defaults(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Value
 
 
 def takes_system_turn(chat: ChatFormat) -> bool:
-    """Whether the template has a place for a system turn; some refuse one (Gemma 2)."""
+    """Whether the template takes a system turn; some refuse one (Gemma 2)."""
     try:
         chat.prompt_ids([Message(role="system", content="a"), Message(role="user", content="a")])
     except ModelError:

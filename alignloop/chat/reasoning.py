@@ -17,10 +17,8 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str
     stands further on in the text. An empty block is the reasoning "", which is not the same as none: templates write
     an empty block for a model that was asked not to think.
 
-    Args:
-        text: what the assistant wrote.
-        opened: whether the block may have been opened before the text begins, as by a template that ends its generation
-            prompt with `<think>`: then a text that only closes it holds reasoning, too.
+    `opened`: the block may have been opened before the text begins, as by a template that ends its generation prompt
+    with `<think>`: then a text that only closes it holds reasoning, too.
     """
     body = text.lstrip()
     starts = body.startswith(THINK_START)
@@ -40,7 +38,7 @@ def join_reasoning(reasoning: str | None, answer: str) -> str:
 
 
 def answer_of(text: str) -> str:
-    """A completion's answer alone, which is what annotators compare; empty where there is a thought alone."""
+    """A completion's answer, which is what annotators compare; empty where there is a thought alone."""
     body = text.lstrip()
     return body.partition(THINK_END)[2].lstrip("\n") if body.startswith(THINK_START) else text
 

@@ -20,11 +20,8 @@ def completion_tokens(completion: CompletionText, chat: ChatFormat, *, row: str)
     Ids that hold a control token beside those of its reasoning stand for another text than the row's (special tokens
     are in no text): then the text is tokenised, as if a person had written it, unless the template refuses it.
 
-    Args:
-        row: its id, for messages.
-
     Raises:
-        DataError: the ids are not those of the text, or the text cannot follow the generation prompt.
+        DataError: the ids are not those of the text, or the text cannot follow the generation prompt; names `row`.
     """
     ids, reason = completion.token_ids, completion.finish_reason
     if ids is not None:

@@ -30,7 +30,7 @@ def with_defaults(jinja: str, kwargs: Mapping[str, Value]) -> str:
 
 
 def defaults_of(jinja: str) -> dict[str, Value]:
-    """The defaults at the head of a template, as `with_defaults` wrote them."""
+    """The defaults that `with_defaults` put at the head of a template."""
     return _parsed(jinja)[0]
 
 
@@ -40,7 +40,6 @@ def in_yaml(kwargs: Mapping[str, Value]) -> str:
 
 
 def _parsed(jinja: str) -> tuple[dict[str, Value], str]:
-    """The defaults, and the template behind them."""
     found: dict[str, Value] = {}
     while (match := _SET.match(jinja)) and match[1] == match[2]:
         try:

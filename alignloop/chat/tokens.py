@@ -18,10 +18,8 @@ from alignloop.chat.encoder import Encoder
 class CompletionTokens:
     """One completion as it follows its prompt: content, then the termination tokens.
 
-    Attributes:
-        token_ids: T ids.
-        formatting_mask: T flags, True on termination tokens (`<|eot_id|>` and what the template puts after it
-            within the turn). The assistant header belongs to the prompt.
+    `formatting_mask`: T flags, True on termination tokens (`<|eot_id|>` and what the template puts after it within the
+    turn). The assistant header belongs to the prompt.
     """
 
     token_ids: tuple[int, ...]
@@ -33,10 +31,9 @@ class CompletionTokens:
 
 @dataclass(frozen=True)
 class DialogTokens:
-    """A whole dialog with the spans that carry loss.
+    """A whole dialog of T ids with the spans that carry loss.
 
     Attributes:
-        token_ids: T ids, every turn included.
         assistant_spans: half-open (start, end) per assistant turn: content and termination tokens.
         formatting_mask: T flags, True on headers and termination tokens.
     """
@@ -65,19 +62,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class IdRun:
-    """A run of ids and what it is."""
-
     ids: tuple[int, ...]
     formatting: bool
     assistant: bool
 
 
 def encode_segments(encoder: Encoder, segments: Sequence[Segment], *, first: bool) -> Iterator[IdRun]:
-    """Ids of the segments in their order; empty ones give an empty piece or none.
-
-    Args:
-        first: whether they begin the whole text.
-    """
+    """Ids of the segments in order; empty ones give an empty piece or none. `first`: they begin the whole text."""
     runs = _joined(encoder, segments) if encoder.joins else _spaced(segments)
     before = ""
     for run in runs:
@@ -132,9 +123,8 @@ def _spaced(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
 def _encoded(encoder: Encoder, run: Sequence[Segment], *, before: str, first: bool) -> Iterator[IdRun]:
     """The pieces of a run; of contents encoded with the template's text beside them, the ends that it left as they are.
 
-    Args:
-        before: the end of the turn before a header, or empty: SentencePiece-like tokenizers put a space behind `</s>`,
-            so that `[INST]` begins with another token there.
+    `before` is the end of the turn before a header, or empty: SentencePiece-like tokenizers put a space behind `</s>`,
+    so that `[INST]` begins with another token there.
     """
     text, last = "".join(part.text for part in run), run[-1]
     contents = [part for part in run if not part.template]
@@ -162,5 +152,4 @@ def _template_ids(encoder: Encoder, text: str, *, before: str, first: bool) -> t
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many ids the two begin with alike."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

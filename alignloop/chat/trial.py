@@ -37,10 +37,7 @@ def check_ends(jinja: str, *, name: str) -> None:
     """Try a template on a few dialogs, under limits of time and memory, with reasoning asked for and without.
 
     The kwargs of a recipe count where they stand at its head (`with_defaults`). What else is wrong with it shows when
-    it is rendered.
-
-    Args:
-        name: of the template, for the error.
+    it is rendered. `name` is for the error.
 
     Raises:
         ModelError: it does not come to an end, or writes texts without measure.
@@ -55,7 +52,7 @@ def check_ends(jinja: str, *, name: str) -> None:
 
 @lru_cache(maxsize=64)
 def _tried(jinja: str) -> str | None:
-    """What the trial found; None where all is well."""
+    """What is wrong with a template; None where all is well."""
     program = [sys.executable, "-m", "alignloop.chat.trial", str(CPU_SECONDS)]
     try:
         code = subprocess.run(
@@ -174,7 +171,6 @@ class _Reads:
         self._macros: list[tuple[nodes.Macro | nodes.CallBlock, set[str]]] = []
 
     def of(self, template: nodes.Template) -> set[str]:
-        """Names that are read where nothing has set them."""
         self._all(template.body, set())
         # A macro runs where it is called: what is set behind its definition is set by then.
         while self._macros:

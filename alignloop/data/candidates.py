@@ -27,13 +27,7 @@ HOW = (
 
 @dataclass(frozen=True)
 class ReadCandidates:
-    """What was read.
-
-    Attributes:
-        rows: those of a prompt adjacent.
-        has_ids: whether rows have token ids: alignloop wrote them. Rows of the user's are texts so far.
-        rejected: the user's rows that cannot be read, with line, field and reason.
-    """
+    """`rows` of a prompt are adjacent. `has_ids`: alignloop wrote the rows, with token ids; a user's are texts."""
 
     rows: tuple[CandidateRow, ...]
     has_ids: bool

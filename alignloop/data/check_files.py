@@ -33,13 +33,7 @@ MIN_PART = 8 * 2**20
 
 @dataclass(frozen=True)
 class FileCheck:
-    """A file as it was read.
-
-    Attributes:
-        kind: what its rows are read as.
-        form: the form of most of its rows.
-        unit: what places count: lines, elements or rows.
-    """
+    """A file as it was read: `form` is that of most of its rows, `unit` what is counted (lines, elements or rows)."""
 
     name: str
     kind: Kind
@@ -49,7 +43,6 @@ class FileCheck:
 
     @property
     def mixture(self) -> str | None:
-        """What to say of rows of several forms."""
         return mixture_text(self.name, self.unit, self.tally.seen)
 
     @property
@@ -67,9 +60,8 @@ def check_file(
 ) -> FileCheck:
     """Read a whole file and count what is in it; 24 bytes of memory a row, of its hashes and lengths.
 
-    Args:
-        kind: what to read the rows as; None: what most of the first rows are.
-        workers: processes for a long JSON-lines file; None: one for each core there is. The result is the same.
+    Without a `kind`, rows are read as what most of the first ones are. Without `workers`, a long JSON-lines file gets a
+    process for each core; the result is the same.
 
     Raises:
         DataError: the file cannot be read, or is of no known form.
@@ -106,7 +98,7 @@ def check_file(
 def guess_kind(file: Path | str, *, columns: Mapping[str, str] | None = None) -> Kind:
     """What most of the first rows are: preferences, dialogs that end with an answer, or prompts.
 
-    Rows that cannot be read have no say where others can.
+    Rows that cannot be read do not count where others can.
 
     Raises:
         DataError: the file cannot be read.
@@ -134,7 +126,6 @@ def _kind_of(row: Mapping[str, Any]) -> Kind:
 def _count_part(
     file: Path | str, kind: Kind, form: str | None, options: Options, found: str, span: tuple[int, int]
 ) -> tuple[Tally, int]:
-    """A part's tally and its number of lines."""
     tally = Tally()
     reading: Reading[Any] = Reading(file, kind, form=form, options=options, span=span, found=found)
     try:
@@ -152,11 +143,7 @@ def _count_part(
 
 
 def _spans(path: Path | None, workers: int) -> list[tuple[int, int]]:
-    """Parts of a JSON-lines file that end at line ends; one for each process that is worth it.
-
-    Args:
-        path: of a file that can be read in parts; None for others.
-    """
+    """Parts of a JSON-lines file that end at line ends, one for each process worth its start; none without a path."""
     if path is None or workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
         return []
     with open_bytes(path, str(path)) as stream:

@@ -27,11 +27,7 @@ _REFUSED = REFUSED_TOOLS | REFUSED_MEDIA
 
 
 class Named(NamedTuple):
-    """A row under the names that forms know.
-
-    Attributes:
-        names: those of its columns that the file calls otherwise -> what it calls them.
-    """
+    """A row under the names that forms know; `names` maps those that the file calls otherwise to what it calls them."""
 
     row: RawObject
     names: Mapping[str, str]
@@ -92,11 +88,7 @@ def named(row: RawObject, *, columns: Mapping[str, str], prompt_only: bool = Fal
 
 
 def check_columns(rows: Sequence[RawObject], columns: Mapping[str, str], *, file: str) -> None:
-    """Refuse names of columns that no row has: what they mean to name would be left out without a word.
-
-    Args:
-        rows: the first of a file; a column is there where one of them has it, if only as null.
-        columns: as for `named`.
+    """Refuse names of columns that none of the first `rows` has, if only as null: they would be left out silently.
 
     Raises:
         DataError: names the column, and the nearest there is.
@@ -133,7 +125,6 @@ def _choose(row: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def refuse_columns(row: RawObject) -> None:
-    """Refuse a row with columns that its answers hang on and that nothing here trains."""
     for name in _REFUSED.intersection(row):
         value = row[name]
         if is_empty(value):

@@ -33,12 +33,12 @@ _BATCH_ROWS = 1024
 
 @dataclass(frozen=True)
 class Converted:
-    """What came of it: `num_read == num_kept + num_rejected`.
+    """What was converted: `num_read == num_kept + num_rejected`.
 
     Attributes:
-        num_rows: rows written: more than `num_kept` where a ranked list or a dialog made several.
+        num_rows: rows in the new file: more than `num_kept` where a ranked list or a dialog made several.
         forms: file -> its rows' form.
-        mixtures: what to say of files whose rows have several forms.
+        mixtures: a sentence for each file whose rows have several forms.
         rejected: where the rows that cannot be read are; None where all could.
     """
 
@@ -65,14 +65,11 @@ def convert(
     options: Options | None = None,
     overwrite: bool = False,
 ) -> Converted:
-    """Write the rows of `files` to `out` as alignloop's own, in flat memory; ids stay as they are.
-
-    Rows keep their place in the file they come from (`source`).
+    """Write the rows of `files` to `out` as alignloop's own, in flat memory, with their ids and `source`.
 
     Raises:
         UserError: `out` exists, or is one of the files.
-        DataError: a file cannot be read, is cut short, or holds no readable row; nothing is written then, but the
-            rows that cannot be read.
+        DataError: a file cannot be read, is cut short, or holds no readable row; then only rejected rows are on disk.
         DiskFullError: no space left.
     """
     _check_out(out, files, overwrite=overwrite)
@@ -114,7 +111,7 @@ def _check_out(out: Path, files: Sequence[Path | str], *, overwrite: bool) -> No
 
 
 def _copy(reading: Reading[Any], add: Any, reject: Any, *, rejected: Path) -> int:
-    """How many rows were added.
+    """The number of rows added.
 
     Raises:
         DataError: the file breaks off, or holds no readable row.
@@ -186,7 +183,6 @@ def _parquet(path: Path, model: type[Row]) -> Iterator[Callable[[Row], object]]:
 
 
 def _arrow_type(annotation: Any) -> Any:
-    """The Parquet type of a field (a `pyarrow.DataType`)."""
     import pyarrow as pa
 
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

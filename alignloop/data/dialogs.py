@@ -33,10 +33,7 @@ class BadTurn(Exception):
 
 
 class ReadDialog(NamedTuple):
-    """Attributes:
-    field_of: of a message, by its index, the field it stands in.
-    columns: those that were read.
-    """
+    """`field_of`: the field that a message stands in, by its index; `columns`: those that were read."""
 
     messages: list[Message]
     field_of: FieldOf
@@ -44,7 +41,6 @@ class ReadDialog(NamedTuple):
 
 
 def check_dialog(messages: Sequence[Message], *, ends_with: Literal["user", "assistant"]) -> None:
-    """Refuse a dialog that breaks the rules."""
     if not messages:
         raise BadTurn(0, "is empty: at least one user turn is needed")
     last = messages[-1]
@@ -92,7 +88,7 @@ def common_dialog(chosen: list[Message], rejected: list[Message]) -> tuple[list[
 
 
 def common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Two texts -> (what both begin with, up to a blank; the rest of each)."""
+    """What both texts begin with, up to a blank, and the rest of each."""
     length = min(len(chosen), len(rejected))
     same = next((index for index in range(length) if chosen[index] != rejected[index]), length)
     while same and not chosen[same - 1].isspace():
@@ -101,17 +97,16 @@ def common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def is_transcript(value: object) -> bool:
-    """Whether a text is a dialog as HH-RLHF writes it."""
     return type(value) is str and value[:16].lstrip().startswith("Human:")
 
 
 def is_open_transcript(value: object) -> bool:
-    """Whether a text is such a dialog that waits for the assistant."""
+    """Whether a text is a dialog as HH-RLHF writes it that waits for the assistant."""
     return is_transcript(value) and str(value)[-16:].rstrip().endswith("Assistant:")
 
 
 def read_transcript(value: object, field: str) -> list[Message]:
-    """A text of `Human:` and `Assistant:` turns; blanks around each are the form's, not the turn's."""
+    """The turns of `Human:` and `Assistant:` in a text; blanks around each are the form's, not the turn's."""
     parts = _SPEAKER.split(check_text(value, field))
     if parts[0].strip():
         raise BadRow(field, f"must begin with `Human:`, found {shown(parts[0].strip())}")
@@ -121,12 +116,10 @@ def read_transcript(value: object, field: str) -> list[Message]:
 
 
 def item_of(column: str) -> FieldOf:
-    """Messages stand in a list of turns."""
     return lambda index: f"{column}[{index}]"
 
 
 def whole_column(column: str) -> FieldOf:
-    """All messages come of one column."""
     return lambda _: column
 
 
@@ -135,7 +128,7 @@ def turns_in(row: RawObject, column: str) -> ReadDialog:
 
 
 def prompt_or_messages(row: RawObject) -> ReadDialog:
-    """A text with what was said before it in `history`, or `messages`."""
+    """A text, after the turns of `history`, or `messages`."""
     messages, prompt = row.get("messages"), row.get("prompt")
     if messages is not None:
         if prompt is not None:
@@ -160,14 +153,12 @@ def instruction(row: RawObject) -> ReadDialog:
 
 
 def open_transcript(row: RawObject) -> ReadDialog:
-    """The `prompt` of HH-RLHF: a text of turns that waits for the assistant."""
     turns = read_transcript(row["prompt"], "prompt")
     waits = turns[-1].role == "assistant" and not turns[-1].content
     return ReadDialog(turns[:-1] if waits else turns, whole_column("prompt"), frozenset({"prompt"}))
 
 
 def any_dialog(row: RawObject) -> ReadDialog:
-    """What was asked, in whichever of these ways."""
     prompt = row.get("prompt")
     if row.get("instruction") is not None and prompt is None and row.get("messages") is None:
         dialog = instruction(row)

@@ -51,9 +51,9 @@ DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
 
 
 def data_files(names: Sequence[str], *, kind: str) -> list[Path]:
-    """The files of `names`, in the order of the names; a pattern's in sorted order, with numbers sorted as numbers.
+    """The files of `names`, in the order of the names; a pattern's in sorted order (`round-2` before `round-10`).
 
-    `round-2.jsonl` comes before `round-10.jsonl`. Hidden files are not matched by `*`.
+    Hidden files are not matched by `*`.
 
     Args:
         names: paths, patterns (`*`, `?`, `[...]`, `**`), or `quickstart`.
@@ -80,10 +80,7 @@ def data_files(names: Sequence[str], *, kind: str) -> list[Path]:
 
 
 def why_not_twice(name: str) -> str | None:
-    """Why what a name stands for cannot be read again later, byte for byte the same; None where it can.
-
-    Whatever is made from a file keeps its digest and reads it more than once.
-    """
+    """Why a name's file cannot be read again, byte for byte the same, as a digest needs; None where it can."""
     if name.startswith(HUB):
         what = "what is made from data keeps its digest, and a hub may change"
     elif _is_pipe(Path(name).expanduser()):
@@ -94,12 +91,12 @@ def why_not_twice(name: str) -> str | None:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name of a recipe is to be expanded; the name of a file that exists is none, whatever is in it."""
+    """Whether a name of a recipe is to be expanded; the name of a file that exists never is, whatever is in it."""
     return glob.has_magic(name) and not Path(name).expanduser().exists()
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a folder is a data set (or several splits of one) as `save_to_disk` of `datasets` writes it."""
+    """Whether a folder is a data set, or several splits of one, as `save_to_disk` of `datasets` writes it."""
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
@@ -116,7 +113,7 @@ def _in_natural_order(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _nearby(path: Path) -> str:
-    """What lies where a pattern looked, for the eye that seeks the slip."""
+    """The end of an error about a pattern that matches nothing: what the folder it names holds, and what to do."""
     folder = path.parent
     if glob.has_magic(str(folder)):
         return f" (looked from {Path.cwd()}) - write the path of your files"
@@ -130,7 +127,6 @@ def _nearby(path: Path) -> str:
 
 
 def _is_pipe(path: Path) -> bool:
-    """Whether a path is a pipe or a device: nothing that can be read a second time."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -170,7 +166,7 @@ def file_at(path: Path, name: str) -> Path:
 
 
 def kind_of(path: Path, name: str) -> FileKind:
-    """What the file holds.
+    """The kind of a file by its content.
 
     Raises:
         DataError: it is missing, a directory, unreadable, or of a kind that is not read.
@@ -252,7 +248,6 @@ def _decompressed(stream: IO[bytes], start: bytes) -> IO[bytes]:
 
 
 def _start(stream: IO[bytes], name: str, *, num_bytes: int = 2**12) -> bytes:
-    """The first bytes, which are read again afterwards."""
     try:
         start = stream.read(num_bytes)
         if is_plain(stream):

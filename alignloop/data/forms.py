@@ -47,7 +47,7 @@ _ASKED_WITH_HISTORY = _ASKED | {"history"}
 
 
 class Pair(NamedTuple):
-    """What is compared; `edited` is None where there is none, `meta` what is known of this pair alone."""
+    """`edited` is None where there is none; `meta` is what is known of this pair alone."""
 
     chosen: str
     rejected: str
@@ -59,9 +59,9 @@ class Parts(NamedTuple):
     """A row taken apart.
 
     Attributes:
-        messages: up to the completion, as they stand in the row; a `system` column comes before them.
-        pairs: one, but for ranked lists, and none where the prompt alone is wanted or there.
-        field_of: of a message, by its index, the field it stands in.
+        messages: up to the completion, a `system` column first.
+        pairs: one; several for ranked lists; none where only the prompt is wanted or there.
+        field_of: the field a message stands in, by its index.
         columns: those that were read; all others go to `meta`.
     """
 
@@ -79,7 +79,7 @@ class Form:
         name: shown to the user, and what `data.form` takes.
         wants: the columns, shown where no form fits.
         matches: whether a row looks like this form (its columns and their kinds; values may still be wrong).
-        parts: of a row; where True stands beside it, its prompt alone is wanted.
+        parts: takes a row, and whether its prompt alone is wanted.
         grouped: rows that follow each other with the same prompt are one row of the form.
         weak: its columns are some of another form's, so a row that has only these may be one of those with a gap.
     """
@@ -103,7 +103,6 @@ def detect(rows: Iterable[RawObject], forms: Sequence[Form]) -> Form | None:
 
 
 def compares(row: RawObject) -> bool:
-    """Whether a row looks like one of a preference file."""
     return row.get("chosen") is not None or type(row.get("output")) is list or is_ranked(row) or is_scored(row)
 
 
@@ -120,7 +119,6 @@ def _pair(row: RawObject) -> Pair:
 
 
 def _beside(row: RawObject, dialog: ReadDialog, columns: Collection[str], *, prompt_only: bool) -> Parts:
-    """The completions stand in columns of their own."""
     return Parts(dialog.messages, () if prompt_only else (_pair(row),), dialog.field_of, columns)
 
 
@@ -142,7 +140,7 @@ def _canonical(row: RawObject, prompt_only: bool) -> Parts:
 
 
 def _whole_dialogs(row: RawObject, before: Sequence[Message] = ()) -> tuple[list[Message], Pair]:
-    """(what both completions begin with, the pair) of completions that repeat their dialog, or some of it."""
+    """What both completions begin with, and the pair, where completions repeat some or all of their dialog."""
     chosen, rejected = (_completion_turns(row.get(name), name, before) for name in ("chosen", "rejected"))
     dialog, best, worst = common_dialog(chosen, rejected)
     return dialog, Pair(best, worst, _edited(row))
@@ -222,7 +220,7 @@ def _alpaca(row: RawObject, prompt_only: bool) -> Parts:
 
 
 def _is_text_pair(row: RawObject) -> bool:
-    """Two texts, and no column that seems to hold what was asked: that one needs its name (`data.columns`)."""
+    """A row of two texts where no column seems to hold the prompt: such a column needs its name (`data.columns`)."""
     if type(row.get("chosen")) is not str or type(row.get("rejected")) is not str:
         return False
     return not any(type(value) is str and value and _QUESTION.search(name) for name, value in row.items())
@@ -254,7 +252,7 @@ def _turns(column: str) -> Callable[[RawObject, bool], Parts]:
 
 
 def _answered(column: str, asked: Callable[[RawObject], ReadDialog]) -> Callable[[RawObject, bool], Parts]:
-    """What was asked, and the answer of a column, what was thought before it in front."""
+    """Parts of a prompt and the answer in a column, with its reasoning in front."""
 
     def parts(row: RawObject, prompt_only: bool) -> Parts:
         answer, reasoning = read_completion(row.get(column), column), read_reasoning(row, "")

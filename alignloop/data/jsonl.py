@@ -17,7 +17,7 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def dump_jsonl(path: Path, rows: Iterable[BaseModel]) -> int:
-    """Write `rows` to `path`, one a line, UTF-8; returns how many.
+    """Write `rows` as JSON lines in UTF-8; returns how many.
 
     Not atomic: stages publish whole directories, and what they did not publish is never read.
 
@@ -52,12 +52,8 @@ def load_jsonl(path: Path, model: type[R]) -> Iterator[R]:
 def numbered_lines(path: Path, name: str | None = None, *, holds: str = "") -> Iterator[tuple[int, int, bytes]]:
     """(number from 1, offset of its first byte, bytes) of the lines that are not blank, one at a time.
 
-    Args:
-        name: the file's in messages; None: its path.
-        holds: what more to say where it cannot be read.
-
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read; names the file as `name` (default: its path) and adds what it `holds`.
     """
     try:
         with path.open("rb") as file:

@@ -35,7 +35,7 @@ def parse_row(data: bytes, *, line: int | None, offset: int) -> Any:
     """The JSON value of `data`; NaN and the infinities, which JSON lacks and Python writes, become null.
 
     Args:
-        line: of its first byte in the file, for values written over several lines; None for a line.
+        line: of its first byte in the file, for values over several lines; None for a value of one line.
         offset: of its first byte in the file.
 
     Raises:
@@ -60,9 +60,7 @@ def parse_row(data: bytes, *, line: int | None, offset: int) -> Any:
 def parse_line(data: bytes, *, offset: int, where: str, form: str) -> Any:
     """`parse_row` of a file that is refused whole for one bad line.
 
-    Args:
-        offset: of its first byte in the file.
-        where: file and line; form: what the file must be. Both for the message.
+    `where` (file and line) and `form` (what the file must be) are for the message; `offset` is the line's in the file.
 
     Raises:
         DataError: as `parse_row`.
@@ -149,9 +147,7 @@ class Element:
 class Splitter:
     """Cuts a file into elements: those of its arrays, and its other top-level values as they are.
 
-    Args:
-        read: `read(size)` gives the next bytes, none at the end.
-        offset: of the first of them in the file.
+    `read(size)` gives the next bytes, none at the end; `offset` is that of the first of them in the file.
     """
 
     def __init__(self, read: Callable[[int], bytes], *, offset: int = 0) -> None:
@@ -210,7 +206,7 @@ class Splitter:
         return None
 
     def _cut(self, end: int, problem: str | None, *, skip: int = 0, ends: bool = False) -> Element:
-        """Give out what lies before `end`, without blanks; `skip` bytes after it are nobody's."""
+        """The bytes before `end` as an element, without blanks; the `skip` bytes after it are dropped."""
         data = self._buffer[self._start : end]
         body = data.lstrip()
         blank = data[: len(data) - len(body)]

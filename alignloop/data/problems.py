@@ -62,7 +62,7 @@ def shown(value: object) -> str:
 
 
 def excerpt(value: object) -> str:
-    """The start of a value as JSON, for a person who looks for it; a text stands as it is."""
+    """The start of a value as JSON; a text stands as it is."""
     if isinstance(value, str):
         return value[:EXCERPT].encode("utf-8", "backslashreplace").decode("utf-8")
     try:
@@ -72,7 +72,7 @@ def excerpt(value: object) -> str:
 
 
 def value_at(row: object, field: str | None) -> str | None:
-    """The start of what stands at `field` (`conversations[2].value`) of a row; None where nothing does."""
+    """The start of the value at `field` (`conversations[2].value`) of a row; None where there is none."""
     if field is None:
         return None
     if isinstance(row, Mapping):
@@ -84,7 +84,7 @@ def value_at(row: object, field: str | None) -> str | None:
 
 
 def found_at(row: object, field: str) -> Any:
-    """What stands at `field` (`conversations[2].value`) of a row; None where nothing does."""
+    """The value at `field` (`conversations[2].value`) of a row; None where there is none."""
     found: Any = row
     for index, name in _STEP.findall(field):
         if index:
@@ -95,7 +95,6 @@ def found_at(row: object, field: str) -> Any:
 
 
 def is_clean(text: str) -> bool:
-    """Whether `check_text` finds nothing in it."""
     if "\0" in text:
         return False
     if text.isascii():
@@ -133,12 +132,12 @@ def check_text(value: object, field: str) -> str:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is a number that a float can hold: neither infinite nor a whole number of hundreds of digits."""
+    """Whether a float can hold it: neither infinite nor a whole number of hundreds of digits."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def check_nested(value: object, field: str, *, depth: int = 0) -> None:
-    """Free columns are carried along and written again: every value in them must be writable.
+    """Refuse a free column that could not be written again.
 
     Raises:
         BadRow: it holds a text or a number that cannot be, or is nested more than `MAX_DEPTH` deep.

@@ -32,7 +32,6 @@ _SHORT = 200
 _MOST = 1024
 """Responses of a prompt that are compared with each other."""
 PlacedRow = tuple[int, Mapping[str, Any]]
-"""Place in the file, and row."""
 
 
 class Ranked(NamedTuple):
@@ -41,7 +40,7 @@ class Ranked(NamedTuple):
     Attributes:
         grade: higher the better.
         number: what the file says, where more is better.
-        beside: where it stands -> numbers, names and the like that stand with it there.
+        beside: field -> short values that stand with it there.
     """
 
     text: str
@@ -85,7 +84,6 @@ def best_against_each(row: Mapping[str, Any]) -> list[tuple[Ranked, Ranked, dict
 
 
 def columns_read(row: Mapping[str, Any]) -> set[str]:
-    """The columns in which a row's completions and their numbers stand."""
     return {name for name in (_column(row), _number_column(row)) if name is not None}
 
 
@@ -125,7 +123,7 @@ def _text(item: object, field: str) -> str:
 
 
 def _numbers(row: Mapping[str, Any], column: str) -> tuple[list[float], str | None]:
-    """(a number for each completion, what they are called); their places in the list where the row has none."""
+    """A number for each completion and its column's name; without numbers, positions in the list."""
     items = row[column]
     if (name := _number_column(row)) is not None:
         found = row[name]
@@ -161,12 +159,10 @@ def _beside(item: object, field: str) -> dict[str, dict[str, Any]]:
 
 
 def is_scored(row: Mapping[str, Any]) -> bool:
-    """Whether a row is one response and says how helpful it is."""
     return type(row.get(SCORES[0])) in (int, float) and "completion" in row and "chosen" not in row
 
 
 def check_scored(row: Mapping[str, Any]) -> None:
-    """Refuse a row without a response or a score."""
     read_completion(row.get("completion"), "completion")
     _score(row)
 
@@ -196,7 +192,6 @@ def merged(rows: list[PlacedRow]) -> dict[str, Any]:
 
 
 def _score(row: Mapping[str, Any]) -> tuple[str, float]:
-    """The column that says how good a response is, and its number."""
     name = next((name for name in SCORES if row.get(name) is not None), None)
     if name is None:
         raise BadRow(SCORES[0], f"is missing: a number in one of {', '.join(SCORES)} is needed")

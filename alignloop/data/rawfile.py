@@ -39,7 +39,7 @@ class RawRow(NamedTuple):
 
     Attributes:
         line: 1-based line (JSON lines, CSV: where the record begins), element (JSON array) or row (tables, hub).
-        value: the parsed JSON value; None where `problem` is set.
+        value: None where `problem` is set.
         raw: its bytes; empty for rows of tables.
         problem: why it is not JSON.
         ends: nothing can be read after it, though the file should go on.
@@ -74,7 +74,7 @@ class RawFile:
 
 
 def open_rows(file: Path | str) -> RawFile:
-    """Find out what a file is; its rows are read as they are asked for.
+    """A file's rows, read as they are asked for.
 
     A line that is not JSON becomes a row with a `problem`, as does what is left of an array that is cut short.
 
@@ -97,7 +97,7 @@ def open_rows(file: Path | str) -> RawFile:
 
 
 def part_of(file: Path | str, span: tuple[int, int]) -> RawFile:
-    """The lines that begin in bytes [start, end) of a JSON-lines file; they are counted from 1 again."""
+    """The lines that begin in bytes [start, end) of a JSON-lines file, counted from 1 again."""
     name = str(file)
     path = file_at(Path(file).expanduser(), name)
     return RawFile(name, "line", partial(_read, partial(_lines, span=span), path, name))
@@ -133,7 +133,6 @@ def _is_in_lines(path: Path, name: str) -> tuple[bool, bool]:
 
 
 def _first_line(stream: IO[bytes]) -> bytes:
-    """The first line that is not blank, at most 64 MiB of it."""
     try:
         while line := stream.readline(LONGEST):
             if line := line.removeprefix(BOM).strip():
@@ -220,10 +219,8 @@ def _elements(stream: IO[bytes]) -> Iterator[RawRow]:
 def _records(stream: IO[bytes], *, tabs: bool) -> Iterator[RawRow]:
     """The records of a CSV file; one that is broken hides none that follows.
 
-    A record or line over 64 MiB, or a quote that is never closed, ends the file.
-
-    Args:
-        tabs: whether tabs separate cells where the header, which names one column, does not show what does.
+    A record or line over 64 MiB, or a quote that is never closed, ends the file. `tabs`: whether tabs separate cells
+    where the header, which names one column, does not show what does.
     """
     csv.field_size_limit(LONGEST)
     lines = _text_lines(stream)

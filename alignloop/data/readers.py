@@ -15,13 +15,7 @@ from alignloop.records import PreferenceRow, PromptRow, RejectedRow, SftRow
 
 @dataclass(frozen=True)
 class ReadResult(Generic[T]):
-    """What was read.
-
-    Attributes:
-        rows: readable rows, files in the order given, rows in file order; ids are unique.
-        rejected: unreadable ones with file, line, field, value and reason.
-        forms: file as given -> name of the form its rows have.
-    """
+    """Readable rows with unique ids, in the order of files and rows; `forms` maps a file to its rows' form."""
 
     rows: list[T]
     rejected: list[RejectedRow]
@@ -33,11 +27,9 @@ def read_preferences(
 ) -> ReadResult[PreferenceRow]:
     """Read preference files.
 
-    A given `id` is kept; a row without one gets a hash of its content and its line. An id that was seen before,
-    in this file or an earlier one, gets `~2`, `~3`, ...: files numbered from 0 can be read together.
-
-    Args:
-        options: those of `Options`, by their names.
+    An `id` in the file is kept; a row without one gets a hash of its content and its line. An id that was seen before,
+    in this file or an earlier one, gets `~2`, `~3`, ...: files numbered from 0 can be read together. `options` are the
+    fields of `Options`.
 
     Raises:
         DataError: a file is missing, empty, cut short, of no known form or without a readable row, or more than
@@ -49,10 +41,7 @@ def read_preferences(
 def read_prompts(
     files: Sequence[Path | str], *, max_bad_fraction: float, form: str | None = None, **options: Any
 ) -> ReadResult[PromptRow]:
-    """The prompts of such files, without columns of completions (`chosen`, `strength`, ...); errors as above.
-
-    With `every_turn` there is one for each user turn.
-    """
+    """Their prompts (with `every_turn` one for each user turn), without columns of completions; errors as above."""
     return _read(files, "prompts", max_bad_fraction, form, Options(**options))
 
 

@@ -41,8 +41,6 @@ _KINDS: dict[Kind, tuple[tuple[Form, ...], Maker]] = {
 
 @dataclass
 class Seen:
-    """Rows of a form in a file: how many, and the line of the first."""
-
     count: int
     first: int
 
@@ -52,13 +50,11 @@ class Reading(Generic[T]):
 
     Args:
         form: a form's name; None: the form most of its first rows have.
-        span: bytes [start, end) of a JSON-lines file, at line ends: a part of it. Then `found` names the form of the
-            whole file.
+        span: bytes [start, end) of a JSON-lines file, at line ends. Then `found` names the form of the whole file.
 
     Attributes:
-        num_read: rows of the file, `num_kept + num_rejected`.
-        num_kept: those that were read. A ranked list, or a dialog with `every_turn`, is one of them however many
-            rows come of it.
+        num_kept: rows that were read (`num_read == num_kept + num_rejected`). A ranked list, or a dialog with
+            `every_turn`, is one of them however many rows come of it.
         seen: form -> its rows. The file's own form is among them, with the rows that look like it.
         num_with_ids: kept rows whose token ids (`chosen_ids`, `rejected_ids`) are left out.
         cut_short: the row at which the file breaks off, though it should go on.
@@ -104,7 +100,6 @@ class Reading(Generic[T]):
         return mixture_text(self.name, self.unit, self.seen)
 
     def check_whole(self, rejected: Sequence[RejectedRow] = ()) -> None:
-        """Refuse a file that breaks off."""
         if (row := self.cut_short) is not None:
             raise DataError(
                 f"{self.name}, {self.unit} {row.line}: {row.reason}. What is after it is lost: mend the file",
@@ -125,7 +120,7 @@ class Reading(Generic[T]):
                 yield from cast("Sequence[T]", made)
 
     def _groups(self) -> Iterator[T | RejectedRow]:
-        """Rows of a form that stands in several of the file's."""
+        """Rows made of consecutive rows of the file, for forms that group them."""
         rejected: list[RejectedRow] = []
         for group in groups(self._sound(rejected)):
             yield from rejected
@@ -142,7 +137,7 @@ class Reading(Generic[T]):
         yield from rejected
 
     def _sound(self, rejected: list[RejectedRow]) -> Iterator[PlacedRow]:
-        """Rows that can be read by themselves; the others go to `rejected`."""
+        """Rows that can be read alone; the others are added to `rejected`."""
         for raw in self._raw.rows():
             self.num_read += 1
             try:
@@ -206,7 +201,7 @@ class Reading(Generic[T]):
 
 
 def mixture_text(name: str, unit: str, seen: Mapping[str, Seen]) -> str | None:
-    """What to say of a file whose rows have several forms; None where they have one."""
+    """A sentence on a file whose rows have several forms; None where they have one."""
     found = {form: rows for form, rows in seen.items() if rows.count}
     if len(found) < 2:
         return None

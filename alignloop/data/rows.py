@@ -131,7 +131,6 @@ def sft_rows(row: RawObject, form: Form, source: Source, options: Options) -> li
 
 
 def _own_sft_row(row: RawObject, options: Options) -> SftRow:
-    """A row that alignloop wrote, with all its columns."""
     free = {name: _object_of(row[name]) for name in ("meta", "judge") if type(row.get(name)) is str}
     own = SftRow.model_validate({**row, **free})
     for name, value in own.model_dump().items():
@@ -142,7 +141,7 @@ def _own_sft_row(row: RawObject, options: Options) -> SftRow:
 
 
 def _dialogs(row_id: str, messages: list[Message], role: str, options: Options) -> list[tuple[str, list[Message]]]:
-    """(id, dialog up to a turn of `role`): the last alone, or each."""
+    """The id and the dialog up to a turn of `role`: of the last such turn, or of each."""
     ends = [index for index, message in enumerate(messages) if message.role == role]
     if options.dialogs == "last_turn" or len(ends) == 1:
         return [(row_id, messages)]
@@ -208,8 +207,6 @@ def _check_length(messages: Sequence[Message], texts: Sequence[str], options: Op
 
 
 def _one_of(*words: str, default: str | None = None) -> Callable[[object, str], str | None]:
-    """Reads a column that holds one of a few words, or nothing."""
-
     def read(value: object, field: str) -> str | None:
         if value is None or value == "":
             return default
@@ -247,7 +244,6 @@ _ABSENT: dict[str, Any] = {name: read(None, name) for name, read in _COLUMNS.ite
 
 
 def has_ids(row: RawObject) -> bool:
-    """Whether a preference brings token ids, which are left out."""
     return row.get("chosen_ids") is not None or row.get("rejected_ids") is not None
 
 
@@ -263,7 +259,6 @@ def _strength(value: object) -> Strength | None:
 
 
 def _id(row: RawObject, messages: Sequence[Message], source: Source, *completions: str) -> str:
-    """The row's own id, or one made of its texts and its line."""
     own = row.get("id")
     if isinstance(own, int) and not isinstance(own, bool):
         try:
@@ -299,7 +294,7 @@ def _meta(row: RawObject, read: Collection[str]) -> dict[str, Any]:
 
 
 def _object_of(text: str) -> object:
-    """A free object as a Parquet file of ours holds it: written as JSON."""
+    """A free object, which our Parquet files hold as a text of JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -19,13 +19,13 @@ def heldout_split(
 ) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
     """(training rows, held-out rows), each in input order.
 
-    The side hangs on a hash of the prompt's text (case and spacing aside), so all rows of a prompt lie on one
-    side, and new rows never move old ones, but for `max_heldout`, which keeps the prompts of lowest hash. Where
-    the hash holds nothing out, the prompt of lowest hash is: a fraction above 0 gives at least one row.
+    The side depends on a hash of the prompt's text (case and spacing aside), so all rows of a prompt lie on one side,
+    and new rows never move old ones, but for `max_heldout`, which keeps the prompts of lowest hash. Where the hash
+    holds nothing out, the prompt of lowest hash is: a fraction above 0 gives at least one row.
 
     Args:
         fraction: share of prompts held out, in expectation; 0 holds nothing out.
-        max_heldout: at most this many rows; a prompt with more rows than there is room for stays in training.
+        max_heldout: at most this many rows; a prompt with more rows than are left stays in training.
 
     Raises:
         DataError: everything would be held out.

@@ -112,7 +112,6 @@ TABLES: dict[FileKind, Callable[[Path, str], Iterator[Any]]] = {
     "arrow": arrow_rows,
     "saved": saved_rows,
 }
-"""Kinds of files that are tables -> their rows."""
 
 
 def hub_rows(name: str) -> Iterator[Any]:
@@ -172,7 +171,6 @@ def _is_bomb(unpacked: int, *, packed: int) -> bool:
 
 
 def _how_to_read(file: Any, group: int, path: Path, name: str) -> tuple[list[str], int]:
-    """The columns of a row group that are read as places in dictionaries, and the rows of a batch."""
     facts = file.metadata.row_group(group)
     packed, unpacked = path.stat().st_size, facts.total_byte_size
     if _is_bomb(unpacked, packed=packed):
@@ -196,7 +194,7 @@ def _how_to_read(file: Any, group: int, path: Path, name: str) -> tuple[list[str
 
 
 def _pieces(batch: Any, group: int, name: str) -> Iterator[Any]:
-    """A batch whose texts stand in dictionaries, in pieces whose texts fit in `PIECE`, or in one row more."""
+    """A batch cut so that the texts its dictionaries stand for fit in `PIECE`, or take one row more."""
     import numpy as np
     import pyarrow as pa
 
@@ -216,11 +214,7 @@ def _pieces(batch: Any, group: int, name: str) -> Iterator[Any]:
 
 
 def _text_bytes(values: Any, rows: Any, num_rows: int) -> Any:
-    """Bytes of the texts of each row in a column, in whatever lists and objects they stand.
-
-    Args:
-        rows: of each value, the row it stands in.
-    """
+    """Bytes of the texts of each row in a column, however nested; `rows` maps each value to its row."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -256,7 +250,7 @@ def _check_batches(source: Any, *, is_file: bool, name: str) -> None:
 
 
 def _messages_of_file(source: Any) -> Iterator[Any]:
-    """Messages of a file with a footer, which says where they stand."""
+    """Messages of a file with a footer, which holds their offsets."""
     import pyarrow as pa
 
     source.seek(source.size() - 10)
@@ -270,7 +264,7 @@ def _messages_of_file(source: Any) -> Iterator[Any]:
 
 
 def _unpacked(message: Any) -> int:
-    """Bytes of a message's compressed buffers when they are unpacked; 0 where none is compressed."""
+    """Bytes of a message's compressed buffers once unpacked; 0 where none is compressed."""
     data, body = message.metadata.to_pybytes(), message.body
     header = _table(data, _field(data, _int(data, 0, 4), 2))
     if message.type == "dictionary":
@@ -290,7 +284,6 @@ def _int(data: bytes, at: int, num_bytes: int) -> int:
 
 
 def _field(data: bytes, table: int, number: int) -> int:
-    """Where a field of a flatbuffers table stands; 0 where it is left out."""
     fields = table - _int(data, table, 4)
     at = 4 + 2 * number
     offset = _int(data, fields + at, 2) if at < _int(data, fields, 2) else 0
@@ -298,12 +291,10 @@ def _field(data: bytes, table: int, number: int) -> int:
 
 
 def _table(data: bytes, at: int) -> int:
-    """The table that the field at `at` points to."""
     return at + _int(data, at, 4)
 
 
 def _entries(data: bytes, at: int, *, num_bytes: int) -> range:
-    """Where the structs of a vector stand."""
     if not at:
         return range(0)
     start = _table(data, at)

@@ -60,7 +60,7 @@ ScoreVerdict = Literal["against", "tie"]
 
 
 class Shape(NamedTuple):
-    """What many rows have in common; `strength` and `annotator` are None for rows that are not preferences."""
+    """Features that many rows share; `strength` and `annotator` are None for rows that are not preferences."""
 
     strength: str | None
     annotator: str | None
@@ -82,9 +82,8 @@ class Tally:
         shapes: what rows have in common -> rows.
         sample: (order, row): a fixed tenth, hundredth, ... of the rows, spread over the file.
         carried: columns that no form reads, as each row has them -> rows; no more than `MOST_CARRIED` sets of them.
-        scores: what scores say of the choice, where that is not the same -> preferences.
+        scores: `against` or `tie`, where scores do not confirm the choice -> preferences.
         reasons: (field, reason without its particulars) -> rejected rows.
-        bad: the first rejected rows.
     """
 
     num_read: int = 0
@@ -161,7 +160,6 @@ class Tally:
 
     @property
     def carried_columns(self) -> Counter[str]:
-        """Column that no form reads -> rows."""
         found: Counter[str] = Counter()
         for names, count in self.carried.items():
             found.update(dict.fromkeys(names, count))
@@ -219,13 +217,11 @@ class Tally:
 
 
 def _kind_of_reason(reason: str) -> str:
-    """A reason without what differs from row to row: up to its first number, quote or colon."""
     end = min((at for mark in (":", "'", " at ", ", found", ";", " (") if (at := reason.find(mark)) > 0), default=60)
     return reason[: min(end, 60)]
 
 
 def num_repeated(hashes: Iterable[int]) -> int:
-    """How many of the values stood before among them."""
     import numpy as np
 
     values = np.asarray(hashes)
@@ -248,7 +244,6 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def scores_text(against: int, ties: int, *, of: int) -> str | None:
-    """What to say of so many rows; None where there is nothing to say."""
     if not against and not ties:
         return None
     return (
@@ -279,7 +274,6 @@ def scripts_of(text: str) -> str:
 
 
 def shares(items: Iterable[str]) -> dict[str, float]:
-    """Item -> its share, the most frequent first."""
     counts = Counter(items)
     total = sum(counts.values())
     return {name: count / total for name, count in counts.most_common()}

@@ -51,13 +51,10 @@ _set_values, _set_fields, _set_extra, _set_private = (
 
 
 def unchecked(model: type[R], values: dict[str, Any]) -> R:
-    """A row of values that were checked already: what pydantic makes of them, in a quarter of its time.
+    """A row of checked values: what pydantic makes of them, in a quarter of its time.
 
     Readers check every value themselves, for a reason that names its place in the file; a test holds these rows against
-    validated ones.
-
-    Args:
-        values: every field, in the order of the model's.
+    validated ones. `values` holds every field, in the order of the model's.
     """
     row = object.__new__(model)
     _set_values(row, values)
@@ -72,7 +69,6 @@ def message(role: Role, content: str) -> Message:
 
 
 def is_turns(value: object) -> bool:
-    """Whether a column holds a list of turns (they may still be wrong)."""
     return type(value) is list and bool(value) and type(value[0]) is dict and ("role" in value[0] or "from" in value[0])
 
 
@@ -100,7 +96,7 @@ def read_turns(turns: object, field: str) -> list[Message]:
 
 
 def _plain_turn(turn: object) -> Message | None:
-    """A turn in which all is as it should be; None for any other, of which `_read_turn` says what is wrong."""
+    """A turn in which all is as it should be; None for any other: `_read_turn` finds what is wrong."""
     if type(turn) is not dict or len(turn) != 2:
         return None
     for role_key, text_key in _TURN_KEYS:
@@ -114,8 +110,7 @@ def _plain_turn(turn: object) -> Message | None:
 def _read_turn(turn: object, field: str, *, context: bool = False) -> Message:
     """One turn, as `{role, content}` or `{from, value}`; roles are mapped to ours, reasoning goes before the text.
 
-    Args:
-        context: whether other turns follow, so that it may be marked as not to be trained on.
+    `context`: other turns follow, so it may be marked as not to be trained on.
     """
     if not isinstance(turn, Mapping):
         raise BadRow(field, f"must be an object with from and value (or role and content), found {shown(turn)}")
@@ -144,10 +139,9 @@ def _role(value: object, field: str) -> Role:
 
 
 def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str, *, context: bool = False) -> None:
-    """Refuse a turn that says something by a tool's call, a picture or a sound, or that is marked as not to be trained.
+    """Refuse a turn of a tool's call, a picture or a sound, or one that is marked as not to be trained on.
 
-    Args:
-        context: let the mark pass: `beside_turns` carries it.
+    `context` lets the mark pass: `beside_turns` carries it.
     """
     for name in _REFUSED.intersection(turn):
         if not is_empty(turn[name]):
@@ -159,8 +153,6 @@ def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str, *, context
 
 
 class Reasoning(NamedTuple):
-    """What was thought before a text, and the field that holds it."""
-
     field: str
     text: str
 
@@ -230,7 +222,6 @@ def read_completion(value: object, field: str) -> str:
 
 
 def history_turns(history: object, field: str) -> list[Message]:
-    """Alpaca's history: a list of [question, answer]."""
     if not history:
         return []
     if not isinstance(history, list):
@@ -245,7 +236,6 @@ def history_turns(history: object, field: str) -> list[Message]:
 
 
 def system_turn(row: Mapping[str, Any]) -> list[Message]:
-    """The `system` column as a turn; none where it has no text."""
     system = row.get("system")
     if system is None or system == "":
         return []
@@ -272,11 +262,7 @@ def beside_turns(row: Mapping[str, Any], columns: Container[str]) -> dict[str, d
 
 
 def untrained_turn(meta: Mapping[str, Any]) -> str | None:
-    """The first turn of a row that is marked as not to be trained on, and the mark; None where there is none.
-
-    Args:
-        meta: a row's; `beside_turns` is in its `beside`.
-    """
+    """The first turn in a row's `meta` (`beside`) marked as not to be trained on, and the mark; None without one."""
     beside = meta.get("beside")
     for where, more in beside.items() if isinstance(beside, Mapping) else ():
         for name in _MARKS if isinstance(more, Mapping) else ():

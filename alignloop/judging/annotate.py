@@ -27,12 +27,7 @@ Pair = tuple[PromptRow, CandidateRow, CandidateRow]
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a judge made of a round's pairs.
-
-    Attributes:
-        counts: `judged` == `annotated` + `ties` + `unreadable`.
-        metrics: shares of the judged pairs.
-    """
+    """Of the counts, `judged` == `annotated` + `ties` + `unreadable`; `metrics` are shares of the judged pairs."""
 
     rows: list[PreferenceRow]
     verdicts: list[VerdictRow]
@@ -43,10 +38,9 @@ class Annotations:
 def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annotations:
     """Have a judge compare pairs of completions; ties and unreadable answers become no preference.
 
-    It is shown the answers alone, without the reasoning before them.
-
-    Strength: the judge's own. Where its prompt asks for none, `better` if it was asked in both orders, for then it said
-    the same twice, and None if it was asked once; both train.
+    It sees the answers alone, without the reasoning before them. The strength is the judge's own. Where its prompt asks
+    for none, it is `better` if the judge was asked in both orders, for then it answered the same twice, and None if it
+    was asked once; both train.
 
     Raises:
         UserError: not one answer can be read.
@@ -108,7 +102,6 @@ def _verdict_row(pair: Pair, verdict: Verdict, *, judge: str) -> VerdictRow:
 
 
 def best_first(pair: Pair, winner: Winner) -> Pair:
-    """The pair, the winner before the other."""
     prompt, first, second = pair
     return pair if winner == "first" else (prompt, second, first)
 
@@ -122,7 +115,7 @@ def preference(
     annotator: str,
     compared_by: ComparedBy,
 ) -> PreferenceRow:
-    """What an annotator, of whatever kind, said of two of a round's candidates."""
+    """The row of an annotator's choice, of whatever kind, between two of a round's candidates."""
     return PreferenceRow(
         id=annotation_id(chosen.id, rejected.id),
         messages=prompt.messages,

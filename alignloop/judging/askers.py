@@ -43,7 +43,7 @@ _LAST_ANSWERS_SECONDS = 5.0
 
 @dataclass
 class _Answering:
-    """What came of a question so far; `answer` is None until one can be read."""
+    """`answer` is None until one can be read."""
 
     reader: VerdictReader
     texts: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class _Answering:
             self.reason = str(error)
 
     def refuse(self, reason: str) -> None:
-        """It is not asked (again), and why."""
+        """Give up on the question: it is not asked (again)."""
         self.answer = JudgeAnswer(None, reason, tuple(self.texts))
 
     def final(self) -> JudgeAnswer:
@@ -71,8 +71,6 @@ def _temperature(config: JudgeConfig, attempt: int) -> float:
 
 @dataclass
 class _OnEngine:
-    """A question as the engine takes it."""
-
     prompt_ids: tuple[int, ...]
     seed: int
     state: _Answering
@@ -81,9 +79,8 @@ class _OnEngine:
 class EngineAsker:
     """Asks the model in `checkpoint`, loaded into `engine`: its chat template, answers held to the prompt's schema.
 
-    Args:
-        max_model_len: longest prompt + answer of the engine, in tokens. A question that leaves no room for the
-            longest answer is unreadable, and is never cut. None: the engine refuses the call.
+    `max_model_len` is the engine's, in tokens. A question that leaves too little of it for the longest answer is
+    unreadable, and is never cut; where it is None, the engine refuses the call.
     """
 
     def __init__(
@@ -151,7 +148,7 @@ class EndpointAsker:
     """Asks the model served at `config.endpoint`: many requests at a time, each finished unit kept at once.
 
     A call that fails (no connection, no answer in time, a server's error) is made again `max_retries` times, after 1,
-    2, 4, ... seconds. A busy endpoint (429, 503) is given `timeout_seconds`, too, and as long as it asks for.
+    2, 4, ... seconds. A busy endpoint (429, 503) also gets `timeout_seconds`, and as long as it asks for.
     """
 
     def __init__(
@@ -214,11 +211,7 @@ class EndpointAsker:
         return state.final()
 
     async def _call(self, client: ChatCompletions, question: Question, attempt: int, stop: asyncio.Event) -> ChatReply:
-        """One answer, through failures that pass.
-
-        Raises:
-            EndpointFault: it went on failing.
-        """
+        """One answer, through failures that pass; EndpointFault where it went on failing."""
         temperature = _temperature(self._config, attempt)
         patient_until = time.monotonic() + self._config.timeout_seconds
         failures = 0

@@ -33,12 +33,7 @@ class RequestRefused(Exception):
 
 
 class EndpointFault(Exception):
-    """The endpoint failed in a way that may pass.
-
-    Args:
-        busy: it is there and asks for patience.
-        wait_seconds: as it says itself.
-    """
+    """The endpoint failed in a way that may pass. `busy`: it asks to wait, `wait_seconds` where it names a time."""
 
     def __init__(self, what: str, *, busy: bool = False, wait_seconds: float | None = None) -> None:
         super().__init__(what)
@@ -60,8 +55,6 @@ class ChatReply:
 
 @dataclass(frozen=True)
 class _Style:
-    """How requests are written for this endpoint."""
-
     form: Literal["json_schema", "json_object", "none"] = "json_schema"
     max_tokens_name: str = "max_tokens"
     left_out: frozenset[str] = frozenset()
@@ -80,11 +73,7 @@ class _Style:
 
 
 class ChatCompletions:
-    """A client of one endpoint.
-
-    Args:
-        config: `endpoint` is set.
-        say: gets one line where the endpoint does not take a parameter.
+    """A client of one endpoint; `say` gets one line where the endpoint does not take a parameter.
 
     Raises:
         UserError: the endpoint is no URL, or its key is none.
@@ -118,10 +107,7 @@ class ChatCompletions:
         seed: int | None,
         schema: dict[str, Any],
     ) -> ChatReply:
-        """Ask once.
-
-        Args:
-            schema: JSON schema of the answer; checked by whoever reads the answer, for not every server can.
+        """Ask once; answers are checked against `schema` by whoever reads them, for not every server can.
 
         Raises:
             RequestRefused, EndpointFault, EndpointUnusable: see there.
@@ -173,10 +159,7 @@ class ChatCompletions:
         return body
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> HttpAnswer:
-        """A response that is a success, or a refusal of this very request.
-
-        `GET` of a path that is not there is a response, too: few servers list their models.
-        """
+        """A success, a refusal of this very request, or a `GET` of a missing path: few servers list their models."""
         response = await self._response(method, path, body)
         status = response.status
         if status < 300 or status in (400, 422) or (method == "GET" and status in (404, 405, 501)):
@@ -261,16 +244,11 @@ class ChatCompletions:
         return self._shown(response.text) or "(empty)"
 
     def _shown(self, text: str) -> str:
-        """The beginning of what a server said, in one line, without the key."""
         return " ".join(self._key.taken_out(whole_characters(text)).split())[:300]
 
 
 def endpoint_url(config: JudgeConfig) -> str:
-    """The base URL, without a slash at its end.
-
-    Raises:
-        UserError: it is none, or it holds a password.
-    """
+    """The base URL without a slash at its end; UserError where it is no URL, or holds a password."""
     assert config.endpoint is not None, "an endpoint's judge has one"
     try:
         parts = urlsplit(config.endpoint)

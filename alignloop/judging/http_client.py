@@ -44,12 +44,7 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True)
 class HttpAnswer:
-    """A response read to its end.
-
-    Attributes:
-        headers: names in lower case.
-        body: decompressed.
-    """
+    """A response read to its end: `headers` with names in lower case, `body` decompressed."""
 
     status: int
     headers: Mapping[str, str]
@@ -60,7 +55,7 @@ class HttpAnswer:
         return self.body.decode("utf-8", "replace")
 
     def json(self) -> Any:
-        """Raises ValueError for what is no JSON, or nested beyond all sense."""
+        """ValueError for what is no JSON, or nested beyond all sense."""
         return bounded_json(self.body)
 
 
@@ -89,16 +84,10 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 class HttpClient:
-    """Many requests at a time, each with one deadline.
-
-    Args:
-        headers: sent with every request.
-        seconds: of a request, from its beginning to the last byte of its answer.
-        connections: at a time.
-        trust_env: whether the environment's proxies are used.
+    """Many requests at a time, each with one deadline: `seconds` from its beginning to the last byte of its answer.
 
     Raises:
-        UserError: one of them cannot be.
+        UserError: one of the settings cannot be.
     """
 
     def __init__(self, *, headers: Mapping[str, str], seconds: float, connections: int, trust_env: bool) -> None:
@@ -144,11 +133,7 @@ class HttpClient:
 
 
 async def _body(response: httpx.Response) -> bytes:
-    """The whole of it, decompressed.
-
-    Raises:
-        TooLarge: it is too long, or compressed in a way that nobody asked for.
-    """
+    """The body decompressed; TooLarge where it is too long, or compressed in a way that nobody asked for."""
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
         raise TooLarge(f"it is compressed ({encoding[:40]}), which was not asked for")
@@ -170,9 +155,7 @@ _SHORTEST = 6
 
 @dataclass(frozen=True)
 class ApiKey:
-    """Attributes:
-    value: printable ASCII without blanks; empty: there is none.
-    """
+    """A key of printable ASCII without blanks; empty where there is none."""
 
     value: str = field(repr=False)
 

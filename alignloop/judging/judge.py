@@ -65,7 +65,7 @@ def open_judge(
     """The judge a recipe names. Nothing is loaded or called before it is asked.
 
     Args:
-        engine: where `config.endpoint` is None, the judge's model is loaded into it.
+        engine: the judge's model is loaded into it where `config.endpoint` is None.
         dir: finished verdicts are kept in its `finished.jsonl`, and taken over from there.
         max_model_len: of the engine, in tokens; without one, what is too long is the engine's to refuse.
         labels: what a texts prompt with `one_of` chooses among.
@@ -97,8 +97,7 @@ class FinishedRow(Row):
 class FinishedFile:
     """The finished units of one stage: lines appended and synced, so that a crash costs at most what was in flight.
 
-    Attributes:
-        answers: key -> answers of all that is finished.
+    `answers` maps a unit's key to the answers of all that is finished.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,11 +107,7 @@ class FinishedFile:
         self._size = self._take_over() if self.path.is_file() else 0
 
     def append(self, finished: Sequence[Finished]) -> None:
-        """Add units: on disk before this returns.
-
-        Raises:
-            DiskFullError: no space left; what was kept before stays readable.
-        """
+        """Units are on disk before this returns; on DiskFullError what was kept before stays readable."""
         rows = [FinishedRow(key=unit.key, id=unit.id, answers=answers) for unit, answers in finished]
         text = "".join(row.model_dump_json() + "\n" for row in rows).encode("utf-8")
         with disk_errors_named(self.path, needed_bytes=len(text)), self.path.open("ab") as file:
@@ -124,7 +119,7 @@ class FinishedFile:
         self.answers |= {unit.key: answers for unit, answers in finished}
 
     def _take_over(self) -> int:
-        """Read the whole lines; the bytes they take. A line that a crash cut is not one.
+        """Read the whole lines and return their bytes: a line that a crash cut does not count.
 
         Where no answer at all can be read, the judge, its prompt or its server was not right: all are asked anew.
         """
@@ -238,14 +233,12 @@ class PromptedJudge:
 
 
 def compare_messages(prompt: PairwisePrompt, item: PairToCompare, *, swapped: bool) -> tuple[Message, ...]:
-    """The question which of an item's completions is better; `swapped` puts the second one first."""
     first, second = (item.second, item.first) if swapped else (item.first, item.second)
     values = {"first": first, "second": second}
     return _filled(prompt, item.messages, values, judged=(item.first, item.second))
 
 
 def rate_messages(prompt: PointsPrompt | TextsPrompt, item: Appraisal) -> tuple[Message, ...]:
-    """The question how many points an item gets, or what is to be said of it."""
     completion = item.completion or ""
     return _filled(prompt, item.messages, {"completion": completion}, judged=(completion,))
 

@@ -41,7 +41,7 @@ _SHOWN_PROBLEMS = 8
 
 
 def questions(pairs: Sequence[Pair]) -> list[ToAnnotateRow]:
-    """What people are asked; nothing in it tells the two candidates apart but their answers.
+    """The questions for people; nothing in them tells the two candidates apart but their answers.
 
     As for a judge, the reasoning before them is left out: what is chosen trains whole.
     """
@@ -59,9 +59,7 @@ def questions(pairs: Sequence[Pair]) -> list[ToAnnotateRow]:
 def read_answers(path: Path, *, asked: Sequence[ToAnnotateRow], where: str | None = None) -> dict[str, AnnotatedRow]:
     """Pair id -> its answer; rows without a choice are pairs not answered yet.
 
-    Args:
-        asked: the questions the file answers.
-        where: the file's name in messages; default: its path.
+    `asked` are the questions the file answers; `where` is its name in messages, by default its path.
 
     Raises:
         DataError: lines that are no answers, with line, column, value and what to do; all in one go.
@@ -103,10 +101,7 @@ def answered_ids(path: Path) -> set[str]:
 
 
 def annotations_of(pairs: Sequence[Pair], answers: Mapping[str, AnnotatedRow]) -> Annotations:
-    """Preferences and verdicts of what people said; pairs without an answer are counted.
-
-    `asked` == `annotated` + `ties` + `unanswered`.
-    """
+    """Preferences and verdicts of people's answers: `asked` == `annotated` + `ties` + `unanswered`."""
     rows: list[PreferenceRow] = []
     verdicts: list[VerdictRow] = []
     for pair in pairs:
@@ -147,9 +142,9 @@ def _preference(pair: Pair, answer: AnnotatedRow, winner: Winner) -> PreferenceR
 
 
 def _edited(chosen: str, edited: str | None) -> str | None:
-    """An edit of the chosen one's answer as a whole completion; None where nothing was changed.
+    """An edited answer as a whole completion, its reasoning kept; None where nothing was changed.
 
-    The reasoning stays before it: a template that asks for a thought trains no answer without one.
+    A template that asks for a thought trains no answer without one.
     """
     if edited is None or edited.strip() in (chosen.strip(), answer_of(chosen).strip()):
         return None
@@ -206,7 +201,6 @@ def _free_columns(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(row: AnnotatedRow, asked: Mapping[str, ToAnnotateRow]) -> AnnotatedRow:
-    """The answer held against its question."""
     if row.id not in asked:
         near = did_you_mean(row.id, asked, cutoff=0.8)
         hint = f"; {near}" if near else f", such as {next(iter(asked), '(none was asked)')}"

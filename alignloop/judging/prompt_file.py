@@ -49,7 +49,6 @@ class _JudgingPrompt(_Strict):
 
     @property
     def wants_completion(self) -> bool:
-        """Whether an item needs a completion."""
         return "completion" in self._placeholders()
 
     def _placeholders(self) -> set[str]:

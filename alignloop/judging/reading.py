@@ -24,8 +24,6 @@ class UnreadableAnswer(Exception):
 
 
 class VerdictReader:
-    """Reads answers to one prompt."""
-
     def __init__(self, prompt: JudgingPrompt) -> None:
         from jsonschema import Draft202012Validator
 
@@ -33,14 +31,12 @@ class VerdictReader:
         self._validator = Draft202012Validator(prompt.answer_schema)
 
     def read(self, text: str, *, cut: bool = False) -> JudgeAnswer:
-        """What the answer says, and its reason; `texts` is the asker's to fill.
+        """The verdict in an answer, and its reason; the asker fills in `texts`.
 
-        Args:
-            cut: whether the model was stopped at its token limit.
+        `cut`: the model was stopped at its token limit.
 
         Raises:
-            UnreadableAnswer: it holds no JSON object at its end or in its one fenced block, or one that the schema
-                refuses.
+            UnreadableAnswer: no JSON object at its end or in its one fenced block, or one that the schema refuses.
         """
         try:
             value = object_in(text)
@@ -81,12 +77,9 @@ def _texts(found: Any, field: str) -> list[str]:
 
 
 def object_in(text: str) -> dict[str, Any]:
-    """The JSON object that an answer is, ends with, or holds in its one fenced block.
+    """The JSON object that an answer is, ends with, or holds in its one fenced block; else UnreadableAnswer.
 
     What a judge quotes before its answer does not count: of several places, the end of the text comes first.
-
-    Raises:
-        UnreadableAnswer: there is none.
     """
     text = text.strip()
     if not text:
@@ -104,7 +97,6 @@ def object_in(text: str) -> dict[str, Any]:
 
 
 def _at_the_end(text: str) -> dict[str, Any] | None:
-    """The outermost object that ends where the text does."""
     text = text[-_LONGEST_OBJECT:]
     num_starts = min(_MAX_STARTS, _MOST_READ // max(1, len(text)))
     starts = [match.start() for match in re.finditer(r"\{", text)][-num_starts:]

@@ -21,8 +21,6 @@ _SWAPPED: dict[str, Literal["first", "second", "tie"]] = {"first": "second", "se
 
 @dataclass(frozen=True)
 class PairToCompare:
-    """Two completions of one prompt; `id` names the pair."""
-
     id: str
     messages: tuple[Message, ...]
     first: str
@@ -40,7 +38,7 @@ class Appraisal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge made of a pair.
+    """A judge's verdict on a pair.
 
     Attributes:
         reason: the judge's own words, or why there is no winner.
@@ -57,7 +55,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Points:
-    """What a judge gave; `points` is None where no answer could be read, and `reason` says why."""
+    """`points` is None where no answer could be read, and `reason` says why."""
 
     id: str
     points: int | None
@@ -67,7 +65,7 @@ class Points:
 
 @dataclass(frozen=True)
 class JudgeTexts:
-    """What a judge wrote in the fields of its answer, in order; `texts` is None where no answer could be read."""
+    """The texts in the fields of an answer, in order; `texts` is None where no answer could be read."""
 
     id: str
     texts: tuple[str, ...] | None
@@ -104,10 +102,10 @@ class Question:
 
 @dataclass(frozen=True)
 class JudgeAnswer:
-    """What came of a question.
+    """A question's outcome.
 
     Attributes:
-        value: what was read: a completion's place, `tie`, points, or texts; None where nothing could be.
+        value: which completion, `tie`, points, or texts; None where nothing could be read.
         reason: the model's own, or why nothing could be read.
         texts: what the model wrote, one for each time it was asked.
         strength: how much better the completion is, where the prompt asks that.
@@ -123,10 +121,7 @@ class JudgeAnswer:
 
 @dataclass(frozen=True)
 class QuestionUnit:
-    """What is finished or not as a whole: one question, or two with the completions swapped.
-
-    `key` stands for all that its answers depend on.
-    """
+    """Finished as a whole: one question, or two with the completions swapped; `key` has all that answers depend on."""
 
     id: str
     key: str

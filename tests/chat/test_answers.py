@@ -28,7 +28,6 @@ THOUGHT = f"<think>\nThe mill is Peter's.\n</think>\n\n{ANSWER}"
 
 
 def base_with(template: str, folder: Path) -> PreTrainedTokenizerFast:
-    """The quickstart's tokenizer with a template's text, or that of a bundled name."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(BASE)
     if "{" in template:
         (folder / "mine.jinja").write_text(template)

@@ -105,12 +105,10 @@ def metaspace(template: str) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Form:
-    """A form and what is expected of it.
+    """A form, and the tokens of its whole dialog in `<name>.tokens`, each line a kind and its tokens.
 
-    Attributes:
-        name: of `<name>.tokens`: the whole dialog in order, each line a kind and its tokens: `-` header and the like
-            (formatting), `t` text of others, `c` content of an answer, `e` what ends an answer (formatting).
-        stop: the token at which generation stops.
+    Kinds: `-` header and the like (formatting), `t` text of others, `c` content of an answer, `e` what ends an answer
+    (formatting). `stop` is the token at which generation stops.
     """
 
     name: str

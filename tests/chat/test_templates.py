@@ -19,7 +19,6 @@ LIKE_ZEPHYR = (
 
 
 def letters(*, eos: str | None) -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters."""
     vocabulary = {character: index for index, character in enumerate("</s>|\nabcdefghijklmnopqrtuvwxyz ")}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     if eos:

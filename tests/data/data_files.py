@@ -20,5 +20,4 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def rows_of(kind: Kind, file: Path | str, *, form: str | None = None, **options: Any) -> list[Any]:
-    """The rows of a file, and among them those that cannot be read."""
     return list(Reading(file, kind, form=form, options=Options(**options)))

@@ -50,7 +50,6 @@ def test_every_form_has_a_row_here_and_a_name_in_the_recipe() -> None:
 
 
 def scored(name: str, **values: float) -> list[dict[str, Any]]:
-    """Completions with a number each."""
     return [{"text": text, name: value} for text, value in values.items()]
 
 

@@ -34,7 +34,6 @@ def chat_of(name: str) -> ChatFormat:
 
 
 def rows_with(marker: str, folder: Path) -> tuple[PreferenceRow, PreferenceRow]:
-    """The same row without and with the marker in every text, read from a converted file."""
     turns = [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "Q2")]
     messages = [{"role": role, "content": text} for role, text in turns]
     plain: dict[str, Any] = {"messages": messages, "chosen": "good", "rejected": "bad"}

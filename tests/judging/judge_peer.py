@@ -25,12 +25,7 @@ Write = Callable[[socket.socket], None]
 
 
 class Peer:
-    """What was asked, and what is replied.
-
-    Attributes:
-        reply: of (body, number of the request, from 0).
-        models: reply to `GET /v1/models`.
-    """
+    """`reply` gets (body, number of the request, from 0); `models` is the reply to `GET /v1/models`."""
 
     def __init__(self, url: str) -> None:
         self.reply: Callable[[dict[str, Any], int], Reply | Write] = lambda body, number: (500, "not set", {})
@@ -52,15 +47,12 @@ class Peer:
 
 
 def sent(body: bytes, *, status: int = 200, headers: str = "") -> Write:
-    """A whole response."""
     head = f"HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     return lambda connection: connection.sendall(head.encode() + body)
 
 
 @contextmanager
 def served() -> Iterator[Peer]:
-    """A peer, on a port of this machine."""
-
     class Handler(StreamRequestHandler):
         def handle(self) -> None:
             method, path, _ = self.rfile.readline().decode().split(" ", 2)

@@ -118,8 +118,6 @@ def test_a_busy_endpoint_is_given_more_time_than_a_broken_one(peer: Peer, tmp_pa
 
 
 def refusing(*refused: str) -> Callable[[dict[str, Any], int], Reply]:
-    """Refuses response formats of these types, in different words."""
-
     def reply(body: dict[str, Any], number: int) -> Reply:
         form = body.get("response_format", {}).get("type")
         if form == "json_schema" and form in refused:

@@ -84,8 +84,6 @@ schema:
 
 
 class Served:
-    """A running `vllm serve`."""
-
     def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         self.process = process
         self.url = url
@@ -148,7 +146,6 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def served(launched: Served) -> Served:
-    """It answers."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and launched.process.poll() is None:
         try:

@@ -42,8 +42,6 @@ ITEMS = [
 
 
 def answering(answers: dict[str, dict[str, Any]]) -> Any:
-    """Replies by the row's letter and what is asked of it."""
-
     def reply(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
         asked = body["messages"][-1]["content"]
         letter = re.search(r"Question (\w)\?", asked)[1]  # type: ignore[index]
