@@ -24,19 +24,15 @@ def masked_sums(
     num_completions: int,
     mask_formatting_tokens: bool = True,
 ) -> Tensor:
-    """Log-probability of each completion, as DPO counts it.
+    """[num_completions] float64 log-probability of each completion, as DPO counts it; 0 where one has no token.
 
     In float64: sums of thousands of nats are subtracted from one another, and one rounding of such a sum in float32 is
     as large as what DPO looks for.
 
     Args:
-        logprobs: [T] per token.
+        logprobs, formatting_mask: [T].
         completion_index: [T] the completion of each token, in 0 .. num_completions - 1.
-        formatting_mask: [T] bool.
         mask_formatting_tokens: leave the formatting tokens out; their gradient is then exactly zero.
-
-    Returns:
-        [num_completions] float64, 0 where a completion has no token.
     """
     if mask_formatting_tokens:
         logprobs = torch.where(formatting_mask, torch.zeros_like(logprobs), logprobs)

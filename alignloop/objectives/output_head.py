@@ -20,11 +20,9 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class TileSize:
-    """How the [T, V] logits are cut.
+    """How the [T, V] logits are cut: tiles of `tokens` rows and `vocabulary` columns.
 
-    Attributes:
-        tokens, vocabulary: rows and columns of a tile.
-        kept_logits: logits kept from the forward pass at most; the others are computed twice.
+    `kept_logits` are kept from the forward pass at most; the others are computed twice.
     """
 
     tokens: int
@@ -54,7 +52,7 @@ class LogitTransform:
         return logits
 
     def back_(self, grad: Tensor, transformed: Tensor) -> Tensor:
-        """Takes a gradient, in place, from transformed logits to what `apply_` was given; the scale is left out."""
+        """Take a gradient, in place, from transformed logits to the input of `apply_`; the scale is left out."""
         if self.softcap is not None:
             grad.mul_(1.0 - (transformed / self.softcap).square_())
         return grad
@@ -64,9 +62,7 @@ class LogitTransform:
 class _Softmax:
     """Running softmax of T tokens over the vocabulary blocks seen so far.
 
-    Attributes:
-        largest, total: [T] float32: the largest logit, and the sum of exp(logit - largest).
-        target: [T] float32 logit of the target.
+    All [T] float32: the largest logit, the `total` of exp(logit - largest), the logit of the target.
     """
 
     largest: Tensor
@@ -96,7 +92,7 @@ class _Softmax:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where the targets of a tile's tokens lie: [t] column (0 where `inside` is False)."""
+    """Column of the target of each of a tile's tokens: [t] (0 where `inside` is False)."""
 
     index: Tensor
     inside: Tensor
@@ -144,7 +140,7 @@ def _blocks(length: int, size: int) -> Iterator[slice]:
 class TiledLogprobs(torch.autograd.Function):
     """(hidden [T, D], weight [V, D], bias [V], rows [k, D], row_ids, target_ids [T], transform, tile) -> [T] float32.
 
-    Bias and rows may be None. Rows stand in for those of the weight with the k numbers `row_ids`, which get no gradient
+    Bias and rows may be None. Rows replace those of the weight with the k numbers `row_ids`, which get no gradient
     then. Hidden states, weight and rows are of one dtype, and their products are computed in it; softmax and sums in
     float32.
     """
@@ -234,7 +230,7 @@ def _softmax_minus_onehot(logits: Tensor, logsumexp: Tensor, target_ids: Tensor,
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total (float32) += left @ right; None is nothing yet."""
+    """total (float32) += left @ right; None is zero."""
     if total is None:
         return (left @ right).float()
     return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(left @ right)
@@ -251,20 +247,18 @@ def token_logprobs(
     softcap: float | None = None,
     tile: TileSize | None = None,
 ) -> Tensor:
-    """Log-probability of each target token, in nats; logits are computed in the dtype of the weight or of autocast.
+    """[T] float32 log-probability of each target token, in nats; NaN where a target is outside the vocabulary.
+
+    Logits are computed in the dtype of the weight or of autocast.
 
     Args:
         hidden: [T, D] last hidden states (after the final norm) at the positions that predict.
         target_ids: [T] the token that each position predicts.
-        head_weight: [V, D] output embedding.
-        head_bias: [V] or None.
-        head_rows: ([k, D], k token ids): rows that stand in for the head's own of these tokens.
+        head_weight, head_bias: [V, D] and [V] of the output embedding.
+        head_rows: ([k, D], k token ids): rows that replace the head's own of these tokens.
         scale: factor on the logits (1 for most models).
         softcap: final logit softcapping (Gemma 2): cap * tanh(logits / cap); None: none.
-        tile: None: what suits the device.
-
-    Returns:
-        [T] float32; NaN where a target is outside the vocabulary.
+        tile: None: by device.
     """
     device = hidden.device.type
     if tile is None:

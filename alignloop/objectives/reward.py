@@ -13,16 +13,14 @@ def reward_loss(
     """Mean over groups of the mean over ordered pairs of -logsigmoid(r_better - r_worse); equal ranks are no pair.
 
     Loss and metrics are divided by `num_groups`: over the microbatches of a step they add up to the step's means.
+    Metrics are `accuracy` (share of pairs in the right order), `margin` (mean reward gap of a pair) and `mean_reward`
+    (mean over each group's completions).
 
     Args:
-        rewards: [C] raw rewards of C completions.
+        rewards: [C] raw.
         group_index: [C] the group of each, in 0 .. G - 1; groups without a pair add nothing.
         ranks: [C] 0 the best (edited), larger is worse.
         num_groups: groups of the whole optimiser step; None: the groups here that have a pair.
-
-    Returns:
-        The loss (a scalar) and `accuracy` (share of pairs in the right order), `margin` (mean reward gap of a pair)
-        and `mean_reward` (mean over each group's completions).
     """
     rewards = rewards.float()
     is_pair = (group_index[:, None] == group_index[None, :]) & (ranks[:, None] < ranks[None, :])

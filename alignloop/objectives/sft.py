@@ -6,17 +6,15 @@ from torch import Tensor
 
 
 def sft_loss(logprobs: Tensor, *, num_tokens: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Negative mean logprob of the target tokens.
+    """Negative mean logprob of the target tokens, in nats a token, and `nll_loss`, the same value.
+
+    Over the microbatches of a step both add up.
 
     Args:
-        logprobs: [T] of the target tokens alone; what is masked does not come here.
+        logprobs: [T] of the target tokens alone, without masked ones.
         num_tokens: target tokens of the whole optimiser step; None: T.
 
-    Returns:
-        The loss (a scalar, nats a token) and `nll_loss`, the same value. Over the microbatches of a step both add up.
-
-    Raises:
-        ValueError: there is no target token.
+    Raises ValueError: there is no target token.
     """
     count = float(logprobs.shape[0]) if num_tokens is None else num_tokens
     if count <= 0:

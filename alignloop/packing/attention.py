@@ -1,7 +1,6 @@
-"""Who attends to whom in packed rows. The one place that knows: everything else calls `hidden_states`.
+"""Who attends to whom in packed rows: by `grouped_attention` on a CPU, by FlexAttention elsewhere.
 
-On a CPU packed rows go through `grouped_attention`, on an accelerator through FlexAttention with a block mask. Both
-enter the model by transformers' attention registry, and compute nothing between tokens that do not see each other.
+Both enter the model by transformers' attention registry, and compute nothing between tokens that do not see each other.
 """
 
 from __future__ import annotations
@@ -24,17 +23,12 @@ from alignloop.packing.grouped_attention import GroupedAttention, KernelCall, Re
 GROUPED = "prompt_groups"
 FLEX = "flex_attention"
 PROJECTIONS = ("q_proj", "o_proj")
-"""Into queries, and out of attention: wanted of the tokens that are read. Keys and values are wanted of every token."""
+"""Into queries, and out of attention: needed at tokens that are read. Keys and values are needed at every token."""
 
 
 @dataclass(frozen=True)
 class RowAttention:
-    """How the layers of a model attend in a packed row.
-
-    Attributes:
-        parts: of every layer but the last.
-        last_parts: of the last layer, whose output is read at few tokens.
-    """
+    """How the layers attend in a packed row; `last_parts` are the last layer's, whose output is read at few tokens."""
 
     parts: tuple[KernelCall, ...]
     last_parts: tuple[KernelCall, ...]
@@ -43,22 +37,17 @@ class RowAttention:
 def hidden_states(
     backbone: Any, batch: RowBatch, *, at: Tensor, isolate: bool = True, reads: Reads = "everything"
 ) -> Tensor:
-    """Last hidden states of a batch of rows, at the tokens where they are read.
+    """[N, D] last hidden states of a batch of rows at the flat indices `at` [N] (into B * L), each once.
 
     What is not read is not computed where that can be left out: in the last layer's attention, projections and MLP.
 
     Args:
         backbone: a transformers model without its head (`model.base_model`).
-        at: [N] flat indices (into B * L), each once.
-        isolate: False lets a completion see the earlier completions of its group too, as the reward model of
-            The Llama 3 Herd of Models (section 4.1.2) did.
+        isolate: False lets a completion see the earlier completions of its group too, as the reward model of The Llama
+            3 Herd of Models (section 4.1.2) did.
         reads: the kind of tokens that `at` holds.
 
-    Returns:
-        [N, D].
-
-    Raises:
-        NotImplementedError: the architecture does not take packed rows.
+    Raises NotImplementedError: the architecture does not take packed rows.
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.mode == "separate":
@@ -84,9 +73,9 @@ def hidden_states(
 def last_layer_at(backbone: Any, at: Tensor) -> Iterator[None]:
     """Run the token-wise parts of the backbone's last layer on the tokens `at` alone; elsewhere they give zero.
 
-    What the last layer makes of other tokens is not used. MLP and projections see one token at a time, so outputs and
-    gradients at `at` are what they were. Models without parts of these names run as they are, and so do those that run
-    layers again in the backward pass (gradient checkpointing).
+    Its output at other tokens is not used. MLP and projections see one token at a time, so outputs and gradients at
+    `at` do not change. Models without parts of these names run as they are, and so do those that run layers again in
+    the backward pass (gradient checkpointing).
     """
     with ExitStack() as stack:
         if not getattr(backbone, "is_gradient_checkpointing", False):
@@ -117,7 +106,7 @@ def _run_at(module: nn.Module, at: Tensor) -> Iterator[None]:
 
 
 def _token_wise_parts(backbone: Any) -> list[nn.Module]:
-    """Dense MLP and projections of the last layer, by the names transformers gives them; as many as there are."""
+    """Dense MLP and projections of the last layer, by transformers' names; as many as there are."""
     layers = getattr(backbone, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return []
@@ -127,7 +116,7 @@ def _token_wise_parts(backbone: Any) -> list[nn.Module]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether all weights are linear layers': routers and experts want to see their tokens in ways of their own."""
+    """Whether all weights are linear layers': routers and experts treat tokens in other ways."""
     holders = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
     return bool(holders) and all(isinstance(part, nn.Linear) for part in holders)
 
@@ -135,8 +124,7 @@ def _is_linear(module: nn.Module) -> bool:
 def use_attention(backbone: Any, name: str) -> None:
     """Set the attention of a model; it stays, because gradient checkpointing runs layers again in the backward pass.
 
-    Raises:
-        NotImplementedError: the architecture does not go by transformers' attention registry.
+    Raises NotImplementedError: the architecture does not use transformers' attention registry.
     """
     if backbone.config._attn_implementation == name:
         return
@@ -166,7 +154,7 @@ def block_mask(batch: RowBatch, *, isolate: bool = True) -> BlockMask:
 
 
 def use_own_attention(backbone: Any) -> None:
-    """Set what plain rows need: SDPA; eager where there is none, or where scores are capped (Gemma 2): SDPA cannot."""
+    """Set SDPA for plain rows; eager where there is none, or scores are capped (Gemma 2), which SDPA cannot do."""
     capped = getattr(backbone.config.get_text_config(), "attn_logit_softcapping", None)
     if capped or backbone.config._attn_implementation in (GROUPED, FLEX):
         use_attention(backbone, "eager" if capped or not backbone._supports_sdpa else "sdpa")
@@ -188,8 +176,8 @@ def _grouped(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, Hkv, T, D] -> [1, T, H, D].
 
-    Plain calls, without prompt groups, are SDPA. A sliding window in kwargs is not looked at: packed rows are used
-    only where nothing is longer than the window.
+    Without prompt groups this is SDPA. A sliding window in kwargs is ignored: packed rows are used only where nothing
+    is longer than the window.
     """
     if prompt_groups is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(

@@ -29,15 +29,12 @@ class RowBatch:
         input_ids, position_ids, segments: [B, L]; segment 0 is a prompt, k a piece's k-th completion.
         pieces: [B, L] number of the piece a token belongs to within its row; -1 is padding.
         trained_index: [T] flat index (into B * L) of the positions whose target is trained.
-        target_ids: [T] the tokens they predict.
-        formatting_mask: [T] whether the target is a formatting token.
+        target_ids, formatting_mask: [T] the tokens they predict, and whether those are formatting tokens.
         completion_index: [T] the target's completion in 0 .. C - 1; -1 in prompts (`train_on: all_assistant`).
         last_index: [C] flat index of each completion's last token.
-        completion_group: [C] the completion's group, as numbered by `pack`.
-        completion_number: [C] which completion of its group it is.
+        completion_group, completion_number: [C] the group, as numbered by `pack`, and which completion of it.
         ranks: [C] 0 the best.
-        spans: where each piece lies in the flattened row; empty for separate rows, which are plain causal rows.
-        mode: `packed` or `separate`.
+        spans: position of each piece in the flattened row; empty for separate rows, which are plain causal rows.
     """
 
     input_ids: Tensor
@@ -66,11 +63,7 @@ class RowBatch:
 
 
 def collate(bundles: Sequence[RowBundle], *, pad_token_id: int, mode: LayoutMode, length_multiple: int = 1) -> RowBatch:
-    """Tensors of the rows of `bundles`.
-
-    Args:
-        length_multiple: the flattened row is padded to a multiple of this: compiled kernels like few shapes.
-    """
+    """Tensors of the rows; packed ones are padded to a `length_multiple`, as compiled kernels like few shapes."""
     rows = [row for bundle in bundles for row in bundle.rows]
     if mode == "separate":
         return _tensors(rows, length=max(b.num_tokens for b in bundles), pad_token_id=pad_token_id, mode=mode)

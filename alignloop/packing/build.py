@@ -17,8 +17,7 @@ TrainOn = Literal["last_assistant", "all_assistant"]
 def ranked_groups(rows: Iterable[PreferenceRow | PairRow], chat: ChatFormat) -> list[PromptGroup]:
     """The completions of each row, best first: edited > chosen > rejected (section 4.1.2), or chosen and rejected.
 
-    Raises:
-        DataError: a row's ids are not those of its text.
+    Raises DataError: a row's ids are not those of its text.
     """
     groups = []
     for row in rows:
@@ -30,8 +29,7 @@ def ranked_groups(rows: Iterable[PreferenceRow | PairRow], chat: ChatFormat) -> 
 def sft_groups(rows: Iterable[SftRow], chat: ChatFormat, *, train_on: TrainOn) -> list[PromptGroup]:
     """One completion a group; earlier assistant turns carry loss only with `all_assistant`.
 
-    Raises:
-        DataError: as `ranked_groups`.
+    Raises DataError as `ranked_groups`.
     """
     groups = []
     for row in rows:
@@ -46,7 +44,7 @@ def sft_groups(rows: Iterable[SftRow], chat: ChatFormat, *, train_on: TrainOn) -
 
 
 def candidate_groups(rows: Sequence[CandidateRow], chat: ChatFormat) -> list[PromptGroup]:
-    """The K candidates of each prompt as one group, with their ids as sampled; rows of a prompt are adjacent."""
+    """The K candidates of each prompt as one group, with their ids as sampled; rows of a prompt must be adjacent."""
     return [
         _group(
             prompt_id,

@@ -1,4 +1,4 @@
-"""Is a packed row equal to separate rows on this model? Asked once, when it is loaded."""
+"""Whether a packed row equals separate rows on this model: checked once, when it is loaded."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ WINDOW_FIELDS = ("sliding_window", "attention_chunk_size")
 def choose_layout(backbone: Any, *, longest: int, progress: Progress) -> LayoutMode:
     """`packed` where that is exact on this model, else `separate`, with a line that says why.
 
-    Args:
-        backbone: a transformers model without its head.
-        longest: tokens of the longest prompt + completion that will be laid out.
+    `backbone` has no head; `longest` is in tokens, of a prompt + completion.
     """
     config = backbone.config.get_text_config()
     reason = _window_reason(config, longest=longest) or _layer_reason(config) or _difference_reason(backbone)
@@ -38,10 +36,9 @@ def choose_layout(backbone: Any, *, longest: int, progress: Progress) -> LayoutM
 
 
 def packed_difference(backbone: Any) -> float:
-    """Largest difference between the hidden states of packed and of separate rows on small made-up groups.
+    """Largest difference of packed from separate hidden states at any completion token of small made-up groups.
 
-    Returns:
-        The difference at any completion token, as a share of the largest hidden state; NaN where one is not finite.
+    A share of the largest hidden state; NaN where one is not finite.
     """
     groups = _made_up_groups(int(backbone.get_input_embeddings().weight.shape[0]))
     packed = _completion_states(backbone, groups, mode="packed")

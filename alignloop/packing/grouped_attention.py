@@ -28,10 +28,9 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 @dataclass(frozen=True)
 class GroupSpan:
-    """Where a group lies in the flattened row.
+    """Position of a group in the flattened row, in tokens.
 
     Attributes:
-        start: first token.
         shared: end of the shared part of the prompt (its last token begins every completion); may equal start.
         ends: end of each completion, in order; the last one is the end of the group.
     """
@@ -46,7 +45,7 @@ class GroupSpan:
 
 
 Reads = Literal["everything", "completions", "last tokens"]
-"""Of which tokens a layer's output is read. In the last layer nothing else need be attended for: a prompt there is only
+"""Tokens at which a layer's output is read. The last layer needs attention for these alone: a prompt there is only
 keys and values, and a reward model reads one token a completion."""
 
 
@@ -76,8 +75,8 @@ def attention_parts(
     """The kernel calls of a row.
 
     Args:
-        isolate: False: completions see the earlier ones of their group; then everything is attended for.
-        reads: what of the output matters; the rest of it is zero.
+        isolate: False: completions see the earlier ones of their group; then attention is computed for every token.
+        reads: which of the output is used; the rest of it is zero.
     """
     parts: list[KernelCall] = []
     for shape, same in groupby(spans, key=_relative):
@@ -112,7 +111,6 @@ def _last_token_parts(shape: GroupSpan, place: tuple[int, int, int]) -> Iterator
 
 
 def _relative(span: GroupSpan) -> GroupSpan:
-    """The same group at the start of a row."""
     return GroupSpan(0, span.shared - span.start, tuple(end - span.start for end in span.ends))
 
 
@@ -123,15 +121,9 @@ class GroupedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: tuple[KernelCall, ...], scale: float
     ) -> Tensor:
-        """Attend.
+        """query [R, H, T, D], key and value [H, T, D] -> [R, H, T, D]: R query heads share each of H key heads.
 
-        Args:
-            query: [R, H, T, D]: R query heads share each of H key heads.
-            key, value: [H, T, D].
-            parts: as `attention_parts` gives them.
-
-        Returns:
-            [R, H, T, D]; zero for tokens that are no part's queries.
+        Zero for tokens that are no part's queries.
         """
         num_tokens, head_dim = query.shape[2:]
         # Tokens outermost: the layer's next view of it, [T, H * R * D], is then free.
@@ -188,8 +180,8 @@ def _keys(tensor: Tensor, part: KernelCall) -> list[Tensor]:
 def _views(tensor: Tensor, part: KernelCall, begin: int, end: int) -> list[Tensor]:
     """Tokens `begin` to `end` of the part's groups, as the kernel takes them: [B, H, L, ...] views of [R, H, T, ...].
 
-    B is R for one group, and the number of groups otherwise, a view for each of R: the kernel shares its work out over
-    B and H, and both at once are no view.
+    B is R for one group, and the number of groups otherwise, a view for each of R: the kernel splits its work over B
+    and H, and both at once are no view.
     """
     if part.count == 1:
         return [tensor[:, :, part.start + begin : part.start + end]]

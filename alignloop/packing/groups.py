@@ -12,7 +12,6 @@ class PromptGroup:
     """One prompt and its completions (DESIGN: packed rows).
 
     Attributes:
-        id: the row's id, for messages and counts.
         prompt_ids: the prompt, assistant header included; at least one token.
         completions: SFT one; DPO chosen, rejected; reward two or three; scoring K.
         ranks: one per completion, 0 the best; equal ranks are not compared.
@@ -32,10 +31,10 @@ class PromptGroup:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens the group takes in a packed row: the prompt once, every completion."""
+        """Tokens in a packed row: the prompt once, every completion."""
         return len(self.prompt_ids) + sum(len(c.token_ids) for c in self.completions)
 
     @property
     def longest(self) -> int:
-        """Prompt plus longest completion: what a separate row would need."""
+        """Tokens of the prompt plus longest completion, as in a separate row."""
         return len(self.prompt_ids) + max(len(c.token_ids) for c in self.completions)

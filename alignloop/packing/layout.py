@@ -43,12 +43,10 @@ class Piece:
     Attributes:
         token_ids, position_ids, segments: [L]; segment 0 is the prompt, k the piece's k-th completion.
         target_ids: [L] the token predicted at each position; meaningless where not in loss_mask.
-        loss_mask: [L] whether the target is trained.
-        formatting_mask: [L] whether the target is a formatting token.
+        loss_mask, formatting_mask: [L] whether the target is trained, and whether it is a formatting token.
         target_completion: [L] the completion the target belongs to (index within the piece), -1 in the prompt.
         last_index: [C] position of each completion's last token in the piece.
-        numbers: [C] which completion of the group each is.
-        ranks: [C].
+        numbers, ranks: [C] which completion of the group each is, and its rank.
     """
 
     token_ids: NDArray[np.int64]
@@ -104,7 +102,7 @@ def layout_group(group: PromptGroup, *, mode: LayoutMode = "packed") -> tuple[Pi
 
 
 def packed_num_tokens(group: PromptGroup) -> int:
-    """Tokens the group takes in a packed row, copies of the prompt's last token included."""
+    """Tokens in a packed row, copies of the prompt's last token included."""
     return group.num_tokens - 1 + len(group.completions)
 
 
@@ -140,12 +138,12 @@ def _piece(group: PromptGroup, numbers: tuple[int, ...]) -> Piece:
 
 
 def auto_row_tokens(longest: int) -> int:
-    """Row size where the recipe names none: room for `longest` tokens, or for several groups where they are short."""
+    """Row size where the recipe names none: `longest` tokens fit in it, or several groups where they are short."""
     return max(MIN_ROW_TOKENS, -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
 def first_fit_decreasing(sizes: Sequence[int], *, capacity: int) -> list[list[int]]:
-    """Bins of item indices: largest first, each into the first bin with room. Larger items get a bin of their own."""
+    """Bins of item indices: largest first, each into the first bin it fits in. Larger items get a bin of their own."""
     bins: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -177,7 +175,6 @@ def pack(groups: Sequence[PromptGroup], *, row_tokens: int, mode: LayoutMode = "
 
 
 def _row(pieces: Sequence[tuple[int, Piece]]) -> Row:
-    """Pieces, each with the number of its group, one behind the other."""
     placed, start = [], 0
     for group, piece in pieces:
         placed.append(PlacedPiece(piece, group, start))

@@ -22,26 +22,19 @@ Pairing = Literal["best_worst", "best_random", "gap"]
 
 
 def check_finite(values: Sequence[float], *, name: str) -> None:
-    """Raises ValueError where a value is NaN or infinite: a broken score must not sort anywhere in silence."""
+    """Raises ValueError where a value is NaN or infinite: a broken score must not be sorted silently."""
     for index, value in enumerate(values):
         if not math.isfinite(value):
             raise ValueError(f"{name}[{index}] is {value}: scores must be finite numbers")
 
 
 def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool], empty: Sequence[bool]) -> int:
-    """Index of the candidate to keep.
+    """Index of the candidate to keep; `truncated` says that it hit its token limit, `empty` that it has no text.
 
-    A truncated candidate never wins over a finished one: a reward read in mid-sentence says little, and training
-    on it teaches never to stop. Among finished ones (and among truncated ones, where none is finished) one without
-    text never wins over one with text: there is nothing in it to train on. Ties go to the first.
-
-    Args:
-        rewards: K rewards.
-        truncated: K flags: the candidate hit its token limit.
-        empty: K flags: the candidate has no text.
-
-    Raises:
-        ValueError: no candidate, or a reward that is not finite.
+    A truncated candidate never wins over a finished one: a reward read in mid-sentence says little, and training on it
+    teaches never to stop. Among finished ones (and among truncated ones, where none is finished) one without text never
+    wins over one with text: there is nothing in it to train on. Ties go to the first.
+    Raises ValueError: no candidate, or a reward that is not finite.
     """
     check_finite(rewards, name="rewards")
     if len(rewards) != len(truncated):
@@ -50,16 +43,15 @@ def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool], empty: Seq
 
 
 def pick_random(*, truncated: Sequence[bool], empty: Sequence[bool], seed: int) -> int:
-    """As `pick_best`, drawn evenly with the prompt's own seed: its yardstick."""
+    """As `pick_best`, drawn evenly with the prompt's own seed: the baseline to compare it with."""
     return random.Random(seed).choice(eligible(truncated=truncated, empty=empty))
 
 
 def eligible(*, truncated: Sequence[bool], empty: Sequence[bool]) -> list[int]:
-    """Indexes of the candidates one may be picked from, in order: the finished ones, or all where none is finished;
-    of these the ones with text, or all where none has any.
+    """Indexes of the candidates that may be picked, in order: the finished ones, or all where none is finished; of
+    these the ones with text, or all where none has any.
 
-    Raises:
-        ValueError: no candidate.
+    Raises ValueError: no candidate.
     """
     if not truncated:
         raise ValueError("no candidate to pick from")
@@ -94,7 +86,7 @@ def pass_rate(rewards: Sequence[float], *, threshold: float) -> float:
 
 @dataclass(frozen=True)
 class ScoredCandidates:
-    """A prompt's K candidates: texts, rewards, and whether each hit its token limit; `seed` is the prompt's own."""
+    """A prompt's K candidates; `truncated`: each hit its token limit; `seed` is the prompt's own."""
 
     prompt_id: str
     texts: tuple[str, ...]
@@ -129,9 +121,7 @@ def best_and_lower(candidates: ScoredCandidates) -> tuple[int, tuple[int, ...]] 
     The best is the highest reward among finished candidates with text; ties go to the first. Rejected is what has a
     lower reward, truncated ones excepted: they have low rewards because they break off, and pairs against them teach
     little but length. Texts that are the same but for surrounding whitespace never pair.
-
-    Raises:
-        ValueError: a reward that is not finite.
+    Raises ValueError: a reward that is not finite.
     """
     check_finite(candidates.rewards, name=f"{candidates.prompt_id}: rewards")
     rewards, truncated = candidates.rewards, candidates.truncated
@@ -163,12 +153,10 @@ def build_pairs(
     stronger quarter.
 
     Args:
-        prompts: N prompts with their candidates.
         min_gap_quantile: gaps under this quantile of all pairs' gaps are dropped; 0 keeps all.
         min_gap: gaps under this are dropped, too.
-        pairing: what the best is set against: `best_worst` the lowest reward; `best_random` any lower one, drawn
-            evenly with the prompt's seed; `gap` the one whose gap to the best comes nearest the target (ties: the
-            first).
+        pairing: the best is paired with: `best_worst` the lowest reward; `best_random` any lower one, drawn evenly with
+            the prompt's seed; `gap` the one whose gap to the best comes nearest the target (ties: the first).
         target_gap_quantile: with `gap`: the target is this quantile of the prompts' widest gaps.
         max_pairs: at most this many, widest gap first (ties: first prompt first); -1: all.
     """

@@ -29,16 +29,15 @@ _TRAINER_ONLY: Mapping[str, Any] = {
     "log_extra": lambda *args, **options: None,
     "log_metric": lambda *args, **options: None,
 }
-"""What TRL's trainer gives beside the columns; there is no trainer here, so only to functions that name it."""
+"""What TRL's trainer passes beside the columns; there is no trainer here, so only to functions that name it."""
 
 
 @dataclass(frozen=True)
 class LoadedFunction:
-    """A function and what its values depend on.
+    """A function, and the digest of what its values depend on.
 
-    Attributes:
-        digest: of the source of its module and of the modules of the same package or of the working directory that
-            this one uses, directly or not; as it was when it was loaded. Files the function reads do not count.
+    That is the source of its module and of the modules of the same package or of the working directory that this one
+    uses, directly or not, as it was when it was loaded. Files the function reads do not count.
     """
 
     function: Callable[..., Any]
@@ -47,12 +46,9 @@ class LoadedFunction:
 
 @cache
 def load(name: str) -> LoadedFunction:
-    """The function `module:function` names; the working directory is importable.
+    """The function `module:function` names, imported once a process; the working directory is importable.
 
-    Once a process: the digest is that of the code that runs.
-
-    Raises:
-        UserError: no such module or attribute, the module cannot be imported, or what it names cannot be called.
+    Raises UserError: no such module or attribute, the module cannot be imported, or the attribute cannot be called.
     """
     module_name, _, attribute = name.partition(":")
     module = _import(module_name, name=name)
@@ -69,7 +65,7 @@ def load(name: str) -> LoadedFunction:
 
 
 def missing_columns(function: Callable[..., Any], columns: Sequence[str]) -> list[str]:
-    """Arguments the function must be given that no column of the prompts holds."""
+    """Required arguments that no column of the prompts holds."""
     known = {"prompts", "completions", "completion_ids", *columns, *_TRAINER_ONLY}
     fillable = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [
@@ -90,7 +86,7 @@ def call_function(
 ) -> list[float | None]:
     """One batch by TRL's GRPO convention: everything by keyword, one value a completion back.
 
-    Columns that a function without `**kwargs` does not name are kept from it. An `async` function is waited for.
+    Columns that a function without `**kwargs` does not name are not passed to it. An `async` function is awaited.
 
     Args:
         name, ids: of the function, as in the recipe, and of the B rows: for messages.
@@ -98,8 +94,8 @@ def call_function(
         completions: B lists of one assistant message.
         columns: further columns of the rows, B values each.
 
-    Raises:
-        UserError: the function raises, or returns anything but B finite numbers or Nones; names function, row, value.
+    Raises UserError: the function raises, or returns anything but B finite numbers or Nones; names function, row,
+    value.
     """
     try:
         answer = function(**_accepted(function, {"prompts": prompts, "completions": completions, **columns}))
@@ -201,7 +197,7 @@ def _own_modules(first: ModuleType) -> Iterator[ModuleType]:
 
 
 def _home(value: Any) -> str:
-    """Name of the module a value is, or is defined in."""
+    """The name of the module that a value is, or is defined in."""
     if isinstance(value, ModuleType):
         return value.__name__
     return str(value.__module__ if isinstance(value, FunctionType | type) else type(value).__module__)

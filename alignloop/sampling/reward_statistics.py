@@ -1,7 +1,4 @@
-"""What two samples of rewards have in common and what not. Pure: values in, values out.
-
-Letters: N prompts, K candidates of a prompt.
-"""
+"""How two samples of rewards differ. Pure. Letters: N prompts, K candidates of a prompt."""
 
 from __future__ import annotations
 
@@ -17,18 +14,14 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_SWAPS = 999
 MIN_SWAPS = 499
 SWAP_WORK = 200_000_000
-"""Values looked at in all swaps together: some seconds."""
+"""Values in all swaps together: some seconds."""
 NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample in numbers.
-
-    Attributes:
-        std: with n - 1; None for one value.
-        quantiles: `0.05` -> value, linear interpolation.
-    """
+    """A sample in numbers: `std` with n - 1, None for one value; `quantiles` (`0.05` -> value) interpolated
+    linearly."""
 
     n: int
     mean: float
@@ -87,13 +80,11 @@ def ks_test(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
 
 
 def swap_test(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, seed: int) -> tuple[float, int]:
-    """p-value of the KS distance by exchanging A's and B's values prompt by prompt, and how many exchanges.
+    """p-value of the KS distance by exchanging A's and B's values prompt by prompt, and the number of exchanges.
 
-    Where A and B sample alike, a prompt's values could as well bear the other's name; the share of random exchanges
-    with a distance at least as large is the p-value: (1 + such exchanges) / (1 + exchanges).
-
-    Args:
-        a, b: N prompts of K values each (K may differ), in the same order.
+    `a` and `b` are N prompts of K values each (K may differ), in the same order. Where A and B sample alike, a prompt's
+    values could as well bear the other's name; the share of random exchanges with a distance at least as large is the
+    p-value: (1 + such exchanges) / (1 + exchanges).
     """
     owner = np.concatenate([np.full(len(values), n) for side in (a, b) for n, values in enumerate(side)])
     values = np.concatenate([_finite(values) for side in (a, b) for values in side])
@@ -132,7 +123,7 @@ def bin_shares(values: Sequence[float], edges: Sequence[float]) -> list[float]:
 
 
 def _distance(of_b: NDArray[np.bool_], last: NDArray[np.bool_]) -> float:
-    """KS distance of sorted values; `of_b` tells whose each is."""
+    """KS distance of sorted values; `of_b` is True for B's."""
     in_b = np.cumsum(of_b)
     in_a = np.arange(1, len(of_b) + 1) - in_b
     return float(np.abs(in_b / in_b[-1] - in_a / in_a[-1])[last].max())

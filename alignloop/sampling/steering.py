@@ -1,7 +1,7 @@
 """How a prompt is sampled: its temperature, its top_p, and the system prompt put before it (section 4.2.2).
 
-All a function of the config, the round, the prompt and its seed: the order of the prompts and what else is sampled
-do not matter.
+All a function of the config, the round, the prompt and its seed: the order of the prompts and what else is sampled do
+not matter.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from alignloop.records import Message, PromptRow
 @dataclass(frozen=True)
 class Steering:
     messages: list[Message]
-    """What the policy is asked."""
     system_prompt: str | None
-    """The one put before it, if any."""
     temperature: float
     top_p: float
     seed: int
@@ -28,11 +26,7 @@ class Steering:
 
 
 def steer(prompt: PromptRow, *, config: SampleConfig, round: int, seed: int) -> Steering:
-    """How `prompt` is sampled in a round.
-
-    Args:
-        seed: the stage's; the prompt's own seed, and all that is drawn for it, comes from it and the prompt's id.
-    """
+    """How `prompt` is sampled in a round; all draws come from the stage's `seed` and the prompt's id."""
     index = fitting(prompt, config.system_prompts, round=round)
     system_prompt = None if index is None else config.system_prompts[index].text
     return Steering(
@@ -47,7 +41,7 @@ def steer(prompt: PromptRow, *, config: SampleConfig, round: int, seed: int) -> 
 def fitting(prompt: PromptRow, system_prompts: Sequence[SystemPrompt], *, round: int) -> int | None:
     """Index of the first system prompt for the prompt's round and topic.
 
-    None where no one fits, or the prompt has a system message of its own.
+    None where none fits, or the prompt has a system message of its own.
     """
     if any(message.role == "system" for message in prompt.messages):
         return None

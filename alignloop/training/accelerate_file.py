@@ -1,7 +1,7 @@
-"""Which accelerate configuration a training runs under, and whether it can: before a model is loaded.
+"""Which accelerate configuration a training runs under, and whether it can, found out before a model is loaded.
 
-accelerate stops at a key it does not know, but lets one of `fsdp_config` fall without a word: both are found here, held
-against accelerate's own names. Torch-free to import.
+accelerate refuses an unknown key, but silently ignores one in `fsdp_config`: both are checked here against accelerate's
+own names. Torch-free to import.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class AccelerateFile:
 
     Attributes:
         sharded: FSDP2; otherwise every process holds the whole model.
-        mixed_precision: what the file asks for; the stage's own `dtype` decides instead.
+        mixed_precision: of the file; the stage's own `dtype` decides instead.
         layer_classes: names of the classes sharded as a unit; empty: those the model names itself.
     """
 
@@ -51,8 +51,7 @@ class AccelerateFile:
 def accelerate_file(training: TrainingConfig) -> AccelerateFile:
     """The file that `training.accelerate` names, checked.
 
-    Raises:
-        UserError: no such file, not one of accelerate's, or something in it that training here cannot do.
+    Raises UserError: no such file, not one of accelerate's, or something in it that training here cannot do.
     """
     path = _path(training.accelerate)
     try:
@@ -118,7 +117,7 @@ def unused_file(training: TrainingConfig) -> str | None:
 
 
 def check_layer_classes(training: TrainingConfig, *, folder: Path) -> None:
-    """Raises UserError where the file has layers sharded whose class the model in `folder` does not have.
+    """Raises UserError where the file shards layers of a class that the model in `folder` does not have.
 
     The model is built from its config.json without weights.
     """
@@ -144,7 +143,7 @@ def check_layer_classes(training: TrainingConfig, *, folder: Path) -> None:
 
 
 def _problems(values: Mapping[str, Any], fsdp: Mapping[str, Any], training: TrainingConfig) -> Iterator[str]:
-    """The first counts; `fsdp` has the values of `fsdp_config`, by the full names of their keys."""
+    """Problems, of which the first counts; `fsdp` has the values of `fsdp_config`, by the full names of their keys."""
     yield from _unknown_keys(values, fsdp)
     numbers = {name: values.get(name) for name in ("num_processes", "num_machines", "machine_rank")}
     for name, number in (numbers | {"fsdp_min_num_params": fsdp.get("fsdp_min_num_params")}).items():

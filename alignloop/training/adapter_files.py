@@ -1,4 +1,4 @@
-"""Adapter directories (PEFT) as they lie on disk: their base, and whether they fit it. Torch-free."""
+"""Adapter directories (PEFT) on disk: their base, and whether they fit it. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIX = "base_model.model."
 """Of every tensor in PEFT's files."""
 
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
-"""PEFT's name for rows of single tokens: they stand in for those of the base, whatever they are called."""
+"""PEFT's name for rows of single tokens: they replace those of the base, whatever they are called."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -48,10 +48,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 def base_of(folder: Path) -> Path | str:
     """What the adapter was trained on: a folder, or a hub id.
 
-    A relative path is looked for beside the adapter first, then in the working directory.
-
-    Raises:
-        ModelError: the adapter names no base, or a path where none lies.
+    A relative path is searched beside the adapter first, then in the working directory.
+    Raises ModelError: the adapter names no base, or a path that does not exist.
     """
     name = read_adapter_config(folder).get("base_model_name_or_path")
     if not name:
@@ -73,15 +71,14 @@ def base_of(folder: Path) -> Path | str:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer lies beside the adapter: training may have given it tokens or a chat template."""
+    """Whether the adapter has a tokenizer of its own: training may have added tokens or a chat template."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def check_fits(folder: Path, base_shapes: Shapes, *, base: str) -> None:
-    """Hold every tensor of the adapter in `folder` against those of its base.
+    """Check every tensor of the adapter in `folder` against those of its base.
 
-    Raises:
-        ModelError: it names adapter, base and the first tensor that does not fit.
+    Raises ModelError: it names adapter, base and the first tensor that does not fit.
     """
     config = read_adapter_config(folder)
     if config.get("target_parameters"):
@@ -148,7 +145,7 @@ def _agrees(part: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
 
 
 def _token_beyond(config: Mapping[str, Any], *, rows: int) -> int | None:
-    """A token that `trainable_token_indices` names and a matrix of so many rows lacks."""
+    """A token that `trainable_token_indices` names and a matrix of `rows` rows lacks."""
     named = config.get("trainable_token_indices") or []
     lists = named.values() if isinstance(named, dict) else [named]
     return next((index for indices in lists for index in indices if index >= rows), None)

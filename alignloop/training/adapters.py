@@ -36,17 +36,12 @@ START = "new_rows_start"
 
 
 def add_adapter(model: Any, config: LoraConfig, *, seed: int, new_token_ids: Sequence[int] = ()) -> Any:
-    """Freeze a model and give its linear layers trainable low-rank adapters, in place.
+    """Freeze a model and add trainable low-rank adapters to its linear layers, in place.
 
-    B is zero, so the model computes what it did before. A reward model's score head and the rows of new tokens train
-    fully beside the adapter. What trains is float32, whatever the frozen weights are held in.
-
-    Args:
-        seed: of the A matrices. torch's global generator is left as it was.
-        new_token_ids: tokens whose rows of embedding and output head train, too.
-
-    Raises:
-        ModelError: a name in `target_modules` is that of no linear layer.
+    B is zero, so the model computes what it did before. A reward model's score head and the rows of new tokens (in
+    embedding and output head) train fully beside the adapter. What trains is float32, whatever the dtype of the frozen
+    weights. `seed` is of the A matrices; torch's global generator is left as it was.
+    Raises ModelError: a name in `target_modules` is that of no linear layer.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -90,7 +85,7 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def _adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """Every layer with an adapter, by the name the layer has without."""
+    """Every layer with an adapter, by its name before the adapter was added."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
@@ -155,11 +150,8 @@ def save_adapter(
 ) -> None:
     """Write PEFT's own files, for PeftModel.from_pretrained on `start`, the checkpoint that training started from.
 
-    Its config names that checkpoint relative to `directory`, so that a run can be moved as a whole.
-
-    Args:
-        merged: what `merged_model` made of the model.
-        state_dict: as for `merged_model`.
+    Its config names that checkpoint relative to `directory`, so that a run can be moved as a whole. `merged` is the
+    model's `merged_model`; `state_dict` is as there.
     """
     from safetensors.torch import save_file
 
@@ -188,7 +180,7 @@ def save_adapter(
 
 
 def merge_into_base(adapter: Path, base: Path) -> nn.Module:
-    """An adapter that someone trained, merged into its base in float32; a ModelError where it does not fit."""
+    """Merge an adapter from elsewhere into its base, in float32; a ModelError where it does not fit."""
     from peft import PeftModel
 
     model = load_policy(base)
@@ -203,7 +195,7 @@ def merge_into_base(adapter: Path, base: Path) -> nn.Module:
 
 
 def _targets(layers: Mapping[str, nn.Module], config: LoraConfig, *, model: Any) -> set[str]:
-    """What PEFT is told to adapt: the last part of the layers' names, as people write them."""
+    """PEFT's `target_modules`: the last part of the layers' names, as people write them."""
     last = {name: name.rpartition(".")[2] for name in layers}
     if config.target_modules == "all-linear":
         # A layer called by a number alone (in a Sequential) is named whole: others may have that number, too.
@@ -288,7 +280,7 @@ def _embed_rows(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
 
 
 def _replace_logits(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """For whoever calls the head itself; training goes by `rows_of`."""
+    """For whoever calls the head itself; training uses `rows_of`."""
     rows, ids = module.new_rows.to(args[0].dtype), module.get_buffer(ROW_IDS)
     bias = None if module.bias is None else module.bias[ids]
     logits = nn.functional.linear(args[0], rows, bias)

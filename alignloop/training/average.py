@@ -1,6 +1,6 @@
 """Model averaging: the weighted mean of several checkpoints' weights (The Llama 3 Herd of Models, section 4.1.5).
 
-What can be averaged, and what was, stand in small JSON files that a person can read too.
+What can be averaged, and what was, is recorded in small JSON files that a person can read too.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class AverageSummary(_Summary):
 
 
 def read_summary(path: Path) -> TrainSummary:
-    """Of a training stage; a DataError where the file is none."""
+    """Raises DataError where the file is no summary of a training stage."""
     try:
         return TrainSummary.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
@@ -76,7 +76,7 @@ def read_summary(path: Path) -> TrainSummary:
 
 
 def entries_of(checkpoints: Sequence[Artifact], summary: TrainSummary | None) -> list[TrainedCheckpoint]:
-    """What the summary says of each checkpoint, known by its digest; without one, its path alone."""
+    """The summary's entry of each checkpoint, known by its digest; without a summary, its path alone."""
     if summary is None:
         return [TrainedCheckpoint(file=str(a.path), digest=a.digest) for a in checkpoints]
     known = list(summary.checkpoints)
@@ -106,8 +106,7 @@ def shares_of(
         metrics: of each checkpoint on held-out rows, in order.
         section: the recipe's, for messages.
 
-    Raises:
-        UserError: not one weight for each that is averaged, or nothing to choose by.
+    Raises UserError: not one weight for each that is averaged, or nothing to choose by.
     """
     chosen: Sequence[int] = range(len(metrics))
     if config.choose is not None and config.choose < len(metrics):
@@ -158,9 +157,7 @@ def average_tensors(tensors: Sequence[Tensor], *, weights: Sequence[float], name
 
     Summed in float64, so that averaging equal tensors gives them back bit for bit. Integer and bool tensors (step
     counters, masks) have no mean: the last one is copied.
-
-    Raises:
-        ValueError: shapes differ; the message names `name`.
+    Raises ValueError: shapes differ; the message names `name`.
     """
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
@@ -177,13 +174,9 @@ def average_checkpoints(checkpoints: Sequence[Path], *, out_dir: Path, weights: 
     """Weighted mean of checkpoints of one architecture, a complete directory.
 
     One tensor of every checkpoint is in memory at a time, and one output file. Averaging one checkpoint copies it.
-    Config and tokenizer, and the names of files and tensors, are the last checkpoint's.
-
-    Args:
-        weights: one per checkpoint, scaled to sum to one; None: uniform.
-
-    Raises:
-        ModelError: the checkpoints do not fit together, or one holds no safetensors.
+    Config and tokenizer, and the names of files and tensors, are the last checkpoint's. Weights are scaled to sum to
+    one; None: uniform.
+    Raises ModelError: the checkpoints do not fit together, or one holds no safetensors.
     """
     try:
         shares = normalised_weights(weights, count=len(checkpoints))

@@ -29,7 +29,7 @@ INPUT_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|
 OUTPUT_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 """Stored only where it is not the input embedding."""
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""bfloat16, which numpy has not, is read as the upper half of a float32's bits."""
+"""bfloat16, which numpy lacks, is read as the upper half of a float32's bits."""
 PICKLES = ("pytorch_model*.bin", "model*.bin")
 LAYER = re.compile(r"(?P<before>(?:^|.*\.)(?:layers|h|blocks)\.)(?P<number>\d+)\.(?P<rest>.+)")
 QUANTIZED = re.compile(
@@ -37,7 +37,7 @@ QUANTIZED = re.compile(
 )
 """How GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes and MXFP4 name what they store beside or instead of a weight."""
 BLOCK_NUMBERS = 2**22
-"""Numbers looked at together; a block of float32 takes 16 MiB."""
+"""Numbers checked together; a block of float32 takes 16 MiB."""
 HEADS = ("num_attention_heads", "num_key_value_heads")
 SQUARE_HEADS = ("llama", "mistral", "qwen2", "olmo", "olmo2", "granite")
 """Model types whose heads are `hidden_size / num_attention_heads` wide where config.json names no `head_dim`."""
@@ -47,22 +47,16 @@ _WITHOUT = "or leave `quantize` out: LoRA over weights in bfloat16 takes about t
 
 
 def embedding_rows(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Rows of the input embedding; None where none is known by its name."""
+    """Rows of the input embedding; None where it cannot be told by its name."""
     rows = [shape[0] for name, shape in shapes.items() if INPUT_EMBEDDING.search(name) and len(shape) == 2]
     return rows[0] if len(rows) == 1 else None
 
 
 def check_tokenizer_fits(tokenizer: Any, *, num_rows: int, where: str) -> tuple[str, ...]:
-    """Refuse a tokenizer that gives ids without an embedding row.
+    """Refuse a tokenizer that gives ids without a row of the input embedding; the tokens without one that cannot occur.
 
-    Special tokens that nothing can produce are let through: text is never read as a special token here, so one that
-    the chat template does not write either never reaches the model (Gemma 3's image token in its text-only models).
-
-    Args:
-        num_rows: of the input embedding.
-
-    Returns:
-        The tokens without a row that cannot occur.
+    Special tokens that nothing can produce are accepted: text is never read as a special token here, so one that the
+    chat template does not write either never reaches the model (Gemma 3's image token in its text-only models).
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     beyond = sorted((number, token) for token, number in vocabulary.items() if number >= num_rows)
@@ -86,7 +80,7 @@ def _can_occur(tokenizer: Any, token: str, number: int) -> bool:
 
 
 def has_floats(tensor: StoredTensor) -> bool:
-    """Whether it holds floating-point numbers that can be read here; smaller ones come with scales of their own."""
+    """Whether its numbers can be read here; smaller floating-point ones come with scales of their own."""
     return tensor.dtype in _NUMPY
 
 
@@ -96,7 +90,7 @@ def read_rows(tensor: StoredTensor, rows: Sequence[int]) -> NDArray[np.float32]:
 
 
 def _stored_numbers(tensor: StoredTensor) -> NDArray[Any]:
-    """The numbers as they lie in the file, mapped into memory."""
+    """Mapped into memory from the file."""
     import numpy as np
 
     if 0 in tensor.shape:
@@ -149,13 +143,11 @@ def check_not_quantized(folder: Path, tensors: Mapping[str, StoredTensor], *, co
 
 
 def check_layers(folder: Path, tensors: Mapping[str, StoredTensor], *, config: Mapping[str, Any]) -> None:
-    """Hold the shapes of the layers against each other, and against config.json where its architecture is plain.
+    """Compare the shapes of the layers with each other, and with config.json where its architecture is plain.
 
     A layer that has some of what others have and nothing else, and is alone in that, lacks the rest; but not the first
     one: of some architectures it is another than the rest.
-
-    Raises:
-        ModelError: a tensor is missing in one layer, or has another shape than it must.
+    Raises ModelError: a tensor is missing in one layer, or has another shape than it must.
     """
     layers: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {}
     for name, tensor in tensors.items():
@@ -203,7 +195,7 @@ def check_finite(tensors: Mapping[str, StoredTensor]) -> None:
 
 
 def _plain_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Part of a layer -> [out, in] of its weight, where config.json says it all; empty for other architectures."""
+    """Part of a layer -> [out, in] of its weight, as far as config.json says it; empty for other architectures."""
     kind, names = config.get("model_type"), ("hidden_size", "intermediate_size", "head_dim", *HEADS)
     hidden, inner, width, heads, key_heads = (
         value if isinstance(value := config.get(name), int) else None for name in names
@@ -238,7 +230,7 @@ def by(shape: tuple[int, ...]) -> str:
 
 
 def check_can_quantize(where: str) -> None:
-    """Refuse `quantize: nf4` in the recipe's field `where` where it cannot run, before anything heavy is loaded."""
+    """Refuse `quantize: nf4` in the recipe's field `where` if it cannot run, before anything heavy is loaded."""
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             f"{where}: nf4 needs bitsandbytes, which is not installed: `pip install bitsandbytes`, {_WITHOUT}"

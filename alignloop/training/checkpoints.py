@@ -44,13 +44,13 @@ def save_checkpoint(
 ) -> Path:
     """Write `model` as a complete directory: config, safetensors, tokenizer files, chat template, generation config.
 
-    Weights are written in the dtype they are trained in (float32): an update at a learning rate of 5e-7 is smaller
-    than bfloat16's rounding of the weight. Of an adapted model the merged weights are written, and the adapter by
-    itself to `adapter/`.
+    Weights are written in the dtype they are trained in (float32): an update at a learning rate of 5e-7 is smaller than
+    bfloat16's rounding of the weight. Of an adapted model the merged weights are written, and the adapter by itself to
+    `adapter/`.
 
     Args:
         companions: the checkpoint that training started from; what is not weights or config comes from it.
-        state_dict: whole tensors, where those of `model` are sharded; of an adapted model those that train will do.
+        state_dict: whole tensors, where those of `model` are sharded; of an adapted model those that train are enough.
     """
     with written_aside(directory) as partial:
         if has_adapter(model):
@@ -75,7 +75,7 @@ def copy_files(source: Path, target: Path, *patterns: str) -> None:
 
 
 def save_model(model: Any, directory: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
-    """Weights and config alone; the weights of `state_dict` where it is given.
+    """Weights (those of `state_dict`, if any) and config alone.
 
     save_pretrained validates the generation config and stops at harmless combinations that bases ship with; it is
     copied byte for byte from where the model came from instead.
@@ -95,7 +95,7 @@ def save_model(model: Any, directory: Path, *, state_dict: Mapping[str, Tensor] 
 
 @contextmanager
 def written_aside(directory: Path) -> Iterator[Path]:
-    """A fresh directory that takes the name `directory` when the block ends well, and goes away when it does not."""
+    """A new directory that is renamed to `directory` when the block ends well, and removed when it does not."""
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -117,11 +117,9 @@ def written_aside(directory: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class ResumePoints:
-    """The resume points of one training stage.
+    """The resume points of one training stage, in `directory`, one `step-000200` at a time.
 
-    Attributes:
-        directory: holds one `step-000200` at a time.
-        key: digest of all that the trained weights depend on; points of another key are not used.
+    `key` is a digest of all that the trained weights depend on; points of another key are not used.
     """
 
     directory: Path

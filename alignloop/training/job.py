@@ -1,4 +1,4 @@
-"""What a training goes through, from its config, groups and seed alone: in which order, at which rate, what is kept.
+"""The course of a training, from its config, groups and seed alone: in which order, at which rate, what is kept.
 
 Nothing of it is saved or restored: a resumed training computes it again. Torch-free.
 """
@@ -21,7 +21,7 @@ from alignloop.progress import Progress
 TRAINER_VERSION = 2
 """Raise when the same arguments give other weights: older resume points are then not used."""
 REFERENCE_CACHE = "reference_logprobs.json"
-"""In a training's folder: what DPO's reference model gave, and the key of what it is of."""
+"""In a training's folder: the reference model's sums for DPO, and the key of what they depend on."""
 
 Dropped = tuple[tuple[str, str], ...]
 """(group id, reason)."""
@@ -93,8 +93,7 @@ class TrainResult:
         metrics: `train_*` means over the last steps, `eval_*` on the held-out groups at the end, `step_0_dpo_loss`.
         num_tokens: tokens of packed rows over all steps, padding not counted.
         dropped: training groups that were left out.
-        checkpoint_metrics: `loss`, `accuracy`, ... on the held-out groups of each checkpoint; empty where there are no
-            such groups.
+        checkpoint_metrics: `loss`, ... of each checkpoint on the held-out groups; empty without such groups.
     """
 
     checkpoints: tuple[Path, ...]
@@ -106,13 +105,11 @@ class TrainResult:
 
 
 def step_sizes(num_groups: int, *, batch_groups: int, epochs: int, max_steps: int | None) -> list[int]:
-    """Groups of every optimiser step: in an epoch they differ by at most one, the larger ones first.
+    """Groups of each optimiser step: in an epoch they differ by at most one, the larger ones first.
 
     An epoch has as few steps as batches of at most `batch_groups` allow, and shares its groups out over them. Cut into
     full batches it would end with what is left over: one group perhaps, at the learning rate of a whole batch.
-
-    Returns:
-        One number a step, at most `max_steps`: those change no batch, they leave the later ones out.
+    `max_steps` changes no batch; later steps are left out.
     """
     num_steps = -(-num_groups // batch_groups)
     sizes = [(num_groups + step) // num_steps for step in reversed(range(num_steps))] * epochs
@@ -127,7 +124,7 @@ def step_batches(num_groups: int, *, config: OptimizerConfig, seed: int) -> list
 
 
 def shuffled(count: int, *, key: str) -> list[int]:
-    """0 .. count - 1, in the order that the key gives."""
+    """0 .. count - 1, in the order that the key determines."""
     order = list(range(count))
     random.Random(key).shuffle(order)
     return order

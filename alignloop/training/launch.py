@@ -4,7 +4,7 @@
                  ◄─ lines become Progress calls, errors become  └► worker (rank 1)
                     the errors they were                        └► ...
 
-The workers hold the end of a pipe: when this process is gone, however it went, they end.
+The workers read from a pipe: when this process ends, in whatever way, they end.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def raised(values: dict[str, Any]) -> AlignloopError:
 
 
 class TrainingWatch:
-    """Whether the processes of a launched training work: one that is stopped is said, and so is that all are silent.
+    """Reports a process of a launched training that is stopped, and silence of all of them.
 
     The others wait for it, for hours, as they wait for a process that writes a checkpoint; nothing is ended here. Time
     in which this process itself does not look (it was stopped, too, or the machine slept) does not count.
@@ -275,7 +275,7 @@ class TrainingWatch:
 class ReadProgress:
     """Reads what `WrittenProgress` has written so far and calls the same of `progress`.
 
-    To be closed: a task that its writer did not end is ended then.
+    Close it: a task that its writer did not end is ended then.
     """
 
     def __init__(self, path: Path, progress: Progress) -> None:

@@ -101,7 +101,7 @@ def _screen_held_out(job: TrainJob) -> list[PromptGroup]:
 
 
 def _shuffled(group: PromptGroup, *, seed: int) -> PromptGroup:
-    """Its completions in another order: where they see each other, their order must not tell their rank."""
+    """Shuffle its completions: where they see each other, their order must not tell their rank."""
     order = shuffled(len(group.completions), key=f"{seed}/completions/{group.id}")
     completions = tuple(group.completions[number] for number in order)
     return replace(group, completions=completions, ranks=tuple(group.ranks[number] for number in order))
@@ -112,22 +112,16 @@ def _shuffled(group: PromptGroup, *, seed: int) -> PromptGroup:
 
 @dataclass(frozen=True)
 class TrainMetrics:
-    """What a run measured.
-
-    Attributes:
-        metrics: `train_*`, `eval_*`, `step_0_dpo_loss`.
-        checkpoint_metrics: on the held-out groups, of each kept checkpoint.
-    """
+    """`train_*`, `eval_*` and `step_0_dpo_loss`; and the held-out groups' metrics of each kept checkpoint."""
 
     metrics: dict[str, float]
     checkpoint_metrics: tuple[dict[str, float], ...]
 
 
 class ProcessOutOfMemory(Exception):
-    """One of several processes ran out of memory: it cannot go on with half the rows while the others wait.
+    """One of several processes ran out of memory, with `rows` per microbatch.
 
-    Args:
-        rows: per microbatch, when it happened.
+    It cannot go on with half the rows while the others wait.
     """
 
     def __init__(self, rows: int) -> None:
@@ -136,10 +130,10 @@ class ProcessOutOfMemory(Exception):
 
 
 def run_here(job: TrainJob, *, processes: Processes) -> TrainMetrics:
-    """Train a job whose groups are screened, and give back the memory it took.
+    """Train a job whose groups are screened, then free the memory it took.
 
     Raises:
-        TrainingError: see `train`.
+        TrainingError: as `train`.
         ProcessOutOfMemory: in one of several processes.
     """
     try:
@@ -149,8 +143,6 @@ def run_here(job: TrainJob, *, processes: Processes) -> TrainMetrics:
 
 
 class _Run:
-    """The plan of a training's steps; `run` follows it."""
-
     def __init__(self, job: TrainJob, *, processes: Processes) -> None:
         self.job, self.config, self.processes = job, job.config, processes
         self.batches, self.kept_steps = job.batches(), job.kept_steps()
@@ -256,7 +248,7 @@ class _Run:
 
 
 def _resume_key(job: TrainJob) -> str:
-    """How many processes there are is not in it: a point is whole, and any number of them can go on from it."""
+    """The number of processes is not in it: a point is whole, and any number of them can go on from it."""
     return key_of(
         trainer_version=TRAINER_VERSION,
         objective=job.objective,

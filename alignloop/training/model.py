@@ -45,9 +45,8 @@ def load_policy(
 ) -> nn.Module:
     """A causal language model, dropout off.
 
-    Args:
-        quantize: `nf4` holds the weights of its linear layers, but the output head, in 4 bits.
-        device: where 4-bit weights are made, which they are while loading; anything else is loaded on the CPU.
+    `nf4` holds the weights of its linear layers, but the output head, in 4 bits. These are made on `device` while
+    loading; anything else is loaded on the CPU.
     """
     from transformers import AutoModelForCausalLM
 
@@ -64,13 +63,10 @@ def load_reward_model(
     quantize: Quantize = "none",
     device: torch.device | None = None,
 ) -> nn.Module:
-    """A sequence classifier with one label, dropout off.
+    """A sequence classifier with one label, dropout off; `quantize` and `device` are as for `load_policy`.
 
     A checkpoint without a score head (a policy or a base) gets a new one, drawn from `seed`, unless `must_have_head`.
-    `quantize` and `device` are as for `load_policy`.
-
-    Raises:
-        ModelError: the path holds no model, or its architecture has no `score` head in transformers.
+    Raises ModelError: the path holds no model, or its architecture has no `score` head in transformers.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -91,7 +87,7 @@ def load_reward_model(
 
 
 def quantized(quantize: Quantize, dtype: torch.dtype, device: torch.device | None) -> dict[str, Any]:
-    """Arguments of from_pretrained: QLoRA (Dettmers et al. 2023), which is 4-bit NormalFloat with double quantisation,
+    """Arguments of from_pretrained for QLoRA (Dettmers et al. 2023): 4-bit NormalFloat with double quantisation,
     multiplied in `dtype`."""
     if quantize == "none":
         return {}
@@ -130,7 +126,7 @@ def _load(auto_class: Any, checkpoint: Path, *, dtype: torch.dtype, **overrides:
 
 
 def check_complete(folder: Path) -> None:
-    """Make the model without memory for its numbers, and hold every tensor against it, as loading will."""
+    """Build the model without memory for its numbers, and check every tensor against it, as loading will."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -147,7 +143,7 @@ def check_complete(folder: Path) -> None:
 
 
 def _check_shapes(folder: Path, info: Mapping[str, Any]) -> None:
-    """Refuse a model some of whose weights were not taken over for their shape; from_pretrained tells in `info`."""
+    """Refuse a model some of whose weights were not loaded because of their shape, as from_pretrained's `info` says."""
     for name, stored, wanted in sorted(info["mismatched_keys"]):
         raise ModelError(f"{folder}: {name} is {by(stored)}, and by config.json {by(wanted)}; {_REMEDY}")
 
@@ -164,7 +160,8 @@ def _ready(model: nn.Module) -> nn.Module:
 
 
 def _pad_token_id(checkpoint: Path, config: Any) -> int:
-    """The reward is read where we say, but others who load the model find the last token by this id."""
+    """For others who load the model: they find the last token by this id, where a reward is read at a known token
+    here."""
     from transformers import AutoTokenizer
 
     pad_token_id = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True).pad_token_id
@@ -179,7 +176,7 @@ def uses_bfloat16(dtype: Dtype, *, device: torch.device, progress: Progress) -> 
     """Whether to run forward passes under bfloat16 autocast.
 
     A CPU without AVX512-BF16 or AMX emulates bfloat16 at a tenth of float32's speed: float32 is used there, which is
-    exact as well, and the line says so.
+    exact as well, and a line says so.
     """
     if dtype == "float32":
         return False
@@ -200,7 +197,7 @@ def pad_token_id_of(model: Any) -> int:
 
 
 def check_vocabulary(model: Any, groups: Sequence[PromptGroup], *, checkpoint: Path) -> None:
-    """Raises ModelError where a token id lies outside the embedding."""
+    """Raises ModelError where a token id lies beyond the embedding."""
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
     for group in groups:
         largest = max(max(group.prompt_ids), *(max(c.token_ids, default=0) for c in group.completions))
@@ -296,11 +293,8 @@ def logit_scale(config: Any) -> float:
 
 @torch.no_grad()
 def check_head(module: TokenLogprobs) -> None:
-    """Our own output head must give the model's own logits.
-
-    Raises:
-        ModelError: the architecture does something to its logits that is not known here.
-    """
+    """Raises ModelError where our output head does not give the model's own logits, which it changes in an unknown
+    way."""
     model = module.model
     weight = model.get_output_embeddings().weight
     ids = torch.arange(1, 9, device=weight.device)[None] % weight.shape[0]

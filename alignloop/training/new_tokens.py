@@ -27,7 +27,7 @@ KNOWN_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<
 NEW_PAD_TOKEN = "<|pad|>"
 
 NUM_PLAIN = 256
-"""Plain tokens whose rows stand for what training leaves, evenly spaced over the vocabulary."""
+"""Plain tokens whose rows represent what training leaves, evenly spaced over the vocabulary."""
 MAX_SPECIAL = 1024
 """Special tokens that are compared; Llama 3 has 256."""
 NEARLY_NOTHING = 1e-3
@@ -82,7 +82,7 @@ def load_new_tokens(checkpoint: Path) -> tuple[NewToken, ...]:
 
 
 def save_new_tokens(checkpoint: Path, tokens: Sequence[NewToken]) -> None:
-    """Write the file, or take away what another run left where there are none."""
+    """Write the file, or remove one that another run left where there are none."""
     path = checkpoint / NEW_TOKENS
     if not tokens:
         path.unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def save_new_tokens(checkpoint: Path, tokens: Sequence[NewToken]) -> None:
 
 
 def ensure_pad(tokenizer: Any, *, end_ids: Iterable[int | None]) -> bool:
-    """Give a tokenizer a pad token that ends nothing; whether one had to be set.
+    """Set a pad token that ends nothing; whether one had to be set.
 
     The base's own eos stays a stop token, so it will not do either: models trained with pad == eos learn never to stop.
     """
@@ -105,10 +105,9 @@ def ensure_pad(tokenizer: Any, *, end_ids: Iterable[int | None]) -> bool:
 
 @dataclass(frozen=True)
 class OwnTokens:
-    """What a base's tokenizer had before a run gave it anything.
+    """What a base's tokenizer had before a run added anything.
 
-    Attributes:
-        bos, eos: which the base's training has most likely seen, however short their rows are; None where it has none.
+    `bos` and `eos` the base's training has most likely seen, however short their rows are; None where it has none.
     """
 
     num: int
@@ -127,11 +126,8 @@ def find_new_tokens(
 
     A control token that the template writes counts as never trained where, in the embedding or in the output head, its
     row differs by under 1 % from that of another special token, has a norm under a thousandth of the median of plain
-    tokens, or one under half of what 99 of 100 plain tokens have.
-
-    Args:
-        tokenizer: as the run will use it.
-        own: what the base's tokenizer had.
+    tokens, or one under half of what 99 of 100 plain tokens have. `tokenizer` is as the run will use it, `own` is the
+    base's.
     """
     added = range(own.num, len(tokenizer))
     states: dict[int, State] = dict.fromkeys(added, "added")

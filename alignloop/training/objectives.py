@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 class StepCounts:
     """What a step's losses are divided by.
 
-    Attributes:
-        num_target_tokens: trained tokens of all completions and prompts.
-        num_chosen_tokens: tokens of the best completions.
+    Trained tokens of all completions and prompts are `num_target_tokens`, those of the best completions
+    `num_chosen_tokens`.
     """
 
     num_groups: int
@@ -39,7 +38,7 @@ class StepCounts:
 
 
 def count_step(groups: Sequence[PromptGroup]) -> StepCounts:
-    """Counts of one step, from the groups alone: known before any microbatch is laid out."""
+    """From the groups alone: known before any microbatch is laid out."""
     in_prompts = sum(sum(group.prompt_loss_mask[1:]) for group in groups if group.prompt_loss_mask is not None)
     in_completions = sum(len(c.token_ids) for group in groups for c in group.completions)
     chosen = sum(len(group.completions[group.ranks.index(min(group.ranks))].token_ids) for group in groups)
@@ -52,10 +51,8 @@ class StepLoss(Protocol):
     def __call__(
         self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Args:
-        output: [C] rewards or [T] logprobs.
-        group_numbers: for each group of the step, as `batch.completion_group` numbers them, its number in the data.
-        """
+        """`output` is [C] rewards or [T] logprobs; `group_numbers` has each group's number in the data, in the
+        step's order."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +98,7 @@ def sft_step(
 class DpoStep:
     """DPO with its NLL term.
 
-    Attributes:
-        reference: per group of the data, the reference model's sums of its two completions, in the group's order.
+    `reference` holds, per group of the data, the reference model's sums of its two completions, in the group's order.
     """
 
     reference: Sequence[tuple[float, ...]]
@@ -181,8 +177,7 @@ def screen(
 ) -> tuple[list[PromptGroup], Dropped]:
     """Groups that train, and the others with their reasons: `in == kept + dropped`; none is cut.
 
-    Raises:
-        TrainingError: nothing is left.
+    Raises TrainingError: nothing is left.
     """
     reasons = [(group, drop_reason(group, objective=objective, max_length=max_length)) for group in groups]
     kept = [group for group, reason in reasons if reason is None]

@@ -1,6 +1,6 @@
-"""The processes of one training, seen from one of them: who it is, and what it says to the others.
+"""The processes of one training, seen from one of them: its rank, and what it exchanges with the others.
 
-Everything here is called by all processes together, in the same order: a process that leaves a call out, or makes one
+All processes must make every call here together, in the same order: a process that leaves a call out, or makes one
 more, would leave the others waiting.
 
 A module is wrapped over them data parallel, or sharded by torch's `fully_shard` with the settings of the accelerate
@@ -38,11 +38,9 @@ TIMEOUT = timedelta(hours=4)
 
 @dataclass(frozen=True)
 class Processes:
-    """Attributes:
-    rank: this process, 0 is the first: it writes, tells and tracks.
-    count: how many there are.
-    device: this process's own.
-    sharded: weights are split over the processes (FSDP2); otherwise each has all of them.
+    """All processes as one of them sees them: the first, of rank 0, writes, reports and tracks.
+
+    `sharded`: weights are split over the processes (FSDP2); otherwise each has all of them.
     """
 
     rank: int
@@ -126,9 +124,8 @@ RESTORED_PARTS = StateDictOptions(full_state_dict=True, strict=False)
 def wrapped(module: nn.Module, *, processes: Processes, bfloat16: bool, trains: bool = True) -> nn.Module:
     """The module whose `forward` all processes call together; gradients are means over the processes.
 
-    Args:
-        bfloat16: it runs under autocast.
-        trains: False for a model that only looks: where it is not sharded each process calls its own.
+    `bfloat16`: it runs under autocast. `trains` is False for a model that is only evaluated: unsharded, each process
+    calls its own.
     """
     if processes.sharded:
         return _sharded(module, processes=processes, bfloat16=bfloat16)
@@ -143,7 +140,7 @@ def unwrapped(module: nn.Module) -> Any:
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """Gradients stay in this process until the next backward pass outside of it.
+    """Gradients stay in this process until the next backward pass after the block.
 
     Sharded modules go on sending them: kept back, they would be held whole.
     """
@@ -170,7 +167,7 @@ def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 def restore(
     module: nn.Module, optimizer: torch.optim.Optimizer, *, model: dict[str, Any], optimizer_values: dict[str, Any]
 ) -> None:
-    """Put back what `model_state` and `optimizer_state` gave; every process is given all of it."""
+    """Load the results of `model_state` and `optimizer_state`; every process gets all of it."""
     set_model_state_dict(module, model, options=RESTORED_PARTS)
     set_optimizer_state_dict(module, optimizer, optimizer_values, options=RESTORED_PARTS)
 
@@ -180,8 +177,8 @@ def _sharded(module: Any, *, processes: Processes, bfloat16: bool) -> nn.Module:
 
     The root's own weights (embedding, norm, head) are whole from its forward to its backward pass, so that `forward`
     may read the head's weight. Layers compute with bfloat16 copies where autocast would make them anyway: its own
-    copies would be kept for the backward pass, all layers' at once. The residual stream stays float32, as autocast
-    has it.
+    copies would be kept for the backward pass, all layers' at once. The residual stream stays float32, as under
+    autocast.
     """
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy

@@ -26,9 +26,7 @@ def reference_sums_of(job: TrainJob, config: DpoConfig, *, processes: Processes)
     """Of training and held-out groups, as `reference_sums`; cached in the job's folder.
 
     Processes share the rows out as those of a step, and every one gets all the sums.
-
-    Raises:
-        TrainingError: the job has no reference.
+    Raises TrainingError: the job has no reference.
     """
     reference = job.reference
     if reference is None:
@@ -60,11 +58,7 @@ def reference_sums_of(job: TrainJob, config: DpoConfig, *, processes: Processes)
 def reference_sums(
     module: nn.Module, groups: Sequence[PromptGroup], *, passes: ForwardPasses, mask_formatting_tokens: bool
 ) -> list[tuple[float, ...]]:
-    """Per group the model's masked sum of each completion, in the group's order; 0 for those that `passes` leaves out.
-
-    Args:
-        module: `TokenLogprobs`, or what wraps it.
-    """
+    """Per group the masked sum of each completion, in order; 0 for those that `passes` leaves out."""
     sums: list[list[float]] = [[0.0] * len(group.completions) for group in groups]
     with passes.progress.task("reference logprobs", total=len(groups), unit="pairs") as advance:
         for batch, logprobs, numbers in passes.outputs(module, groups):
@@ -83,7 +77,6 @@ def reference_sums(
 
 
 def _cached_sums(path: Path, *, key: str) -> list[tuple[float, ...]] | None:
-    """Sums cached under `key`, or None where there are none or of something else."""
     if not path.is_file():
         return None
     cached = json.loads(path.read_text())

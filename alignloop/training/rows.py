@@ -1,8 +1,8 @@
 """Rows of prompt groups through a model: cut into microbatches, shared out over processes, fewer where memory runs out.
 
-Every process lays out the same rows and comes to the same shares without a word to the others. All run the same number
-of forward passes, because a pass that one process leaves out would leave the others waiting: where a share is used up
-its process runs the shortest row once more, and what comes out counts nothing.
+Every process lays out the same rows and computes the same shares without communication. All run the same number of
+forward passes, because a pass that one process leaves out would leave the others waiting: where a share is used up its
+process runs the shortest row once more, and what comes out counts nothing.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ class ForwardPasses(Protocol):
     def progress(self) -> Progress: ...
 
     def outputs(self, module: nn.Module, groups: Sequence[PromptGroup]) -> Iterator[tuple[RowBatch, Tensor, range]]:
-        """Yields:
-        (batch, output, numbers): `batch.completion_group` g is group `numbers[g]` of `groups`.
-        """
+        """Yields (batch, output, numbers): `batch.completion_group` g is group `numbers[g]` of `groups`."""
 
 
 @dataclass
@@ -61,7 +59,7 @@ class RowRunner:
     """How groups become microbatches, and in which precision they run.
 
     Attributes:
-        rows: packed rows per forward pass; halves itself where memory runs out.
+        rows: packed rows per forward pass; halved where memory runs out.
         bfloat16: run under autocast; weights stay in their own dtype.
     """
 
@@ -115,11 +113,7 @@ class RowRunner:
     def backing_off(self, attempt: Callable[[], Result], *, remedy: str = REMEDY) -> Result:
         """`attempt()`, again with half the rows each time memory runs out.
 
-        Args:
-            remedy: what to do where one row is too much, for the message.
-
-        Raises:
-            TrainingError: memory runs out at one row.
+        Raises TrainingError: memory runs out at one row; the message ends in `remedy`, what to do then.
         """
         while True:
             try:
@@ -149,7 +143,7 @@ class Microbatch:
     """A batch of rows of this process's share of a step.
 
     Attributes:
-        counts: False for a row that is only run to keep step with the other processes.
+        counts: False for a row that is only run to keep in step with the other processes.
         is_last: no more of this step comes, in any process.
     """
 
@@ -191,8 +185,7 @@ def forward_passes(runner: RowRunner, *, processes: Processes) -> ForwardPasses:
 class _SharedPasses:
     """`RowRunner.outputs` over several processes: yields this process's share of the batches.
 
-    All of them must be taken, by every process. Running out of memory is not caught in here, as between processes it
-    cannot be.
+    Every process must take all of them. Running out of memory is not caught here: between processes it cannot be.
     """
 
     runner: RowRunner
@@ -230,7 +223,7 @@ class _ShareOfProgress:
 
 
 def free_memory() -> None:
-    """Give back what dropped models held, on every device."""
+    """Release what dropped models held, on every device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -238,13 +231,9 @@ def free_memory() -> None:
 
 @contextmanager
 def loading_memory(checkpoint: Path, *, dtype: torch.dtype, device: torch.device, remedy: str) -> Iterator[None]:
-    """Around what loads a model and moves it to its device.
+    """Around what loads a model and moves it to its device; `remedy` is what to do, beside taking a smaller model.
 
-    Args:
-        remedy: what to do, beside taking a smaller model.
-
-    Raises:
-        ModelError: memory ran out; it names the model and its size.
+    Raises ModelError: memory ran out; it names the model and its size.
     """
     with _explained(
         lambda: ModelError(
@@ -259,8 +248,7 @@ def loading_memory(checkpoint: Path, *, dtype: torch.dtype, device: torch.device
 def stepping_memory(job: TrainJob, module: nn.Module, *, device: torch.device, step: str) -> Iterator[None]:
     """Around the optimiser's step, the first of which makes its moments.
 
-    Raises:
-        TrainingError: memory ran out; it says how much training takes.
+    Raises TrainingError: memory ran out; it says how much training takes.
     """
 
     def explain() -> TrainingError:
@@ -298,7 +286,7 @@ def out_of_memory_elsewhere(job: TrainJob, error: BaseException, *, device: torc
 
 
 def remedy_of(job: TrainJob) -> str:
-    """What of this training's settings would take less memory; to be followed by `use a smaller model`."""
+    """Settings of this training that would take less memory; to be followed by `use a smaller model`."""
     ways = []
     lora, training = job.config.lora, job.training
     if lora is None:

@@ -3,8 +3,8 @@
     train_log row ─► training (a step) ─┐
     RoundRow ─► track_round (a round) ──┴► TensorBoard, Weights & Biases, MLflow, trackio: one run, whatever process
 
-A run's identity at each tracker lies in `<run>/trackers/`, so a resumed run goes on in it. Nobody holds a tracker open
-between two trainings: each opens the run, adds to it and closes it.
+A run's identity at each tracker is in `<run>/trackers/`, so a resumed run goes on in it. No tracker stays open between
+two trainings: each opens the run, adds to it and closes it.
 
 `accelerate.tracking` would save `init` and `log`, a line each, and nothing more: it logs through accelerate's global
 state, which starts CUDA in a process that forks later; its TensorBoard makes a second run of what a run was made with,
@@ -45,7 +45,7 @@ class Curve:
 
     Attributes:
         folder: of the run; of the training itself, where it is part of none.
-        group: what the metrics stand under: `train_dpo`, `train_dpo/variant-01`.
+        group: prefix of the metrics: `train_dpo`, `train_dpo/variant-01`.
         offset: steps of this stage in earlier rounds.
     """
 
@@ -57,8 +57,7 @@ class Curve:
 def curve_of(out_dir: Path, run_name: str) -> Curve:
     """The curve a training's steps continue: that of the same stage in the rounds before; its own, where it runs alone.
 
-    Args:
-        run_name: `round-01/02_train_reward`, `round-01/02_train_reward/variant-01`, or empty.
+    `run_name` is `round-01/02_train_reward`, `round-01/02_train_reward/variant-01`, or empty.
     """
     found, depth, folders = _STAGE.fullmatch(run_name), len(Path(run_name).parts), out_dir.absolute().parents
     if found is None or depth > len(folders) or not (folders[depth - 1] / RESOLVED).is_file():
@@ -86,12 +85,10 @@ def first_line(error: Exception) -> str:
 
 
 def track_round(run_dir: Path, row: RoundRow, *, names: Sequence[str], say: Callable[[str], None]) -> None:
-    """Report a finished round's figures to every tracker that has not got them.
+    """Report a finished round's figures to every tracker that does not have them yet.
 
-    A tracker that fails is named to `say` and left out.
-
-    Args:
-        names: as in `training.trackers`; TensorBoard need not be named, and those that know no runs are passed over.
+    A tracker that fails is named to `say` and left out. `names` are as in `training.trackers`; TensorBoard need not be
+    named, and those that know no runs are passed over.
     """
     file = run_dir / FOLDER / ROUNDS
     reported = _reported(file)

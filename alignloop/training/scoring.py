@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Value(Generic[T]):
-    """What is wanted of each completion.
+    """What is computed of each completion.
 
     Attributes:
         load: (checkpoint, precision of the weights) -> the module whose outputs are read.
@@ -62,14 +62,9 @@ def score_groups(
     rows_per_microbatch: int = 16,
     dtype: Dtype = "bfloat16",
 ) -> list[list[float]]:
-    """Raw rewards, never normalised.
+    """Raw rewards, never normalised: for N prompts N lists of K, in the order of the completions (K may differ).
 
-    Args:
-        groups: N prompts with K completions each (K may differ); ranks are not looked at.
-        reward_model: a sequence classifier with one label, as `train("reward")` saves it.
-
-    Returns:
-        N lists of K rewards, in the order of the completions.
+    Ranks are ignored. `reward_model` is a sequence classifier with one label, as `train("reward")` saves it.
 
     Raises:
         ModelError: no reward model at the path, no memory for it, or token ids outside its vocabulary.
@@ -88,14 +83,8 @@ def completion_logprobs(
 ) -> list[list[list[float]]]:
     """Natural-log probability of every token of every completion under a causal language model.
 
-    Args:
-        groups: N prompts with K completions each (K may differ); ranks are not looked at.
-
-    Returns:
-        N lists of K lists of T logprobs, formatting tokens included, in order.
-
-    Raises:
-        ModelError, TrainingError: as `score_groups`.
+    For N prompts N lists of K lists of T logprobs, formatting tokens included, in order (K may differ; ranks are
+    ignored). Raises as `score_groups`.
     """
     return _frozen_pass(groups, checkpoint, _LOGPROBS, rows=rows_per_microbatch, dtype=dtype, progress=progress)
 
@@ -125,7 +114,6 @@ _LOGPROBS = _Value[list[float]](_token_logprobs, _by_completion, ("logprobs", "c
 def _frozen_pass(
     groups: Sequence[PromptGroup], checkpoint: Path, value: _Value[T], *, rows: int, dtype: Dtype, progress: Progress
 ) -> list[list[T]]:
-    """The value of every completion, in the groups' order."""
     if not groups:
         return []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

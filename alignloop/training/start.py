@@ -38,12 +38,11 @@ COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".safetensors")
 
 @dataclass(frozen=True)
 class PreparedBase:
-    """A base that every stage can use.
+    """A base that every stage can use, in a complete Hugging Face directory.
 
     Attributes:
-        path: a complete Hugging Face directory.
-        had_template: whether the base brought a chat template of its own, or the tokens of the one that was given in
-            its place (and so, most likely, chat behaviour).
+        had_template: whether the base brought a chat template of its own, or the tokens of the one that replaces it
+            (and so, most likely, chat behaviour).
         template_kwargs: what its template is rendered with beside the messages.
     """
 
@@ -67,9 +66,8 @@ def prepare_base(
         chat_template: `llama3`, `chatml`, a template that TRL bundles or a Jinja file; None: the base's own.
         template_kwargs: what the template is rendered with; written at its head.
 
-    Raises:
-        ModelError: no model or tokenizer there, an adapter that does not fit its base, a tokenizer that does not fit
-            the embedding, no template at all, or one that cannot be used.
+    Raises ModelError: no model or tokenizer there, an adapter that does not fit its base, a tokenizer that does not fit
+    the embedding, no template at all, or one that cannot be used.
     """
     source = _locate(base)
     with _merged(source, beside=out_dir) if is_adapter(source) else nullcontext(source) as whole:
@@ -135,7 +133,7 @@ def _locate(base: str) -> Path:
 
 @contextmanager
 def _merged(adapter: Path, *, beside: Path) -> Iterator[Path]:
-    """A directory, for as long as the block runs, of an adapter merged into its base. An own tokenizer comes along."""
+    """A directory, until the block ends, of an adapter merged into its base. Its own tokenizer comes along."""
     base = base_of(adapter)
     folder = _locate(base) if isinstance(base, str) else _checked(base)
     model = merge_into_base(adapter, folder)
@@ -179,7 +177,7 @@ def _save_with_new_rows(source: Path, target: Path, *, base: str, new: Sequence[
     """Save the model with an embedding row for every token, those of new tokens drawn.
 
     A new row is the mean of the others, which changes least what the model predicts, and a tenth of their spread about
-    it: rows that start equal get equal gradients where they stand in equal places.
+    it: rows that start equal get equal gradients where they stand in equal positions.
     """
     from transformers import AutoModelForCausalLM
 

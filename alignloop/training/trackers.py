@@ -56,7 +56,7 @@ TRACKERS: dict[str, tuple[str, ...]] = {
 }
 """Every tracker transformers knows, and the modules it needs: a recipe is checked without importing transformers."""
 PACKAGES = {"azureml": "azureml-sdk"}
-"""That bring a module of another name."""
+"""Module -> the package that installs it, where their names differ."""
 VARIABLES = {"kubeflow": "KUBEFLOW_TRAINER_SERVER_URL"}
 
 # transformers leaves these open at the end of a training; the next stage of the process must not write into them.
@@ -92,9 +92,8 @@ class TrainLog:
     def metrics(self, kept_steps: Sequence[int]) -> tuple[dict[str, float], tuple[dict[str, float], ...]]:
         """What a finished training measured.
 
-        Returns:
-            `train_*`, means over the last steps of the loss and of the objective's metrics, `eval_*` on the held-out
-            groups at the end, `step_0_dpo_loss`; and the metrics on those groups after each of the kept steps.
+        `train_*`, means over the last steps of the loss and of the objective's metrics, `eval_*` on the held-out groups
+        at the end, `step_0_dpo_loss`; and the metrics on those groups after each of the kept steps.
         """
         rows = self.rows()
         by_step, last = {row["step"]: row for row in rows}, rows[-LAST_STEPS:]
@@ -114,10 +113,9 @@ class TrainLog:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Find out whether all trackers can be used; imports none of them.
+    """Check that all trackers can be used; imports none of them.
 
-    Raises:
-        RecipeError: a `UserError` with every unknown name, and every package that is missing and how to install it.
+    Raises RecipeError: a `UserError` with every unknown name, and every package that is missing and how to install it.
     """
     problems = [problem for name in dict.fromkeys(names) if (problem := _problem(name)) is not None]
     if problems:
@@ -151,8 +149,7 @@ class Trackers:
 
     Args:
         opened: by name: the tracker, and where this training's steps go in it.
-        folder: the training's.
-        say: gets the line that says a tracker failed on the way.
+        say: gets the line that names a tracker that failed on the way.
     """
 
     def __init__(
@@ -174,7 +171,7 @@ class Trackers:
         self._last.write_text(f"{step}\n", encoding="utf-8")
 
     def close(self) -> None:
-        """Write out what is not yet written, and end every tracker's part."""
+        """Write what is not yet written, and end every tracker's part."""
         for name, (tracker, _) in list(self._open.items()):
             with self._guarded(name):
                 tracker.close()
@@ -200,15 +197,15 @@ def open_trackers(
     """Start the named trackers; to be called in one process alone, with an `Accelerator` at work or without.
 
     In a run, TensorBoard is used always where it is installed. It, Weights & Biases, MLflow and trackio have one run
-    for all rounds; any other has one a stage. A training outside a run is a run of its own.
+    for all rounds; any other has one a stage. A training that is not part of a run is a run of its own.
 
     Args:
-        names: as in `training.trackers`; none, outside a run: nothing is imported, and the result does nothing.
+        names: as in `training.trackers`; without any, and not in a run, nothing is imported, and the result does
+            nothing.
         run_name: of the stage, for example `round-01/02_train_reward`.
         config: the stage's config, as JSON-able values: what the trackers show as parameters.
 
-    Raises:
-        UserError: an unknown name, a missing package, or a tracker that cannot start (not logged in, no network).
+    Raises UserError: an unknown name, a missing package, or a tracker that cannot start (not logged in, no network).
     """
     check_trackers(names)
     curve = curve_of(out_dir, run_name)
@@ -276,7 +273,7 @@ class _Callback:
 def _arguments(config: Mapping[str, Any], *, output_dir: Path, run_name: str) -> Any:
     """What the callbacks read of `TrainingArguments`: its class's defaults; its fields are the stage's own config.
 
-    Making a real one resets the state of accelerate, which the training at work stands on.
+    Making a real one resets the state of accelerate, which the training at work depends on.
     """
     from transformers import TrainingArguments
 

@@ -55,13 +55,10 @@ SHOWN_ROWS = 20
 def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, trains: bool = True) -> nn.Module:
     """The model at `checkpoint` as the objective sees it, on its device.
 
-    Args:
-        trains: False for the reference model, which has no adapter. It is held in the same precision, so that a policy
-            that starts from it starts as it.
-
-    Raises:
-        ModelError: the checkpoint cannot be loaded, does not fit the token ids or into memory, or takes no such
-            adapter.
+    `trains` is False for the reference model, which has no adapter. It is held in the same precision, so that a policy
+    that starts from it starts as it.
+    Raises ModelError: the checkpoint cannot be loaded, does not fit the token ids or into memory, or takes no such
+    adapter.
     """
     lora = job.config.lora
     quantize: Quantize = "none" if lora is None else lora.quantize
@@ -92,7 +89,7 @@ def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, train
 def _held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
     """Weights that train are float32; under an adapter they are frozen and need no more than the forward pass uses.
 
-    On a CPU (and where they are sharded from there, which wants one dtype) they stay float32.
+    On a CPU (and where they are sharded from there, which needs one dtype) they stay float32.
     """
     frozen = job.config.lora is not None and job.config.dtype == "bfloat16" and device.type != "cpu"
     return torch.bfloat16 if frozen else torch.float32
@@ -121,11 +118,7 @@ def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunn
 
 @dataclass(frozen=True)
 class Trainee:
-    """The model while it trains, and what trains it.
-
-    Attributes:
-        module: as `wrapped` over the processes.
-    """
+    """The model while it trains, and what trains it; `module` is as `wrapped` over the processes."""
 
     job: TrainJob
     processes: Processes
@@ -136,17 +129,11 @@ class Trainee:
     eval_loss: StepLoss
 
     def step(self, numbers: Sequence[int], *, learning_rate: float, step: str) -> dict[str, float]:
-        """Train on the groups with these numbers in the data.
+        """Train on the groups with these numbers in the data; the step's row of the log, the same in every process.
 
-        Args:
-            step: `step 3 of 80`, for messages.
-
-        Returns:
-            What the log has of it, the same in every process: the gradient's norm before clipping, tokens of the
-            step's rows as packed, the objective's metrics.
-
-        Raises:
-            TrainingError: loss or gradient is not finite, or memory ran out.
+        The row has the gradient's norm before clipping, tokens of the step's rows as packed, the objective's metrics.
+        `step` is `step 3 of 80`, for messages.
+        Raises TrainingError: loss or gradient is not finite, or memory ran out.
         """
         started = time.monotonic()
         groups = [self.job.groups[number] for number in numbers]
@@ -181,7 +168,7 @@ class Trainee:
         """Gradients of the whole step; its loss and metrics.
 
         Every loss is divided by the counts of the whole step, so gradients are to be summed over the processes; what
-        wraps the module takes their mean instead, and is given the loss times the number of processes.
+        wraps the module takes their mean instead, so the loss is multiplied by the number of processes.
         """
         self.optimizer.zero_grad(set_to_none=True)
         counts = count_step(groups)

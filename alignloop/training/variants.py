@@ -34,7 +34,7 @@ class TrainedVariant:
         number: of the variant, from 1; None where the stage has none.
         changed: what the variant changes in the stage's config.
         dir: holds its checkpoints and its log.
-        rows: indices of the groups it was given.
+        rows: indices of the groups it trained on.
     """
 
     number: int | None
@@ -60,7 +60,7 @@ def variant_config(config: ConfigT, variant: Variant) -> ConfigT:
 
 
 def changed_fields(variant: Variant) -> dict[str, Any]:
-    """What the variant says that is not the stage's own."""
+    """What the variant changes of the stage's own."""
     return variant.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -83,13 +83,8 @@ def drawn_rows(num_rows: int, *, fraction: float, seed: int) -> tuple[int, ...]:
 def train_variants(stage: TrainJob, *, models: Mapping[str, str | None]) -> list[TrainedVariant]:
     """Train a stage once, in its folder, or once a variant, in `variant-01` and so on of its folder.
 
-    After a kill, variants that are finished are taken over and the one that was at work goes on from its resume point.
-
-    Args:
-        models: digests of the models that the stage trains with, `start` and `reference`.
-
-    Raises:
-        TrainingError, ModelError: as `train`.
+    After a kill, finished variants are kept and the one that was at work goes on from its resume point. `models` are
+    digests of the models that the stage trains with, `start` and `reference`. Raises as `train`.
     """
     from alignloop.training.loop import train
 
@@ -123,7 +118,6 @@ def train_variants(stage: TrainJob, *, models: Mapping[str, str | None]) -> list
 
 
 def _key(job: TrainJob, models: Mapping[str, str | None]) -> str:
-    """Of all that a variant's weights depend on."""
     return key_of(
         trainer_version=TRAINER_VERSION,
         objective=job.objective,

@@ -122,7 +122,7 @@ def _write_new(path: Path, values: dict[str, Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End at once when the pipe ends: the parent closed it, or is gone, however it went."""
+    """End at once when the pipe ends: the parent closed it, or has ended in whatever way."""
     with suppress(OSError):
         while os.read(0, 1):
             pass

@@ -53,9 +53,7 @@ CONFIGS = {
 
 
 def tiny(config: Any, *, attention: str | None = "sdpa") -> Any:
-    """Args:
-    attention: None: what transformers picks.
-    """
+    """`attention` None: transformers' own choice."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
@@ -80,7 +78,6 @@ GROUPS = made_up_groups([(5, 1), (4, 2), (1, 2), (9, 3), (1, 1), (6, 16)])
 
 
 def plain_logprobs(model: Any, group: PromptGroup, number: int) -> torch.Tensor:
-    """Logprobs of one completion from one ordinary forward pass over prompt + completion."""
     completion = group.completions[number].token_ids
     ids = torch.tensor([group.prompt_ids + completion])
     logprobs = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)

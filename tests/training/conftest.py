@@ -92,8 +92,6 @@ class Killed(Exception):
 
 
 class Heard:
-    """Progress that keeps what is said, and stops training from inside after some steps."""
-
     def __init__(self, killed_after: float) -> None:
         self.lines: list[str] = []
         self.left = killed_after
@@ -112,20 +110,14 @@ class Heard:
 
 
 class Runs:
-    """Trainings of the tiny policy: 24 groups, three steps an epoch, and eight held-out groups.
-
-    Attributes:
-        said: in the last of them.
-    """
+    """24 groups, three steps an epoch, and eight held-out groups; `said` is of the last training."""
 
     def __init__(self, policy: Path, make_groups: MakeGroups) -> None:
         self._policy, self._make_groups = policy, make_groups
         self.said: list[str] = []
 
     def job(self, objective: Any, out_dir: Path, **knobs: Any) -> TrainJob:
-        """Args:
-        knobs: fields of the job, or of the objective's config.
-        """
+        """`knobs` are fields of the job, or of the objective's config."""
         num, start = NUM_COMPLETIONS[objective], knobs.get("checkpoint", self._policy)
         values: dict[str, Any] = {
             "groups": self._make_groups(24, completions=num),

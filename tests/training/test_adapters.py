@@ -45,7 +45,6 @@ from alignloop.training.start import prepare_base
 MakeGroups = Callable[..., list[PromptGroup]]
 LORA = {"rank": 4, "alpha": 8.0}
 TRAINED = {"learning_rate": 3e-2, "lora": LORA}
-"""What a training is to change."""
 IDS = torch.arange(2, 20)[None]
 CPU = torch.device("cpu")
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

@@ -102,7 +102,6 @@ def test_adapters_beside_the_merged_weights_are_left_where_they_are(policy: Path
 
 
 def shifted(policy: Path, target: Path, *, by: float) -> Path:
-    """The policy with `by` added to every weight."""
     average_checkpoints([policy], out_dir=target)
     path = target / "model.safetensors"
     save_file({name: tensor + by for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})

@@ -230,7 +230,6 @@ class BothRuns:
 
 
 def weights_apart(model: Any, checkpoint: Path) -> float:
-    """Largest difference of any weight."""
     saved = load_file(checkpoint / "model.safetensors")
     state = model.state_dict()
     assert saved

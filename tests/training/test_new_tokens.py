@@ -44,7 +44,6 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def start(request: pytest.FixtureRequest, policy: Path, tmp_path: Path) -> Path:
-    """The tiny policy, with an output head of its own or without."""
     model = AutoModelForCausalLM.from_pretrained(policy)
     if not request.param:
         model.config.tie_word_embeddings = False

@@ -56,8 +56,6 @@ KNOBS: dict[str, Any] = {
 
 
 class Notes(QuietProgress):
-    """Keeps what is said."""
-
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -67,7 +65,6 @@ class Notes(QuietProgress):
 
 @pytest.fixture
 def job(run: Any) -> MakeJob:
-    """Jobs of six steps on 24 groups."""
     return partial(run.job, **KNOBS)
 
 
@@ -191,7 +188,6 @@ def _faults(tmp_path: Path, job: MakeJob, sharded: TrainingConfig) -> None:
 
 
 def pids_of(folder: Path) -> list[int]:
-    """Processes whose command line names the folder."""
     found = []
     for entry in Path("/proc").iterdir():
         try:

@@ -23,7 +23,6 @@ from alignloop.training.start import prepare_base
 def make_base(
     path: Path, *, tied: bool, spare_rows: int = 0, template: str | None = None, pad: str | None = None
 ) -> Path:
-    """A random Qwen2 with a byte-level tokenizer."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {letter: number for number, letter in enumerate(alphabet)}
     backend = Tokenizer(models.BPE(vocab=words, merges=[]))

@@ -24,7 +24,7 @@ from alignloop.training.variants import (
 
 
 class Heard:
-    """Keeps what is said and the labels of the tasks; stops the run, as Ctrl-C would, where `stop_at` is said."""
+    """Stops the run, as Ctrl-C would, at the line `stop_at`."""
 
     def __init__(self, stop_at: str = "never") -> None:
         self.stop_at, self.said, self.tasks = stop_at, list[str](), list[str]()
