@@ -1,4 +1,4 @@
-"""Artifacts and their digests; files written whole, and what is said where the disk is full."""
+"""Artifacts and their digests; files written atomically, and the error where the disk is full."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file or folder with the digest of its bytes.
+    """A file or folder at an absolute path, with the digest of its bytes.
 
     Attributes:
-        path: absolute.
         digest: `sha256:<hex>` of the file, or of the names and digests of the folder's files.
         rows: number of lines of a `.jsonl`; None for anything else.
     """
@@ -38,7 +37,6 @@ class Artifact:
 
     @classmethod
     def of(cls, path: Path) -> Artifact:
-        """Describe what lies at `path` now."""
         digest, rows = digest_of(path), None
         if path.suffix == ".jsonl" and path.is_file():
             with path.open("rb") as file:
@@ -47,11 +45,8 @@ class Artifact:
 
 
 def digest_of(path: Path) -> str:
-    """`sha256:<hex>` of a file's bytes, or of a folder's sorted (name, digest) list.
-
-    Raises:
-        DataError: no file or folder lies there, or it cannot be read.
-    """
+    """`sha256:<hex>` of a file's bytes, or of a folder's sorted (name, digest) list; raises DataError where it cannot
+    be read."""
     try:
         kind = path.stat().st_mode
         if stat.S_ISREG(kind):
@@ -73,7 +68,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _file_digests(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Each file with its digest: reading and hashing leave Python's lock alone, so that large ones go side by side."""
+    """Hashing releases Python's lock, so that large files are read side by side."""
     stop = Event()
     with ThreadPoolExecutor(max_workers=4) as pool:
         try:
@@ -108,21 +103,13 @@ def derive_seed(run_seed: int, *parts: object) -> int:
 
 
 def stage_seed(run_seed: int, *, round: int, stage: str, occurrence: int = 1) -> int:
-    """A stage's own seed: wherever it is published, and whatever runs before it.
-
-    Args:
-        stage: its name.
-        occurrence: 1 for the first stage of this name in its round.
-    """
+    """A stage's own seed, wherever it is published and whatever runs before it; `occurrence` counts from 1 within a
+    round."""
     return derive_seed(run_seed, round, stage, occurrence)
 
 
 def load_json(path: Path) -> Any:
-    """The values of a JSON file.
-
-    Raises:
-        ValueError: it cannot be read, or is not JSON; in a few words.
-    """
+    """The values of a JSON file; raises ValueError, in a few words, where it cannot be read or is not JSON."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # nobody waits for the other end of a pipe
             raise ValueError("is not a file")
@@ -134,7 +121,7 @@ def load_json(path: Path) -> Any:
 
 
 def remove_path(path: Path) -> None:
-    """Remove the file, link or folder that lies at a path, where one does."""
+    """Remove the file, link or folder at a path, if there is one."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
     else:
@@ -142,13 +129,12 @@ def remove_path(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
     content = text.encode()
     write_whole(path, [content], needed_bytes=len(content))
 
 
 def write_whole(path: Path, content: Iterable[bytes], *, needed_bytes: int | None = None) -> None:
-    """Write a file atomically: aside, sync, rename. At any moment it is whole, as it was before, or not there."""
+    """Write a file atomically (temporary file, sync, rename): it is always whole, as it was before, or absent."""
     aside = path.with_name(path.name + ".tmp")
     with disk_errors_named(path, needed_bytes=needed_bytes):
         if not aside.is_dir():  # a pipe would be waited for, a link written through
@@ -161,7 +147,7 @@ def write_whole(path: Path, content: Iterable[bytes], *, needed_bytes: int | Non
 
 @contextmanager
 def disk_errors_named(path: Path, *, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn the want of space, met by any library inside, into a `DiskFullError` that names the path."""
+    """Turn an out-of-space error of any library inside into a `DiskFullError` that names the path."""
     try:
         yield
     except DiskFullError:
@@ -182,7 +168,7 @@ def disk_errors_named(path: Path, *, needed_bytes: int | None = None) -> Iterato
 
 
 def is_out_of_space(error: BaseException, path: Path) -> bool:
-    """Whether writing at `path` failed for want of space: by the system's number, not by a text that may quote one."""
+    """Whether writing at `path` failed for want of space: by the error number, not by a text that may quote one."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -201,7 +187,7 @@ def existing_parent(path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
+    """Flush a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Settings that libraries read at their first import: set here and nowhere else, and never over the user's."""
+"""Settings that libraries read at their first import; those that the user has set stay."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NOISY = ("accelerate", "datasets", "httpx", "huggingface_hub", "lm_eval", "torch
 
 
 def prepare() -> None:
-    """Make the defaults hold for this process and its children; call before torch is imported."""
+    """Set the defaults for this process and its children; call before torch is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 def silence() -> None:
-    """Keep other libraries' log lines and warnings off the terminal; errors still come through."""
+    """Keep log lines and warnings of other libraries off the terminal; errors still appear."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")

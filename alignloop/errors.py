@@ -24,12 +24,7 @@ class UserError(AlignloopError):
 
 
 class RecipeError(UserError):
-    """A recipe is wrong. Holds *all* problems found, not only the first.
-
-    Args:
-        problems: one line each: `field: what is wrong (value) - what to do`.
-        where: the recipe's path or name.
-    """
+    """A recipe is wrong. Holds *all* problems found, one line each: `field: what is wrong (value) - what to do`."""
 
     def __init__(self, problems: Sequence[str], *, where: str) -> None:
         self.problems = tuple(problems)
@@ -39,11 +34,8 @@ class RecipeError(UserError):
 
 
 class DataError(UserError):
-    """An input file or row is wrong. The message names file, line, field and what to do.
-
-    Args:
-        rejected: every row that could not be read, where the error is about rows.
-    """
+    """An input file or row is wrong. The message names file, line, field and what to do; `rejected` has the unreadable
+    rows."""
 
     def __init__(self, message: str, *, rejected: Sequence[RejectedRow] = ()) -> None:
         super().__init__(message)
@@ -71,8 +63,6 @@ class TrainingError(AlignloopError):
 
 
 class DiskFullError(UserError):
-    """A file could not be written for want of space."""
-
     def __init__(
         self,
         path: Path,
@@ -92,9 +82,7 @@ class DiskFullError(UserError):
 
 
 class PeopleNeeded(AlignloopError):
-    """The run waits for people: nothing is wrong, and the same command goes on when they are done.
-
-    The command line says what to do and exits with 3.
+    """The run waits for people: nothing is wrong, and the same command goes on when they are done (exit code 3).
 
     Args:
         questions: the pairs to compare, a line each.
@@ -117,10 +105,7 @@ class Interrupted(AlignloopError):
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6, quote: str = "") -> str:
-    """`did you mean a or b?` of the names that are nearest; empty where none is near.
-
-    Args:
-        cutoff: how like a name must be, from 0 to 1 (`difflib`).
-    """
+    """`did you mean a or b?` of the nearest names; empty where none is like `name` by at least `cutoff` (0 to 1,
+    `difflib`)."""
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
     return f"did you mean {' or '.join(f'{quote}{name}{quote}' for name in near)}?" if near else ""

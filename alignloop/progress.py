@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, plain lines elsewhere. The same door for both."""
+"""Progress of long work: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """What stages tell the person who waits."""
-
     def task(self, label: str, *, total: int, unit: str) -> AbstractContextManager[Advance]:
         """Work of `total` units; call the yielded function with the number of units just done."""
 
@@ -24,8 +22,6 @@ class Progress(Protocol):
 
 
 class QuietProgress:
-    """Says nothing."""
-
     @contextmanager
     def task(self, label: str, *, total: int, unit: str) -> Iterator[Advance]:
         yield lambda num_done: None
@@ -35,11 +31,7 @@ class QuietProgress:
 
 
 class PlainProgress:
-    """Lines for logs and pipes: one at most every `interval` seconds, with rate and time left.
-
-    Args:
-        interval: seconds between lines of one task.
-    """
+    """Lines for logs and pipes: at most one every `interval` seconds of each task, with rate and time left."""
 
     def __init__(self, *, interval: float = 10.0) -> None:
         self._interval = interval
@@ -68,8 +60,6 @@ class PlainProgress:
 
 
 class TerminalProgress:
-    """A live bar with rate and time left, on a terminal (rich)."""
-
     def __init__(self) -> None:
         from rich.console import Console
 
@@ -105,5 +95,4 @@ class TerminalProgress:
 
 
 def for_terminal() -> Progress:
-    """A live bar where stdout is a terminal, else plain lines."""
     return TerminalProgress() if sys.stdout.isatty() else PlainProgress()

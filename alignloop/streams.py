@@ -1,7 +1,5 @@
-"""Standard streams that cannot fail: what was left of them is made usable, and what could not be printed is remembered.
-
-A run must not end because its terminal has gone; that something was not printed is said when it has ended.
-"""
+"""Standard streams that do not fail: a run goes on when its terminal is gone, and reports at its end what was not
+printed."""
 
 from __future__ import annotations
 
@@ -16,14 +14,8 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class Output(io.RawIOBase):
-    """Writes to a descriptor until that fails; what comes after goes nowhere.
-
-    Args:
-        closed: why nothing can be written from the start.
-
-    Attributes:
-        error: why it failed; None where everything was written.
-    """
+    """Writes to a descriptor until that fails; what comes after is discarded. `closed` says why nothing can be written
+    from the start; `error` why it failed, None where everything was written."""
 
     def __init__(self, descriptor: int, *, closed: OSError | None = None) -> None:
         self._descriptor = descriptor
@@ -52,10 +44,8 @@ class Output(io.RawIOBase):
 
 
 def guard() -> Output:
-    """Make `sys.stdout` and `sys.stderr` such streams, for the rest of the process; gives back that of stdout.
-
-    A closed descriptor is opened on nothing: else the next file of ours would take its number, and be printed into.
-    """
+    """Make `sys.stdout` and `sys.stderr` such streams for the rest of the process; returns that of stdout. A closed
+    descriptor is connected to nothing: else the next file of ours would get its number, and be printed into."""
     closed = {number: _was_closed(number) for number in (STDIN, STDOUT, STDERR)}
     lost = OSError(errno.EBADF, "it is closed") if closed[STDOUT] else None
     output = Output(STDOUT, closed=lost)

@@ -24,23 +24,23 @@ PREFIX = "alignloop-"
 LOCK = ".lock"
 KINDS = ("engine", "log", "training")
 _LOCK_NAME = re.compile(rf"{PREFIX}({'|'.join(KINDS)})-[a-z0-9_]{{8}}{re.escape(LOCK)}")
-"""`tempfile` ends names so: a file or folder of a person's own that begins with `alignloop-` has another."""
+"""With the suffix that `tempfile` makes: a person's own `alignloop-...` has another."""
 
 
 @dataclass(frozen=True)
 class TemporaryFolder:
-    """A folder of this process's own, for its children's temporary files too."""
+    """A folder of this process, also for its children's temporary files."""
 
     path: Path
     descriptor: int
-    """Of the lock file, which is held open."""
+    """Of the lock file, which stays open."""
 
     def remove(self) -> None:
         remove_with_lock(self.path)
         self._let_go()
 
     def keep(self) -> None:
-        """Leave the folder to whoever reads it: nothing clears it any more."""
+        """Nothing clears the folder any more: somebody is to read it."""
         lock_of(self.path).unlink(missing_ok=True)
         self._let_go()
 
@@ -50,11 +50,8 @@ class TemporaryFolder:
 
 
 def make_temporary(kind: str) -> TemporaryFolder:
-    """A new, empty folder in the system's temporary one; those of processes that are gone are removed first.
-
-    Args:
-        kind: one of KINDS.
-    """
+    """A new, empty folder in the system's temporary one, of a kind in KINDS; those of ended processes are removed
+    first."""
     assert kind in KINDS, kind
     clear_abandoned()
     while True:
@@ -68,7 +65,7 @@ def make_temporary(kind: str) -> TemporaryFolder:
 
 
 def clear_abandoned() -> None:
-    """Remove this user's temporary folders whose owner is gone; only what `make_temporary` can have made."""
+    """Remove this user's temporary folders whose owner has ended; only what `make_temporary` can have made."""
     for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*{LOCK}"):
         if not _LOCK_NAME.fullmatch(lock.name):
             continue
@@ -86,7 +83,7 @@ def clear_abandoned() -> None:
 
 
 def _may_go(folder: Path) -> bool:
-    """Whether a real folder of this user's lies there, or nothing: its owner ended before it made one."""
+    """Whether a real folder of this user is there, or nothing: its owner ended before it made one."""
     try:
         return _is_own(folder.lstat(), stat.S_ISDIR)
     except FileNotFoundError:
@@ -102,13 +99,13 @@ def lock_of(folder: Path) -> Path:
 
 
 def remove_with_lock(folder: Path) -> None:
-    """Remove a folder, then its lock: for its owner, or where the owner is known to be gone."""
+    """For its owner, or where the owner is known to have ended: the folder goes first, then its lock."""
     shutil.rmtree(folder, ignore_errors=True)
     lock_of(folder).unlink(missing_ok=True)
 
 
 def _hold(lock: Path, descriptor: int) -> bool:
-    """Whether this process now holds the lock, and it is still the file of that name."""
+    """Whether this process now holds the lock, and the file of that name is still the same."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(lock.lstat(), os.fstat(descriptor))

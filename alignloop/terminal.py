@@ -1,7 +1,5 @@
-"""Text on its way to the terminal: names, paths and values of others do not steer it.
-
-Every verb prints through `say`, `say_json` or a `Progress`; what they print is `printable`.
-"""
+"""Text for the terminal, which names, paths and values of others do not steer: every verb prints through `say`,
+`say_json` or a `Progress`, and what they print is `printable`."""
 
 from __future__ import annotations
 
@@ -16,24 +14,19 @@ _HARMLESS = _LINES + "\u00a0\u202f\u3000\u200c\u200d"
 
 
 def printable(text: str, *, keep: str = _HARMLESS) -> str:
-    """The text with what steers a terminal or is not seen (control characters, ANSI, bidi) as its escape: `\\x1b`.
-
-    Args:
-        keep: characters that stay although they are not printable. Line breaks are the caller's own by default; a
-            name in the middle of a line is better printed without.
-    """
+    """The text with control characters, ANSI and bidi marks escaped (`\\x1b`), apart from those in `keep`: by default
+    line breaks, without which a name within a line is better printed."""
     return _escaped(text, keep, lambda letter: letter.encode("unicode_escape").decode())
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print lines, to stderr where `err`."""
     import typer
 
     typer.echo(printable(text), err=err)
 
 
 def say_json(text: str) -> None:
-    """Print JSON: still the same JSON."""
+    """Print JSON, escaped so that it is still the same JSON."""
     import typer
 
     typer.echo(_escaped(text, _HARMLESS, lambda letter: json.dumps(letter)[1:-1]))

@@ -25,8 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Exit code and what was printed."""
-
     code: int
     out: str
     err: str

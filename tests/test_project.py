@@ -1,4 +1,4 @@
-"""The rules of the house that no single room can check: import boundaries, packaging, what may stand in a file."""
+"""The rules of the project that no single package can check: import boundaries, packaging, what may stand in a file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ def modules() -> list[Path]:
 
 
 def room_of(path: Path) -> str:
-    """First part of a module's path inside the package."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -230,11 +229,11 @@ VERDICTS = [
     ("mix", "mix_by_share"),
     ("mix", "mix_by_epochs"),
 ]
-"""Of a step of pruning that stands in one file with its rule: the rule."""
+"""The rule of each pruning step, as (module, function)."""
 IMPURE = {"config", "artifacts", "progress", "engines", "judging", "data"}
 IMPURE_MODULES = {"alignloop.pruning.step", "alignloop.pruning.items", "alignloop.pruning.models"}
 OF_A_RULE = {"Pruned", "drop", "pruned"}
-"""What a rule answers with stands in `pruning/step.py`, too."""
+"""A rule answers with these, which stand in `pruning/step.py`."""
 
 
 def is_impure(name: str) -> bool:

@@ -36,7 +36,6 @@ def write_program(path: Path, text: str) -> None:
 
 
 def write_stamps(tree: Path) -> None:
-    """As after a complete installation."""
     lists = b"".join((tree / "requirements" / name).read_bytes() for name in ("cpu.txt", "dev.txt"))
     project = (tree / "pyproject.toml").read_bytes() + f"{tree.resolve()}\n".encode()
     (tree / ".venv" / "packages.stamp").write_text(hashlib.sha256(lists).hexdigest() + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A terminal, pipe or disk that does not take what is printed: said in a line, and nothing of the work is lost."""
+"""A terminal, pipe or disk that does not take what is printed: reported in a line, and nothing of the work is lost."""
 
 from __future__ import annotations
 

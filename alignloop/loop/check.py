@@ -46,12 +46,10 @@ class Checked:
     """What the checks learnt.
 
     Attributes:
-        rows: the files as read.
-        base: the base model's facts.
         lengths: mean lengths in tokens; None where the tokenizer is not on this machine.
         disk_bytes: what the run still needs, beside what its directory holds.
         notes: worth knowing.
-        left_out: rows that hold a benchmark's question, a line a kind: for a plan, as a run's stages say it themselves.
+        left_out: rows that hold a benchmark's question, a line a kind: for a plan, since a run's stages report them.
     """
 
     rows: Rows
@@ -63,20 +61,15 @@ class Checked:
 
     @property
     def num_read(self) -> int:
-        """Rows of the files of preferences, with those that are left out."""
+        """Rows of the preference files, with those that are left out."""
         rows = self.rows
         return len(rows.train) + len(rows.heldout) + len(rows.rejected) + len(rows.dropped)
 
 
 def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
-    """Look at everything a run of `recipe` will touch.
+    """Look at everything a run of `recipe` will touch; raises UserError with every problem found.
 
-    Args:
-        run_dir: rejected rows are written to its `rejected_rows.jsonl`, also where there are too many to go on; None
-            writes nothing.
-
-    Raises:
-        UserError: with every problem found.
+    Rejected rows go to `rejected_rows.jsonl` in `run_dir`, also where there are too many to go on; None writes nothing.
     """
     findings = Findings()
     recipe = with_files(recipe, findings=findings)
@@ -108,7 +101,6 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
 
 
 def sampled_prompts(recipe: Recipe, *, num_prompts: int) -> int:
-    """Prompts a round samples for."""
     wanted = recipe.sample.num_prompts
     return num_prompts if wanted < 0 else min(wanted, num_prompts)
 
@@ -158,11 +150,7 @@ def _write_rejected(rejected: list[RejectedRow], *, run_dir: Path, findings: Fin
 
 def run_bytes(recipe: Recipe, *, num_parameters: int, num_prompts: int, prompt_tokens: float) -> int:
     """Bytes of a whole run: checkpoints of three stages a round, of all their variants, resume points, rows.
-
-    Args:
-        num_prompts: sampled a round.
-        prompt_tokens: mean length; completions count with their longest.
-    """
+    `num_prompts` are sampled a round, of `prompt_tokens` on average; completions count with their longest."""
     checkpoint = num_parameters * PARAMETER_BYTES
     stages = (recipe.reward, recipe.sft, recipe.dpo)
     # `average` publishes one more of each stage; a resume point holds weights and two moments.
@@ -182,11 +170,7 @@ def used_bytes(folder: Path) -> int:
 
 
 def require_space(folder: Path, *, needed_bytes: int) -> None:
-    """Refuse to start where the disk cannot hold the run.
-
-    Raises:
-        DiskFullError: fewer than `needed_bytes` are free.
-    """
+    """Raises DiskFullError where fewer than `needed_bytes` are free."""
     free = shutil.disk_usage(existing_parent(folder)).free
     if free < needed_bytes:
         raise DiskFullError(folder, needed_bytes=needed_bytes, free_bytes=free)
@@ -194,11 +178,8 @@ def require_space(folder: Path, *, needed_bytes: int) -> None:
 
 @contextmanager
 def disk_needs_named(folder: Path, *, needed_bytes: int) -> Iterator[None]:
-    """A `DiskFullError` inside says, beside the path, what the whole run still needs and what is free.
-
-    Args:
-        needed_bytes: the run's need at entry.
-    """
+    """A `DiskFullError` inside also says what the whole run still needs, of `needed_bytes` at entry, and what is
+    free."""
     before = used_bytes(folder)
     try:
         yield

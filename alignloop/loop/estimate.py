@@ -17,12 +17,8 @@ from alignloop.training.variants import num_drawn, trainings
 
 @dataclass(frozen=True)
 class Expected:
-    """What goes into a stage; None where it cannot be told.
-
-    Attributes:
-        rows: rows in, or candidates made.
-        tokens: through the model, epochs and variants counted; completions are taken to be as long as the preferences'.
-    """
+    """Rows (or candidates) of a stage, and tokens through the model, epochs and variants counted; None where unknown.
+    Completions are taken to be as long as the preferences'."""
 
     rows: int | None = None
     tokens: int | None = None
@@ -72,7 +68,6 @@ class Estimator:
         return Expected(rows, int(length * sum(_rows_seen(rows, each, variant) for each, variant in trainings(config))))
 
     def _batch(self, number: int) -> int:
-        """Rows of a round's batch."""
         data, train = self._recipe.data, self._checked.rows.train
         return (
             len(round_batch(train, round=number, batches=data.batches, split_rounds=data.split_rounds)) if number else 0
@@ -123,7 +118,6 @@ class Estimator:
 
 
 def _rows_seen(rows: int, config: OptimizerConfig, variant: Variant) -> int:
-    """Rows through one training, epochs counted."""
     drawn = num_drawn(rows, fraction=variant.data_fraction)
     return sum(step_sizes(drawn, batch_groups=config.batch_groups, epochs=config.epochs, max_steps=config.max_steps))
 

@@ -1,4 +1,4 @@
-"""The run's result where a person looks for it: `<run>/final`, a complete Hugging Face directory."""
+"""The run's result, `<run>/final`: a complete Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ from alignloop.run_dir.verification import Verified
 
 FINAL = "final"
 LINKED = (".safetensors",)
-"""Files taken over as hard links where the disk allows: large, and edited by nobody."""
+"""Hard links where the disk allows: large files that nobody edits."""
 OWN = ("README.md", "generation_config.json")
-"""Files that need not be the policy's."""
+"""Files that may differ from the policy's."""
 
 
 def publish_final(
     run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe, verified: Verified | None = None
 ) -> Path:
-    """Put the best round's policy and its model card in `<run_dir>/final`, replacing what lay there.
+    """Put the best round's policy and its model card in `<run_dir>/final`, replacing its content.
 
     Args:
         rows: one a round, the base's first.
-        best: the row whose policy is taken.
         verified: what is known to be whole; None: as the run directory remembers it.
 
-    Raises:
-        RunDirError: the policy does not hold the bytes that were published; what lay there stays.
-        DiskFullError: no space left; what lay there stays.
+    Raises (the earlier content stays):
+        RunDirError: the policy does not hold the bytes that were published.
+        DiskFullError: no space left.
     """
     verified = verified or Verified(run_dir)
     policy = published(run_dir / best.policy)
@@ -60,11 +59,8 @@ def publish_final(
 
 
 def final_damage(run_dir: Path) -> str | None:
-    """What is wrong with `final`: its files are those of no round's policy; None where they are, or it is not there.
-
-    Raises:
-        RunDirError: `rounds.jsonl` cannot be read.
-    """
+    """What is wrong with `final`: its files are no round's policy; None where they are one's, or it does not exist.
+    Raises RunDirError where `rounds.jsonl` cannot be read."""
     final = run_dir / FINAL
     if not os.path.lexists(final):
         return None
@@ -75,7 +71,7 @@ def final_damage(run_dir: Path) -> str | None:
 
 
 def _holds(final: Path, policy: Path) -> bool:
-    """Whether `final` has all files of a policy with the same bytes, but those that are its own."""
+    """Whether `final` has all files of a policy with the same bytes, apart from OWN."""
     names = [file.relative_to(policy) for file in files_of(policy)]
     pairs = [(final / name, policy / name) for name in names if name.as_posix() not in OWN]
     return all(ours.is_file() and (ours.samefile(its) or digest_of(ours) == digest_of(its)) for ours, its in pairs)

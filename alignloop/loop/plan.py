@@ -1,4 +1,4 @@
-"""What a run would do: its rounds in a dry pass, with every stage looked at as the run looks at it."""
+"""What a run would do: a dry pass over its rounds, which looks at every stage as the run does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from alignloop.stages.runner import StageRunner
 
 State = Literal["published", "to do", "begun", "drift", "waits"]
 NOT_MADE = "not made yet"
-"""Digest of what a stage has still to make."""
+"""Digest of a stage's missing output."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class PlannedStage:
         name: its folder's name.
         state: `published`: taken over; `begun`: goes on where it stopped; `drift`: published from something else;
             `waits`: for people, see `changes`.
-        changes: what differs, where the state is `drift`; empty where only an earlier stage's result will. What is
-            asked and where, where it is `waits`.
+        changes: under `drift`, what differs: empty where only an earlier stage's result will; under `waits`, what is
+            asked and where.
         seconds: what it took, where it is published.
-        reference: digest of DPO's reference model, where that is made already.
+        reference: digest of DPO's reference model, where that exists.
     """
 
     round: int
@@ -68,16 +68,11 @@ class Plan:
 
     @property
     def drifted(self) -> bool:
-        """Whether `run` would refuse without `--rebuild`."""
         return any(stage.state == "drift" for stage in self.stages)
 
 
 def recipe_or_problems(source: str, *, overrides: Sequence[str], rounds: int | None) -> Recipe:
-    """The recipe; where it is wrong, what else is wrong with its files is said too.
-
-    Raises:
-        UserError: with all problems of the recipe, its files and its base.
-    """
+    """The recipe; where it is wrong, raises UserError with all problems of the recipe, its files and its base."""
     more = [*overrides] if rounds is None else [*overrides, f"rounds={rounds}"]
     try:
         return load_recipe(source, overrides=more)
@@ -94,14 +89,8 @@ def recipe_or_problems(source: str, *, overrides: Sequence[str], rounds: int | N
 
 
 def make_plan(recipe: Recipe, *, run_dir: Path, rebuild: bool = False) -> Plan:
-    """What `run` would do now. Loads no model and writes nothing.
-
-    Args:
-        rebuild: stages that no longer match are planned to be done again.
-
-    Raises:
-        UserError: with everything that is wrong in recipe, files, base and run directory.
-    """
+    """What `run` would do now; loads no model and writes nothing. With `rebuild`, stages that no longer match are
+    planned anew. Raises UserError with everything that is wrong in recipe, files, base and run directory."""
     findings = Findings()
     with findings.collecting():
         require_same(run_dir, recipe, rebuild=rebuild)
@@ -127,7 +116,7 @@ def planned_stages(recipe: Recipe, run_dir: Path, checked: Checked, *, rebuild: 
     )
 
     def ended(number: int, policy: Artifact, evaluation: evaluate.Outputs, earlier: list[RoundRow]) -> RoundRow:
-        """As the run has it, as far as its benchmarks are published."""
+        """As in the run, as far as its benchmarks are published."""
         row = round_row(run_dir, number, policy=policy, stderr={})
         measured = all(each.metrics for each in (row, *earlier))
         return gated(row, earlier, recipe) if earlier and measured else row
@@ -152,7 +141,7 @@ def _policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[int, Art
 
 @dataclass
 class DryRunner(StageRunner):
-    """Looks at every stage instead of running it; what is not published yet is stood in for."""
+    """Looks at every stage instead of running it; unpublished outputs are stood in for."""
 
     had_template: bool = False
     estimator: Estimator | None = None
@@ -187,7 +176,6 @@ class DryRunner(StageRunner):
         return () if wait is None else (wait.line, f"read   {wait.files.questions}", f"write  {wait.files.answers}")
 
     def _stand_in(self, found: Standing[Any, Any, OutputsT]) -> OutputsT:
-        """Outputs whose artifacts are not made yet."""
         values: dict[str, Any] = {}
         for name, kind in typing.get_type_hints(found.stage.outputs).items():
             if name not in NO_ARTIFACTS:

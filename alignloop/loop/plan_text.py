@@ -26,11 +26,10 @@ DIGEST_LENGTH = 19
 TOKENS_OF = {"sample": "sample", "score": "sample"} | dict.fromkeys(
     ("train_reward", "train_sft", "train_dpo", "bootstrap"), "train"
 )
-"""What a stage's tokens are expected as, where rounds have a line each."""
+"""The activity that a stage's tokens are added to, where rounds have a line each."""
 
 
 def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[str]:
-    """Recipe, base, rows, run directory, and what is worth knowing."""
     size = "" if checked.base.num_parameters is None else f", {in_words(checked.base.num_parameters)} parameters"
     rows = checked.rows
     rejected = f", {len(rows.rejected):,} unreadable" if rows.rejected else ""
@@ -52,7 +51,6 @@ def _note_lines(notes: Sequence[str]) -> list[str]:
 
 
 def plan_text(plan: Plan) -> str:
-    """Recipe, stages with rows and tokens, where each model starts, disk."""
     lines = opening_lines(plan.checked, recipe=plan.recipe, run_dir=plan.run_dir)
     lines += [*_note_lines(plan.checked.left_out), "", *_rounds(plan), "", *_setting_lines(plan), ""]
     needed, free = (in_words(number, units=_BYTES) for number in (plan.checked.disk_bytes, plan.free_bytes))
@@ -96,8 +94,7 @@ def _stage_lines(stage: PlannedStage) -> list[str]:
 
 
 def _setting_lines(plan: Plan) -> list[str]:
-    """Policy, starts, reference and data window; then averaging, variants, adapters and processes where they are
-    other than one plain training."""
+    """Averaging, variants, adapters and processes only where they are other than one plain training."""
     recipe = plan.recipe
     references = [stage for stage in plan.stages if stage.reference is not None]
     trained: dict[ObjectiveName, OptimizerConfig] = {name: getattr(recipe, name) for name in average.STAGES}
@@ -138,7 +135,6 @@ def _line(name: str, text: str, *, indent: int = NAME_WIDTH) -> str:
 
 
 def _template(plan: Plan) -> Iterator[tuple[str, str]]:
-    """What the chat template is rendered with, where anything was chosen or found."""
     chat = plan.checked.base.chat
     if chat is not None and chat.template_kwargs:
         whose = "" if plan.recipe.chat_template_kwargs else ", as answers without reasoning need it"

@@ -36,8 +36,6 @@ class RoundStart:
 
     Attributes:
         policy: checkpoint that samples.
-        sft_start: checkpoint SFT starts from.
-        reward_start: checkpoint the reward model starts from.
         preferences, heldout, prompts: the run's data, as ingested.
         batches: the preference batches of the rounds before, oldest first.
         scored: the last round's scored candidates; None in the first round.
@@ -59,8 +57,6 @@ class RoundStart:
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """What a round leaves to the next."""
-
     policy: Artifact
     reward_model: Artifact
     batch: Artifact

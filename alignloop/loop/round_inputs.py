@@ -31,19 +31,13 @@ ANNOTATIONS = "annotations"
 
 @dataclass(frozen=True)
 class PeopleFiles:
-    """Where a round's questions to people lie, and where their answers are looked for."""
-
     questions: Path
     answers: Path
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A round that waits for people.
-
-    Attributes:
-        num_needed: answers without which it does not go on.
-    """
+    """A round that waits for people, and does not go on without `num_needed` answers."""
 
     round: int
     files: PeopleFiles
@@ -53,7 +47,6 @@ class Waiting:
 
     @property
     def line(self) -> str:
-        """In one line: what is asked, what is there."""
         pairs = "1 pair" if self.num_asked == 1 else f"{self.num_asked:,} pairs"
         needed = "" if self.num_needed == self.num_asked else f", {self.num_needed:,} needed"
         return f"waits for people: {self.num_answered:,} of {pairs} answered{needed}"
@@ -71,11 +64,7 @@ def answers_of(recipe: Recipe, run_dir: Path, number: int) -> Artifact | None:
 
 
 def waiting(recipe: Mapping[str, Any], run_dir: Path, number: int) -> Waiting | None:
-    """Whether a round waits for people, as far as its files say; None where it does not.
-
-    Args:
-        recipe: as plain values.
-    """
+    """Whether a round waits for people, by its files; None where it does not. The recipe is in plain values."""
     files = people_files(run_dir, number)
     collect = recipe.get("collect") or {}
     is_collected = all_published(run_dir, [number], stage="collect")
@@ -89,10 +78,8 @@ def waiting(recipe: Mapping[str, Any], run_dir: Path, number: int) -> Waiting | 
 
 
 def ask_people(wait: PeopleNeeded, *, run_dir: Path, number: int) -> PeopleNeeded:
-    """Put a round's questions where people look for them, and say what to do.
-
-    A file of questions that people have changed is left as it is; one of other questions is moved aside.
-    """
+    """Put a round's questions where people look for them, and say what to do. A file of questions that people have
+    changed stays as it is; one of other questions is moved aside."""
     files = people_files(run_dir, number)
     files.questions.parent.mkdir(parents=True, exist_ok=True)
     notes = _write_questions(wait.questions, files)
@@ -118,7 +105,7 @@ def ask_people(wait: PeopleNeeded, *, run_dir: Path, number: int) -> PeopleNeede
 
 
 def _write_questions(new: Path, files: PeopleFiles) -> list[str]:
-    """What is worth saying of what lay there before."""
+    """Returns what is worth saying about the files that were there before."""
     text = new.read_text(encoding="utf-8")
     there = files.questions.read_bytes() if files.questions.is_file() else None
     notes = []
@@ -136,7 +123,7 @@ def _write_questions(new: Path, files: PeopleFiles) -> list[str]:
 
 
 def _ids(questions: Path) -> list[str]:
-    """Ids of a file of questions, without those of lines that a person has broken."""
+    """Without those of lines that a person has broken."""
     ids = []
     for _, offset, line in numbered_lines(questions):
         with suppress(BadRow):
@@ -159,11 +146,9 @@ def round_file(recipe: Recipe, run_dir: Path, number: int) -> Artifact | None:
 def files_of_rounds(recipe: Recipe, run_dir: Path | None, *, number: int) -> list[Path]:
     """The files that rounds 1 to `number` take their preferences from, where each file is one round's.
 
-    A round takes the first file, in order, that no round before it took; where all are taken, the last once more. A
-    round that has begun its work keeps its file, whatever comes later.
-
-    Raises:
-        DataError: a pattern matches nothing, or the file a finished round was made from is gone.
+    A round takes the first file, in order, that no earlier round took; where all are taken, the last once more. A round
+    that has begun its work keeps its file, whatever comes later. Raises DataError where a pattern matches nothing, or
+    the file of a finished round is gone.
     """
     files = [file.resolve() for file in data_files(recipe.preferences, kind="preferences")]
     chosen: list[Path] = []
@@ -190,7 +175,7 @@ def _recorded(run_dir: Path, number: int) -> Mapping[str, str] | None:
 
 
 def _again(known: Mapping[str, str], files: Sequence[Path], run_dir: Path, number: int) -> Path:
-    """The same file now: at the same place, or moved elsewhere with the same bytes."""
+    """The same file now, at the same path or moved, with the same bytes."""
     path = (run_dir.resolve() / known["path"]).resolve()
     if path in files:
         return path

@@ -35,14 +35,8 @@ def run_rounds(
     ended: Ended,
     choose: Callable[[Recipe, Sequence[RoundRow], Mapping[int, Artifact]], Artifact] | None = None,
 ) -> list[RoundRow]:
-    """All rounds of the runner's recipe.
-
-    Args:
-        choose: the policy that samples from round 2 on; None: `sampling_policy`.
-
-    Raises:
-        PeopleNeeded: a round waits for people's answers; its questions lie where people look for them.
-    """
+    """All rounds of the runner's recipe; `choose` picks the policy that samples from round 2 on, by default
+    `sampling_policy`. Raises PeopleNeeded where a round waits for answers; its questions are then in `annotations/`."""
     recipe, run_dir, say = stages.recipe, stages.run_dir, stages.progress.say
     say("round 0: the base")
     prepared = prepare(stages.round(0), base_inputs=base_inputs)
@@ -68,8 +62,6 @@ def run_rounds(
 
 @dataclass(frozen=True)
 class Prepared:
-    """What round 0 leaves: the first round's start, the base made ready, and its benchmarks."""
-
     start: RoundStart
     base: Artifact
     evaluation: evaluate.Outputs
@@ -105,11 +97,8 @@ def prepare(stages: StageRunner, *, base_inputs: base.Inputs) -> Prepared:
 
 
 def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool = True) -> RoundStart:
-    """`start_from: previous` goes on from this round's checkpoint, `base` from the base, where the first round began.
-
-    Args:
-        passed: whether the round's policy passed the gate; one that did not leaves its data and its reward model.
-    """
+    """`start_from: previous` goes on from this round's checkpoint, `base` from the base, where the first round began. A
+    policy that has not `passed` the gate leaves its data and its reward model."""
     return replace(
         start,
         sft_start=end.policy if passed and recipe.sft.start_from == "previous" else start.sft_start,
@@ -133,21 +122,15 @@ def sampling_policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[
 
 
 def best_round(rows: Sequence[RoundRow], metric: str) -> RoundRow:
-    """The round with the highest `metric` among those that passed the gate; the later one of equals.
-
-    Raises:
-        UserError: the benchmarks report no such metric.
-    """
+    """The round with the highest `metric` of those that passed the gate, the later of equals; raises UserError if it is
+    not reported."""
     require_metric(metric, rows, field="best_metric")
     return max((row for row in rows if row.gated is None), key=lambda row: (row.metrics[metric], row.round))
 
 
 def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inputs:
-    """The user's files with their digests; where each is a round's own, the first round's alone.
-
-    Args:
-        run_dir: knows which file the first round took, where it has begun.
-    """
+    """The user's files with their digests; where each is a round's own, only the first round's, which `run_dir` knows
+    if it began."""
     if recipe.data.batches == "files":
         preferences = files_of_rounds(recipe, run_dir, number=1)
     else:
@@ -160,15 +143,9 @@ def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inpu
 
 
 def gated(row: RoundRow, earlier: Sequence[RoundRow], recipe: Recipe) -> RoundRow:
-    """`row` with the reason why it does not pass, if it does not: each metric that fell below the best of those that
-    passed, with its value, the best and the limit.
-
-    Args:
-        earlier: the rounds before it, the base first, as this function gave them back.
-
-    Raises:
-        UserError: a named metric is not reported.
-    """
+    """`row`, with the reason if it does not pass: each metric that fell too far below the best of the rounds that
+    passed, with its value, the best and the limit. `earlier` are the rounds before it, the base first, as this function
+    returned them. Raises UserError where a named metric is not reported."""
     limit = recipe.gate.max_regression
     if limit is None:
         return row.model_copy(update={"gated": None})
@@ -188,7 +165,7 @@ def gated(row: RoundRow, earlier: Sequence[RoundRow], recipe: Recipe) -> RoundRo
 
 
 def require_metric(metric: str, rows: Sequence[RoundRow], *, field: str = "gate.metrics") -> None:
-    """Raise a UserError with what is reported where one of `rows` lacks `metric`."""
+    """Raises UserError, with what is reported, where one of `rows` lacks `metric`."""
     for row in rows:
         if metric not in row.metrics:
             known = ", ".join(sorted(row.metrics))

@@ -1,4 +1,4 @@
-"""A run: what it is made of looked at, its rounds one after another, and the best policy published."""
+"""A run: checks, rounds in order, and the best policy published."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunResult:
     Attributes:
         rounds: one row a round; the first is the base.
         final_model: complete Hugging Face directory of the best policy.
-        final_round: the round it comes from, the best by `best_metric` among those that passed the gate.
+        final_round: the best by `best_metric` among those that passed the gate.
         num_engine_starts: 1 unless an engine died; 0 where everything was cached.
         seconds: wall time of this call.
     """
@@ -56,7 +56,7 @@ class RunResult:
 
     @property
     def report(self) -> Path:
-        """The run's report, one HTML file; not there where it could not be made, which the run says."""
+        """The run's report, one HTML file; missing where it could not be made, which the run reports."""
         from alignloop.report.pages import REPORT
 
         return self.run_dir / REPORT
@@ -115,8 +115,6 @@ def run(
 
 @dataclass
 class _Ending:
-    """What is made of a round's end: its row, the comparison with the rounds before, the report."""
-
     stages: StageRunner
     measured: list[Measured] = field(default_factory=list)
 
@@ -143,7 +141,6 @@ class _Ending:
         return row
 
     def _publish(self, rows: Sequence[RoundRow]) -> None:
-        """What a person looks at while the run goes on."""
         from alignloop.report.pages import write_report_or_say
         from alignloop.training.run_trackers import track_round
 
@@ -154,7 +151,7 @@ class _Ending:
 
 
 def _require_one_protocol(measured: Sequence[Measured], run_dir: Path) -> None:
-    """The best round, and the gate, compare all rounds: the last one must have been measured as the first was."""
+    """Gate and best round compare all rounds: the last must have been measured as the first was."""
     try:
         require_same_protocol(measured[0], measured[-1])
     except ProtocolMismatch as error:

@@ -39,7 +39,7 @@ _FLOCK = "hhqqi4x"
 _ROUND = re.compile(r"round-([0-9]{2,6})")
 STAGE_FOLDER = re.compile(rf"[0-9]{{2}}_[a-z_]+({re.escape(PARTIAL)})?")
 BEFORE_A_RUN = {LOCK, "rejected_rows.jsonl"}
-"""What a directory may hold before its first run begins: the checks have said what is wrong with the data."""
+"""What a directory may hold before its first run begins: the checks write rejected rows there."""
 ANY_VALUE = {
     "rounds",
     "name",
@@ -59,27 +59,26 @@ ANY_VALUE = {
     "judge.concurrency",
 }
 """Fields that may change between two calls on one run directory: no result depends on them. (Whether a judge is behind
-an endpoint or on the engine does count, and its stage's fingerprint knows.)"""
+an endpoint or on the engine does count, through its stage's fingerprint.)"""
 
 
 def round_dir(run_dir: Path, number: int) -> Path:
-    """`<run>/round-NN`."""
     return run_dir / round_name(number)
 
 
 def stage_folder(position: int, name: str) -> str:
-    """`NN_<name>`: the folder's name of a round's stage, the first at position 1."""
+    """`NN_<name>`: the folder of a round's stage, the first at position 1."""
     return f"{position:02d}_{name}"
 
 
 def round_numbers(run_dir: Path) -> list[int]:
-    """Rounds that have begun, in order; 0 holds what comes before the first. Other names are nobody's round."""
+    """Rounds that have begun, in order; 0 holds what comes before the first."""
     found = (_ROUND.fullmatch(folder.name) for folder in run_dir.glob("round-*"))
     return sorted({int(match[1]) for match in found if match})
 
 
 def unpublished(folder: Path) -> str | None:
-    """What is wrong where a stage would be published: something lies there that never was; None where nothing does."""
+    """What is wrong where a stage would be published: something that never was lies there; None where nothing does."""
     if folder.is_dir() and (not any(folder.iterdir()) or read_manifest(folder) is not None):
         return None
     return f"{folder}: lies there without a {MANIFEST}" if os.path.lexists(folder) else None
@@ -87,13 +86,8 @@ def unpublished(folder: Path) -> str | None:
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory; the lock goes with the process, whatever way it ends.
-
-    A directory that was made for this, and in which nothing was made, goes again.
-
-    Raises:
-        RunDirError: another process holds it, or it cannot be held.
-    """
+    """Hold the run directory; the lock ends with the process, however that ends. A directory that was made for this and
+    stayed empty is removed. Raises RunDirError where another process holds it, or it cannot be held."""
     is_new = not run_dir.exists()
     with disk_errors_named(run_dir), _lock(run_dir) as file:
         name = f"{os.getpid()}\n".encode()
@@ -109,7 +103,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def holder(run_dir: Path) -> str | None:
-    """The process that holds a run directory; None where none does. Only looks: nothing is locked or written."""
+    """The process that holds a run directory; None where none does. Locks and writes nothing."""
     try:
         file = _open_lock(run_dir / LOCK, os.O_RDONLY)
     except OSError:
@@ -153,7 +147,7 @@ def _lock(run_dir: Path) -> IO[bytes]:
 
 
 def remove_locked(folder: Path) -> None:
-    """Remove a folder that this process holds, at once: who comes next finds all of it or nothing."""
+    """Remove a folder that this process holds in one step: another process finds all of it or nothing."""
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.removed-", dir=folder.parent))
     folder.rename(aside / folder.name)
     shutil.rmtree(aside)
@@ -190,12 +184,9 @@ def _entries(folder: Path) -> list[str]:
 
 
 def require_same(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
-    """Check that a run of this recipe may begin or go on here. Writes nothing.
-
-    Raises:
-        RunDirError: the directory holds something else, or a run of another recipe or of a newer version; or what
-            should be a round's folder is none.
-    """
+    """Check that a run of this recipe may begin or go on here; writes nothing. Raises RunDirError where the directory
+    holds something else, a run of another recipe or of a newer version, or where what should be a round's folder is
+    none."""
     if run_dir.exists() and not run_dir.is_dir():
         raise RunDirError(f"{run_dir}: cannot be used as a run directory (not a folder); choose another")
     known = read_resolved(run_dir)
@@ -218,11 +209,7 @@ def require_same(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
 
 
 def enter(run_dir: Path, recipe: Recipe, *, rebuild: bool) -> None:
-    """Write what the run is made from, or check that it is still the same.
-
-    Raises:
-        RunDirError: as `require_same`.
-    """
+    """Write what the run is made from, or check that it is still the same; raises as `require_same`."""
     require_same(run_dir, recipe, rebuild=rebuild)
     wanted = {"run_version": MANIFEST_VERSION, "recipe": recipe.model_dump(mode="json")}
     write_text(run_dir / RESOLVED, json.dumps(wanted, indent=1) + "\n")
@@ -236,12 +223,12 @@ def is_run(folder: Path) -> bool:
 
 
 def run_around(path: Path) -> Path | None:
-    """The run directory that a path is, or lies in; None where it lies in none."""
+    """The run directory that contains a path, or is it; None where there is none."""
     return next((folder for folder in (path.resolve(), *path.resolve().parents) if is_run(folder)), None)
 
 
 def read_resolved(run_dir: Path) -> dict[str, Any] | None:
-    """The recipe a run directory was made from, as plain values; None where it is none yet."""
+    """The recipe a run directory was made from, as plain values; None where it is no run directory yet."""
     path = run_dir / RESOLVED
     if not is_run(run_dir):
         return None
@@ -261,7 +248,7 @@ def read_resolved(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _wrong_kinds(recipe: dict[str, Any]) -> str | None:
-    """The field that is not what a recipe of any version has there; None where all are."""
+    """The first field whose value is of a kind that no version of the recipe has there; None where all are right."""
     for name, field in Recipe.model_fields.items():
         default = field.get_default(call_default_factory=True)
         kinds: tuple[type, ...] = (dict,) if isinstance(default, BaseModel) else _KINDS.get(name, ())

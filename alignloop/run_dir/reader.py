@@ -1,8 +1,7 @@
-"""The reader of a run directory: which stages its rounds have published, where their outputs lie, and the rows in them.
+"""The reader of a run directory: stages by round, name and occurrence, outputs by the name they are published under.
 
-A stage is asked for by round, name and occurrence, an output by the name its stage publishes it under: folders' numbers
-and files' names stand in the manifests. Nothing is written but `rounds.jsonl`, a line a round, the base's first: it
-follows from the published stages, and the run can write it anew.
+Numbers of folders and names of files stand in the manifests. Nothing is written but `rounds.jsonl`, a line a round, the
+base's first: it follows from the published stages, and the run can write it anew.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from alignloop.run_dir.manifest import MANIFEST, PARTIAL, Manifest, read_manifes
 R = TypeVar("R", bound=Row)
 ROUNDS = "rounds.jsonl"
 _ID = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*")')
-"""Rows of our own begin with their id: it is read without reading the row."""
+"""Our own rows begin with their id, which is read without the rest of the row."""
 _CHANGED = "The run was written by another alignloop, or changed since"
 _MOST_NEAR = 5
 HOW_TO_BEGIN = "`alignloop run` starts one"
@@ -37,11 +36,7 @@ HOW_TO_BEGIN = "`alignloop run` starts one"
 
 @dataclass(frozen=True)
 class PublishedStage:
-    """A stage that a round has published.
-
-    Attributes:
-        dir: its folder, `<run>/round-NN/NN_<name>`.
-    """
+    """A published stage of a round, in the folder `<run>/round-NN/NN_<name>`."""
 
     round: int
     dir: Path
@@ -52,36 +47,32 @@ class PublishedStage:
         return self.manifest.stage
 
     def files(self, output: str) -> list[Path]:
-        """What it published under this name; none where it has no such output."""
+        """The files published under this name; none where it has no such output."""
         found = self.manifest.outputs.get(output, [])
         return [self.dir / record.path for record in (found if isinstance(found, list) else [found])]
 
 
 def published_stages(run_dir: Path, number: int) -> list[PublishedStage]:
-    """All stages that a round has published, in order.
-
-    Raises:
-        RunDirError: a manifest cannot be read.
-    """
+    """All published stages of a round, in order; raises RunDirError where a manifest cannot be read."""
     folder = round_dir(run_dir, number)
     folders = sorted(folder.iterdir()) if folder.is_dir() else []
     return _published(number, (inner for inner in folders if inner.is_dir() and not inner.name.endswith(PARTIAL)))
 
 
 def published_stage(run_dir: Path, number: int, name: str) -> PublishedStage | None:
-    """A round's first stage of this name; None where it is not published. No other stage's manifest is read."""
+    """A round's first stage of this name; None where it is not published. Reads no other stage's manifest."""
     found = _published(number, (manifest.parent for manifest in _manifests(run_dir, number, name)[:1]))
     return found[0] if found else None
 
 
 def all_published(run_dir: Path | None, numbers: Iterable[int], *, stage: str) -> bool:
-    """Whether there are such rounds and each has published the stage. No manifest is read."""
+    """Whether there are such rounds and each has published the stage. Reads no manifest."""
     found = [run_dir is not None and bool(_manifests(run_dir, number, stage)) for number in numbers]
     return bool(found) and all(found)
 
 
 def begun_stage(run_dir: Path, number: int) -> str | None:
-    """Folder's name of the stage that a round has begun and not published."""
+    """The folder's name of the stage that a round has begun and not published."""
     begun = sorted(path.name for path in round_dir(run_dir, number).glob(f"*{PARTIAL}"))
     return begun[-1].removesuffix(PARTIAL) if begun else None
 
@@ -96,13 +87,10 @@ def _published(number: int, folders: Iterable[Path]) -> list[PublishedStage]:
 
 
 class RunReader:
-    """A run and the rows of its stages.
+    """A run and the rows of its stages; raises RunDirError where there is no run.
 
     Attributes:
         recipe: as resolved, plain values.
-
-    Raises:
-        RunDirError: there is no run there.
     """
 
     def __init__(self, run_dir: Path, *, hint: str = "name the directory of a run, as runs/NAME") -> None:
@@ -115,7 +103,6 @@ class RunReader:
 
     @cached_property
     def rounds(self) -> list[int]:
-        """Numbers of the rounds that have begun; 0 holds what comes before the first."""
         return round_numbers(self.run_dir)
 
     @cached_property
@@ -123,7 +110,7 @@ class RunReader:
         return {number: published_stages(self.run_dir, number) for number in self.rounds}
 
     def stage(self, number: int, name: str, *, occurrence: int = 1) -> PublishedStage | None:
-        """A round's stage of this name, the first or a later one; None where it is not published."""
+        """A round's stage of this name; None where it is not published."""
         found = [stage for stage in self.stages.get(number, []) if stage.name == name]
         return found[occurrence - 1] if len(found) >= occurrence else None
 
@@ -133,21 +120,17 @@ class RunReader:
         return [] if found is None else [file for file in found.files(output) if file.is_file()]
 
     def rows(self, number: int, stage: str, output: str, model: type[R], *, mark: str = "") -> Iterator[R]:
-        """Rows of an output; with a mark only those in whose text it stands.
-
-        Raises:
-            DataError: a line that is not a row of `model`.
-        """
+        """Rows of an output, with a mark only those that contain it; raises DataError for a line that is not a row of
+        `model`."""
         for file in self.files(number, stage, output):
             yield from load_jsonl(file, model) if not mark else marked_rows(file, model, as_json(mark))
 
     def row(self, number: int, stage: str, output: str, model: type[R], row_id: str) -> R | None:
-        """The row of an output that has this id; None where none has."""
         rows = self.rows(number, stage, output, model, mark=row_id)
         return next((row for row in rows if getattr(row, "id", None) == row_id), None)
 
     def where(self, stage: str, output: str, model: type[R], row_id: str) -> tuple[int, R]:
-        """The first round in whose output a row is, and the row; it is known to be in one."""
+        """The first round whose output holds a row, and the row, which must be in one."""
         found = ((number, self.row(number, stage, output, model, row_id)) for number in self.rounds)
         return next((number, row) for number, row in found if row is not None)
 
@@ -158,16 +141,12 @@ def _runs_near(run_dir: Path) -> list[str]:
 
 
 def as_json(text: str) -> bytes:
-    """A text as it stands in a line of JSON, without its quotes."""
+    """A text as in a line of JSON, without its quotes."""
     return json.dumps(text, ensure_ascii=False)[1:-1].encode()
 
 
 def marked_rows(file: Path, model: type[R], mark: bytes) -> Iterator[R]:
-    """Rows of the lines that hold a mark.
-
-    Raises:
-        DataError: one of them is no row of `model`.
-    """
+    """Rows of the lines that contain a mark; raises DataError where one is no row of `model`."""
     with file.open("rb") as lines:
         for number, text in enumerate(lines, start=1):
             if mark not in text:
@@ -181,11 +160,7 @@ def marked_rows(file: Path, model: type[R], mark: bytes) -> Iterator[R]:
 
 
 def ids_of(file: Path) -> Iterator[str]:
-    """Ids of a file's rows, in order, without reading more of them than that.
-
-    Raises:
-        DataError: a line is not JSON.
-    """
+    """Ids of a file's rows, in order, read without the rest of the rows; raises DataError where a line is not JSON."""
     with file.open("rb") as lines:
         for line, text in enumerate(lines, start=1):
             found = _ID.match(text)
@@ -202,11 +177,8 @@ def ids_of(file: Path) -> Iterator[str]:
 
 
 def read_rounds(run_dir: Path) -> list[RoundRow]:
-    """The lines of `rounds.jsonl`; none where the run has not come that far.
-
-    Raises:
-        RunDirError: a line is not one (with its number).
-    """
+    """The lines of `rounds.jsonl`, none where the run has not come that far; raises RunDirError with the number of a
+    wrong one."""
     path = run_dir / ROUNDS
     if not path.is_file():
         return []
@@ -219,7 +191,7 @@ def read_rounds(run_dir: Path) -> list[RoundRow]:
 
 
 def write_rounds(run_dir: Path, rows: Sequence[RoundRow]) -> None:
-    """Write the rounds so far; what a longer run has written goes on standing where it still begins the same."""
+    """Write the rounds so far; later lines of a longer run stay where it still begins the same."""
     path = run_dir / ROUNDS
     lines = [row.model_dump_json().encode() + b"\n" for row in rows]
     there = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
@@ -228,7 +200,7 @@ def write_rounds(run_dir: Path, rows: Sequence[RoundRow]) -> None:
 
 
 def forget_rounds(run_dir: Path, number: int) -> None:
-    """Take out the lines of a round and of all later ones, and whatever is no line of a round."""
+    """Remove the lines of a round and of all later ones, and whatever is no line of a round."""
     path = run_dir / ROUNDS
     if not path.is_file():
         return
@@ -239,7 +211,6 @@ def forget_rounds(run_dir: Path, number: int) -> None:
 
 
 def _round_of(line: bytes) -> int | None:
-    """The number of the round whose line it is; None where it is no round's."""
     try:
         return RoundRow.model_validate_json(line).round
     except ValidationError:

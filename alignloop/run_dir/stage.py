@@ -1,9 +1,9 @@
-"""The door of every stage: fingerprint inputs and config, skip if published, run, publish.
+"""The interface of every stage: fingerprint inputs and config, skip if published, run, publish.
 
     run(config, inputs, ctx) -> Outputs
 
-`Inputs` and `Outputs` are frozen dataclasses. Their fields are artifacts, tuples of artifacts, None or plain
-values; a stage writes only under `ctx.dir` and never looks up another stage's path.
+`Inputs` and `Outputs` are frozen dataclasses. Their fields are artifacts, tuples of artifacts, None or plain values; a
+stage writes only under `ctx.dir` and never looks up another stage's path.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ class Outputs:
 
     Attributes:
         counts: rows `in`, `kept`, `dropped` and drops by rule; `in == kept + dropped` where all three stand.
-        metrics: numbers for the report.
         facts: what a reader of the manifest must know of how the result came about, JSON-able.
     """
 
@@ -73,12 +72,12 @@ class StageContext:
     """What a stage gets besides its config and inputs.
 
     Attributes:
-        dir: the only folder it writes in; what it left there before a crash is still there.
+        dir: the only folder it writes in; its content survives a crash.
         seed: from (run seed, round, stage name, occurrence).
         round: 0 for what comes before the first round.
         engine: starts when first used.
         training: how the training stages use the machine; results do not depend on it.
-        name: the stage's: dropped rows tell it.
+        name: the stage's, for dropped rows.
     """
 
     dir: Path
@@ -98,7 +97,7 @@ class StageContext:
         return self.artifact(name)
 
     def write_any_rows(self, name: str, rows: Sequence[BaseModel]) -> tuple[Artifact, ...]:
-        """The same where there are rows; where there are none, no file."""
+        """As `write_rows`, but no file where there are no rows."""
         return (self.write_rows(name, rows),) if rows else ()
 
     @contextmanager
@@ -118,7 +117,7 @@ OutputsT = TypeVar("OutputsT", bound=Outputs)
 
 @dataclass(frozen=True)
 class Stage(Generic[ConfigT, InputsT, OutputsT]):
-    """A step of a round: what goes in, what comes out, its settings (it is fingerprinted by them), its function."""
+    """A step of a round; its settings are what it is fingerprinted by."""
 
     name: str
     inputs: type[InputsT]
@@ -129,12 +128,8 @@ class Stage(Generic[ConfigT, InputsT, OutputsT]):
 
 @dataclass(frozen=True)
 class Location:
-    """Where a stage is published, and what its seed is derived from beside its name.
-
-    Attributes:
-        occurrence: 1 for the first stage of its name in the round.
-        run_dir: the run it belongs to; None where it stands alone.
-    """
+    """Where a stage is published, and what its seed is derived from beside its name. `occurrence` is 1 for the first
+    stage of its name in the round; `run_dir` is None where the stage stands alone."""
 
     dir: Path
     round: int
@@ -147,17 +142,16 @@ class Location:
         return self.dir.with_name(self.dir.name + PARTIAL)
 
     def seed(self, stage: str) -> int:
-        """The seed of a stage of this name here."""
         return stage_seed(self.run_seed, round=self.round, stage=stage, occurrence=self.occurrence)
 
 
 @dataclass(frozen=True)
 class Standing(Generic[ConfigT, InputsT, OutputsT]):
-    """A stage that is wanted somewhere, and what is published there.
+    """A wanted stage, and what is published at its location.
 
     Attributes:
         described: what its result depends on.
-        known: the manifest of what is published; None where nothing is.
+        known: the published manifest; None where there is none.
         changes: the fields in which that was made from something else; empty where it can be taken over.
     """
 
@@ -175,7 +169,6 @@ class Standing(Generic[ConfigT, InputsT, OutputsT]):
         return None if self.changes else self.known
 
     def outputs(self, manifest: Manifest) -> OutputsT:
-        """The stage's outputs, from the manifest that it was published with."""
         folder = self.location.dir
 
         def artifact(record: ArtifactRecord) -> Artifact:
@@ -196,11 +189,8 @@ class Standing(Generic[ConfigT, InputsT, OutputsT]):
 def standing(
     stage: Stage[ConfigT, InputsT, OutputsT], config: ConfigT, inputs: InputsT, *, location: Location
 ) -> Standing[ConfigT, InputsT, OutputsT]:
-    """Whether a stage is published there, and made from these things.
-
-    Raises:
-        RunDirError: what lies there is not what was published, or was never published.
-    """
+    """Whether a stage is published there, made from these things; raises RunDirError where its files were changed or
+    never published."""
     folder = location.dir
     described = describe(config, inputs, seed=location.seed(stage.name))
     known = read_manifest(folder)
@@ -244,14 +234,8 @@ def make_stage(
     rebuild: bool = False,
     before_run: Callable[[Sequence[Artifact]], None] | None = None,
 ) -> Manifest:
-    """Run a stage of which nothing that can be taken over is published, and publish it.
-
-    Args:
-        before_run: called with what the stage takes, before anything is changed.
-
-    Raises:
-        DriftError: it is published, but from other config or inputs, and `rebuild` is false.
-    """
+    """Run a stage that cannot be taken over, and publish it; `before_run` is called with its input artifacts, before
+    anything is changed. Raises DriftError where it is published from other config or inputs, and `rebuild` is false."""
     stage, location = found.stage, found.location
     if found.changes and not rebuild:
         raise DriftError(
@@ -310,10 +294,7 @@ def _now() -> str:
 
 
 def _remove_from(location: Location) -> None:
-    """Remove a stage and, in a run, what was built on it: later stages of its round and all later rounds.
-
-    Whatever else lies in the run directory stays.
-    """
+    """Remove a stage and, in a run, later stages of its round and all later rounds; other files stay."""
     if location.run_dir is None:
         remove_path(location.dir)
         return
@@ -326,7 +307,7 @@ def _remove_from(location: Location) -> None:
 
 
 def _open_partial(location: Location, described: dict[str, Any]) -> None:
-    """The stage's working folder; what a crash left is kept only where it was made from the same things."""
+    """Make the stage's working folder; a crash's leavings stay only where they were made from the same things."""
     partial = location.partial
     mark = partial / ".fingerprint"
     wanted = json.dumps({"fingerprint": fingerprint(described)})

@@ -33,11 +33,7 @@ class _KnownArtifact(BaseModel):
 
 
 class Verified:
-    """The artifacts of a run directory that are known to be whole.
-
-    Args:
-        say: told where much has to be read.
-    """
+    """The artifacts of a run directory that are known to be whole; `say` is called where much has to be read."""
 
     def __init__(self, run_dir: Path, *, say: Callable[[str], None] = lambda line: None) -> None:
         self._run_dir = run_dir.resolve()
@@ -45,11 +41,8 @@ class Verified:
         self._known = _read(self._run_dir / VERIFIED)
 
     def require(self, artifacts: Iterable[Artifact]) -> None:
-        """Read those of this run that look otherwise than when they were last found whole.
-
-        Raises:
-            RunDirError: one of them does not hold the bytes that were published.
-        """
+        """Read those of this run whose inode, size or times changed since they were last found whole; raises
+        RunDirError where one does not hold the published bytes."""
         named = {name: artifact for artifact in artifacts if (name := self._name(artifact)) is not None}
         unknown = {name: artifact for name, artifact in named.items() if not self._is_known(name, artifact)}
         size = sum(size_of(artifact.path) for artifact in unknown.values() if artifact.path.exists())
@@ -65,7 +58,7 @@ class Verified:
             self._save()
 
     def note(self, artifacts: Sequence[Artifact]) -> None:
-        """Take these for whole: they have just been written and read."""
+        """Take these as whole: they have just been written and read."""
         for artifact in artifacts:
             if name := self._name(artifact):
                 self._known[name] = _KnownArtifact(digest=artifact.digest, looks=_looks(artifact.path))
@@ -73,7 +66,7 @@ class Verified:
 
     @contextmanager
     def linking(self, artifact: Artifact) -> Iterator[None]:
-        """Links to its files are made inside: that changes one of their times, and nothing else."""
+        """Allow links to its files inside: they change one of the files' times, and nothing else."""
         before = _looks(artifact.path, changed=False)
         yield
         if _looks(artifact.path, changed=False) == before and self._name(artifact) in self._known:
@@ -84,8 +77,8 @@ class Verified:
         return known is not None and known.digest == artifact.digest and known.looks == _looks(artifact.path)
 
     def _name(self, artifact: Artifact) -> str | None:
-        """Its path in the run directory, rounds and stages that are links to another disk among it; None where it lies
-        elsewhere: it is the user's, whose digest is taken anew in every call."""
+        """Its path in the run directory, also through rounds and stages that are links to another disk; None elsewhere:
+        a user's file, whose digest is taken anew in every call."""
         folders = [*self._run_dir.glob("round-*"), *self._run_dir.glob("round-*/*")]
         for folder in (self._run_dir, *(folder for folder in folders if folder.is_symlink())):
             with suppress(OSError, RuntimeError, ValueError):  # a link to itself; it lies elsewhere
@@ -99,7 +92,7 @@ class Verified:
 
 
 def damage(path: Path, digest: str) -> str | None:
-    """What is wrong with an artifact, in words; None where it holds the bytes of its digest."""
+    """What is wrong with an artifact, in words; None where it has the bytes of its digest."""
     try:
         found = digest_of(path)
     except DataError as error:
@@ -110,11 +103,9 @@ def damage(path: Path, digest: str) -> str | None:
 
 
 def verify_run(run_dir: Path, *, progress: Progress) -> tuple[int, list[str]]:
-    """Read every output of every published stage; how many there are, and a line for each that is damaged, and for each
-    folder of a stage that was never published.
+    """Read every output of every published stage; their number, and a line for each damaged one or unpublished folder.
 
-    Raises:
-        RunDirError: a manifest cannot be read.
+    Raises RunDirError where a manifest cannot be read.
     """
     outputs = [
         (stage.dir / record.path, record)
@@ -142,11 +133,8 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _looks(path: Path, *, changed: bool = True) -> str:
-    """What a file, or all of a folder's, look like from outside; no two contents look the same by accident.
-
-    Args:
-        changed: with the time of the last change of any kind, which nothing but time itself sets.
-    """
+    """Inode, size and times of a file or of a folder's files: no two contents look the same by accident. `changed`
+    includes ctime, the time of the last change of any kind, which no program can set."""
     found: list[Any] = []
     for file in files_of(path) if path.is_dir() else [path]:
         try:
@@ -159,7 +147,7 @@ def _looks(path: Path, *, changed: bool = True) -> str:
 
 
 def _read(path: Path) -> dict[str, _KnownArtifact]:
-    """What an earlier call remembered; nothing where it cannot be read: then all is read again."""
+    """What an earlier call remembered; empty where it cannot be read: then all files are read again."""
     try:
         values = load_json(path)
         return {str(name): _KnownArtifact.model_validate(value) for name, value in values.items()}

@@ -1,7 +1,5 @@
-"""What the stages that ask a judge share: how it is opened, what marks it in their inputs, and whether it can be asked.
-
-Before anything is trained its model's folder is looked at, or its endpoint called once.
-"""
+"""What the stages that ask a judge share; its model's folder is looked at, or its endpoint called once, before anything
+is trained."""
 
 from __future__ import annotations
 
@@ -79,7 +77,7 @@ def _check_model(facts: Facts, config: JudgeConfig) -> None:
 
 
 def _check_template(config: JudgeConfig, folder: Path) -> None:
-    """The folder holds weights, and a tokenizer with a chat template that can be used."""
+    """The folder holds weights, and a tokenizer with a usable chat template."""
     from alignloop.chat.load import format_of
 
     try:

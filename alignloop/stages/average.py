@@ -23,8 +23,7 @@ from alignloop.training.variants import num_trainings, trainings
 class Inputs:
     checkpoints: tuple[Artifact, ...]
     summary: Artifact | None = None
-    """`train_summary.json` of the stage that trained them: what `choose` goes by. None: they are put together by
-    hand."""
+    """`train_summary.json`, which `choose` goes by. None: the checkpoints are put together by hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +80,13 @@ def _after(objective: ObjectiveName) -> Stage[AverageConfig, Inputs, Outputs]:
 
 REWARD, SFT, DPO = _after("reward"), _after("sft"), _after("dpo")
 STAGES: Mapping[ObjectiveName, Stage[AverageConfig, Inputs, Outputs]] = {"reward": REWARD, "sft": SFT, "dpo": DPO}
-"""The stage after each that trains, by its section of `averaging`."""
+"""The averaging stage by its section of `averaging`."""
 
 
 def stage_for(recipe: Recipe, inputs: Inputs) -> Stage[AverageConfig, Inputs, Outputs]:
-    """The one after the stage that the summary is of; without a summary, the one that the recipe says anything about.
+    """The one after the stage of the summary; without a summary, the one that the recipe configures.
 
-    Raises:
-        UserError: no summary, and the recipe says something about several.
+    Raises UserError where there is no summary, and the recipe configures several.
     """
     if inputs.summary is not None:
         from alignloop.training.average import read_summary

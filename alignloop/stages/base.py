@@ -1,7 +1,4 @@
-"""The base model, made ready: chat template with the recipe's kwargs, special tokens, an eos that stops.
-
-`look_at_base` looks at it before the run begins, without loading it: its config, its weights' headers, its tokenizer.
-"""
+"""The base model, made ready: chat template with the recipe's kwargs, special tokens, an eos that stops."""
 
 from __future__ import annotations
 
@@ -47,13 +44,13 @@ class Inputs:
     base: str | Artifact
     """A Hugging Face directory, or a hub id."""
     chat_template: str | Artifact | None
-    """A shipped template's name or a Jinja file, in place of the base's own; None: the base's own."""
+    """A shipped template's name or a Jinja file; None: the base's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs(StageOutputs):
     checkpoint: Artifact
-    """`metrics["had_template"]` is 1 where the base brought its own chat template, or the tokens of the given one;
+    """`metrics["had_template"]` is 1 where the base brought its own chat template, or the tokens of the recipe's;
     `facts["chat_template_kwargs"]` is what the template is rendered with, chosen or found."""
 
 
@@ -74,7 +71,6 @@ def inputs(recipe: Recipe) -> Inputs:
 
 
 def template_input(recipe: Recipe) -> str | Artifact | None:
-    """The recipe's chat template: its file with a digest, or the name of one that we ship."""
     file = None if recipe.chat_template is None else template_file(recipe.chat_template)
     return recipe.chat_template if file is None else Artifact.of(file)
 
@@ -101,7 +97,7 @@ STAGE = Stage("base", Inputs, Outputs, settings, run)
 
 
 def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
-    """Everything that config.json, the weights' headers and the tokenizer tell."""
+    """What config.json, the weights' headers and the tokenizer say; nothing is loaded."""
     template: Template | None = None
     if recipe.chat_template is not None:
         with findings.collecting():
@@ -130,11 +126,8 @@ def look_at_base(recipe: Recipe, *, findings: Findings) -> BaseFacts:
 
 
 def find_base(base: str) -> Path | None:
-    """The base's folder; None for a hub id that is not on this machine.
-
-    Raises:
-        ModelError: a path where nothing, or no folder, lies.
-    """
+    """The base's folder; None for a hub id that is not on this machine; raises ModelError for a path that is no
+    folder."""
     path = Path(resolve_base(base)).expanduser()
     if path.is_dir():
         return path
@@ -152,11 +145,7 @@ def find_base(base: str) -> Path | None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder.
-
-    Raises:
-        ModelError: there is none, or it cannot be read.
-    """
+    """The tokenizer of a model folder; raises ModelError where there is none, or it cannot be read."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"{folder}: holds no tokenizer file ({', '.join(TOKENIZER_FILES)}); save it there")
     import transformers
@@ -187,7 +176,7 @@ def _folders(base: str, *, findings: Findings) -> tuple[Path | None, Path | None
 
 
 def _cached_snapshot(hub_id: str) -> Path | None:
-    """Where the hub's local cache holds it; never asks the network."""
+    """The folder in the hub's local cache; never asks the network."""
     from transformers.utils import cached_file
 
     try:

@@ -1,5 +1,4 @@
-"""The base's config.json and its weights' headers: of a model that writes text, of one model, and of layers that the
-recipe's adapters find there."""
+"""Checks of the base's config.json and its weights' headers."""
 
 from __future__ import annotations
 
@@ -32,19 +31,15 @@ from alignloop.training.base_weights import (
 Shapes = Mapping[str, tuple[int, ...]]
 NO_TEXT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
 READ_AT_ONCE = 2**28
-"""Bytes of weights that are read before the plan is printed: a blink of them. What is in a larger model's numbers the
-stage `base` finds, before anything is trained."""
+"""Bytes of weights that are read before the plan is printed, in a blink; the stage `base` checks a larger model's
+numbers before anything is trained."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = ("lm_head", "embed_out")
 
 
 def check_causal(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse what is no causal language model that transformers knows.
-
-    Raises:
-        ModelError: another kind of model, or a `model_type` without a causal language model.
-    """
+    """Raises ModelError where this is no causal language model that transformers knows."""
     names = [str(name) for name in config.get("architectures") or []]
     if any(name.endswith(NO_TEXT) for name in names):
         raise ModelError(
@@ -85,9 +80,8 @@ def look_at_weights(
 ) -> tuple[int, int | None]:
     """Numbers in the weights and rows of the embedding, read from the headers; a small model's numbers are read, too.
 
-    Raises:
-        ModelError: there are no weights, or none that can train; a file is broken, they are not those of config.json,
-            or an adapter or the recipe's own names do not fit them.
+    Raises ModelError where weights are missing, broken, not trainable or not those of config.json, or an adapter or the
+    recipe's own names do not fit them.
     """
     check_is_safetensors(folder)
     tensors = stored_tensors(folder)
@@ -104,10 +98,9 @@ def look_at_weights(
 
 
 def _check_shapes(folder: Path, shapes: Shapes, *, config: Mapping[str, Any]) -> None:
-    """Compare what the weights' headers tell with config.json: embedding, width, number of layers.
+    """Compare the headers with config.json: embedding, width, number of layers.
 
-    Raises:
-        ModelError: they are of two different models; loading would fail, or draw what is missing at random.
+    Raises ModelError where they are of two models: loading would fail, or draw what is missing at random.
     """
     where = f"{folder}: config.json and the weights are of different models:"
     remedy = "copy both from one place"
@@ -148,11 +141,8 @@ def check_machine(recipe: Recipe, *, findings: Findings) -> None:
 
 
 def _check_adapters(recipe: Recipe, shapes: Shapes, *, findings: Findings) -> None:
-    """Every name in `target_modules` is that of a matrix in the weights; a rank that a layer cannot have is a note.
-
-    Raises:
-        ModelError: one is not; it names those there are.
-    """
+    """A rank that a layer cannot have is a note; a name in `target_modules` that is no matrix in the weights is a
+    ModelError."""
     layers = {
         name.removesuffix(".weight"): shape
         for name, shape in shapes.items()

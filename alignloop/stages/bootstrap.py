@@ -27,7 +27,7 @@ class Inputs:
     preferences: Artifact
     """As ingested: all batches."""
     heldout: Artifact | None = None
-    """Preferences never trained on, as for `train_sft`."""
+    """As for `train_sft`."""
 
 
 class Settings(SftConfig):
@@ -45,7 +45,7 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 
 def first_batch(rows: Sequence[PreferenceRow], config: Settings) -> tuple[list[PreferenceRow], list[DroppedRow]]:
-    """The rows that `collect` gives the first round, and those of later rounds, which nobody has seen by then."""
+    """The rows that `collect` takes for the first round, and those of later rounds, which nobody has seen by then."""
     batch = round_batch(rows, round=1, batches=config.batches, split_rounds=config.split_rounds)
     taken = {row.id for row in batch}
     reason = "it is of a later round's batch; the first policy learns from the first alone"

@@ -47,8 +47,7 @@ class Inputs:
     scored: Artifact | None
     """The last round's scored candidates; None in the first round."""
     judge_prompt: str | None = None
-    """Hash of the judging prompt, and of the judge's model: the recipe names both, and either may change under its
-    name."""
+    """Hashes: the recipe names prompt and model, and either may change under its name."""
     judge_model: str | None = None
     file: Artifact | None = None
     """The round's own file of preferences, with `batches: files`; None: its share of `preferences`."""
@@ -68,13 +67,11 @@ class Inputs:
 class Outputs(StageOutputs):
     preferences: Artifact
     verdicts: tuple[Artifact, ...] = ()
-    """Every verdict of a judge or a person, ties and unreadable ones included; empty where none was asked."""
+    """Every verdict of a judge or a person, also ties and unreadable ones; empty where none was asked."""
     prompts: tuple[Artifact, ...] = ()
     """What to sample for from now on, where the round's own file may bring prompts."""
     dropped: tuple[Artifact, ...] = ()
-    """Rows of the round's own file that are left out, with reasons."""
     rejected_rows: tuple[Artifact, ...] = ()
-    """Rows of the round's own file that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +122,7 @@ def inputs(
     heldout: Artifact | None = None,
     prompts: Artifact | None = None,
 ) -> Inputs:
-    """The stage's inputs: of what is there, that which the round's preferences come to depend on."""
+    """The stage's inputs: only those that the round's preferences depend on."""
     config, marks = settings(recipe), dict[str, Any]()
     if config.annotator == "judge" and config.judge is not None and scored is not None:
         marks |= judge_marks(config.judge)
@@ -140,7 +137,7 @@ def inputs(
 
 
 def check(facts: Facts) -> None:
-    """The judge compares, and can be asked, where this run will ask it."""
+    """The judge compares, and can be reached, where this run will ask it."""
     recipe, findings, judge = facts.recipe, facts.findings, facts.recipe.judge
     if judge is None or recipe.collect.annotator != "judge":
         return
@@ -159,7 +156,7 @@ def check(facts: Facts) -> None:
 
 
 def prompts_to_sample(collected: Outputs, known: Artifact) -> Artifact:
-    """What the round samples for: what was known before, or that with what its own file brought."""
+    """What the round samples for: the known prompts, or those and its own file's."""
     return collected.prompts[0] if collected.prompts else known
 
 
@@ -235,12 +232,8 @@ def _simulated(pairs: list[Pair], num: int, *, seed: int) -> Annotations:
 
 
 def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
-    """What people said of these pairs.
-
-    Raises:
-        PeopleNeeded: too few of them are answered; the questions lie in the stage's folder.
-        DataError: the answers' file has lines that are no answers.
-    """
+    """What people answered for these pairs. Raises PeopleNeeded where too few are answered, with the questions in the
+    stage's folder, and DataError where the answers' file has lines that are no answers."""
     from alignloop.judging.people import annotations_of, questions, read_answers
 
     if not pairs:
@@ -263,10 +256,8 @@ def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ct
 
 
 def pairs_to_annotate(candidates: list[CandidateRow], *, seed: int) -> list[Pair]:
-    """Two candidates a prompt, finished and with text: the reward model's best and a random other, in random order.
-
-    An annotator who judges the reward model's own pick against another candidate corrects it where it errs.
-    """
+    """Two finished candidates with text a prompt, in random order: the reward model's best and a random other. An
+    annotator who judges the reward model's own pick against another candidate corrects it where it errs."""
     draw = random.Random(seed)
     pairs = []
     for prompt_id, rows in by_prompt(candidates).items():

@@ -1,8 +1,5 @@
-"""Benchmarks of a checkpoint on the warm engine.
-
-Before the run begins they are looked at without lm-eval, whose import takes seconds: local data and the bundled ones
-are read, and their questions measured in tokens, shots included.
-"""
+"""Benchmarks of a checkpoint on the warm engine; the checks read local data without lm-eval, whose import takes
+seconds."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ _METRICS = {
     "mmlu": ("acc", "acc_macro"),
     "mmlu_generative": ("exact_match,get_response", "exact_match_macro,get_response"),
 }
-"""What each local benchmark reports, but for IFEval's `type/...`; a task of another name has lm-eval's metrics."""
+"""Of each local benchmark, but for IFEval's `type/...`; other tasks have lm-eval's metrics."""
 _TASK_NAME = re.compile(r"^(?:task|group|tag): *[\"']?([\w.-]+)", re.MULTILINE)
 
 
@@ -154,7 +151,7 @@ def _check_task(name: str, known: tuple[str, ...], findings: Findings) -> None:
 
 
 def _check_metric(field: str, metric: str, recipe: Recipe, findings: Findings) -> None:
-    """It is of a task that runs, and one that the task reports, as far as its metrics are known."""
+    """A metric is of a task that runs, and one that the task reports, as far as its metrics are known."""
     task, _, measure = metric.partition("/")
     kinds = [name.partition("=")[0] for name in recipe.evaluate.tasks]
     if not any(task == kind or task.startswith(f"{kind.removesuffix('_generative')}_") for kind in kinds):
@@ -180,7 +177,7 @@ class TaskPrompts:
         shots: the messages before every question.
         questions: the last user message of each prompt.
         num_shots: examples among `shots`.
-        answer_tokens: that the shortest answer needs: the first that is sampled, and before it what is scored.
+        answer_tokens: of the shortest answer: the first that is sampled, and before it what is scored.
     """
 
     name: str
@@ -191,15 +188,8 @@ class TaskPrompts:
 
 
 def local_prompts(name: str, *, bundled: bool) -> list[TaskPrompts]:
-    """The prompts of `kind=PATH`, or of a bundled task; none for others, which lm-eval alone can build.
-
-    Args:
-        name: as in the recipe.
-        bundled: whether `ifeval` and `mmlu` are the bundled ones.
-
-    Raises:
-        DataError: wrong data: file, line and field.
-    """
+    """The prompts of `kind=PATH` or of a bundled task (`bundled`: `ifeval` and `mmlu` are the bundled ones); none for
+    others, which lm-eval alone can build. Raises DataError with file, line and field of wrong data."""
     local = benchmark_data(name, bundled=bundled)
     if local is None:
         return []
@@ -229,11 +219,9 @@ def _mmlu(folder: Path, *, form: AnswerForm, num_shots: int) -> list[TaskPrompts
 
 
 def too_long(tasks: Sequence[TaskPrompts], *, chat: ChatFormat, limit: int | None, max_model_len: int) -> list[TooLong]:
-    """The tasks with questions that leave no room for an answer, and how many.
-
-    A message's tokens do not depend on its neighbours, so the shots are tokenised once; and a text has hardly more
-    tokens than bytes, so most questions need not be.
-    """
+    """The tasks with questions that leave no room for an answer, and how many. A message's tokens do not depend on its
+    neighbours, so the shots are tokenised once; and a text has hardly more tokens than bytes, so most questions need
+    not be."""
     in_turn = tuple if takes_system_turn(chat) else in_first_user_turn
 
     def num_tokens(*messages: Message) -> int:

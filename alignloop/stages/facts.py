@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 class ProblemsError(UserError):
-    """Everything that the checks found wrong, in one message.
-
-    Args:
-        problems: one text each, with what to do.
-    """
+    """All that the checks found wrong, in one message: `problems` has a text each, with what to do."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -38,7 +34,7 @@ class Findings:
     Attributes:
         problems: each stops the run; a sentence with what to do.
         notes: worth knowing, stop nothing.
-        left_out: the same of rows that hold a benchmark's question, which the stage that leaves them out says too.
+        left_out: notes on rows that hold a benchmark's question, which the stage that leaves them out prints too.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -103,12 +99,8 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a stage's check looks at, and where it puts what it finds.
-
-    Attributes:
-        recipe: with files in the place of patterns.
-        run_dir: None: of no run yet.
-    """
+    """What a stage's check looks at, and where it puts what it finds. `recipe` has files instead of patterns; `run_dir`
+    is None where there is no run yet."""
 
     recipe: Recipe
     findings: Findings

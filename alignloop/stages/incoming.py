@@ -1,4 +1,4 @@
-"""Rows of preferences that come in, with the run's own files or with a round's: what is kept out, and what is left."""
+"""Incoming preference rows, from the run's own files or a round's: what is kept out, and what is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
 
 
 def keep_out_of(recipe: Recipe) -> KeepOutConfig | None:
-    """What no row that comes in may hold; None: `prune.decontaminate` is off."""
+    """What no incoming row may hold; None: `prune.decontaminate` is off."""
     config = recipe.prune.decontaminate
     if not config.enabled:
         return None
@@ -30,7 +30,6 @@ def keep_out_of(recipe: Recipe) -> KeepOutConfig | None:
 
 
 def prompts_of(rows: Sequence[PreferenceRow]) -> list[PromptRow]:
-    """Each distinct prompt of the preferences, once."""
     prompts: dict[int, PromptRow] = {}
     for row in rows:
         key = prompt_key(row.messages, seed=0)
@@ -46,13 +45,9 @@ def held_out(row: PreferenceRow | PromptRow, *, stage: str) -> DroppedRow:
 
 @dataclass(frozen=True)
 class Batch:
-    """A round's rows.
-
-    Attributes:
-        prompts: to sample for from now on; empty where the batch adds none.
-        dropped, rejected: rows of the file that are left out, or cannot be read.
-        counts: `in` == `kept` + `dropped`, of the file; empty where the batch is a share of what was ingested.
-    """
+    """A round's rows: `prompts` to sample for from now on, none where the batch adds none; `dropped` and `rejected` of
+    the file; `counts` of the file (`in` == `kept` + `dropped`), empty where the batch is a share of the ingested
+    rows."""
 
     rows: list[PreferenceRow]
     prompts: list[PromptRow] = field(default_factory=list)
@@ -70,17 +65,14 @@ def read_batch(
     prompts: Sequence[PromptRow] | None,
     keep_out: KeepOutConfig | None = None,
 ) -> Batch:
-    """Read a round's own file, every row accounted for.
+    """Read a round's own file, every row accounted for; raises as `read_preferences` and `without_benchmarks`.
 
     Args:
-        earlier: rows of the rounds before: another row's id is not used again, the same row keeps its own and so
+        earlier: rows of the rounds before: a new row gets another id than theirs; the same row keeps its own and so
             trains once.
         heldout: rows of these prompts are dropped.
         prompts: those to sample for so far; None: the file's prompts are not sampled for.
         keep_out: rows that hold a question of these benchmarks are dropped.
-
-    Raises:
-        DataError: as `read_preferences`, and as `without_benchmarks`.
     """
     read = read_preferences([file], **config.reading)
     clean, dropped = without_benchmarks(_with_own_ids(read.rows, earlier), keep_out, stage="collect")
@@ -96,12 +88,8 @@ def read_batch(
 
 
 def none_left(file: str | Path, *, round: int, num_held: int, num_heldout: int) -> str:
-    """Why a round cannot begin on its file, and what to do.
-
-    Args:
-        num_held: rows that hold a benchmark's question.
-        num_heldout: rows of held-out prompts.
-    """
+    """Why a round cannot begin on its file, and what to do; `num_held` rows hold a benchmark's question, `num_heldout`
+    are of held-out prompts."""
     return (
         f"{file}: is the file of round {round}, and none of its rows is left to train on: {num_held:,} hold a question "
         f"of the run's benchmarks, {num_heldout:,} have the prompt of a held-out preference: "
@@ -110,7 +98,7 @@ def none_left(file: str | Path, *, round: int, num_held: int, num_heldout: int) 
 
 
 def _with_own_ids(rows: Sequence[PreferenceRow], earlier: Sequence[PreferenceRow]) -> list[PreferenceRow]:
-    """Files numbered from 0, one by one: an id that stands for another row already gets `~2`, `~3`, ..."""
+    """Files are often numbered from 0 each: an id that stands for another row already gets `~2`, `~3`, ..."""
     known = {row.id: row for row in earlier}
     taken = known.keys() | {row.id for row in rows}
     unique = []
@@ -129,6 +117,6 @@ def _own_id(row: PreferenceRow, known: Mapping[str, PreferenceRow], taken: Conta
 
 
 def _is_same(one: PreferenceRow, other: PreferenceRow) -> bool:
-    """Whether two rows say the same, wherever they stand."""
+    """Whether two rows have the same content, under any id."""
     columns = {"messages", "chosen", "rejected", "edited", "strength"}
     return one.model_dump(include=columns) == other.model_dump(include=columns)

@@ -3,7 +3,7 @@
 preferences --read--> --without benchmarks--> train | held out
 prompts     --read--> --without benchmarks--> --without held-out prompts--> to sample for
 
-`read_rows` reads them the same way before the run begins, and says all that is wrong with them.
+`read_rows` reads them in the same way before the run begins, and reports all that is wrong with them.
 """
 
 from __future__ import annotations
@@ -50,11 +50,10 @@ NO_PROMPT_LEFT = (
 @dataclass(frozen=True)
 class Inputs:
     preferences: tuple[Artifact, ...]
-    """With `batches: files` the first round's file alone: the others are read by their rounds."""
+    """With `batches: files` only the first round's: the others are read by their rounds."""
     prompts: tuple[Artifact, ...]
     """Empty: the prompts of the preferences."""
     benchmarks: tuple[Artifact, ...] = ()
-    """Local data of the benchmarks that are kept out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +63,7 @@ class Outputs(StageOutputs):
     prompts: Artifact
     rejected_rows: Artifact
     dropped: tuple[Artifact, ...] = ()
-    """Preferences that are left out, with reasons; empty where all that can be read are taken."""
     dropped_prompts: tuple[Artifact, ...] = ()
-    """Likewise."""
 
 
 class Settings(DataConfig):
@@ -87,9 +84,8 @@ def inputs(recipe: Recipe, *, preferences: tuple[Artifact, ...], prompts: tuple[
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     """Read everything; the same prompt never lies on both sides of the held-out split.
 
-    Raises:
-        DataError: as the readers and the benchmarks; or every preference holds a benchmark's question, or no prompt of
-            the file of prompts is left.
+    Raises DataError as the readers and the benchmarks do, or where no preference or no prompt is left without a
+    benchmark's question.
     """
     with ctx.activity("reading"):
         read = read_preferences([a.path for a in inputs.preferences], **config.reading)
@@ -134,7 +130,7 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
 def _keep_out(
     rows: Sequence[RowT], config: Settings, ctx: StageContext, *, what: str, use: str
 ) -> tuple[list[RowT], list[DroppedRow]]:
-    """The rows that hold no benchmark's question, and the others, of which a line is printed."""
+    """Split off the rows that hold a benchmark's question, and print a line of them."""
     with ctx.activity("decontaminating"):
         kept, dropped = without_benchmarks(rows, config.keep_out, stage=STAGE.name)
     if dropped:
@@ -149,7 +145,7 @@ STAGE = Stage("ingest", Inputs, Outputs, settings, run)
 
 
 def with_files(recipe: Recipe, *, findings: Findings) -> Recipe:
-    """The recipe with the files in the place of its patterns; a pattern that matches none goes to `findings`."""
+    """The recipe with files instead of patterns; a pattern that matches none goes to `findings`."""
     named = {}
     for kind, names in (("preferences", recipe.preferences), ("prompts", recipe.prompts)):
         files: list[str] = []
@@ -226,10 +222,8 @@ def _read(
 def _without_local_benchmarks(
     rows: list[T], recipe: Recipe, *, what: str, findings: Findings
 ) -> tuple[list[T], list[DroppedRow]]:
-    """What `run` will take, and what it will leave out, as far as the benchmarks lie on this machine.
-
-    Questions that lm-eval fetches are compared when the run begins; that no row is left is a problem.
-    """
+    """What `run` will take, and what it will leave out, as far as the benchmarks lie on this machine. Questions that
+    lm-eval fetches are compared when the run begins; that no row is left is a problem."""
     keep_out = keep_out_of(recipe)
     if keep_out is None or not rows:
         return rows, []
@@ -266,7 +260,8 @@ def _split(
 
 
 def _by_file(rows: Rows, recipe: Recipe, findings: Findings) -> Rows:
-    """The rows where each file is one round's: the first file's alone are held out, and none may be left empty."""
+    """The rows where each file is one round's: rows of the first file alone are held out, and none may be left
+    empty."""
     order = {file: number for number, file in enumerate(rows.forms)}
     everyone = sorted(
         [*rows.train, *rows.heldout],

@@ -57,18 +57,15 @@ class Inputs:
     policy: Artifact
     heldout: Artifact
     base: Artifact | None = None
-    """What the policy is held against; None: the policy is the base."""
+    """None: the policy is the base."""
     reward_model: Artifact | None = None
     """The round's own; None: nothing is rewarded."""
     first_reward_model: Artifact | None = None
     """The first round's, by which rounds are comparable; None: the round's own is the first."""
     base_answers: Artifact | None = None
-    """What the base answered to the same prompts."""
     last_answers: Artifact | None = None
-    """What the last round's model answered."""
     judge_prompt: str | None = None
-    """Hash of the judging prompt, and of the judge's model: the recipe names both, and either may change under its
-    name."""
+    """Hashes: the recipe names prompt and model, and either may change under its name."""
     judge_model: str | None = None
 
 
@@ -114,12 +111,8 @@ def settings(recipe: Recipe) -> Settings:
 
 @dataclass(frozen=True)
 class Before:
-    """What a round's model is held against.
-
-    Attributes:
-        base_answers, last_answers: to the held-out prompts, by the base and by the last round's model.
-        first_reward_model: None before the first round has ended.
-    """
+    """What a round's model is compared with: the base's and the last model's answers to the held-out prompts, and the
+    first reward model (None before the first round has ended)."""
 
     base: Artifact
     base_answers: Artifact
@@ -142,12 +135,11 @@ def inputs(recipe: Recipe, before: Before, *, policy: Artifact, reward_model: Ar
 
 
 def of_base(base: Artifact, measured: Outputs) -> Before:
-    """What the first round's model is held against: the base is the last model, too."""
+    """For the first round's model: the base is the last model, too."""
     return Before(base=base, base_answers=measured.completions, last_answers=measured.completions)
 
 
 def after(before: Before, *, reward_model: Artifact, measured: Outputs) -> Before:
-    """What the next round's model is held against."""
     first = before.first_reward_model or reward_model
     return replace(before, last_answers=measured.completions, first_reward_model=first)
 
@@ -201,7 +193,6 @@ class _Measuring:
 
     @property
     def forward(self) -> dict[str, Any]:
-        """How models are read in plain forward passes."""
         config = self.config
         return {
             "rows_per_microbatch": config.rows_per_microbatch,
@@ -300,7 +291,6 @@ STAGE = Stage("measure", Inputs, Outputs, settings, run)
 
 
 def check(facts: Facts) -> None:
-    """Say what will not be measured, and why."""
     recipe, chat, findings = facts.recipe, facts.base.chat, facts.findings
     if not recipe.measure.enabled:
         return

@@ -1,8 +1,5 @@
-"""Held-out prompts as a model answers them: once greedily, and a few times drawn at temperature 1.
-
-What follows from the answers alone: how likely the chosen ones are, how far the model has moved from the base, and
-which of two models' a judge likes better.
-"""
+"""A model's answers to held-out prompts, and what follows from them alone: likelihood, drift from the base, a judge's
+preference."""
 
 from __future__ import annotations
 
@@ -34,13 +31,8 @@ _OUTCOME = {"first": WIN, "second": LOSS, "tie": TIE}
 
 @dataclass(frozen=True)
 class Heldout:
-    """The held-out preferences.
-
-    Attributes:
-        rows: those that fit the engine.
-        prompts: of these at most `num_prompts`, each with a prompt of its own: what is answered.
-        dropped: those that do not fit.
-    """
+    """The held-out preferences: `rows` fit the engine, `dropped` do not; `prompts`, which are answered, are at most
+    `num_prompts` of the rows, no two with the same prompt."""
 
     rows: list[PreferenceRow]
     prompts: list[PreferenceRow]
@@ -49,12 +41,8 @@ class Heldout:
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """A completion of the model.
-
-    Attributes:
-        ids: as generated.
-        read: as reward models read it: with the template's whole termination.
-    """
+    """A completion of the model: `ids` as generated, `read` for reward models, with the template's whole
+    termination."""
 
     ids: Ids
     read: Ids
@@ -70,12 +58,8 @@ class GeneratedText:
 
 @dataclass(frozen=True)
 class HeldoutAnswers:
-    """What a model answers to a held-out prompt.
-
-    Attributes:
-        greedy: the most likely answer, token by token.
-        sampled: drawn at temperature 1; empty for the base.
-    """
+    """A model's answers to a held-out prompt: `greedy` is the most likely, token by token; `sampled` are drawn at
+    temperature 1, none for the base."""
 
     row: PreferenceRow
     prompt_ids: Ids
@@ -89,7 +73,7 @@ class HeldoutAnswers:
 
     @property
     def endings(self) -> dict[str, list[bool]]:
-        """Of the sampled ones which are truncated and which have no text, as picking the best of them goes by."""
+        """Which of the sampled are truncated and which have no text: picking the best of them goes by it."""
         return {
             "truncated": [not one.finished for one in self.sampled],
             "empty": [not has_answer(one.text) for one in self.sampled],
@@ -97,7 +81,6 @@ class HeldoutAnswers:
 
 
 def key_of(row: PreferenceRow | MeasuredRow) -> int:
-    """What a held-out prompt is known by."""
     return prompt_key(row.messages, seed=0)
 
 
@@ -122,11 +105,7 @@ def heldout_of(rows: Sequence[PreferenceRow], *, chat: ChatFormat, config: Setti
 def answers_to(
     rows: Sequence[PreferenceRow], *, chat: ChatFormat, engine: Engine, config: Settings, sampled: bool
 ) -> list[HeldoutAnswers]:
-    """What the served model says, in one call of the engine.
-
-    Args:
-        sampled: whether `num_candidates` completions are drawn beside the greedy one.
-    """
+    """The served model's answers, in one call of the engine; `sampled` adds `num_candidates` to the greedy one."""
     prompts = [chat.prompt_ids(row.messages) for row in rows]
     stop: dict[str, Any] = {"max_tokens": config.max_tokens, "stop_token_ids": chat.stop_token_ids}
     greedy = [GenerateRequest(prompt_ids=ids, num_candidates=1, temperature=0.0, seed=0, **stop) for ids in prompts]
@@ -166,11 +145,8 @@ Logprobs = Sequence[Sequence[Sequence[float]]]
 
 
 def add_logprobs(figures: Figures, groups: Sequence[PromptGroup], *, policy: Logprobs, base: Logprobs | None) -> None:
-    """How likely the chosen completions are, and how far what the policy says is from what the base would say.
-
-    Args:
-        base: None where the policy is the base.
-    """
+    """How likely the chosen completions are, and how far the policy's answers are from the base's; no `base` where it
+    is the policy."""
     masks = [group.completions[0].formatting_mask for group in groups]
     counts = [float(mask.count(False)) for mask in masks]
     counted = [index for index, count in enumerate(counts) if count]
@@ -206,15 +182,8 @@ def add_judged(
     judge: Judge,
     progress: Progress,
 ) -> list[VerdictRow]:
-    """`judge_win_rate/<name>`: this model's answers against another's; what cannot be read is left out, its share told.
-
-    Args:
-        theirs: by the prompt's key.
-        names: what the other model is called in the figures.
-
-    Returns:
-        Every verdict asked for.
-    """
+    """Adds `judge_win_rate/<name>` for each of `names`: this model's answers against another's (`theirs`, by the
+    prompt's key). Unreadable verdicts are left out, their share reported. Returns every verdict asked for."""
     pairs = [(row, theirs[key_of(row)]) for row in ours if key_of(row) in theirs]
     if not pairs:
         return []

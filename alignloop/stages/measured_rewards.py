@@ -1,4 +1,4 @@
-"""What a reward model makes of held-out preferences, and of what several models answer to held-out prompts."""
+"""Rewards of held-out preferences, and of several models' answers to held-out prompts."""
 
 from __future__ import annotations
 
@@ -36,12 +36,8 @@ Rivals = Mapping[str, Mapping[int, Ids]]
 
 @dataclass(frozen=True)
 class HeldoutRewards:
-    """By one reward model, raw.
-
-    Attributes:
-        margins: r_chosen - r_rejected of each held-out preference.
-        of: of each prompt's completions, by their ids: what several models say word for word has one reward.
-    """
+    """Raw rewards by one reward model: `margins` are r_chosen - r_rejected of each held-out preference; `of` has those
+    of each prompt's completions by their ids, so that equal answers of several models have one."""
 
     margins: list[float]
     of: list[dict[Ids, float]]
@@ -66,14 +62,8 @@ def rewards_by(
     chat: ChatFormat,
     **forward: Any,
 ) -> HeldoutRewards:
-    """The rewards of the preferences' two completions each, and of each prompt's different answers.
-
-    Args:
-        forward: as `score_groups` takes it.
-
-    Raises:
-        ModelError: the reward model gives something else than finite numbers.
-    """
+    """The rewards of the preferences' two completions each, and of each prompt's different answers; `forward` as for
+    `score_groups`. Raises ModelError where the reward model returns anything but finite numbers."""
     from alignloop.training.scoring import score_groups
 
     different = [_different(answer, rivals) for answer in answers]
@@ -152,11 +142,8 @@ def add_answers(
     prefix: str,
 ) -> None:
     """Rewards of this model's greedy answers, of the best and of a random one of the sampled, and of the rivals'.
-
-    Args:
-        picks: of each prompt which of the sampled is the best, by the round's own reward model.
-        prefix: `` for the round's reward model, `first_` for the first round's.
-    """
+    `picks` has the index of each prompt's best sampled one by the round's own reward model; `prefix` is empty for that
+    model, `first_` for the first round's."""
     ours = rewards.greedy(answers)
     for name, theirs in rivals.items():
         pairs = [

@@ -43,10 +43,9 @@ class Inputs:
     policy: Artifact
     """Embeds the dialogs."""
     benchmarks: tuple[Artifact, ...] = ()
-    """Local data of the benchmarks that rows are compared with; what the recipe names may change under its name, as
-    all that follows."""
+    """Local data that rows are compared with; like all fields below, it may change under the name the recipe has for
+    it."""
     labelled: Artifact | None = None
-    """Labelled rows of the topic classifier."""
     topic_model: str | None = None
     embedder: str | None = None
     judge_prompts: str | None = None
@@ -58,7 +57,6 @@ class Outputs(StageOutputs):
     rows: Artifact
     dropped: Artifact
     classifier: tuple[Artifact, ...] = ()
-    """The topic classifier, where one was fine-tuned."""
     answers: tuple[Artifact, ...] = ()
     """Every answer of the judge, a file a judging prompt."""
 
@@ -76,7 +74,7 @@ class Settings(PruneConfig):
 
     @property
     def embedder_model(self) -> str | None:
-        """The model that embeds rows, where that is not the policy and anything is embedded."""
+        """None where that is the policy, or nothing is embedded."""
         by_embedding = self.decontaminate.enabled and self.decontaminate.embedding_threshold is not None
         used = self.semantic_dedup.enabled or by_embedding
         return self.semantic_dedup.embedder if used and self.semantic_dedup.embedder != POLICY else None
@@ -228,7 +226,7 @@ def _texts_prompt(field: str, name: str) -> TextsPrompt:
 
 
 def _check_classifier(config: PruneConfig) -> None:
-    """Its model is there, and the rows it learns from can be read, or it knows its labels."""
+    """Its model exists, and the rows it learns from can be read, or it knows its labels."""
     from alignloop.pruning.classifier import classifier_labels
     from alignloop.pruning.topic import read_labelled
 
@@ -252,7 +250,7 @@ def _check_classifier(config: PruneConfig) -> None:
 
 
 def _check_embedder(config: PruneConfig) -> None:
-    """A local embedder is there; a hub's id is looked up when it is loaded."""
+    """A local embedder exists; a hub's id is looked up when it is loaded."""
     name = config.semantic_dedup.embedder
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if name != "policy" and config.semantic_dedup.enabled and looks_local and not Path(name).expanduser().is_dir():

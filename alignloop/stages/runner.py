@@ -1,4 +1,4 @@
-"""Runs a recipe's stages in its run directory, round by round, and leaves a line of each on the screen."""
+"""Runs a recipe's stages in its run directory, round by round, and prints a line for each."""
 
 from __future__ import annotations
 
@@ -37,12 +37,8 @@ SMALL = 16_000_000
 
 @dataclass
 class StageRunner:
-    """Runs stages in order, each in its numbered folder of the round.
-
-    Attributes:
-        rebuild: redo published stages that no longer match, instead of refusing.
-        number: the round's; 0 holds what comes before the first.
-    """
+    """Runs stages in order, each in its numbered folder of round `number`; 0 holds what comes before the first. With
+    `rebuild`, published stages that no longer match are redone instead of refused."""
 
     recipe: Recipe
     run_dir: Path
@@ -55,7 +51,6 @@ class StageRunner:
 
     @cached_property
     def verified(self) -> Verified:
-        """What of the run directory is known to be whole."""
         return Verified(self.run_dir, say=self.progress.say)
 
     def round(self, number: int) -> StageRunner:
@@ -65,7 +60,6 @@ class StageRunner:
         return self
 
     def run(self, stage: Stage[ConfigT, InputsT, OutputsT], inputs: InputsT) -> OutputsT:
-        """Run `stage` as the round's next, or take over what it has published."""
         self._names.append(stage.name)
         location = Location(
             round_dir(self.run_dir, self.number) / stage_folder(len(self._names), stage.name),
@@ -100,20 +94,20 @@ class StageRunner:
         return outputs
 
     def take_over(self, found: Standing[Any, Any, Any], outputs: Outputs, manifest: Manifest) -> None:
-        """What is small is read back; what is large is looked at where a stage takes it."""
+        """Small artifacts are read back; large ones are checked when a stage takes them."""
         folder = found.location.dir.name
         self.verified.require(artifact for artifact in artifacts_of(outputs) if size_of(artifact.path) <= SMALL)
         self._note_versions(f"{round_name(self.number)}/{folder}", manifest)
         self.progress.say(stage_line(folder, manifest, cached=True))
 
     def _begin(self, taken: Sequence[Artifact]) -> None:
-        """A stage that runs takes whole files, and what is said of its round, and of all later ones, goes."""
+        """A running stage takes whole files; the lines of its round, and of all later ones, are removed."""
         self.verified.require(taken)
         forget_rounds(self.run_dir, self.number)
         forget_differences(self.run_dir, self.number)
 
     def _note_versions(self, stage: str, manifest: Manifest) -> None:
-        """Say, once a run, which packages are not those that a stage taken over was made with."""
+        """Once a run, note packages of other versions than a stage taken over was made with."""
         now = package_versions()
         changes = [
             f"{name} {manifest.versions.get(name, '(none)')} -> {now.get(name, '(none)')}"

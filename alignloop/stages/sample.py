@@ -151,11 +151,8 @@ def draw(prompts: Sequence[PromptRow], *, num_prompts: int, seed: int) -> list[P
 
 
 def ask(prompt: PromptRow, *, chat: ChatFormat, config: SampleConfig, round: int, seed: int) -> SteeredPrompt:
-    """A prompt steered and in the policy's tokens; `seed` is the stage's.
-
-    Raises:
-        ModelError: the chat template refuses the dialog; names the prompt.
-    """
+    """A prompt steered and in the policy's tokens; `seed` is the stage's; raises ModelError with its id where the
+    template refuses it."""
     steering = steer(prompt, config=config, round=round, seed=seed)
     try:
         return SteeredPrompt(prompt, steering, chat.prompt_ids(steering.messages))
@@ -239,10 +236,8 @@ def _sample(
 
 
 def _finished(sampler: _Sampler, asked: Sequence[SteeredPrompt], file: Path) -> list[CandidateRow] | None:
-    """The rows of a file that holds the candidates of these prompts, all of them and nothing else; else None.
-
-    A power cut can leave a file without its bytes, and a hand a file of other prompts: both are sampled again.
-    """
+    """The rows of a file with the candidates of exactly these prompts, else None. A power cut can leave a file without
+    its bytes, and a person one of other prompts: both are sampled again."""
     if not file.is_file():
         return None
     try:
@@ -338,11 +333,8 @@ def _check_system_role(facts: Facts, *, chat: ChatFormat) -> None:
 
 
 def check_lengths(facts: Facts, lengths: Sequence[int], *, steered: bool = False) -> None:
-    """Whether prompts of these lengths leave room for a completion: all that are too long are a problem, some a note.
-
-    Args:
-        steered: they have their system prompts.
-    """
+    """Whether prompts of these lengths (`steered`: with their system prompts) leave room for a completion: all that are
+    too long are a problem, some a note."""
     recipe, findings = facts.recipe, facts.findings
     room = recipe.engine.max_model_len - recipe.sample.max_tokens
     num_long = sum(length > room for length in lengths)

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from alignloop.packing.groups import PromptGroup
 
 BATCH_CANDIDATES = 256
-"""Candidates a call of a reward function is given at least, where there are so many; all K of a prompt together."""
+"""Candidates in a call of a reward function at least, where there are so many; all K of a prompt together."""
 _NUM_DECODED = 256
 """Candidates whose ids are compared with their text: another tokenizer shows in the first."""
 _NO_COLUMNS = ("prompt", "completion", "prompts", "completions", "completion_ids")
-"""Not handed on from `meta`: the names are those of the candidates themselves."""
+"""Not passed on from `meta`: these names are the candidates' own."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,7 @@ class Settings(ScoreConfig):
 
 
 def settings(recipe: Recipe) -> Settings:
-    """What its reward functions do counts, too.
-
-    Raises:
-        UserError: one cannot be loaded.
-    """
+    """The source of its reward functions counts, too; raises UserError where one cannot be loaded."""
     names = [entry.function for entry in recipe.score.reward_functions]
     sources = {name: load(name).digest for name in names}
     return Settings(**dict(recipe.score), sources=sources, strengths=recipe.reward.strengths)
@@ -91,7 +87,7 @@ def check(facts: Facts) -> None:
 
 
 def rewarded(scored: Outputs, batch: Artifact) -> Artifact:
-    """The batch with its rewards; as it was where nothing of it was scored."""
+    """The batch with its rewards, unchanged where nothing of it was scored."""
     return scored.preferences[0] if scored.preferences else batch
 
 
@@ -141,12 +137,8 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
 def _targets(
     batch: Sequence[PreferenceRow], chat: ChatFormat, *, strengths: Sequence[Strength], room: int | None
 ) -> list[tuple[CandidateRow, PromptGroup]]:
-    """Of a batch's rows that are not people's the best completion, to be scored by the same reward model as what was
-    sampled now: as reward functions see it, and in tokens.
-
-    Args:
-        room: longest sequence of the reward model, in tokens: longer ones are left out; None: not known.
-    """
+    """The best completion of each row of a batch that is not people's, as reward functions see it and in tokens; those
+    over `room`, the reward model's longest sequence in tokens (None: unknown), are left out."""
     from alignloop.packing.build import sft_groups
 
     rows = [row for row in batch if not is_peoples(row, strengths=strengths)]
@@ -180,8 +172,7 @@ def _as_candidate(row: PreferenceRow, group: PromptGroup) -> CandidateRow:
 def grouped(rows: Sequence[CandidateRow], *, where: str) -> list[list[CandidateRow]]:
     """The candidates of each prompt, prompts and candidates in file order.
 
-    Raises:
-        DataError: no candidate, two with one id, one without tokens, or two dialogs under one prompt id.
+    Raises DataError: no candidate, two with one id, one without tokens, or two dialogs under one prompt id.
     """
     if not rows:
         raise DataError(f"{where}: holds no candidate to score: run the sample stage first")
@@ -254,9 +245,7 @@ def scored_row(
 ) -> CandidateRow:
     """The candidate with its reward, the functions' values, and their weighted sum.
 
-    Raises:
-        ModelError: the reward is not a finite number.
-        UserError: the total is not.
+    Raises ModelError where the reward, UserError where the total is not a finite number.
     """
     if not math.isfinite(reward):
         raise ModelError(f"candidate {row.id}: the reward model gives {reward}: its training has diverged")

@@ -18,7 +18,7 @@ from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.best_of_k import pass_rate, pass_threshold, pick_best, pick_random
 
 MANY_TRUNCATED = 0.1
-"""Share of prompts without a finished candidate above which it is said; it is always in the metrics."""
+"""Share of prompts without a finished candidate above which a line is printed; it is always in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> S
 
 
 def reward_of(row: CandidateRow) -> float:
-    """What a scored candidate goes by: the total reward, or the reward model's where a file has no total."""
+    """The total reward, or the reward model's where a file has no total."""
     reward = row.reward if row.total_reward is None else row.total_reward
     if reward is None:
         raise DataError(f"candidate {row.id} has no reward: run the score stage on the file first")

@@ -22,7 +22,7 @@ class Inputs:
     """The SFT model of the same round."""
     pairs: Artifact
     heldout: Artifact | None = None
-    """Preferences never trained on: loss and accuracy are measured on their pairs. None: they are not."""
+    """Never trained on: loss and accuracy are measured on their pairs. None: they are not."""
 
 
 class Settings(DpoConfig):

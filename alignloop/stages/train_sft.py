@@ -19,7 +19,7 @@ class Inputs:
     start: Artifact
     rows: Artifact
     heldout: Artifact | None = None
-    """Preferences never trained on: the loss is measured on what people liked best of them. None: it is not."""
+    """Never trained on: the loss is measured on what people liked best of them. None: it is not."""
 
 
 def settings(recipe: Recipe) -> SftConfig:

@@ -1,8 +1,5 @@
-"""What the training stages share: rows in, checkpoints, logs and a summary out.
-
-Before the run begins their rows are looked at: whether every answer can stand behind the generation prompt, and
-whether the lengths fit.
-"""
+"""What the training stages share: rows in, checkpoints, logs and a summary out; and the checks of answers and
+lengths."""
 
 from __future__ import annotations
 
@@ -50,7 +47,6 @@ class Outputs(StageOutputs):
     summary: Artifact
     """`TrainSummary`: what each checkpoint is and how it does on held-out rows."""
     dropped: tuple[Artifact, ...] = ()
-    """Rows that did not train, with reasons; empty where all did."""
 
 
 def train_stage(
@@ -64,11 +60,8 @@ def train_stage(
     reference: Artifact | None = None,
     left_out: Sequence[DroppedRow] = (),
 ) -> Outputs:
-    """Train, once or once a variant; metrics are means over the variants.
-
-    Args:
-        left_out: rows that did not become groups.
-    """
+    """Train, once or once a variant; metrics are means over the variants. `left_out` are rows that did not become
+    groups."""
     from alignloop.training.job import TrainJob
     from alignloop.training.variants import train_variants
 
@@ -206,7 +199,7 @@ def _check_earlier(rows: Sequence[PreferenceRow], *, chat: ChatFormat, findings:
 
 
 def _answers(row: PreferenceRow) -> Iterator[str]:
-    """Those whose ids are the template's to make: sampled ones are behind the generation prompt as they are."""
+    """Those whose ids the template makes: sampled ones are behind the generation prompt as they are."""
     return (completion.text for completion in row.ranked if completion.token_ids is None)
 
 
@@ -239,7 +232,7 @@ class Lengths:
 
 
 def measure_lengths(facts: Facts, *, chat: ChatFormat) -> Lengths:
-    """Tokenise a sample, and hold it against what the model and the recipe have room for."""
+    """Tokenise a sample, and compare its lengths with the limits of model and recipe."""
     rows, recipe, findings, positions = facts.rows, facts.recipe, facts.findings, facts.base.max_positions
     prompts = _tokenised(rows.prompts, lambda row: (len(chat.prompt_ids(row.messages)), 0), recipe, findings)
     preferences = _tokenised(rows.train, lambda row: _pair_length(row, chat), recipe, findings)

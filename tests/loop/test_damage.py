@@ -85,8 +85,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replaced(name: str, how: str | bytes) -> Damage:
-    """Another thing, or other bytes, where `name` lies."""
-
     def damage(run_dir: Path) -> None:
         path = run_dir / name
         if path.is_dir():
@@ -108,8 +106,6 @@ def replaced(name: str, how: str | bytes) -> Damage:
 
 
 def edited(name: str, *keys: str, value: object) -> Damage:
-    """Another value in a JSON file."""
-
     def damage(run_dir: Path) -> None:
         values = json.loads((run_dir / name).read_text())
         inner = values
@@ -122,8 +118,6 @@ def edited(name: str, *keys: str, value: object) -> Damage:
 
 
 def cut(name: str) -> Damage:
-    """Half of a file."""
-
     def damage(run_dir: Path) -> None:
         data = (run_dir / name).read_bytes()
         (run_dir / name).write_bytes(data[: len(data) // 2])
@@ -132,7 +126,6 @@ def cut(name: str) -> Damage:
 
 
 def added(name: str) -> Damage:
-    """A folder that no stage of a run made."""
     return lambda run_dir: (run_dir / name).mkdir(parents=True)
 
 
@@ -184,7 +177,6 @@ def in_time() -> Iterator[None]:
 
 
 def looking(run_dir: Path) -> list[tuple[str | Path, ...]]:
-    """Verbs that look at a run, or at what lies in one."""
     engine = ("--set", "engine.name=transformers", "--input")
     return [
         ("status", run_dir),
@@ -202,7 +194,6 @@ def looking(run_dir: Path) -> list[tuple[str | Path, ...]]:
 
 
 def running(run_dir: Path, recipe: Path) -> list[tuple[str | Path, ...]]:
-    """Verbs that go on with a run of this recipe."""
     return [(verb, recipe, "--run-dir", run_dir) for verb in ("plan", "run")]
 
 

@@ -1,4 +1,4 @@
-"""What a round takes from outside: which file is whose, and where people's questions lie."""
+"""What a round takes from people: which file is whose, and where their questions lie."""
 
 from __future__ import annotations
 

@@ -22,8 +22,6 @@ from alignloop.stages.bootstrap import first_batch, settings
 
 @dataclass
 class Watched(DryRunner):
-    """Remembers what each stage was given."""
-
     given: dict[str, Any] = field(default_factory=dict)
 
     def run(self, stage: Any, inputs: Any) -> Any:

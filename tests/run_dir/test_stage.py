@@ -1,4 +1,4 @@
-"""The door of every stage: publish whole, take over what matches, refuse what does not."""
+"""The interface of every stage: publish whole, take over what matches, refuse what does not."""
 
 from __future__ import annotations
 
@@ -277,8 +277,6 @@ def test_a_published_file_that_was_cut_short_or_removed_is_noticed(tmp_path: Pat
 
 
 def seeded(name: str) -> Stage:
-    """A stage that publishes its seed."""
-
     def run(config: CountConfig, inputs: CountInputs, ctx: StageContext) -> CountOutputs:
         (ctx.dir / "total.txt").write_text(f"{ctx.name} {ctx.seed}")
         return CountOutputs(total=Artifact.of(ctx.dir / "total.txt"), parts=())

@@ -68,7 +68,6 @@ class Listening(QuietProgress):
 
 
 def flip(path: Path, *, keep_time: bool = False) -> None:
-    """One bit, in place."""
     times = path.stat()
     data = bytearray(path.read_bytes())
     data[5] ^= 1
@@ -84,7 +83,7 @@ def round_row(number: int) -> RoundRow:
 
 
 def two_stages(run_dir: Path, *, size: int) -> tuple[Path, list[str]]:
-    """A stage that trains and one that takes its model; the model, and what was said."""
+    """A stage that trains and one that takes its model; returns the model, and the printed lines."""
     progress = Listening()
     stages = StageRunner(Recipe(preferences=("p",)), run_dir, cast(Engine, None), progress).round(1)
     sized = (ModelOutputs, lambda recipe: SizeConfig(size=size), write_model)

@@ -1,5 +1,4 @@
-"""What the tests of stages share: a stage's surroundings, an engine that needs no model, and rows small enough to
-follow by hand."""
+"""What the tests of stages share: surroundings, an engine without a model, rows small enough to follow by hand."""
 
 from __future__ import annotations
 
@@ -24,8 +23,6 @@ ASK = [Message(role="user", content="Name a colour.")]
 
 
 class Listening(QuietProgress):
-    """Keeps what is said."""
-
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -37,7 +34,7 @@ class ScriptedEngine:
     """An engine whose completions are a function of the request's ids, seed and temperature, as a real one's are.
 
     Args:
-        dies_at: the call of `generate` that fails as an engine does that died too often; None: none.
+        dies_at: the call of `generate` that fails as a dead engine does; None: none.
     """
 
     def __init__(self, *, dies_at: int | None = None, stop: int = 4) -> None:

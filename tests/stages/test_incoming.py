@@ -1,5 +1,5 @@
-"""Rows as they come in: what holds a benchmark's question is left out with its reason; a round's own file, and people
-who are asked."""
+"""Incoming rows: what holds a benchmark's question is left out with its reason; a round's own file; people's
+answers."""
 
 from __future__ import annotations
 

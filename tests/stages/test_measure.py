@@ -275,7 +275,7 @@ def test_prompts_are_each_once_and_hang_on_their_texts_alone() -> None:
 
 
 class LongerWins:
-    """A judge that needs no model; it cannot read what is about the number nine."""
+    """A judge without a model; it cannot read what is about the number nine."""
 
     name = "longer"
 

@@ -67,7 +67,7 @@ def sampled(
     number: int = 1,
     progress: Progress | None = None,
 ) -> sample.Outputs:
-    """The stage by its door, in `folder/round-NN/04_sample`."""
+    """In `folder/round-NN/04_sample`."""
     folder.mkdir(exist_ok=True)
     inputs = sample.Inputs(policy, written(folder / "prompts.jsonl", prompts))
     return at_door(
@@ -255,7 +255,7 @@ PROMPTS = [prompt(n) for n in range(7)]
 def ran(
     policy: Artifact, folder: Path, engine: ScriptedEngine, prompts: Sequence[PromptRow] = PROMPTS
 ) -> sample.Outputs:
-    """The stage in a working folder: what an earlier call left there is there."""
+    """In a working folder, which keeps what an earlier call left."""
     inputs = sample.Inputs(policy, written(folder.with_suffix(".jsonl"), prompts))
     return sample.run(config(), inputs, context(folder, seed=11, engine=engine))
 
