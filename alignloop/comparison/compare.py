@@ -48,13 +48,10 @@ class Side:
     """One of the two.
 
     Attributes:
-        name: what the user called it.
-        file: its scored candidates.
         rows: candidates of each prompt by prompt id, in file order.
         settings: of `engine` and `sample`, where they are known.
         reward_model: digest; None where the file does not tell.
         reward_functions: those added to it, with weights; None where the file does not tell.
-        notes: what else is to be known of it.
     """
 
     name: str
@@ -67,11 +64,7 @@ class Side:
 
 
 def read_side(file: Path, *, name: str, settings: dict[str, Any] | None = None, notes: tuple[str, ...] = ()) -> Side:
-    """A file of scored candidates.
-
-    Raises:
-        DataError: it holds something else, or no rewards.
-    """
+    """A file of scored candidates; DataError where it holds something else, or no rewards."""
     if not any(row.keys() >= OWN_COLUMNS for row in first_objects(open_rows(file), columns={})):
         raise DataError(
             f"{file}: holds no scored candidates; `alignloop score REWARD_MODEL {file} --out ...` makes them"
@@ -87,14 +80,8 @@ def read_side(file: Path, *, name: str, settings: dict[str, Any] | None = None, 
 
 
 def compare(a: Side, b: Side, *, seed: int = 0) -> SamplingComparison:
-    """Compare two sides on the prompts they have in common.
-
-    Args:
-        seed: of the exchanges of the swap test.
-
-    Raises:
-        DataError: no common prompt, or rewards of different reward models.
-    """
+    """Compare two sides on the prompts they have in common; DataError where there are none, or rewards are of different
+    reward models. `seed` is of the exchanges of the swap test."""
     if a.reward_model and b.reward_model and a.reward_model != b.reward_model:
         raise DataError(
             f"{a.name} and {b.name} were scored by different reward models ({a.reward_model[:19]}... and "
@@ -154,7 +141,7 @@ def _functions(side: Side) -> str:
 
 
 def _rewards(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, seed: int) -> ComparedRewards:
-    """Args: a, b: N prompts of some rewards each."""
+    """`a` and `b` are N prompts of some rewards each."""
     flat_a, flat_b = list(chain(*a)), list(chain(*b))
     paired = paired_difference([sum(p) / len(p) for p in a], [sum(p) / len(p) for p in b])
     ks, ks_pvalue = ks_test(flat_a, flat_b)
@@ -217,11 +204,7 @@ def _notes(a: Side, b: Side, of_a: Prompts, of_b: Prompts, *, best_of: str) -> l
 
 def _pair_up(a: Side, b: Side) -> tuple[Prompts, Prompts]:
     """A's and B's candidates of the prompts that both have, in one order: of the same dialog, or, where system prompts
-    differ, of the same id and last turn.
-
-    Raises:
-        DataError: there are none.
-    """
+    differ, of the same id and last turn. DataError where there are none."""
     partners: dict[str, str] = {}
     for key in (_dialog, _id_and_last_turn):
         left_a = {name: rows for name, rows in a.rows.items() if name not in partners}

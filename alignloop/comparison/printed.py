@@ -90,8 +90,6 @@ def _figure(title: str, rewards: ComparedRewards) -> Figure:
 
 
 def _differing(found: SamplingComparison) -> Iterator[tuple[str, str, str]]:
-    """Settings' names and values as a recipe writes them."""
-
     def text(value: Any) -> str:
         if value is None:
             return "none"
@@ -124,7 +122,6 @@ def _difference_rows(found: SamplingComparison) -> Iterator[tuple[str, str, list
 
 
 def _completion_rows(found: SamplingComparison) -> Iterator[Row]:
-    """What each side's completions look like."""
     sides = (found.a.completions, found.b.completions)
     yield "cut at the limit", [f"{side.truncated:.1%}" for side in sides]
     yield "tokens, mean", [f"{side.mean_tokens:,.1f}" for side in sides]

@@ -101,11 +101,8 @@ class SamplingComparison(BaseModel, frozen=True):
 def verdict(
     everything: ComparedRewards, best: ComparedRewards, *, num_prompts: int, best_of: str, same_rewards: bool
 ) -> list[str]:
-    """Sentences: one on the outcome, then how far it can be trusted.
-
-    Args:
-        everything, best: rewards of all candidates, and of the best of K.
-    """
+    """Sentences: one on the outcome, then how far it can be trusted. `everything` is of all candidates, `best` of the
+    best of K."""
     if same_rewards:
         return ["A and B have the same rewards, candidate by candidate: on these prompts they sample the same."]
     if num_prompts < 2:

@@ -31,12 +31,7 @@ OWN_ENTRIES = {JSON_FILE, PAGE_FILE, "a", "b", "run.lock"}
 
 
 class SideSource(NamedTuple):
-    """One side as the user names it.
-
-    Attributes:
-        source: a recipe's file or name, or a file of scored candidates.
-        overrides: of a recipe.
-    """
+    """One side as the user names it: a recipe's file or name with its overrides, or a file of scored candidates."""
 
     source: str
     overrides: tuple[str, ...] = ()

@@ -20,8 +20,6 @@ from alignloop.errors import EngineError
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One prompt and how to sample from it."""
-
     prompt_ids: tuple[int, ...]
     max_tokens: int
     """Longest completion, in tokens, stop token included."""
@@ -118,15 +116,9 @@ class Engine(ModelRunner, Protocol):
 
 
 def check_generate(requests: Sequence[GenerateRequest], *, max_model_len: int, vocab_size: int | None) -> None:
-    """Refuse a call, before any of it is run, with a request that cannot be run to its longest completion.
-
-    Args:
-        max_model_len: longest prompt + completion, in tokens.
-        vocab_size: of the served model; None where its config does not say.
-
-    Raises:
-        EngineError: names the first bad request and its sizes.
-    """
+    """Refuse a call, before any of it is run, with a request that cannot be run to its longest completion: an
+    EngineError names the first such request. `max_model_len` is prompt + completion in tokens; an unknown `vocab_size`
+    is None."""
     for index, request in enumerate(requests):
         where = f"generate request {index}"
         _check_ids(request.prompt_ids, where=f"{where}: the prompt", vocab_size=vocab_size)

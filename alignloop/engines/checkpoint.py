@@ -24,11 +24,7 @@ _NOT_ARCHITECTURE = frozenset(
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's config.json.
-
-    Raises:
-        ModelError: there is none, or it is not a JSON object.
-    """
+    """The checkpoint's config.json; ModelError where there is none or it is not a JSON object."""
     path = checkpoint / "config.json"
     if not path.is_file():
         raise ModelError(
@@ -63,11 +59,8 @@ def text_config(checkpoint: Path) -> dict[str, Any]:
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """The checkpoint's safetensors files, in order.
-
-    Raises:
-        ModelError: there are none, or the index names one that is missing.
-    """
+    """The checkpoint's safetensors files, in order; ModelError where there are none or the index names a missing
+    one."""
     index = checkpoint / INDEX
     if index.is_file():
         names = _read_object(index).get("weight_map")
@@ -90,7 +83,7 @@ def check_servable(checkpoint: Path, config: EngineConfig) -> None:
 
     Raises:
         ModelError: it is incomplete, or its tokenizer is not that of its weights.
-        UserError: the recipe's engine section does not fit the model; names the field.
+        UserError: a field of the recipe's engine section does not fit the model.
     """
     model = text_config(checkpoint)
     shapes = tensor_shapes(checkpoint)
@@ -115,10 +108,8 @@ def check_servable(checkpoint: Path, config: EngineConfig) -> None:
 
 
 def longest_sequence(model: Mapping[str, Any]) -> int | None:
-    """Longest sequence of a model by its `text_config`, in tokens; None where that does not say.
-
-    Where positions are stretched (yarn, linear, ...) the number may be that before stretching, so it says nothing.
-    """
+    """Longest sequence of a model by its `text_config`, in tokens; None where that does not say, as where positions are
+    stretched (yarn, linear, ...): the number may be that before stretching."""
     rope = model.get("rope_parameters") or model.get("rope_scaling") or {}
     if isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"):
         return None  # the factor counts from one number or another by type: the engine knows
@@ -152,14 +143,12 @@ def _check_vocabulary(checkpoint: Path, model: dict[str, Any], shapes: dict[str,
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the header of its safetensors file describes it."""
-
     file: Path
     dtype: str
     """In safetensors' words: `F32`, `BF16`, `I32`, ..."""
     shape: tuple[int, ...]
     start: int
-    """Where its numbers begin, in bytes from the start of the file."""
+    """In bytes from the start of the file."""
 
 
 def num_parameters(checkpoint: Path) -> int:
@@ -175,8 +164,7 @@ def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
     """Every stored tensor by name, from the headers of the safetensors files alone.
 
     Raises:
-        ModelError: there are no weights, a file is not safetensors or is cut short, or the index names a tensor that
-            its file lacks.
+        ModelError: no weights, a file that is not safetensors or is cut short, or an index that names a missing tensor.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in weight_files(checkpoint):
@@ -190,7 +178,7 @@ def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
 
 
 def _described(file: Path) -> dict[str, StoredTensor]:
-    """What a safetensors file holds: 8 bytes of little-endian header length, a JSON header, then the numbers."""
+    """A safetensors file is 8 bytes of little-endian header length, a JSON header, then the numbers."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)

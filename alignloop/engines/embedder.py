@@ -28,19 +28,14 @@ _BATCHES_A_STEP = 64
 def embed_dialogs(
     token_ids: Sequence[tuple[int, ...]], *, checkpoint: Path, batch_tokens: int, progress: Progress
 ) -> NDArray[np.float32]:
-    """One unit vector a dialog: the mean of a model's last hidden states. Deterministic on CPU.
+    """One unit vector a dialog, float32 [N, D] in order, D the hidden size: the mean of a model's last hidden states.
+    Deterministic on CPU.
 
     Args:
-        token_ids: N dialogs, none empty.
-        checkpoint: Hugging Face directory of the model: in float32 on a CPU, in bfloat16 on a GPU, where an 8B model
-            and its float32 weights would not fit.
+        token_ids: N dialogs; ValueError where one is empty.
+        checkpoint: a Hugging Face directory, read in float32 on a CPU, in bfloat16 on a GPU, where an 8B model and its
+            float32 weights would not fit.
         batch_tokens: padded tokens a batch; a longer dialog is a batch of its own.
-
-    Returns:
-        Float32 [N, D], in the order given; D is the model's hidden size.
-
-    Raises:
-        ValueError: a dialog is empty.
     """
     import numpy as np
     import torch
@@ -66,21 +61,18 @@ def embed_dialogs(
 def embed_texts(
     texts: Sequence[str], *, model: str | Path, batch_size: int = 32, progress: Progress
 ) -> NDArray[np.float32]:
-    """One unit vector a text; same texts, same bytes on a CPU. An accelerator is used where there is one.
+    """One unit vector a text, float32 [N, D] in order; same texts, same bytes on a CPU. Uses an accelerator if there is
+    one.
 
-    A model sees the first tokens of a text, as many as its window has (256 for all-MiniLM-L6-v2): how many texts are
-    longer is said.
+    A model sees as many first tokens of a text as its window has (256 for all-MiniLM-L6-v2); the number of longer texts
+    is reported.
 
     Args:
         model: folder that sentence-transformers wrote, or a hub id (`all-MiniLM-L6-v2` is short for
             `sentence-transformers/all-MiniLM-L6-v2`), downloaded where it is not on this machine.
-        batch_size: texts a forward pass.
-
-    Returns:
-        Float32 [N, D] in the order given.
 
     Raises:
-        ModelError: no such folder or id, the hub cannot be reached, or what is there is no sentence-transformers model.
+        ModelError: no such folder or id, an unreachable hub, or something that is no sentence-transformers model.
         UserError: sentence-transformers is not installed.
         ValueError: batch_size below 1.
     """
@@ -111,11 +103,8 @@ def embed_texts(
 
 
 def locate(model: str | Path, *, progress: Progress) -> Path:
-    """Folder of a sentence-transformers model; the hub is asked only where the id is not on this machine.
-
-    Raises:
-        ModelError: as for `embed_texts`.
-    """
+    """Folder of a sentence-transformers model; the hub is asked only where the id is not on this machine. Raises
+    ModelError."""
     path, name = Path(model).expanduser(), str(model)
     if path.is_dir():
         return _checked(path, name=name)

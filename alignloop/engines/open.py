@@ -36,17 +36,15 @@ def open_engine(
     say: Callable[[str], None] = lambda line: None,
     fallback_known: bool = False,
 ) -> Engine:
-    """The engine a recipe names, or as many of them as `data_parallel` says. A context manager.
-
-    Nothing starts before the first `load_weights`.
+    """The engine a recipe names, or `data_parallel` of them. Nothing starts before the first `load_weights`.
 
     Args:
-        log_file: everything the engine prints is appended to it; several engines number theirs.
+        log_file: the engine's output is appended to it; several engines number theirs.
         say: gets one line for each start, and where an engine falls silent.
-        fallback_known: the caller has said already that transformers generates for want of vLLM.
+        fallback_known: the caller has reported already that transformers generates for want of vLLM.
 
     Raises:
-        UserError: vLLM is asked for and not installed, or this machine cannot do what is asked of it.
+        UserError: vLLM is named and not installed, or this machine cannot do what the recipe asks.
     """
     if config.name == "vllm" and find_spec("vllm") is None:
         raise UserError(
@@ -71,7 +69,7 @@ def machine_shares(config: EngineConfig) -> tuple[MachineShare, ...]:
     """A share for each of the `data_parallel` engines: cores in equal parts, GPUs in blocks, in order.
 
     Raises:
-        UserError: the engine named cannot do what is asked, or there are fewer GPUs than that takes.
+        UserError: the named engine cannot do this, or there are too few GPUs.
     """
     if config.name == "transformers":
         why = (
@@ -115,7 +113,7 @@ def _refuse_split(config: EngineConfig, why: str) -> None:
 
 
 def visible_devices() -> tuple[str, ...]:
-    """The GPUs this process sees, by the names its children can be given them under."""
+    """The GPUs this process sees, by the names that CUDA_VISIBLE_DEVICES takes."""
     import torch
 
     count = torch.cuda.device_count()  # asks the driver without starting CUDA in this process

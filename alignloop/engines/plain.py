@@ -1,8 +1,8 @@
 """A checkpoint as plain transformers reads it: what the fallback engine serves, and what the canary compares with.
 
-The canary: does the engine serve the checkpoint it was told to serve? Logprobs of a few fixed token sequences, once
-from the engine and once from a plain forward pass of the checkpoint. They disagree where weights were left behind in a
-swap, loaded into the wrong layer, or lost in sleep.
+The canary: does the engine serve the checkpoint it was asked to? Logprobs of a few fixed token sequences, once from the
+engine and once from a plain forward pass of the checkpoint. They disagree where weights were left behind in a swap,
+loaded into the wrong layer, or lost in sleep.
 """
 
 from __future__ import annotations
@@ -27,11 +27,8 @@ _LARGE_MODEL = 2_000_000_000
 
 
 def load_plain(checkpoint: Path, *, dtype: str) -> Any:
-    """The causal language model in `checkpoint`, on the CPU, its weights rounded to `dtype`.
-
-    Raises:
-        ModelError: the checkpoint lacks weights, which transformers would fill with random numbers.
-    """
+    """The causal language model in `checkpoint`, on the CPU, its weights rounded to `dtype`; ModelError where the
+    checkpoint lacks weights, which transformers would fill with random numbers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -127,7 +124,8 @@ def check_served(
     before: Sighting | None = None,
     after_swap: bool = False,
 ) -> Sighting:
-    """Compare the engine with a plain forward pass of `checkpoint` on the CPU, in float32.
+    """Compare the engine with a plain forward pass of `checkpoint` on the CPU, in float32; EngineError where they
+    disagree.
 
     Args:
         score: the engine's loglikelihood.
@@ -136,9 +134,6 @@ def check_served(
         before: what was seen before a swap. An engine that repeats it to the last bit although the plain pass
             moved kept the old weights, however small the difference: a gentle DPO step moves less than the tolerance.
         after_swap: a few tokens will do. Without it they are looked at too, apart, for the next swap's `before`.
-
-    Raises:
-        EngineError: they disagree.
     """
     sequences = canary_sequences(text_config(checkpoint))
     model = plain_model(checkpoint, dtype=dtype)

@@ -30,11 +30,8 @@ class EnginePool(Engine):
     deterministic on one kind of GPU, and wholly with `VLLM_BATCH_INVARIANT=1` where vLLM has it (in beta; NVIDIA GPUs
     of compute capability 8.0 and newer). A request without a seed draws from the stream of the engine it is dealt to.
 
-    Args:
-        config: of every engine.
-        shares: of the machine, one for each engine.
-        log_file: engine i writes to `<stem>-<i><suffix>` beside it.
-        say: gets one line for each start.
+    `shares` has one for each engine. Engine i logs to `<stem>-<i><suffix>` beside `log_file`; `say` gets a line a
+    start.
     """
 
     def __init__(

@@ -51,10 +51,8 @@ class EngineDied(Exception):
 class EngineProcess(Engine):
     """An `Engine` in a process of its own; starts at the first `load_weights`.
 
-    Args:
-        log_file: everything the child prints is appended to it.
-        say: gets one line for each start, and where the child falls silent.
-        share: of the machine; None is all of it.
+    The child's output is appended to `log_file`; `say` gets one line for each start, and where the child falls silent.
+    A `share` of None is the whole machine.
     """
 
     def __init__(
@@ -102,7 +100,7 @@ class EngineProcess(Engine):
         self._checkpoint, self._vocab_size = checkpoint, vocab_size
 
     def check_generate(self, requests: Sequence[GenerateRequest]) -> None:
-        """Refuse what `generate` would refuse before it starts on any."""
+        """Refuse what `generate` would refuse, before it starts on any."""
         check_generate(requests, max_model_len=self._config.max_model_len, vocab_size=self._vocab_size)
 
     def check_loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> None:
@@ -136,7 +134,7 @@ class EngineProcess(Engine):
             self._ask("wake", work=self._load)
 
     def close(self) -> None:
-        """End the child: asked first, then made to; waits until it is gone."""
+        """Ask the child to end, then kill it; waits until it is gone."""
         self._end_child(patience=_CLOSE_SECONDS)  # it reads the end of the pipe and leaves
 
     def interrupt(self) -> None:
@@ -191,11 +189,7 @@ class EngineProcess(Engine):
         return self._make(call, work)
 
     def _exchange(self, call: EngineCall, work: Work) -> CallResult:
-        """Send a call and wait for its result, as long as the child lives and shows that it works.
-
-        Raises:
-            EngineDied: the child is gone, or was given up. It has been put away.
-        """
+        """EngineDied where the child is gone or was given up; it has been put away then."""
         assert self._child is not None
         assert self._pipe is not None
         self._watch = CallWatch(

@@ -126,7 +126,6 @@ class TransformersEngine:
         return {"stopping_criteria": [ended]}
 
     def _completes(self, row: list[int], stop_strings: tuple[str, ...]) -> bool:
-        """Whether the last token of `row` completes a stop string."""
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 

@@ -51,12 +51,7 @@ class VllmEngine:
         self._asleep = False
 
     def load_weights(self, checkpoint: Path) -> None:
-        """Serve `checkpoint`; see `Engine.load_weights`.
-
-        Raises:
-            OtherArchitecture: it cannot be swapped in here.
-            EngineError: the canary failed.
-        """
+        """See `Engine.load_weights`; OtherArchitecture where the checkpoint cannot be swapped in here."""
         if self._llm is not None and architecture(checkpoint) != self._architecture:
             raise OtherArchitecture(str(checkpoint))
         starts = self._llm is None
@@ -81,12 +76,8 @@ class VllmEngine:
         )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
-        """Completions per request; see `Engine.generate`.
-
-        Raises:
-            EngineError: the checkpoint has no tokenizer that stop strings or a JSON schema need, or vLLM cannot hold
-                a completion to the schema.
-        """
+        """See `Engine.generate`; EngineError where the checkpoint has no tokenizer that stop strings or a JSON schema
+        need, or vLLM cannot hold a completion to the schema."""
         llm = self._ready()
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
         with lent_tokenizer(llm, requests, read=self._tokenizer) as ends:
@@ -142,11 +133,8 @@ class SwapWeights:
 def named_weights(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor of every weight, and the head of a model whose head is its embedding.
 
-    vLLM's reload takes embedding and head as two layers even where they share a tensor, so a head that is
-    not given keeps the old weights in silence.
-
-    Raises:
-        EngineError: the head is tied and the embedding is under no name known here.
+    vLLM's reload takes embedding and head as two layers even where they share a tensor, and a head that is missing here
+    keeps the old weights in silence. EngineError where the head is tied and the embedding has no name known here.
     """
     from safetensors import safe_open
 
@@ -182,7 +170,7 @@ def _start(config: EngineConfig, checkpoint: Path) -> LLM:
 
 
 def _refusal(config: EngineConfig, checkpoint: Path, error: Exception) -> str | None:
-    """What a recipe's writer is told where vLLM does not start because of its settings; None: it is a defect."""
+    """The message for the recipe's writer where vLLM does not start because of its settings; None: it is a defect."""
     reason = str(error)
     if "Value error, " in reason:  # pydantic's: the reason, then the whole configuration
         reason = reason.partition("Value error, ")[2].partition(" [type=")[0]
@@ -236,7 +224,6 @@ def llm_arguments(config: EngineConfig, checkpoint: Path) -> dict[str, Any]:
 
 
 def _check_platform(config: EngineConfig) -> None:
-    """Refuse what this machine's vLLM cannot do, by the field's name."""
     import torch
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
     from vllm.platforms import current_platform

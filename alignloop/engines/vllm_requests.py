@@ -28,10 +28,8 @@ def sampling_params(
 ) -> SamplingParams:
     """How vLLM samples for a request.
 
-    Args:
-        eos: tokens that end the checkpoint's completions. They are given with every request: vLLM keeps those of the
-            checkpoint it started with, which a swap does not change.
-        schema_ends: tokens that may also end a completion held to a schema.
+    `eos` goes with every request: vLLM keeps the end tokens of the checkpoint it started with, which a swap does not
+    change. `schema_ends` are tokens that may also end a completion held to a schema.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
@@ -138,16 +136,11 @@ def _of_continuations(llm: LLM, requests: Sequence[LoglikelihoodRequest]) -> lis
 def lent_tokenizer(
     llm: LLM, requests: Sequence[GenerateRequest], *, read: Callable[[], Any]
 ) -> Iterator[tuple[int, ...]]:
-    """Give vLLM the served checkpoint's tokenizer for one call where stop strings or JSON schemas need it.
+    """Lend vLLM the served checkpoint's tokenizer for one call where stop strings or JSON schemas need it.
 
     vLLM starts without one, and it is taken away again: so a checkpoint that has none can be served, and a later
-    checkpoint's tokenizer is never confused with the first one's.
-
-    Args:
-        read: gives the tokenizer; see `read_tokenizer`.
-
-    Yields:
-        Tokens that may end a completion held to a schema, beside those of the request.
+    checkpoint's tokenizer is never confused with the first one's. Yields the tokens that may end a completion held to a
+    schema, beside those of the request.
 
     Raises:
         EngineError: it is needed and the checkpoint has none, or vLLM cannot hold a completion to a schema.

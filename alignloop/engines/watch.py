@@ -1,4 +1,4 @@
-"""Whether processes at work still work: one that is stopped or hangs is said, and given up after a while.
+"""Whether processes at work still work: one that is stopped or hangs is reported, and given up after a while.
 
 Two limits on a call of an engine. Without a sign of life, which is processor time used by the engine or what it
 started, it ends after `engine.stall_seconds`. With it, after a time that grows with the tokens asked for: an endless
@@ -18,11 +18,10 @@ from alignloop.config.engine import EngineConfig
 from alignloop.engines.base import Completion, GenerateRequest, LoglikelihoodRequest
 
 LOOK_SECONDS = 0.5
-"""How often the waiting side looks at the other one."""
 SILENCE_SECONDS = 30.0
-"""A process without a sign of life is said after this time at the latest."""
+"""A process without a sign of life is reported after this time at the latest."""
 SILENCE_SHARE = 0.1
-"""A silent engine is said after this share of `engine.stall_seconds`, and after SILENCE_SECONDS at the latest."""
+"""A silent engine is reported after this share of `engine.stall_seconds`, and after SILENCE_SECONDS at the latest."""
 START_SECONDS = 900.0
 """For a start, beside the reading of weights: imports, compilation, a look at the memory."""
 BYTES_PER_SECOND = 20e6
@@ -44,8 +43,6 @@ class Stalled(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """What a call asks for."""
-
     tokens: int = 0
     """Of all its prompts and longest completions."""
     longest: int = 0
@@ -95,15 +92,11 @@ class Pace:
 
 
 class CallWatch:
-    """Looks at a process while it is asked something.
+    """Looks at a process, leader of its group, during a call.
 
-    Time in which this process itself does not look (it was stopped, too, or the machine slept) does not count.
-
-    Args:
-        pid: leader of its process group.
-        limit: seconds the call may take with signs of life.
-        stall_seconds: and without one.
-        say: gets a line where the process falls silent, and where it goes on.
+    Time in which this process itself does not look (it was stopped, too, or the machine slept) does not count. `limit`
+    is the seconds the call may take with signs of life, `stall_seconds` without one; `say` gets a line where the
+    process falls silent, and where it goes on.
     """
 
     def __init__(self, verb: str, *, pid: int, limit: float, stall_seconds: float, say: Callable[[str], None]) -> None:
@@ -170,12 +163,12 @@ def is_stopped(pid: int) -> bool:
 
 
 def stopped_line(pid: int) -> str:
-    """In words, with the way out."""
+    """What to print of a stopped process, with the way out."""
     return f"is stopped (`kill -CONT {pid}` lets it go on)"
 
 
 def processor_seconds(pids: Sequence[int]) -> float | None:
-    """Processor time that processes have used so far, together; None where the system does not tell."""
+    """That processes have used so far, together; None where the system does not tell."""
     found = [fields for pid in pids if len(fields := _stat(pid)) > _SYSTEM_TICKS]
     if not found:
         return None
@@ -207,7 +200,7 @@ def _all_pids() -> list[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; none where it cannot be read."""
+    """Fields of /proc/PID/stat from the state on; empty where it cannot be read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

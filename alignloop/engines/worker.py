@@ -59,12 +59,10 @@ class CallResult:
 
 @dataclass(frozen=True)
 class MachineShare:
-    """One engine's share of the machine."""
-
     num_threads: int
     """Of OpenMP."""
     devices: tuple[str, ...] | None = None
-    """Names of its GPUs as CUDA_VISIBLE_DEVICES has them; None leaves it all that are visible."""
+    """Names of its GPUs as CUDA_VISIBLE_DEVICES has them; None: all that are visible."""
 
 
 def num_cores() -> int:
@@ -75,12 +73,9 @@ def num_cores() -> int:
 def child_environment(
     config: EngineConfig, *, share: MachineShare | None = None, scratch: Path | None = None
 ) -> dict[str, str]:
-    """What must be set before torch and vLLM are imported in the engine's process.
-
-    Args:
-        share: of the machine; None is all of it.
-        scratch: its own temporary folder, which it removes when it ends; None leaves it the usual one.
-    """
+    """What must be set before torch and vLLM are imported in the engine's process. A `share` of None is all of the
+    machine; `scratch` is the process's own temporary folder, which it removes when it ends; None leaves it the usual
+    one."""
     share = share or MachineShare(num_cores())
     defaults = {
         # vLLM keeps one core back and pins to physical cores by default; on a small machine that leaves one of two.
@@ -119,11 +114,8 @@ class Pipe:
 
     A message is its length and its pickle. `multiprocessing.Connection` would wait without end in the middle of a
     message: for room to write to a process that has stopped reading, or for the rest of what one that stopped has begun
-    to write.
-
-    Args:
-        ends: called every `LOOK_SECONDS` in which nothing moves; says whether the other side has ended. What it raises
-            comes out of `send` or `receive`, which raise EOFError or OSError where the other side is gone.
+    to write. `ends` is called every `LOOK_SECONDS` in which nothing moves and tells whether the other side has ended.
+    What it raises comes out of `send` or `receive`, which raise EOFError or OSError where the other side is gone.
     """
 
     def __init__(self, end: socket.socket, *, ends: Callable[[], bool] = lambda: False) -> None:
@@ -158,7 +150,6 @@ class Pipe:
         return bytes(content)
 
     def _wait(self, event: int) -> None:
-        """Until something can be moved."""
         while not self._is_ready(event, seconds=LOOK_SECONDS):
             # What the other side wrote before it ended is still there to be read.
             if self._ends() and not self._is_ready(event, seconds=0):
@@ -184,7 +175,6 @@ def main() -> None:
 
 
 def _serve(pipe: Pipe, runner: ModelRunner) -> None:
-    """Answer calls until the parent closes the pipe or the engine is broken."""
     with suppress(EOFError, OSError):
         while True:
             result = _answer(runner, pipe.receive())

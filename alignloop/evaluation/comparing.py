@@ -138,7 +138,7 @@ def compare(before: Measured, after: Measured) -> list[Difference]:
 
 
 def require_same_protocol(before: Measured, after: Measured) -> None:
-    """Raise a ProtocolMismatch that names the fields in which two evaluations differ, if there are any."""
+    """Raise a ProtocolMismatch that names the fields in which two evaluations differ."""
     changes = protocol_changes(before.protocol, after.protocol)
     if not changes and before.questions != after.questions:
         changes = ["the questions in samples.jsonl"]
@@ -243,13 +243,9 @@ def flagged(row: RoundRow, earlier: Sequence[RoundRow], *, differences: Sequence
     """The row with its flags: over-optimisation, where the reward is climbed at the cost of what it stands for.
 
     That is, the reward of its model has risen beyond its error since the last round, or the base, while a benchmark has
-    fallen beyond its own. Both models' rewards are given by one reward model, the round's own, to answers to the same
-    prompts: those of two rounds' reward models are on two scales and are never compared.
-
-    Args:
-        earlier: the rounds before it, the base first.
-        differences: of the run's rounds; other rounds' are not looked at. The figures that count are those that stand
-            for a task: its parts are many, and one of many falls by chance.
+    fallen beyond its own. Only figures that stand for a task count: its parts are many, and one of many falls by
+    chance. Both models' rewards come from one reward model, the round's own, on answers to the same prompts: those of
+    two rounds' reward models are on two scales and are never compared. `earlier` begins with the base.
     """
     own = {entry.against: entry.differences for entry in differences if entry.round == row.round}
     names = headline_metrics(row.metrics)
@@ -266,7 +262,6 @@ def flagged(row: RoundRow, earlier: Sequence[RoundRow], *, differences: Sequence
 
 
 def _over_optimised(gain: float, *, stderr: float, changes: Sequence[Difference], since: int) -> list[str]:
-    """One flag or none."""
     falls = [
         f"{c.key} fell by {-c.difference:.3f} ({-c.high:.3f} to {-c.low:.3f})"
         for c in changes

@@ -51,13 +51,11 @@ def evaluate(
     quantization: str | None = None,
     strip_reasoning: bool = False,
 ) -> EvalReport:
-    """Measure `checkpoint` on `tasks`, through its chat template.
+    """Measure `checkpoint`, a Hugging Face directory, on `tasks` through its chat template. `engine` is made to serve
+    it.
 
     Args:
-        engine: is made to serve `checkpoint`.
-        checkpoint: a Hugging Face directory with a chat template.
-        tasks: names as `evaluation.tasks` describes them, or what is loaded already; lm-eval's task objects serve one
-            evaluation each.
+        tasks: names as `evaluation.tasks` describes them, or loaded tasks; lm-eval's task objects serve one evaluation.
         include_path: folder of lm-eval task files that come first; `quickstart` for the bundled tasks.
         limit: questions a task (in a group: of each of its tasks); None: all.
         max_gen_tokens: longest answer in tokens, whatever a task asks for.
@@ -102,7 +100,6 @@ def evaluate(
 
 
 def _run(lm: EngineLM, *, loaded: LoadedTasks, limit: int | None, seed: int) -> dict[str, Any]:
-    """lm-eval's results, after its questions were seen to fit."""
     from lm_eval.evaluator import evaluate as lm_eval_evaluate
 
     with _quiet_lm_eval():
@@ -130,11 +127,8 @@ def _set_up(loaded: LoadedTasks, *, seed: int) -> None:
 
 
 def _require_fitting(loaded: LoadedTasks, *, lm: EngineLM, limit: int | None) -> None:
-    """Build all tasks' requests, as lm-eval does again, and measure them.
-
-    Raises:
-        DataError: some do not fit; names each task with the number of its questions.
-    """
+    """Build all tasks' requests, as lm-eval does again, and measure them; DataError names each task with the number of
+    its questions that do not fit."""
     found = []
     for name, task in loaded.tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
@@ -191,7 +185,7 @@ def _chat_format(checkpoint: Path) -> ChatFormat:
 
 @contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """lm-eval without its log lines and bars: progress is told by the engine calls."""
+    """lm-eval without its log lines and bars: progress comes from the engine calls."""
     import lm_eval.api.task as lm_eval_task
 
     logger = logging.getLogger("lm_eval")

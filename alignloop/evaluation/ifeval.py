@@ -93,12 +93,8 @@ def read_ifeval(path: Path) -> list[IfevalRow]:
 
 
 def read_form(path: Path) -> list[tuple[int, IfevalRow]]:
-    """The rows of a file in IFEval's published form with their line numbers, as far as they can be checked without
-    lm-eval, whose import takes seconds.
-
-    Raises:
-        DataError: no such file, no rows, or a row in another form (file, line and field).
-    """
+    """Rows of a file in IFEval's published form with their line numbers, checked as far as is possible without lm-eval,
+    whose import takes seconds. DataError: no such file, no rows, or a row in another form (file, line and field)."""
     rows = []
     for number, value in numbered_values(path, what=FORM, form=FORM):
         try:
@@ -116,14 +112,8 @@ def read_form(path: Path) -> list[tuple[int, IfevalRow]]:
 
 
 def numbered_values(path: Path, *, what: str, form: str) -> Iterator[tuple[int, Any]]:
-    """The JSON values of a file's lines with their numbers; empty lines are skipped.
-
-    Args:
-        what: said of the file where there is none; form: where a line is no JSON.
-
-    Raises:
-        DataError: no such file, or a line that is no JSON.
-    """
+    """The JSON values of a file's lines with their numbers; empty lines are skipped. A DataError names `what` where
+    there is no such file, `form` where a line is no JSON."""
     if not path.is_file():
         raise DataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}. {what}.")
     offset = 0
@@ -183,12 +173,9 @@ def estimates(
 ) -> dict[str, tuple[Estimate, int]]:
     """The four accuracies, `mean` of them, and `type/<instruction id>`: the strict accuracy of each type, sorted.
 
-    Args:
-        verdicts: N mappings with the keys of `ACCURACIES`, as lm-eval's `process_results` gives them.
-        instruction_ids: N lists, aligned with the verdict lists.
-
-    Returns:
-        Each with what it counts: prompts, or instructions for `inst_level_*` and `type/*`.
+    Each comes with what it counts: prompts, or instructions for `inst_level_*` and `type/*`. `verdicts` are N mappings
+    with the keys of `ACCURACIES`, as lm-eval's `process_results` makes them; `instruction_ids` N lists aligned with
+    theirs.
     """
     by_type: dict[str, list[list[bool]]] = {}
     for verdict, ids in zip(verdicts, instruction_ids, strict=True):
@@ -214,7 +201,7 @@ def _share(prompts: Sequence[Sequence[bool]]) -> tuple[Estimate, int]:
 
 @contextmanager
 def preserved_random(seed: int) -> Iterator[None]:
-    """Python's global generator seeded inside, as it was outside: the checkers draw what a prompt leaves open."""
+    """Seed Python's global generator inside and restore it after: the checkers draw what a prompt leaves open."""
     state = random.getstate()
     random.seed(seed)
     try:

@@ -42,11 +42,9 @@ class EngineLM(TemplateLM):
     Args:
         engine: is made to serve `checkpoint` when the first request comes.
         tokenizer: the checkpoint's Hugging Face tokenizer; plain (not chat) contexts are encoded with it.
-        chat: its chat format.
         max_model_len: longest prompt + completion the engine serves, in tokens.
         max_gen_tokens: longest answer, whatever a task asks for.
         seed: of tasks that sample; greedy ones do not need it.
-        progress: told about each of the (few, large) engine calls.
         strip_reasoning: take reasoning off answers before lm-eval sees them; stop strings are then looked for in the
             answer alone.
 
@@ -120,7 +118,7 @@ class EngineLM(TemplateLM):
         return hashlib.sha256(template.encode()).hexdigest()
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages -> marked string. A last assistant message is the answer's given beginning (`gen_prefix`)."""
+        """Messages -> marked string. A last assistant message is the beginning of the answer (`gen_prefix`)."""
         if self.takes_system_turn:
             return pack_messages(chat_history)
         folded = in_first_user_turn([Message(**message) for message in chat_history])

@@ -37,7 +37,7 @@ class Figures:
     """Numbers of which there are many (the bins of a curve)."""
 
     def add(self, name: str, estimate: Estimate) -> None:
-        """A figure, and its standard error where more than one prompt tells it."""
+        """Add a figure, and its standard error where there is more than one prompt."""
         self.values[name] = estimate.value
         if estimate.stderr is not None:
             self.errors[name + STDERR] = estimate.stderr
@@ -54,8 +54,6 @@ class Figures:
 
 @dataclass(frozen=True)
 class Ending:
-    """A completion as it is measured."""
-
     text: str
     num_tokens: int
     """The stop token counted."""
@@ -184,9 +182,7 @@ def add_divergence(
     (Schulman, Approximating KL Divergence, 2020). The larger the two differ from each other, the less either is to be
     trusted: the base then gives the policy's tokens probabilities that a few tokens decide about.
 
-    Args:
-        policy, base: of each of n completions its T > 0 logprobs under either model.
-        prompts: the prompt of each completion; errors are those of the prompts.
+    `policy` and `base` hold, of each of n completions, its T > 0 logprobs; errors are those of the `prompts`, one each.
     """
     pairs = list(zip(policy, base, strict=True))
     sums = [sum_k1(ours, theirs) for ours, theirs in pairs]

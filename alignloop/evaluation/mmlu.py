@@ -48,11 +48,8 @@ class Subject:
 
 
 def read_mmlu(folder: Path) -> list[Subject]:
-    """All subjects of a folder in MMLU's published form, sorted by name.
-
-    Raises:
-        DataError: no `test/*_test.csv`, an empty file, or a row that is not a question (file and line).
-    """
+    """All subjects of a folder in MMLU's published form, sorted by name; DataError where there is no `test/*_test.csv`,
+    a file is empty, or a row is not a question (file and line)."""
     files = sorted((folder / "test").glob("*_test.csv"))
     if not files:
         what = "a file" if folder.is_file() else "a folder" if folder.is_dir() else "no such folder"
@@ -88,11 +85,7 @@ def prompt_messages(subject: Subject, row: Mapping[str, Any], *, form: AnswerFor
 def task_config(
     subject: Subject, *, form: AnswerForm, num_fewshot: int, version: str, template: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """lm-eval's configuration of one subject.
-
-    Args:
-        template: lm-eval's own of `mmlu_generative`, for the form `generated`.
-    """
+    """lm-eval's configuration of one subject; `template` is its own of `mmlu_generative`, for the form `generated`."""
     own = {"task": task_name(subject.name, form=form), "custom_dataset": _dataset_of(subject)}
     described = {"description": _description(subject.name)}
     if form == "generated":

@@ -126,11 +126,7 @@ def sha256_of(value: object) -> str:
 
 
 def read_report(path: Path) -> EvalReport:
-    """A published `report.json`.
-
-    Raises:
-        DataError: it is not one.
-    """
+    """A published `report.json`; DataError where it is not one."""
     try:
         return EvalReport.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:

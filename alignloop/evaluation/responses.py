@@ -106,11 +106,8 @@ def _data_of(benchmark: str) -> Path:
 
 
 def _read_responses(path: Path, *, prompts: Sequence[str], data: Path) -> dict[str, str]:
-    """Prompt -> response, for every one of `prompts`, which are those of the file `data`.
-
-    Raises:
-        DataError: with every kind of mistake that the file has, and the first lines of each.
-    """
+    """Prompt -> response, for every one of `prompts`, which are those of the file `data`. The DataError has every kind
+    of mistake in the file, and the first lines of each."""
     known, stripped = set(prompts), {prompt.strip() for prompt in prompts}
     found: dict[str, str] = {}
     lines: dict[str, int] = {}

@@ -40,12 +40,8 @@ def macro_key(key: str) -> str:
 
 
 def estimates_of(samples: Iterable[EvalSample], *, groups: Mapping[str, Sequence[str]]) -> dict[str, Counted]:
-    """Every figure that is a mean over questions, by key, with each question's share in it.
-
-    Args:
-        samples: of whole tasks, in order.
-        groups: name -> its leaf tasks.
-    """
+    """Every figure that is a mean over questions, by key, with each question's share in it. `samples` are of whole
+    tasks, in order; `groups` maps a name to its leaf tasks."""
     found: dict[str, Counted] = {}
     scalars: dict[tuple[str, str, str], list[float]] = {}
     by_task: dict[tuple[str, str], list[EvalSample]] = {}
@@ -119,13 +115,8 @@ def build_report(
     dtype: str | None,
     quantization: str | None,
 ) -> EvalReport:
-    """The report of one evaluation.
-
-    Args:
-        results: lm-eval's.
-        samples: the questions, as `eval_samples` gives them.
-        seed, dtype, quantization: see `evaluate`.
-    """
+    """The report of one evaluation: `results` are lm-eval's, `samples` those of `eval_samples`; for the rest see
+    `evaluate`."""
     groups = {name: _leaves(name, results) for name in results["group_subtasks"] if name in results["results"]}
     groups = {name: leaves for name, leaves in groups.items() if leaves != [name]}
     estimates = estimates_of(samples, groups=groups)

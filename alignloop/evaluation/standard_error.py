@@ -69,10 +69,8 @@ def clustered(
     totals: Sequence[float], *, clusters: Sequence[Hashable], counts: Sequence[float] | None = None
 ) -> Estimate:
     """sum(totals) / sum(counts), its error that of the clusters: what comes of one prompt is not independent.
-
-    Args:
-        totals: n sums; clusters: the prompt of each; counts: of how many values each is the sum, above 0; None: one.
-    """
+    `clusters` has the prompt of each of the n totals, `counts` of how many values (above 0) each is the sum; None:
+    one."""
     sums: dict[Hashable, float] = defaultdict(float)
     sizes: dict[Hashable, float] = defaultdict(float)
     for total, cluster, count in zip(totals, clusters, counts or [1.0] * len(totals), strict=True):

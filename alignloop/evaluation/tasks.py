@@ -48,11 +48,8 @@ class LoadedTasks:
 
 
 def load_tasks(names: Sequence[str], *, include_path: str | Path | None) -> LoadedTasks:
-    """Everything `names` ask for, data included.
-
-    Raises:
-        DataError: an unknown name (with near ones), wrong local data, or hub data that cannot be had.
-    """
+    """Everything `names` ask for, data included; DataError: an unknown name (with near ones), wrong local data, or hub
+    data that cannot be had."""
     if not names:
         raise DataError("evaluate.tasks: no task is named.")
     plain = [name.partition("=")[0] for name in names]
@@ -98,10 +95,7 @@ def local_ifeval(path: Path) -> LoadedTasks:
 
 def local_mmlu(folder: Path, *, form: AnswerForm = "letter", num_fewshot: int = MMLU_SHOTS) -> LoadedTasks:
     """A group `mmlu` or `mmlu_generative` (mean over questions) with a task a subject, over a local folder.
-
-    Args:
-        num_fewshot: examples from `dev/`, as many as there are; none for the form `generated`.
-    """
+    `num_fewshot` examples come from `dev/`, or as many as there are; none for the form `generated`."""
     import lm_eval.tasks
     from lm_eval.api.group import Group
     from lm_eval.api.task import ConfigurableTask
@@ -157,11 +151,8 @@ def not_local(kind: str, *, path: Path) -> str:
 
 
 def check_task_files(folder: Path) -> None:
-    """lm-eval reads every task file of a folder whatever is in it: without bounds, and YAML 1.1's numbers.
-
-    Raises:
-        DataError: one of them is no YAML, is too large, or holds a value that can be read in two ways.
-    """
+    """lm-eval reads every task file of a folder whatever is in it: without bounds, and YAML 1.1's numbers. DataError:
+    one of them is no YAML, is too large, or holds a value that can be read in two ways."""
     for path in sorted(folder.rglob("*.yaml")):
         try:
             read_yaml(path, tags=("!function",))

@@ -26,12 +26,8 @@ NumberKind = Literal["rows", "share", "value"]
 
 @dataclass(frozen=True)
 class NumberChange:
-    """One number in both rounds.
-
-    Attributes:
-        before, after: None where a round has none: the stage is not published, or there is no such name in it.
-        size: how large the change is, 0 and up; comparable between changes of all kinds.
-    """
+    """One number in both rounds. `before` and `after` are None where a round has none: the stage is not published, or
+    lacks the name. `size`, 0 and up, is how large the change is, comparable between changes of all kinds."""
 
     group: str
     name: str
@@ -61,12 +57,8 @@ class RowOverlap:
 
 @dataclass(frozen=True)
 class Diff:
-    """Two rounds held against each other.
-
-    Attributes:
-        missing: round -> stages it has not published.
-        groups: name -> its changes, largest first; the group with the largest change first.
-    """
+    """Two rounds compared: `missing` maps a round to stages it has not published; `groups` a name to its changes,
+    largest first, the group with the largest change first."""
 
     run_dir: Path
     before: int
@@ -82,11 +74,8 @@ class Diff:
 
 
 def diff_of(run_dir: Path, *, before: int, after: int) -> Diff:
-    """What changed from round `before` to round `after`.
-
-    Raises:
-        UserError: no run lies there, a round has not begun, or both are the same.
-    """
+    """What changed from round `before` to round `after`; UserError where no run lies there, a round has not begun, or
+    both are the same."""
     run = RunReader(run_dir)
     _check_rounds(before, after, run)
     one, other = round_data(run, before), round_data(run, after)

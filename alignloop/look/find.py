@@ -37,11 +37,7 @@ _LINE = re.compile(r"(?P<file>.+):(?P<line>[0-9]{1,12})")
 
 
 class RowKey(NamedTuple):
-    """A row by kind and id.
-
-    Attributes:
-        rejected: the row itself, where it is one that could not be read.
-    """
+    """A row by kind and id; `rejected` is the row itself, where it is one that could not be read."""
 
     kind: Kind
     id: str
@@ -49,11 +45,8 @@ class RowKey(NamedTuple):
 
 
 def find(row_id: str, run: RunReader) -> list[RowKey]:
-    """The rows that are meant: one, or several where one id or one line stands for several.
-
-    Raises:
-        UserError: no such row, with names near it; or several, with all of them.
-    """
+    """The rows that are meant: one, or several where one id or one line stands for several. UserError: no such row,
+    with names near it; or several, with all of them."""
     known = _index(run)
     if row_id in known:
         return [RowKey(kind, row_id) for kind in known[row_id]]
@@ -109,11 +102,7 @@ def _is_same_file(named: str, known: str) -> bool:
 
 
 def _at_line(file: str, line: int, run: RunReader) -> list[RowKey]:
-    """Rows of a line of the user's, read or rejected.
-
-    Raises:
-        UserError: several files have that name.
-    """
+    """Rows of a line of the user's, read or rejected; UserError where several files have that name."""
     found: dict[RowKey, str] = {}
     mark = f'"line":{line}'.encode()  # JSON already: its quotes are not those of a text
     for number in run.rounds:

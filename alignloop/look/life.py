@@ -25,13 +25,8 @@ _MOST_LINES = 12
 
 @dataclass(frozen=True)
 class Step:
-    """What a stage made of the row.
-
-    Attributes:
-        stage: its folder's name, for example `07_prune`.
-        text: one sentence, for people.
-        facts: the same for programs.
-    """
+    """What a stage made of the row: `stage` is its folder's name (`07_prune`), `text` one sentence, `facts` the same
+    for programs."""
 
     round: int
     stage: str
@@ -42,12 +37,8 @@ class Step:
 
 @dataclass(frozen=True)
 class CandidateLine:
-    """One of a prompt's K candidates.
-
-    Attributes:
-        mark: `best`, `chosen`, `rejected`: what it was taken for; several with commas.
-        asked: whether it is the row that the person asked for.
-    """
+    """One of a prompt's K candidates. `mark` is what it was taken for (`best`, `chosen`, `rejected`; several with
+    commas); `asked` whether it is the row that the person asked for."""
 
     round: int
     id: str
@@ -60,11 +51,8 @@ class CandidateLine:
 
 @dataclass(frozen=True)
 class TwinPair:
-    """A row that was dropped for its likeness to another, and that other.
-
-    Attributes:
-        twin_text: empty where the run's files do not hold it.
-    """
+    """A row that was dropped for its likeness to another, and that other; `twin_text` is empty where the run's files do
+    not hold it."""
 
     round: int
     stage: str
@@ -78,12 +66,8 @@ class TwinPair:
 
 @dataclass(frozen=True)
 class Life:
-    """A row and what became of it.
-
-    Attributes:
-        facts: label -> what is known of the row itself.
-        texts: label -> text, in the order to read them.
-    """
+    """A row and what became of it: `facts` maps a label to what is known of the row itself, `texts` to text, in the
+    order to read them."""
 
     id: str
     kind: Kind

@@ -31,7 +31,7 @@ class RoundData:
         shares: of the group's rows, in [0, 1].
         quantiles: `50%` and so on; no group where there are no rows.
         numbers: one group.
-        rows: name -> ids or digests of rows, to be held against another round's.
+        rows: name -> ids or digests of rows, to compare with another round's.
     """
 
     missing: tuple[str, ...]

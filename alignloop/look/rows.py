@@ -49,12 +49,8 @@ HOW = "ROW is FILE:LINE, FILE:ID or RUN_DIR:ID, for example data.jsonl:1"
 
 
 class FoundRow(NamedTuple):
-    """A row and where it was.
-
-    Attributes:
-        line: 1-based line (JSON lines) or element (JSON array).
-        kind: what it is, in words; for a file of the user's with the form its rows have.
-    """
+    """A row and where it was. `line` is its 1-based line (JSON lines) or element (JSON array); `kind` says in words
+    what it is, for a file of the user's with the form its rows have."""
 
     file: Path
     line: int
@@ -63,11 +59,8 @@ class FoundRow(NamedTuple):
 
 
 def find_row(named: str) -> FoundRow:
-    """Find a row. In a run directory the newest file that holds the id, of those that can train, is taken.
-
-    Raises:
-        DataError: no such file, line or id, or a row that cannot be read or that nothing trains on, with the reason.
-    """
+    """Find a row. In a run directory the newest file that holds the id, of those that can train, is taken. DataError:
+    no such file, line or id, or a row that cannot be read or that nothing trains on, with the reason."""
     path, key = _split(named)
     saved = is_saved(path)
     if path.is_dir() and not saved:
@@ -176,11 +169,7 @@ def _as_read(file: Path, row: PreferenceRow, result: ReadResult[PreferenceRow]) 
 
 
 def _own(file: Path, line: int, row: Row) -> FoundRow:
-    """A row as alignloop writes it.
-
-    Raises:
-        DataError: nothing trains on it.
-    """
+    """A row as alignloop writes it; DataError where nothing trains on it."""
     if isinstance(row, InspectedRow):
         return FoundRow(file, line, row, _NAMES[type(row)])
     what = "this is a prompt without a completion: nothing of it is trained on"
@@ -192,7 +181,6 @@ def _own(file: Path, line: int, row: Row) -> FoundRow:
 
 
 def _own_rows_of(file: Path, row_id: str) -> Iterator[tuple[int, Row]]:
-    """Rows of alignloop's own with this id, with their lines."""
     mark = as_json(row_id)
     for line, text in _lines_of(file):
         row = _parsed(text) if mark in text else None
@@ -229,7 +217,6 @@ def _lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _bad_line(kind: type[Row], file: Path, line: int, text: bytes) -> DataError:
-    """What keeps a line from being a row like the others of its file."""
     try:
         kind.model_validate_json(text)
     except ValidationError as error:
@@ -248,7 +235,7 @@ def _no_id(file: Path, row_id: str, *, num_rows: int, num_bad: int) -> DataError
 
 
 def _no_line(file: Path, number: int, lines: Sequence[int], *, unit: str) -> DataError:
-    """Args: lines: those that hold rows, readable or not."""
+    """`lines` are those that hold rows, readable or not."""
     if 0 < number < max(lines):
         return DataError(f"{file}, {unit} {number}: the {unit} is blank")
     first, last = min(lines), max(lines)

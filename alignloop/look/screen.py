@@ -52,12 +52,8 @@ class _Chunk(NamedTuple):
 def print_views(
     found: FoundRow, views: Sequence[View], *, setting: Setting, ids: bool, console: Console | None = None
 ) -> None:
-    """Print a row under its objectives.
-
-    Args:
-        ids: also a table of every token: index, id, position, segment, what it is.
-        console: where to; None: the terminal, or plain lines of 80 columns where there is none.
-    """
+    """Print a row under its objectives; with `ids` also a table of every token. A console of None is the terminal, or
+    plain lines of 80 columns where there is none."""
     console = console or Console(width=None if Console().is_terminal else WIDTH, highlight=False)
     colour = console.is_terminal and not console.no_color and not console.is_dumb_terminal
     for label, value in (
@@ -139,7 +135,6 @@ def _in_brackets(text: str, use: Use) -> str:
 
 
 def _print_table(console: Console, layout: Sequence[tuple[str, Token]], *, colour: bool) -> None:
-    """Every token of the packed row in its order."""
     _print(console, f"{INDENT}{'index':>6}{'id':>8}{'position':>10}{'segment':>9}  {'what':<22}token")
     for name, token in layout:
         what = f"{name}, {'copy' if token.is_copy else token.use}"

@@ -19,13 +19,8 @@ from alignloop.stages.facts import Findings
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides how a row trains, beside the row.
-
-    Attributes:
-        recipe: lengths, strengths, what is trained on.
-        base: what the tokenizer and the chat template were read from.
-        notes: worth knowing.
-    """
+    """What decides how a row trains, beside the row; `base` is what the tokenizer and the chat template were read
+    from."""
 
     recipe: Recipe
     base: str
@@ -36,11 +31,9 @@ class Setting:
 def find_setting(file: Path, *, base: str | None, chat_template: str | None, config: str | None) -> Setting:
     """The setting for a row of `file`.
 
-    A file of a run directory is looked at as that run trains: with its recipe and its prepared base. Other files:
-    as `config` says, or as the quickstart does, or, where only a base is named, under the defaults.
-
-    Raises:
-        UserError: no such recipe or base, no chat template, or one in which the spans cannot be found.
+    A file of a run directory is looked at as that run trains: with its recipe and its prepared base. Other files: as
+    `config` says, or as the quickstart does, or, where only a base is named, under the defaults. UserError: no such
+    recipe or base, no chat template, or one in which the spans cannot be found.
     """
     run_dir = run_around(file.parent)
     if config is not None:
@@ -62,11 +55,7 @@ def find_setting(file: Path, *, base: str | None, chat_template: str | None, con
 
 
 def recipe_of(run_dir: Path) -> Recipe:
-    """The recipe a run directory was made from.
-
-    Raises:
-        RunDirError: this alignloop cannot read it.
-    """
+    """The recipe a run directory was made from; RunDirError where this alignloop cannot read it."""
     try:
         return Recipe.model_validate(read_resolved(run_dir))
     except ValidationError as error:

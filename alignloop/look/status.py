@@ -16,11 +16,8 @@ from alignloop.stages.runner import stage_line
 
 
 def verify_text(run_dir: Path, *, progress: Progress) -> str:
-    """Read everything that a run has published, and say that it is whole.
-
-    Raises:
-        RunDirError: there is no run there, or something is damaged: a line each.
-    """
+    """Read everything that a run has published, and say that it is whole; RunDirError where there is no run or
+    something is damaged: a line each."""
     run = RunReader(run_dir, hint=HOW_TO_BEGIN)
     num_outputs, damaged = verify_run(run.run_dir, progress=progress)
     damaged += [
@@ -39,11 +36,8 @@ def verify_text(run_dir: Path, *, progress: Progress) -> str:
 
 
 def status_text(run_dir: Path) -> str:
-    """Finished rounds in a line each, the open one stage by stage, the table so far. Only looks.
-
-    Raises:
-        RunDirError: there is no run there.
-    """
+    """Finished rounds in a line each, the open one stage by stage, the table so far. Only reads; RunDirError where
+    there is no run."""
     run = RunReader(run_dir, hint=HOW_TO_BEGIN)
     holding, rows = holder(run_dir), read_rounds(run_dir)
     done, wanted = max((row.round for row in rows), default=0), int(run.recipe.get("rounds", 0))

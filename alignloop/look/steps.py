@@ -54,11 +54,8 @@ class RoundTrace:
         verdict: Outcome = "dropped",
         with_reason: bool = False,
     ) -> list[Step]:
-        """The step of a row that a stage left out; none where it did not.
-
-        Args:
-            with_reason: reason and twin are among the facts.
-        """
+        """The step of a row that a stage left out; empty where it did not. `with_reason` puts reason and twin among the
+        facts."""
         drop = self.row(stage, output, DroppedRow, row_id)
         if drop is None:
             return []
@@ -93,13 +90,8 @@ class RoundTrace:
         return [*kept, *self.trained("train_sft", row_id, role="SFT target")]
 
     def paired(self, row_id: str, *, role: str, pair: PairRow | None = None) -> list[Step]:
-        """`build_pairs` and, where there is a pair, `train_dpo`.
-
-        Args:
-            row_id: a preference's, or a prompt's.
-            role: what the row is in its pair.
-            pair: the row's, where it has another id than the row.
-        """
+        """`build_pairs` and, where there is a pair, `train_dpo`. `row_id` is a preference's, or a prompt's; `pair` the
+        row's, where it has another id than the row; `role` what the row is in it."""
         pair = pair or self.row("build_pairs", "pairs", PairRow, row_id)
         if pair is None:
             return self.dropped("build_pairs", row_id, verdict="no pair", with_reason=True)

@@ -34,7 +34,6 @@ OBJECTIVES: dict[type, tuple[ObjectiveName, ...]] = {
     SelectedRow: ("sft",),
     CandidateRow: ("reward",),
 }
-"""What each kind of row serves."""
 Use = Literal["masked", "trained", "formatting", "reward"]
 """What becomes of a token: seen only; trained as content; a formatting token; the one a reward is read at."""
 
@@ -85,12 +84,8 @@ class View(NamedTuple):
 def views_of(
     row: InspectedRow, setting: Setting, *, objective: ObjectiveName | None, train_on: TrainOn | None
 ) -> list[View]:
-    """The row under `objective`, or under every objective that it can serve.
-
-    Raises:
-        DataError: the row cannot serve the objective.
-        ModelError: the chat template refuses the dialog.
-    """
+    """The row under `objective`, or under every objective that it can serve. DataError: it cannot serve the objective;
+    ModelError: the chat template refuses the dialog."""
     serves = OBJECTIVES[type(row)]
     if objective is not None and objective not in serves:
         raise DataError(f"row {row.id}: rows of this kind serve {' and '.join(serves)}, not {objective}")

@@ -33,12 +33,8 @@ HELDOUT_TEXT = "the reward model's accuracy is measured on it; nothing trains on
 def lives_of(row_id: str, run_dir: Path) -> list[Life]:
     """The life of the row that `row_id` names; several where one id or one line stands for several rows.
 
-    Args:
-        row_id: id of a prompt, candidate, preference, pair or verdict, or the beginning of one that no other has; or
-            FILE:LINE of an input file.
-
-    Raises:
-        UserError: no such row, or several begin so; no run lies in `run_dir`.
+    `row_id` is the id of a prompt, candidate, preference, pair or verdict, or the beginning of one that no other has;
+    or FILE:LINE of an input file. UserError: no such row, or several begin so; no run lies in `run_dir`.
     """
     run = RunReader(run_dir)
     of_kind = {
@@ -64,7 +60,6 @@ def _rejected_life(row_id: str, row: RejectedRow) -> Life:
 
 
 def _prompt_life(prompt_id: str, run: RunReader) -> Life:
-    """What became of a prompt in every round that sampled for it."""
     row, steps = _read_prompt(prompt_id, run)
     lines: list[CandidateLine] = []
     twins: list[TwinPair] = []
@@ -105,7 +100,6 @@ def _read_prompt(prompt_id: str, run: RunReader) -> tuple[PromptRow | None, list
 
 
 def _pair_life(pair_id: str, run: RunReader) -> Life:
-    """A pair of two candidates: what they are, and whether DPO trained on it."""
     number, row = run.where("build_pairs", "pairs", PairRow, pair_id)
     trace = RoundTrace(run, number)
     compared = split_pair_id(pair_id)
@@ -130,7 +124,6 @@ def _pair_life(pair_id: str, run: RunReader) -> Life:
 
 
 def _candidate_life(candidate_id: str, run: RunReader) -> Life:
-    """What became of one candidate, among the K of its prompt."""
     number, row = run.where("sample", "candidates", CandidateRow, candidate_id)
     trace = RoundTrace(run, number)
     rows = trace.candidates(row.prompt_id)
@@ -267,7 +260,6 @@ def _not_drawn(trace: RoundTrace) -> list[Step]:
 
 
 def _verdict_life(row_id: str, run: RunReader) -> Life:
-    """The verdict of a judge or a person on two candidates, and of the preference that came of it."""
     number, row = run.where("collect", "verdicts", VerdictRow, row_id)
     votes = f", {len(row.answers)} answers" if row.answers else ""
     outcome = f"by {row.judge}: {row.winner}{votes}"

@@ -41,11 +41,8 @@ def headline_keys(rounds: Sequence[RoundRecord]) -> list[str]:
 
 
 def alike(run: RunRecord, key: str, *, like: RunRecord | None = None) -> tuple[list[RoundRecord], list[str]]:
-    """Finished rounds whose benchmark was asked as in the last round of `like`, and a note on each other one.
-
-    Args:
-        like: the run that sets the protocol; None: this one.
-    """
+    """Finished rounds whose benchmark was asked as in the last round of `like` (of None: this run), and a note on each
+    other."""
     reference = next((e.evaluation for e in reversed((like or run).finished) if e.evaluation is not None), None)
     task = _task_of(key)
     kept, notes = [], []
@@ -134,7 +131,7 @@ def _lines(title: str, rounds: Sequence[RoundRecord], keys: Mapping[str, str], *
 
 
 def _readings(key: str, rounds: Sequence[RoundRecord]) -> dict[str, str]:
-    """A benchmark's figure and others of the same benchmark: `acc_norm`, the macro average, other filters."""
+    """Beside a benchmark's figure others of the same benchmark: `acc_norm`, the macro average, other filters."""
     task, _, main = key.partition("/")
     others = [name for name in _scores(_names_of(task, _metric_names(rounds))) if name != main]
     # A group's figure and its macro average first: they are over the same answers.
@@ -202,7 +199,6 @@ def _task_of(key: str) -> str:
 
 
 def _names_of(task: str, keys: Sequence[str]) -> list[str]:
-    """`mean` of `ifeval/mean`, and so on."""
     return [key.removeprefix(f"{task}/") for key in keys if key.startswith(f"{task}/")]
 
 

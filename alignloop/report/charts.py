@@ -39,12 +39,8 @@ class Interval(NamedTuple):
 def lines(
     series: Mapping[str, Sequence[Point]], *, y_title: str, least: float | None = None, most: float | None = None
 ) -> Spec:
-    """Lines over rounds with error bars, each with its name at its end.
-
-    Args:
-        series: at least one with a point; points in ascending order of x, all values finite.
-        least, most: what the values cannot go beyond.
-    """
+    """Lines over rounds with error bars, each with its name at its end. At least one of the `series` has a point;
+    points are in ascending order of x, all values finite. `least` and `most` are what the values cannot go beyond."""
     values = [v for line in series.values() for p in line for v in (p.y, p.low, p.high) if v is not None]
     low, high = nice_domain(values, least=least, most=most)
     xs = sorted({point.x for line in series.values() for point in line})
@@ -81,12 +77,7 @@ def lines(
 
 
 def stacked(bars: Mapping[str, Mapping[str, float]], *, order: Sequence[str], y_title: str) -> Spec:
-    """A bar a round, made of parts.
-
-    Args:
-        bars: value by part, by the round's name.
-        order: the parts from below; a legend names them.
-    """
+    """A bar a round, made of parts: `bars` has value by part, by the round's name; `order` the parts from below."""
     longest = max(map(len, order), default=1)
     paint = {"domain": list(order), "range": [colour(index) for index in range(len(order))]}
     legend = {"title": None, "orient": "bottom", "columns": max(1, int(WIDTH // (26 + _CHARACTER * longest)))}
@@ -117,12 +108,8 @@ def outlines(
     edges: Sequence[float], shares: Mapping[str, Sequence[float]], means: Mapping[str, float], *, x_title: str,
     y_title: str,
 ) -> Spec:  # fmt: skip
-    """Distributions as outlines over one axis, their means as upright lines.
-
-    Args:
-        edges: ascending, one more than each distribution has shares of bins.
-        means: of each.
-    """
+    """Distributions as outlines over one axis, their means as upright lines. `edges` ascend and are one more than the
+    bins."""
     layers: list[Spec] = []
     key: list[Spec] = []
     left = 0.0
@@ -169,11 +156,8 @@ def intervals(rows: Sequence[Interval], *, x_title: str) -> Spec:
 
 
 def heat(rows: Sequence[Mapping[str, Any]], *, names: Sequence[str], columns: Sequence[str]) -> Spec:
-    """Percentages in a grid: a row a name, a column a round, each with its number where they fit.
-
-    Args:
-        rows: `name`, `x`, `value` in percent.
-    """
+    """Percentages in a grid: a row a name, a column a round, each with its number where they fit. `rows` have `name`,
+    `x` and `value` in percent."""
     top = {"title": "round", "orient": "top", "domain": False, "ticks": False, "labelOverlap": True}
     grid = {
         "x": _category("x", sort=list(columns), axis=top),
@@ -204,11 +188,8 @@ def against_diagonal(points: Sequence[tuple[float, float]], *, x_title: str, y_t
 
 
 def nice_domain(values: Sequence[float], *, least: float | None = None, most: float | None = None) -> list[float]:
-    """Round numbers around finite values, with about five steps between.
-
-    Args:
-        least, most: what the quantity cannot go beyond (a share: 0 and 100).
-    """
+    """Round numbers around finite values, with about five steps between; `least` and `most` are what the quantity
+    cannot go beyond (a share: 0 and 100)."""
     low, high = min(values), max(values)
     if high - low < 1e-9 * max(1.0, abs(high)):
         margin = 0.1 * abs(high) or 1.0
@@ -221,10 +202,8 @@ def nice_domain(values: Sequence[float], *, least: float | None = None, most: fl
 
 
 def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart, as near to the wanted ones as can be, in their order, from low to high.
-
-    Where they do not all fit, they stand evenly.
-    """
+    """Positions at least `gap` apart, as near to the wanted ones as can be, in their order, from low to high; evenly
+    spaced where they do not all fit."""
     if len(wanted) < 2:
         return list(wanted)
     gap = min(gap, (high - low) / (len(wanted) - 1))
@@ -248,7 +227,6 @@ def _category(field: str, **more: Any) -> Spec:
 
 
 def _by_series(names: Sequence[str], look: Callable[[int], Any]) -> Spec:
-    """Colours or dashes."""
     scale = {"domain": list(names), "range": [look(index) for index in range(len(names))]}
     return _category("series", legend=None, scale=scale)
 
@@ -262,7 +240,6 @@ def _layer(values: Sequence[Spec], mark: Spec, **encoding: Spec) -> Spec:
 
 
 def _one(value: Spec, mark: Spec, **encoding: Spec) -> Spec:
-    """A layer of one mark."""
     return {"data": {"values": [value]}, "mark": mark, "encoding": encoding}
 
 

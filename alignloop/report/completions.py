@@ -23,12 +23,7 @@ Columns = Sequence[tuple[str, RoundRecord]]
 
 
 class ShownAnswer(NamedTuple):
-    """A completion.
-
-    Attributes:
-        label: of the round it is of, or what else it is.
-        passed: None where nothing checks it.
-    """
+    """A completion, labelled by its round or by what else it is; `passed` is None where nothing checks it."""
 
     label: str
     text: str
@@ -54,13 +49,8 @@ class AnsweredPrompt:
 
 
 class AnswerSource(NamedTuple):
-    """Where answers lie in a round.
-
-    Attributes:
-        where: for readers.
-        read: what tells a row's prompt from other prompts, the prompt, and the answer under a label; None where the
-            row has no answer.
-    """
+    """Where answers lie in a round. `read` returns what tells a row's prompt from others, the prompt, and the answer
+    under a label; None where the row has no answer."""
 
     title: str
     where: str
@@ -90,11 +80,8 @@ class AnswerSource(NamedTuple):
 
 
 def completions(run: RunRecord, *, budget_bytes: int) -> PageSection:
-    """Held-out prompts first, then the benchmarks' own.
-
-    Args:
-        budget_bytes: of the page; what does not fit is left out, and the page says so.
-    """
+    """Held-out prompts first, then the benchmarks' own; what does not fit the page's bytes is left out, and the page
+    says so."""
     rounds = evenly(run.finished or run.rounds, most=MOST_ROUNDS)
     columns = [(entry.label, entry) for entry in rounds]
     note = f"{len(run.finished) - len(rounds)} rounds between are left out." if len(run.finished) > len(rounds) else ""
@@ -105,11 +92,7 @@ def completions(run: RunRecord, *, budget_bytes: int) -> PageSection:
 def side_by_side(
     columns: Columns, *, budget_bytes: int, title: str, scale: str, note: str = ""
 ) -> PageSection:  # fmt: skip
-    """Answers of rounds, each under its label.
-
-    Args:
-        scale: what the rewards of held-out answers are by.
-    """
+    """Answers of rounds, each under its label; `scale` names what the rewards of held-out answers are by."""
     budget_bytes = min(budget_bytes, MOST_BYTES)
     sources = [(source, *source.prompts(columns)) for source in (HELDOUT, BENCHMARK)]
     found = []

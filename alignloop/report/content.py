@@ -46,7 +46,6 @@ class FigureUnit(NamedTuple):
     """How a figure is shown.
 
     Attributes:
-        axis: the title of its axis.
         scale: what a value is multiplied with.
         least, most: what the scaled value cannot go beyond.
     """
@@ -72,11 +71,7 @@ COUNT = FigureUnit(digits=0)
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of cells under their heads; the first column names the row.
-
-    Attributes:
-        name: found in the page as `data-table`.
-    """
+    """Columns of cells under their heads; the first column names the row. The page carries `name` as `data-table`."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -128,13 +123,8 @@ class Dialogs(NamedTuple):
 
 @dataclass(frozen=True)
 class PageSection:
-    """A section of the page, its parts in the order in which they are shown.
-
-    Attributes:
-        name: its id.
-        label: in the contents.
-        figures: side by side, as many as the screen is wide.
-    """
+    """A section of the page, its parts in the order in which they are shown; `name` is its id, `label` stands in the
+    contents."""
 
     name: str
     label: str
@@ -155,14 +145,8 @@ class PageSection:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page.
-
-    Attributes:
-        kind: found in the page as `data-report`.
-        sections: those that are empty are not shown.
-        tiles: a value and what it is.
-        warnings: what a reader has to look at; `notes`: what could not be read.
-    """
+    """A whole page: the page carries `kind` as `data-report`; empty `sections` are not shown; a tile is a value and
+    what it is; `warnings` are what a reader has to look at, `notes` what could not be read."""
 
     kind: str
     title: str

@@ -93,12 +93,8 @@ def dash(index: int) -> list[int]:
 
 
 def draw(spec: Spec, *, alt: str) -> str:
-    """The chart as an `<svg>` that is as wide as the page lets it.
-
-    Args:
-        spec: Vega-Lite without `config`, with its values in it.
-        alt: what it shows, numbers included, for those who do not see it.
-    """
+    """The chart as an `<svg>` as wide as the page lets it. `spec` is Vega-Lite without `config`, with its values in it;
+    `alt` says what it shows, numbers included, for those who do not see it."""
     import vl_convert
 
     whole = {"$schema": VEGA_LITE, "config": CONFIG, **spec}

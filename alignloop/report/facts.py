@@ -24,8 +24,6 @@ STDERR = "_stderr"
 
 
 class Number(NamedTuple):
-    """A figure and its standard error, where it has one."""
-
     value: float
     stderr: float | None = None
 
@@ -80,14 +78,8 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run.
-
-    Attributes:
-        recipe: as resolved, plain values.
-        rounds: all that have published a stage, in order.
-        differences: of `differences.json`; none where there is no such file.
-        notes: what could not be read.
-    """
+    """A run: its `recipe` as resolved, plain values; all `rounds` that have published a stage, in order; its
+    `differences`, empty without a differences.json; `notes` on what could not be read."""
 
     dir: Path
     recipe: dict[str, Any]
@@ -127,11 +119,8 @@ class RunRecord:
 
 
 def read_run(run_dir: Path) -> RunRecord:
-    """Look at a run directory without touching anything.
-
-    Raises:
-        RunDirError: there is no run there, or one of a newer version, or a manifest is damaged.
-    """
+    """Look at a run directory without touching anything; RunDirError where there is no run or one of a newer version,
+    or a manifest is damaged."""
     run = RunReader(run_dir, hint=HOW_TO_BEGIN)
     notes: list[str] = []
     rows = {row.round: row for row in read_rounds(run_dir)}

@@ -26,12 +26,8 @@ def over_rounds(
     note: str = "",
     not_drawn: Collection[str] = (),
 ) -> Figure | None:
-    """Lines over the rounds with 95 % intervals, and a row a round.
-
-    Args:
-        series: a figure by round, of one run or of one of several, by what it is called.
-        not_drawn: series that stand in the table alone.
-    """
+    """Lines over the rounds with 95 % intervals, and a row a round. `series` maps a name to figures by round, of one
+    run or of several; those `not_drawn` stand in the table alone."""
     short = _short_names(series, lambda label: f"…{label[1 - MOST_LABEL_CHARACTERS :]}")
     drawn = {}
     for label, by_round in series.items():
@@ -55,13 +51,8 @@ def stacked(
     name: str,
     with_totals: bool = False,
 ) -> Figure | None:
-    """A bar a round, made of parts.
-
-    Args:
-        rounds: value by part, by the round's label.
-        order: the parts from below.
-        with_totals: the table has a last row and a last column of sums.
-    """
+    """A bar a round, made of parts: `rounds` has value by part, by the round's label; `order` the parts from below.
+    With totals the table has a last row and a last column of sums."""
     if not any(value for parts in rounds.values() for value in parts.values()):
         return None
     rows = [(label, *(COUNT.cell(parts.get(part)) for part in order)) for label, parts in rounds.items()]
@@ -75,11 +66,7 @@ def stacked(
 
 
 def heat(title: str, rounds: Sequence[RoundRecord], keys: Mapping[str, str], *, name: str) -> Figure:
-    """Shares in a grid, a row a name and a column a round.
-
-    Args:
-        keys: metric by name.
-    """
+    """Shares in a grid, a row a name and a column a round; `keys` has the metric by name."""
     columns, names = evenly(rounds, most=MOST_COLUMNS), list(keys)[:MOST_NAMES]
     heads = [entry.label for entry in columns]
     # `detectable_format:title` -> `title`, what fits into a narrow chart.
@@ -100,11 +87,7 @@ def heat(title: str, rounds: Sequence[RoundRecord], keys: Mapping[str, str], *, 
 
 
 def histogram(title: str, samples: Mapping[str, Sequence[float]], *, name: str) -> Figure:
-    """How rewards lie.
-
-    Args:
-        samples: rewards by name, at least one each.
-    """
+    """Distributions of rewards by name, at least one reward each."""
     edges = bin_edges([value for values in samples.values() for value in values], num_bins=NUM_BINS)
     shares = {label: bin_shares(values, edges) for label, values in samples.items()}
     means = {label: math.fsum(values) / len(values) for label, values in samples.items()}

@@ -13,18 +13,15 @@ from alignloop.report.facts import STDERR, RoundRecord, RunRecord, by_round, eve
 from alignloop.report.figures import ERROR_BARS, MOST_COLUMNS, histogram, over_rounds
 
 MOST_OTHERS, MOST_ROWS = 8, 200
-"""Measures that no group knows: so many get a chart, so many stand in the table."""
+"""Of measures that no group knows: at most so many get a chart, so many stand in the table."""
 MOST_PROMPTS, MOST_HISTOGRAMS = 20_000, 9
 PAIRWISE = "Ties count half; 50 % is as good as the other."
 POINTS, REWARD, NATS = FigureUnit("points", scale=100.0, digits=1), FigureUnit("reward"), FigureUnit("nats")
 
 
 class MeasuredFigure(NamedTuple):
-    """Measures that stand in one chart.
-
-    Attributes:
-        keys: name in the chart -> key, or keys the first of which is there: `one|other`.
-    """
+    """Measures that stand in one chart: `keys` maps a name there to a key, or to keys the first of which is present:
+    `one|other`."""
 
     title: str
     unit: FigureUnit
@@ -135,7 +132,6 @@ def rewards(run: RunRecord) -> PageSection:
 
 
 def _every_measure(run: RunRecord) -> tuple[Details, ...]:
-    """Every measure of every round, as it was published."""
     rounds = evenly(run.finished, most=MOST_COLUMNS)
     names = [name for name in _names(run.finished) if any(name in entry.measures for entry in rounds)][:MOST_ROWS]
     exact = FigureUnit(digits=4)

@@ -23,12 +23,8 @@ ENGINES = {"vllm": "vLLM", "transformers": "transformers (plain `generate`)"}
 
 
 def model_card(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recipe: Recipe) -> str:
-    """Markdown with a YAML front matter.
-
-    Args:
-        rows: one a round, the base's first.
-        best: the row whose policy the card is of.
-    """
+    """Markdown with a YAML front matter. `rows` are one a round, the base's first; the card is of the policy of
+    `best`."""
     kwargs = template_kwargs_of(run_dir / best.policy)
     base_stages = published_stages(run_dir, 0)
     template = _environment().get_template("model_card.md.jinja")
@@ -49,12 +45,8 @@ def model_card(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recip
 
 
 def snippet(engine: str, path: str, *, template_kwargs: Mapping[str, Value] | None = None) -> str:
-    """How to chat with the model in `path`, as a script that runs on GPU and CPU alike.
-
-    Args:
-        engine: `transformers` or `vllm`.
-        template_kwargs: what its chat template was trained with.
-    """
+    """How to chat with the model in `path` by `transformers` or `vllm`, as a script that runs on GPU and CPU alike;
+    `template_kwargs` are what its chat template was trained with."""
     macros: Any = _environment().get_template("snippets.md.jinja").module
     return str(getattr(macros, f"{engine}_snippet")(path, template_kwargs))
 
@@ -86,7 +78,6 @@ def _front_matter(recipe: Recipe) -> dict[str, Any]:
 
 
 def _sparse(recipe: Recipe) -> str:
-    """What the recipe sets."""
     values = recipe.model_dump(mode="json", exclude_defaults=True)
     for name in {"base", "preferences", "prompts"} & values.keys():
         values[name] = _names(values[name])

@@ -34,10 +34,8 @@ Runs = Mapping[str, RunRecord]
 
 
 def write_reports(run_dirs: Sequence[Path], *, out: Path | None = None) -> Path:
-    """The report of one run, or of several beside each other; returns where it lies.
-
-    Args:
-        out: default, of one run: `<run_dir>/report.html`.
+    """The report of one run, or of several beside each other, and the path it is written to: by default, of one run,
+    `<run_dir>/report.html`.
 
     Raises:
         RunDirError: one of them is no run.
@@ -62,10 +60,8 @@ def write_reports(run_dirs: Sequence[Path], *, out: Path | None = None) -> Path:
 
 
 def write_report_or_say(run_dir: Path, *, say: Callable[[str], None]) -> None:
-    """Write the report at the end of a round; where that fails it is said, and the run goes on.
-
-    The report is made from what is published: `alignloop report` makes it again at any time.
-    """
+    """Write the report at the end of a round; a failure is reported, and the run goes on: `alignloop report` makes it
+    again from what is published at any time."""
     try:
         write_reports([run_dir])
     except Exception as error:  # hours of training are worth more than a page
@@ -132,7 +128,6 @@ def _sentences(run: RunRecord) -> Iterator[str]:
 
 
 def _warnings(run: RunRecord) -> Iterator[str]:
-    """Flags and gate lines of all rounds."""
     for entry in run.finished:
         if entry.row is not None:
             yield from (f"Round {entry.number}: {flag}" for flag in entry.row.flags)
@@ -141,7 +136,6 @@ def _warnings(run: RunRecord) -> Iterator[str]:
 
 
 def _tiles(run: RunRecord) -> Iterator[tuple[str, str]]:
-    """The figures that matter, each with what it is."""
     shown = run.shown
     if shown is not None:
         first, last = run.finished[0], run.finished[-1]

@@ -29,12 +29,8 @@ MAIN_METRICS = ("acc_norm", "acc", "exact_match", "pass@1", "f1", "bleu")
 
 
 def round_row(run_dir: Path, number: int, *, policy: Artifact, stderr: dict[str, float]) -> RoundRow:
-    """What a round came to, from what its stages published.
-
-    Args:
-        policy: the checkpoint the round ends with (of round 0: the base).
-        stderr: standard errors of the benchmarks, under the metrics' names.
-    """
+    """What a round came to, from what its stages published. `policy` is the checkpoint the round ends with (of round 0:
+    the base); `stderr` has the benchmarks' standard errors under the metrics' names."""
     manifests = [stage.manifest for stage in published_stages(run_dir, number)]
     trained = _metrics(manifests, "train_reward")
     heldout = {name.replace("eval_", "heldout_"): value for name, value in trained.items() if name.startswith("eval_")}
@@ -72,7 +68,7 @@ Value = Callable[[RoundRow], float | None]
 
 
 class Column(NamedTuple):
-    """A column: the group it stands under, two lines of heading, and the number of a round with so many digits."""
+    """The group it stands under, two lines of heading, and the number of a round with so many digits."""
 
     group: str
     heading: tuple[str, str]
@@ -139,7 +135,6 @@ def _other_columns(rows: Sequence[RoundRow]) -> list[Column]:
 
 
 def _work_columns() -> list[Column]:
-    """Rows kept and dropped, seconds by activity."""
     return [
         ROUND,
         Column("rows", ("prefe-", "rences"), _rows("collect_preferences", "collect_annotated")),

@@ -103,8 +103,6 @@ def recipe(run: RunRecord) -> PageSection:
 
 
 def _flow(rounds: Sequence[RoundRecord]) -> Figure | None:
-    """How many rows each round takes in and trains on."""
-
     def count(entry: RoundRecord, name: str, counted: Sequence[str]) -> Number | None:
         stage = entry.stage(name)
         found = [stage.manifest.counts[key] for key in counted if key in stage.manifest.counts] if stage else []
@@ -118,7 +116,6 @@ def _flow(rounds: Sequence[RoundRecord]) -> Figure | None:
 
 
 def _funnel(name: str, rounds: Sequence[RoundRecord], drops: Mapping[Path, Drops]) -> Figure | None:
-    """Rows kept and dropped by rule, a bar a round."""
     found: dict[str, dict[str, float]] = {}
     for entry in rounds:
         stage = entry.stage(name)

@@ -36,7 +36,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def said() -> list[str]:
-    """What `process_engine` says."""
     return []
 
 

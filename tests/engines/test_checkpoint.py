@@ -38,7 +38,6 @@ def write(folder: Path, **files: object) -> Path:
 
 
 def copied(checkpoint: Path, folder: Path, **changed: object) -> Path:
-    """A copy whose config.json says something else."""
     shutil.copytree(checkpoint, folder)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))

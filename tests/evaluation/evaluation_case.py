@@ -31,8 +31,6 @@ class Lines(QuietProgress):
 
 
 class NoEngine:
-    """Fails the test where anything is asked of an engine."""
-
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"the engine was asked to {name}")
 

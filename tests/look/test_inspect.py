@@ -68,8 +68,6 @@ def shown(inspect: Call) -> Callable[..., str]:
 
 @pytest.fixture
 def refused(inspect: Call) -> Callable[..., str]:
-    """What the verb says is wrong."""
-
     def call(*arguments: str | Path) -> str:
         code, out, err = inspect(*arguments)
         assert (code, out) == (2, "")
@@ -90,7 +88,6 @@ def sft_row(answer: str) -> SftRow:
 
 
 def section(out: str, objective: str) -> list[str]:
-    """What is printed under one objective."""
     (found,) = [part for part in out.split("\n\n") if part.startswith(objective)]
     return found.splitlines()
 

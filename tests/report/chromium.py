@@ -20,17 +20,11 @@ LISTENING = re.compile(r"DevTools listening on (ws://\S+)")
 
 
 def chromium() -> str | None:
-    """The program; None where there is none."""
     return next((found for name in NAMES if (found := shutil.which(name)) is not None), None)
 
 
 class Browser:
-    """One page of a headless Chromium.
-
-    Attributes:
-        requests: addresses that were asked for, in order.
-        complaints: console messages, exceptions and log entries.
-    """
+    """One page of a headless Chromium; `complaints` are console messages, exceptions and log entries."""
 
     def __init__(self, socket: Any) -> None:
         self._socket, self._last = socket, 0
@@ -57,7 +51,6 @@ class Browser:
             self._note(answer)
 
     def open(self, path: Path, *, width: int = 1440, dark: bool = False, script: bool = True) -> None:
-        """Load a file and wait until it is there."""
         self.requests.clear()
         self.complaints.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
@@ -72,18 +65,15 @@ class Browser:
         raise AssertionError(f"{path}: not loaded")
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression comes to in the page."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def print(self, path: Path) -> None:
-        """The page as it prints."""
         path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"]))
 
     def _note(self, event: dict[str, Any]) -> None:

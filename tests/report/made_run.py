@@ -197,7 +197,6 @@ def row_of(number: int) -> RoundRow:
 
 
 def begin(run_dir: Path, *, rounds: int = 3, overrides: Sequence[str] = ()) -> Path:
-    """A run directory as it is when a run begins."""
     run_dir.mkdir(parents=True)
     recipe = load_recipe("quickstart", overrides=[f"rounds={rounds}", *overrides]).model_dump(mode="json")
     (run_dir / "resolved.json").write_text(json.dumps({"run_version": 1, "recipe": recipe}))
@@ -205,7 +204,6 @@ def begin(run_dir: Path, *, rounds: int = 3, overrides: Sequence[str] = ()) -> P
 
 
 def finish(run_dir: Path, *, rounds: int) -> None:
-    """The run's own files after that many rounds."""
     (run_dir / "rounds.jsonl").write_text("".join(row_of(n).model_dump_json() + "\n" for n in range(rounds + 1)))
     found = [difference(n, against) for n in range(1, rounds + 1) for against in dict.fromkeys((n - 1, 0))]
     (run_dir / "differences.json").write_text(json.dumps({"rounds": [one.model_dump(mode="json") for one in found]}))

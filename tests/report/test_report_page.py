@@ -75,7 +75,6 @@ class ShownPage(HTMLParser):
         return [[text for text, _ in row] for row in self.tables[name]]
 
     def values(self, name: str) -> dict[str, list[float | None]]:
-        """The whole values behind a table's rows, by the row's name."""
         return {row[0][0]: [value for _, value in row[1:]] for row in self.tables[name][1:]}
 
 
