@@ -60,7 +60,10 @@ def publish_final(
 
 def final_damage(run_dir: Path) -> str | None:
     """What is wrong with `final`: its files are no round's policy; None where they are one's, or it does not exist.
-    Raises RunDirError where `rounds.jsonl` cannot be read."""
+
+    Raises:
+        RunDirError: `rounds.jsonl` cannot be read.
+    """
     final = run_dir / FINAL
     if not os.path.lexists(final):
         return None

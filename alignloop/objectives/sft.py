@@ -14,7 +14,8 @@ def sft_loss(logprobs: Tensor, *, num_tokens: float | None = None) -> tuple[Tens
         logprobs: [T] of the target tokens alone, without masked ones.
         num_tokens: target tokens of the whole optimiser step; None: T.
 
-    Raises ValueError: there is no target token.
+    Raises:
+        ValueError: there is no target token.
     """
     count = float(logprobs.shape[0]) if num_tokens is None else num_tokens
     if count <= 0:

@@ -47,7 +47,8 @@ def hidden_states(
             3 Herd of Models (section 4.1.2) did.
         reads: the kind of tokens that `at` holds.
 
-    Raises NotImplementedError: the architecture does not take packed rows.
+    Raises:
+        NotImplementedError: the architecture does not take packed rows.
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.mode == "separate":
@@ -124,7 +125,8 @@ def _is_linear(module: nn.Module) -> bool:
 def use_attention(backbone: Any, name: str) -> None:
     """Set the attention of a model; it stays, because gradient checkpointing runs layers again in the backward pass.
 
-    Raises NotImplementedError: the architecture does not use transformers' attention registry.
+    Raises:
+        NotImplementedError: the architecture does not use transformers' attention registry.
     """
     if backbone.config._attn_implementation == name:
         return

@@ -17,7 +17,8 @@ TrainOn = Literal["last_assistant", "all_assistant"]
 def ranked_groups(rows: Iterable[PreferenceRow | PairRow], chat: ChatFormat) -> list[PromptGroup]:
     """The completions of each row, best first: edited > chosen > rejected (section 4.1.2), or chosen and rejected.
 
-    Raises DataError: a row's ids are not those of its text.
+    Raises:
+        DataError: a row's ids are not those of its text.
     """
     groups = []
     for row in rows:
@@ -29,7 +30,8 @@ def ranked_groups(rows: Iterable[PreferenceRow | PairRow], chat: ChatFormat) -> 
 def sft_groups(rows: Iterable[SftRow], chat: ChatFormat, *, train_on: TrainOn) -> list[PromptGroup]:
     """One completion a group; earlier assistant turns carry loss only with `all_assistant`.
 
-    Raises DataError as `ranked_groups`.
+    Raises:
+        DataError: as `ranked_groups`.
     """
     groups = []
     for row in rows:

@@ -106,8 +106,8 @@ def _digest_of_values(values: dict[str, Any]) -> str:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a published stage; None where nothing is published.
 
-    Raises RunDirError: it cannot be read, is of a newer version, is not a manifest, or was changed since it was
-    written.
+    Raises:
+        RunDirError: it cannot be read, is of a newer version, is not a manifest, or was changed since it was written.
     """
     path = folder / MANIFEST
     try:

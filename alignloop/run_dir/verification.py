@@ -105,7 +105,8 @@ def damage(path: Path, digest: str) -> str | None:
 def verify_run(run_dir: Path, *, progress: Progress) -> tuple[int, list[str]]:
     """Read every output of every published stage; their number, and a line for each damaged one or unpublished folder.
 
-    Raises RunDirError where a manifest cannot be read.
+    Raises:
+        RunDirError: a manifest cannot be read.
     """
     outputs = [
         (stage.dir / record.path, record)

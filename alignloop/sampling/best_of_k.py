@@ -34,7 +34,9 @@ def pick_best(rewards: Sequence[float], *, truncated: Sequence[bool], empty: Seq
     A truncated candidate never wins over a finished one: a reward read in mid-sentence says little, and training on it
     teaches never to stop. Among finished ones (and among truncated ones, where none is finished) one without text never
     wins over one with text: there is nothing in it to train on. Ties go to the first.
-    Raises ValueError: no candidate, or a reward that is not finite.
+
+    Raises:
+        ValueError: no candidate, or a reward that is not finite.
     """
     check_finite(rewards, name="rewards")
     if len(rewards) != len(truncated):
@@ -51,7 +53,8 @@ def eligible(*, truncated: Sequence[bool], empty: Sequence[bool]) -> list[int]:
     """Indexes of the candidates that may be picked, in order: the finished ones, or all where none is finished; of
     these the ones with text, or all where none has any.
 
-    Raises ValueError: no candidate.
+    Raises:
+        ValueError: no candidate.
     """
     if not truncated:
         raise ValueError("no candidate to pick from")
@@ -121,7 +124,9 @@ def best_and_lower(candidates: ScoredCandidates) -> tuple[int, tuple[int, ...]] 
     The best is the highest reward among finished candidates with text; ties go to the first. Rejected is what has a
     lower reward, truncated ones excepted: they have low rewards because they break off, and pairs against them teach
     little but length. Texts that are the same but for surrounding whitespace never pair.
-    Raises ValueError: a reward that is not finite.
+
+    Raises:
+        ValueError: a reward that is not finite.
     """
     check_finite(candidates.rewards, name=f"{candidates.prompt_id}: rewards")
     rewards, truncated = candidates.rewards, candidates.truncated

@@ -48,7 +48,8 @@ class LoadedFunction:
 def load(name: str) -> LoadedFunction:
     """The function `module:function` names, imported once a process; the working directory is importable.
 
-    Raises UserError: no such module or attribute, the module cannot be imported, or the attribute cannot be called.
+    Raises:
+        UserError: no such module or attribute, the module cannot be imported, or the attribute cannot be called.
     """
     module_name, _, attribute = name.partition(":")
     module = _import(module_name, name=name)
@@ -94,8 +95,8 @@ def call_function(
         completions: B lists of one assistant message.
         columns: further columns of the rows, B values each.
 
-    Raises UserError: the function raises, or returns anything but B finite numbers or Nones; names function, row,
-    value.
+    Raises:
+        UserError: the function raises, or returns anything but B finite numbers or Nones; names function, row, value.
     """
     try:
         answer = function(**_accepted(function, {"prompts": prompts, "completions": completions, **columns}))

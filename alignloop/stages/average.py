@@ -86,7 +86,8 @@ STAGES: Mapping[ObjectiveName, Stage[AverageConfig, Inputs, Outputs]] = {"reward
 def stage_for(recipe: Recipe, inputs: Inputs) -> Stage[AverageConfig, Inputs, Outputs]:
     """The one after the stage of the summary; without a summary, the one that the recipe configures.
 
-    Raises UserError where there is no summary, and the recipe configures several.
+    Raises:
+        UserError: there is no summary, and the recipe configures several.
     """
     if inputs.summary is not None:
         from alignloop.training.average import read_summary

@@ -80,8 +80,9 @@ def look_at_weights(
 ) -> tuple[int, int | None]:
     """Numbers in the weights and rows of the embedding, read from the headers; a small model's numbers are read, too.
 
-    Raises ModelError where weights are missing, broken, not trainable or not those of config.json, or an adapter or the
-    recipe's own names do not fit them.
+    Raises:
+        ModelError: weights are missing, broken, not trainable or not those of config.json, or an adapter or the
+            recipe's own names do not fit them.
     """
     check_is_safetensors(folder)
     tensors = stored_tensors(folder)
@@ -100,7 +101,8 @@ def look_at_weights(
 def _check_shapes(folder: Path, shapes: Shapes, *, config: Mapping[str, Any]) -> None:
     """Compare the headers with config.json: embedding, width, number of layers.
 
-    Raises ModelError where they are of two models: loading would fail, or draw what is missing at random.
+    Raises:
+        ModelError: they are of two models: loading would fail, or draw what is missing at random.
     """
     where = f"{folder}: config.json and the weights are of different models:"
     remedy = "copy both from one place"

@@ -84,8 +84,9 @@ def inputs(recipe: Recipe, *, preferences: tuple[Artifact, ...], prompts: tuple[
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     """Read everything; the same prompt never lies on both sides of the held-out split.
 
-    Raises DataError as the readers and the benchmarks do, or where no preference or no prompt is left without a
-    benchmark's question.
+    Raises:
+        DataError: as the readers and the benchmarks do, or no preference or no prompt is left without a
+            benchmark's question.
     """
     with ctx.activity("reading"):
         read = read_preferences([a.path for a in inputs.preferences], **config.reading)

@@ -172,7 +172,8 @@ def _as_candidate(row: PreferenceRow, group: PromptGroup) -> CandidateRow:
 def grouped(rows: Sequence[CandidateRow], *, where: str) -> list[list[CandidateRow]]:
     """The candidates of each prompt, prompts and candidates in file order.
 
-    Raises DataError: no candidate, two with one id, one without tokens, or two dialogs under one prompt id.
+    Raises:
+        DataError: no candidate, two with one id, one without tokens, or two dialogs under one prompt id.
     """
     if not rows:
         raise DataError(f"{where}: holds no candidate to score: run the sample stage first")
@@ -245,7 +246,8 @@ def scored_row(
 ) -> CandidateRow:
     """The candidate with its reward, the functions' values, and their weighted sum.
 
-    Raises ModelError where the reward, UserError where the total is not a finite number.
+    Raises:
+        ModelError: the reward, UserError where the total is not a finite number.
     """
     if not math.isfinite(reward):
         raise ModelError(f"candidate {row.id}: the reward model gives {reward}: its training has diverged")

@@ -51,7 +51,8 @@ class AccelerateFile:
 def accelerate_file(training: TrainingConfig) -> AccelerateFile:
     """The file that `training.accelerate` names, checked.
 
-    Raises UserError: no such file, not one of accelerate's, or something in it that training here cannot do.
+    Raises:
+        UserError: no such file, not one of accelerate's, or something in it that training here cannot do.
     """
     path = _path(training.accelerate)
     try:

@@ -49,7 +49,9 @@ def base_of(folder: Path) -> Path | str:
     """What the adapter was trained on: a folder, or a hub id.
 
     A relative path is searched beside the adapter first, then in the working directory.
-    Raises ModelError: the adapter names no base, or a path that does not exist.
+
+    Raises:
+        ModelError: the adapter names no base, or a path that does not exist.
     """
     name = read_adapter_config(folder).get("base_model_name_or_path")
     if not name:
@@ -78,7 +80,8 @@ def has_tokenizer(folder: Path) -> bool:
 def check_fits(folder: Path, base_shapes: Shapes, *, base: str) -> None:
     """Check every tensor of the adapter in `folder` against those of its base.
 
-    Raises ModelError: it names adapter, base and the first tensor that does not fit.
+    Raises:
+        ModelError: it names adapter, base and the first tensor that does not fit.
     """
     config = read_adapter_config(folder)
     if config.get("target_parameters"):

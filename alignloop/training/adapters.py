@@ -41,7 +41,9 @@ def add_adapter(model: Any, config: LoraConfig, *, seed: int, new_token_ids: Seq
     B is zero, so the model computes what it did before. A reward model's score head and the rows of new tokens (in
     embedding and output head) train fully beside the adapter. What trains is float32, whatever the dtype of the frozen
     weights. `seed` is of the A matrices; torch's global generator is left as it was.
-    Raises ModelError: a name in `target_modules` is that of no linear layer.
+
+    Raises:
+        ModelError: a name in `target_modules` is that of no linear layer.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model

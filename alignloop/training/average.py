@@ -106,7 +106,8 @@ def shares_of(
         metrics: of each checkpoint on held-out rows, in order.
         section: the recipe's, for messages.
 
-    Raises UserError: not one weight for each that is averaged, or nothing to choose by.
+    Raises:
+        UserError: not one weight for each that is averaged, or nothing to choose by.
     """
     chosen: Sequence[int] = range(len(metrics))
     if config.choose is not None and config.choose < len(metrics):
@@ -157,7 +158,9 @@ def average_tensors(tensors: Sequence[Tensor], *, weights: Sequence[float], name
 
     Summed in float64, so that averaging equal tensors gives them back bit for bit. Integer and bool tensors (step
     counters, masks) have no mean: the last one is copied.
-    Raises ValueError: shapes differ; the message names `name`.
+
+    Raises:
+        ValueError: shapes differ; the message names `name`.
     """
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
@@ -176,7 +179,9 @@ def average_checkpoints(checkpoints: Sequence[Path], *, out_dir: Path, weights: 
     One tensor of every checkpoint is in memory at a time, and one output file. Averaging one checkpoint copies it.
     Config and tokenizer, and the names of files and tensors, are the last checkpoint's. Weights are scaled to sum to
     one; None: uniform.
-    Raises ModelError: the checkpoints do not fit together, or one holds no safetensors.
+
+    Raises:
+        ModelError: the checkpoints do not fit together, or one holds no safetensors.
     """
     try:
         shares = normalised_weights(weights, count=len(checkpoints))

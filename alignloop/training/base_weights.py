@@ -147,7 +147,9 @@ def check_layers(folder: Path, tensors: Mapping[str, StoredTensor], *, config: M
 
     A layer that has some of what others have and nothing else, and is alone in that, lacks the rest; but not the first
     one: of some architectures it is another than the rest.
-    Raises ModelError: a tensor is missing in one layer, or has another shape than it must.
+
+    Raises:
+        ModelError: a tensor is missing in one layer, or has another shape than it must.
     """
     layers: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {}
     for name, tensor in tensors.items():

@@ -66,7 +66,9 @@ def load_reward_model(
     """A sequence classifier with one label, dropout off; `quantize` and `device` are as for `load_policy`.
 
     A checkpoint without a score head (a policy or a base) gets a new one, drawn from `seed`, unless `must_have_head`.
-    Raises ModelError: the path holds no model, or its architecture has no `score` head in transformers.
+
+    Raises:
+        ModelError: the path holds no model, or its architecture has no `score` head in transformers.
     """
     from transformers import AutoModelForSequenceClassification
 

@@ -177,7 +177,8 @@ def screen(
 ) -> tuple[list[PromptGroup], Dropped]:
     """Groups that train, and the others with their reasons: `in == kept + dropped`; none is cut.
 
-    Raises TrainingError: nothing is left.
+    Raises:
+        TrainingError: nothing is left.
     """
     reasons = [(group, drop_reason(group, objective=objective, max_length=max_length)) for group in groups]
     kept = [group for group, reason in reasons if reason is None]

@@ -26,7 +26,9 @@ def reference_sums_of(job: TrainJob, config: DpoConfig, *, processes: Processes)
     """Of training and held-out groups, as `reference_sums`; cached in the job's folder.
 
     Processes share the rows out as those of a step, and every one gets all the sums.
-    Raises TrainingError: the job has no reference.
+
+    Raises:
+        TrainingError: the job has no reference.
     """
     reference = job.reference
     if reference is None:

@@ -113,7 +113,8 @@ class RowRunner:
     def backing_off(self, attempt: Callable[[], Result], *, remedy: str = REMEDY) -> Result:
         """`attempt()`, again with half the rows each time memory runs out.
 
-        Raises TrainingError: memory runs out at one row; the message ends in `remedy`, what to do then.
+        Raises:
+            TrainingError: memory runs out at one row; the message ends in `remedy`, what to do then.
         """
         while True:
             try:
@@ -233,7 +234,8 @@ def free_memory() -> None:
 def loading_memory(checkpoint: Path, *, dtype: torch.dtype, device: torch.device, remedy: str) -> Iterator[None]:
     """Around what loads a model and moves it to its device; `remedy` is what to do, beside taking a smaller model.
 
-    Raises ModelError: memory ran out; it names the model and its size.
+    Raises:
+        ModelError: memory ran out; it names the model and its size.
     """
     with _explained(
         lambda: ModelError(
@@ -248,7 +250,8 @@ def loading_memory(checkpoint: Path, *, dtype: torch.dtype, device: torch.device
 def stepping_memory(job: TrainJob, module: nn.Module, *, device: torch.device, step: str) -> Iterator[None]:
     """Around the optimiser's step, the first of which makes its moments.
 
-    Raises TrainingError: memory ran out; it says how much training takes.
+    Raises:
+        TrainingError: memory ran out; it says how much training takes.
     """
 
     def explain() -> TrainingError:

@@ -66,8 +66,9 @@ def prepare_base(
         chat_template: `llama3`, `chatml`, a template that TRL bundles or a Jinja file; None: the base's own.
         template_kwargs: what the template is rendered with; written at its head.
 
-    Raises ModelError: no model or tokenizer there, an adapter that does not fit its base, a tokenizer that does not fit
-    the embedding, no template at all, or one that cannot be used.
+    Raises:
+        ModelError: no model or tokenizer there, an adapter that does not fit its base, a tokenizer that does not fit
+            the embedding, no template at all, or one that cannot be used.
     """
     source = _locate(base)
     with _merged(source, beside=out_dir) if is_adapter(source) else nullcontext(source) as whole:

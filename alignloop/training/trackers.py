@@ -115,7 +115,8 @@ class TrainLog:
 def check_trackers(names: Sequence[str]) -> None:
     """Check that all trackers can be used; imports none of them.
 
-    Raises RecipeError: a `UserError` with every unknown name, and every package that is missing and how to install it.
+    Raises:
+        RecipeError: a `UserError` with every unknown name, and every package that is missing and how to install it.
     """
     problems = [problem for name in dict.fromkeys(names) if (problem := _problem(name)) is not None]
     if problems:
@@ -205,7 +206,8 @@ def open_trackers(
         run_name: of the stage, for example `round-01/02_train_reward`.
         config: the stage's config, as JSON-able values: what the trackers show as parameters.
 
-    Raises UserError: an unknown name, a missing package, or a tracker that cannot start (not logged in, no network).
+    Raises:
+        UserError: an unknown name, a missing package, or a tracker that cannot start (not logged in, no network).
     """
     check_trackers(names)
     curve = curve_of(out_dir, run_name)

@@ -57,8 +57,10 @@ def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, train
 
     `trains` is False for the reference model, which has no adapter. It is held in the same precision, so that a policy
     that starts from it starts as it.
-    Raises ModelError: the checkpoint cannot be loaded, does not fit the token ids or into memory, or takes no such
-    adapter.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded, does not fit the token ids or into memory, or takes no such
+            adapter.
     """
     lora = job.config.lora
     quantize: Quantize = "none" if lora is None else lora.quantize
@@ -133,7 +135,9 @@ class Trainee:
 
         The row has the gradient's norm before clipping, tokens of the step's rows as packed, the objective's metrics.
         `step` is `step 3 of 80`, for messages.
-        Raises TrainingError: loss or gradient is not finite, or memory ran out.
+
+        Raises:
+            TrainingError: loss or gradient is not finite, or memory ran out.
         """
         started = time.monotonic()
         groups = [self.job.groups[number] for number in numbers]
