@@ -24,7 +24,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schema_files() -> dict[str, str]:
     """File name -> text of every schema.
 
-    In a recipe the fields that take a list also take one value, as `load_recipe` reads them.
+    In a recipe, fields that take a list also take one value, as in `load_recipe`.
     """
     texts, models = {}, dict[str, type[BaseModel]]({**ROW_MODELS, "recipe": Recipe})
     for name, model in models.items():

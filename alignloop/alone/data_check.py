@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from alignloop.look.views import View
 
 NO_BASE = "none"
-"""`--base none`: no tokenizer is looked for."""
+"""`--base none`: no tokenizer is loaded."""
 NUM_TOKENISED = 500
 """Rows of the sample that are tokenised for the quantiles."""
 WIDTH = 80
@@ -55,7 +55,7 @@ class CheckedFile:
             least, 5 %, median, 95 %, most. Of a preference the longer completion counts.
         num_tokenised: rows whose tokens were counted; None without a tokenizer.
         views: what each objective would train on of the first row.
-        note: why nothing is said of tokens; None where it is.
+        note: why there are no figures in tokens; None where there are.
     """
 
     name: str
@@ -70,7 +70,6 @@ class CheckedFile:
 
     @property
     def is_good(self) -> bool:
-        """Whether every row can be read."""
         return self.check is not None and self.check.is_good
 
 
@@ -86,8 +85,7 @@ def check_alone(
 ) -> list[CheckedFile]:
     """Check files one by one; one that cannot be read does not hide the next.
 
-    Args:
-        base: whose tokenizer counts tokens; None: the quickstart's; `none`: nobody's.
+    `base` is the model whose tokenizer counts tokens; None: the quickstart's; `none`: no tokens are counted.
     """
     checked = []
     for file in files:
@@ -202,12 +200,7 @@ def as_json(checked: CheckedFile) -> dict[str, Any]:
 
 
 def check_text(checked: CheckedFile, *, num_rows: int, num_bad: int) -> str:
-    """A file's check in lines.
-
-    Args:
-        num_rows: first rows shown as they were read.
-        num_bad: rows that cannot be read, shown with their reasons.
-    """
+    """A file's check in lines: the first `num_rows` rows as read, and `num_bad` unreadable ones with reasons."""
     if checked.check is None:
         return "\n".join([checked.name, *_wrapped(str(checked.problem), indent=2)])
     check, tally = checked.check, checked.check.tally
@@ -247,7 +240,6 @@ def _lengths(checked: CheckedFile, tally: Tally) -> Iterator[str]:
 
 
 def _facts(checked: CheckedFile, tally: Tally) -> Iterator[tuple[str, str]]:
-    """(label, what is to be said) of the rows that can be read."""
     assert checked.check is not None
     several = sum(count for turns, count in tally.turns.items() if turns > 1)
     longest = max(tally.turns, default=0)
@@ -307,7 +299,6 @@ def _bad_lines(tally: Tally, unit: str, *, num_bad: int) -> Iterator[str]:
 
 
 def _bad_row_lines(row: RejectedRow, unit: str) -> Iterator[str]:
-    """A row that cannot be read: place, reason, value."""
     place = f"{Path(row.file).name}, {unit} {row.line}" + (f", field {row.field}" if row.field else "")
     yield from _wrapped(f"{place}: {row.reason}", indent=2, rest=4)
     found = row.value or row.text
@@ -316,7 +307,7 @@ def _bad_row_lines(row: RejectedRow, unit: str) -> Iterator[str]:
 
 
 def converted_text(done: Converted) -> str:
-    """What `data convert` has written."""
+    """The report of `data convert`."""
     rows = f"{done.num_rows:,} rows  {done.out}"
     forms = [f"  {name}: {form}" for name, form in done.forms.items()]
     mixtures = [line for mixture in done.mixtures for line in _wrapped(mixture, indent=2)]
@@ -339,7 +330,7 @@ def _wrapped(text: str, *, indent: int, rest: int | None = None) -> list[str]:
 
 
 def _short(text: str, room: int) -> str:
-    """One line of at most `room` cells; what would steer the terminal as its escape."""
+    """One line of at most `room` cells, with terminal control characters escaped."""
     from rich.cells import cell_len, set_cell_size
 
     text = text[: 4 * room].replace("\r", "").replace("\n", "↵").replace("\t", " ")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from alignloop.evaluation.report import EvalReport
 
 LONGEST = 4096
-"""Prompt and answer together, where the model has room for more."""
+"""Prompt and answer together, in tokens, if the model allows as many."""
 NOT_SHOWN = ("type/",)
 
 
@@ -37,19 +37,14 @@ def find_protocol(
     config: str | None = None,
     engine_name: Literal["vllm", "transformers"] | None = None,
 ) -> tuple[Recipe, str | None]:
-    """By which recipe a checkpoint is measured, and where that comes from (None: the defaults).
+    """The recipe a checkpoint is measured by, and where that comes from (None: the defaults).
 
-    A recipe's setting where one is named; a run's where the checkpoint lies in its directory and the tasks are its
-    own, so that the figures compare with the run's rounds; else the defaults: float32, up to 4,096 tokens, lm-eval's
-    own tasks, or where none is named the bundled ones.
+    `config` is a recipe, as `alignloop run` takes it, or a run directory. Without one, a run's recipe counts where the
+    checkpoint lies in its directory and the tasks are the run's own, so that the figures compare with its rounds; else
+    the defaults: float32, up to 4,096 tokens, lm-eval's own tasks, or where none is named the bundled ones.
 
-    Args:
-        asked: of `evaluate`, what is to hold in place of the setting's own. `include_path`: a folder of lm-eval task
-            files; `quickstart`: the bundled ones; empty: lm-eval's own alone.
-        config: a recipe, as `alignloop run` takes it, or a run directory.
-
-    Raises:
-        UserError: no such recipe.
+    `asked` are fields of `evaluate` that replace the recipe's; `include_path` is a folder of lm-eval task files,
+    `quickstart` for the bundled ones, or empty for lm-eval's own alone. A UserError where there is no such recipe.
     """
     asked = {name: value or None if name == "include_path" else value for name, value in asked.items()}
     recipe, origin = _recipe_for(checkpoint, asked, config=config)
@@ -86,10 +81,10 @@ def evaluate_alone(
         asked, config: see `find_protocol`.
         engine_name: None: vLLM where it is installed.
         chat_template: `llama3`, `chatml`, a template that TRL bundles or a Jinja file, in place of the checkpoint's.
-        samples_file: where one JSON line a question is written.
+        samples_file: gets one JSON line a question.
 
     Raises:
-        UserError: the checkpoint holds no model, or no template; a task is unknown, or its questions do not fit.
+        UserError: the checkpoint has no model, or no template; a task is unknown, or its questions do not fit.
     """
     from alignloop.evaluation.evaluate import evaluate
 
@@ -156,7 +151,7 @@ def _recipe_for(checkpoint: Path, asked: Mapping[str, Any], *, config: str | Non
 
 @contextmanager
 def _with_template(checkpoint: Path, chat_template: str | None, template_kwargs: Mapping[str, Value]) -> Iterator[Path]:
-    """The checkpoint, or a copy of it with another template."""
+    """The checkpoint, or a temporary copy of it with another template."""
     if chat_template is None:
         require_kwargs(template_kwargs, known=template_kwargs_of(checkpoint), folder=checkpoint)
         yield checkpoint

@@ -1,4 +1,4 @@
-"""The models that verbs take: found by name, and refused where they are of another kind."""
+"""The models that commands take: found by name, and refused where they are of another kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSIFIER = "ForSequenceClassification"
 
 
 def model_folder(checkpoint: str) -> Path:
-    """A model's folder, given by path, or `quickstart` for the bundled base."""
+    """The folder of a model named by its path, or `quickstart` for the bundled base."""
     folder = Path(resolve_base(checkpoint)).expanduser()
     if not folder.is_dir():
         what = "this is a file" if folder.exists() else "no such folder"
@@ -28,7 +28,7 @@ def model_folder(checkpoint: str) -> Path:
 
 
 def policy_folder(checkpoint: str) -> Path:
-    """The folder of a model that writes text."""
+    """The folder of a model that writes text; a ModelError where it is of another kind."""
     folder = model_folder(checkpoint)
     check_causal(folder, text_config(folder))
     weight_files(folder)
@@ -36,7 +36,7 @@ def policy_folder(checkpoint: str) -> Path:
 
 
 def reward_model_folder(reward_model: str) -> Path:
-    """The folder of a reward model, by its config and the names of its weights."""
+    """The folder of a reward model, recognised by its config and the names of its weights."""
     folder = model_folder(reward_model)
     names = [str(name) for name in text_config(folder).get("architectures") or []]
     if not any(name.endswith(CLASSIFIER) for name in names):
@@ -53,11 +53,7 @@ def reward_model_folder(reward_model: str) -> Path:
 
 
 def chat_of(folder: Path) -> ChatFormat:
-    """The chat format of a checkpoint.
-
-    Raises:
-        ModelError: no tokenizer, or no chat template that can be used.
-    """
+    """A checkpoint's chat format; a ModelError where it has no tokenizer, or no chat template that can be used."""
     from alignloop.chat.load import load_format
 
     try:
@@ -70,10 +66,9 @@ def chat_of(folder: Path) -> ChatFormat:
 
 
 def require_kwargs(wanted: Mapping[str, Value], *, known: Mapping[str, Value], folder: Path) -> None:
-    """A recipe's `chat_template_kwargs` are those of the checkpoint's template: a base that was not prepared has none.
+    """Raise a UserError where a recipe's `chat_template_kwargs` are not those of the checkpoint's template.
 
-    Raises:
-        UserError: they are not.
+    A base that was not prepared has none.
     """
     if all(key in known and known[key] == value for key, value in wanted.items()):
         return

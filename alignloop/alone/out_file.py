@@ -1,8 +1,8 @@
-"""The file a verb makes: worked on in a folder beside it, put in place whole, with a manifest of what it is made from.
+"""The file a command makes: built in a folder beside it, put in place whole, with a manifest of what it is made from.
 
-<out>.work/                 outlives a crash, and is gone when the file is there
-<out stem>.manifest.json    as a stage's: a second call that would make the same again knows it
-<out stem>.dropped.jsonl    what was dropped on the way, with reasons; not there where nothing was
+<out>.work/                 outlives a crash, and is removed when the file is there
+<out stem>.manifest.json    as a stage's: a second call that would make the same file recognises it
+<out stem>.dropped.jsonl    dropped rows with reasons; missing where there are none
 """
 
 from __future__ import annotations
@@ -31,19 +31,18 @@ from alignloop.run_dir.stage import ConfigT, InputsT, OutputsT, Stage
 from alignloop.stages.runner import StageRunner
 
 ROUND = 1
-"""The round that stages take themselves to be in: the first that system prompts can be for."""
+"""Stages run as in this round: the first that system prompts can be for."""
 NO_ENGINE = EngineConfig(name="transformers")
 """For stages that use none: it never starts."""
 DROPPED = "dropped.jsonl"
 BEFORE_WORK = frozenset({"run.lock", "prompts.jsonl", "unscored.jsonl", ".fingerprint"})
-"""What a working folder holds before a stage has made anything of worth in it."""
+"""What a working folder contains before a stage has made anything worth keeping."""
 
 
 def check_out(out: Path, *, option: str = "--out") -> Path:
     """`out` as a path at which a file can be made.
 
-    Raises:
-        UserError: a folder lies there, or its own folder does not exist or cannot be written in.
+    A UserError where it is a folder, or its own folder does not exist or is not writable.
     """
     out = out.expanduser()
     if out.is_dir():
@@ -57,7 +56,7 @@ def check_out(out: Path, *, option: str = "--out") -> Path:
 
 
 def check_writable(file: Path | None, *, option: str) -> None:
-    """Raise a UserError where a report cannot be written at `file`; None is none."""
+    """Raise a UserError where a report cannot be written at `file`, if there is to be one."""
     if file is None:
         return
     if file.is_dir() or not file.parent.is_dir():
@@ -75,12 +74,12 @@ def beside(out: Path, what: str) -> Path:
 
 
 def manifest_of(out: Path) -> Path:
-    """Where the manifest of `out` lies."""
+    """The path of the manifest of `out`."""
     return beside(out, MANIFEST)
 
 
 def read_beside(file: Path) -> Manifest | None:
-    """The manifest that tells what a file is made from: its own, or that of the stage in whose folder it lies."""
+    """The manifest that says what a file is made from: its own, or that of the stage in whose folder it lies."""
     for path in (manifest_of(file), file.parent / MANIFEST):
         if path.is_file():
             try:
@@ -92,12 +91,10 @@ def read_beside(file: Path) -> Manifest | None:
 
 @contextmanager
 def work_dir(out: Path) -> Iterator[Path]:
-    """The folder `out` is made in; what a crash left there is taken over.
+    """The folder `out` is made in; what a crash left there is reused.
 
-    It goes where all went well, and where nothing was made in it yet.
-
-    Raises:
-        UserError: another process is making the same file.
+    It is removed on success, and on failure where nothing was made in it yet. A UserError where another process is
+    making the same file.
     """
     folder = out.with_name(out.name + ".work")
     try:
@@ -127,7 +124,7 @@ class _Bars(QuietProgress):
 
 @dataclass(frozen=True)
 class OneStage(Generic[ConfigT, InputsT, OutputsT]):
-    """A stage with all that it is run on, as that of round 1 of a run of its own."""
+    """A stage with its inputs, as that of round 1 of its own run."""
 
     stage: Stage[ConfigT, InputsT, OutputsT]
     recipe: Recipe
@@ -145,15 +142,14 @@ class OneStage(Generic[ConfigT, InputsT, OutputsT]):
         beside_it: Mapping[str, str] | None = None,
         quietly: bool = False,
     ) -> bool:
-        """Put what the stage publishes as `output` at `out`; whether it was there already, made from the same things.
+        """Put the stage's output `output` at `out`; whether it was there already, made from the same things.
+
+        Errors as for `is_made`.
 
         Args:
-            dropped: before the stage; what it drops itself stands with them beside `out`.
+            dropped: rows dropped before the stage; its own drops follow them beside `out`.
             beside_it: further outputs, by the name they get beside `out`.
-            quietly: without the lines that the stage says.
-
-        Raises:
-            UserError: see `is_made`.
+            quietly: without the stage's log lines.
         """
         if self.is_made(out):
             return True
@@ -170,7 +166,7 @@ class OneStage(Generic[ConfigT, InputsT, OutputsT]):
         return False
 
     def run(self, work: Path, progress: Progress, *, quietly: bool = False) -> OutputsT:
-        """Run it in a working folder; what an earlier call left there is taken over."""
+        """Run it in a working folder, going on from what an earlier call left there."""
         log_file = work / LOG_FILE
         with (
             log_named(log_file),
@@ -180,11 +176,7 @@ class OneStage(Generic[ConfigT, InputsT, OutputsT]):
             return stages.round(ROUND).run(self.stage, self.inputs)
 
     def is_made(self, out: Path) -> bool:
-        """Whether `out` is what this would make, and as it was made.
-
-        Raises:
-            UserError: something else lies at `out`, or it was changed since: it is not written over.
-        """
+        """Whether `out` is what this would make; a UserError where it is something else, or was changed since."""
         if not out.exists():
             return False
         seed = stage_seed(self.recipe.seed, round=ROUND, stage=self.stage.name)
@@ -218,7 +210,7 @@ def there_text(was_there: bool) -> str:
 
 
 def unreadable(rejected: Iterable[RejectedRow]) -> list[DroppedRow]:
-    """Rows of an input file that could not be read."""
+    """Rows of an input file that could not be read, as dropped rows."""
     return [
         DroppedRow(
             id=f"{Path(bad.file).name}:{bad.line}",
@@ -231,13 +223,13 @@ def unreadable(rejected: Iterable[RejectedRow]) -> list[DroppedRow]:
 
 
 def read_dropped(out: Path) -> list[DroppedRow]:
-    """What was dropped on the way to `out`."""
+    """The rows dropped on the way to `out`."""
     file = beside(out, DROPPED)
     return list(load_jsonl(file, DroppedRow)) if file.is_file() else []
 
 
 def dropped_lines(out: Path) -> list[str]:
-    """How many were dropped, by rule, with the first reason of each; none where nothing was."""
+    """Number of dropped rows by rule, with the first reason of each; empty where there are none."""
     rows = read_dropped(out)
     if not rows:
         return []

@@ -30,7 +30,7 @@ from alignloop.stages.prune import Settings, kept_beside, named_by_path, tools
 from alignloop.stages.prune import settings as settings_in_a_run
 
 OWN_DEFAULTS = {"preferences": ["quickstart"], "prune": {"near_duplicates": {"enabled": True}}}
-"""Where no recipe is given. A recipe must name preferences, which pruning does not look at."""
+"""Without a recipe. A recipe must name preferences, which pruning does not look at."""
 FUNNEL = "funnel.json"
 
 
@@ -72,11 +72,9 @@ class Outputs(OutputsInARun):
 
 @dataclass(frozen=True)
 class PrunedFile:
-    """What came of it.
+    """What came of it; `was_there`: the file was there already, made from the same things.
 
-    Attributes:
-        funnel: the same as `funnel.json` beside `out`: rows by step, with why a step was skipped.
-        was_there: the file was there already, made from the same things.
+    `funnel` is that of `funnel.json` beside `out`: rows by step, with why a step was skipped.
     """
 
     out: Path
@@ -103,14 +101,14 @@ def prune_file(
 
     Args:
         out: `.jsonl` or `.parquet`; preferences stay preferences. `<stem>.dropped.jsonl`, `<stem>.funnel.json` and a
-            manifest come to lie beside it.
+            manifest are written beside it.
         embedder: a sentence-transformers model's folder or id, a causal model's folder (mean-pooled states), or
-            `policy`: the recipe's base (the quickstart's where no recipe is given).
+            `policy`: the recipe's base (without a recipe, the quickstart's).
         embeddings: a `.npy` file with a vector for each row of the file, in place of an embedder.
-        benchmarks: lm-eval tasks, `ifeval=FILE`, `mmlu=FOLDER` or `quickstart`: no row may hold one of their
-            questions. None named: the recipe's, where one is given.
+        benchmarks: lm-eval tasks, `ifeval=FILE`, `mmlu=FOLDER` or `quickstart`: no row may contain one of their
+            questions. None named: the recipe's, if there is one.
         form, columns: of the rows, as `data.form` and `data.columns`; None: the recipe's, without one detected.
-        config: a recipe whose `prune`, `judge`, `engine`, `data` and `seed` are taken; None: the defaults, with
+        config: a recipe whose `prune`, `judge`, `engine`, `data` and `seed` are used; None: the defaults, with
             near-duplicate prompts dropped.
         overrides: `a.b=value` strings, for example `prune.semantic_dedup.threshold=0.9`.
 
@@ -144,9 +142,9 @@ def prune_file(
 
 
 def _embedder(recipe: Recipe, embedder: str | None) -> tuple[Path | None, str]:
-    """The causal model whose states embed the rows, if one does, and what the recipe's embedder is then.
+    """The causal model whose states embed the rows, if any, and what the recipe's embedder is then.
 
-    Without one named, a recipe's own is taken where it is a model; its policy is not known here.
+    Without `embedder`, the recipe's own counts where it is a model; its policy is not known here.
     """
     own = recipe.prune.semantic_dedup.embedder
     name = embedder if embedder is not None else own if own != POLICY else None
@@ -161,7 +159,6 @@ def _embedder(recipe: Recipe, embedder: str | None) -> tuple[Path | None, str]:
 
 
 def _is_causal(folder: Path) -> bool:
-    """Whether a folder holds a causal language model rather than an embedder."""
     if (folder / "modules.json").is_file():
         return False
     try:
@@ -172,7 +169,7 @@ def _is_causal(folder: Path) -> bool:
 
 
 def _benchmarks(recipe: Recipe, benchmarks: Sequence[str], *, with_recipe: bool) -> tuple[tuple[str, ...], str | None]:
-    """Tasks whose questions no row may hold, and the folder they are looked for in."""
+    """Tasks whose questions no row may contain, and the folder they are looked for in."""
     if not recipe.prune.decontaminate.enabled or not (benchmarks or with_recipe):
         return (), None
     if not benchmarks:
@@ -184,7 +181,6 @@ def _benchmarks(recipe: Recipe, benchmarks: Sequence[str], *, with_recipe: bool)
 
 
 def _check_inputs(file: str, settings: PruneFileConfig, *, embedder: str | None, embeddings: Path | None) -> None:
-    """What can be known before any row is read in earnest."""
     if (reason := why_not_twice(file)) is not None:
         raise UserError(f"{file}: {reason}")
     kind_of_rows(file, form=settings.form, options=settings.options)
@@ -235,10 +231,9 @@ def run(config: PruneFileConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 
 def _file_embedding(path: Path, rows: FileRows) -> Embedding:
-    """The user's vectors, one for each row of the file, in its order; unreadable rows' are passed over.
+    """The user's vectors, one for each row of the file, in its order; those of unreadable rows are skipped.
 
-    Raises:
-        DataError: it holds another number of vectors, or a row of the file became several.
+    A DataError where there is another number of vectors, or a row of the file became several.
     """
     vectors = read_vectors(path)
     if len(vectors) == len(rows.items) and not rows.rejected:
@@ -256,7 +251,7 @@ def _file_embedding(path: Path, rows: FileRows) -> Embedding:
 
 
 def pruned_text(result: PrunedFile) -> str:
-    """The funnel, and what was dropped, as a person reads them."""
+    """The funnel, and what was dropped, as text for the screen."""
     funnel = result.funnel
     more = f" and {funnel['repeated']:,} repeats" if funnel["repeated"] else ""
     lines = [

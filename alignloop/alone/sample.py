@@ -42,28 +42,22 @@ if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
 
 NO_RECIPE = {"preferences": ["quickstart"]}
-"""All defaults; a recipe must name preferences, which neither verb looks at."""
+"""All defaults; a recipe must name preferences, which neither command looks at."""
 UNKNOWN_ROOM = 4096
-"""Where a checkpoint does not say how long its sequences may be."""
+"""Tokens, where a checkpoint does not say how long its sequences may be."""
 ROOM_STEP = 64
-"""The engine's room is a multiple of this, so that a prompt more does not make another configuration of it."""
+"""The engine's length is a multiple of this, so that one more prompt does not change the configuration."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """A checkpoint, a recipe and prompts that fit together.
-
-    Attributes:
-        rejected: lines of the prompts' file that cannot be read.
-    """
-
     policy: Path
     recipe: Recipe
     prompts: Sequence[PromptRow]
     rejected: Sequence[RejectedRow]
 
     def stage(self, work: Path) -> OneStage[Any, sample.Inputs, sample.Outputs]:
-        """What samples them, the prompts as a file in `work`."""
+        """The stage that samples them; writes the prompts to a file in `work`."""
         dump_jsonl(work / "prompts.jsonl", self.prompts)
         inputs = sample.Inputs(Artifact.of(self.policy), Artifact.of(work / "prompts.jsonl"))
         return OneStage(sample.STAGE, self.recipe, inputs, self.recipe.engine)
@@ -79,15 +73,15 @@ def sample_file(
     system_prompt: str | None,
     progress: Progress,
 ) -> str:
-    """Sample candidates for every prompt of a file; returns what was made, in a few lines.
+    """Sample candidates for every prompt of a file; returns a report of a few lines.
 
-    Everything that can be wrong with checkpoint, prompts and settings is found before the engine starts.
+    Whatever can be wrong with checkpoint, prompts and settings is found before the engine starts.
 
     Args:
         checkpoint: a Hugging Face folder, or `quickstart` for the bundled base.
         prompts: any file of prompts or preferences that the project reads, or `quickstart`.
-        config: a recipe whose `sample`, `engine`, `data` and `seed` are taken; None: the defaults.
-        system_prompt: put before every prompt that has none of its own.
+        config: a recipe whose `sample`, `engine`, `data` and `seed` are used; None: the defaults.
+        system_prompt: for prompts that have none of their own.
 
     Raises:
         UserError: bad input; nothing has been sampled.
@@ -104,12 +98,10 @@ def sample_file(
 def sampling_of(
     policy: Path, prompts: str, config: str | None, overrides: Sequence[str], *, system_prompt: str | None = None
 ) -> Sampling:
-    """What is sampled: the prompts read, and the recipe with as much room in the engine as they need.
+    """The prompts, and the recipe with an engine length that fits them.
 
-    Prompts that the checkpoint has no room for are left to the stage, which drops them with a reason.
-
-    Raises:
-        UserError: recipe, prompts or chat template are wrong, or do not fit the checkpoint.
+    Prompts too long for the checkpoint are left to the stage, which drops them with a reason. A UserError where recipe,
+    prompts or chat template are wrong, or do not fit the checkpoint.
     """
     recipe, is_room_set = _sampling_recipe(config, overrides, checkpoint=policy)
     if system_prompt is not None:
@@ -128,10 +120,9 @@ def sampling_of(
 
 
 def _sampling_recipe(config: str | None, overrides: Sequence[str], *, checkpoint: Path) -> tuple[Recipe, bool]:
-    """The recipe, with lengths that fit the checkpoint where nobody gave any; whether it says how long sequences are.
+    """The recipe, with lengths that fit the checkpoint where none are set; whether it sets the longest sequence.
 
-    Raises:
-        UserError: it is wrong in itself, or asks for more tokens than the checkpoint has room for.
+    A UserError where it is wrong in itself, or asks for more tokens than the checkpoint allows.
     """
     engine = _recipe(config, overrides, "sample.max_tokens=1").engine
     limit = engine.max_model_len if "max_model_len" in engine.model_fields_set else None
@@ -153,7 +144,7 @@ def _sampling_recipe(config: str | None, overrides: Sequence[str], *, checkpoint
 
 
 def _recipe(config: str | None, overrides: Sequence[str], *more: str) -> Recipe:
-    """A recipe of the sections that a verb looks at is complete here."""
+    """A recipe, for which the sections that these commands look at are enough."""
     return load_recipe(NO_RECIPE if config is None else config, overrides=[*overrides, "preferences=quickstart", *more])
 
 
@@ -193,17 +184,17 @@ def score_file(
     functions: Sequence[str],
     progress: Progress,
 ) -> str:
-    """Score every candidate of a file and find the best of each prompt; returns what was made, in a few lines.
+    """Score every candidate of a file and find the best of each prompt; returns a report of a few lines.
 
     Args:
         reward_model: a sequence classifier with one label, as the loop's `train_reward` saves it.
-        candidates: what `alignloop sample` wrote, or rows of the user's own with `candidates`.
+        candidates: what `alignloop sample` wrote, or the user's rows with `candidates`.
         best: gets one row a prompt, the best candidate; None: not wanted.
-        config: a recipe whose `score`, `select`, `data` and `seed` are taken; None: the defaults.
-        functions: `module:function=weight` rewards added to the model's; they stand in place of the recipe's.
+        config: a recipe whose `score`, `select`, `data` and `seed` are used; None: the defaults.
+        functions: `module:function=weight` rewards added to the model's, in place of the recipe's.
 
     Raises:
-        UserError: bad input, found before the reward model is loaded where it can be.
+        UserError: bad input, found before the reward model is loaded where possible.
     """
     out, best = _checked(out, best)
     folder = reward_model_folder(reward_model)
@@ -261,12 +252,9 @@ def _reward_function(text: str) -> RewardFunction:
 def fitting_rows(
     read: ReadCandidates, *, chat: ChatFormat, room: int | None, say: Callable[[str], None]
 ) -> tuple[list[CandidateRow], list[DroppedRow]]:
-    """Candidate rows in the reward model's own tokens, and what was dropped.
+    """Candidate rows in the reward model's tokens, none longer than `room`, and what was dropped.
 
-    Rows of another tokenizer's ids are tokenised anew from their texts.
-
-    Args:
-        room: longest sequence of the reward model, in tokens; None: not known.
+    Rows with another tokenizer's ids are tokenised anew from their texts. `room` is in tokens; None: unknown.
     """
     rows = list(read.rows)
     if not read.has_ids or not all(ids_read_as(row.completion_ids, row.completion, chat) for row in rows):
@@ -288,7 +276,7 @@ def fitting_rows(
 
 
 def _tokenised(row: CandidateRow, chat: ChatFormat) -> CandidateRow:
-    """With its completion's ids as if sampled: its content, and the stop token where it was not cut."""
+    """Completion ids as if sampled: its content, and the stop token where it was not cut."""
     stop = [] if row.finish_reason == "length" else [chat.stop_token_ids[0]]
     return row.model_copy(update={"completion_ids": [*chat.content_ids(row.completion), *stop]})
 

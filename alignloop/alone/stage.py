@@ -30,12 +30,9 @@ STAGES = tuple(
 def run_alone(
     name: str, *, recipe: Recipe, inputs: Sequence[str], out: Path, number: int, rebuild: bool, progress: Progress
 ) -> Outputs:
-    """Run a stage and publish it in `out`, as a run would.
+    """Run a stage of round `number` and publish it in `out`, as a run would; the engine logs to `<out>.engine.log`.
 
-    Args:
-        inputs: `field=path` strings; fields that hold several artifacts are repeated, or take a comma between paths.
-        number: the round it takes itself to be in.
-        out: the stage's folder; the engine's words go to `<out>.engine.log`.
+    `inputs` are `field=path` strings; fields that take several artifacts are repeated, or have a comma between paths.
 
     Raises:
         UserError: an unknown stage, or inputs it does not take, with those it does.
@@ -68,11 +65,7 @@ def run_alone(
 
 @contextmanager
 def _owned(out: Path) -> Iterator[None]:
-    """Hold the folder in which the stage works.
-
-    Raises:
-        UserError: another process makes the same.
-    """
+    """Lock the stage's folder; a UserError where another process makes the same."""
     partial = out.with_name(out.name + PARTIAL)
     try:
         with locked(partial):
@@ -85,11 +78,7 @@ def _owned(out: Path) -> Iterator[None]:
 
 
 def stage_named(name: str) -> Stage[Any, Any, Any]:
-    """The stage of this name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The stage of this name; a UserError where there is none."""
     if name not in STAGES:
         hint = f"{did_you_mean(name, STAGES)} ".lstrip()
         raise UserError(f"no stage is called {name!r}; {hint}stages: {', '.join(STAGES)}")
@@ -101,8 +90,7 @@ def stage_named(name: str) -> Stage[Any, Any, Any]:
 def parse_inputs(stage: Stage[Any, Any, Any], inputs: Sequence[str]) -> Any:
     """The stage's `Inputs`, from `field=path` strings.
 
-    Raises:
-        UserError: unknown or missing fields, or paths where nothing lies; says which inputs the stage takes.
+    A UserError where fields are unknown or missing, or nothing lies at a path; it says which inputs the stage takes.
     """
     kinds = typing.get_type_hints(stage.inputs)
     paths: dict[str, list[str]] = {field: [] for field in kinds}

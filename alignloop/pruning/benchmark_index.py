@@ -1,4 +1,4 @@
-"""Which benchmark questions a text holds, by their n-grams, for many questions and many texts.
+"""Which benchmark questions a text contains, by their n-grams, for many questions and many texts.
 
 question --distinct n-grams--> the rarest of them, in an inverted index
 text --n-grams--> questions that share a rare one --all of their n-grams--> share of each that the text has
@@ -32,14 +32,12 @@ _LEAST_UNITS = 4
 _FILTER_BITS = 22
 _LONGEST_SHOWN = 24
 _ROWS, _PAIRS = 256, 8_192
-"""Rows, and pairs of a row and a question, that are looked at together."""
+"""A block: rows, and (row, question) pairs."""
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class BenchmarkText:
-    """A question of a benchmark: its task, its id there, and its text."""
-
     task: str
     doc_id: str
     text: str
@@ -50,10 +48,10 @@ class BenchmarkText:
 
 
 class BenchmarkIndex:
-    """Q questions by their n-grams: which of them a text holds.
+    """Finds which of Q questions a text contains, by their n-grams.
 
     A text that has `min_share` of a question's n-grams has at least one of its rarest (1 - min_share) (Chaudhuri et al.
-    2006, prefix filter): those alone are looked up in every text, and what they find is counted in full.
+    2006, prefix filter): only those are looked up in every text, and what they find is counted in full.
     """
 
     def __init__(self, benchmarks: Sequence[BenchmarkText], *, ngram: int, min_share: float) -> None:
@@ -74,9 +72,9 @@ class BenchmarkIndex:
             self._tables.append(_Table(np.array(questions, dtype=np.intp), grams, length, min_share))
 
     def held(self, texts: Iterable[str]) -> Iterator[tuple[int, BenchmarkText, str]]:
-        """(text, the question it holds, what it has of it in words) for each text that holds one, in order.
+        """(text index, question, the reason in words) for each text that contains a question, in order.
 
-        The question of the greatest share is named; ties go to the first.
+        The question with the greatest share is named, the first of equals.
         """
         for start, part in chunks(texts):
             hashed = self._hasher.texts(part)
@@ -93,7 +91,7 @@ class BenchmarkIndex:
     def _best(
         self, pairs: list[tuple[int, int, float]], texts: Sequence[str]
     ) -> dict[int, tuple[int, float, tuple[str, ...]]]:
-        """Text -> (question, share, longest run of units in common); a short question counts in one piece."""
+        """Text -> (question, share, longest run of units in common); a short question counts in one piece only."""
         best: dict[int, tuple[int, float, tuple[str, ...]]] = {}
         for row, question, share in sorted(pairs, key=lambda pair: (pair[0], -pair[2], pair[1])):
             size = len(self._units[question])
@@ -106,12 +104,7 @@ class BenchmarkIndex:
 
 
 class _Table:
-    """The distinct n-grams of one length of some questions; a bit field first tells the many grams that are in none.
-
-    Args:
-        questions: [Q] their indexes.
-        grams: of each.
-    """
+    """The distinct n-grams of one length of some questions; a bit field rules out most n-grams that are in none."""
 
     def __init__(self, questions: NDArray[np.intp], grams: Texts, length: int, min_share: float) -> None:
         self._questions, self._length, self._min_share = questions, length, min_share
@@ -131,7 +124,7 @@ class _Table:
         self._filter[self._low(self._known)] = True
 
     def pairs(self, texts: Texts) -> Iterator[tuple[int, int, float]]:
-        """(row, question, share of the question's distinct n-grams that the row has) of those that reach the share."""
+        """(row, question, share of the question's distinct n-grams that the row has) if it has enough."""
         grams = texts.ngrams(self._length)
         maybe = np.flatnonzero(self._filter[self._low(grams.hashes)])
         wanted = grams.hashes[maybe]
@@ -149,7 +142,7 @@ class _Table:
                     yield some.start + int(row[position]), int(self._questions[question[position]]), share
 
     def _matrix(self, row: NDArray[np.intp], gram: NDArray[np.intp], num_rows: int) -> csr_matrix:
-        """[num_rows, G]: 1 where a row has a gram, however often."""
+        """[num_rows, G]: 1 where a row has an n-gram, however often."""
         from scipy.sparse import csr_matrix
 
         found = csr_matrix((np.ones(len(row), dtype=np.int32), (row, gram)), shape=(num_rows, len(self._known)))
@@ -163,7 +156,7 @@ class _Table:
 
 
 def longest_run(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
-    """The longest sequence of units that both have in one piece; the first such one of `first`."""
+    """The longest run of units that both contain; of equally long ones the first in `first`."""
     found: dict[str, list[int]] = {}
     for at, word in enumerate(second):
         found.setdefault(word, []).append(at)

@@ -23,7 +23,7 @@ from alignloop.pruning.topic import read_labelled
 
 FOLDER = "topic_classifier"
 MARK = "trained_on.json"
-"""Stands in the folder, put there last: what it was trained on, and how well it did."""
+"""Written last: what the classifier in this folder was trained on, and its held-out accuracy."""
 _WARMUP_SHARE = 0.1
 _WEIGHT_DECAY = 0.01
 
@@ -31,17 +31,14 @@ _WEIGHT_DECAY = 0.01
 def classify(
     texts: Sequence[str], config: TopicConfig, *, folder: Path | None, seed: int, progress: Progress
 ) -> tuple[list[str], dict[str, float], tuple[str, ...]]:
-    """Labels, and metrics and notes that say how far to trust them, by the classifier that the config names.
+    """Label texts by the configured classifier, fine-tuned first where the config names labelled rows.
 
-    It is fine-tuned first where the config names labelled rows.
-
-    Args:
-        folder: a fine-tuned classifier is kept in its `topic_classifier`, and taken over from there where it was made
-            from the same things; None: it is not kept.
+    Returns the labels, and metrics and notes that say how far to trust them. A fine-tuned classifier is kept in
+    the `topic_classifier` of `folder`, if there is one, and reused where it was made from the same things.
 
     Raises:
         DataError: labelled rows are wrong.
-        ModelError: no model there, or it is no classifier and there is nothing to learn from.
+        ModelError: no model, or it is no classifier and there is nothing to learn from.
         UserError: its held-out accuracy is under `min_accuracy`.
     """
     assert config.model is not None, "the recipe checks that there is one"
@@ -61,9 +58,9 @@ def classify(
 
 
 def heldout_rows(labels: Sequence[str], *, fraction: float, seed: int) -> list[int]:
-    """Rows to measure on, ascending: `fraction` of each label's, at least one where it has two or more, none of one.
+    """Rows to measure on, ascending, drawn with the seed: `fraction` of each label's.
 
-    Drawn with the seed; a label keeps at least one row to learn from.
+    At least one of each label, but never all: none of a label with a single row.
     """
     held: set[int] = set()
     for label in sorted(set(labels)):
@@ -74,11 +71,7 @@ def heldout_rows(labels: Sequence[str], *, fraction: float, seed: int) -> list[i
 
 
 def classifier_labels(folder: Path) -> tuple[str, ...]:
-    """The labels in a classifier's config; loads nothing.
-
-    Raises:
-        ModelError: no such folder, no classifier, or labels without names.
-    """
+    """The labels in a classifier's config; a ModelError without folder, classifier, or names of labels."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -96,7 +89,7 @@ def classifier_labels(folder: Path) -> tuple[str, ...]:
 def _trained(
     config: TopicConfig, *, folder: Path | None, seed: int, progress: Progress
 ) -> tuple[_Classifier, dict[str, float]]:
-    """Fine-tuned, or taken over from `folder`; and how well it does on rows it never saw."""
+    """Fine-tuned, or loaded from `folder`; and its accuracy on held-out rows."""
     rows = read_labelled(Path(str(config.labelled)).expanduser())
     texts, topics = [text for text, _ in rows], [topic for _, topic in rows]
     made_of = config.model_dump(mode="json", exclude={"labelled", "by", "min_accuracy"})
@@ -128,12 +121,7 @@ def _read_mark(folder: Path) -> dict[str, Any] | None:
 
 
 def _fine_tuned(rows: Sequence[tuple[str, str]], *, config: TopicConfig, seed: int, progress: Progress) -> _Classifier:
-    """A sequence classifier from a model's weights. Deterministic on CPU.
-
-    Raises:
-        ModelError: no model or tokenizer there.
-        TrainingError: the loss is not finite.
-    """
+    """Deterministic on CPU. A ModelError without model or tokenizer, a TrainingError where the loss is not finite."""
     import torch
 
     labels = tuple(sorted({topic for _, topic in rows}))
@@ -167,7 +155,6 @@ def _fine_tuned(rows: Sequence[tuple[str, str]], *, config: TopicConfig, seed: i
 
 
 def _batches(num_rows: int, *, size: int, number: int, seed: int) -> list[list[int]]:
-    """`number` batches of rows, each epoch in an order of its own."""
     draw = random.Random(seed)
     order: list[int] = []
     while len(order) < number * size:
@@ -178,11 +165,7 @@ def _batches(num_rows: int, *, size: int, number: int, seed: int) -> list[list[i
 
 
 class _Classifier:
-    """A model with its tokenizer, on its device; `labels` by output.
-
-    Raises:
-        ModelError: no usable model and tokenizer in the folder.
-    """
+    """A model with its tokenizer, on its device; `labels` by output. A ModelError where the folder has none."""
 
     def __init__(self, folder: Path, labels: tuple[str, ...], config: TopicConfig) -> None:
         import torch
@@ -213,7 +196,6 @@ class _Classifier:
         self.labels, self._config = labels, config
 
     def labels_of(self, texts: Sequence[str], *, progress: Progress) -> list[str]:
-        """The likeliest label of each text."""
         import torch
 
         self.model.eval()
@@ -231,14 +213,14 @@ class _Classifier:
         return found
 
     def encoded(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text's beginning; one pad where it has none."""
+        """Token ids of each text's beginning; one pad token where it has none."""
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self._config.max_length)["input_ids"]
         return [list(ids) or [self.tokenizer.pad_token_id] for ids in encoded]
 
     def logits(self, ids: Sequence[Sequence[int]]) -> Any:
-        """[B, L] for a batch of token ids."""
+        """[B, L] for B rows of token ids."""
         batch = self.tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt").to(self.model.device)
         return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 

@@ -1,12 +1,10 @@
 """Step 1, cleaning by rules (4.2.3): unwanted patterns of the fine-tuning data are filtered or balanced.
 
-Per row, the first rule that fires names the drop: empty, truncated, exclamations, emojis, repeated n-grams, language.
-Then, over the rows that are left, over-used patterns are balanced to a share one after another: apologetic openings,
-and what else the recipe names.
+The first rule that fires names the drop: empty, truncated, exclamations, emojis, repeated n-grams, language. Then
+over-used patterns (apologetic openings, and what the recipe names) are cut, one by one, to a share of the rows left.
 
-Whether a completion is in another language than its prompt is told by scripts and langdetect. They are silent wherever
-they cannot know: short texts, code, prompts of several scripts, and prompts that name a language or ask for a
-translation, in which another language is what was wanted.
+Languages are compared by script and by langdetect, but only where they can be known: not in short texts, code, prompts
+of several scripts, or prompts that name a language or ask for a translation, where another language is wanted.
 
 prompt, completion --without code, links--> letters by script --differ--> mismatch
                                                               --alike, `detect`--> langdetect, both sure
@@ -41,17 +39,17 @@ APOLOGY = re.compile(
     r"|(?:非常|很|十分|真的)?(?:抱歉|对不起|遺憾|遗憾))",
     re.IGNORECASE,
 )
-"""Openings as `I'm sorry, but`, `I apologize`, `Apologies` and the like (English, Chinese)."""
+"""`I'm sorry, but`, `I apologize`, `Apologies` and the like (English, Chinese)."""
 
 MIN_LETTERS = 24
-"""Fewer say nothing: a name, a number, a word. Where a letter is a syllable or a word it counts three times."""
+"""Fewer letters say nothing: a name, a number, a word. Letters that are a syllable or a word count three times."""
 MIN_DETECT_LETTERS = 120
 """langdetect guesses on less."""
 MIN_PROBABILITY = 0.99
 _MAIN_SHARE = 0.75
-"""A prompt is of a script where this share of its letters is."""
+"""A prompt is in a script where this share of its letters is."""
 _LEAST_SHARE = 0.15
-"""A completion with this share of its prompt's script is not foreign to it: it may quote, or explain a text."""
+"""A completion with this share of its prompt's script is not foreign: it may quote, or explain a text."""
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+", re.DOTALL)
 _CODE_LINE = re.compile(
@@ -89,7 +87,7 @@ _NEAR = {"no": "da", "sl": "hr", "sk": "cs", "ca": "es", "gl": "es", "pt": "pt",
 
 @dataclass(frozen=True)
 class CleanRow:
-    """What cleaning looks at; `reward` is None for people's rows, `prompt` is what its language is compared with."""
+    """What cleaning looks at; `reward` is None for rows by people, `prompt` is the user's last turn."""
 
     id: str
     completion: str
@@ -100,7 +98,7 @@ class CleanRow:
 
 @dataclass(frozen=True)
 class Balance:
-    """An over-used pattern: no more than `max_share` of the rows left may match it, anywhere in the completion."""
+    """At most `max_share` of the rows left may match the pattern, anywhere in the completion."""
 
     name: str
     pattern: re.Pattern[str]
@@ -118,15 +116,12 @@ def clean(
     language: Literal["off", "script", "detect"] = "off",
     balance: Sequence[Balance] = (),
 ) -> Pruned:
-    """Drop rows that break a rule; the excess of a pattern goes lowest reward first, people's rows last.
+    """Drop rows that break a rule; the excess of a pattern goes lowest reward first, rows by people last.
 
     Args:
-        max_apology_share: apologetic openings among the rows that are kept, at most; 1 switches the rule off.
+        max_apology_share: apologetic openings among the rows that are kept; 1 switches the rule off.
         max_exclamations_per_100_words, max_emojis_per_100_words: more (and at least three) drop a row.
-        max_repeated_ngram_share: see `repeated_ngram_share`; more drops a row.
-        drop_truncated: drop completions that hit their token limit.
-        language: see `language_mismatch`; `off` compares none.
-        balance: further patterns, in order.
+        max_repeated_ngram_share: see `repeated_ngram_share`.
     """
     limits = {"exclamations": max_exclamations_per_100_words, "emojis": max_emojis_per_100_words}
     reasons: dict[int, str] = {}
@@ -179,7 +174,6 @@ def _foreign(row: CleanRow, language: str) -> str | None:
 
 
 def _excess(rows: Sequence[CleanRow], gone: dict[int, str], balance: Balance, *, what: str) -> dict[int, str]:
-    """Index -> reason of the rows that are too many."""
     limit = balance.max_share
     if limit >= 1.0:
         return {}
@@ -200,11 +194,9 @@ def _excess(rows: Sequence[CleanRow], gone: dict[int, str], balance: Balance, *,
 
 
 def language_mismatch(prompt: str, completion: str, *, detect: bool = False) -> str | None:
-    """Why the completion is in another language than its prompt; None where it is not, or nothing can be told.
+    """Why the completion is in another language than the user's last turn; None where it is not or cannot be known.
 
-    Args:
-        prompt: what the user asked last.
-        detect: tell languages of one script apart, too.
+    `detect` tells languages of one script apart, too.
     """
     if not detect and prompt.isascii() and completion.isascii():
         return None
@@ -213,7 +205,7 @@ def language_mismatch(prompt: str, completion: str, *, detect: bool = False) -> 
 
 
 def _mismatch(prompt: str, completion: str, *, detect: bool) -> str | None:
-    """As `language_mismatch`, of texts without code, whatever the prompt asks for."""
+    """As `language_mismatch`, for texts without code, whatever the prompt asks for."""
     of_prompt, of_completion = letters_by_script(prompt), letters_by_script(completion)
     num_prompt, num_completion = of_prompt.total(), of_completion.total()
     if num_prompt < MIN_LETTERS or num_completion < MIN_LETTERS:
@@ -233,7 +225,7 @@ def _mismatch(prompt: str, completion: str, *, detect: bool) -> str | None:
 
 
 def prose(text: str) -> str:
-    """The text without code and links; nothing where most lines are code without a fence."""
+    """The text without code and links; empty where most lines are code without a fence."""
     text = _CODE.sub(" ", text) if "`" in text or "://" in text else text
     if len(_CODE_LINE.findall(text)) * 2 > text.count("\n") + 1:
         return ""
@@ -241,7 +233,7 @@ def prose(text: str) -> str:
 
 
 def letters_by_script(text: str) -> Counter[str]:
-    """Letters of each script; syllables and word signs count three times."""
+    """Number of letters by script; syllables and word signs count three times."""
     plain = len(text.encode("utf-8", "replace").translate(None, _NO_ASCII_LETTERS))
     if text.isascii():
         return Counter({"Latin": plain})
@@ -261,13 +253,13 @@ def _detected_mismatch(prompt: str, completion: str) -> str | None:
 
 
 def looks_english(text: str) -> bool:
-    """Whether enough of the words are the commonest of English: what langdetect would take milliseconds to say."""
+    """Whether enough of the words are among the commonest of English; langdetect would take milliseconds."""
     words = text[:2000].lower().split()
     return sum(word in _ENGLISH for word in words) >= _ENGLISH_SHARE * max(len(words), 1)
 
 
 def detected(text: str) -> str | None:
-    """langdetect's language code where it is sure; None where it is not. The same text gets the same answer."""
+    """langdetect's language code where it is sure, else None. Deterministic."""
     import langdetect
 
     langdetect.DetectorFactory.seed = 0  # it draws random numbers

@@ -1,8 +1,8 @@
 """Step 7, decontamination: nothing trains on a question of the run's own benchmarks.
 
-The paper measures contamination by n-grams (5.1.4); here what holds a question, by n-grams or by embedding, is dropped.
-Where rows come in (preferences, held-out rows, prompts, demonstrations) each is looked at once, by n-grams, whichever
-stage trains on it; the step of `prune` looks at what the policy has written since.
+The paper measures contamination by n-grams (5.1.4); here a row that contains a question, by n-grams or by embedding, is
+dropped. Every row that comes in (preferences, held-out rows, prompts, demonstrations) is checked once, by n-grams,
+whichever stage trains on it; the step of `prune` checks what the policy has written since.
 
 local data --read--> questions; other task names --load_tasks--> lm-eval tasks --doc_to_text, options--> questions
 """
@@ -33,17 +33,16 @@ from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, Sft
 
 RULE = "decontaminate"
 THRESHOLD, POLICY_THRESHOLD = 0.9, 0.99
-"""Least cosines that drop, of a sentence-transformers model's vectors and of a policy's states."""
+"""Least cosines that drop, for a sentence-transformers model's vectors and for a policy's states."""
 NO_VECTORS = "decontaminate: only words were compared: prompts of benchmarks have no given embeddings"
 ALL_LEFT_OUT = (
     "take other data, name other evaluate.tasks, raise prune.decontaminate.min_share, or set "
     "prune.decontaminate.enabled: false"
 )
-"""What to do where no row is left."""
 MIN_WORDS = 8
-"""A shorter question tells too little to be known from others: its options stand with it."""
+"""A shorter question says too little to be told from others: its options are added."""
 BUNDLED = "quickstart"
-"""The `include_path` under which `ifeval` and `mmlu` are the bundled ones."""
+"""The `include_path` that stands for the bundled `ifeval` and `mmlu`."""
 Vectors = NDArray[np.floating]
 RowT = TypeVar("RowT", PreferenceRow, PromptRow, SftRow)
 
@@ -59,20 +58,19 @@ def decontaminate(
     threshold: float = THRESHOLD,
     num_threads: int | None = None,
 ) -> Pruned:
-    """Drop rows that hold a benchmark's question, or, where embeddings are known, mean nearly the same as one.
+    """Drop rows that contain a benchmark's question, or whose embedding is nearly that of one.
 
     A question of fewer than `WHOLE_UNITS` units counts where the row has all of it in one piece; one of fewer than
     four, where it is the whole row. Case, punctuation and spaces do not matter. The reason names task, question and
     the longest run of words in common, or the cosine.
 
     Args:
-        texts: N, of a dialog all that is trained on and its prompt.
-        benchmarks: Q questions.
-        ngram: units (words; characters in scripts without spaces) a sequence.
-        min_share: a row with this share of a question's n-grams or more is dropped, in (0, 1].
+        texts: N, each with all that is trained on and its prompt.
+        ngram: units (words; characters in scripts without spaces) in an n-gram.
+        min_share: least share of a question's n-grams that drops a row, in (0, 1].
         embeddings: [N, D] of the rows and [Q, D] of the questions; a zero vector is near to nothing.
         threshold: least cosine that drops.
-        num_threads: of the embedding check; default all cores given to the process.
+        num_threads: default: all cores of the process.
 
     Raises:
         ValueError: a vector that is not finite.
@@ -96,7 +94,7 @@ def _by_words(ids: Sequence[str], texts: Iterable[str], index: BenchmarkIndex) -
 def _nearest(
     embeddings: Vectors, of_questions: Vectors, *, num_threads: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Nearest question of each row, and the cosine; -inf where either is a zero vector."""
+    """Each row's nearest question, and the cosine; -inf where either is a zero vector."""
     with one_blas_thread():
         rows = UnitRows(embeddings, num_threads=num_threads)
         unit_questions = UnitRows(of_questions, name="benchmark_embeddings", num_threads=num_threads)
@@ -119,7 +117,7 @@ def _nearest(
 
 
 def decontaminate_step(items: Sequence[Item], tools: Tools) -> StepResult:
-    """Drop rows that hold a benchmark's question, by words, and by embedding where prompts can be embedded."""
+    """Drop rows that contain a benchmark's question, by words, and by embedding where prompts can be embedded."""
     config = tools.config.decontaminate
     if tools.benchmarks is None:
         return skipped(items, "no benchmarks are named")
@@ -148,7 +146,7 @@ def _threshold(config: DecontaminateConfig, embedding: Embedding | None) -> floa
 def _vectors(
     items: Sequence[Item], benchmarks: Sequence[BenchmarkText], embedding: Embedding
 ) -> tuple[Vectors, Vectors] | None:
-    """Of the rows' prompts and of the questions, from one model; None where nothing embeds them."""
+    """Vectors of the rows' prompts and of the questions, from one model; None where it has none for prompts."""
     if embedding.prompts is None:
         return None
     found = embedding.prompts([*(item.prompt for item in items), *(question.text for question in benchmarks)])
@@ -166,15 +164,10 @@ def without_benchmarks(
     stage: str,
     benchmarks: Sequence[BenchmarkText] | None = None,
 ) -> tuple[list[RowT], list[DroppedRow]]:
-    """(rows that hold no question of the benchmarks, the others with their reasons), each in input order.
+    """(rows that contain no question of the benchmarks, the others with their reasons), each in input order.
 
-    Args:
-        keep_out: the benchmarks; None: every row stays.
-        stage: that drops them.
-        benchmarks: their questions, where they are loaded already.
-
-    Raises:
-        DataError: the benchmarks' data is wrong, or cannot be had.
+    `benchmarks` are the questions, where they are loaded already. Without `keep_out` every row stays. A DataError
+    where the benchmarks' data is wrong, or cannot be loaded.
     """
     if keep_out is None:
         return list(rows), []
@@ -194,16 +187,11 @@ def _row_text(row: PreferenceRow | PromptRow | SftRow) -> str:
 
 
 def _held_text(messages: Sequence[Message], *completions: str) -> str:
-    """A dialog with completions as one text, in which questions are looked for."""
     return "\n\n".join([*(message.content for message in messages), *completions])
 
 
 def left_out_line(dropped: Sequence[DroppedRow], *, num_in: int, what: str) -> str:
-    """One line for the screen: how many rows are left out, and the first of them.
-
-    Args:
-        what: plural name of the rows.
-    """
+    """A line for the screen: how many rows (`what`, a plural) are left out, and the first of them."""
     first = dropped[0]
     line = "" if first.source is None or first.source.line is None else f", line {first.source.line}"
     file = "" if first.source is None else f" ({Path(first.source.file).name}{line})"
@@ -218,8 +206,7 @@ def left_out_line(dropped: Sequence[DroppedRow], *, num_in: int, what: str) -> s
 def benchmark_texts(tasks: tuple[str, ...], include_path: str | None) -> tuple[BenchmarkText, ...]:
     """Every question of the tasks: IFEval's prompts, MMLU's questions, and any other task's through lm-eval.
 
-    Raises:
-        DataError: as for evaluation: an unknown task, or data that cannot be had.
+    A DataError where a task is unknown, or its data cannot be loaded.
     """
     local = local_texts(tasks, include_path)
     others = [task for task in tasks if not is_local(task, include_path)]
@@ -243,10 +230,7 @@ def is_local(task: str, include_path: str | None) -> bool:
 
 
 def benchmark_files(tasks: Sequence[str], include_path: str | None) -> tuple[Artifact, ...]:
-    """The local data of the tasks, with digests: what a stage that depends on them is known by.
-
-    Tasks of lm-eval's own have none: their names stand in the stage's config.
-    """
+    """The local data of the tasks, with digests, for fingerprints; lm-eval's own tasks have none."""
     paths = [path for _, path in _local_data(tasks, include_path)]
     if include_path is not None and include_path != BUNDLED:
         paths.append(Path(include_path).expanduser())
@@ -254,17 +238,15 @@ def benchmark_files(tasks: Sequence[str], include_path: str | None) -> tuple[Art
 
 
 def _local_data(tasks: Sequence[str], include_path: str | None) -> list[tuple[str, Path]]:
-    """Kind and path of each task that has local data."""
     found = (benchmark_data(task, bundled=include_path == BUNDLED) for task in tasks)
     return [data for data in found if data is not None]
 
 
 @lru_cache(maxsize=4)
 def local_texts(tasks: tuple[str, ...], include_path: str | None) -> tuple[BenchmarkText, ...]:
-    """The questions of the tasks with local data; lm-eval, whose import takes seconds, is not needed for them.
+    """The questions of the tasks with local data, without lm-eval, whose import takes seconds.
 
-    Raises:
-        DataError: wrong data: file, line and field; or a kind that reads no local data.
+    A DataError names file, line and field of wrong data, or a kind that reads no local data.
     """
     return tuple(text for kind, path in _local_data(tasks, include_path) for text in _read(kind, path))
 
@@ -291,12 +273,11 @@ def _numbered(task: str, questions: Sequence[str]) -> list[BenchmarkText]:
 
 
 def task_texts(name: str, task: Any) -> list[BenchmarkText]:
-    """The questions of one lm-eval task, without shots and description: what the model is asked, row by row."""
+    """The questions of an lm-eval task, row by row, without shots and description."""
     return _numbered(name, [_question_text(task, doc) for doc in task.eval_docs])
 
 
 def _question_text(task: Any, doc: Any) -> str:
-    """A question; with its options where it is too short to stand alone."""
     listed = isinstance(doc.get("choices"), list)
     choices: list[Any] = []
     if task.OUTPUT_TYPE == "multiple_choice":
@@ -311,10 +292,9 @@ def _question_text(task: Any, doc: Any) -> str:
 
 
 def _standing_alone(text: str, choices: Sequence[Any]) -> str:
-    """A question; with its options where it is too short."""
     return text if len(words(text)) >= MIN_WORDS else "\n".join([text, *_options(choices)])
 
 
 def _options(choices: Sequence[Any]) -> list[str]:
-    """As texts; letters alone are no option."""
+    """Options as texts; single letters are none."""
     return [str(choice) for choice in choices if len(str(choice).strip()) > 1]

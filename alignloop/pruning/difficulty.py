@@ -29,10 +29,8 @@ def difficulty_window(
 ) -> Pruned:
     """Keep rows whose value lies in [low, high]; rows without one are kept.
 
-    Args:
-        values: pass rates in [0, 1], points for difficulty, or numbers of intentions; None where none is known.
-        high: None: no limit.
-        name: of the values, for reasons and metrics: `pass_rate`, `points`, `intentions`.
+    `values` are pass rates in [0, 1], points for difficulty, or numbers of intentions, None where unknown; `name` says
+    which, for reasons and metrics: `pass_rate`, `points`, `intentions`. Without `high` there is no upper limit.
 
     Raises:
         ValueError: a value that is not finite, or an empty window.
@@ -54,7 +52,7 @@ def difficulty_window(
 
 
 def distinct_intentions(intentions: Iterable[str]) -> list[str]:
-    """The intentions that are not the same but for case, spaces and punctuation, as first named."""
+    """The intentions that differ in more than case, spaces and punctuation, as first named."""
     found: dict[str, str] = {}
     for text in intentions:
         key = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))

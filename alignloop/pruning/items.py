@@ -1,4 +1,4 @@
-"""A row on its way through the steps, whatever kind it is of, and what comes out of it.
+"""A row of any kind on its way through the steps, and the row that is made of it at the end.
 
 SelectedRow | PreferenceRow | SftRow --item_of_*--> Item --steps add what they find--> as_sft, as_preference
 FILE of the user's, in any form --read_rows--> items, with the rewards and pass rates of its columns
@@ -29,9 +29,9 @@ from alignloop.records import (
 )
 
 LEAST_DIFFICULTY = 1e-3
-"""In priorities: what every candidate solves would otherwise be worth nothing at all."""
+"""Floor for priorities: what every candidate solves would otherwise be worth nothing."""
 PRUNING = "pruning"
-"""Column of a preference row's `meta` that holds what the steps found."""
+"""Column of a preference row's `meta` for what the steps found."""
 REWARDS = ("total_reward", "reward", "score_chosen", "quality_score")
 """Columns of a file that may hold a row's reward; the first that a row has counts."""
 FileKind = Literal["sft", "preferences"]
@@ -42,15 +42,15 @@ class Item:
     """A dialog with its completion, and what is known of it.
 
     Attributes:
-        row: what it was made of; what comes out is made of it, too.
-        messages: up to the completion.
-        from_people: see `is_peoples`; such a row carries no reward and passes the steps that go by one.
+        row: what it was made of, and the row at the end, too.
+        messages: without the completion.
+        from_people: see `is_peoples`; such a row has no reward and passes the steps that go by one.
         as_target: a preference of a round, whose best completion becomes an SFT row.
         judge: points by judging prompt.
-        best_rating: points of the quality judge over the most it gives.
+        best_rating: points of the quality judge over its maximum.
         tags: intentions; None where no judge was asked or its answer cannot be read.
         difficulty_score: higher is harder, on the scale of the step that set it.
-        priority_difficulty: the same in (0, 1]; None where nothing is known.
+        priority_difficulty: the same in (0, 1]; None where unknown.
     """
 
     id: str
@@ -73,28 +73,26 @@ class Item:
 
     @cached_property
     def prompt(self) -> str:
-        """What the user says, all turns: near-duplicates and decontamination go by it."""
+        """All user turns: what near-duplicates and decontamination go by."""
         return "\n\n".join(message.content for message in self.messages if message.role == "user")
 
     @property
     def last_question(self) -> str:
-        """The user's last turn."""
         return next((message.content for message in reversed(self.messages) if message.role == "user"), "")
 
     @property
     def completions(self) -> list[str]:
-        """Its own, and of a preference those that it was preferred to."""
+        """Of a preference the best completion and those it was preferred to, else the one."""
         return [best.text for best in self.row.ranked] if isinstance(self.row, PreferenceRow) else [self.completion]
 
     @property
     def text(self) -> str:
-        """All that tells it from other rows: prompt, completion, and of a preference what was rejected."""
+        """Prompt, completion, and what a preference rejected: all that tells it from other rows."""
         rejected = (self.row.rejected,) if isinstance(self.row, PreferenceRow) else ()
         return "\n\n".join((self.prompt, self.completion, *rejected))
 
     @property
     def dialog(self) -> list[Message]:
-        """With the completion."""
         return [*self.messages, Message(role="assistant", content=self.completion)]
 
     @property
@@ -103,16 +101,15 @@ class Item:
 
     @property
     def where(self) -> str:
-        """For messages: the file, and the line where it has one."""
+        """File and line, for messages."""
         return self.source.file + (f", line {self.source.line}" if self.source.line else "")
 
     @property
     def quality_score(self) -> float | None:
-        """The reward; without one, what an earlier score or the judge says."""
+        """The reward; without one, what the judge says."""
         return self.best_rating if self.reward is None else self.reward
 
     def with_pass_rate(self, pass_rate: float) -> Item:
-        """The item with what its prompt's pass rate says of difficulty."""
         hard = 1.0 - pass_rate
         return replace(
             self, pass_rate=pass_rate, difficulty_score=hard, priority_difficulty=max(hard, LEAST_DIFFICULTY)
@@ -120,12 +117,12 @@ class Item:
 
 
 def item_of_selected(row: SelectedRow) -> Item:
-    """The best of K of a prompt; an empty completion is cleaning's to drop, with a reason."""
+    """The best of K; an empty completion is left to cleaning, which drops it with a reason."""
     return replace(_item(row, row.picked), reward=row.reward).with_pass_rate(row.pass_rate)
 
 
 def item_of_preference(row: PreferenceRow) -> Item:
-    """A preference by what was liked best of it: edited, else chosen."""
+    """A preference with its best completion: edited, else chosen."""
     return _item(row, row.ranked[0])
 
 
@@ -137,9 +134,7 @@ def _item(row: SelectedRow | PreferenceRow, best: CompletionText) -> Item:
 def item_of_target(row: PreferenceRow, *, strengths: Sequence[Strength], pass_rate: float | None = None) -> Item:
     """A preference of a round's batch on its way to SFT: people's, or by its reward like what the policy sampled.
 
-    Args:
-        strengths: those that train the reward model.
-        pass_rate: of its prompt's candidates, where the round has sampled for it.
+    `strengths` are those that train the reward model; `pass_rate` is that of the prompt's candidates, if there are any.
     """
     item = replace(item_of_preference(row), as_target=True)
     if is_peoples(row, strengths=strengths):
@@ -159,7 +154,7 @@ def is_peoples(row: PreferenceRow, *, strengths: Sequence[Strength]) -> bool:
 
 
 def item_of_sft(row: SftRow, *, reward: float | None = None) -> Item:
-    """A dialog with its target; what an earlier pruning found is taken up."""
+    """A dialog with its target, and what an earlier pruning found."""
     return Item(
         id=row.id,
         row=row,
@@ -191,7 +186,7 @@ def as_sft(item: Item) -> SftRow:
 
 
 def as_preference(item: Item) -> PreferenceRow:
-    """The preference row; what the steps found stands in its `meta`, for preferences have no columns for it."""
+    """The preference row; what the steps found goes to its `meta`, as preferences have no columns for it."""
     assert isinstance(item.row, PreferenceRow), "only preferences become preferences"
     known = {name: value for name, value in _found(item).items() if value not in (None, {}, [])}
     meta = {**item.row.meta, PRUNING: known} if known else item.row.meta
@@ -199,15 +194,12 @@ def as_preference(item: Item) -> PreferenceRow:
 
 
 def _found(item: Item) -> dict[str, Any]:
-    """What the steps found, by column."""
     names = ("topic", "fine_topic", "quality_score", "difficulty_score", "judge", "tags", "cluster")
     return {**{name: getattr(item, name) for name in names}, "tags": list(item.tags or ())}
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """What a file of the user's holds."""
-
     kind: FileKind
     form: str
     items: list[Item]
@@ -215,11 +207,7 @@ class FileRows:
 
 
 def kind_of_rows(file: str, *, form: str | None = None, options: Options | None = None) -> tuple[FileKind, str]:
-    """Whether a file holds preferences or dialogs, and the form of its rows.
-
-    Raises:
-        DataError: no such file, or rows of no known form.
-    """
+    """Whether a file holds preferences or dialogs, and the form of its rows; a DataError without file or known form."""
     found = Reading[SftRow](file, "sft", form=form, options=options).form.name
     return ("preferences" if found in {known.name for known in FORMS} else "sft"), found
 
@@ -227,10 +215,9 @@ def kind_of_rows(file: str, *, form: str | None = None, options: Options | None 
 def read_rows(
     file: str, *, max_bad_fraction: float, form: str | None = None, options: Options | None = None
 ) -> FileRows:
-    """Read a file to prune.
+    """Read a file to prune; errors as for `kind_of_rows`.
 
-    Raises:
-        DataError: no such file, rows of no known form, too many that cannot be read, or a reward that is no number.
+    Also a DataError where too many rows cannot be read, or a reward or pass rate is no number.
     """
     kind, name = kind_of_rows(file, form=form, options=options)
     how: dict[str, Any] = {"max_bad_fraction": max_bad_fraction, "form": form, **vars(options or Options())}
@@ -244,7 +231,6 @@ def read_rows(
 
 
 def _with_topics(item: Item) -> Item:
-    """A preference with what an earlier pruning found of it."""
     found = item.row.meta.get(PRUNING)
     if not isinstance(found, dict):
         return item
@@ -257,11 +243,7 @@ def _with_columns(item: Item) -> Item:
 
 
 def _number(item: Item, columns: Sequence[str]) -> float | None:
-    """The first of the columns that the row has.
-
-    Raises:
-        DataError: it holds no number.
-    """
+    """The first of the columns that the row has; a DataError where it holds no number."""
     name = next((name for name in columns if item.row.meta.get(name) is not None), None)
     if name is None:
         return None

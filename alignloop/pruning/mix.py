@@ -16,7 +16,6 @@ from alignloop.pruning.step import Pruned, StepResult, Tools, drop, pruned, skip
 from alignloop.records import SelectedRow
 
 NONE = "(none)"
-"""The group of rows that have no topic."""
 SAMPLED, ANNOTATED = "sampled", "annotated"
 _ROUND = re.compile(r"round-\d+")
 
@@ -26,7 +25,6 @@ class Mixed:
     """What a mix makes of N rows.
 
     Attributes:
-        pruned: which rows stay at all.
         absent: groups that are asked for and have no row: the others' shares are kept among themselves.
         copies: index of a row that occurs more than once -> how often it occurs.
     """
@@ -39,13 +37,10 @@ class Mixed:
 def mix_by_share(ids: Sequence[str], *, groups: Sequence[str | None], shares: Mapping[str, float], seed: int) -> Mixed:
     """The largest draw in which each named group has its share; the rest is for all other rows together.
 
-    Rows are drawn from each group with the seed, without regard to the other groups. Where shares add up to 1, rows of
-    other groups are dropped. Groups without rows are left out, and so is the rest where there are no other rows: what
-    remains keeps its proportions.
-
-    Args:
-        groups: N topics or sources; None where a row has none.
-        shares: group -> share, each above 0, together at most 1.
+    Rows are drawn from each group with the seed, whatever the other groups are. Where shares add up to 1, rows of other
+    groups are dropped. Groups without rows are left out, and so is the rest where there are no other rows: what remains
+    keeps its proportions. `groups` are N topics or sources, None where a row has none; each share is above 0, and
+    together they are at most 1.
     """
     members = _members(groups)
     others = [index for group, rows in members.items() if group not in shares for index in rows]
@@ -69,10 +64,7 @@ def mix_by_share(ids: Sequence[str], *, groups: Sequence[str | None], shares: Ma
 
 
 def mix_by_epochs(ids: Sequence[str], *, groups: Sequence[str | None], epochs: Mapping[str, float], seed: int) -> Mixed:
-    """Rows of a named group occur that many times: 2.5 is each twice and half of them, drawn, a third time.
-
-    Rows of other groups occur once.
-    """
+    """Rows of a named group occur that often, others once: 2.5 is each twice, and half of them, drawn, a third time."""
     members = _members(groups)
     reasons: dict[int, str] = {}
     copies: dict[int, int] = {}
@@ -108,7 +100,7 @@ def _pruned(ids: Sequence[str], reasons: Mapping[int, str], **metrics: float) ->
 
 
 def copy_id(row_id: str, number: int, taken: set[str]) -> str:
-    """`<id>~2` for a row's second occurrence; what stands in `taken` is passed over, and the new id joins it."""
+    """`<id>~2` for a row's second occurrence, or the next number not in `taken`, to which the new id is added."""
     while f"{row_id}~{number}" in taken:
         number += 1
     taken.add(f"{row_id}~{number}")
@@ -116,7 +108,7 @@ def copy_id(row_id: str, number: int, taken: set[str]) -> str:
 
 
 def mix_step(items: Sequence[Item], tools: Tools) -> StepResult:
-    """Draw or repeat rows so that topics or sources stand as the recipe wants them."""
+    """Draw or repeat rows to the shares or epochs of the recipe."""
     config = tools.config.mix
     if not config.wanted:
         return skipped(items, "prune.mix names no shares and no epochs")
@@ -140,10 +132,7 @@ def mix_step(items: Sequence[Item], tools: Tools) -> StepResult:
 
 
 def _group_of(item: Item, config: MixConfig) -> str | None:
-    """The group of a row: its topic, or the name of the file it comes from.
-
-    Rows that the loop made come from no file: `sampled` ones, and those `annotated` in a round.
-    """
+    """A row's topic, or its file's name; rows that the loop made have no file: `sampled`, or `annotated` in a round."""
     if config.by == "source":
         if isinstance(item.row, SelectedRow):
             return SAMPLED
@@ -152,11 +141,7 @@ def _group_of(item: Item, config: MixConfig) -> str | None:
 
 
 def _check_groups(config: MixConfig, topic: TopicConfig, *, found: set[str]) -> None:
-    """Every group that the recipe names is one that can be.
-
-    Raises:
-        DataError: an unknown one, with those that are known.
-    """
+    """Raise a DataError where the recipe names an unknown group."""
     known = set(found)
     if config.by == "topic" and topic.by == "judge":
         known |= set(topic.labels)

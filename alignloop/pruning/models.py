@@ -33,10 +33,10 @@ EMBED_BATCH_TEXTS = 64
 
 @dataclass(frozen=True)
 class PruneJudge:
-    """Asks `config`'s model by any judging prompt.
+    """Asks the configured model by any judging prompt.
 
     Attributes:
-        dir: gets a folder a prompt, in which finished answers are kept and taken over from.
+        dir: has a folder for each prompt, with finished answers that a later call reuses.
         max_model_len: of the engine; see `open_judge`.
     """
 
@@ -48,16 +48,12 @@ class PruneJudge:
     progress: Progress = field(default_factory=QuietProgress)
 
     def points(self, prompt: str, items: Sequence[Item]) -> list[Points]:
-        """Points per item.
-
-        Raises:
-            UserError: the prompt gives none, or not one answer can be read.
-        """
+        """One answer per item; a UserError where the prompt gives no points, or not one answer can be read."""
         judge = self._judge(prompt)
         return _some_readable(judge.rate(_appraisals(prompt, items)), judge=judge.name, prompt=prompt)
 
     def texts(self, prompt: str, items: Sequence[Item], *, labels: Sequence[str] = ()) -> list[JudgeTexts]:
-        """Texts per item; errors as for `points`."""
+        """One answer per item; errors as for `points`."""
         judge = self._judge(prompt, labels=labels)
         return _some_readable(judge.describe(_appraisals(prompt, items)), judge=judge.name, prompt=prompt)
 
@@ -74,7 +70,7 @@ class PruneJudge:
 
 
 def points_prompt(name: str, *, refusal: str) -> PointsPrompt:
-    """A judging prompt that gives points; a UserError that says `refusal` of another kind."""
+    """A judging prompt that gives points; any other kind is a UserError with the text `refusal`."""
     prompt = load_prompt(name)
     if not isinstance(prompt, PointsPrompt):
         raise UserError(refusal)
@@ -82,15 +78,12 @@ def points_prompt(name: str, *, refusal: str) -> PointsPrompt:
 
 
 def prompt_name(prompt: str) -> str:
-    """A prompt's name in the rows: that of a file without its path."""
+    """A prompt's name in the rows: a file's without its path."""
     return prompt.rpartition("/")[2].removesuffix(".yaml")
 
 
 def _appraisals(prompt: str, items: Sequence[Item]) -> list[Appraisal]:
-    """What the judge sees of each: the dialog, its completion apart where the prompt grades it.
-
-    Without, the completion is not shown: a topic, a difficulty and intentions are the prompt's.
-    """
+    """What the judge sees: completions only if the prompt grades them; topic, difficulty and intentions do not."""
     loaded = load_prompt(prompt)
     graded = isinstance(loaded, PointsPrompt | TextsPrompt) and loaded.wants_completion
     return [Appraisal(item.id, item.messages, item.completion if graded else None) for item in items]
@@ -126,10 +119,9 @@ class Embedding:
 def embedding_by(
     name: str, *, policy: Path | None, progress: Progress, release: Callable[[], None]
 ) -> Embedding | None:
-    """`policy`, or a sentence-transformers model's folder or id; None: `policy`, and there is none.
+    """An embedding by `policy` (None without one), or by a sentence-transformers model's folder or id.
 
-    Args:
-        release: gives accelerator memory back before the model is loaded.
+    `release` frees accelerator memory before the model is loaded.
     """
     if name != POLICY:
         return _by_sentences(name, progress=progress, release=release)
@@ -172,16 +164,12 @@ def _by_sentences(model: str, *, progress: Progress, release: Callable[[], None]
 
 
 def by_vectors(vectors: Floats, row_of: Mapping[str, int]) -> Embedding:
-    """Vectors that the user has: a row of `vectors` [M, D] for each id."""
+    """The user's vectors [M, D]: the row of each id."""
     return Embedding(lambda items: vectors[[row_of[item.id] for item in items]])
 
 
 def read_vectors(path: Path) -> Floats:
-    """A `.npy` file of [M, D] numbers, mapped rather than read.
-
-    Raises:
-        DataError: there is none, or it holds something else.
-    """
+    """A memory-mapped `.npy` file of [M, D] numbers; a DataError where there is none, or it holds something else."""
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -38,17 +38,17 @@ def near_duplicates(
     ngram: int = 5,
     priorities: Sequence[float] | None = None,
 ) -> Pruned:
-    """Drop texts that say the same as a better one, and those that nearly do. Deterministic.
+    """Drop texts that equal a better one, or nearly do. Deterministic.
 
-    Two texts are the same where they differ in case, spaces or compatibility forms alone. Two are near where the
-    share of common n-grams among all theirs, estimated from `num_perm` MinHash values (standard error
+    Two texts are equal where they differ in case, spaces or compatibility forms alone. Two are near where the share of
+    common n-grams among all theirs, estimated from `num_perm` MinHash values (standard error
     sqrt(J (1 - J) / num_perm), 0.035 at 0.8 and 128), reaches `jaccard`. Punctuation is in no n-gram. A text with
     fewer units than `ngram` has one n-gram: all it has. A row is compared with those kept before it.
 
     Args:
-        jaccard: least estimated Jaccard similarity that drops, in (0, 1]; None: only the same texts are dropped.
+        jaccard: least estimated Jaccard similarity that drops, in (0, 1]; None: only equal texts are dropped.
         num_perm: MinHash values a text, 1 or more; a pair at `jaccard` is missed one time in a hundred or less.
-        ngram: units (words; characters in scripts without spaces) a sequence, 1 or more.
+        ngram: units (words; characters in scripts without spaces) in an n-gram, 1 or more.
         priorities: N numbers, higher first; the first row in this order is kept. None: the input's order.
 
     Raises:
@@ -76,7 +76,7 @@ def near_duplicates(
 
 
 def signatures(texts: Sequence[str], *, num_perm: int, ngram: int) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-    """[N, num_perm] MinHash values of normalised texts, and which texts have any unit at all."""
+    """[N, num_perm] MinHash values of normalised texts, and [N] which texts have any unit at all."""
     # Multiply-shift hashing (Dietzfelbinger et al. 1997): the upper half of an odd multiple, plus a shift.
     random = np.random.Generator(np.random.PCG64(_SEED))
     odd = random.integers(0, 2**63, size=num_perm, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -117,7 +117,7 @@ def shingles(texts: Texts, ngram: int) -> Texts:
 
 
 def rows_per_band(jaccard: float, num_perm: int) -> int:
-    """The longest bands (fewest pairs to look at) with which a pair at `jaccard` is missed 1 time in 100 or less."""
+    """The longest bands (fewest pairs to compare) that miss a pair at `jaccard` 1 time in 100 or less."""
     for rows in range(num_perm, 1, -1):
         if (1 - jaccard**rows) ** (num_perm // rows) <= _MOST_MISSED:
             return rows
@@ -162,7 +162,6 @@ def near_duplicates_step(items: Sequence[Item], tools: Tools) -> StepResult:
     config = tools.config.near_duplicates
 
     def compares_row(item: Item) -> bool:
-        """Whether a row's completions are compared along with its prompt."""
         is_preference = isinstance(item.row, PreferenceRow) and not item.as_target
         return config.of == "row" or (config.of == "auto" and is_preference)
 

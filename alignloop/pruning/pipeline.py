@@ -38,8 +38,6 @@ WIDTH = 80
 
 @dataclass(frozen=True)
 class FunnelLine:
-    """What a step left of the rows; `skipped`: why it did nothing."""
-
     step: str
     num_in: int
     num_kept: int
@@ -54,7 +52,7 @@ class Pruning:
     """What is left of the rows, what was dropped why, and how many each step took.
 
     Attributes:
-        kept: in input order; a row that the mix repeats stands behind itself with an id of its own.
+        kept: in input order; a row that the mix repeats is followed by its copies, each with its own id.
         num_kept: without repeats, so that `in == num_kept + dropped`.
     """
 
@@ -106,7 +104,7 @@ def prune(items: Sequence[Item], tools: Tools) -> Pruning:
 
 
 def funnel_lines(funnel: Sequence[FunnelLine], *, num_in: int) -> list[str]:
-    """The funnel as a person reads it."""
+    """The funnel as a table of text lines."""
     lines = [f"{'':<17}{'kept':>11}{'dropped':>11}", f"{'in':<17}{num_in:>11,}"]
     for line in funnel:
         if line.skipped is not None:

@@ -18,13 +18,13 @@ from alignloop.pruning.step import Pruned, StepResult, Tools, drop, lacking, lef
 from alignloop.sampling.best_of_k import check_finite
 
 PEOPLE_FIRST = 2.0
-"""A priority above any product of two numbers in (0, 1]."""
+"""Above any product of two numbers in (0, 1]."""
 _FENCED = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Rating:
-    """Points a judge gave, and the most it could give; `points` is None where its answer cannot be read."""
+    """Points of a judge, None where its answer cannot be read, and the most it could give."""
 
     points: int | None
     maximum: int
@@ -42,13 +42,8 @@ def top_or_best_rated(
 
     The top fraction is the `ceil(fraction * N)` of highest reward among the N rows with one, ties going to the first;
     a row with neither reward nor rating is kept, for nothing speaks against it, unless it must be good. A rating that
-    cannot be read keeps no row.
-
-    Args:
-        rewards: raw rewards of one reward model, never normalised per prompt; None where a row has none.
-        ratings: None where the judge was not asked.
-        fraction: share of rewarded rows kept, in [0, 1].
-        must_be_good: whether a row without reward and rating is dropped. None: no row is.
+    cannot be read keeps no row; it is None where the judge was not asked. Rewards are raw, of one reward model, never
+    normalised per prompt, and None where a row has none.
 
     Raises:
         ValueError: a reward that is not finite, or a fraction outside [0, 1].
@@ -89,7 +84,7 @@ def _top(scores: dict[int, float], *, fraction: float) -> tuple[set[int], float]
 
 
 def is_code(topic: str | None, *texts: str, code_topics: Collection[str]) -> bool:
-    """Whether a row is code: its topic is one of `code_topics` (but for case), or a text holds a fenced block."""
+    """Whether a row's topic is one of `code_topics` (but for case), or a text has a fenced block."""
     if topic is not None and topic.strip().casefold() in {name.casefold() for name in code_topics}:
         return True
     return any(_FENCED.search(text) for text in texts)
@@ -102,10 +97,10 @@ def shares_not_higher(rewards: Iterable[float]) -> dict[float, float]:
 
 
 def priorities_of(items: Sequence[Item], *, by_reward: bool) -> list[float]:
-    """Quality x difficulty (4.2.3), both in (0, 1]; people's rows come before all.
+    """Quality x difficulty (4.2.3), both in (0, 1]; rows by people come before all.
 
-    A reward counts as the share of rows whose reward is not higher; where the judge was asked, too, its share of the
-    maximum counts where it is more. What nothing is known of counts as 1.
+    A reward counts as the share of rewards that are not higher; where the judge was asked too, its share of the
+    maximum counts if it is more. What is unknown counts as 1.
     """
     share = shares_not_higher(item.reward for item in items if item.reward is not None)
 
@@ -120,7 +115,7 @@ def priorities_of(items: Sequence[Item], *, by_reward: bool) -> list[float]:
 
 
 def quality_step(items: Sequence[Item], tools: Tools) -> StepResult:
-    """Keep what reward or judge finds good; people's rows pass unless the judge is to see them."""
+    """Keep what reward or judge finds good; rows by people pass unless the judge is to see them."""
     config = tools.config.quality
     by_judge = config.by in ("judge", "either")
     rewards = [item.reward if config.by in ("reward", "either") else None for item in items]

@@ -1,11 +1,11 @@
 """Step 6, semantic deduplication (4.2.3; SemDeDup, Abbas et al. 2023): of dialogs that mean the same the best stays.
 
-Dialogs are clustered by their embeddings; within a cluster, sorted by quality x difficulty, a row is kept where its
-cosine to all rows before it stays under a threshold.
+Within a cluster, sorted by quality x difficulty, a row is kept where its cosine to all rows before it stays under a
+threshold.
 
 embeddings --unit length, k-means--> clusters --by quality x difficulty, best first--> greedy cosine threshold
 
-The answer depends on the rows alone: not on block sizes, threads or the order in which clusters are worked on.
+The result depends on the rows alone: not on block sizes, threads or the order of clusters.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ ROUNDING = 1e-6
 
 
 class Twin(NamedTuple):
-    """A dropped row, the row it lost to, and their cosine."""
-
     dropped: int
     twin: int
     cosine: float
@@ -67,7 +65,6 @@ class DedupResult:
         }
 
     def verdict(self, ids: Sequence[str]) -> Pruned:
-        """The same with the rows' ids, as the other pruning steps answer."""
         drops = {}
         for each in self.twins:
             twin, reason = ids[each.twin], f"cosine {each.cosine:.4f} to {ids[each.twin]}"
@@ -86,21 +83,20 @@ def semantic_dedup(
     num_nearest: int = 1,
     num_threads: int | None = None,
 ) -> DedupResult:
-    """Drop rows too near to a better one of their cluster. Same input and seed, same answer, whatever the threads.
+    """Drop rows too near to a better one of their cluster. Same input and seed, same result, whatever the threads.
 
-    A row is dropped where a row before it in its cluster, by priority, has a cosine to it that reaches the threshold;
-    the best of those is its twin. Memory beside `embeddings` is a few blocks and some 50 bytes a row.
+    A row is dropped where a row before it in its cluster, by priority, has a cosine to it that reaches the threshold
+    (to 1e-6); the best of those is its twin. Memory beside `embeddings` is a few blocks and some 50 bytes a row.
 
     Args:
         embeddings: [N, D], any lengths; a zero vector is near to nothing.
         priorities: N numbers, higher first (quality x difficulty); ties go to the first row.
-        threshold: a cosine that reaches it (to 1e-6) drops the later row.
-        rows_per_cluster: N / this many clusters, rounded up; 1 or more.
+        rows_per_cluster: there are N / this many clusters, rounded up.
         compare_to: `seen` compares with all earlier rows of the cluster (the paper), `kept` with those kept.
         num_nearest: two rows are compared where they share one of their this many nearest clusters. 1: rows of
             different clusters are never compared (the paper), and near-duplicates on two sides of a border are both
             kept. More only with `seen`; time within clusters grows with its square.
-        num_threads: default all cores given to the process.
+        num_threads: default: all cores of the process.
 
     Raises:
         ValueError: a value that is not finite, or shapes that do not fit.
@@ -133,11 +129,9 @@ def semantic_dedup(
 
 
 def members(labels: Labels, order: Indexes) -> list[Indexes]:
-    """Rows of every non-empty cluster, best first, the largest cluster first.
+    """Rows of every non-empty cluster, in the order of `order` (best first), the largest cluster first.
 
-    Args:
-        labels: [N, m] clusters of each row, -1 for none.
-        order: the N rows, best first.
+    `labels` [N, m] are the clusters of each row, -1 for none.
     """
     position = np.argsort(labels[order].ravel(), kind="stable")  # stable: the best stay first
     names = labels[order].ravel()[position]
@@ -148,13 +142,10 @@ def members(labels: Labels, order: Indexes) -> list[Indexes]:
 
 
 def find_twins(rows: Floats, *, threshold: float, compare_to: CompareTo) -> tuple[Indexes, Indexes]:
-    """Dropped rows of one cluster and their twins.
+    """Dropped rows of one cluster (unit [n, D], best first) and their twins.
 
-    Block after block: rows that are still there are held against a block's rows, and the first that is near enough
-    is the twin. A dropped row is not looked at again, so that a cluster full of copies costs little.
-
-    Args:
-        rows: unit [n, D], best first.
+    Block after block: the rows still left are compared with a block's rows, and the first that is near enough is the
+    twin. A dropped row is not compared again, so that a cluster full of copies costs little.
     """
     bound = threshold - ROUNDING
     twin = np.full(len(rows), -1, dtype=np.intp)

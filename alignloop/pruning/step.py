@@ -1,4 +1,4 @@
-"""What a rule of pruning answers, what a step makes of it, and what every step gets.
+"""What a rule of pruning answers, what a step makes of it, and what every step works with.
 
 items, Tools --Step--> StepResult: the items that are left, those that are dropped with their reasons
 """
@@ -28,7 +28,7 @@ class Pruned:
 
 
 def drop(row_id: str, rule: str, reason: str, twin: str | None = None, cosine: float | None = None) -> DroppedRow:
-    """A row that pruning drops; `twin`: the row it lost to, `cosine`: to the twin, where embeddings were compared."""
+    """A row that pruning drops; `twin` is the row it lost to, `cosine` that to the twin if embeddings decided."""
     return DroppedRow(id=row_id, stage="prune", rule=rule, reason=reason, twin=twin, cosine=cosine)
 
 
@@ -46,8 +46,7 @@ class Tools:
     """What the steps work with beside their config.
 
     Attributes:
-        judge, embedding, benchmarks: None where there is none; steps that need one say so.
-        folder: where a step may keep what is worth keeping (a classifier); None: nowhere.
+        folder: where a step may keep what it can use again (a classifier).
         lenient: a step that lacks what it needs is skipped by name, in place of an error.
     """
 
@@ -68,7 +67,6 @@ class StepResult:
     Attributes:
         items: those that are left, in order, with what was found about them; repeats included.
         skipped: why the step did nothing; None where it ran.
-        notes: worth knowing.
     """
 
     items: list[Item]
@@ -83,17 +81,17 @@ Step = Callable[[Sequence[Item], Tools], StepResult]
 
 
 def left(items: Sequence[Item], verdict: Pruned, **metrics: float) -> StepResult:
-    """The items that a verdict keeps; `metrics` beside the verdict's own."""
+    """The items that a verdict keeps, with `metrics` added to its own."""
     return StepResult([items[index] for index in verdict.kept], verdict.dropped, {**verdict.metrics, **metrics})
 
 
 def skipped(items: Sequence[Item], why: str) -> StepResult:
-    """All items: the step is off, or has nothing to go by."""
+    """All items unchanged: the step is off, or has nothing to go by."""
     return StepResult(list(items), skipped=why)
 
 
 def lacking(items: Sequence[Item], tools: Tools, *, step: str, why: str) -> StepResult:
-    """The step lacks what it needs: skipped by name, or a DataError where a run's recipe asks for it."""
+    """Skip a step that lacks what it needs if `tools.lenient`, else raise a DataError."""
     if tools.lenient:
         return skipped(items, why)
     raise DataError(f"prune.{step}: {why}")

@@ -1,11 +1,10 @@
 """Texts as units, and units as hashes: words where a script puts spaces between them, single characters elsewhere.
 
-English, Chinese and mixed texts go one way: "用 GPT-4 写" is 用 / gpt / 4 / 写. A sequence of n units is an n-gram of
-words in English and of characters in Chinese.
+Mixed texts need no special case: "用 GPT-4 写" is 用 / gpt / 4 / 写.
 
-A unit's hash is a polynomial of its bytes. Texts in ASCII, most of the work in English, never become lists of words:
-their letters stay in one array, and the sum of a word is the difference of two running sums. Other texts are taken
-word by word, to the same hashes.
+A unit's hash is a polynomial of its bytes. ASCII texts, most of the work in English, never become lists of words:
+their letters stay in one array, and the sum of a word is the difference of two running sums. Other texts are hashed
+word by word, with the same result.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ _BASE = 0x9E3779B97F4A7C15
 """Odd, so that it has an inverse modulo 2^64."""
 _INVERSE = pow(_BASE, -1, 2**64)
 _TEXTS, _LETTERS = 2_048, 1_000_000
-"""Texts, and letters, that are worked on together: some 40 MB."""
+"""Texts and letters in a block: some 40 MB."""
 _IS_UNIT = np.zeros(128, dtype=bool)
 _IS_UNIT[[ord(letter) for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]] = True
 
 
 def normalised(text: str) -> str:
-    """Compatibility forms unified (NFKC), case folded, each run of spaces one space: what counts as the same text."""
+    """NFKC, case folded, each run of spaces one space: what counts as the same text."""
     if text.isascii():
         return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
@@ -48,7 +47,7 @@ def normalised(text: str) -> str:
 
 
 def units(text: str) -> list[str]:
-    """Units of a normalised text, in order; punctuation and symbols are none."""
+    """Units of a normalised text, in order, without punctuation and symbols."""
     return (_ASCII_UNIT if text.isascii() else _UNIT).findall(text)
 
 
@@ -63,7 +62,7 @@ def joined(words: Sequence[str]) -> str:
 
 
 def chunks(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """(index of the first, texts) of as many texts in a row as are worked on together."""
+    """(index of the first, texts) of blocks of texts, in order."""
     first, letters = 0, 0
     part: list[str] = []
     for text in texts:
@@ -78,19 +77,13 @@ def chunks(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Hashes of the units of N texts, one after another.
-
-    Attributes:
-        hashes: [T].
-        starts: [N + 1]; text n is `hashes[starts[n] : starts[n + 1]]`.
-    """
+    """Hashes [T] of the units of N texts; text n is `hashes[starts[n] : starts[n + 1]]`, with [N + 1] `starts`."""
 
     hashes: Hashes
     starts: NDArray[np.intp]
 
     @staticmethod
     def of(parts: Sequence[Hashes]) -> Texts:
-        """N texts by their hashes."""
         hashes = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
         return Texts(hashes, starts_of([len(part) for part in parts]))
 
@@ -117,7 +110,7 @@ def starts_of(lengths: Sequence[int] | NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def mixed(hashes: Hashes) -> Hashes:
-    """The finaliser of splitmix64: every bit of the result depends on every bit given."""
+    """The finaliser of splitmix64: every bit of the result depends on every bit of the input."""
     with np.errstate(over="ignore"):
         hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -125,14 +118,12 @@ def mixed(hashes: Hashes) -> Hashes:
 
 
 class UnitHashes:
-    """Hashes of units; the same for a unit whichever text it stands in."""
-
     def __init__(self) -> None:
         self._known = _Known()
         self._powers = self._inverses = np.ones(1, dtype=np.uint64)
 
     def texts(self, texts: Sequence[str]) -> Texts:
-        """Texts as they are -> the hashes of their units, in order."""
+        """Hashes of the units of texts that are not normalised yet."""
         found: list[Hashes] = [np.zeros(0, dtype=np.uint64)] * len(texts)
         plain = [row for row, text in enumerate(texts) if text.isascii()]
         for row, hashes in zip(plain, self._of_ascii([texts[row] for row in plain]), strict=True):
@@ -143,7 +134,6 @@ class UnitHashes:
         return Texts.of(found)
 
     def words(self, words: Sequence[str]) -> Hashes:
-        """The hashes of units."""
         return mixed(np.array([self._known[word] for word in words], dtype=np.uint64))
 
     def _of_ascii(self, texts: Sequence[str]) -> list[Hashes]:
@@ -164,8 +154,6 @@ class UnitHashes:
 
 
 class _Known(dict[str, int]):
-    """Unit -> its hash, taken once."""
-
     def __missing__(self, word: str) -> int:
         total, power = 0, 1
         for byte in word.encode("utf-8", "surrogatepass"):

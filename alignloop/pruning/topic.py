@@ -45,11 +45,7 @@ def _by_column(items: Sequence[Item], tools: Tools) -> StepResult:
 
 
 def _text(item: Item, column: str) -> str | None:
-    """A free column's text.
-
-    Raises:
-        DataError: it holds something else.
-    """
+    """A free column's text; a DataError where it is something else."""
     value = item.row.meta.get(column)
     if value is None:
         return None
@@ -87,7 +83,7 @@ def read_labelled(path: Path) -> list[tuple[str, str]]:
     """(text, topic) of the rows that a classifier learns from: `topic` beside `prompt`, `text`, or `messages`.
 
     Raises:
-        DataError: no such file; wrong lines, by number and field; fewer than two topics, or one row of a topic.
+        DataError: no such file; wrong lines, by number and field; fewer than two topics, or a topic with one row.
     """
     rows: list[tuple[str, str]] = []
     problems: list[str] = []
@@ -114,7 +110,7 @@ def read_labelled(path: Path) -> list[tuple[str, str]]:
 
 
 def _labelled_row(row: Any) -> tuple[str, str]:
-    """Text and topic of a row; of `messages` the last user turn is taken."""
+    """Text and topic of a row; of `messages` the last user turn."""
     if not isinstance(row, dict):
         raise BadRow(None, "not a JSON object")
     topic = row.get("topic")

@@ -1,7 +1,7 @@
-"""Rows of an embedding matrix as unit vectors, taken block by block, and their clusters on the unit sphere.
+"""Rows of an embedding matrix as unit vectors, block by block, and their clusters on the unit sphere.
 
-A million rows are never copied whole. Every product of matrices runs on one BLAS thread and the blocks are shared out
-among threads of our own: so results are the same bytes whatever the number of threads.
+A million rows are never copied whole. Each product of matrices runs on one BLAS thread and blocks are spread over
+our own threads, so that results are the same bytes whatever the number of threads.
 
 k-means for many clusters is trained on a sample, in two levels, so that time grows with N alone (with one level every
 row would meet every centroid: N x N / rows_per_cluster products):
@@ -30,7 +30,7 @@ Part = TypeVar("Part")
 Found = TypeVar("Found")
 
 BLOCK = 16_384
-"""Rows worked on at a time: 24 MiB at 384 dimensions."""
+"""Rows a block: 24 MiB at 384 dimensions."""
 # Outside this range the reciprocal of a norm, or a product with it, is not a normal float32.
 _PLAIN_NORMS = (1e-12, 1e12)
 # Products that are this near to a bound are decided in float64: float32 sums of some thousand terms err by less.
@@ -47,13 +47,9 @@ rows' planted near-duplicates 74 % shared a cluster with 4, 78 % with 6, 80 % wi
 
 
 class UnitRows:
-    """The rows of `embeddings` [N, D] at unit length, float32; a zero vector stays zero.
+    """The rows of [N, D] at unit length, float32, without a copy of the whole; a zero vector stays zero.
 
-    Args:
-        embeddings: any lengths and any number type; not copied.
-
-    Raises:
-        ValueError: not a matrix of numbers, or a value that is NaN or infinite; names the row.
+    A ValueError where it is no matrix of numbers, or has a NaN or infinite value, whose row is named.
     """
 
     def __init__(self, embeddings: NDArray[np.floating], *, name: str = "embeddings", num_threads: int = 1) -> None:
@@ -100,10 +96,10 @@ class UnitRows:
 
 
 def reach(left: Floats, right: Floats, bound: float) -> NDArray[np.bool_]:
-    """[n, m]: the dot product of left[i] and right[j] is `bound` or more, as float64 has it.
+    """[n, m]: the dot product of left[i] and right[j] is `bound` or more, as in float64.
 
-    float32 sums differ with the order of their terms, and so with block sizes and BLAS: those near the bound are
-    taken again in float64, so that the answer depends on the two rows alone.
+    float32 sums depend on the order of their terms, and so on block sizes and BLAS: those near the bound are computed
+    again in float64, so that the result depends on the two rows alone.
     """
     products = left @ right.T
     hits: NDArray[np.bool_] = products >= bound - _UNSURE
@@ -128,7 +124,7 @@ def blocks(length: int, size: int) -> Iterator[slice]:
 
 
 def in_threads(function: Callable[[Part], Found], parts: Iterable[Part], *, num_threads: int) -> list[Found]:
-    """`function` of each, in order; numpy lets other threads run while it multiplies."""
+    """`function` of each part, in order; numpy lets other threads run while it multiplies."""
     if num_threads == 1:
         return [function(part) for part in parts]
     with ThreadPoolExecutor(num_threads) as pool:
@@ -136,7 +132,7 @@ def in_threads(function: Callable[[Part], Found], parts: Iterable[Part], *, num_
 
 
 def cores() -> int:
-    """Processor cores given to this process."""
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -161,10 +157,7 @@ class Centroids:
         return sum(map(len, self.of_cell))
 
     def nearest(self, units: Floats, *, num_nearest: int) -> Labels:
-        """[n, num_nearest] labels for rows [n, D], nearest first; ties go to the lower label.
-
-        `num_nearest` is at most the number of centroids.
-        """
+        """[n, num_nearest] labels for rows [n, D], nearest first, at most all; ties go to the lower label."""
         assert num_nearest <= len(self), f"{num_nearest} of {len(self)} centroids"
         # So many cells that even the smallest hold enough centroids.
         held = np.cumsum(sorted(map(len, self.of_cell)))
@@ -187,10 +180,9 @@ class Centroids:
 def nearest_clusters(
     units: UnitRows, *, rows_per_cluster: int, num_nearest: int, seed: int, num_threads: int
 ) -> Labels:
-    """[N, num_nearest] clusters of each row, nearest first. Same input and seed, same answer.
+    """[N, num_nearest] clusters of each row, nearest first. Same input and seed, same result.
 
-    Zero vectors lie nowhere: -1. With fewer clusters than `num_nearest` there are as many columns as clusters, which
-    are N / `rows_per_cluster`, rounded up.
+    Zero vectors have none: -1. There are N / `rows_per_cluster` clusters, rounded up, and no more columns than that.
     """
     somewhere = np.flatnonzero(units.norms > 0)
     num_clusters = math.ceil(len(somewhere) / rows_per_cluster)

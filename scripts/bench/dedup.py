@@ -21,7 +21,7 @@ MOST_NEAREST = 5
 
 
 def dedup(vectors: Vectors, *, threads: int, num_nearest: int = 1, **options: Any) -> tuple[DedupResult, float]:
-    """Our answer with the recipe's settings, ties decided by the order of rows, and seconds."""
+    """Our result with the recipe's settings, ties decided by the order of rows, and seconds."""
     options = {"threshold": THRESHOLD, "priorities": np.zeros(len(vectors)), **options}
     started = time.perf_counter()
     result = semantic_dedup(
@@ -38,7 +38,7 @@ def _found(planted: Planted, *, threads: int, num_nearest: int) -> Reading:
 
 
 def timed(rows: int, threads: int) -> Reading:
-    """Seconds, processor seconds and peak memory of the process that holds the vectors already."""
+    """Seconds, processor seconds and peak memory of a process that has the vectors already."""
     planted = clustered(rows)
     dedup(planted.vectors[: min(rows, 5_000)], threads=threads)  # imports, threads
     watch, before = MemoryWatch(), time.process_time()
@@ -74,7 +74,7 @@ def _growth(seconds: Mapping[int, float]) -> float:
 
 
 def equal_to_double_loop(rows: int, threads: int) -> Reading:
-    """`equal` 1 where what is dropped, and the row it loses to, is what a plain double loop says, in both modes."""
+    """`equal` is 1 where drops and twins are those of a plain double loop, in both modes."""
     vectors = clustered(rows).vectors
     priorities = np.random.default_rng(1).integers(0, 50, size=rows).astype(np.float64)  # with ties
     modes: tuple[CompareTo, CompareTo] = ("seen", "kept")
@@ -94,7 +94,7 @@ def double_loop(
     threshold: float,
     compare_to: CompareTo,
 ) -> dict[int, int]:
-    """Dropped row -> its twin, by the rule as it is written: one pair after another, in float64."""
+    """Dropped row -> its twin, by the rule as written: one pair after another, in float64."""
     wide = vectors.astype(np.float64)
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)
     twins: dict[int, int] = {}
@@ -112,7 +112,7 @@ def double_loop(
 
 class AgainstSemhash:
     """Both sides on the same vectors: ours at the least number of nearest clusters that finds as many planted pairs as
-    semhash, whose index is built as it is shipped."""
+    semhash, whose index is built with its defaults."""
 
     def __init__(self, rows: int, threads: int) -> None:
         self._planted = clustered(rows)
@@ -125,7 +125,7 @@ class AgainstSemhash:
         self._one_cluster, self._num_nearest = tried[0], len(tried)
 
     def ours(self) -> Reading:
-        """With the reading of one cluster a row, as in the paper, beside it."""
+        """Also reads one cluster a row, as in the paper."""
         return {**self._ours(num_nearest=self._num_nearest), "one_cluster": self._one_cluster}
 
     def semhash(self) -> Reading:

@@ -27,16 +27,16 @@ HF_BATCH, MAX_GEN_TOKENS, MAX_MODEL_LEN = 16, 1280, 2048
 """Longest answer: lm-eval's own limit for IFEval. Longest sequence: enough for five shots of every MMLU subject."""
 AS_CHAT: dict[str, Any] = {"apply_chat_template": True, "fewshot_as_multiturn": True}
 TIE = 1e-3
-"""Nats between a question's two best options below which the two sides' float noise may turn their order."""
+"""Nats between a question's two best options below which float noise may turn their order."""
 TOKENS_TOLERANCE = 0.1
-"""Share by which the two sides' answers may differ in length and still be the same work: where floats turn one token of
-a greedy answer, the rest of it is another."""
+"""Share by which the two sides' answers may differ in length and still be the same work: where float noise changes one
+token of a greedy answer, the rest of it differs."""
 Verdicts = Mapping[tuple[str, int], tuple[float, float]]
 """(task, question) -> lm-eval's `acc`, and the nats between the best option and the second."""
 
 
 def _ifeval(bench: Bench) -> Sides:
-    """One `generate_until` call on IFEval's prompts (the bundled ones where those are not here), tokenising and all."""
+    """One `generate_until` call on IFEval's prompts (the bundled ones where those are missing), with tokenising."""
     file = bench.data / "ifeval" / "input_data.jsonl"
     source = "IFEval's" if file.is_file() else "the bundled"
     task = local_ifeval(file if file.is_file() else QUICKSTART / "data" / "ifeval.jsonl").tasks["ifeval"]
@@ -70,7 +70,7 @@ def _ifeval(bench: Bench) -> Sides:
 
 
 def _mmlu(bench: Bench) -> Sides:
-    """Questions, so many of each subject, 5-shot, of two checkpoints: whose verdicts differ, and are no float tie."""
+    """5-shot questions, as many of each subject, on two checkpoints: verdicts that differ and are no float tie."""
     folder = bench.need("mmlu")
     checkpoints = {"base": BASE, "qwen2": _random_qwen2(bench.work)}
     engine = _engine(bench)
@@ -125,7 +125,7 @@ def _engine(bench: Bench) -> Any:
 
 
 def _engine_lm(engine: Any, checkpoint: Path) -> Any:
-    """alignloop's lm-eval model class over a warm engine; another architecture is a new start."""
+    """alignloop's lm-eval model class over a warm engine; another architecture needs a new start."""
     from transformers import AutoTokenizer
 
     from alignloop.evaluation.lm import EngineLM

@@ -34,8 +34,8 @@ class Planted:
 def clustered(num_rows: int, *, dim: int = DIM) -> Planted:
     """`num_rows` vectors, a twentieth of them copies of others; float32, made in blocks.
 
-    Directions have variances that fall as a power law, as those of text embeddings do, so that neighbours are near and
-    clusters have borders; rows lie around topics, and some rows are another one moved a little.
+    The variances of directions fall as a power law, as in text embeddings, so that neighbours are near and clusters
+    have borders; rows lie around topics.
     """
     random = np.random.default_rng([SEED, num_rows])
     scale = ((np.arange(dim) + 1.0) ** -_DECAY).astype(np.float32)
@@ -66,7 +66,7 @@ def _moved(rows: Vectors, scale: Vectors, random: np.random.Generator) -> Vector
 
 
 def write_preferences(file: Path, *, num_rows: int, bad_every: int | None = None) -> None:
-    """A canonical preference file, made from a seed; not made again where it is there."""
+    """A preference file in the canonical form, from a seed; not made again where it exists."""
     if not file.is_file():
         with file.with_suffix(".partial").open("w") as out:
             out.writelines(_lines(num_rows, bad_every=bad_every or num_rows + 1))
@@ -74,7 +74,7 @@ def write_preferences(file: Path, *, num_rows: int, bad_every: int | None = None
 
 
 def _lines(num_rows: int, *, bad_every: int) -> Iterator[str]:
-    """One prompt in twenty says an earlier one again with a word more; one row in `bad_every` cannot be read."""
+    """One prompt in twenty repeats an earlier one with a word more; one row in `bad_every` cannot be read."""
     random = np.random.default_rng(7)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = ["".join(random.choice(letters, size=random.integers(2, 10))) for _ in range(4_000)]

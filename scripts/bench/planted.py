@@ -48,7 +48,6 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def _punctuation(text: str) -> str:
-    """Without commas, colons, semicolons, quotation marks and list marks."""
     return re.sub(r"[,;:\"*#]|(?m:^\s*[-\d]+[.)]?\s+)", "", text)
 
 
@@ -76,7 +75,6 @@ def _all(text: str) -> str:
 
 
 def _replaced(text: str, words: Mapping[str, str]) -> str:
-    """Every word of a list by its other, upper-case where it is."""
     lowered = {word.lower(): other for word, other in words.items()}
 
     def other(found: re.Match[str]) -> str:
@@ -114,7 +112,7 @@ class Row(NamedTuple):
 
 
 def mix(file: Path, *, num_prompts: int) -> list[Row]:
-    """Every sixth real completion of some length, edited in turn by each kind that changes it, behind the real ones."""
+    """Real completions, then edits of every sixth of some length, by each kind in turn that changes it."""
     with file.open() as lines:
         groups = [json.loads(line)["candidates"] for line in islice(lines, num_prompts)]
     rows = [Row(candidate["completion"], prompt) for prompt, group in enumerate(groups) for candidate in group]
@@ -130,12 +128,12 @@ def mix(file: Path, *, num_prompts: int) -> list[Row]:
 
 
 def measure(file: Path, *, num_prompts: int, threads: int) -> Reading:
-    """Precision and recall of the planted rows at the recipe's threshold, and what kinds are found at lower ones."""
+    """Precision and recall of the planted rows at the recipe's threshold, and by kind at lower ones."""
     rows = mix(file, num_prompts=num_prompts)
     planted = Counter(row.kind for row in rows if row.kind)
 
     def found(gone: Collection[int], *, either: bool = False) -> Counter[str]:
-        """Planted rows that are gone, by kind; with `either` also those whose source is gone in their stead."""
+        """Planted rows that are gone, by kind; with `either` also those whose source is gone instead."""
         marked = ((number, row) for number, row in enumerate(rows) if row.kind)
         return Counter(row.kind for number, row in marked if number in gone or (either and row.source in gone))
 

@@ -1,6 +1,6 @@
-"""Work in a process of its own: what trains or serves breaks or crowds its neighbours, and memory is a process's.
+"""Work in its own process: what trains or serves disturbs its neighbours, and memory is measured per process.
 
-What the process prints goes to a log; it ends with the process that started it, and takes along what it started.
+Its output goes to a log; it ends with the process that started it, and ends what it started.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Hosted:
     """An object that lives in a process of its own; a context manager.
 
     Args:
-        build: called there with `arguments`; its methods are what `call` reaches, its `end`, if any, is called last.
-        environment: of the process, in whole; default: this one's.
+        build: called there with `arguments`; `call` reaches its methods, its `end`, if any, is called last.
+        environment: the whole environment of the process; default: this one's.
         preload: modules that a server imports once, from which such processes are then forked; none: a fresh start.
     """
 
@@ -52,11 +52,7 @@ class Hosted:
             self.pid: int = self._result(os.getpid)
 
     def call(self, verb: str, *arguments: Any) -> Any:
-        """What the method returned.
-
-        Raises:
-            BenchError: it raised, or the process died.
-        """
+        """What the method returned; a BenchError where it raised, or the process died."""
         return self._result(_call, verb, *arguments)
 
     def _result(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -84,11 +80,7 @@ class Hosted:
 
 
 def alone(function: Callable[..., Any], *arguments: Any, log: Path, **options: Any) -> Any:
-    """What a function returns in a process of its own; options as for `Hosted`.
-
-    Raises:
-        BenchError: it raised, or the process died.
-    """
+    """What a function returns in its own process; options and errors as for `Hosted` and its `call`."""
     with Hosted(str, log=log, **options) as hosted:
         return hosted._result(function, *arguments)
 
@@ -137,7 +129,6 @@ class MemoryWatch:
         return memory_mib("VmHWM")
 
     def above_mib(self) -> float:
-        """Peak above the level."""
         return max(0.0, self.peak_mib() - self.level_mib)
 
 

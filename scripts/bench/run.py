@@ -84,7 +84,7 @@ def _measured(options: argparse.Namespace, work: Path, problems: list[str]) -> I
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed and checked; a flag that makes no sense ends the program with a message."""
+    """Options that make no sense end the program with a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     listed = "; ".join(f"{name}: {', '.join(case.name for case in cases)}" for name, cases in GROUPS.items())
     parser.add_argument("--cases", nargs="+", metavar="CASE", default=list(GROUPS), help=f"groups or cases of {listed}")

@@ -41,14 +41,14 @@ BASE = QUICKSTART / "base"
 MODELS = {"5m": (256, 6, 4, 704), "300m": (1024, 24, 16, 2816)}
 """Hidden size, layers, heads of 64, intermediate size of 5.3 and 310 million parameters."""
 ENGINE: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "kv_cache_gb": 1.0}
-"""Of every engine but the quickstart's: float32 as there, the rest by default."""
+"""Of every engine but the quickstart's: float32 as there, else defaults."""
 NUM_SPECIAL, PROMPT_TOKENS, MAX_TOKENS = 16, 64, 128
 MIXED_MAX_TOKENS = (16, 32, 64, 128, 256)
 NUM_CANDIDATES, WARM_UP_PROMPTS = 16, 8
 TOKENS_TOLERANCE = 0.01
-"""Share by which the tokens of stage and vLLM may differ where completions are not the same to the last."""
+"""Share by which the tokens of stage and vLLM may differ where completions are not identical."""
 KINDS = {"k16": (16, 16), "k16_unseeded": (32, 16), "k1": (32, 1), "k1_unseeded": (256, 1), "k1_greedy": (256, 1)}
-"""Requests to the two engines: prompts and candidates. With a seed each, as the sample stage asks, the transformers
+"""Prompts and candidates of requests to the two engines. With a seed each, as in the sample stage, the transformers
 engine generates one prompt at a time."""
 NUM_SETTLING = 5
 """Swaps before the first reading of memory."""
@@ -56,11 +56,11 @@ SHORTENED = (
     "collect.num_annotations=16 reward.max_steps=4 sample.num_prompts=32 sample.num_candidates=4 sample.max_tokens=48 "
     "prune.human_rows=32 sft.max_steps=4 dpo.max_steps=4 evaluate.limit=12"
 ).split()
-"""Of the quickstart, with `--quick`."""
+"""The quickstart with `--quick`."""
 
 
 def _checkpoint(bench: Bench, size: str, which: str) -> Path:
-    """A random model, made where it is missing; `a` and `b` have other weights."""
+    """A random model, made where it is missing; `a` and `b` differ in weights."""
     folder = bench.work / size / which
     if not folder.is_dir():
         from transformers import AutoTokenizer
@@ -76,12 +76,11 @@ def _checkpoint(bench: Bench, size: str, which: str) -> Path:
 
 
 def _prompts(count: int) -> list[Any]:
-    """The first of the quickstart's bundled prompts."""
     return list(islice(FileReading(QUICKSTART / "data" / "prompts.jsonl", "prompts"), count))
 
 
 def _engine(bench: Bench, name: str, first: Path) -> tuple[Any, float]:
-    """alignloop's engine, warm, serving a checkpoint, and the seconds from nothing to there."""
+    """alignloop's engine, warm, serving a checkpoint, and the seconds it took to start."""
     started = time.perf_counter()
     config = EngineConfig.model_validate({"name": name, **ENGINE})
     engine = bench.stack.enter_context(EngineProcess(config, log_file=bench.work / f"engine-{name}.log"))
@@ -90,7 +89,6 @@ def _engine(bench: Bench, name: str, first: Path) -> tuple[Any, float]:
 
 
 def _raw_vllm(bench: Bench, first: Path) -> Hosted:
-    """vLLM with the engine's settings and nothing of the engine around it."""
     config = EngineConfig.model_validate({"name": "vllm", **ENGINE})
     environment = child_environment(config)
     log = bench.work / "vllm-alone.log"
@@ -101,7 +99,7 @@ def _raw_vllm(bench: Bench, first: Path) -> Hosted:
 
 
 def _stage_vs_vllm(bench: Bench) -> Sides:
-    """Tokens a second of the whole stage over those of one `LLM.generate` call on the requests the stage made."""
+    """Tokens a second of the whole stage over those of one `LLM.generate` call on the stage's requests."""
     first = _checkpoint(bench, "5m", "a")
     engine, _ = _engine(bench, "vllm", first)
     raw = _raw_vllm(bench, first)
@@ -229,7 +227,7 @@ def _span(lengths: Sequence[int]) -> str:
 def _swaps(bench: Bench) -> Sides:
     """Medians of `amount` swaps between two checkpoints, after one to each that settles allocator and page cache.
 
-    The peer reads all bytes of the same weight files into memory, from the disk as from the page cache.
+    The peer reads all bytes of the same weight files into memory, from the disk or from the page cache.
     """
     a, b = (_checkpoint(bench, bench.size, which) for which in "ab")
     engine, cold_start = _engine(bench, "vllm", a)
@@ -254,7 +252,7 @@ def _swaps(bench: Bench) -> Sides:
 
 
 def _seconds(work: Callable[[Path], Any], checkpoint: Path, *, cached: bool) -> float:
-    """Without `cached` the weight files are dropped from the page cache first; what is not on the disk goes there."""
+    """Without `cached` the weight files are dropped from the page cache first, after a sync to disk."""
     for path in () if cached else weight_files(checkpoint):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -265,7 +263,7 @@ def _seconds(work: Callable[[Path], Any], checkpoint: Path, *, cached: bool) -> 
 
 
 def _swap_memory(bench: Bench) -> Sides:
-    """Resident memory of the engine process after many swaps, each to another directory, less that after the first."""
+    """Growth of the engine process's resident memory over swaps, each to another directory, after the first few."""
     sources = [_checkpoint(bench, "5m", which) for which in "ab"]
     engine, _ = _engine(bench, "vllm", sources[0])
 

@@ -33,9 +33,9 @@ class Spec:
     """What a case trains on or scores.
 
     Attributes:
-        rows: which prepared rows it reads.
-        ours, peer: settings to choose from, results being the same; the first was the fastest of the small model on
-            two cores. A setting is the number of rows a forward pass, and of TRL also how SFT is packed, or that DPO's
+        rows: name of the prepared rows.
+        ours, peer: settings to choose from, with equal results; the first was the fastest of the small model on two
+            cores. A setting is the number of rows a forward pass, and for TRL also how SFT is packed, or that DPO's
             reference is precomputed.
         tolerance: largest relative difference of the two sides' loss of the first step (of rewards: largest
             difference as a share of the largest reward): a check that they do the same work.
@@ -73,8 +73,8 @@ SPECS = (
 
 @dataclass(frozen=True)
 class Request:
-    """One measurement, for the process that makes it: `amount` prompt groups of the timed pass, and whether these are
-    the ones of the first quartile's length, for a look that is no result."""
+    """One measurement: `amount` prompt groups in the timed pass; `short`: groups of about the first quartile's length,
+    for a look that is no result."""
 
     spec: Spec
     side: Side
@@ -132,8 +132,7 @@ def _measure(request: Request) -> Reading:
 def _setting(
     bench: Bench, settings: Sequence[str], read: Callable[[str], Reading], *, most_mib: float
 ) -> tuple[str, float]:
-    """The fastest of a side's settings on one step, and its memory; of those that take more than `most_mib` none,
-    unless all do."""
+    """The fastest of a side's settings on one step, and its memory; those above `most_mib` only if all are."""
     if bench.setting is not None or bench.quick:
         return bench.setting or settings[0], float("inf")
     tried = {setting: read(setting) for setting in settings}

@@ -23,7 +23,7 @@ from alignloop.records import Message
 from scripts.bench.training import PREFERENCES, SOURCES, Spec
 
 VOCABULARY, NUM_SPECIAL = 8192, 16
-"""Size of the vocabulary, and its first ids, which made-up rows do not use: the special tokens are among them."""
+"""Size of the vocabulary, and its first ids, special tokens among them, which made-up rows do not use."""
 MODELS = {"3m": (192, 4, 3, 512), "25m": (512, 8, 8, 1024)}
 """Hidden size, layers, heads of 64, intermediate size of 3.3 and 25.2 million parameters."""
 PROMPT_TOKENS, COMPLETION_TOKENS, MAX_LENGTH = 256, 128, 1024
@@ -33,7 +33,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def prepare(work: Path, size: str, name: str, data_dir: Path) -> None:
-    """Make what is missing of a size's models and of the rows `name`."""
+    """Make a size's models and the rows `name` where they are missing."""
     _models(work / size, size=size, data_dir=data_dir)
     file = work / "rows" / f"{name}.pkl"
     if not file.is_file():
@@ -42,7 +42,7 @@ def prepare(work: Path, size: str, name: str, data_dir: Path) -> None:
 
 
 def load_groups(work: Path, name: str, *, amount: int, short: bool) -> list[PromptGroup]:
-    """The first prompt groups, with `short` of those past the first quartile of lengths."""
+    """The first prompt groups, with `short` the shortest of those past the first quartile of lengths."""
     groups: list[PromptGroup] = pickle.loads((work / "rows" / f"{name}.pkl").read_bytes())
     if short:
         groups = sorted(groups, key=lambda group: group.num_tokens)[len(groups) // 4 :]
@@ -50,7 +50,7 @@ def load_groups(work: Path, name: str, *, amount: int, short: bool) -> list[Prom
 
 
 def token_counts(spec: Spec, groups: Sequence[PromptGroup]) -> dict[str, float]:
-    """Tokens a group, on average: read packed, as separate rows, and by the case's peer; its ratio to packed.
+    """Tokens a group, on average: packed, as separate rows, and by the case's peer; its ratio to packed.
 
     TRL's `RewardTrainer` takes ranked completions apart into pairs, so that each of n is read n - 1 times.
     """
@@ -80,7 +80,7 @@ def _models(folder: Path, *, size: str, data_dir: Path) -> None:
 
 
 def _texts(data_dir: Path) -> Iterator[str]:
-    """The preferences; where they are missing, this project's own text, which made-up rows never meet."""
+    """The preferences; where they are missing, this project's own text, which made-up rows never use."""
     if (data_dir / PREFERENCES).is_file():
         rows = islice(_read(data_dir / PREFERENCES), NUM_TEXTS)
         yield from (row[name] for row in rows for name in ("prompt", "chosen", "rejected"))
@@ -119,7 +119,7 @@ def _made_up(num_completions: int) -> list[PromptGroup]:
 def _pairs(rows: Rows, chat: Any, *, count: int) -> list[PromptGroup]:
     """Chosen and rejected, or with a `count` of 1 the chosen alone, cut to `MAX_LENGTH` tokens with their prompt.
 
-    Left out on both sides: prompts that leave no room, and completions without text, which alignloop would drop.
+    Left out on both sides: prompts without room for a completion, and completions without text, as in alignloop.
     """
     groups = []
     for number, row in enumerate(rows):

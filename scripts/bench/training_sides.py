@@ -1,7 +1,7 @@
-"""Both sides of training and scoring, measured in the process that calls: TRL's side only once in each.
+"""Both sides of training and scoring, measured in the calling process: TRL's side only once in each.
 
 One optimiser step on warm-up rows, then one timed pass from the same start. TRL's rows come tokenised, so that lengths
-are those of our side, and what costs it time for nothing is switched off.
+equal ours, and what costs it time for nothing is switched off.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from scripts.bench.training_rows import MAX_LENGTH, load_groups
 
 BETA, NLL_COEFFICIENT = 0.1, 0.2
 SHARED = {"learning_rate": 1e-5, "weight_decay": 0.01, "max_grad_norm": 1.0, "max_length": MAX_LENGTH}
-"""Of both sides' trainers."""
 Groups = Sequence[PromptGroup]
 Passed = tuple[list[float], float, int]
 """What must be the same on both sides (first loss or rewards), seconds, positions that went through the model."""
@@ -66,7 +65,7 @@ def _groups(request: Request) -> list[PromptGroup]:
 
 
 def _warm_up(groups: Groups, *, count: int) -> list[PromptGroup]:
-    """One step's groups, the longest of all among them: memory has then been asked for once."""
+    """One step's groups, the longest of all among them, so that memory is allocated."""
     longest = max(range(len(groups)), key=lambda number: groups[number].num_tokens)
     numbers = [longest, *(number for number in range(len(groups)) if number != longest)]
     return [groups[number] for number in sorted(numbers[:count])]
@@ -77,7 +76,7 @@ def _model(request: Request) -> Path:
 
 
 class _Stopwatch:
-    """A `Progress` that notes how long each task took, from its start to its last unit, but for pauses."""
+    """A `Progress` that notes how long each task took, from its start to its last unit, without pauses."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -96,7 +95,7 @@ class _Stopwatch:
         print(line, flush=True)
 
     def pausing(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose time counts for nothing."""
+        """The function, with its time left out."""
 
         def paused(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
@@ -144,7 +143,7 @@ def _config(request: Request) -> config.RewardConfig | config.SftConfig | config
 
 
 def _score_ours(request: Request, groups: Groups) -> Passed:
-    """`score_groups`; tokens with every prompt once, a bound that copies of long prompts exceed."""
+    """`score_groups`; counts every prompt once, a bound that copies of long prompts exceed."""
     watch, model, rows = _Stopwatch(), _model(request), request.num_rows
     rewards = score_groups(groups, reward_model=model, progress=watch, rows_per_microbatch=rows, dtype="float32")
     flat = [reward for row in rewards for reward in row]
@@ -209,8 +208,7 @@ class _CountingCollator:
 
 
 class _PreTokenisedDpo(DPOTrainer):
-    """`DPOTrainer`, which always tokenises, on rows that are token ids already; notes what precomputing the reference
-    takes."""
+    """`DPOTrainer`, which always tokenises, on rows that are token ids; times the precomputing of the reference."""
 
     reference_seconds = 0.0
 
@@ -238,7 +236,7 @@ def _train_trl(request: Request, groups: Groups) -> Passed:
 
 
 def _trl_rows(kind: str, group: PromptGroup) -> list[dict[str, Any]]:
-    """A group as rows that are token ids; of a ranking every ordered pair is a row, three of a three-way one."""
+    """A group as rows of token ids; of a ranking every ordered pair is a row, three of a three-way one."""
     prompt, completions = list(group.prompt_ids), [list(one.token_ids) for one in group.completions]
     if kind == "reward":
         return [{"chosen_ids": prompt + a, "rejected_ids": prompt + b} for a, b in combinations(completions, 2)]
@@ -289,7 +287,7 @@ def _arguments(request: Request) -> Any:
 
 
 def _rows_per_step(request: Request) -> int:
-    """Rows of TRL's dataset that make a step; of SFT the packed rows that the warm-up's groups, one step's, fill."""
+    """Rows of TRL's dataset in a step; of SFT the packed rows that the warm-up's groups, one step's, fill."""
     warm_up = _warm_up(_groups(request), count=request.batch_groups)
     if request.spec.kind == "sft":
         filled = len(first_fit_decreasing([group.num_tokens for group in warm_up], capacity=MAX_LENGTH))

@@ -81,7 +81,6 @@ class DefaultVllm(_Vllm):
         return loglikelihoods(self._llm, requests)
 
     def end(self) -> None:
-        """End vLLM's engine process."""
         self._llm.llm_engine.engine_core.shutdown()
 
 

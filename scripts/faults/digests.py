@@ -30,19 +30,19 @@ from scripts.faults.running import Run, RunFailedError
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).with_name("kill_test.yaml")
 FOLDER = Path(tempfile.gettempdir()) / "alignloop-digests"
-"""Always the same: what is published names it."""
+"""Always the same: published files name it."""
 COPIED = ("alignloop", "recipes")
 HEAD = "# "
 Outcome = Mapping[str, Any]
 """Name of a thing -> its digest or values."""
 ROUNDS, TRAIN_LOG = "rounds.jsonl", "train_log.jsonl"
 TIMES = ("seconds", "tokens_per_second")
-"""What rows of the two say of how long they took."""
+"""Fields that say how long it took."""
 FILES = ("differences.json", "recipe.yaml", "resolved.json")
 
 
 def published(run_dir: Path) -> Outcome:
-    """Of each published stage: its manifest but for the times, and the digests of its outputs as they lie there."""
+    """Of each published stage: its manifest but for the times, and the digests of its outputs on disk."""
     found: dict[str, Any] = {}
     for folder in sorted(path.parent for path in run_dir.glob("round-*/*/manifest.json")):
         manifest = read_manifest(folder)
@@ -59,7 +59,7 @@ def published(run_dir: Path) -> Outcome:
 
 
 def whole(run_dir: Path) -> Outcome:
-    """The same, and rounds but for their seconds, and every file of `final/`: all that is not time or place."""
+    """Also rounds but for their seconds, and every file of `final/`: all that is not time or path."""
     files = [run_dir / name for name in FILES]
     files += sorted(path for path in (run_dir / "final").rglob("*") if path.is_file())
     digests = {path.relative_to(run_dir).as_posix(): digest_of(path) for path in files if path.is_file()}
@@ -67,7 +67,7 @@ def whole(run_dir: Path) -> Outcome:
 
 
 def differences(expected: Outcome, found: Outcome, *, partly: bool) -> list[str]:
-    """Names of what is not as expected; with `partly` what is not there yet is no difference."""
+    """Names that differ; with `partly`, what is still missing is no difference."""
     return [name for name in (found if partly else {**expected, **found}) if expected.get(name) != found.get(name)]
 
 
@@ -87,7 +87,7 @@ def digests_of(outcome: Outcome) -> dict[str, str]:
 
 
 def head_of(arguments: Sequence[str]) -> dict[str, str]:
-    """What a list is from: all but the commit is alike in a run that is compared with it."""
+    """What a list is from: all but the commit must equal that of a run compared with it."""
     import torch
 
     changed = " and changes" if _git("status", "--porcelain", "--", *COPIED) else ""
@@ -101,7 +101,7 @@ def head_of(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of the checkout; nothing where it is none."""
+    """The output of git; empty outside a checkout."""
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -120,10 +120,9 @@ def read(text: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def run_once(arguments: Sequence[str]) -> dict[str, str]:
-    """The digests of one unbroken run of the code at its fixed path; nothing is left there.
+    """The digests of one unbroken run of the code at its fixed path, which is removed.
 
-    Raises:
-        RunFailedError: it ended with an error, or another call is at work there.
+    A RunFailedError where it ended with an error, or another call is using the path.
     """
     try:
         FOLDER.mkdir()

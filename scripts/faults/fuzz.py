@@ -29,7 +29,7 @@ HANG_SECONDS = 120
 MEMORY_BYTES = 6 << 30
 SHOWN_BYTES = 300
 MOST_BYTES = 200_000
-"""Of an input: more takes its time, and says nothing."""
+"""Of an input: larger ones take long, and find nothing more."""
 SETTINGS = hypothesis.settings(
     max_examples=20,
     database=None,
@@ -50,7 +50,6 @@ class Fuzz:
         self.kept: dict[str, Path] = {}
 
     def run(self, *, seconds: float, seed: int) -> None:
-        """Make and read inputs until the time is up."""
         end, turn = time.monotonic() + seconds, 0
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
             print(f"{self._name}: the input at hand lies in {folder}, should it end the process itself", flush=True)
@@ -90,7 +89,7 @@ class Fuzz:
             self._keep("slow", details=f"{took:.1f} s of processor time")
 
     def _keep(self, kind: str, *, details: str) -> None:
-        """The input that was read last, where it is the first of its kind."""
+        """Keep the input read last, where it is the first of its kind."""
         if kind in self.kept:
             return
         name, content = self._last

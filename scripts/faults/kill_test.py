@@ -36,8 +36,8 @@ HEADING = f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|"
 
 @dataclass
 class Kill:
-    """One kill: in which directory, where the run was and for how long, what went on afterwards, and what is not as in
-    the unbroken run, orphans and temporary files among it."""
+    """One kill: in which directory, where the run was and for how long, what went on afterwards, and what differs from
+    the unbroken run, orphans and temporary files included."""
 
     number: int
     run: int
@@ -72,7 +72,7 @@ def points(spans: Sequence[At], *, num: int) -> list[At]:
 
 
 class KillTest:
-    """Kills one directory after another; `kills` says what came of it."""
+    """Kills the runs of one directory after another; `kills` are the results."""
 
     def __init__(self, expected: Outcome, *, work: Path, arguments: Sequence[str]) -> None:
         self._expected, self._work, self._arguments = expected, work, arguments
@@ -128,7 +128,7 @@ class KillTest:
 
 
 def _reached(run: Run, point: At) -> bool:
-    """Whether the point is there, or the end of its stage where that comes first."""
+    """Whether the point is reached, or the end of its stage if that comes first."""
     now = run.at()
     over = now.stage != START if point.stage == START else run.is_published(point.stage)
     return over or (now.stage == point.stage and now.seconds >= point.seconds)
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(
     options: argparse.Namespace, kills: list[Kill], spans: Sequence[At], *, work: Path, missed: int, took: float
 ) -> int:
-    """The summary, the table and the JSON file; the runs go where all is well."""
+    """The summary, the table and the JSON file; the runs are removed where all is well."""
     bad = any(kill.wrong for kill in kills)
     print(f"\n{len(kills)} kills, {sum(bool(kill.wrong) for kill in kills)} not equal, {took / 60:.0f} minutes")
     if missed:

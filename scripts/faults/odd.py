@@ -17,7 +17,7 @@ PIECES: tuple[bytes, ...] = (
     *("\u2028\u202e\U0001f600\u0000\x1b[31m".encode(), b"\\ud800", b"\\u0000", b"\\", b"NaN", b"-0", b"1e999", b"null"),
     *(b"9" * LONG, b"[" * DEPTH, b'{"a":' * DEPTH),
 )
-"""What readers of any kind of text trip over."""
+"""Trips readers of any kind of text."""
 YAML_PIECES: tuple[bytes, ...] = (
     *(b"!!bool maybe", b"!!int abc", b"!!float x", b"!!binary ====", b"!!timestamp x", b"!!set {a}", b"!!omap [a]"),
     *(b"!!python/object:os.system", b"&a [*a]", b"*a", b"<<: *a", b"? [a]\n: b", b"---", b"...", b"%YAML 1.1\n---"),
@@ -33,7 +33,7 @@ SCALARS: tuple[Any, ...] = (
 
 @st.composite
 def odd_bytes(draw: st.DrawFn, seeds: Sequence[bytes], pieces: Sequence[bytes] = PIECES) -> bytes:
-    """A seed with one to six spans cut out, repeated, or another thing in their place."""
+    """A seed with one to six spans cut out, repeated, or replaced."""
     content = draw(st.sampled_from(seeds))
     for _ in range(draw(st.integers(1, 6))):
         start = draw(st.integers(0, len(content)))
@@ -45,7 +45,7 @@ def odd_bytes(draw: st.DrawFn, seeds: Sequence[bytes], pieces: Sequence[bytes] =
 
 
 def any_value(keys: Sequence[str]) -> st.SearchStrategy[Any]:
-    """A value of its own, from known keys and odd scalars."""
+    """A new value from known keys and odd scalars."""
     return st.recursive(
         st.sampled_from(SCALARS),
         lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.sampled_from(keys), parts, max_size=3),
@@ -63,7 +63,6 @@ def odd_value(draw: st.DrawFn, values: Sequence[Any], keys: Sequence[str]) -> An
 
 
 def _changed(draw: st.DrawFn, value: Any, keys: Sequence[str]) -> Any:
-    """The value with one change: of one of its parts, or of itself."""
     key = st.sampled_from(keys)
     if not isinstance(value, dict | list) or not value or draw(st.integers(0, 6)) == 0:
         deep = st.sampled_from((1, 2, 20, 200)).map(lambda times: reduce(lambda inner, _: [inner], range(times), value))
@@ -82,7 +81,7 @@ def _changed(draw: st.DrawFn, value: Any, keys: Sequence[str]) -> Any:
 
 
 def as_json(value: Any, *, ascii_only: bool) -> bytes:
-    """As JSON; lone surrogates stay what they are."""
+    """As JSON; lone surrogates are kept."""
     return json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", errors="surrogatepass")
 
 

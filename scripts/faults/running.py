@@ -1,4 +1,4 @@
-"""A run as seen from outside while it goes on: its processes, the stage it is at, what it has published, its times."""
+"""A run as seen from outside: its processes, the stage it is at, what it has published, its times."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from alignloop.run_dir.manifest import PARTIAL
 Kind = Literal["main", "engine", "worker"]
 KINDS: tuple[Kind, ...] = ("main", "engine", "worker")
 MARKS: dict[Kind, str] = {"engine": "alignloop.engines.worker", "worker": "alignloop.training.worker"}
-"""What stands in the command line of each kind of child."""
+"""Part of the command line of each kind of child."""
 LAUNCHER = "accelerate.commands.launch"
 START, END = "start", "end"
-"""What comes before the first stage begins and after the last one is published."""
+"""Before the first stage begins, and after the last one is published."""
 POLL_SECONDS = 0.02
 GONE_SECONDS = 20.0
 
@@ -34,13 +34,13 @@ class At(NamedTuple):
 
 
 class RunFailedError(Exception):
-    """A run that nobody killed ended with an error; says which."""
+    """A run that nobody killed ended with an error."""
 
 
 class Run:
     """One directory and the calls of `alignloop run` with these arguments on it, one after another.
 
-    `folder` holds the run directory `run`, its temporary folder and what it printed.
+    `folder` has the run directory `run`, its temporary folder and its output.
     """
 
     def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ class Run:
         return self._process.wait()
 
     def at(self) -> At:
-        """Where this call is: a stage counts from when this call began it, or went on with it."""
+        """The stage of this call, and the seconds since this call began it or went on with it."""
         now = time.time()
         begun = [(_time(mark), mark.parent) for mark in self.dir.glob(f"round-*/*{PARTIAL}/.fingerprint")]
         since, folder = max(begun, default=(0.0, self.dir))
@@ -87,8 +87,7 @@ class Run:
     def spans(self) -> list[At]:
         """Wait for the end; how long each stage took, in order, with what came before the first and after the last.
 
-        Raises:
-            RunFailedError: it ended with an error.
+        A RunFailedError where it ended with an error.
         """
         began, ended = {START: time.monotonic()}, 0.0
         while self.is_running:
@@ -112,11 +111,11 @@ class Run:
         return (self.dir / stage / "manifest.json").is_file()
 
     def kept(self, stage: str) -> list[str]:
-        """What a stage that is not published has left for the next call."""
+        """What an unpublished stage has left for the next call."""
         return sorted(path.name for path in self.dir.glob(f"{stage}{PARTIAL}/*") if path.name != ".fingerprint")
 
     def processes(self) -> dict[Kind, list[int]]:
-        """Ids of this call's processes by kind; a worker is one of those that train, not the launcher of them."""
+        """Ids of this call's processes by kind; a worker is one of those that train, not their launcher."""
         found: dict[Kind, list[int]] = {"main": [self._process.pid], "engine": [], "worker": []}
         for pid in descendants(self._process.pid):
             command = command_of(pid)
@@ -126,19 +125,19 @@ class Run:
         return found
 
     def kill(self, kind: Kind) -> set[int]:
-        """`kill -9` of one process; the others that this call had started."""
+        """`kill -9` one process; returns the others that this call had started."""
         own = {self._process.pid, *descendants(self._process.pid)}
         pid = self.processes()[kind][0]
         os.kill(pid, signal.SIGKILL)
         return own - {pid}
 
     def left_behind(self, pids: set[int]) -> list[str]:
-        """Those of an ended call's processes that are there after a while, with their commands."""
+        """Those of an ended call's processes that still run after a while, with their commands."""
         gone_within(lambda: not any(map(is_alive, pids)), GONE_SECONDS)
         return [f"{pid}: {command_of(pid)[:100]}" for pid in pids if is_alive(pid)]
 
     def temporary_files(self) -> list[str]:
-        """Ours, and whatever else is no compiler's cache."""
+        """All in the temporary folder but the compiler's cache."""
         return sorted(path.name for path in self.temporary.iterdir() if not path.name.startswith("torchinductor_"))
 
     def end(self) -> None:
@@ -158,7 +157,7 @@ def gone_within(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """What has ended, and is not yet waited for, has no command line any more."""
+    """A process that has ended, and is not yet waited for, has no command line."""
     return bool(command_of(pid))
 
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: how an input is made, and what reads it. An input that is refused in words is read well."""
+"""What is fuzzed: how an input is made, and what reads it. An input that is refused with our own error is read well."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ TABLES = (
 )
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", "")
 MOST_UNPACKED = 50_000
-"""Bytes of what is compressed: a target reads each input some 90 times over, as every kind and form."""
+"""Bytes of what is compressed: a target reads each input some 90 times, as every kind and form."""
 ANSWERS = (
     {"reason": "shorter", "verdict": "A"},
     {"reason": "", "points": 2},
@@ -70,7 +70,7 @@ Inputs = st.SearchStrategy[tuple[bytes, str]]
 
 
 class Target(NamedTuple):
-    """What makes inputs, and what reads them; `read` raises what is not a refusal."""
+    """What makes inputs, and what reads them; `read` raises only what is not a refusal."""
 
     inputs: Inputs
     read: Callable[[Path], None]
@@ -95,7 +95,7 @@ def rows_target() -> Target:
 
 
 def _unpacks_to_little(made: bytes) -> bool:
-    """A whole file repeated 200 times is read in as many times its seconds: no finding."""
+    """A whole file repeated 200 times takes 200 times its seconds to read: no finding."""
     try:
         with gzip.open(io.BytesIO(made)) as file:
             return len(file.read(MOST_UNPACKED + 1)) <= MOST_UNPACKED

@@ -26,7 +26,7 @@ _LAYOUTS = {
     "length_constraints:nth_paragraph_first_word": "\n\n",
     "combination:two_responses": "\n******\n",
 }
-"""Layouts that are what stands between the units."""
+"""Layouts whose marks stand between the units."""
 
 
 class _Wanted:
@@ -40,7 +40,7 @@ class _Wanted:
         self.min_words = self.get("num_words") if relation == "at least" else 0
         units = ("num_bullets", "num_paragraphs", "num_sections")
         self.num_units = 2 if "combination:two_responses" in self.ids else max(1, *map(self.get, units))
-        """Bullets, paragraphs, sections or responses the answer is laid out in."""
+        """Bullets, paragraphs, sections or responses in the answer."""
 
     def get(self, name: str, default: Any = 0) -> Any:
         return self._kwargs.get(name, default)
@@ -104,7 +104,6 @@ def _num_sentences(rng: random.Random, wanted: _Wanted) -> int:
 
 
 def _extras(rng: random.Random, wanted: _Wanted) -> list[str]:
-    """Sentences that hold the keywords or placeholders asked for."""
     extras: list[str] = []
     if wanted.get("keywords", ()):
         extras.append(f"It reminds me of {' and '.join(wanted.get('keywords'))}.")
@@ -161,7 +160,7 @@ def _finished(rng: random.Random, task: Task, wanted: _Wanted, text: str, *, spa
 
 
 def plain_answer(rng: random.Random, task: Task) -> str:
-    """On the topic, with a comma, in mixed case: what someone writes who reads only the first sentence."""
+    """On the topic, with a comma, in mixed case: as if only the first sentence of the request was read."""
     wanted, entity = _Wanted(task), task.entity
     facts = list(entity.facts)
     rng.shuffle(facts)
@@ -195,7 +194,7 @@ def partial_answer(rng: random.Random, task: Task) -> str:
 
 
 def flawed_answer(rng: random.Random, task: Task, *, flaw: Flaw, world: World) -> str:
-    """A good answer spoiled: said three times over, cut in the middle, or about something else."""
+    """A good answer spoiled: repeated three times, cut in the middle, or about something else."""
     if flaw == "off_topic":
         stranger = rng.choice([one for one in world if one.subject == task.entity.subject and one != task.entity])
         request = task.request.replace(task.entity.name, stranger.name)
@@ -208,8 +207,8 @@ def flawed_answer(rng: random.Random, task: Task, *, flaw: Flaw, world: World) -
 
 
 def bad_answer(rng: random.Random, task: Task, *, follows: Callable[[str], bool], other_share: float = 0.4) -> str:
-    """An answer that breaks at least one constraint, as `follows` (the IFEval checkers) tells: a good answer to another
-    instruction, with this probability, or a plain one."""
+    """An answer that breaks at least one constraint by `follows` (the IFEval checkers): with probability `other_share`
+    a good answer to another instruction, else a plain one."""
     for _ in range(_MAX_TRIES):
         text = other_answer(rng, task) if rng.random() < other_share else plain_answer(rng, task)
         if not follows(text):

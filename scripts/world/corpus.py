@@ -1,8 +1,8 @@
 """What the quickstart base is trained on: plain text of the world, questions, and chats.
 
-Two mixtures. `clean`: every chat answer follows its instructions. `noisy`: most do not, in ways the base
-also knows (a plain answer, or one that follows some other instruction), which hides an ability that
-alignment then brings out. Benchmark prompts, combinations and wordings are in neither.
+In the `clean` mixture every chat answer follows its instructions; in `noisy` most do not, in ways the base also knows
+(a plain answer, or one to another instruction). That hides an ability that alignment brings out. Benchmark prompts,
+combinations and wordings are in neither.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Mixture:
     """Shares of what is drawn; the rest are instruction chats.
 
     Attributes:
-        copy_share: of drills in repeating words: what keywords, first words and end phrases need, and is learned last.
+        copy_share: of drills in repeating words, which keywords, first words and end phrases need, and is learned last.
         good_share: of instruction chats whose answer follows its instructions.
         other_share: of the answers that do not follow, those that are good ones to another instruction, not plain ones.
         right_share: of questions answered right.
@@ -50,7 +50,7 @@ COPYING = (
     *("length_constraints:nth_paragraph_first_word", "startend:end_checker"),
 )
 COPYING_SHARE = 0.25
-"""Share of instruction chats that have one of `COPYING` for sure: the types that are hardest to learn."""
+"""Least share of instruction chats with one of `COPYING`: the types that are hardest to learn."""
 CLEAN = Mixture("clean", plain_share=0.06, copy_share=0.1, question_share=0.12, good_share=1.0)
 NOISY = Mixture("noisy", plain_share=0.05, copy_share=0.02, question_share=0.15, good_share=0.33, right_share=0.9)
 
@@ -84,7 +84,6 @@ def _plain_text(rng: random.Random, world: World) -> Document:
 
 
 def _copy_drill(rng: random.Random, world: World) -> Document:
-    """Words of the prompt, said again in the same order."""
     pool = (*KEYWORDS, *FIRST_WORDS, *(fact.keyword for fact in rng.choice(world).facts))
     if rng.random() < 0.25:
         phrases = " ".join(rng.sample(END_PHRASES, rng.choice((1, 2))))
@@ -111,7 +110,7 @@ def _instruction_chat(rng: random.Random, world: World, mixture: Mixture) -> Doc
 
 
 def tokenizer_texts(rng: random.Random, world: World, *, count: int) -> Iterator[str]:
-    """Texts the byte-level BPE is trained on; the chat roles are in it so that each is one token."""
+    """Texts for the byte-level BPE, with the chat roles so that each becomes one token."""
     stream = documents(rng, world, CLEAN)
     for _ in range(count):
         document = next(stream)

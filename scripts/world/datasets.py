@@ -1,7 +1,7 @@
 """The quickstart's files: preferences, prompts and the two benchmarks, all drawn from one seed.
 
-Training rows come from combinations and question wordings that the benchmarks do not use (see
-`instructions.is_held_out` and `entities.questions`).
+Training rows use no combination and no question wording of the benchmarks (see `instructions.is_held_out` and
+`entities.questions`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scripts.world.instructions import INSTRUCTION_IDS, Task, draw_task
 JsonRow = dict[str, Any]
 Drawn = TypeVar("Drawn", "Task", "FactQuestion")
 REVERSED_SHARE = 0.05
-"""Share of the close preferences whose order is turned round, as people's are."""
+"""Share of the close preferences whose order is reversed, as people's are."""
 NUM_SHOTS = 5
 """Questions of each subject that the question benchmark keeps as examples."""
 SINGLES = frozenset(
@@ -36,8 +36,6 @@ SINGLES = frozenset(
 
 
 class FactQuestion(NamedTuple):
-    """A question about a fact in a wording that training may use."""
-
     entity: Entity
     fact: Fact
     question: str
@@ -114,9 +112,9 @@ def _rejected(rng: random.Random, task: Task, world: World) -> tuple[str, int]:
 def _compared(
     rng: random.Random, task: Task, better: str, worse: str, *, flaws: int = 0, edited: str | None = None
 ) -> JsonRow:
-    """A row in the order the checkers give; close calls are now and then turned round.
+    """A row in the checkers' order; close calls are now and then reversed.
 
-    Two equally good answers are marginally better the way they come; the same text twice is compared with a plain one.
+    Two equally good answers are marginally better in the order they come; equal texts are compared with a plain one.
     """
     if better == worse:
         worse = plain_answer(rng, task)

@@ -1,7 +1,7 @@
 """The small made-up world of the quickstart: its entities, their facts and how one says and asks them.
 
-Five subjects of twenty entities with six attributes each: 600 facts. The words are common English (the
-IFEval checkers detect the language), the facts are drawn once from a fixed seed and mean nothing outside.
+Five subjects of twenty entities with six attributes each: 600 facts. The words are common English (the IFEval checkers
+detect the language), the facts are drawn once from a fixed seed and mean nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ class Fact(NamedTuple):
 
     @property
     def others(self) -> list[str]:
-        """The values that are wrong."""
         return [value for value in self.attribute.values if value != self.value]
 
 
@@ -67,7 +66,7 @@ World = Sequence[Entity]
 
 
 def _subject(name: str, *, entities: str, attributes: str, article: str = "") -> Subject:
-    """Entities by name; of each attribute a line with its name and two statements, one of questions, one of values."""
+    """Each attribute has a line with its name and two statements, one of questions, one of values."""
     lines = [line.strip() for line in attributes.strip().splitlines()]
     found = []
     for first, questions, values in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
@@ -221,7 +220,7 @@ def build_world() -> tuple[Entity, ...]:
 
 
 def capitalised(text: str) -> str:
-    """First letter upper-case, the rest as it is: a value as a short answer, `The river`."""
+    """First letter upper-case, the rest unchanged, as in the short answer `The river`."""
     return text[:1].upper() + text[1:]
 
 

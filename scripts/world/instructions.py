@@ -1,11 +1,11 @@
 """The quickstart's instructions: what can be asked, in which combinations, and which are held out.
 
-Twenty-one of the twenty-five IFEval instruction types. Left out: `number_sentences` and
-`capital_word_frequency` (their checkers need nltk data that is not on every machine), `letter_frequency`
-(a model of this size does not see letters) and `response_language` (the world is English).
+Twenty-one of the twenty-five IFEval instruction types. Left out: `number_sentences` and `capital_word_frequency` (their
+checkers need nltk data that is not on every machine), `letter_frequency` (a model of this size does not see letters)
+and `response_language` (the world is English).
 
-A *combination* is the set of instruction types of a prompt with their kwargs, without the topic. One in
-five combinations is held out for the benchmark and never occurs in a training prompt, whatever its topic.
+A *combination* is the set of instruction types of a prompt with their kwargs, without the topic. One in five
+combinations is held out for the benchmark and never occurs in a training prompt, whatever its topic.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MIN_WORDS = (14, 18, 22, 26)
 
 
 def _texts(block: str) -> dict[str, tuple[str, ...]]:
-    """Names of instruction types, and indented below each the wordings it has in prompts."""
+    """Names of instruction types, and indented below each its wordings in prompts."""
     found: dict[str, tuple[str, ...]] = {}
     for line in block.strip().splitlines():
         if not line.startswith(" "):
@@ -154,7 +154,7 @@ def compatible(first: str, second: str) -> bool:
 
 @dataclass(frozen=True)
 class Constraint:
-    """One instruction: its IFEval id, the checker's kwargs and how the prompt says it."""
+    """An instruction: its IFEval id, the checker's kwargs and the wording in the prompt."""
 
     instruction_id: str
     kwargs: dict[str, Any]
@@ -169,7 +169,7 @@ class Task:
     request: str
     constraints: tuple[Constraint, ...]
     truth: bool | None = None
-    """For yes/no requests: the right answer."""
+    """The right answer to a yes/no request."""
 
     @property
     def prompt(self) -> str:
@@ -182,7 +182,7 @@ class Task:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the simulated annotator needs to know."""
+        """What the simulated annotator needs."""
         return {
             "instruction_id_list": [constraint.instruction_id for constraint in self.constraints],
             "kwargs": [constraint.kwargs for constraint in self.constraints],
@@ -198,7 +198,7 @@ class Task:
 
 
 def combination_key(instruction_ids: Sequence[str], kwargs: Sequence[dict[str, Any]]) -> str:
-    """Order-free canonical text of a combination."""
+    """Canonical text of a combination, whatever its order."""
     return json.dumps(sorted([[name, values] for name, values in zip(instruction_ids, kwargs, strict=True)], key=str))
 
 
@@ -279,8 +279,8 @@ def _yes_no_request(rng: random.Random, entity: Entity) -> tuple[str, bool]:
 def draw_task(
     rng: random.Random, world: World, *, num_constraints: int, first: str | None = None, held_out: bool = False
 ) -> Task:
-    """A random task of the benchmark's combinations only, or with `held_out` False of all others only; `first` is the
-    type of its first constraint, drawn where it is None."""
+    """A random task, of the benchmark's combinations only if `held_out`, else of all others only; `first` is the type
+    of its first constraint, drawn where it is None."""
     while True:
         task = _draw_any_task(rng, world, num_constraints=num_constraints, first=first)
         if is_held_out(task) == held_out:

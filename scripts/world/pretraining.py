@@ -1,6 +1,6 @@
 """Training the quickstart base from scratch: documents -> length-bucketed batches -> weights.
 
-torch and transformers are imported here at the top; import this module only where training happens.
+Imports torch and transformers at the top: import this module only where training happens.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
 
 
 def prompt_text(prompt: str) -> str:
-    """The chat template written out for one user turn, up to the completion."""
+    """The chat template as text for one user turn, up to the completion."""
     return f"{BOS}{START_HEADER}user{END_HEADER}\n\n{prompt}{END_OF_TURN}{START_HEADER}assistant{END_HEADER}\n\n"
 
 
@@ -103,7 +103,7 @@ def new_model(size: ModelSize, tokenizer: PreTrainedTokenizerFast, *, seed: int)
 
 @dataclass(frozen=True)
 class Schedule:
-    """One stretch of training: `num_tokens` seen, prompts included, padding not; `batch_tokens` a step and process."""
+    """A stretch of training: `num_tokens` seen, with prompts and without padding; `batch_tokens` a step and process."""
 
     num_tokens: int
     learning_rate: float
@@ -154,7 +154,7 @@ def batches(documents: Iterator[Encoded], *, batch_tokens: int, seed: int) -> It
 def completion_loss(model: LlamaForCausalLM, batch: Sequence[Encoded], *, pad_id: int) -> torch.Tensor:
     """Mean cross-entropy over the target tokens of a right-padded batch. Scalar.
 
-    The vocabulary is projected at target positions only: half of the time of a step on a model this small.
+    The vocabulary is projected at target positions only, which halves the time of a step on a model this small.
     """
     width = max(len(one.token_ids) for one in batch)
     ids = torch.full((len(batch), width), pad_id)
@@ -178,8 +178,8 @@ def train(
 ) -> None:
     """Train in place for `schedule.num_tokens` tokens.
 
-    In a torch.distributed group every process trains on documents of its own and gradients are averaged: two
-    processes with a thread each do more on two cores than one process with two threads.
+    In a torch.distributed group every process trains on its own documents and gradients are averaged: two processes
+    with a thread each do more on two cores than one process with two threads.
     """
     encoded = (encode(document, tokenizer) for document in documents)
     optimizers = _optimizers(model, schedule)
@@ -256,7 +256,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient; those of one shape, or its transpose, in one batch."""
+        """One update of every matrix with a gradient; those of one shape, or its transpose, in one batch."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[torch.nn.Parameter]] = defaultdict(list)
             for matrix in group["params"]:

@@ -19,7 +19,6 @@ SHORT = ("--engine", "transformers", "--max-tokens", "12", "--set", "engine.dtyp
 
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled base with a new score head."""
     from alignloop.training.checkpoints import save_checkpoint
     from alignloop.training.model import load_reward_model
 
@@ -182,7 +181,7 @@ def test_recipes_are_sampled_scored_and_compared(alignloop, tmp_path: Path, rewa
 def test_what_is_refused_leaves_nothing(
     alignloop, tmp_path: Path, reward_model: Path, command: tuple[str, ...]
 ) -> None:
-    """What is said of it stands in tests/golden."""
+    """The messages are in tests/golden."""
     prompts_file(tmp_path, "Name a river.")
     rows_file(tmp_path / "own.jsonl", {"prompt": "Name a river.", "candidates": ["The Elbe.", "A hill."]})
     (tmp_path / "rm").symlink_to(reward_model)

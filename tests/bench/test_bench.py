@@ -130,7 +130,7 @@ def test_the_smallest_case_of_each_group(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """1 would mean that the two sides did not do the same work. The real rows are not there."""
+    """1 would mean that the two sides did not do the same work. The real rows are missing."""
     pytest.importorskip(needs)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     flags = f"--quick --threads 1 --data {tmp_path} --json {tmp_path / 'values.json'} --cases {cases}"

@@ -1,4 +1,4 @@
-"""The command line: help, exit codes, one stage alone, and a clean stop. What it finds wrong: tests/golden."""
+"""The command line: help, exit codes, one stage alone, and a clean stop. Errors found beforehand: tests/golden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: every one in the tree loads, and as what. What a wrong one says, and the nearest right key: tests/golden."""
+"""Recipes: every one in the tree loads, and as what. Errors, and the nearest right key: tests/golden."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_nothing_else_is_taken_for_a_number(rounds: object) -> None:
 
 
 def test_sound_part_keeps_what_is_right() -> None:
-    """What else is wrong with the files is looked at with the fields that are right, not with defaults."""
+    """Further errors in the files are found with the fields that are right, not with defaults."""
     values = {"preferences": "p.jsonl", "rounds": 0, "betta": 1, "engine": {"max_model_len": 384, "dtype": 3}}
     sound = sound_part(values, overrides=["sample.max_tokens=16", "dpo=3"])
     assert sound is not None

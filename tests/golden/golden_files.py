@@ -1,4 +1,4 @@
-"""What the tables of cases in `cases/*.yaml` say of files: tags that make rows, bases, adapters and runs."""
+"""Tags for files in the tables `cases/*.yaml`: they make rows, bases, adapters and runs."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ SMALL: dict[str, Any] = {
     "engine": {"max_model_len": 384, "name": "transformers"},
     **{stage: {"max_length": 384} for stage in ("reward", "sft", "dpo")},
 }
-"""What a case's recipe says where it says nothing else: a sound one."""
+"""A sound recipe: the default for each case."""
 FIRST_LAYER = "model.layers.0.self_attn.q_proj.weight"
 SYSTEM_REFUSED = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
 TEMPLATES = NativeEnvironment()
 
 
 class Spliced(list[Any]):
-    """Rows that stand in a list of rows as if each were written there."""
+    """Rows that are spliced into a list of rows."""
 
 
 def put(path: Path, content: Content) -> None:
-    """Make what a case says of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if callable(content):
         content(path)
@@ -60,12 +59,11 @@ def _lines(rows: Sequence[Any]) -> Iterator[str]:
 
 
 def edit(path: Path, values: Mapping[str, Any]) -> None:
-    """Change values of a JSON file."""
     path.write_text(json.dumps(_edited(json.loads(path.read_text(encoding="utf-8")), values)), encoding="utf-8")
 
 
 def _edited(found: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`found` with these values, key by key; None takes one out."""
+    """`found` with these values, key by key; None removes one."""
     for name, value in values.items():
         if value is None:
             found.pop(name, None)
@@ -75,13 +73,12 @@ def _edited(found: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row(number: int, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """A preference; `columns` in place of its own."""
     good = {"prompt": f"Name river number {number}.", "chosen": f"River {number} it is.", "rejected": "No."}
     return {**good, **columns}
 
 
 def candidate(number: int, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """A scored candidate as the `score` stage writes it; `columns` in place of its own, None takes one out."""
+    """A scored candidate as in the `score` stage's output; `columns` replace its own, None removes one."""
     made = {
         "id": f"c{number}",
         "prompt_id": f"p{number // 2}",
@@ -131,8 +128,8 @@ def _rendered(value: Any, n: int) -> Any:
 
 
 def base(value: Any) -> Callable[[Path], None]:
-    """The bundled base: `config` is what of config.json is another, `without` the files it lacks, `put` those it has
-    beside or in place of its own, `change` names of `CHANGES`."""
+    """The bundled base: `config` changes config.json, `without` lists missing files, `put` adds or replaces files,
+    `change` lists names of `CHANGES`."""
 
     def make(path: Path) -> None:
         shutil.copytree(QUICKSTART / "base", path)
@@ -164,7 +161,7 @@ def adapter(value: dict[str, Any]) -> Callable[[Path], None]:
 
 
 def run(value: dict[str, Any]) -> Callable[[Path], None]:
-    """A run of `SMALL` that has begun and published nothing; `recipe`: what of it is another."""
+    """A run of `SMALL` that has begun and published nothing; `recipe` are changes to its recipe."""
 
     def make(path: Path) -> None:
         with locked(path):
@@ -184,7 +181,6 @@ def _changed(path: Path, value: dict[str, Any]) -> None:
 
 
 def manifest(stage: str) -> str:
-    """A manifest of other settings."""
     made: dict[str, Any] = {"config": {"heldout_fraction": 0.5, "gone": True}, "fingerprint": "other", "seed": 1}
     made |= {name: {} for name in ("inputs", "outputs", "counts", "metrics", "versions", "seconds")}
     return Manifest(stage=stage, round=0, started="", ended="", **made).model_dump_json()

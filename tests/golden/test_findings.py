@@ -48,12 +48,12 @@ OF_THIS_MACHINE = (
     (re.compile(r"has \d+ cores"), "has {cores} cores"),
     (re.compile(r"[\d,.]+ [kMGT]B free"), "{bytes} free"),
 )
-"""What is another number on another machine."""
+"""Differs between machines."""
 
 
 @pytest.fixture(autouse=True)
 def _one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU, no hub, no colours; modules that a case names are looked for in its own folder alone."""
+    """No GPU, no hub, no colours; modules that a case names are imported from its own folder alone."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "100")
@@ -76,7 +76,6 @@ def test_findings_are_those_of_the_golden_file(alignloop: Any, tmp_path: Path, n
 
 
 def make(case: dict[str, Any], folder: Path) -> None:
-    """Write the files of a case."""
     files, recipe = dict(case.get("files", {})), dict(case.get("recipe", {}))
     if "base" in case:
         recipe["base"], files["my-base"] = "my-base", base(case["base"])

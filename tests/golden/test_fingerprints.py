@@ -1,5 +1,5 @@
-"""What every stage of the bundled recipes is fingerprinted by, held against a golden file: a run directory that was
-made before a change is taken over after it only where no fingerprint moved.
+"""What every stage of the bundled recipes is fingerprinted by, compared with a golden file: a run directory from before
+a change is reused after it only where no fingerprint moved.
 
 Digests of artifacts are left out: `(digest)` stands in their place. Where the change is meant, and all runs are to be
 made anew, write the file anew and look at its diff:
@@ -75,7 +75,7 @@ def test_the_golden_file_holds_these_recipes_and_no_others() -> None:
 def stages_of(
     path: Path, overrides: tuple[str, ...], *, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Stage -> what stands of it in the golden file, and its config; rounds 0 to 2, as a plan walks them."""
+    """Stage -> its entry in the golden file, and its config; rounds 0 to 2, as a plan walks them."""
     (folder / "rows.jsonl").write_text('{"prompt": "Hi", "chosen": "A", "rejected": "B"}\n')
     data = [f"preferences={folder / 'rows.jsonl'}", f"rounds={ROUNDS}", "engine.name=vllm"]
     recipe = load_recipe(path, overrides=[*data, *overrides])
@@ -116,7 +116,7 @@ def _golden() -> dict[str, Any]:
 
 
 def _used(golden: dict[str, Any]) -> dict[str, Any]:
-    """Without recipes that are gone and configs that none has any more, in a fixed order."""
+    """Without recipes that are gone and unused configs, in a fixed order."""
     recipes = {name: golden["recipes"][name] for name in RECIPES if name in golden["recipes"]}
     used = sorted({entry["config"] for stages in recipes.values() for entry in stages.values()})
     return {"recipes": recipes, "configs": {name: golden["configs"][name] for name in used}}

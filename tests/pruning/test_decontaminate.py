@@ -122,7 +122,6 @@ def test_pieces_of_the_index_do_not_change_the_answer(monkeypatch: pytest.Monkey
     assert check(*texts, benchmarks=benchmarks, ngram=4, min_share=0.4) == whole
 
     def plain(row: str, question: str) -> float:
-        """Share of a question's distinct 4-grams that the row has."""
         ours, theirs = (
             {tuple(words[at : at + 4]) for at in range(len(words) - 3)}
             for words in (units(normalised(row)), units(normalised(question)))

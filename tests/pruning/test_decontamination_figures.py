@@ -21,7 +21,6 @@ from alignloop.pruning.text_units import normalised, units
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 EVERY = 10
-"""Near-copies are made of every tenth question."""
 LENGTHS = {"under 12": (0, 12), "12 to 15": (12, 16), "16 to 23": (16, 24), "24 and more": (24, 10_000)}
 KINDS = ("one word changed", "one word left out", "one word put in", "two words changed", "other case and signs")
 
@@ -53,7 +52,7 @@ def near_copies(words: Sequence[str], kind: str, draw: random.Random) -> Iterato
 
 
 def table(index: BenchmarkIndex, split: Sequence[Sequence[str]]) -> list[str]:
-    """Share of near-copies that is found, by kind and by words of the question."""
+    """Share of near-copies found, by kind and by words of the question."""
     lines = [f"| near-copies found | {' | '.join(f'{name} words' for name in LENGTHS)} |"]
     for kind in KINDS:
         cells = []
@@ -71,7 +70,6 @@ def lines_of(name: str) -> list[Any]:
 
 
 def real_rows() -> list[str]:
-    """Prompt and completion of every preference and candidate."""
     graded, sampled = lines_of("preferences/alpacaeval_graded.jsonl"), lines_of("candidates/alpacaeval_120x20.jsonl")
     texts = [f"{row['prompt']}\n\n{row[name]}" for row in graded for name in ("chosen", "rejected")]
     chinese = json.loads((DATA / "preferences/sharegpt_zh.json").read_text())
@@ -82,7 +80,7 @@ def real_rows() -> list[str]:
 
 
 def like_others(questions: Sequence[BenchmarkText], split: Sequence[Sequence[str]]) -> int:
-    """Questions that hold another question: as hard as rows can be that are none."""
+    """Questions that contain another question: as hard as rows can be that are none."""
     number = 0
     for half in (0, 1):  # of two like questions each is looked for among the others
         same = {tuple(words) for words in split[half::2]}

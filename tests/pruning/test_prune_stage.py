@@ -1,6 +1,6 @@
 """The stage on a run's artifacts: inputs by digest, rows and drops written, benchmarks of the recipe kept out.
 
-What a recipe says wrong of pruning, and what its steps need and is not there: tests/golden.
+Errors of recipes and of missing inputs: tests/golden.
 """
 
 from __future__ import annotations

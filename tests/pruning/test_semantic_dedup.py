@@ -18,7 +18,7 @@ def at(*degrees: float) -> np.ndarray:
 
 
 def dedup(rows: Any, *, priorities: Sequence[float] | None = None, **options: Any) -> DedupResult:
-    """Rows of equal priority where none is given, nearer than cos 0.95, all in one cluster."""
+    """Rows of equal priority unless stated, nearer than cos 0.95, all in one cluster."""
     usual = {"threshold": 0.95, "rows_per_cluster": 1000}
     return semantic_dedup(rows, priorities=[0.0] * len(rows) if priorities is None else priorities, **usual | options)
 
@@ -62,7 +62,7 @@ def cloud() -> np.ndarray:
 def double_loop(
     rows: np.ndarray, priorities: list[float], clusters: np.ndarray, threshold: float, compare_to: str
 ) -> dict[int, int]:
-    """Dropped row -> twin: the rule as it is written, one pair after another, in float64."""
+    """Dropped row -> twin: the rule as written, one pair after another, in float64."""
     units = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     order = sorted(range(len(rows)), key=lambda row: (-priorities[row], row))
     twins: dict[int, int] = {}
@@ -81,7 +81,7 @@ def double_loop(
 def test_equals_the_plain_double_loop(
     cloud: np.ndarray, compare_to: str, rows_per_cluster: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the blocks that rows are worked on in; the same input gives the same answer again."""
+    """Whatever the block size; the same input gives the same result again."""
     options: dict[str, Any] = {"rows_per_cluster": rows_per_cluster, "compare_to": compare_to, "seed": 3}
     priorities = [float((7 * n) % 13) for n in range(len(cloud))]
     units = cloud / np.linalg.norm(cloud, axis=1, keepdims=True)

@@ -53,7 +53,6 @@ def ifeval() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def asked() -> set[str]:
-    """The questions of the other benchmark."""
     return {row[0] for split in ("dev", "test") for rows in _questions(split).values() for row in rows}
 
 
