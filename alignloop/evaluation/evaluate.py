@@ -51,8 +51,7 @@ def evaluate(
     quantization: str | None = None,
     strip_reasoning: bool = False,
 ) -> EvalReport:
-    """Measure `checkpoint`, a Hugging Face directory, on `tasks` through its chat template. `engine` is made to serve
-    it.
+    """Measure `checkpoint`, a Hugging Face directory, on `tasks` through its chat template; `engine` comes to serve it.
 
     Args:
         tasks: names as `evaluation.tasks` describes them, or loaded tasks; lm-eval's task objects serve one evaluation.
@@ -69,11 +68,7 @@ def evaluate(
         DataError: an unknown task, wrong or missing data, or prompts that do not fit: found before the engine starts.
         ModelError: the checkpoint has no usable tokenizer, template or configuration.
     """
-    if isinstance(tasks, LoadedTasks):
-        loaded = tasks
-    else:
-        with _quiet_lm_eval():
-            loaded = load_tasks(tasks, include_path=include_path)
+    loaded = tasks if isinstance(tasks, LoadedTasks) else _load(tasks, include_path=include_path)
     for name, task in loaded.tasks.items():
         for doc in islice(task.eval_docs, limit):
             if isinstance(doc, dict) and "instruction_id_list" in doc:
@@ -97,6 +92,11 @@ def evaluate(
     if samples_file is not None:
         dump_jsonl(samples_file, samples)
     return build_report(results, samples=samples, lm=lm, seed=seed, dtype=dtype, quantization=quantization)
+
+
+def _load(tasks: Sequence[str], *, include_path: str | Path | None) -> LoadedTasks:
+    with _quiet_lm_eval():
+        return load_tasks(tasks, include_path=include_path)
 
 
 def _run(lm: EngineLM, *, loaded: LoadedTasks, limit: int | None, seed: int) -> dict[str, Any]:

@@ -73,29 +73,26 @@ def dpo_loss(
         The loss (a scalar) and `dpo_loss`, `accuracy`, `margin` (of the implicit rewards, beta included),
         `chosen_logprobs`, `rejected_logprobs`, `nll_loss`: all of them add up over the microbatches of a step.
     """
-    num_completions = 2 * chosen.shape[0]
     count = float(chosen.shape[0]) if num_pairs is None else num_pairs
     sums = masked_sums(
         logprobs,
         completion_index=completion_index,
         formatting_mask=formatting_mask,
-        num_completions=num_completions,
+        num_completions=2 * chosen.shape[0],
         mask_formatting_tokens=mask_formatting_tokens,
     )
     log_ratio = ((sums[chosen] - ref_chosen_logprobs) - (sums[rejected] - ref_rejected_logprobs)).float()
     loss = -functional.logsigmoid(beta * log_ratio).sum() / count
     margin = beta * log_ratio.detach()
 
-    is_chosen = torch.zeros(num_completions, dtype=torch.bool, device=logprobs.device)
-    is_chosen[chosen] = True
-    on_chosen = is_chosen[completion_index]
-    chosen_tokens, sequence = logprobs[on_chosen], completion_index[on_chosen]
-    if nll_reduction == "token_mean":
-        nll = -chosen_tokens.sum() / (float(chosen_tokens.shape[0]) if num_chosen_tokens is None else num_chosen_tokens)
-    elif nll_reduction == "sequence_mean":
-        nll = -(chosen_tokens / torch.bincount(sequence)[sequence]).sum() / count
-    else:
-        nll = -chosen_tokens.sum() / count
+    nll = _nll_of_chosen(
+        logprobs,
+        completion_index=completion_index,
+        chosen=chosen,
+        reduction=nll_reduction,
+        num_pairs=count,
+        num_tokens=num_chosen_tokens,
+    )
     metrics = {
         "dpo_loss": loss.detach(),
         "accuracy": (margin > 0).float().sum() / count,
@@ -105,3 +102,23 @@ def dpo_loss(
         "nll_loss": nll.detach(),
     }
     return (loss + nll_coefficient * nll if nll_coefficient else loss), metrics
+
+
+def _nll_of_chosen(
+    logprobs: Tensor,
+    *,
+    completion_index: Tensor,
+    chosen: Tensor,
+    reduction: NllReduction,
+    num_pairs: float,
+    num_tokens: float | None,
+) -> Tensor:
+    is_chosen = torch.zeros(2 * chosen.shape[0], dtype=torch.bool, device=logprobs.device)
+    is_chosen[chosen] = True
+    counted = is_chosen[completion_index]
+    tokens, sequence = logprobs[counted], completion_index[counted]
+    if reduction == "token_mean":
+        return -tokens.sum() / (float(tokens.shape[0]) if num_tokens is None else num_tokens)
+    if reduction == "sequence_mean":
+        return -(tokens / torch.bincount(sequence)[sequence]).sum() / num_pairs
+    return -tokens.sum() / num_pairs
