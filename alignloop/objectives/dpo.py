@@ -1,5 +1,7 @@
 """Direct preference optimisation with masked formatting tokens and an NLL term.
 
+    -logsigmoid(beta * ((log pi_c - log ref_c) - (log pi_r - log ref_r))) + nll_coefficient * nll_c
+
 The Llama 3 Herd of Models, section 4.1.4: header and termination tokens are left out of the DPO sums of both
 completions, because a token that both share gets pulled up and down at once and the model unlearns when to stop;
 the NLL term on the chosen completion keeps them, because its purpose is to hold the format.
@@ -56,8 +58,7 @@ def dpo_loss(
     num_pairs: float | None = None,
     num_chosen_tokens: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """-logsigmoid(beta * ((log pi_c - log ref_c) - (log pi_r - log ref_r))), mean over pairs, plus `nll_coefficient`
-    times the negative log-likelihood of the chosen completions, formatting tokens included.
+    """DPO's loss, a mean over pairs, plus `nll_coefficient` times the NLL of chosen tokens, formatting ones included.
 
     Args:
         logprobs: [T] per token of the policy, all completions of N pairs together.
@@ -65,8 +66,7 @@ def dpo_loss(
         formatting_mask: [T] bool, True on header and termination tokens.
         chosen, rejected: [N] completion indices of each pair.
         ref_chosen_logprobs, ref_rejected_logprobs: [N] the reference model's sums under the same mask.
-        nll_reduction: `token_mean`: over all tokens; `sequence_mean`: mean over sequences of each one's mean over
-            tokens; `sum`: mean over sequences of each one's sum.
+        nll_reduction: over all tokens, or the mean over sequences of each one's mean or sum.
         num_pairs, num_chosen_tokens: of the whole optimiser step; None: of what is here.
 
     Returns:
