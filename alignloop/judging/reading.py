@@ -14,7 +14,7 @@ _FENCE = re.compile(r"```[ \t]*(?:\w+[ \t]*)?\n(.*?)```", re.DOTALL)
 _MAX_STARTS = 256
 """Braces, counted from the end of an answer, at which its object may begin."""
 _LONGEST_OBJECT = 2**16
-_MOST_READ = 2**21
+_MOST_READ = 2**19
 """Characters, of an object and of all tries to read one: each brace is a try to read from there to the end, so that
 without a bound a long answer takes minutes."""
 
