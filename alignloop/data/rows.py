@@ -286,7 +286,7 @@ def _meta(row: RawObject, read: Collection[str]) -> dict[str, Any]:
         meta["beside"] = beside
     for name, value in meta.items():
         kind = type(value)
-        if kind is int or value is None or (kind is str and is_clean(value) and is_clean(name)):
+        if is_clean(name) and (kind is int or value is None or (kind is str and is_clean(value))):
             continue
         check_nested(meta, "meta")
         break
