@@ -1,5 +1,5 @@
-"""A model's answers to held-out prompts, and what follows from them alone: likelihood, drift from the base, a judge's
-preference."""
+"""A model's answers to held-out prompts, and what follows from them alone: likelihood, the end of turn, drift from the
+base, a judge's preference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alignloop.chat.tokens import CompletionTokens
 from alignloop.data.split import prompt_key
 from alignloop.engines.base import Completion, Engine, GenerateRequest
 from alignloop.evaluation.measures import LOSS, TIE, WIN, Figures, add_divergence, add_win_rate, without_asking
-from alignloop.evaluation.standard_error import ratio
+from alignloop.evaluation.standard_error import mean, ratio
 from alignloop.judging.verdicts import Judge, PairToCompare
 from alignloop.progress import Progress
 from alignloop.records import DroppedRow, MeasuredRow, PreferenceRow, VerdictRow
@@ -129,13 +129,14 @@ def answers_to(
 
 
 def logprob_groups(answers: Sequence[HeldoutAnswers], *, chat: ChatFormat) -> list[PromptGroup]:
-    """Of each prompt the chosen completion, then those sampled, their ids as sampled."""
+    """Of each prompt the chosen and the rejected completion, then those sampled, their ids as sampled."""
     from alignloop.packing.groups import PromptGroup
 
     groups = []
     for answer in answers:
         drawn = [CompletionTokens(one.ids, (False,) * len(one.ids)) for one in answer.sampled]
-        completions = (completion_tokens(answer.row.ranked[-2], chat, row=answer.row.id), *drawn)
+        compared = [completion_tokens(text, chat, row=answer.row.id) for text in answer.row.ranked[-2:]]
+        completions = (*compared, *drawn)
         groups.append(PromptGroup(answer.row.id, answer.prompt_ids, completions, tuple(range(len(completions)))))
     return groups
 
@@ -145,8 +146,8 @@ Logprobs = Sequence[Sequence[Sequence[float]]]
 
 
 def add_logprobs(figures: Figures, groups: Sequence[PromptGroup], *, policy: Logprobs, base: Logprobs | None) -> None:
-    """How likely the chosen completions are, and how far the policy's answers are from the base's; no `base` where it
-    is the policy."""
+    """How likely the chosen completions are, how likely the policy is to end its turn where the two compared ones end,
+    and how far its answers are from the base's; no `base` where it is the policy."""
     masks = [group.completions[0].formatting_mask for group in groups]
     counts = [float(mask.count(False)) for mask in masks]
     counted = [index for index, count in enumerate(counts) if count]
@@ -154,6 +155,13 @@ def add_logprobs(figures: Figures, groups: Sequence[PromptGroup], *, policy: Log
     num_tokens = [counts[index] for index in counted]
     if counted:
         figures.add("chosen_logprob/policy", ratio(ours, num_tokens))
+    for place, name in enumerate(("chosen", "rejected")):
+        ends = [
+            _end_of_turn(logprobs[place], group.completions[place].formatting_mask)
+            for logprobs, group in zip(policy, groups, strict=True)
+        ]
+        if ended := [logprob for logprob in ends if logprob is not None]:
+            figures.add(f"end_of_turn_logprob/{name}", mean(ended))
     if base is None:
         return
     if counted:
@@ -163,14 +171,19 @@ def add_logprobs(figures: Figures, groups: Sequence[PromptGroup], *, policy: Log
         figures.add("chosen_logprob/drift", ratio(moved, num_tokens))
     add_divergence(
         figures,
-        [one for own in policy for one in own[1:]],
-        [one for own in base for one in own[1:]],
-        prompts=[index for index, own in enumerate(policy) for _ in own[1:]],
+        [one for own in policy for one in own[2:]],
+        [one for own in base for one in own[2:]],
+        prompts=[index for index, own in enumerate(policy) for _ in own[2:]],
     )
 
 
 def _unmasked(logprobs: Sequence[float], mask: Sequence[bool]) -> float:
     return math.fsum(value for value, masked in zip(logprobs, mask, strict=True) if not masked)
+
+
+def _end_of_turn(logprobs: Sequence[float], mask: Sequence[bool]) -> float | None:
+    """Of a completion's first formatting token, behind all it says; None where it was cut and has none."""
+    return logprobs[mask.index(True)] if True in mask else None
 
 
 def add_judged(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,19 @@ from alignloop.records import MeasuredRow, Message, PreferenceRow, Source
 from alignloop.run_dir.stage import StageContext
 from alignloop.stages import measure
 from alignloop.stages.measure import Settings, settings
-from alignloop.stages.measured_answers import add_judged, heldout_of, key_of
+from alignloop.stages.measured_answers import (
+    GeneratedText,
+    HeldoutAnswers,
+    add_judged,
+    add_logprobs,
+    heldout_of,
+    key_of,
+    logprob_groups,
+)
 
 QUESTIONS = ("Tell me about the bear.", "What is a river?", "Who made the scissors?", "Name a town.")
+END_OF_TURN = 4
+"""`<|eot_id|>` of the bundled base."""
 SET = ("measure.num_prompts=3", "measure.num_candidates=2", "measure.max_tokens=12", "engine.name=transformers")
 
 
@@ -122,7 +133,7 @@ def in_round_one(
 def test_of_the_base_there_is_what_needs_no_reward_model(of_base: measure.Outputs) -> None:
     figures = {name for name in of_base.metrics if not name.endswith("_stderr")}
     assert figures == {
-        "chosen_logprob/policy",
+        *("chosen_logprob/policy", "end_of_turn_logprob/chosen", "end_of_turn_logprob/rejected"),
         *("stop_rate", "truncation_rate", "repetition_rate", "empty_rate", "mean_tokens"),
     }
     assert json.loads(of_base.measures.path.read_text()) == of_base.metrics
@@ -203,6 +214,74 @@ def test_a_policy_that_has_moved(
     }
     drift = (sum(by["policy"]) - sum(by["base"])) / (3 * content)
     assert found["chosen_logprob/drift"] == pytest.approx(drift, abs=1e-5)
+    for name, text in (("chosen", "The bear has a grey coat."), ("rejected", "No.")):
+        before = [(*chat.prompt_ids(row.messages), *chat.content_ids(text)) for row in rows]
+        ends = [end_of_turn(models["policy"].path, ids) for ids in before]
+        assert found[f"end_of_turn_logprob/{name}"] == pytest.approx(sum(ends) / 3, abs=1e-5)
+
+
+def end_of_turn(checkpoint: Path, token_ids: tuple[int, ...]) -> float:
+    """log p(<|eot_id|>) behind these ids, by transformers' own forward pass."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([token_ids])).logits[0, -1]
+    return float(torch.log_softmax(logits, dim=-1)[END_OF_TURN])
+
+
+def test_the_end_of_turn_by_hand(tmp_path: Path) -> None:
+    """A model whose logits hang on the last token alone: behind a full stop, ln 2047 for <|eot_id|> and 0 for the other
+    2047 tokens, so 2047 / (2047 + 2047) = 1/2; behind any other all are 0, so 1/2048.
+
+    Chosen: two end with a full stop and one was cut, which has no end of turn: ln 1/2. Rejected: two without one, and
+    one with: (2 ln 1/2048 + ln 1/2) / 3.
+    """
+    from alignloop.chat.load import load_format
+    from alignloop.training.scoring import completion_logprobs
+
+    chat, checkpoint = load_format(Path(resolve_base("quickstart"))), stops_after_full_stop(tmp_path / "tiny")
+    texts = [("It is grey.", "No", "stop"), ("It is.", "No", "stop"), ("It is grey.", "No.", "length")]
+    rows = [
+        preference(n, QUESTIONS[n]).model_copy(
+            update={"chosen": chosen, "rejected": rejected, "chosen_finish_reason": reason}
+        )
+        for n, (chosen, rejected, reason) in enumerate(texts)
+    ]
+    none = GeneratedText((), (), "", True)
+    groups = logprob_groups([HeldoutAnswers(row, chat.prompt_ids(row.messages), none, ()) for row in rows], chat=chat)
+    found = completion_logprobs(groups, checkpoint=checkpoint, progress=QuietProgress(), dtype="float32")
+    figures = Figures()
+    add_logprobs(figures, groups, policy=found, base=None)
+    assert figures.values["end_of_turn_logprob/chosen"] == pytest.approx(math.log(1 / 2), abs=1e-5)
+    rejected = (2 * math.log(1 / 2048) + math.log(1 / 2)) / 3
+    assert figures.values["end_of_turn_logprob/rejected"] == pytest.approx(rejected, abs=1e-5)
+    # Every token of an answer has 1/2048, but the first behind a full stop: the end of turn, which is left out.
+    assert figures.values["chosen_logprob/policy"] == pytest.approx(-math.log(2048), abs=1e-5)
+
+
+def stops_after_full_stop(folder: Path) -> Path:
+    """A Llama of one layer that adds nothing: the embedding of a full stop points elsewhere than all others."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from alignloop.training.checkpoints import save_checkpoint
+
+    size, full_stop, num_tokens = 8, 19, 2048
+    config = LlamaConfig(
+        vocab_size=num_tokens, hidden_size=size, intermediate_size=size, num_hidden_layers=1, num_attention_heads=1,
+        rms_norm_eps=1e-12, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if "norm" in name else 0.0)
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        model.model.embed_tokens.weight[full_stop] = torch.eye(size)[1]
+        # The last norm makes a unit vector sqrt(8) long.
+        model.lm_head.weight[END_OF_TURN, 1] = math.log(num_tokens - 1) / math.sqrt(size)
+    return save_checkpoint(model, folder, companions=Path(resolve_base("quickstart")))
 
 
 def test_the_next_round_is_held_against_this_one_and_scored_by_the_first_reward_model(
