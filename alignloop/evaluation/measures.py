@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from alignloop.chat.reasoning import has_answer
+from alignloop.chat.reasoning import answer_of, has_answer
 from alignloop.errors import ModelError
 from alignloop.evaluation.standard_error import Estimate, clustered, mean
 
@@ -23,6 +24,8 @@ WIN, TIE, LOSS = 1.0, 0.5, 0.0
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
+_GOES_ON = ("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Nd", "Nl", "No", "Pd", "Ps")
+_COMMAS = ",;:\u060c\u3001\uff0c\uff1a\uff1b"
 Logprobs = Sequence[float]
 """Of each token of a completion."""
 
@@ -62,10 +65,13 @@ class Ending:
 
 
 def add_texts(figures: Figures, completions: Sequence[Ending]) -> None:
-    """`stop_rate`, `truncation_rate`, `repetition_rate`, `empty_rate` and `mean_tokens`, of one completion a prompt."""
+    """How completions end, repeat themselves and how long they are (docs/measures.md), of one completion a prompt."""
     figures.add("stop_rate", mean([float(each.stopped) for each in completions]))
     figures.add("truncation_rate", mean([float(not each.stopped) for each in completions]))
     figures.add("repetition_rate", mean([repeated_ngram_share(each.text) for each in completions]))
+    figures.add("tail_repetition_rate", mean([float(repeats_at_end(each.text)) for each in completions]))
+    abrupt = [each.stopped and ends_in_mid_sentence(each.text) for each in completions]
+    figures.add("abrupt_end_rate", mean([float(one) for one in abrupt]))
     figures.add("empty_rate", mean([float(not has_answer(each.text)) for each in completions]))
     figures.add("mean_tokens", mean([float(each.num_tokens) for each in completions]))
 
@@ -83,6 +89,22 @@ def repeated_ngram_share(text: str) -> float:
         return 0.0
     distinct = set(zip(*(found[start : start + num_ngrams] for start in range(NGRAM)), strict=True))
     return 1.0 - len(distinct) / num_ngrams
+
+
+def repeats_at_end(text: str) -> bool:
+    """Whether the text's last 4 words stood in it before, in this order: so it is in a loop, whatever its length."""
+    found = words(text.casefold())
+    last = found[-NGRAM:]
+    return any(found[start : start + NGRAM] == last for start in range(len(found) - NGRAM))
+
+
+def ends_in_mid_sentence(text: str) -> bool:
+    """Whether the answer's last character is a letter, a digit, a dash, an opening bracket or one of `,;:`.
+
+    Full stops and the like, closing brackets, quotes and marks (`*`, a code fence) end something.
+    """
+    last = answer_of(text).rstrip()[-1:]
+    return bool(last) and (unicodedata.category(last) in _GOES_ON or last in _COMMAS)
 
 
 def add_win_rate(figures: Figures, name: str, outcomes: Sequence[float]) -> None:

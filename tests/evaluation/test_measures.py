@@ -16,9 +16,11 @@ from alignloop.evaluation.measures import (
     by_reward,
     calibration_error,
     confidence,
+    ends_in_mid_sentence,
     is_right,
     pair_loss,
     reliability,
+    repeats_at_end,
     sum_k1,
     sum_k3,
     without_asking,
@@ -138,7 +140,10 @@ def test_what_needs_no_judge(ours: str, theirs: str, outcome: float | None) -> N
 
 
 def test_endings_lengths_and_repetitions() -> None:
-    """Seven words in a loop of two have four 4-word sequences, two of them different: half of them repeat."""
+    """Seven words in a loop of two have four 4-word sequences, two of them different: half of them repeat.
+
+    The last four, b a b a, stood there before; of the two that end without a full stop one was cut.
+    """
     figures = Figures()
     texts = [("a b a b a b a", 8, True), ("", 1, True), ("one two three four five", 6, False)]
     add_texts(figures, [Ending(*text) for text in texts])
@@ -147,12 +152,53 @@ def test_endings_lengths_and_repetitions() -> None:
             "stop_rate": 2 / 3,
             "truncation_rate": 1 / 3,
             "repetition_rate": 0.5 / 3,
+            "tail_repetition_rate": 1 / 3,
+            "abrupt_end_rate": 1 / 3,
             "empty_rate": 1 / 3,
             "mean_tokens": 5.0,
         }
     )
     # 8, 1, 6: squares about 5 are 9, 16, 1; sqrt(26 / 2) / sqrt(3)
     assert figures.errors["mean_tokens_stderr"] == pytest.approx(math.sqrt(13.0 / 3.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "repeats"),
+    [
+        ("The cat sat on the mat. The cat sat on the mat.", True),
+        ("Go, go, go, go, go!", True),
+        ("Please call me back. I am here, please call me back", True),
+        ("go go go go", False),  # four words: nothing stood before them
+        ("The cat sat on the mat, and on the mat sat the cat.", False),
+        ("The cat sat on the mat. The cat sat on the rug.", False),  # it repeats, but not at its end
+        ("", False),
+    ],
+)
+def test_a_tail_repeats_where_its_last_four_words_stood_before(text: str, repeats: bool) -> None:
+    assert repeats_at_end(text) == repeats
+
+
+@pytest.mark.parametrize(
+    ("text", "abrupt"),
+    [
+        ("The bell is often carried by", True),
+        ("It costs 3", True),
+        ("There are two,", True),
+        ("These are the parts: \n", True),
+        ("The bell (", True),
+        ("The bell is grey. \n", False),
+        ("Is it?", False),
+        ('"The bell is grey."', False),
+        ('{"answer": "grey"}', False),
+        ("* grey *", False),
+        ("\u9418\u3002", False),
+        ("<think>so it is</think>\n\nGrey.", False),
+        ("<think>so it is</think>", False),  # without an answer it is empty
+        ("", False),
+    ],
+)
+def test_an_end_is_abrupt_where_something_should_follow(text: str, abrupt: bool) -> None:
+    assert ends_in_mid_sentence(text) == abrupt
 
 
 def test_figures_put_values_first_and_refuse_what_is_no_number() -> None:

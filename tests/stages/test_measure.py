@@ -134,7 +134,8 @@ def test_of_the_base_there_is_what_needs_no_reward_model(of_base: measure.Output
     figures = {name for name in of_base.metrics if not name.endswith("_stderr")}
     assert figures == {
         *("chosen_logprob/policy", "end_of_turn_logprob/chosen", "end_of_turn_logprob/rejected"),
-        *("stop_rate", "truncation_rate", "repetition_rate", "empty_rate", "mean_tokens"),
+        *("stop_rate", "truncation_rate", "repetition_rate", "tail_repetition_rate", "abrupt_end_rate"),
+        *("empty_rate", "mean_tokens"),
     }
     assert json.loads(of_base.measures.path.read_text()) == of_base.metrics
     rows = list(load_jsonl(of_base.completions.path, MeasuredRow))
