@@ -134,8 +134,9 @@ class RewardConfig(OptimizerConfig):
     strengths: tuple[Strength, ...] = ("significantly_better", "better")
     """Rows of these strengths train (the paper's two). Rows without a strength always do."""
     isolate: bool = True
-    """True: completions of a prompt do not see each other (exact). False: later ones see earlier ones, as in the
-    paper."""
+    """True: completions of a prompt do not see each other (exact). False: prompt and shuffled completions are one plain
+    row, positions counted on, in which later ones see earlier ones: the paper's (4.1.2). `max_length` is then the whole
+    row's."""
 
 
 class SftConfig(OptimizerConfig):

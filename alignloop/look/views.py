@@ -187,7 +187,8 @@ def _dropped(row: InspectedRow, group: PromptGroup, objective: ObjectiveName, re
     if isinstance(row, CandidateRow):
         return None
     config = {"reward": recipe.reward, "sft": recipe.sft, "dpo": recipe.dpo}[objective]
-    reason = drop_reason(group, objective=objective, max_length=config.max_length)
+    isolate = objective != "reward" or recipe.reward.isolate
+    reason = drop_reason(group, objective=objective, max_length=config.max_length, isolate=isolate)
     if reason is not None:
         return reason
     named: dict[str, tuple[Strength, ...]] = {"reward": recipe.reward.strengths, "dpo": recipe.pairs.strengths}

@@ -34,23 +34,20 @@ class RowAttention:
     last_parts: tuple[KernelCall, ...]
 
 
-def hidden_states(
-    backbone: Any, batch: RowBatch, *, at: Tensor, isolate: bool = True, reads: Reads = "everything"
-) -> Tensor:
+def hidden_states(backbone: Any, batch: RowBatch, *, at: Tensor, reads: Reads = "everything") -> Tensor:
     """[N, D] last hidden states of a batch of rows at the flat indices `at` [N] (into B * L), each once.
 
     What is not read is not computed where that can be left out: in the last layer's attention, projections and MLP.
 
     Args:
         backbone: a transformers model without its head (`model.base_model`).
-        isolate: False lets a completion see the earlier completions of its group too, as the reward model of The Llama
-            3 Herd of Models (section 4.1.2) did.
         reads: the kind of tokens that `at` holds.
 
     Raises:
         NotImplementedError: the architecture does not take packed rows.
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    isolate = batch.mode != "joined"
     if batch.mode == "separate":
         use_own_attention(backbone)
         inputs["attention_mask"] = (batch.pieces != PADDING_GROUP).long()
@@ -65,7 +62,7 @@ def hidden_states(
         use_attention(backbone, FLEX)
         inputs |= {"position_ids": batch.position_ids, "attention_mask": block_mask(batch, isolate=isolate)}
     # Separate rows are what is always right: they run the model as it is.
-    with last_layer_at(backbone, at) if batch.mode == "packed" else nullcontext():
+    with last_layer_at(backbone, at) if batch.mode != "separate" else nullcontext():
         hidden: Tensor = backbone(**inputs).last_hidden_state
     return hidden.flatten(0, 1)[at]
 

@@ -22,8 +22,9 @@ PADDING_GROUP = -1
 class RowBatch:
     """B rows of L tokens that hold C completions with T trained targets.
 
-    Packed rows are laid one behind the other in a single flattened row (B = 1): only attention has to know where one
-    group ends and the next begins, and no other layer computes padding. Separate rows are padded to the longest.
+    Packed and joined rows are laid one behind the other in a single flattened row (B = 1): only attention has to know
+    where one group ends and the next begins, and no other layer computes padding. Separate rows are padded to the
+    longest.
 
     Attributes:
         input_ids, position_ids, segments: [B, L]; segment 0 is a prompt, k a piece's k-th completion.
@@ -63,7 +64,7 @@ class RowBatch:
 
 
 def collate(bundles: Sequence[RowBundle], *, pad_token_id: int, mode: LayoutMode, length_multiple: int = 1) -> RowBatch:
-    """Tensors of the rows; packed ones are padded to a `length_multiple`, as compiled kernels like few shapes."""
+    """Tensors of the rows; a flattened row is padded to a `length_multiple`, as compiled kernels like few shapes."""
     rows = [row for bundle in bundles for row in bundle.rows]
     if mode == "separate":
         return _tensors(rows, length=max(b.num_tokens for b in bundles), pad_token_id=pad_token_id, mode=mode)
@@ -91,7 +92,7 @@ def _tensors(rows: Sequence[Sequence[PlacedPiece]], *, length: int, pad_token_id
         position_ids=torch.from_numpy(position_ids),
         segments=torch.from_numpy(segments),
         pieces=torch.from_numpy(pieces),
-        spans=tuple(_span(placed) for row in rows for placed in row) if mode == "packed" else (),
+        spans=tuple(_span(placed) for row in rows for placed in row) if mode != "separate" else (),
         mode=mode,
         **_targets([(b * length, placed) for b, row in enumerate(rows) for placed in row]),
     )

@@ -12,13 +12,21 @@ copy of that token, and the shared part ends one token earlier: so every target 
 segment and no loss has to know. The price is one token per completion after the first.
 
 In `separate` mode each completion has a row of its own with a copy of the prompt: plain causal rows, for
-architectures on which packed rows are not exact. Losses see the same `RowBatch` in both modes.
+architectures on which packed rows are not exact. In `joined` mode a group is one plain causal sequence, as a reward
+model may read it: no copy, positions count on, and a completion sees all that is before it. Only last tokens are read
+there, so no token is a target:
+
+    token      p0 p1 | p2 c0 c1 | d0
+    position    0  1 |  2  3  4 |  5
+
+Losses see the same `RowBatch` in all modes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -26,7 +34,7 @@ from numpy.typing import NDArray
 
 from alignloop.packing.groups import PromptGroup
 
-LayoutMode = Literal["packed", "separate"]
+LayoutMode = Literal["packed", "separate", "joined"]
 
 ROW_MULTIPLE = 128
 """Row lengths are a multiple of this, which is the block of FlexAttention's masks."""
@@ -38,7 +46,7 @@ NO_COMPLETION = -1
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A group (packed), or one of its completions with its prompt (separate), as arrays of L tokens.
+    """A group (packed, joined), or one of its completions with its prompt (separate), as arrays of L tokens.
 
     Attributes:
         token_ids, position_ids, segments: [L]; segment 0 is the prompt, k the piece's k-th completion.
@@ -94,11 +102,11 @@ class RowBundle:
 
 
 def layout_group(group: PromptGroup, *, mode: LayoutMode = "packed") -> tuple[Piece, ...]:
-    """One piece with all completions (packed), or one piece a completion (separate)."""
+    """One piece with all completions (packed, joined), or one piece a completion (separate)."""
     numbers = range(len(group.completions))
-    if mode == "packed":
-        return (_piece(group, tuple(numbers)),)
-    return tuple(_piece(group, (number,)) for number in numbers)
+    if mode == "separate":
+        return tuple(_piece(group, (number,)) for number in numbers)
+    return (_piece(group, tuple(numbers), joined=mode == "joined"),)
 
 
 def packed_num_tokens(group: PromptGroup) -> int:
@@ -106,26 +114,29 @@ def packed_num_tokens(group: PromptGroup) -> int:
     return group.num_tokens - 1 + len(group.completions)
 
 
-def _piece(group: PromptGroup, numbers: tuple[int, ...]) -> Piece:
+def _piece(group: PromptGroup, numbers: tuple[int, ...], *, joined: bool = False) -> Piece:
     completions = [group.completions[number] for number in numbers]
-    shared, lengths = len(group.prompt_ids) - 1, [1 + len(completion.token_ids) for completion in completions]
-    tokens = [*group.prompt_ids[:-1]]
-    for completion in completions:
-        tokens += (group.prompt_ids[-1], *completion.token_ids)
-    token_ids = np.array(tokens, dtype=np.int64)
+    # What each completion begins with: the prompt's last token, but joined ones go on where the last one ended.
+    heads = [group.prompt_ids[-1:] if index == 0 or not joined else () for index in range(len(numbers))]
+    parts = [(*head, *completion.token_ids) for head, completion in zip(heads, completions, strict=True)]
+    shared, lengths = len(group.prompt_ids) - 1, [len(part) for part in parts]
+    token_ids = np.array([*group.prompt_ids[:-1], *chain.from_iterable(parts)], dtype=np.int64)
     segments = np.repeat(np.arange(len(numbers) + 1), [shared, *lengths])
-    # Every completion goes on from the prompt, whatever lies before it in the row.
-    others_before = np.repeat([0, 0, *np.cumsum(lengths)[:-1]], [shared, *lengths])
     last_index = shared + np.cumsum(lengths) - 1
-    in_completion = segments > 0
-    in_completion[last_index] = False
-    loss_mask, formatting_mask = in_completion.copy(), np.zeros(len(token_ids), dtype=np.bool_)
-    formatting_mask[in_completion] = [flag for completion in completions for flag in completion.formatting_mask]
+    position_ids, in_completion = np.arange(len(token_ids)), np.zeros(len(token_ids), dtype=np.bool_)
+    formatting_mask = in_completion.copy()
+    if not joined:
+        # Every completion goes on from the prompt, whatever lies before it in the row.
+        position_ids -= np.repeat([0, 0, *np.cumsum(lengths)[:-1]], [shared, *lengths])
+        in_completion = segments > 0
+        in_completion[last_index] = False
+        formatting_mask[in_completion] = [flag for completion in completions for flag in completion.formatting_mask]
+    loss_mask = in_completion.copy()
     if group.prompt_loss_mask is not None:
         loss_mask[:shared] = group.prompt_loss_mask[1:]
     return Piece(
         token_ids=token_ids,
-        position_ids=np.arange(len(token_ids)) - others_before,
+        position_ids=position_ids,
         segments=segments,
         target_ids=np.append(token_ids[1:], 0),
         loss_mask=loss_mask,

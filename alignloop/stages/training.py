@@ -243,8 +243,11 @@ def measure_lengths(facts: Facts, *, chat: ChatFormat) -> Lengths:
         )
     check_lengths(facts, [prompt for prompt, _ in prompts])
     groups = [prompt + completion for prompt, completion in preferences]
-    for name in ("reward", "sft", "dpo"):
-        _check_max_length(name, groups, recipe, positions, findings)
+    joined = groups
+    if not recipe.reward.isolate:
+        joined = [length for length, _ in _tokenised(rows.train, lambda r: (_joined(r, chat), 0), recipe, Findings())]
+    for name, lengths in (("reward", joined), ("sft", groups), ("dpo", groups)):
+        _check_max_length(name, lengths, recipe, positions, findings)
     return Lengths(
         prompt=fmean(prompt for prompt, _ in prompts) if prompts else 0.0,
         completion=fmean(completion for _, completion in preferences) if preferences else 0.0,
@@ -257,6 +260,12 @@ def _pair_length(row: PreferenceRow, chat: ChatFormat) -> tuple[int, int]:
     texts = [text for text in (row.best, row.rejected) if chat.refusal(text) is None]
     longest = max((len(chat.completion(text).token_ids) for text in texts), default=0)
     return len(chat.prompt_ids(row.messages)), longest
+
+
+def _joined(row: PreferenceRow, chat: ChatFormat) -> int:
+    """Tokens of the prompt and all completions in one row."""
+    texts = [one.text for one in row.ranked if chat.refusal(one.text) is None]
+    return len(chat.prompt_ids(row.messages)) + sum(len(chat.completion(text).token_ids) for text in texts)
 
 
 def _tokenised(

@@ -18,7 +18,7 @@ from alignloop.config.training import ObjectiveName, OptimizerConfig, RewardConf
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import Progress
 
-TRAINER_VERSION = 2
+TRAINER_VERSION = 3
 """Raise when the same arguments give other weights: older resume points are then not used."""
 REFERENCE_CACHE = "reference_logprobs.json"
 """In a training's folder: the reference model's sums for DPO, and the key of what they depend on."""

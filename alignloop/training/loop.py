@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ from alignloop.training.accelerate_file import check_processes
 from alignloop.training.checkpoints import ResumePoints, save_checkpoint
 from alignloop.training.job import (
     TRAINER_VERSION,
+    Dropped,
     TrainJob,
     TrainResult,
     groups_digest,
@@ -63,7 +65,7 @@ def train(job: TrainJob) -> TrainResult:
         UserError: it cannot be trained on the processes that `training` asks for.
     """
     check_processes(job.training, config=job.config, name=job.objective)
-    kept, dropped = screen(job.groups, objective=job.objective, max_length=job.config.max_length)
+    kept, dropped = _screened(job, job.groups)
     held_out = _screen_held_out(job)
     if not job.isolate:
         kept, held_out = ([_shuffled(group, seed=job.seed) for group in groups] for groups in (kept, held_out))
@@ -86,11 +88,15 @@ def train(job: TrainJob) -> TrainResult:
     )
 
 
+def _screened(job: TrainJob, groups: Sequence[PromptGroup]) -> tuple[list[PromptGroup], Dropped]:
+    return screen(groups, objective=job.objective, max_length=job.config.max_length, isolate=job.isolate)
+
+
 def _screen_held_out(job: TrainJob) -> list[PromptGroup]:
     if not job.eval_groups:
         return []
     try:
-        kept, dropped = screen(job.eval_groups, objective=job.objective, max_length=job.config.max_length)
+        kept, dropped = _screened(job, job.eval_groups)
     except TrainingError as error:
         job.progress.say(f"  held-out rows: {error}; nothing is measured on them")
         return []

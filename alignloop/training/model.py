@@ -265,14 +265,13 @@ class TokenLogprobs(nn.Module):
 class CompletionRewards(nn.Module):
     """RowBatch -> [C] float32 rewards, each read at its completion's own last token."""
 
-    def __init__(self, model: Any, *, isolate: bool = True) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model: Any = model
-        self.isolate = isolate
 
     def forward(self, batch: RowBatch) -> Tensor:
         backbone = backbone_of(self.model)
-        last = hidden_states(backbone, batch, at=batch.last_index, isolate=self.isolate, reads="last tokens")
+        last = hidden_states(backbone, batch, at=batch.last_index, reads="last tokens")
         # In float32: eight bits of mantissa would tie the rewards of candidates that are nearly as good.
         with torch.autocast(device_type=last.device.type, enabled=False):
             return nn.functional.linear(last.float(), self.model.score.weight.float()).squeeze(-1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from alignloop.config.training import DpoConfig, ObjectiveName
 from alignloop.errors import TrainingError
@@ -173,14 +173,16 @@ OBJECTIVES: Mapping[ObjectiveName, Objective] = {
 
 
 def screen(
-    groups: Sequence[PromptGroup], *, objective: ObjectiveName, max_length: int
+    groups: Sequence[PromptGroup], *, objective: ObjectiveName, max_length: int, isolate: bool = True
 ) -> tuple[list[PromptGroup], Dropped]:
-    """Groups that train, and the others with their reasons: `in == kept + dropped`; none is cut.
+    """Groups that train, and the others with their reasons: `in == kept + dropped`; none is cut. For `isolate` see
+    `drop_reason`.
 
     Raises:
         TrainingError: nothing is left.
     """
-    reasons = [(group, drop_reason(group, objective=objective, max_length=max_length)) for group in groups]
+    limits: dict[str, Any] = {"objective": objective, "max_length": max_length, "isolate": isolate}
+    reasons = [(group, drop_reason(group, **limits)) for group in groups]
     kept = [group for group, reason in reasons if reason is None]
     dropped = tuple((group.id, reason) for group, reason in reasons if reason is not None)
     if kept:
@@ -193,10 +195,13 @@ def screen(
     )
 
 
-def drop_reason(group: PromptGroup, *, objective: ObjectiveName, max_length: int) -> str | None:
-    """Why the objective cannot train on a group; None where it can."""
+def drop_reason(group: PromptGroup, *, objective: ObjectiveName, max_length: int, isolate: bool = True) -> str | None:
+    """Why the objective cannot train on a group; None where it can. Without `isolate` its completions are one sequence,
+    which may have `max_length` tokens."""
     if group.longest > max_length:
         return f"prompt and longest completion have {group.longest} tokens, max_length is {max_length}"
+    if not isolate and group.num_tokens > max_length:
+        return f"prompt and all completions in one row have {group.num_tokens} tokens, max_length is {max_length}"
     for number, completion in enumerate(group.completions):
         if not completion.token_ids:
             return f"completion {number} has no token to train on"

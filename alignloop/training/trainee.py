@@ -73,7 +73,7 @@ def build_module(job: TrainJob, checkpoint: Path, *, device: torch.device, train
     with loading_memory(checkpoint, dtype=dtype, device=device, remedy=remedy_of(job)):
         if OBJECTIVES[job.objective].scores:
             model = load_reward_model(checkpoint, seed=job.seed, dtype=dtype, quantize=quantize, device=device)
-            module: nn.Module = CompletionRewards(model, isolate=job.isolate)
+            module: nn.Module = CompletionRewards(model)
         else:
             model = load_policy(checkpoint, dtype=dtype, quantize=quantize, device=device)
             module = TokenLogprobs(model)
@@ -99,10 +99,12 @@ def _held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
 
 def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunner:
     """Row size, precision, and packed or separate rows, whichever is exact on this model."""
-    longest = max(group.longest for group in job.all_groups)
+    longest = max(group.longest if job.isolate else group.num_tokens for group in job.all_groups)
     backbone = backbone_of(module.model)
     mode = processes.of_first(lambda: choose_layout(backbone, longest=longest, progress=job.progress))
-    if mode == "separate" and not job.isolate:
+    if mode == "packed" and not job.isolate:
+        mode = "joined"
+    elif not job.isolate:
         job.progress.say("  reward.isolate: false changes nothing on separate rows: each completion is read alone")
     return RowRunner(
         mode=mode,

@@ -59,6 +59,19 @@ def test_separate_pieces_carry_their_own_prompt() -> None:
     assert (second.numbers.tolist(), second.ranks.tolist()) == ([1], [1])
 
 
+def test_a_joined_piece_counts_on() -> None:
+    (piece,) = layout_group(TWO, mode="joined")
+    # p0 p1 | p2 c0 c1 | d0: no copy of the prompt's last token, and no target.
+    assert piece.token_ids.tolist() == [1, 2, 3, 10, 11, 20]
+    assert piece.position_ids.tolist() == [0, 1, 2, 3, 4, 5]
+    assert piece.segments.tolist() == [0, 0, 1, 1, 1, 2]
+    assert piece.last_index.tolist() == [4, 5]
+    assert not piece.loss_mask.any()
+    batch = collate(pack([ONE_TOKEN_PROMPT, TWO], row_tokens=16, mode="joined"), pad_token_id=0, mode="joined")
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2]]
+    assert batch.spans == (GroupSpan(0, 2, (5, 6)), GroupSpan(6, 6, (9,)))
+
+
 def test_prompt_loss_mask_trains_earlier_turns() -> None:
     group = PromptGroup("multi", (1, 2, 3, 4), (completion(9),), (0,), (False, True, False, True))
     (piece,) = layout_group(group)

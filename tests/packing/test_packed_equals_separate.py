@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from alignloop.chat.tokens import CompletionTokens
-from alignloop.packing.attention import hidden_states
+from alignloop.packing.attention import hidden_states, use_own_attention
 from alignloop.packing.batch import collate
 from alignloop.packing.check import choose_layout, packed_difference
 from alignloop.packing.groups import PromptGroup
@@ -215,13 +215,25 @@ def test_a_window_counts_where_rows_are_longer_and_in_a_nested_text_config() -> 
     assert "sliding_window is 16 tokens" in notes.lines[0]
 
 
-def test_isolate_false_changes_later_completions_only() -> None:
-    backbone = tiny(CONFIGS["llama"]).base_model
-    batch = collate(pack([GROUPS[3]], row_tokens=64), pad_token_id=0, mode="packed")
-    with torch.no_grad():
-        alone, seen = (
-            hidden_states(backbone, batch, at=batch.trained_index, isolate=isolate) for isolate in (True, False)
-        )
-    first = batch.completion_index == 0
-    torch.testing.assert_close(alone[first], seen[first])
-    assert not torch.allclose(alone[~first], seen[~first], atol=1e-3)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_joined_rows_equal_prompt_and_completions_in_one_plain_row(name: str) -> None:
+    """The paper's row (4.1.2): hidden states at each completion's end, and gradients, through the model as it is."""
+    backbone = tiny(CONFIGS[name]).base_model
+    batch = collate(pack(GROUPS, row_tokens=64, mode="joined"), pad_token_id=0, mode="joined")
+    order = (batch.completion_group * 100 + batch.completion_number).argsort()
+    joined = hidden_states(backbone, batch, at=batch.last_index, reads="last tokens")[order]
+    weight = torch.linspace(-1, 1, joined.numel()).view_as(joined)
+    (joined * weight).sum().backward()
+    joined_gradients = gradients(backbone)
+    backbone.zero_grad()
+    use_own_attention(backbone)
+    rows = []
+    for group in GROUPS:
+        ids = torch.tensor([group.prompt_ids + sum((c.token_ids for c in group.completions), ())])
+        ends = len(group.prompt_ids) - 1 + torch.tensor([len(c.token_ids) for c in group.completions]).cumsum(0)
+        rows.append(backbone(input_ids=ids, use_cache=False).last_hidden_state[0, ends])
+    expected = torch.cat(rows)
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(joined, expected, atol=2e-5, rtol=1e-5)
+    for parameter, gradient in gradients(backbone).items():
+        torch.testing.assert_close(joined_gradients[parameter], gradient, atol=2e-4, rtol=1e-4, msg=parameter)

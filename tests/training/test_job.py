@@ -95,6 +95,10 @@ def test_what_a_reward_model_compares() -> None:
     assert "all its completions have the same rank" in str(equal)
     # An empty answer is an answer: it is read at its end of turn.
     assert drop_reason(group("a", lengths=(2, 1)), objective="reward", max_length=10) is None
+    # 3 + 2 and 3 + 1 tokens apart, 3 + 2 + 1 in one row.
+    assert drop_reason(group("a", lengths=(2, 1)), objective="reward", max_length=5) is None
+    whole = drop_reason(group("a", lengths=(2, 1)), objective="reward", max_length=5, isolate=False)
+    assert whole == "prompt and all completions in one row have 6 tokens, max_length is 5"
 
 
 def test_counts_of_a_step_by_hand() -> None:
