@@ -76,11 +76,12 @@ class TopicConfig(Section):
     """Of the classifier: a Hugging Face folder. With `labelled` it is what is fine-tuned; without, a sequence
     classifier that knows its labels already."""
     labelled: str | None = None
-    """JSON lines of `topic` and `prompt` (or `text`, or `messages`), from which the classifier learns."""
+    """JSON lines of `topic`, `fine_topic` where there is one, and `prompt` (or `text`, or `messages`), from which the
+    classifier learns."""
     heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the labelled rows on which its accuracy is measured; never trained on."""
     min_accuracy: Fraction = 0.0
-    """The stage stops where the held-out accuracy is lower."""
+    """The stage stops where the held-out accuracy, of coarse topics, is lower."""
     epochs: PositiveFloat = 3.0
     learning_rate: PositiveFloat = 1e-4
     batch_rows: PositiveInt = 16

@@ -2,6 +2,9 @@
 
 labelled rows --split--> learnt from | measured on
 model --AdamW, cross-entropy--> sequence classifier --> a label a text, held-out accuracy
+
+One output a label. Where labels are coarse > fine, the coarse topic of a text is that of the most probability over all
+its labels, the fine one the likeliest within it.
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignloop.artifacts import fingerprint, write_text
 from alignloop.config.pruning import TopicConfig
 from alignloop.errors import ModelError, TrainingError, UserError
 from alignloop.progress import Progress
-from alignloop.pruning.topic import read_labelled
+from alignloop.pruning.topic import read_labelled, split_label
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = "topic_classifier"
 MARK = "trained_on.json"
@@ -54,7 +60,9 @@ def classify(
             f"{majority}): label more rows, or take a better prune.topic.model"
         )
     labels = classifier.labels_of(texts, progress=progress)
-    return labels, measured, (f"topic classifier: {right} right ({majority})",)
+    fine = measured.get("heldout_fine_accuracy")
+    also = "" if fine is None else f", with the fine topic {fine:.3f}"
+    return labels, measured, (f"topic classifier: {right} right{also} ({majority})",)
 
 
 def heldout_rows(labels: Sequence[str], *, fraction: float, seed: int) -> list[int]:
@@ -101,15 +109,35 @@ def _trained(
     learnt = sorted(set(range(len(rows))) - set(held))
     classifier = _fine_tuned([rows[index] for index in learnt], config=config, seed=seed, progress=progress)
     wanted = [topics[index] for index in held]
-    found = classifier.labels_of([texts[index] for index in held], progress=progress)
-    measured = {
-        "heldout_accuracy": sum(a == b for a, b in zip(wanted, found, strict=True)) / len(wanted),
-        "heldout_majority": max(Counter(wanted).values()) / len(wanted),
-        "num_heldout": float(len(wanted)),
-    }
+    measured = accuracies(wanted, classifier.labels_of([texts[index] for index in held], progress=progress))
     if kept is not None:
         classifier.save(kept, {"key": key, "measured": measured})
     return classifier, measured
+
+
+def accuracies(wanted: Sequence[str], found: Sequence[str]) -> dict[str, float]:
+    """`heldout_accuracy` and `heldout_majority` of coarse topics; of whole labels `heldout_fine_accuracy`, where some
+    have a fine topic."""
+    coarse = [split_label(label)[0] for label in wanted]
+    right = [split_label(label)[0] == own for label, own in zip(found, coarse, strict=True)]
+    measured = {
+        "heldout_accuracy": sum(right) / len(wanted),
+        "heldout_majority": max(Counter(coarse).values()) / len(wanted),
+        "num_heldout": float(len(wanted)),
+    }
+    if any(split_label(label)[1] for label in wanted):
+        measured["heldout_fine_accuracy"] = sum(a == b for a, b in zip(wanted, found, strict=True)) / len(wanted)
+    return measured
+
+
+def likeliest(logits: Tensor, *, labels: Sequence[str]) -> list[str]:
+    """A label for each of [B, L] rows: within the coarse topic that has the most probability over all its labels."""
+    chances = logits.float().softmax(-1)
+    names = [split_label(label)[0] for label in labels]
+    coarse = chances.new_tensor([names.index(name) for name in names]).long()
+    of_coarse = chances.new_zeros(chances.shape).index_add_(1, coarse, chances).argmax(-1, keepdim=True)
+    best = chances.masked_fill(coarse != of_coarse, -1.0).argmax(-1)
+    return [labels[index] for index in best.tolist()]
 
 
 def _read_mark(folder: Path) -> dict[str, Any] | None:
@@ -206,9 +234,9 @@ class _Classifier:
         with torch.inference_mode(), progress.task("topics", total=len(texts), unit="rows") as advance:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
-                best = self.logits([ids[row] for row in batch]).argmax(-1).tolist()
-                for row, label in zip(batch, best, strict=True):
-                    found[row] = self.labels[label]
+                logits = self.logits([ids[row] for row in batch])
+                for row, label in zip(batch, likeliest(logits, labels=self.labels), strict=True):
+                    found[row] = label
                 advance(len(batch))
         return found
 

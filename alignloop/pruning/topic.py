@@ -16,6 +16,8 @@ from alignloop.pruning.items import Item
 from alignloop.pruning.step import Step, StepResult, Tools, lacking, skipped
 
 _MOST_SHOWN = 3
+FINE = " > "
+"""Parts a coarse topic from the fine one within it in a classifier's label: `mathematics > geometry`."""
 
 
 def topic_step(items: Sequence[Item], tools: Tools) -> StepResult:
@@ -72,15 +74,25 @@ def _by_classifier(items: Sequence[Item], tools: Tools) -> StepResult:
     labels, metrics, notes = classify(
         texts, tools.config.topic, folder=tools.folder, seed=tools.seed, progress=tools.progress
     )
-    labelled = [replace(item, topic=label) for item, label in zip(items, labels, strict=True)]
+    topics = map(split_label, labels)
+    labelled = [
+        replace(item, topic=coarse, fine_topic=fine) for item, (coarse, fine) in zip(items, topics, strict=True)
+    ]
     return StepResult(labelled, metrics=metrics, notes=notes)
 
 
 _WAYS: Mapping[str, Step] = {"column": _by_column, "judge": _by_judge, "classifier": _by_classifier}
 
 
+def split_label(label: str) -> tuple[str, str | None]:
+    """Coarse and fine topic of a classifier's label; the second is None where it has none."""
+    coarse, _, fine = label.partition(FINE)
+    return coarse, fine or None
+
+
 def read_labelled(path: Path) -> list[tuple[str, str]]:
-    """(text, topic) of the rows that a classifier learns from: `topic` beside `prompt`, `text`, or `messages`.
+    """(text, label) of the rows that a classifier learns from: `topic` and, where there is one, `fine_topic` beside
+    `prompt`, `text`, or `messages`; a label is as `split_label` takes it.
 
     Raises:
         DataError: no such file; wrong lines, by number and field; fewer than two topics, or a topic with one row.
@@ -98,9 +110,10 @@ def read_labelled(path: Path) -> list[tuple[str, str]]:
     if problems:
         more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
         raise DataError(f"{path}: {'; '.join(problems[:_MOST_SHOWN])}{more}. Mend these rows")
-    counts = Counter(topic for _, topic in rows)
-    if len(counts) < 2:
-        raise DataError(f"{path}: {len(counts)} topics in {len(rows)} rows: two or more are needed to tell them apart")
+    counts = Counter(label for _, label in rows)
+    num_coarse = len({split_label(label)[0] for label in counts})
+    if num_coarse < 2:
+        raise DataError(f"{path}: {num_coarse} topics in {len(rows)} rows: two or more are needed to tell them apart")
     few = [topic for topic, count in counts.items() if count < 2]
     if few:
         raise DataError(
@@ -110,16 +123,23 @@ def read_labelled(path: Path) -> list[tuple[str, str]]:
 
 
 def _labelled_row(row: Any) -> tuple[str, str]:
-    """Text and topic of a row; of `messages` the last user turn."""
+    """Text and label of a row; of `messages` the last user turn."""
     if not isinstance(row, dict):
         raise BadRow(None, "not a JSON object")
-    topic = row.get("topic")
-    if not isinstance(topic, str) or not topic.strip():
-        raise BadRow("topic", f"{topic!r}, a text is wanted")
+    label = FINE.join(_topic(row, name) for name in ("topic", "fine_topic") if name == "topic" or name in row)
     turns = row.get("messages")
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     by_user = [turn.get("content") for turn in turns if turn.get("role") == "user"]
     for text in (row.get("prompt"), row.get("text"), *by_user[-1:]):
         if isinstance(text, str) and text.strip():
-            return text, topic.strip()
+            return text, label
     raise BadRow(None, "has no text: give prompt, text, or messages with a user's turn")
+
+
+def _topic(row: dict[str, Any], name: str) -> str:
+    topic = row.get(name)
+    if not isinstance(topic, str) or not topic.strip():
+        raise BadRow(name, f"{topic!r}, a text is wanted")
+    if FINE in topic:
+        raise BadRow(name, f"{topic!r} holds {FINE!r}: the topic within a topic is `fine_topic`")
+    return topic.strip()

@@ -228,7 +228,7 @@ def _texts_prompt(field: str, name: str) -> TextsPrompt:
 def _check_classifier(config: PruneConfig) -> None:
     """Its model exists, and the rows it learns from can be read, or it knows its labels."""
     from alignloop.pruning.classifier import classifier_labels
-    from alignloop.pruning.topic import read_labelled
+    from alignloop.pruning.topic import read_labelled, split_label
 
     topic = config.topic
     if topic.by != "classifier" or topic.model is None:
@@ -245,8 +245,9 @@ def _check_classifier(config: PruneConfig) -> None:
             weight_files(folder)
         except ModelError as error:
             raise ModelError(f"prune.topic.model: {topic.model}: {error}") from error
-    if config.mix.wanted and config.mix.by == "topic":
-        _refuse_unknown(config, known=labels)
+    if config.mix.wanted and config.mix.by != "source":
+        part = 0 if config.mix.by == "topic" else 1
+        _refuse_unknown(config, known={name for label in labels if (name := split_label(label)[part])})
 
 
 def _check_embedder(config: PruneConfig) -> None:

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignloop.config.bundled import QUICKSTART
 from alignloop.config.pruning import TopicConfig
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.progress import QuietProgress
-from alignloop.pruning.classifier import MARK, classify, heldout_rows
-from alignloop.pruning.topic import read_labelled
+from alignloop.pruning.classifier import MARK, accuracies, classify, heldout_rows, likeliest
+from alignloop.pruning.topic import read_labelled, split_label
 
 BASE = str(QUICKSTART / "base")
 QUESTIONS = {
@@ -52,6 +53,41 @@ def test_it_learns_is_measured_kept_and_taken_over(tmp_path: Path) -> None:
     assert labels_of(None, model=str(tmp_path / "topic_classifier"))[0] == labels
 
 
+def test_coarse_and_fine_topics_by_one_classifier(tmp_path: Path) -> None:
+    within = {"price": ("knowledge", "prices"), "place": ("knowledge", "places"), "story": ("writing", "stories")}
+    rows = [
+        {"topic": within[name][0], "fine_topic": within[name][1], "prompt": text.format(thing)}
+        for name, text in QUESTIONS.items()
+        for thing in THINGS
+    ]
+    file = tmp_path / "labelled.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    labels, metrics, notes = labels_of(file, folder=tmp_path)
+    assert [split_label(label) for label in labels] == [("knowledge", "prices"), ("writing", "stories")]
+    assert metrics["heldout_majority"] == 8 / 12  # of coarse topics: prices and places are one
+    assert metrics["heldout_accuracy"] >= metrics["heldout_fine_accuracy"] >= 0.8
+    assert "with the fine topic" in notes[0]
+    assert labels_of(None, model=str(tmp_path / "topic_classifier"))[0] == labels
+
+
+def test_the_coarse_topic_has_the_most_probability_over_its_fine_ones() -> None:
+    """0.29 and 0.31 of one topic outweigh 0.4 of another, and the likelier of the two is the fine topic."""
+    logits = torch.tensor([[0.29, 0.31, 0.40], [0.2, 0.2, 0.6]]).log()
+    assert likeliest(logits, labels=("a > x", "a > y", "b")) == ["a > y", "b"]
+
+
+def test_accuracies_by_hand() -> None:
+    found = ["a > x", "a > x", "b", "a > y"]
+    wanted = ["a > x", "a > y", "b", "b"]
+    assert accuracies(wanted, found) == {
+        "heldout_accuracy": 0.75,
+        "heldout_majority": 0.5,
+        "num_heldout": 4.0,
+        "heldout_fine_accuracy": 0.5,
+    }
+    assert "heldout_fine_accuracy" not in accuracies(["a", "b"], ["a", "a"])
+
+
 def test_every_topic_is_learnt_from_and_measured_on() -> None:
     labels = ["a"] * 20 + ["b"] * 2 + ["c"]
     held = heldout_rows(labels, fraction=0.1, seed=3)
@@ -76,6 +112,8 @@ def test_models_that_are_no_classifiers(tmp_path: Path) -> None:
     ("lines", "problem"),
     [
         ('{"topic": "a"}\n{"prompt": "x"}\n', "line 1: has no text.*line 2: field topic: None, a text is wanted"),
+        ('{"topic": "a", "fine_topic": "", "prompt": "x"}', "line 1: field fine_topic: '', a text is wanted"),
+        ('{"topic": "a > b", "prompt": "x"}', "line 1: field topic: 'a > b' holds ' > '"),
         ("[1]\n{\n", "line 1: not a JSON object; line 2: invalid JSON at column 2"),
         ('{"topic": "a", "topic": "b", "prompt": "x"}', "line 1: field topic: stands 2 times"),
         ('\ufeff{"topic": "a", "prompt": "x"}\n' * 3, "1 topics in 3 rows"),
