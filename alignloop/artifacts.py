@@ -128,6 +128,14 @@ def remove_path(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """One file at two places, by a hard link; a copy where the disk has none, or is another."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def write_text(path: Path, text: str) -> None:
     content = text.encode()
     write_whole(path, [content], needed_bytes=len(content))

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a bundled recipe's name.")]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Overrides the recipe's number of rounds.")]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<the recipe's name>.")]
+ShareOption = Annotated[
+    list[Path] | None,
+    typer.Option("--share-with", metavar="RUN_DIR", help="Take over what it made from the same things; repeatable."),
+]
 RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Do stages again that no longer match, and all after.")]
 
 
@@ -27,6 +31,7 @@ def run(
     run_dir: RunDirOption = None,
     overrides: SetOption = None,
     rebuild: RebuildOption = False,
+    share_with: ShareOption = None,
 ) -> None:
     """Run a recipe, or go on with it.
 
@@ -37,6 +42,7 @@ def run(
     alignloop run --rounds 8                 two rounds more on a run of six
     alignloop run my.yaml --run-dir runs/mine
     alignloop run my.yaml --set dpo.beta=0.2 --set sample.num_candidates=16
+    alignloop run my.yaml --set dpo.beta=0.2 --run-dir runs/beta --share-with runs/mine
     """
     from alignloop.loop.run import run as run_loop
     from alignloop.progress import for_terminal
@@ -47,6 +53,7 @@ def run(
         run_dir=run_dir,
         overrides=overrides or (),
         rebuild=rebuild,
+        share_with=share_with or (),
         progress=for_terminal(),
     )
     say("\n" + result_text(result))

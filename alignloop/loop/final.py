@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from alignloop.artifacts import digest_of, disk_errors_named, files_of, remove_path
+from alignloop.artifacts import digest_of, disk_errors_named, files_of, link_or_copy, remove_path
 from alignloop.config import Recipe
 from alignloop.engines.checkpoint import eos_token_ids
 from alignloop.records import RoundRow
@@ -46,7 +46,7 @@ def publish_final(
     for leftover in (aside, before):
         remove_path(leftover)
     with disk_errors_named(final), verified.linking(policy):
-        shutil.copytree(run_dir / best.policy, aside, copy_function=_link_or_copy)
+        shutil.copytree(run_dir / best.policy, aside, copy_function=_linked_if_large)
         _ensure_eos(aside)
         card = model_card(run_dir, rows=rows, best=best, recipe=recipe)
         (aside / "README.md").write_text(card, encoding="utf-8")
@@ -92,13 +92,9 @@ def _ensure_eos(folder: Path) -> None:
     path.write_text(json.dumps({**values, "eos_token_id": ids}, indent=2) + "\n", encoding="utf-8")
 
 
-def _link_or_copy(source: str, target: str) -> str:
+def _linked_if_large(source: str, target: str) -> str:
     if Path(source).suffix in LINKED:
-        try:
-            os.link(source, target)
-        except OSError:
-            # Another file system, or one without hard links.
-            shutil.copy2(source, target)
+        link_or_copy(Path(source), Path(target))
     else:
         shutil.copy2(source, target)
     return target

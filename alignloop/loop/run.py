@@ -12,6 +12,7 @@ from alignloop.artifacts import Artifact
 from alignloop.config import Recipe, load_recipe
 from alignloop.engines.open import LOG_FILE, log_named, open_engine
 from alignloop.environment import prepare as prepare_environment
+from alignloop.errors import UserError
 from alignloop.evaluation.comparing import (
     Measured,
     ProtocolMismatch,
@@ -29,7 +30,7 @@ from alignloop.progress import Progress, QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
 from alignloop.run_dir.layout import enter, locked, require_same
-from alignloop.run_dir.reader import write_rounds
+from alignloop.run_dir.reader import RunReader, write_rounds
 from alignloop.stages import base, evaluate
 from alignloop.stages.runner import StageRunner
 
@@ -69,6 +70,7 @@ def run(
     run_dir: str | Path | None = None,
     overrides: Sequence[str] = (),
     rebuild: bool = False,
+    share_with: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> RunResult:
     """Run a recipe, or go on with it: published stages are taken over.
@@ -79,6 +81,7 @@ def run(
         run_dir: default `runs/<recipe name>`.
         overrides: `a.b=value` strings.
         rebuild: redo stages that no longer match instead of refusing.
+        share_with: run directories whose stages are taken over where they were made from the same things.
 
     Raises:
         UserError: recipe, data, base or run directory are wrong; before any training.
@@ -90,6 +93,7 @@ def run(
     config = load_recipe(recipe, overrides=[*overrides, *more])
     folder = Path(run_dir) if run_dir is not None else Path("runs") / config.name
     shown: Progress = progress or QuietProgress()
+    others = _others(share_with, folder)
     require_same(folder, config, rebuild=rebuild)
     log_file = folder / LOG_FILE
     with log_named(log_file), locked(folder):
@@ -105,12 +109,22 @@ def run(
                 say=lambda line: shown.say(f"  {line}"),
                 fallback_known=True,  # a note of `check`, among the first lines
             ) as engine:
-                stages = StageRunner(config, folder, engine, shown, rebuild=rebuild)
+                stages = StageRunner(config, folder, engine, shown, rebuild=rebuild, share_with=others)
                 rows = run_rounds(stages, base_inputs=base.inputs(config), ended=_Ending(stages))
                 starts = engine.num_starts
             best = best_round(rows, config.best_metric)
             final = publish_final(folder, rows=rows, best=best, recipe=config, verified=stages.verified)
     return RunResult(folder, tuple(rows), final, best.round, config.best_metric, starts, time.monotonic() - started)
+
+
+def _others(run_dirs: Sequence[str | Path], folder: Path) -> tuple[Path, ...]:
+    """Other runs to share with; raises UserError where one is none, or the run itself."""
+    others = tuple(Path(each) for each in run_dirs)
+    for other in others:
+        RunReader(other, hint="share with the directory of a run, as runs/NAME")
+        if other.resolve() == folder.resolve():
+            raise UserError(f"{other}: is the run itself, which goes on with its own stages; share with another run")
+    return others
 
 
 @dataclass

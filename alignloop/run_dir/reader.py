@@ -61,13 +61,13 @@ def published_stages(run_dir: Path, number: int) -> list[PublishedStage]:
 
 def published_stage(run_dir: Path, number: int, name: str) -> PublishedStage | None:
     """A round's first stage of this name; None where it is not published. Reads no other stage's manifest."""
-    found = _published(number, (manifest.parent for manifest in _manifests(run_dir, number, name)[:1]))
+    found = _published(number, folders_of(run_dir, number, name)[:1])
     return found[0] if found else None
 
 
 def all_published(run_dir: Path | None, numbers: Iterable[int], *, stage: str) -> bool:
     """Whether there are such rounds and each has published the stage. Reads no manifest."""
-    found = [run_dir is not None and bool(_manifests(run_dir, number, stage)) for number in numbers]
+    found = [run_dir is not None and bool(folders_of(run_dir, number, stage)) for number in numbers]
     return bool(found) and all(found)
 
 
@@ -77,8 +77,9 @@ def begun_stage(run_dir: Path, number: int) -> str | None:
     return begun[-1].removesuffix(PARTIAL) if begun else None
 
 
-def _manifests(run_dir: Path, number: int, stage: str) -> list[Path]:
-    return sorted(round_dir(run_dir, number).glob(f"[0-9][0-9]_{stage}/{MANIFEST}"))
+def folders_of(run_dir: Path, number: int, stage: str) -> list[Path]:
+    """Where a round has published stages of this name, in order. Reads no manifest."""
+    return [path.parent for path in sorted(round_dir(run_dir, number).glob(f"[0-9][0-9]_{stage}/{MANIFEST}"))]
 
 
 def _published(number: int, folders: Iterable[Path]) -> list[PublishedStage]:

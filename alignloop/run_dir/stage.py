@@ -233,9 +233,11 @@ def make_stage(
     training: TrainingConfig | None = None,
     rebuild: bool = False,
     before_run: Callable[[Sequence[Artifact]], None] | None = None,
+    shared: Callable[[Standing[ConfigT, InputsT, OutputsT]], Manifest | None] = lambda found: None,
 ) -> Manifest:
     """Run a stage that cannot be taken over, and publish it; `before_run` is called with its input artifacts, before
-    anything is changed. Raises DriftError where it is published from other config or inputs, and `rebuild` is false."""
+    anything is changed. Where `shared` publishes it from elsewhere it does not run. Raises DriftError where it is
+    published from other config or inputs, and `rebuild` is false."""
     stage, location = found.stage, found.location
     if found.changes and not rebuild:
         raise DriftError(
@@ -248,6 +250,9 @@ def make_stage(
     if found.changes:
         progress.say(f"  {location.dir.name}: done again ({'; '.join(found.changes)})")
         _remove_from(location)
+    taken = shared(found)
+    if taken is not None:
+        return taken
     _open_partial(location, found.described)
     ctx = StageContext(
         name=stage.name,
@@ -308,13 +313,20 @@ def _remove_from(location: Location) -> None:
 
 def _open_partial(location: Location, described: dict[str, Any]) -> None:
     """Make the stage's working folder; a crash's leavings stay only where they were made from the same things."""
-    partial = location.partial
-    mark = partial / ".fingerprint"
+    mark = location.partial / ".fingerprint"
     wanted = json.dumps({"fingerprint": fingerprint(described)})
     if not (mark.is_file() and mark.read_bytes() == wanted.encode()):
-        # Its owner's lock stays: others would take the folder for nobody's.
-        for path in partial.iterdir() if partial.is_dir() else [partial]:
-            if path.name != LOCK:
-                remove_path(path)
-    partial.mkdir(parents=True, exist_ok=True)
+        open_empty(location)
     write_text(mark, wanted)
+
+
+def open_empty(location: Location) -> Path:
+    """Make the stage's working folder, without what a crash has left there and without a mark of whose work it holds:
+    nobody goes on with it."""
+    partial = location.partial
+    # Its owner's lock stays: others would take the folder for nobody's.
+    for path in partial.iterdir() if partial.is_dir() else [partial]:
+        if path.name != LOCK:
+            remove_path(path)
+    partial.mkdir(parents=True, exist_ok=True)
+    return partial

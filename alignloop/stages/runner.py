@@ -17,6 +17,7 @@ from alignloop.records import round_name
 from alignloop.run_dir.layout import round_dir, stage_folder
 from alignloop.run_dir.manifest import Manifest, artifacts_of, package_versions
 from alignloop.run_dir.reader import forget_rounds
+from alignloop.run_dir.sharing import TAKEN_FROM, take_from
 from alignloop.run_dir.stage import (
     ConfigT,
     InputsT,
@@ -38,13 +39,15 @@ SMALL = 16_000_000
 @dataclass
 class StageRunner:
     """Runs stages in order, each in its numbered folder of round `number`; 0 holds what comes before the first. With
-    `rebuild`, published stages that no longer match are redone instead of refused."""
+    `rebuild`, published stages that no longer match are redone instead of refused; what one of the runs `share_with`
+    made from the same things is taken over from there."""
 
     recipe: Recipe
     run_dir: Path
     engine: Engine
     progress: Progress
     rebuild: bool = False
+    share_with: tuple[Path, ...] = ()
     number: int = 0
     _names: list[str] = field(default_factory=list)
     _noted: set[str] = field(default_factory=set)
@@ -87,9 +90,12 @@ class StageRunner:
             training=self.recipe.training,
             rebuild=self.rebuild,
             before_run=self._begin,
+            shared=self._shared,
         )
         outputs = found.outputs(manifest)
         self.verified.note(artifacts_of(outputs))
+        if TAKEN_FROM in manifest.facts:
+            self._note_versions(f"{round_name(self.number)}/{folder}", manifest)
         self.progress.say(stage_line(folder, manifest, cached=False))
         return outputs
 
@@ -99,6 +105,9 @@ class StageRunner:
         self.verified.require(artifact for artifact in artifacts_of(outputs) if size_of(artifact.path) <= SMALL)
         self._note_versions(f"{round_name(self.number)}/{folder}", manifest)
         self.progress.say(stage_line(folder, manifest, cached=True))
+
+    def _shared(self, found: Standing[Any, Any, Any]) -> Manifest | None:
+        return take_from(self.share_with, found, say=self.progress.say)
 
     def _begin(self, taken: Sequence[Artifact]) -> None:
         """A running stage takes whole files; the lines of its round, and of all later ones, are removed."""
@@ -123,11 +132,12 @@ class StageRunner:
 def stage_line(name: str, manifest: Manifest, *, cached: bool) -> str:
     """One line: the stage, its time, its rows, and as many of its metrics as a screen is wide."""
     counts = manifest.counts
-    facts = []
+    taken_from = None if cached else manifest.facts.get(TAKEN_FROM)
+    time = "cached" if cached else "shared" if taken_from else f"{sum(manifest.seconds.values()):.1f} s"
+    facts = [f"from {Path(taken_from).parent.parent.name}"] if taken_from else []
     if "in" in counts:
         facts.append(f"{counts['kept']:,} of {counts['in']:,} rows kept")
     facts += [f"{key} {value:.3g}" for key, value in manifest.metrics.items()]
-    time = "cached" if cached else f"{sum(manifest.seconds.values()):.1f} s"
     line = f"  {name:<18}{time:>8}  {facts[0] if facts else ''}".rstrip()
     for fact in facts[1:]:
         if len(line) + len(fact) + 2 > LINE_WIDTH:
