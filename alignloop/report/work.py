@@ -11,6 +11,7 @@ from alignloop.report.content import COUNT, Cell, Details, Figure, FigureUnit, P
 from alignloop.report.facts import Number, RoundRecord, RunRecord, evenly, json_rows
 from alignloop.report.figures import over_rounds, stacked
 from alignloop.run_dir.reader import PublishedStage
+from alignloop.stages.training import TRAINED_TOKENS
 
 BY = "dropped_by_"
 TOKENS = "/mean_tokens"
@@ -87,12 +88,19 @@ def tokens_of(entry: RoundRecord) -> dict[str, float]:
         if stage.name == "sample":
             mean = stage.manifest.metrics.get("mean_tokens", 0.0)
             tokens["sampling"] += mean * stage.manifest.counts.get("candidates", 0)
-        logs = json_rows(stage, "logs", most=MOST_STEPS)
-        tokens["training"] += sum(float(row.get("num_tokens", 0.0)) for row in logs)
+        tokens["training"] += trained_tokens(stage)
     if entry.evaluation is not None:
         means = {key: mean for key, mean in entry.evaluation.metrics.items() if key.endswith(TOKENS)}
         tokens["evaluating"] = sum(mean * entry.evaluation.counts.get(key, 0) for key, mean in means.items())
     return {activity: number for activity, number in tokens.items() if number}
+
+
+def trained_tokens(stage: PublishedStage) -> int:
+    """Tokens that a stage trained on; 0 of one that trains nothing. Earlier versions recorded them in the log alone."""
+    recorded = stage.manifest.facts.get(TRAINED_TOKENS)
+    if recorded is not None:
+        return int(recorded)
+    return sum(int(row.get("num_tokens", 0)) for row in json_rows(stage, "logs", most=MOST_STEPS))
 
 
 def recipe(run: RunRecord) -> PageSection:

@@ -36,6 +36,8 @@ NUM_SAMPLED = 200
 SUMMARY = "train_summary.json"
 LOG = "train_log.jsonl"
 DROPPED = "dropped.jsonl"
+TRAINED_TOKENS = "trained_tokens"
+"""The manifest's fact: tokens of rows as packed that went through the model to train it, over all variants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ def train_stage(
         dropped=ctx.write_any_rows(DROPPED, dropped),
         counts=_counts(dropped, num_rows=len(groups) + len(left_out)),
         metrics={name: sum(each[name] for each in metrics) / len(metrics) for name in in_all},
+        facts={TRAINED_TOKENS: sum(variant.result.num_tokens for variant in trained)},
     )
 
 
