@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from alignloop.errors import UserError
 from alignloop.terminal import say, say_json
 
 JsonOption = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
@@ -63,18 +64,33 @@ def inspect(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are compared.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default, of one run: RUN/report.html.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the first run's differences there.")
+    ] = None,
 ) -> None:
     """Make the report of a run, or of several to compare.
 
-    One HTML file that opens offline. Of a run that has not finished a round it shows what there is.
+    One HTML file that opens offline. Of a run that has not finished a round it shows what there is. Of several runs the
+    first is compared with each of the others, question by question.
 
     \b
     alignloop report runs/quickstart
-    alignloop report runs/one runs/two --out compared.html
+    alignloop report runs/mine runs/mine-offline --out compared.html
     """
-    from alignloop.report.pages import write_reports
+    from alignloop.alone.out_file import check_writable
+    from alignloop.artifacts import write_text
+    from alignloop.report.pages import write_comparison, write_report
 
-    say(f"report  {write_reports(runs, out=out)}")
+    if len(runs) == 1:
+        if json_file is not None:
+            raise UserError("--json: has the differences between runs: name two or more")
+        say(f"report  {write_report(runs[0], out=out)}")
+        return
+    check_writable(json_file, option="--json")
+    compared = write_comparison(runs, out=out)
+    if json_file is not None:
+        write_text(json_file, compared.json())
+    say(f"{compared.text()}\n\nreport  {out}")
 
 
 def why(

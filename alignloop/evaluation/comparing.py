@@ -110,6 +110,25 @@ def measured(report: EvalReport, samples: Iterable[EvalSample], *, name: str) ->
     )
 
 
+def measured_task(report: EvalReport, samples: Iterable[EvalSample], *, task: str, name: str) -> Measured:
+    """`measured` of one task, or one group, alone: whatever else was asked beside it does not count."""
+    protocol = protocol_of(report.protocol, task)
+    figures = {key: value for key, value in report.metrics.items() if key.partition("/")[0] == task}
+    alone = report.model_copy(update={"protocol": protocol, "metrics": figures})
+    return measured(alone, (sample for sample in samples if sample.task in protocol.tasks), name=name)
+
+
+def protocol_of(protocol: Protocol, task: str) -> Protocol:
+    """The part of a protocol by which one task, or the tasks of one group, were asked."""
+    is_group = task not in protocol.tasks
+    # Older reports do not record what a group is made of.
+    leaves = protocol.groups.get(task) or [name for name in protocol.tasks if name.startswith(f"{task}_")]
+    tasks = {name: how for name, how in protocol.tasks.items() if (name in leaves if is_group else name == task)}
+    groups = {name: of for name, of in protocol.groups.items() if is_group and name == task}
+    # What the seed decides about a question is in the digest of what was sent.
+    return protocol.model_copy(update={"tasks": tasks, "groups": groups, "seed": 0})
+
+
 def read_measured(report_file: Path, samples_file: Path, *, name: str) -> Measured:
     """`measured` of published files; a DataError where one of them is not what an evaluation writes."""
     return measured(read_report(report_file), load_jsonl(samples_file, EvalSample), name=name)

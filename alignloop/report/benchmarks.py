@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from alignloop.evaluation.comparing import Difference, RoundDifferences, protocol_changes
-from alignloop.evaluation.report import EvalReport, Protocol
+from alignloop.evaluation.comparing import Difference, RoundDifferences, protocol_changes, protocol_of
+from alignloop.evaluation.report import EvalReport
 from alignloop.report import charts
 from alignloop.report.content import COUNT, PERCENT, Cell, Details, Figure, PageSection, Table
 from alignloop.report.facts import RoundRecord, RunRecord, by_round, round_label
@@ -140,19 +140,22 @@ def _readings(key: str, rounds: Sequence[RoundRecord]) -> dict[str, str]:
 
 
 def _intervals(title: str, pairs: Sequence[RoundDifferences], key: str) -> Figure | None:
-    rows: list[charts.Interval] = []
-    cells = []
-    for pair in pairs:
-        for found in pair.differences:
-            if found.key == key and found.low is not None and found.high is not None:
-                label = f"{round_label(pair.against)} to {pair.round}"
-                rows.append(charts.Interval(label, 100 * found.difference, 100 * found.low, 100 * found.high))
-                cells.append((label, *_cells(found)))
+    of_key = ((pair, found) for pair in pairs for found in pair.differences if found.key == key)
+    return interval_figure(title, [(f"{round_label(pair.against)} to {pair.round}", found) for pair, found in of_key])
+
+
+def interval_figure(title: str, found: Sequence[tuple[str, Difference]]) -> Figure | None:
+    """Differences by what they are called, those with an interval; None where there is none."""
+    rows = [
+        (charts.Interval(label, 100 * one.difference, 100 * one.low, 100 * one.high), (label, *_cells(one)))
+        for label, one in found
+        if one.low is not None and one.high is not None
+    ]
     if not rows:
         return None
     heads = ("rounds", "difference", "from", "to", "questions", "verdict")
-    numbers = Table.of(heads, cells, name=f"differences {title}")
-    return Figure(title, charts.intervals(rows, x_title="points"), numbers)
+    numbers = Table.of(heads, [cells for _, cells in rows], name=f"differences {title}")
+    return Figure(title, charts.intervals([bar for bar, _ in rows], x_title="points"), numbers)
 
 
 def _every_difference(pair: RoundDifferences) -> Details:
@@ -169,8 +172,11 @@ def _every_difference(pair: RoundDifferences) -> Details:
 def _cells(found: Difference) -> tuple[str | Cell, ...]:
     ends = (found.difference, found.low, found.high)
     numbers = [Cell(MISSING) if value is None else Cell(f"{100 * value:+.1f}", value) for value in ends]
-    verdict = ("better" if found.difference > 0 else "worse") if found.is_clear else "within noise"
-    return (*numbers, COUNT.cell(found.num_pairs), verdict)
+    return (*numbers, COUNT.cell(found.num_pairs), verdict(found))
+
+
+def verdict(found: Difference) -> str:
+    return ("better" if found.difference > 0 else "worse") if found.is_clear else "within noise"
 
 
 def _protocol_changes(one: EvalReport | None, other: EvalReport | None, task: str) -> list[str]:
@@ -180,13 +186,7 @@ def _protocol_changes(one: EvalReport | None, other: EvalReport | None, task: st
     """
     if one is None or other is None:
         return []
-    return protocol_changes(_of_task(one.protocol, task), _of_task(other.protocol, task))
-
-
-def _of_task(protocol: Protocol, task: str) -> Protocol:
-    tasks = {name: how for name, how in protocol.tasks.items() if name == task or name.startswith(f"{task}_")}
-    # What the seed decides about a question is in the digest of what was sent.
-    return protocol.model_copy(update={"tasks": tasks, "groups": {}, "seed": 0})
+    return protocol_changes(protocol_of(one.protocol, task), protocol_of(other.protocol, task))
 
 
 def _metric_names(rounds: Sequence[RoundRecord]) -> list[str]:

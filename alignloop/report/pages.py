@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from alignloop.artifacts import write_text
 from alignloop.errors import UserError
@@ -20,6 +20,7 @@ from alignloop.report.content import COUNT, PERCENT, Cell, Figure, FigureUnit, P
 from alignloop.report.facts import RoundRecord, RunRecord, by_round, read_run
 from alignloop.report.figures import ERROR_BARS, over_rounds
 from alignloop.report.measures import FIGURES, measured_keys, measures, rewards
+from alignloop.report.paired import SPENT, Comparison, Runs, Spent, compare_runs
 from alignloop.report.rounds import MISSING
 from alignloop.report.work import funnel, recipe, work
 
@@ -29,31 +30,43 @@ ANNOTATORS = {
     "judge": "The annotator is a model, not people.",
 }
 MOST_SETTINGS = 200
-Runs = Mapping[str, RunRecord]
-"""By names that tell them apart."""
 
 
-def write_reports(run_dirs: Sequence[Path], *, out: Path | None = None) -> Path:
-    """The report of one run, or of several beside each other, and the path it is written to: by default, of one run,
-    `<run_dir>/report.html`.
+def write_report(run_dir: Path, *, out: Path | None = None) -> Path:
+    """The report of one run, and the path it is written to: by default `<run_dir>/report.html`.
+
+    Raises:
+        RunDirError: it is no run.
+        UserError: an `out` that cannot be written.
+    """
+    _check_out(out)
+    return _write(run_page(read_run(run_dir)), run_dir / REPORT if out is None else out)
+
+
+def write_comparison(run_dirs: Sequence[Path], *, out: Path | None) -> Comparison:
+    """Write the report of several runs beside each other to `out`, and return what it says of the first against the
+    others.
 
     Raises:
         RunDirError: one of them is no run.
-        UserError: several without `out`, the same run twice, or an `out` that cannot be written.
+        UserError: no `out`, one that cannot be written, or the same run twice.
     """
+    _check_out(out)
+    if out is None:
+        raise UserError("several runs make a report of their own: name its file, for example --out compared.html")
+    compared = compare_runs(run_dirs)
+    _write(several_page(compared), out)
+    return compared
+
+
+def _check_out(out: Path | None) -> None:
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise UserError(f"--out {out}: no file can be written there; name one in a folder that exists")
-    if len(run_dirs) > 1:
-        if out is None:
-            raise UserError("several runs make a report of their own: name its file, for example --out compared.html")
-        resolved = [folder.resolve() for folder in run_dirs]
-        twice = next((folder for folder in resolved if resolved.count(folder) > 1), None)
-        if twice is not None:
-            raise UserError(f"{twice}: named twice; a run is compared with others")
-    runs = [read_run(folder) for folder in run_dirs]
-    path = run_dirs[0] / REPORT if out is None else out
+
+
+def _write(page: Page, path: Path) -> Path:
     try:
-        write_text(path, (run_page(runs[0]) if len(runs) == 1 else several_page(runs)).html())
+        write_text(path, page.html())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with --out") from error
     return path
@@ -63,7 +76,7 @@ def write_report_or_say(run_dir: Path, *, say: Callable[[str], None]) -> None:
     """Write the report at the end of a round; a failure is reported, and the run goes on: `alignloop report` makes it
     again from what is published at any time."""
     try:
-        write_reports([run_dir])
+        write_report(run_dir)
     except Exception as error:  # hours of training are worth more than a page
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         say(f"  report.html: {type(error).__name__}: {first}; `alignloop report {run_dir}` makes it again")
@@ -87,9 +100,10 @@ def run_page(run: RunRecord) -> Page:
     return replace(page, sections=(*page.sections[:-1], answers, page.sections[-1]))
 
 
-def several_page(runs: Sequence[RunRecord]) -> Page:
-    """The report of two or more runs: the same figures in the same charts, where they were measured alike."""
-    named = dict(zip(_run_names(runs), runs, strict=True))
+def several_page(compared: Comparison) -> Page:
+    """The report of two or more runs: the first against the others, and the same figures in the same charts, where they
+    were measured alike."""
+    named = compared.runs
     warned = [f"{name}: {line}" for name, run in named.items() for line in (*_warnings(run), *run.notes)]
     unfinished = {name: run for name, run in named.items() if len(run.finished) < 2}
     begun = [f"{name}: {line}" for name, run in unfinished.items() for line in islice(_sentences(run), 1)]
@@ -100,7 +114,7 @@ def several_page(runs: Sequence[RunRecord]) -> Page:
         heading=" · ".join(named),
         table=_overview(named),
         warnings=(*warned, *begun),
-        sections=(_climb(named), _measures(named), _settings(named)),
+        sections=(compared.section(), _climb(named), _measures(named), _settings(named)),
     )
     title = "The same prompts, run by run"
     answers = side_by_side(ends, budget_bytes=page.bytes_left(), title=title, scale=OWN_SCALES)
@@ -153,16 +167,6 @@ def _tiles(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min", "of work"
 
 
-def _run_names(runs: Sequence[RunRecord]) -> list[str]:
-    """Folder names; with as many folders above as tell two runs apart."""
-    paths = [PurePath(run.dir.resolve()) for run in runs]
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
-
-
 def _overview(runs: Runs) -> Table:
     keys = _headlines(runs)
     rows: list[tuple[str | Cell, ...]] = []
@@ -170,8 +174,8 @@ def _overview(runs: Runs) -> Table:
         end = run.shown
         cells = [PERCENT.cell(None if end is None else end.figure(key)) for key in keys]
         label = MISSING if end is None else end.label
-        rows.append((name, COUNT.cell(run.num_done), label, *cells, COUNT.cell(run.seconds)))
-    return Table.of(("run", "rounds done", "best round", *(f"{key}, %" for key in keys), "seconds"), rows, name="runs")
+        rows.append((name, COUNT.cell(run.num_done), label, *cells, *Spent.of(run.rounds).cells))
+    return Table.of(("run", "rounds done", "best round", *(f"{key}, %" for key in keys), *SPENT), rows, name="runs")
 
 
 def _climb(runs: Runs) -> PageSection:

@@ -10,14 +10,14 @@ import pytest
 from chromium import Browser, browser, chromium
 from made_run import make_run, metrics_of
 
-from alignloop.report.pages import write_reports
+from alignloop.report.pages import write_comparison, write_report
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed here (apt-get install chromium)")
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_reports([make_run(tmp_path_factory.mktemp("shown") / "run")])
+    return write_report(make_run(tmp_path_factory.mktemp("shown") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,8 @@ def test_it_prints(report: Path, reader: Browser, tmp_path: Path) -> None:
 
 def test_several_runs_open_as_well(reader: Browser, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, rounds=2) for name in ("one", "two")]
-    out = write_reports(runs, out=tmp_path / "both.html")
+    out = tmp_path / "both.html"
+    write_comparison(runs, out=out)
     reader.open(out, width=360)
     assert reader.complaints == []
     assert reader.requests == [out.as_uri()]

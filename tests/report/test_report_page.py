@@ -27,7 +27,7 @@ from alignloop.errors import RunDirError, UserError
 from alignloop.report.completions import BENCHMARK, HELDOUT, fitting
 from alignloop.report.content import MOST_BYTES, cut, rendered_dialog, visible
 from alignloop.report.facts import Number, RoundRecord, read_run
-from alignloop.report.pages import run_page, write_report_or_say, write_reports
+from alignloop.report.pages import run_page, write_comparison, write_report, write_report_or_say
 from alignloop.run_dir.layout import locked
 
 
@@ -81,6 +81,12 @@ class ShownPage(HTMLParser):
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("report") / "run")
+
+
+def compared(*run_dirs: Path) -> ShownPage:
+    out = run_dirs[0].parent / "both.html"
+    write_comparison(run_dirs, out=out)
+    return ShownPage(out.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +328,7 @@ def test_a_prompt_is_followed_through_the_rounds_within_the_budget(run_dir: Path
 def test_six_rounds_build_in_under_five_seconds(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", rounds=6)
     started = time.process_time()  # of this process: others may hold the cores
-    path = write_reports([run_dir])
+    path = write_report(run_dir)
     assert time.process_time() - started < 5.0
     assert path == run_dir / "report.html"
     assert path.stat().st_size < MOST_BYTES
@@ -339,7 +345,7 @@ def test_a_report_that_fails_does_not_stop_a_run(tmp_path: Path) -> None:
 def test_runs_are_compared(tmp_path: Path) -> None:
     one = make_run(tmp_path / "a" / "run", rounds=1)
     two = make_run(tmp_path / "b" / "run", rounds=2, overrides=["dpo.beta=0.25"])
-    page = ShownPage(write_reports([one, two], out=tmp_path / "both.html").read_text(encoding="utf-8"))
+    page = compared(one, two)
     assert list(page.values("runs")) == ["a/run", "b/run"]
     assert page.cells("several-ifeval/mean") == [
         ["round", "a/run", "b/run"],
@@ -359,7 +365,7 @@ def test_runs_of_two_protocols_are_marked_and_not_drawn_together(tmp_path: Path)
     evaluate(two, 0, "03_evaluate", num_samples=2)
     put_round(two, 1, num_samples=2)
     finish(two, rounds=1)
-    page = ShownPage(write_reports([one, two], out=tmp_path / "both.html").read_text(encoding="utf-8"))
+    page = compared(one, two)
     assert "two, round 1: ifeval was asked by another protocol (tasks.ifeval.num_samples: 3 -> 2)" in page.text
     assert page.cells("several-ifeval/mean")[2] == ["1", "31.5 ± 3.0", "-"]
 
@@ -386,8 +392,9 @@ def test_answers_to_other_prompts_stand_apart(tmp_path: Path) -> None:
 def test_wrong_ways_to_ask(tmp_path: Path, runs: tuple[str, ...], out: str | None, error: str) -> None:
     for name in ("one", "two"):
         begin(tmp_path / name)
+    folders, file = [tmp_path / name for name in runs], None if out is None else tmp_path / out
     with pytest.raises((UserError, RunDirError), match=error):
-        write_reports([tmp_path / name for name in runs], out=None if out is None else tmp_path / out)
+        write_report(folders[0], out=file) if len(folders) == 1 else write_comparison(folders, out=file)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -395,6 +402,6 @@ def test_a_page_does_not_say_for_ever_that_a_run_is_at_work(tmp_path: Path) -> N
     """The run writes it while it holds the directory; it is looked at when the run has long ended."""
     run_dir = make_run(tmp_path / "run", rounds=1)
     with locked(run_dir):
-        at_work = write_reports([run_dir]).read_text()
+        at_work = write_report(run_dir).read_text()
     assert "1 of 1 rounds done." in at_work
-    assert write_reports([run_dir]).read_text() == at_work
+    assert write_report(run_dir).read_text() == at_work
