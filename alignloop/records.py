@@ -28,6 +28,9 @@ NonEmptyText = Annotated[str, Field(min_length=1)]
 TokenIds = Annotated[list[int], Field(min_length=1)]
 FinishReason = Literal["stop", "length"]
 ComparedBy = Literal["people", "judge", "simulated"]
+RowOrigin = Literal["file", "annotated", "on_policy"]
+"""Where what trains comes from: the user's files of preferences, a round's annotations, or its candidates by reward."""
+ROW_ORIGINS: tuple[RowOrigin, ...] = ("file", "annotated", "on_policy")
 
 
 def candidate_id(prompt_id: str, *, round: int, k: int) -> str:
@@ -175,6 +178,11 @@ class PreferenceRow(Row):
         if self.chosen.strip() == self.rejected.strip():
             raise ValueError("chosen and rejected are the same text: nothing to learn from the row")
         return self
+
+    @property
+    def origin(self) -> RowOrigin:
+        """Whether a round of the run had it annotated, or it comes from a file of the user's."""
+        return "annotated" if self.source.is_round else "file"
 
     @property
     def best(self) -> str:

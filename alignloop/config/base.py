@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from alignloop.records import ROW_ORIGINS, RowOrigin
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -14,7 +16,16 @@ NonEmptyText = Annotated[str, Field(min_length=1)]
 FOLDER_NAME = r"^[^/\\.][^/\\]*$"
 VARIABLE_NAME = r"^[A-Za-z_]\w*$"
 FUNCTION_NAME = r"^[\w.]+:[A-Za-z_]\w*$"
+POLICY_NAME = r"^(best|previous|base|round-[1-9][0-9]?)$"
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def _in_order(origins: tuple[RowOrigin, ...]) -> tuple[RowOrigin, ...]:
+    """Each once and in one order: a list of the same sources is the same setting."""
+    return tuple(origin for origin in ROW_ORIGINS if origin in origins)
+
+
+Origins = Annotated[tuple[RowOrigin, ...], AfterValidator(_in_order)]
 
 
 class Section(BaseModel):

@@ -47,6 +47,7 @@ ColumnName = Literal[
     "id",
 ]
 """The columns that `data/columns.py` takes under another name."""
+AnnotatedPairing = Literal["best_random", "random"]
 
 
 class DataConfig(Section):
@@ -100,6 +101,9 @@ class CollectConfig(Section):
     `<run>/annotations/`, stops, and goes on when their answers lie there."""
     num_annotations: Annotated[int, Field(ge=0)] = 0
     """At most this many new annotated pairs a round."""
+    pairing: AnnotatedPairing = "best_random"
+    """Which two finished candidates of a prompt are compared: the reward model's best and a random other, or, for
+    ablations, two random ones that differ."""
     min_annotated: PositiveInt | None = None
     """With `human`: the round goes on when so many of its pairs are answered; None: when all are. What is left
     unanswered is counted, and trains nothing."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from alignloop.config.base import FOLDER_NAME, FUNCTION_NAME, VARIABLE_NAME
+from alignloop.config.base import FOLDER_NAME, FUNCTION_NAME, POLICY_NAME, VARIABLE_NAME
 from alignloop.config.bundled import RECIPES
 from alignloop.config.recipe import Recipe
 from alignloop.config.yaml_values import MAX_DEPTH, YamlProblem, YamlRefused, parse_yaml, read_yaml
@@ -31,6 +31,11 @@ ALIASES = {
     "output_dir": "name",
 }
 """Keys that people write for ours and that are spelt too differently to be found by likeness."""
+REPLACED = {
+    "pairs.on_policy": "is part of pairs.sources: in place of false write sources: [file, annotated]; true is the "
+    "default, leave it out",
+}
+"""Keys of earlier recipes, and how what they said is spelt."""
 _TYPES = {
     "string_type": "a text",
     "int_type": "a whole number",
@@ -49,6 +54,7 @@ _PATTERNS = {
     FOLDER_NAME: "a plain folder name (no slash, no dot at its start)",
     VARIABLE_NAME: "a name of letters, digits and _",
     FUNCTION_NAME: "a function as module:function",
+    POLICY_NAME: "best, previous, base or a round as round-3",
 }
 
 
@@ -217,7 +223,7 @@ def _sentence(path: Sequence[int | str], details: Sequence[Any]) -> str:
     where = printable(".".join(str(part) for part in path), keep="")
     first = details[0]
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest(path)}"
+        return f"{where}: {REPLACED.get(where) or f'unknown key{_nearest(path)}'}"
     if first["type"] == "value_error":
         message = str(first["msg"]).removeprefix("Value error, ")
         names_it = not path or message.startswith(f"{path[0]}.")

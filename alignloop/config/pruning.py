@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from alignloop.config.base import Fraction, NonEmptyText, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
+from alignloop.config.base import (
+    Fraction,
+    NonEmptyText,
+    NonNegativeFloat,
+    Origins,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+)
+from alignloop.records import ROW_ORIGINS
 
 PAPER_TOPICS = (
     "general knowledge",
@@ -244,6 +254,10 @@ class MixConfig(Section):
 class PruneConfig(Section):
     """Data pruning, in this order; every drop has a reason. Its result is the round's SFT data."""
 
+    sources: Origins = ROW_ORIGINS
+    """What a round's SFT rows come from: chosen/edited completions of the user's files (`file`) and of the round's
+    annotations (`annotated`), and the best of K (`on_policy`). For ablations; with none SFT publishes what it began
+    from."""
     human_rows: Annotated[int, Field(ge=-1)] = -1
     """How many of the round's chosen/edited completions join the best-of-K rows; -1: all. What people wrote, or chose
     at a strength of `reward.strengths`, is cleaned, but carries no reward and passes the steps that go by one. What a

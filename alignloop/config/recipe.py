@@ -88,6 +88,11 @@ class Recipe(Section):
                 "prune asks a judge (topic.by, quality.by or difficulty.by), but there is no `judge` section: name its "
                 "model there"
             )
+        if (fixed := self.sample.policy_round) is not None and fixed >= self.rounds:
+            raise ValueError(
+                f"sample.policy: {self.sample.policy} samples in the rounds after round {fixed}, and the run has "
+                f"{self.rounds}: name an earlier round, or raise rounds"
+            )
         if self.averaging.sft.metric == "accuracy":
             raise ValueError("averaging.sft.metric: SFT compares nothing, so it has no accuracy - use loss")
         if not self.preferences:

@@ -8,15 +8,19 @@ from pydantic import Field, model_validator
 
 from alignloop.config.base import (
     FUNCTION_NAME,
+    POLICY_NAME,
     Fraction,
     NonEmptyText,
     NonNegativeFloat,
+    Origins,
     PositiveFloat,
     PositiveInt,
     Section,
     Share,
 )
-from alignloop.records import Strength
+from alignloop.records import ROW_ORIGINS, Strength
+
+Pick = Literal["best", "random"]
 
 
 class SystemPrompt(Section):
@@ -56,8 +60,16 @@ class SampleConfig(Section):
     """Longest completion."""
     shard_prompts: PositiveInt = 64
     """Prompts a shard: what a crash costs at most."""
-    policy: Literal["best", "previous"] = "best"
-    """`best`: the round's starting policy is the best so far by the recipe's `best_metric`."""
+    policy: Annotated[str, Field(pattern=POLICY_NAME)] = "best"
+    """What samples from round 2 on. `best`: the best policy so far by the recipe's `best_metric`; `previous`: the last
+    round's. For ablations: `base`: what samples in round 1; `round-N`: round N's policy in all rounds after it, and
+    before that the last round's."""
+
+    @property
+    def policy_round(self) -> int | None:
+        """N of `policy: round-N`; None of any other."""
+        name, _, number = self.policy.partition("-")
+        return int(number) if name == "round" else None
 
     @model_validator(mode="after")
     def _ranges(self) -> SampleConfig:
@@ -90,6 +102,9 @@ class ScoreConfig(Section):
 class SelectConfig(Section):
     """Best of K by reward."""
 
+    pick: Pick = "best"
+    """`random`, for ablations: one of the candidates that the best is picked from, drawn with the prompt's seed. Its
+    reward is recorded, and decides nothing."""
     pass_quantile: Fraction = 0.5
     """A candidate passes where its reward reaches this quantile of all the round's rewards; a prompt's pass
     rate is the share of its K candidates that do."""
@@ -98,14 +113,16 @@ class SelectConfig(Section):
 class PairsConfig(Section):
     """DPO's pairs: the latest human preferences (4.1.4) and, ours, pairs of the scored candidates."""
 
+    sources: Origins = ROW_ORIGINS
+    """What pairs are made of: the preferences of the user's files (`file`), those that the rounds had annotated
+    (`annotated`), and, ours, the round's candidates by their reward (`on_policy`). The paper's are people's alone:
+    [file, annotated]. With none there is no pair, and DPO publishes what it began from."""
     strengths: tuple[Strength, ...] = ("significantly_better", "better")
     """Rows of these strengths train. Rows without a strength always do."""
     data_window: PositiveInt = 1
     """Human preference batches of the last this many rounds train (the paper: the latest)."""
     max_preference_pairs: Annotated[int, Field(ge=-1)] = -1
     """At most this many pairs from preferences, drawn with the round's seed; -1: all."""
-    on_policy: bool = True
-    """Whether pairs of the round's candidates, told apart by reward, join: ours. The paper's are people's alone."""
     pairing: Literal["best_worst", "best_random", "gap"] = "best_worst"
     """The best candidate by reward against the worst, a random other, or the one whose gap to the best comes
     nearest the `target_gap_quantile` of the round's widest gaps."""

@@ -14,8 +14,8 @@ from alignloop.terminal import WIDTH, wrapped
 
 Kind = Literal["prompt", "candidate", "preference", "pair", "verdict", "rejected row"]
 Outcome = Literal[
-    "read", "rejected", "held out", "dropped", "sampled", "scored", "best", "not best", "kept", "not drawn", "in batch",
-    "compared", "pair", "no pair", "trained", "not trained",
+    "read", "rejected", "held out", "dropped", "sampled", "scored", "best", "not best", "picked", "not picked", "kept",
+    "not drawn", "in batch", "compared", "pair", "no pair", "trained", "not trained",
 ]  # fmt: skip
 _LABEL = 16
 _DIGEST = 19

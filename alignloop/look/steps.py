@@ -139,8 +139,17 @@ class RoundTrace:
         facts = {"policy": rows[0].policy, "checkpoint": checkpoint, "candidates": len(rows), "cut_off": cut}
         return self.step("sample", "sampled", f"{len(rows)} candidates{ends}; policy {checkpoint}", facts)
 
+    @property
+    def picks_at_random(self) -> bool:
+        """Whether `select.pick` is `random`."""
+        stage = self.run.stage(self.number, "select")
+        return stage is not None and stage.manifest.config.get("pick") == "random"
+
     def picked(self, best: SelectedRow, *, name: str = "") -> list[Step]:
-        """`select` of a prompt's best candidate."""
+        """`select` of a prompt's best candidate, or of the one picked at random."""
+        if self.picks_at_random:
+            text = f"{name}at random, reward {best.reward:.4g}; {best.pass_rate:.0%} of {len(best.rewards)} pass"
+            return self.step("select", "picked", text, {"picked": best.id, "rewards": best.rewards})
         rewards = f"reward {best.reward:.4g}, a random one's {best.random_reward:.4g}"
         text = f"{name}{rewards}; {best.pass_rate:.0%} of {len(best.rewards)} pass"
         facts = best.model_dump(include={"reward", "random_reward", "pass_rate"})
@@ -149,7 +158,8 @@ class RoundTrace:
     def lines(self, rows: Sequence[CandidateRow], best: SelectedRow | None) -> list[CandidateLine]:
         pair = self.pair_of(rows[0].prompt_id)
         chosen, rejected = ("", "") if pair is None else split_pair_id(pair.id)
-        taken = {"best": "" if best is None else best.id, "chosen": chosen, "rejected": rejected}
+        mark = "picked" if self.picks_at_random else "best"
+        taken = {mark: "" if best is None else best.id, "chosen": chosen, "rejected": rejected}
         return [
             CandidateLine(
                 self.number,

@@ -174,6 +174,9 @@ def _rank_steps(
     if best.id == row.id:
         return trace.picked(best)
     rank = 1 + sum((reward_of(other) or 0.0) > reward for other in rows)
+    if trace.picks_at_random:
+        text = f"reward {reward:.4g} is number {rank} of {len(rows)}; picked at random is {best.id}"
+        return trace.step("select", "not picked", text, {"picked": best.id, "rank": rank})
     why = ""
     if reward >= best.reward:
         why = "; it was cut off, and does not win over a finished one" if row.finish_reason == "length" else ""

@@ -9,7 +9,7 @@ from alignloop.config import Recipe
 from alignloop.config.training import OptimizerConfig, Variant
 from alignloop.data.split import round_batch
 from alignloop.loop.check import Checked, sampled_prompts
-from alignloop.records import Strength
+from alignloop.records import RowOrigin, Strength
 from alignloop.stages.train_reward import of_strengths
 from alignloop.training.job import step_sizes
 from alignloop.training.variants import num_drawn, trainings
@@ -33,6 +33,7 @@ class Estimator:
     def of(self, stage: str, *, number: int) -> Expected:
         recipe, prompts = self._recipe, self._num_prompts
         new = self._batch(number) + self._annotated(number)
+        wanted = sum(self._preferences(number, recipe.prune.sources))
         if stage in ("sample", "score"):
             return self._sampling()
         if stage == "train_reward":
@@ -47,7 +48,7 @@ class Estimator:
             "ingest": self._checked.num_read,
             "collect": new,
             "select": prompts * recipe.sample.num_candidates,
-            "prune": prompts + self._human(new),
+            "prune": prompts + new - wanted + self._human(wanted),
             "build_pairs": new + prompts,
             "measure": len(self._checked.rows.heldout),
         }
@@ -89,13 +90,20 @@ class Estimator:
             seen = sum(self._batch(n) for n in range(1, min(number, num_batches) + 1))
         return round_half(share * seen) + sum(self._annotated(n) for n in range(1, number + 1))
 
+    def _preferences(self, number: int, sources: Sequence[RowOrigin]) -> tuple[int, int]:
+        """The round's rows of the files and its annotated ones, as far as these sources name them."""
+        batch, annotated = self._batch(number), self._annotated(number)
+        return batch if "file" in sources else 0, annotated if "annotated" in sources else 0
+
     def _human(self, new: int) -> int:
         wanted = self._recipe.prune.human_rows
         return new if wanted < 0 else min(wanted, new)
 
     def _sft_rows(self, number: int) -> int:
         """People's rows, and the part of all others that quality keeps."""
-        batch, annotated = self._batch(number), self._annotated(number)
+        sources = self._recipe.prune.sources
+        batch, annotated = self._preferences(number, sources)
+        sampled = self._num_prompts if "on_policy" in sources else 0
         peoples = self._share(self._recipe.reward.strengths) * batch
         if self._recipe.collect.annotator == "human":
             peoples += annotated
@@ -103,13 +111,14 @@ class Estimator:
         drawn = self._human(new) / new if new else 0.0
         quality = self._recipe.prune.quality
         kept = quality.top_fraction if quality.enabled else 1.0
-        return round_half(kept * (self._num_prompts + drawn * (new - peoples)) + drawn * peoples)
+        return round_half(kept * (sampled + drawn * (new - peoples)) + drawn * peoples)
 
     def _pairs(self, number: int) -> int:
         pairs = self._recipe.pairs
         window = range(max(1, number - pairs.data_window + 1), number + 1)
-        human = round_half(self._share(pairs.strengths) * sum(self._batch(n) + self._annotated(n) for n in window))
-        own = round_half((1.0 - pairs.min_gap_quantile) * self._num_prompts) if pairs.on_policy else 0
+        rows = sum(sum(self._preferences(n, pairs.sources)) for n in window)
+        human = round_half(self._share(pairs.strengths) * rows)
+        own = round_half((1.0 - pairs.min_gap_quantile) * self._num_prompts) if "on_policy" in pairs.sources else 0
         return _capped(human, pairs.max_preference_pairs) + _capped(own, pairs.max_on_policy)
 
     def _share(self, strengths: Sequence[Strength]) -> float:

@@ -146,8 +146,13 @@ def _template(plan: Plan) -> Iterator[tuple[str, str]]:
 def _policy(plan: Plan) -> str:
     bootstrapped = any(stage.round == 0 and stage.name.endswith("_bootstrap") for stage in plan.stages)
     first = "the base, fine-tuned on the first batch" if bootstrapped else "the base"
-    later = {"previous": "the last round's policy", "best": f"the best so far by {plan.recipe.best_metric}"}
-    return f"{later[plan.recipe.sample.policy]} (round 1: {first})"
+    sample, previous = plan.recipe.sample, "the last round's policy"
+    if sample.policy == "base":
+        return f"{first}, in every round"
+    if sample.policy_round is not None:
+        return f"{previous}, after round {sample.policy_round} that round's (round 1: {first})"
+    later = {"previous": previous, "best": f"the best so far by {plan.recipe.best_metric}"}
+    return f"{later[sample.policy]} (round 1: {first})"
 
 
 def _window(recipe: Recipe) -> str:
@@ -155,7 +160,13 @@ def _window(recipe: Recipe) -> str:
     rounds = "the round's preferences" if window == 1 else f"preferences of the last {window} rounds"
     if recipe.data.batches == "all":
         rounds = "all preferences (data.batches: all)"
-    return rounds + (", and best/worst of its candidates" if recipe.pairs.on_policy else "")
+    sources = recipe.pairs.sources
+    preferences = [origin for origin in sources if origin != "on_policy"]
+    alone = f" ({preferences[0]} alone)" if len(preferences) == 1 else ""
+    parts = [f"{rounds}{alone}"] if preferences else []
+    if "on_policy" in sources:
+        parts.append("best/worst of its candidates" if parts else "best/worst of the round's candidates")
+    return ", and ".join(parts) or "no pair (pairs.sources is empty)"
 
 
 def _batches(plan: Plan) -> Iterator[tuple[str, str]]:

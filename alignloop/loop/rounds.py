@@ -111,11 +111,13 @@ def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool
 
 
 def sampling_policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[int, Artifact]) -> Artifact:
-    """The checkpoint a later round samples from: the last that passed the gate, or the best so far."""
-    passed = [row for row in rows[1:] if row.gated is None]
-    if not passed:
+    """The checkpoint a later round samples from, by `sample.policy`: of the rounds that passed the gate the last, the
+    last up to a round, or the best so far."""
+    last = recipe.sample.policy_round or len(rows)
+    passed = [row for row in rows[1:] if row.gated is None and row.round <= last]
+    if not passed or recipe.sample.policy == "base":
         return policies[0]
-    if recipe.sample.policy == "previous":
+    if recipe.sample.policy != "best":
         return policies[passed[-1].round]
     # The bare base never samples again: round 1's policy at least has chat behaviour.
     return policies[best_round(passed, recipe.best_metric).round]

@@ -39,19 +39,21 @@ def settings(recipe: Recipe) -> PairsConfig:
 
 def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     rows = list({row.id: row for batch in inputs.preferences for row in load_jsonl(batch.path, PreferenceRow)}.values())
-    named = of_strengths(rows, config.strengths)
+    wanted = [row for row in rows if row.origin in config.sources]
+    named = of_strengths(wanted, config.strengths)
     kept = named
     if 0 <= config.max_preference_pairs < len(named):
         kept = random.Random(ctx.seed).sample(named, config.max_preference_pairs)
     different = [row for row in kept if row.best.strip() != row.rejected.strip()]
     pairs = [preference_pair(row) for row in different]
     undrawn = "not among those drawn (pairs.max_preference_pairs)"
-    dropped = _left_out(rows, named, rule="strength", reason="strength {strength}")
+    dropped = _left_out(rows, wanted, rule="sources", reason="pairs.sources does not name {origin}")
+    dropped += _left_out(wanted, named, rule="strength", reason="strength {strength}")
     dropped += _left_out(named, kept, rule="max_preference_pairs", reason=undrawn)
     dropped += _left_out(kept, different, rule="same_text", reason="edited and rejected are the same text")
     num_prompts = 0
     metrics: dict[str, float] = {}
-    if config.on_policy:
+    if "on_policy" in config.sources:
         candidates = by_prompt(list(load_jsonl(inputs.scored.path, CandidateRow)))
         num_prompts = len(candidates)
         paired = pair_candidates(candidates, config, seed=ctx.seed)
@@ -59,10 +61,12 @@ def run(config: PairsConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         dropped += paired.dropped
         metrics = {name: paired.metrics[name] for name in ("least_gap", "mean_gap") if name in paired.metrics}
     if not pairs:
-        first = f"; the first: {dropped[0].id}: {dropped[0].reason}" if dropped else ""
-        raise DataError(
-            f"no pair for DPO: {len(rows)} preferences and {num_prompts} prompts gave none{first}. Loosen `pairs`"
-        )
+        if wanted or num_prompts:
+            first = f"; the first: {dropped[0].id}: {dropped[0].reason}" if dropped else ""
+            raise DataError(
+                f"no pair for DPO: {len(rows)} preferences and {num_prompts} prompts gave none{first}. Loosen `pairs`"
+            )
+        ctx.progress.say(f"  no pair for DPO: pairs.sources is [{', '.join(config.sources)}], and the round has none")
     return Outputs(
         pairs=ctx.write_rows("pairs.jsonl", pairs),
         dropped=ctx.write_rows("dropped.jsonl", dropped),
@@ -138,10 +142,12 @@ def _pair_row(pair: OnPolicyPair, rows: list[CandidateRow]) -> PairRow:
 def _left_out(
     before: Sequence[PreferenceRow], after: Sequence[PreferenceRow], *, rule: str, reason: str
 ) -> list[DroppedRow]:
-    """Rows that stand in `before` alone; `reason` may name the row's `{strength}`."""
+    """Rows that stand in `before` alone; `reason` may name the row's `{strength}` and `{origin}`."""
     kept = {row.id for row in after}
     return [
-        DroppedRow(id=row.id, stage="build_pairs", rule=rule, reason=reason.format(strength=row.strength))
+        DroppedRow(
+            id=row.id, stage="build_pairs", rule=rule, reason=reason.format(strength=row.strength, origin=row.origin)
+        )
         for row in before
         if row.id not in kept
     ]

@@ -17,7 +17,7 @@ from pydantic import Field
 from alignloop.artifacts import Artifact
 from alignloop.chat.reasoning import answer_of
 from alignloop.config.base import PositiveInt
-from alignloop.config.data import CollectConfig, DataConfig
+from alignloop.config.data import AnnotatedPairing, CollectConfig, DataConfig
 from alignloop.config.engine import EngineComputes, JudgeSettings, judging
 from alignloop.config.pruning import KeepOutConfig
 from alignloop.config.recipe import Recipe
@@ -30,11 +30,11 @@ from alignloop.pruning.decontaminate import RULE, benchmark_files, left_out_line
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, by_prompt
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.sampling.best_of_k import comparable, pick_best
+from alignloop.sampling.best_of_k import comparable
 from alignloop.stages.asking import KEPT, check_judge, judge_marks, open_stage_judge
 from alignloop.stages.facts import Facts
 from alignloop.stages.incoming import Batch, keep_out_of, none_left, read_batch
-from alignloop.stages.select import endings, passed_over, reward_of
+from alignloop.stages.select import best_of, endings, passed_over
 
 QUESTIONS = "to_annotate.jsonl"
 FIRST_ANNOTATED = 2
@@ -206,7 +206,7 @@ def _batch(config: Settings, inputs: Inputs, ctx: StageContext) -> Batch:
 def _annotated(
     config: Settings, candidates: list[CandidateRow], answers: Artifact | None, ctx: StageContext
 ) -> Annotations:
-    pairs = pairs_to_annotate(candidates, seed=ctx.seed)
+    pairs = pairs_to_annotate(candidates, seed=ctx.seed, pairing=config.pairing)
     if config.annotator == "simulated":
         made = _simulated(pairs, config.num_annotations, seed=ctx.seed)
     elif config.annotator == "human":
@@ -255,20 +255,25 @@ def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ct
     return annotations_of(pairs, answered)
 
 
-def pairs_to_annotate(candidates: list[CandidateRow], *, seed: int) -> list[Pair]:
-    """Two finished candidates with text a prompt, in random order: the reward model's best and a random other. An
-    annotator who judges the reward model's own pick against another candidate corrects it where it errs."""
+def pairs_to_annotate(
+    candidates: list[CandidateRow], *, seed: int, pairing: AnnotatedPairing = "best_random"
+) -> list[Pair]:
+    """Two finished candidates with text a prompt that differ, in random order: the reward model's best and a random
+    other, or two random ones. An annotator who judges the reward model's own pick against another candidate corrects it
+    where it errs."""
     draw = random.Random(seed)
     pairs = []
     for prompt_id, rows in by_prompt(candidates).items():
         truncated, empty = endings(rows)
-        best = rows[pick_best([reward_of(row) for row in rows], truncated=truncated, empty=empty)]
         compared = [rows[k] for k in comparable(truncated=truncated, empty=empty)]
-        answer = answer_of(best.completion).strip()
+        if not compared:
+            continue
+        one = best_of(rows) if pairing == "best_random" else draw.choice(compared)
+        answer = answer_of(one.completion).strip()
         others = [row for row in compared if answer_of(row.completion).strip() != answer]
         if not others:
             continue
-        two = [best, draw.choice(others)]
+        two = [one, draw.choice(others)]
         draw.shuffle(two)
         first = rows[0]
         prompt = PromptRow(id=prompt_id, messages=first.messages, source=Source.of_round(first.round), meta=first.meta)

@@ -295,10 +295,11 @@ def _check_training_rows(
             f"reward.strengths: none of the {len(first)} rows of {where} is {of_reward}: name more strengths, or set "
             "data.batches: all"
         )
-    if not recipe.pairs.on_policy and not of_strengths(first, recipe.pairs.strengths):
+    sources = recipe.pairs.sources
+    if "file" in sources and "on_policy" not in sources and not of_strengths(first, recipe.pairs.strengths):
         findings.problems.append(
-            f"pairs.strengths: none of the {len(first)} rows of {where} is {of_pairs}, and pairs.on_policy is false: "
-            "DPO would have no pair"
+            f"pairs.strengths: none of the {len(first)} rows of {where} is {of_pairs}, and pairs.sources does not name "
+            "on_policy: DPO would have no pair"
         )
     if not heldout:
         findings.notes.append(
@@ -320,18 +321,29 @@ def _note_twice(recipe: Recipe, findings: Findings) -> None:
 
 def _check_leaves_rows(recipe: Recipe, findings: Findings) -> None:
     """Settings under which a stage is bound to end with nothing, whatever the data."""
-    quality, pairs = recipe.prune.quality, recipe.pairs
-    if quality.enabled and quality.top_fraction == 0 and recipe.prune.human_rows == 0:
+    prune, pairs = recipe.prune, recipe.pairs
+    sampled = not prune.quality.enabled or prune.quality.top_fraction > 0
+    others = prune.human_rows != 0 and set(prune.sources) != {"on_policy"}
+    if "on_policy" in prune.sources and not sampled and not others:
+        none = "prune.human_rows: 0 adds none" if prune.human_rows == 0 else "prune.sources names no other"
         findings.problems.append(
-            "prune.quality.top_fraction: 0 keeps no sampled row and prune.human_rows: 0 adds none: SFT would have "
-            "nothing to train on - raise one of the two"
+            f"prune.quality.top_fraction: 0 keeps no sampled row and {none}: SFT would have nothing to train on - "
+            "raise it, or add others"
         )
-    own = pairs.on_policy and pairs.max_on_policy != 0 and recipe.sample.num_candidates > 1
-    if pairs.max_preference_pairs == 0 and not own:
+    own = "on_policy" in pairs.sources and pairs.max_on_policy != 0 and recipe.sample.num_candidates > 1
+    others = pairs.max_preference_pairs != 0 and bool({"file", "annotated"} & set(pairs.sources))
+    if pairs.sources and not own and not others:
         findings.problems.append(
-            "pairs.max_preference_pairs: 0 leaves only on-policy pairs, and there are none (they need pairs.on_policy, "
-            "a pairs.max_on_policy above 0 and a sample.num_candidates of 2 or more): DPO would have no pair"
+            f"pairs.sources: [{', '.join(pairs.sources)}] gives DPO no pair: pairs of preferences need a "
+            "pairs.max_preference_pairs that is not 0, those of candidates a pairs.max_on_policy that is not 0 and a "
+            "sample.num_candidates of 2 or more - or leave the list empty to go without DPO"
         )
+    for name, sources, stage in (("prune", prune.sources, "SFT"), ("pairs", pairs.sources, "DPO")):
+        if set(sources) <= ({"annotated"} if recipe.collect.annotator == "none" else set()):
+            findings.notes.append(
+                f"{name}.sources: [{', '.join(sources)}] gives {stage} no row in any round: it publishes what it began "
+                "from"
+            )
 
 
 def _check_prompts(prompts: Sequence[PromptRow], recipe: Recipe, findings: Findings) -> None:

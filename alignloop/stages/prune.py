@@ -24,11 +24,11 @@ from alignloop.errors import DataError, ModelError, UserError
 from alignloop.judging.prompt_file import PointsPrompt, TextsPrompt, load_prompt
 from alignloop.pruning.classifier import FOLDER
 from alignloop.pruning.decontaminate import benchmark_files, benchmark_texts
-from alignloop.pruning.items import as_sft, item_of_selected, item_of_target
+from alignloop.pruning.items import Item, as_sft, item_of_selected, item_of_target
 from alignloop.pruning.models import POLICY, PruneJudge, embedding_by
 from alignloop.pruning.pipeline import prune
 from alignloop.pruning.step import Tools
-from alignloop.records import PreferenceRow, PromptRow, SelectedRow, Strength
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, SelectedRow, Strength
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.asking import KEPT, check_judge
@@ -124,29 +124,51 @@ def named_by_path(config: Settings) -> dict[str, Any]:
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
-    selected = list(load_jsonl(inputs.selected.path, SelectedRow))
-    batch = list(load_jsonl(inputs.preferences.path, PreferenceRow))
-    if 0 <= config.human_rows < len(batch):
-        batch = random.Random(ctx.seed).sample(batch, config.human_rows)
-    pass_rates = {prompt_key(row.messages, seed=0): row.pass_rate for row in selected}
-    items = [item_of_selected(row) for row in selected]
-    for row in batch:
-        pass_rate = pass_rates.get(prompt_key(row.messages, seed=0))
-        items.append(item_of_target(row, strengths=config.strengths, pass_rate=pass_rate))
+    items, left_out = _items(config, inputs, seed=ctx.seed)
     with ctx.activity("pruning"):
         pruned = prune(items, tools(config, ctx, policy=inputs.policy.path))
     for note in pruned.notes:
         ctx.progress.say(f"  {note}")
-    if not pruned.kept:
+    if not items:
+        ctx.progress.say(f"  no row for SFT: prune.sources is [{', '.join(config.sources)}], and the round has none")
+    elif not pruned.kept:
         by_rule = ", ".join(f"{name} {n}" for name, n in pruned.counts.items() if name.startswith("dropped_by"))
         raise DataError(f"prune dropped all {len(items)} rows: {by_rule}; loosen the steps under `prune`")
     return Outputs(
         rows=ctx.write_rows("rows.jsonl", map(as_sft, pruned.kept)),
-        dropped=ctx.write_rows("dropped.jsonl", pruned.dropped),
-        counts=pruned.counts,
+        dropped=ctx.write_rows("dropped.jsonl", [*left_out, *pruned.dropped]),
+        counts=_counted(pruned.counts, left_out),
         metrics=pruned.metrics,
         **kept_beside(ctx.dir),
     )
+
+
+def _items(config: Settings, inputs: Inputs, *, seed: int) -> tuple[list[Item], list[DroppedRow]]:
+    """What is pruned: the picked candidates, then those drawn of the batch; and rows of no source that is wanted."""
+    selected = list(load_jsonl(inputs.selected.path, SelectedRow))
+    batch = list(load_jsonl(inputs.preferences.path, PreferenceRow))
+    sampled = selected if "on_policy" in config.sources else []
+    wanted = [row for row in batch if row.origin in config.sources]
+    unwanted = [("on_policy", row.id) for row in selected if not sampled]
+    unwanted += [(row.origin, row.id) for row in batch if row.origin not in config.sources]
+    if 0 <= config.human_rows < len(wanted):
+        wanted = random.Random(seed).sample(wanted, config.human_rows)
+    pass_rates = {prompt_key(row.messages, seed=0): row.pass_rate for row in selected}
+    items = [item_of_selected(row) for row in sampled]
+    for row in wanted:
+        pass_rate = pass_rates.get(prompt_key(row.messages, seed=0))
+        items.append(item_of_target(row, strengths=config.strengths, pass_rate=pass_rate))
+    return items, [
+        DroppedRow(id=row_id, stage="prune", rule="sources", reason=f"prune.sources does not name {origin}")
+        for origin, row_id in unwanted
+    ]
+
+
+def _counted(counts: dict[str, int], left_out: Sequence[DroppedRow]) -> dict[str, int]:
+    """The counts with the rows that no step saw."""
+    num = len(left_out)
+    more = {"in": counts["in"] + num, "dropped": counts["dropped"] + num, "dropped_by_sources": num}
+    return {**counts, **more} if num else counts
 
 
 def tools(config: Settings, ctx: StageContext, *, policy: Path | None) -> Tools:

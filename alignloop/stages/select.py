@@ -1,4 +1,4 @@
-"""The best of K candidates by reward, with a matched random pick kept for the report."""
+"""The best of K candidates by reward, with a matched random pick kept for the report, or that pick in its place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from alignloop.artifacts import Artifact, derive_seed
 from alignloop.chat.reasoning import has_answer
 from alignloop.config.recipe import Recipe
-from alignloop.config.sampling import SelectConfig
+from alignloop.config.sampling import Pick, SelectConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError
 from alignloop.records import CandidateRow, SelectedRow, by_prompt
@@ -41,9 +41,10 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     if not rows:
         raise DataError(f"{inputs.candidates.path}: holds no candidate to select from: run the sample stage first")
     threshold = pass_threshold([reward_of(row) for row in rows], quantile=config.pass_quantile)
+    prompts = by_prompt(rows)
     selected = [
-        best_of(candidates, threshold=threshold, seed=derive_seed(ctx.seed, prompt_id))
-        for prompt_id, candidates in by_prompt(rows).items()
+        pick_of(candidates, pick=config.pick, threshold=threshold, seed=derive_seed(ctx.seed, prompt_id))
+        for prompt_id, candidates in prompts.items()
     ]
     cut = sum(row.finish_reason == "length" for row in selected)
     if cut > MANY_TRUNCATED * len(selected):
@@ -61,7 +62,7 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         },
         metrics={
             "mean_reward_random": sum(row.random_reward for row in selected) / len(selected),
-            "mean_reward_best": sum(row.reward for row in selected) / len(selected),
+            "mean_reward_best": sum(reward_of(best_of(candidates)) for candidates in prompts.values()) / len(selected),
             "pass_threshold": threshold,
             "only_truncated": cut / len(selected),
         },
@@ -79,24 +80,32 @@ def endings(candidates: Sequence[CandidateRow]) -> tuple[list[bool], list[bool]]
     return [row.finish_reason == "length" for row in candidates], [not has_answer(row.completion) for row in candidates]
 
 
-def best_of(candidates: list[CandidateRow], *, threshold: float, seed: int) -> SelectedRow:
+def best_of(candidates: Sequence[CandidateRow]) -> CandidateRow:
+    """The best of a prompt's candidates by reward, as `pick_best` knows it."""
+    truncated, empty = endings(candidates)
+    return candidates[pick_best([reward_of(row) for row in candidates], truncated=truncated, empty=empty)]
+
+
+def pick_of(candidates: Sequence[CandidateRow], *, threshold: float, seed: int, pick: Pick = "best") -> SelectedRow:
+    """A prompt's row, `random` being the pick whose reward is the yardstick of the best's."""
     rewards = [reward_of(row) for row in candidates]
     truncated, empty = endings(candidates)
-    best = candidates[pick_best(rewards, truncated=truncated, empty=empty)]
+    random = candidates[pick_random(truncated=truncated, empty=empty, seed=seed)]
+    picked = random if pick == "random" else best_of(candidates)
     return SelectedRow(
-        id=best.id,
-        prompt_id=best.prompt_id,
-        messages=best.messages,
-        completion=best.completion,
-        completion_ids=best.completion_ids or None,
-        finish_reason=best.finish_reason,
-        reward=reward_of(best),
-        random_reward=rewards[pick_random(truncated=truncated, empty=empty, seed=seed)],
+        id=picked.id,
+        prompt_id=picked.prompt_id,
+        messages=picked.messages,
+        completion=picked.completion,
+        completion_ids=picked.completion_ids or None,
+        finish_reason=picked.finish_reason,
+        reward=reward_of(picked),
+        random_reward=reward_of(random),
         rewards=rewards,
         pass_rate=pass_rate(rewards, threshold=threshold),
-        round=best.round,
-        policy=best.policy,
-        meta=best.meta,
+        round=picked.round,
+        policy=picked.policy,
+        meta=picked.meta,
     )
 
 

@@ -42,7 +42,26 @@ def test_paper_recipe_has_the_papers_numbers() -> None:
     assert paper.reward.start_from == paper.sft.start_from == "base"
     assert paper.sft.learning_rate == paper.dpo.learning_rate == 1e-5
     assert (paper.dpo.beta, paper.dpo.nll_coefficient) == (0.1, 0.2)
-    assert not paper.pairs.on_policy
+    assert paper.pairs.sources == ("file", "annotated")
+
+
+def test_sources_are_a_set() -> None:
+    recipe = load_recipe({"preferences": "x", "pairs": {"sources": ["on_policy", "file", "file"]}})
+    assert recipe.pairs.sources == ("file", "on_policy")
+    assert recipe.prune.sources == ("file", "annotated", "on_policy")
+
+
+def test_a_policy_of_a_round_is_of_one_before_the_last() -> None:
+    recipe = {"preferences": "x", "rounds": 3, "sample": {"policy": "round-2"}}
+    assert load_recipe(recipe).sample.policy_round == 2
+    assert load_recipe("quickstart").sample.policy_round is None
+    with pytest.raises(
+        RecipeError, match=r"sample\.policy: round-2 samples in the rounds after round 2, and the run has 2"
+    ):
+        load_recipe(recipe, overrides=["rounds=2"])
+    for wrong in ("round-0", "round-03", "last"):
+        with pytest.raises(RecipeError, match=r"sample\.policy: must be best, previous, base or a round as round-3"):
+            load_recipe(recipe, overrides=[f"sample.policy={wrong}"])
 
 
 def commands_of(document: Path) -> list[list[str]]:

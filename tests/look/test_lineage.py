@@ -210,6 +210,26 @@ def test_a_candidates_life_tells_rewards_pair_and_comparison(run: Path) -> None:
     assert not other.trained
 
 
+def test_a_random_pick_is_not_called_the_best(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    stage(
+        run, 0, "01_ingest", {"prompts": [PromptRow(id="p", messages=ask("Tell p"), source=Source(file="f", line=1))]}
+    )
+    rows = candidates("p", 1, [0.5, 2.5, 1.0])
+    stage(run, 1, "01_collect", {"preferences": []})
+    stage(run, 1, "04_sample", {"candidates": rows, "dropped": []})
+    stage(run, 1, "05_score", {"candidates": rows})
+    stage(run, 1, "06_select", {"selected": [selected(rows[::2])]}, config={"pick": "random"})
+    (picked,), (best,) = lives_of("p/1/2", run), lives_of("p/1/1", run)
+    assert [c.mark for c in picked.candidates] == ["", "", "picked"]
+    assert [(s.verdict, s.text) for s in picked.steps if s.stage == "06_select"] == [
+        ("picked", "at random, reward 1; 50% of 2 pass")
+    ]
+    assert [(s.verdict, s.text) for s in best.steps if s.stage == "06_select"] == [
+        ("not picked", "reward 2.5 is number 1 of 3; picked at random is p/1/2")
+    ]
+
+
 def test_a_near_twin_is_shown_side_by_side(run: Path) -> None:
     (life,) = lives_of("q/1/1", run)
     (twin,) = life.twins

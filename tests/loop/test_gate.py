@@ -92,6 +92,23 @@ def test_a_gated_round_neither_samples_nor_is_published(policy: str, expected: i
     assert best_round(rows, recipe.best_metric).round == 2
 
 
+@pytest.mark.parametrize(
+    ("policy", "after", "expected"),
+    [
+        ("base", 1, 0),
+        ("base", 3, 0),
+        ("round-2", 1, 1),  # not there yet: the last round's
+        ("round-2", 2, 2),
+        ("round-2", 4, 2),
+        ("round-3", 4, 2),  # round 3 has not passed the gate
+    ],
+)
+def test_a_fixed_policy_samples_on(policy: str, after: int, expected: int) -> None:
+    recipe = _recipe(policy=policy, metrics=("mmlu/acc",))
+    rows = _rows(recipe, (0.2, 0.5), (0.5, 0.5), (0.6, 0.5), (0.9, 0.4), (0.7, 0.5))[: after + 1]
+    assert sampling_policy(recipe, rows, _policies(rows)).path == Path(f"round-{expected:02d}")
+
+
 def test_where_no_round_passed_the_start_samples_again_and_the_base_is_published() -> None:
     recipe = _recipe(metrics=("mmlu/acc",))
     rows = _rows(recipe, (0.2, 0.5), (0.5, 0.4))

@@ -69,6 +69,23 @@ def test_expected_rows(tmp_path: Path, stage: str, number: int, rows: int) -> No
     assert Estimator(recipe, check(recipe)).of(stage, number=number).rows == rows
 
 
+@pytest.mark.parametrize(
+    ("sources", "stage", "rows"),
+    [
+        (["on_policy"], "train_sft", 10),  # the top quarter of the 40
+        (["file"], "train_sft", 16),  # 12.5 of people, and the top quarter of the other 12.5
+        (["annotated"], "train_sft", 0),
+        (["on_policy"], "train_dpo", 20),  # the wider half of 40
+        (["file", "annotated"], "train_dpo", 13),
+        ([], "train_dpo", 0),
+        ([], "prune", 65),
+    ],
+)
+def test_expected_rows_of_some_sources(tmp_path: Path, sources: list[str], stage: str, rows: int) -> None:
+    recipe = recipe_of(tmp_path, prune={"sources": sources}, pairs={"sources": sources})
+    assert Estimator(recipe, check(recipe)).of(stage, number=1).rows == rows
+
+
 def test_expected_tokens_of_sampling(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
     checked = check(recipe)
@@ -184,6 +201,28 @@ def test_a_plan_says_where_each_model_comes_from(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "name", "said"),
+    [
+        ("sample", {"policy": "base"}, "sample.policy", "base: the base, in every round"),
+        (
+            "sample",
+            {"policy": "round-2"},
+            "sample.policy",
+            "round-2: the last round's policy, after round 2 that round's (round 1: the base)",
+        ),
+        ("pairs", {"sources": []}, "pairs.data_window", "1: no pair (pairs.sources is empty)"),
+        ("pairs", {"sources": ["on_policy"]}, "pairs.data_window", "1: best/worst of the round's candidates"),
+        ("pairs", {"sources": ["file"]}, "pairs.data_window", "1: the round's preferences (file alone)"),
+    ],
+)
+def test_a_plan_says_what_an_ablation_sets(
+    tmp_path: Path, section: str, values: dict[str, Any], name: str, said: str
+) -> None:
+    recipe = recipe_of(tmp_path, **{section: {"max_tokens": 64, **values} if section == "sample" else values})
+    assert settings_of(recipe, tmp_path)[name] == said
+
+
 def test_a_plan_says_what_is_averaged_adapted_and_run_in_parallel(tmp_path: Path) -> None:
     recipe = recipe_of(
         tmp_path,
@@ -192,7 +231,7 @@ def test_a_plan_says_what_is_averaged_adapted_and_run_in_parallel(tmp_path: Path
         sft={"max_length": 384, "lora": {"rank": 8}},
         dpo={"max_length": 384, "num_checkpoints": 3, "variants": [{}, {"beta": 0.2, "seed": 1}]},
         averaging={"reward": {"weights": [1, 3]}, "dpo": {"choose": 2, "metric": "accuracy"}},
-        pairs={"data_window": 2, "on_policy": False},
+        pairs={"data_window": 2, "sources": ["file", "annotated"]},
         training={"num_processes": 2, "accelerate": "fsdp2"},
     )
     settings = settings_of(recipe, tmp_path)

@@ -113,14 +113,14 @@ def test_sampled_control_tokens_are_not_taught(chat: ChatFormat) -> None:
 
 def test_the_best_of_k_reaches_training_as_it_was_sampled(chat: ChatFormat) -> None:
     from alignloop.pruning.items import as_sft, item_of_preference, item_of_selected, item_of_sft
-    from alignloop.stages.select import best_of
+    from alignloop.stages.select import pick_of
 
     ids = letters(chat, TEXT)
     candidate = CandidateRow(
         id="p/1/0", prompt_id="p", messages=ASK, completion=TEXT, completion_ids=ids, finish_reason="length", round=1,
         policy="sha256:x", reward=1.0,
     )  # fmt: skip
-    picked = best_of([candidate], threshold=0.0, seed=1)
+    picked = pick_of([candidate], threshold=0.0, seed=1)
     assert isinstance(picked, SelectedRow)
     item = item_of_selected(picked)
     row = as_sft(item)

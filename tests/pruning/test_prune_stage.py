@@ -21,7 +21,7 @@ from alignloop.errors import RecipeError
 from alignloop.progress import QuietProgress
 from alignloop.pruning.items import item_of_selected, item_of_target
 from alignloop.pruning.quality import priorities_of
-from alignloop.records import DroppedRow, SftRow
+from alignloop.records import DroppedRow, SftRow, Source
 from alignloop.run_dir.manifest import describe
 from alignloop.run_dir.stage import StageContext
 from alignloop.stages import prune
@@ -111,6 +111,36 @@ def test_only_what_people_wrote_or_clearly_chose_skips_quality(tmp_path: Path, a
     assert rows["good judge"].difficulty_score == rows["p2/1/0"].difficulty_score == 0.5
     assert set(drops) == {"p0/1/0", "p1/1/0", "weak", "judge", "no reward"}
     assert drops["no reward"].reason == "it has neither a reward nor a judge's points"
+
+
+@pytest.mark.parametrize(
+    ("sources", "kept"),
+    [
+        ("file", {"h0", "h1"}),
+        ("annotated", {"a0", "a1"}),
+        ("on_policy", {"p0/1/0", "p2/1/0", "p3/1/0"}),
+        ("annotated, on_policy", {"a0", "a1", "p0/1/0", "p2/1/0", "p3/1/0"}),
+        ("", set()),
+    ],
+)
+def test_sft_rows_come_of_the_named_sources_alone(
+    tmp_path: Path, artifacts: dict[str, Artifact], sources: str, kept: set[str]
+) -> None:
+    rounds = [
+        preference_row(
+            f"a{n}", messages=ask(f"What is {n} and 1?"), chosen=f"It is {n + 1}.", source=Source.of_round(2)
+        )
+        for n in range(2)
+    ]
+    files = [preference_row(f"h{n}", messages=ask(f"What is {n} and {n}?"), chosen=f"It is {2 * n}.") for n in range(2)]
+    given = {**artifacts, "preferences": artifact(tmp_path / "preferences.jsonl", [*files, *rounds])}
+    more = ["prune.human_rows=2", "prune.quality.top_fraction=1", f"prune.sources=[{sources}]"]
+    rows, drops, outputs = pruned(load_recipe("quickstart", overrides=more), given, tmp_path / "out")
+    assert set(rows) == kept
+    left_out = {row_id for row_id, drop in drops.items() if drop.rule == "sources"}
+    assert left_out | set(rows) >= {"h0", "h1", "a0", "a1", "p0/1/0", "p2/1/0", "p3/1/0"}
+    assert outputs.counts["in"] == 8  # those of no wanted source are counted, with their reason
+    assert outputs.counts["dropped_by_sources"] == len(left_out)
 
 
 def test_in_deduplication_the_better_text_stays_whoever_picked_it() -> None:

@@ -14,7 +14,7 @@ from alignloop.config.sampling import PairsConfig, SelectConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError
 from alignloop.progress import QuietProgress
-from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PreferenceRow, SelectedRow
+from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PreferenceRow, SelectedRow, Source
 from alignloop.stages import build_pairs, select
 from alignloop.stages.collect import pairs_to_annotate
 from alignloop.stages.train_reward import of_strengths
@@ -23,6 +23,7 @@ from alignloop.stages.train_reward import of_strengths
 def selected(
     folder: Path, rows: list[CandidateRow], progress: QuietProgress | None = None, **config: Any
 ) -> tuple[select.Outputs, list[SelectedRow]]:
+    folder.mkdir(exist_ok=True)
     scored = written(folder / "scored.jsonl", rows)
     outputs = select.run(SelectConfig(**config), select.Inputs(scored), context(folder, progress=progress))
     return outputs, list(load_jsonl(outputs.selected.path, SelectedRow))
@@ -78,13 +79,19 @@ def test_nothing_to_select_from_is_an_error(tmp_path: Path) -> None:
 
 
 def paired(
-    folder: Path, rows: list[CandidateRow], preferences: list[PreferenceRow], **config: Any
+    folder: Path,
+    rows: list[CandidateRow],
+    preferences: list[PreferenceRow],
+    progress: QuietProgress | None = None,
+    **config: Any,
 ) -> tuple[build_pairs.Outputs, list[PairRow], dict[str, str]]:
     folder.mkdir(exist_ok=True)
     inputs = build_pairs.Inputs(
         written(folder / "scored.jsonl", rows), (written(folder / "preferences.jsonl", preferences),)
     )
-    outputs = build_pairs.run(PairsConfig(**{"min_gap_quantile": 0.0, **config}), inputs, context(folder))
+    outputs = build_pairs.run(
+        PairsConfig(**{"min_gap_quantile": 0.0, **config}), inputs, context(folder, progress=progress)
+    )
     assert outputs.counts["in"] == outputs.counts["kept"] + outputs.counts["dropped"]
     drops = {row.id: f"{row.rule}: {row.reason}" for row in load_jsonl(outputs.dropped.path, DroppedRow)}
     return outputs, list(load_jsonl(outputs.pairs.path, PairRow)), drops
@@ -132,7 +139,7 @@ def test_every_pairing_and_least_gap_reaches_the_pairs(tmp_path: Path) -> None:
 
 def test_an_edit_that_says_what_was_rejected_is_no_pair(tmp_path: Path) -> None:
     same = preference("same", edited=" Seven.\n", strength="better")
-    outputs, pairs, drops = paired(tmp_path, [], [same, preference("good", strength="better")], on_policy=False)
+    outputs, pairs, drops = paired(tmp_path, [], [same, preference("good", strength="better")], sources=("file",))
     assert [pair.id for pair in pairs] == ["good"]
     assert drops == {"same": "same_text: edited and rejected are the same text"}
     assert outputs.counts["preference_pairs"] == 1
@@ -166,6 +173,36 @@ def test_annotation_sets_the_reward_models_pick_against_another_text() -> None:
     assert pairs_to_annotate(rows, seed=1) == pairs_to_annotate(rows, seed=1)
 
 
+def test_a_random_pick_is_the_yardstick_in_place_of_the_best(tmp_path: Path) -> None:
+    rows = [candidate(f"p{n}", k, f"text {k}", float(k)) for n in range(8) for k in range(4)]
+    rows += [candidate("q", 0, "cut", 9.0, finish_reason="length"), candidate("q", 1, "whole", 0.0)]
+    outputs, best = selected(tmp_path / "best", rows)
+    random_outputs, picked = selected(tmp_path / "random", rows, pick="random")
+    assert (
+        [row.reward for row in picked] == [row.random_reward for row in picked] == [row.random_reward for row in best]
+    )
+    assert len({row.id.rpartition("/")[2] for row in picked}) > 1
+    assert picked[-1].id == "q/1/1"  # a truncated one is no more picked at random than as the best
+    assert [row.pass_rate for row in picked] == [row.pass_rate for row in best]
+    assert random_outputs.metrics == outputs.metrics  # what the best would have had stays known
+
+
+def test_random_pairing_asks_the_reward_model_nothing() -> None:
+    rows = [candidate(f"p{n}", k, f"text {k}", float(k)) for n in range(40) for k in range(5)]
+    rows += [candidate("one", 0, "red", 1.0), candidate("one", 1, "red ", 2.0)]
+    rows += [candidate("cut", 0, "red", 1.0), candidate("cut", 1, "blue", 2.0, finish_reason="length")]
+    pairs = pairs_to_annotate(rows, seed=1, pairing="random")
+    assert {prompt.id for prompt, _, _ in pairs} == {f"p{n}" for n in range(40)}
+    assert all(first.completion != second.completion for _, first, second in pairs)
+    # Two of five at random hold the best in two of five pairs, about 16 of 40; best_random in all.
+    with_best = sum("text 4" in (first.completion, second.completion) for _, first, second in pairs)
+    assert 8 <= with_best <= 24
+    unscored = [row.model_copy(update={"reward": None}) for row in rows]
+    named = [(first.id, second.id) for _, first, second in pairs_to_annotate(unscored, seed=1, pairing="random")]
+    assert named == [(first.id, second.id) for _, first, second in pairs]
+    assert all("text 4" in (a.completion, b.completion) for _, a, b in pairs_to_annotate(rows[:200], seed=1))
+
+
 def test_only_named_strengths_train_and_silent_rows_do() -> None:
     rows = [preference("a", strength="better"), preference("b", strength="slightly_better"), preference("c")]
     assert [row.id for row in of_strengths(rows, ["better"])] == ["a", "c"]
@@ -190,6 +227,36 @@ def test_build_pairs_accounts_for_every_row_and_prompt(tmp_path: Path) -> None:
     assert pairs[1].reward_gap == pytest.approx(2.0)
     assert {row_id: text.partition(":")[0] for row_id, text in drops.items()} == {"b": "strength", "q": "pairs"}
     assert outputs.counts["in"] == 4
+
+
+SOURCES = {
+    ("file",): ["f"],
+    ("annotated",): ["annotated/p/1/0/p/1/1"],
+    ("on_policy",): ["p/1/1>0"],
+    ("on_policy", "file"): ["f", "p/1/1>0"],
+    ("file", "annotated", "on_policy"): ["f", "annotated/p/1/0/p/1/1", "p/1/1>0"],
+}
+
+
+@pytest.mark.parametrize("sources", SOURCES)
+def test_pairs_come_of_the_named_sources_alone(tmp_path: Path, sources: tuple[str, ...]) -> None:
+    preferences = [preference("f"), preference("annotated/p/1/0/p/1/1", source=Source.of_round(1), annotator="judge")]
+    rows = [candidate("p", 0, "red", 1.0), candidate("p", 1, "blue", 3.0)]
+    _, pairs, drops = paired(tmp_path, rows, preferences, sources=sources)
+    assert [pair.id for pair in pairs] == SOURCES[sources]
+    named = {row.origin for row in preferences if row.origin not in sources}
+    assert set(drops.values()) == {f"sources: pairs.sources does not name {origin}" for origin in named}
+
+
+def test_sources_that_a_round_has_none_of_make_no_pair_and_say_so(tmp_path: Path) -> None:
+    rows = [candidate("p", 0, "red", 1.0), candidate("p", 1, "blue", 3.0)]
+    for name, sources in (("none", ()), ("annotated", ("annotated",))):
+        heard = Listening()
+        outputs, pairs, drops = paired(tmp_path / name, rows, [preference("f")], sources=sources, progress=heard)
+        assert pairs == []
+        assert outputs.pairs.rows == 0
+        assert drops == {"f": "sources: pairs.sources does not name file"}
+        assert heard.lines == [f"  no pair for DPO: pairs.sources is [{', '.join(sources)}], and the round has none"]
 
 
 def test_build_pairs_with_nothing_left_names_the_counts(tmp_path: Path) -> None:
