@@ -11,6 +11,7 @@ from alignloop.alone.model import require_kwargs
 from alignloop.chat.load import template_kwargs_of
 from alignloop.chat.template_defaults import Value
 from alignloop.config import Recipe, load_recipe
+from alignloop.config.bundled import bundled_benchmarks
 from alignloop.config.engine import EngineConfig
 from alignloop.config.evaluation import EvaluateConfig
 from alignloop.engines.checkpoint import longest_sequence, text_config
@@ -20,7 +21,6 @@ from alignloop.look.setting import recipe_of
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import RESOLVED
 from alignloop.stages.base_files import check_causal
-from alignloop.stages.evaluate import BUNDLED
 
 if TYPE_CHECKING:
     from alignloop.evaluation.report import EvalReport
@@ -93,7 +93,7 @@ def evaluate_alone(
     check_causal(checkpoint, text_config(checkpoint))
     recipe, origin = find_protocol(checkpoint, asked, config=config, engine_name=engine_name)
     wanted = recipe.evaluate
-    toys = [name for name in wanted.tasks if name in BUNDLED]
+    toys = [name for name in wanted.tasks if name in bundled_benchmarks()]
     if origin is not None:
         progress.say(f"measured as {origin}")
     elif wanted.include_path == "quickstart" and toys:

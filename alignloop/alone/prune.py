@@ -14,7 +14,7 @@ from typing import Any
 from alignloop.alone.out_file import OneStage, beside, check_out, dropped_lines, there_text, unreadable, work_dir
 from alignloop.artifacts import Artifact, write_text
 from alignloop.config import Recipe, load_recipe
-from alignloop.config.bundled import resolve_base, resolve_file
+from alignloop.config.bundled import bundled_benchmarks, resolve_base, resolve_file
 from alignloop.data.convert import row_file
 from alignloop.data.files import why_not_twice
 from alignloop.data.rows import Dialogs, Options
@@ -176,7 +176,7 @@ def _benchmarks(recipe: Recipe, benchmarks: Sequence[str], *, with_recipe: bool)
         return recipe.evaluate.tasks, recipe.evaluate.include_path
     tasks = tuple(task for task in benchmarks if task != "quickstart")
     if "quickstart" in benchmarks:
-        return (*tasks, "ifeval", "mmlu"), "quickstart"
+        return (*tasks, *bundled_benchmarks()), "quickstart"
     return tasks, recipe.evaluate.include_path if with_recipe else None
 
 

@@ -123,7 +123,7 @@ def result_text(result: RunResult) -> str:
     """The tables of a finished run, what it took, and how to load the final model."""
     from alignloop.chat.load import template_kwargs_of
     from alignloop.report.model_card import snippet
-    from alignloop.report.rounds import text_tables
+    from alignloop.report.rounds import groups_of, text_tables
 
     minutes, seconds = divmod(round(result.seconds), 60)
     by_number = {0: "no engine start (all was published)", 1: "1 engine start"}
@@ -132,7 +132,7 @@ def result_text(result: RunResult) -> str:
     kwargs = template_kwargs_of(Path(path))
     return "\n".join(
         [
-            text_tables(result.rounds),
+            text_tables(result.rounds, groups=groups_of(result.run_dir)),
             "",
             f"took         {minutes} min {seconds} s, {starts}, peak memory at most {peak_gib():.1f} GiB",
             f"best round   {result.final_round}, by {result.best_metric}",

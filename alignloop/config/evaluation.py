@@ -9,8 +9,9 @@ class EvaluateConfig(Section):
     """Benchmarks round over round."""
 
     tasks: tuple[str, ...] = ("ifeval", "mmlu")
-    """lm-eval task names; `ifeval=FILE.jsonl`, `mmlu=FOLDER` and `mmlu_generative=FOLDER` read local data in its
-    published form. With `include_path` set, its task files come first."""
+    """lm-eval task names; `ifeval=FILE.jsonl` (or `ifeval_NAME=`, a name of its own), `mmlu=FOLDER` and
+    `mmlu_generative=FOLDER` read local data in its published form. With `include_path` set, its task files come
+    first."""
     include_path: str | None = None
     """A folder of lm-eval task YAML files; `quickstart` is the bundled one."""
     limit: PositiveInt | None = None

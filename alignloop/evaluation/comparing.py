@@ -22,7 +22,7 @@ from alignloop.artifacts import load_json, write_text
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import RunDirError, UserError
 from alignloop.evaluation.measures import STDERR
-from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, read_report, sha256_of
+from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, read_report, sha256_of, standing_alone
 from alignloop.evaluation.results import estimate_of, estimates_of
 from alignloop.evaluation.standard_error import NORMAL_95, Estimate, difference
 from alignloop.records import RoundRow
@@ -258,16 +258,23 @@ def forget_differences(run_dir: Path, number: int) -> None:
         _write(run_dir, kept)
 
 
-def flagged(row: RoundRow, earlier: Sequence[RoundRow], *, differences: Sequence[RoundDifferences]) -> RoundRow:
+def flagged(
+    row: RoundRow,
+    earlier: Sequence[RoundRow],
+    *,
+    differences: Sequence[RoundDifferences],
+    groups: Mapping[str, Sequence[str]],
+) -> RoundRow:
     """The row with its flags: over-optimisation, where the reward is climbed at the cost of what it stands for.
 
     That is, the reward of its model has risen beyond its error since the last round, or the base, while a benchmark has
     fallen beyond its own. Only figures that stand for a task count: its parts are many, and one of many falls by
     chance. Both models' rewards come from one reward model, the round's own, on answers to the same prompts: those of
-    two rounds' reward models are on two scales and are never compared. `earlier` begins with the base.
+    two rounds' reward models are on two scales and are never compared. `earlier` begins with the base; `groups` as in
+    the protocol.
     """
     own = {entry.against: entry.differences for entry in differences if entry.round == row.round}
-    names = headline_metrics(row.metrics)
+    names = headline_metrics(row.metrics, groups=groups)
     compared = {"reward/gain_over_previous": earlier[-1].round}
     if len(earlier) > 1:
         compared["reward/gain_over_base"] = earlier[0].round
@@ -295,12 +302,13 @@ def _over_optimised(gain: float, *, stderr: float, changes: Sequence[Difference]
     ]
 
 
-def headline_metrics(names: Iterable[str]) -> list[str]:
-    """Of `task/metric` names the one that stands for each task, tasks of a group (`mmlu_law` of `mmlu`) aside."""
+def headline_metrics(names: Iterable[str], *, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Of `task/metric` names the one that stands for each task, tasks of a group (`mmlu_law` of `mmlu`) aside; `groups`
+    as in the protocol."""
     found: dict[str, set[str]] = {}
     for name in names:
         task, _, metric = name.partition("/")
         found.setdefault(task, set()).add(metric)
-    tasks = [task for task in found if not any(task.startswith(f"{other}_") for other in found if other != task)]
+    tasks = standing_alone(found, groups)
     chosen = [(task, next((name for name in HEADLINES if name in found[task]), None)) for task in tasks]
     return [f"{task}/{metric}" for task, metric in chosen if metric is not None]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +72,19 @@ class Protocol(_Model):
     @property
     def digest(self) -> str:
         return sha256_of(self.model_dump(mode="json"))
+
+
+def standing_alone(names: Iterable[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Of the tasks and groups that report figures those that are in no other group that does, in order; `groups` as in
+    a protocol."""
+    found = list(dict.fromkeys(names))
+    reporting = {name: set(groups[name]) for name in found if name in groups}
+
+    def is_part(name: str) -> bool:
+        own = reporting.get(name, {name})
+        return any(own < leaves or (name not in reporting and own <= leaves) for leaves in reporting.values())
+
+    return [name for name in found if not is_part(name)]
 
 
 class EvalReport(_Model):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.chat.reasoning import holds_reasoning
-from alignloop.config.bundled import QUICKSTART
+from alignloop.config.bundled import benchmark_data
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import (
     IfevalRow,
@@ -73,7 +73,7 @@ def score_file(responses: Path, *, benchmark: str, strip_reasoning: bool = False
 
     Args:
         responses: JSON lines of `prompt` and `response`, in any order, one for each prompt.
-        benchmark: `ifeval=DATA.jsonl`, or `ifeval` for the bundled one.
+        benchmark: `ifeval=DATA.jsonl`, or the name of a bundled one: `ifeval`.
         strip_reasoning: whether `<think>...</think>` is taken off first.
 
     Raises:
@@ -96,13 +96,13 @@ def score_file(responses: Path, *, benchmark: str, strip_reasoning: bool = False
 
 
 def _data_of(benchmark: str) -> Path:
-    kind, has_path, path = benchmark.partition("=")
-    if kind != "ifeval" or (has_path and not path):
+    local = benchmark_data(benchmark, bundled=True)
+    if local is None or local.kind != "ifeval" or benchmark.endswith("="):
         raise DataError(
             f"--benchmark {benchmark}: responses are scored for ifeval=DATA.jsonl (IFEval's published form), or for "
             "ifeval, the bundled prompts; other benchmarks need a model: alignloop eval CHECKPOINT --tasks ..."
         )
-    return Path(path).expanduser() if has_path else QUICKSTART / "data" / "ifeval.jsonl"
+    return local.path
 
 
 def _read_responses(path: Path, *, prompts: Sequence[str], data: Path) -> dict[str, str]:

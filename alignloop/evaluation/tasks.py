@@ -2,9 +2,10 @@
 
 A name is one of
     ifeval=FILE.jsonl   local data in IFEval's published form, measured as lm-eval's `ifeval`
+    ifeval_NAME=FILE.jsonl    the same under a name of its own: a dev half beside a test half
     mmlu=FOLDER         local data in MMLU's published form (letters by log-likelihood, up to 5 shots)
     mmlu_generative=FOLDER    the same data, answers written by the model, no shots
-    ifeval, mmlu        with include_path `quickstart`: the bundled ones
+    ifeval, ifeval_dev, ifeval_unseen, mmlu    with include_path `quickstart`: the bundled ones
     anything else       an lm-eval task, group or tag: of include_path first, then lm-eval's own
 """
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignloop.config import bundled
+from alignloop.config.bundled import LocalBenchmark, benchmark_data
 from alignloop.config.yaml_values import YamlProblem, read_yaml
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import load_checkers, read_ifeval
@@ -29,6 +30,8 @@ MMLU_SHOTS = 5
 """The paper's number (section 5.1)."""
 LOCAL = {"ifeval": "ifeval=FILE.jsonl", "mmlu": "mmlu=FOLDER", "mmlu_generative": "mmlu_generative=FOLDER"}
 """Kinds that read local data, and how each is written."""
+NAMED = "ifeval_NAME=FILE.jsonl"
+"""How a kind that may have a name of its own is written with it."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,11 @@ def load_tasks(names: Sequence[str], *, include_path: str | Path | None) -> Load
     loaded = LoadedTasks()
     registered = []
     for name in names:
-        kind, has_path, path = name.partition("=")
-        if has_path:
-            loaded.add(_local(kind, path=Path(path)))
-        elif is_bundled and name in ("ifeval", "mmlu"):
-            loaded.add(_bundled(name))
-        else:
+        local = benchmark_data(name, bundled=is_bundled)
+        if local is None:
             registered.append(name)
+        else:
+            loaded.add(_local(local))
     if registered:
         loaded.add(_registered(registered, include_path=None if is_bundled else include_path))
     return loaded
@@ -76,8 +77,8 @@ def _named_twice(name: str) -> DataError:
     return DataError(f"evaluate.tasks: {name} is named twice (a group contains its tasks); name it once.")
 
 
-def local_ifeval(path: Path) -> LoadedTasks:
-    """lm-eval's `ifeval` task over a local file in its published form."""
+def local_ifeval(path: Path, *, name: str = "ifeval") -> LoadedTasks:
+    """lm-eval's `ifeval` task over a local file in its published form, under a name."""
     import lm_eval.tasks
     from datasets import Dataset
 
@@ -90,7 +91,9 @@ def local_ifeval(path: Path) -> LoadedTasks:
     manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(folder))
     # A group with one changed member is lm-eval's way to load a registered task over other data.
     local = {"task": "ifeval", "custom_dataset": lambda **_: {"train": dataset}}
-    return LoadedTasks(dict(manager.load({"group": "local", "task": [local]})["tasks"]))
+    (task,) = manager.load({"group": "local", "task": [local]})["tasks"].values()
+    task.set_config(key="task", value=name)
+    return LoadedTasks({name: task})
 
 
 def local_mmlu(folder: Path, *, form: AnswerForm = "letter", num_fewshot: int = MMLU_SHOTS) -> LoadedTasks:
@@ -118,14 +121,6 @@ def local_mmlu(folder: Path, *, form: AnswerForm = "letter", num_fewshot: int = 
     return LoadedTasks(tasks, {name: group})
 
 
-def _bundled(name: str) -> LoadedTasks:
-    """`ifeval` or `mmlu` about the quickstart's world; option texts, no shots."""
-    data = bundled.QUICKSTART / "data"
-    if name == "ifeval":
-        return local_ifeval(data / "ifeval.jsonl")
-    return local_mmlu(data / "mmlu", form="option_text", num_fewshot=0)
-
-
 def check_names(names: Sequence[str], *, known: Sequence[str]) -> None:
     """Raise a DataError with near names for the first of `names` that is not `known`."""
     for name in names:
@@ -135,19 +130,22 @@ def check_names(names: Sequence[str], *, known: Sequence[str]) -> None:
             raise DataError(f"evaluate.tasks: lm-eval has no task {name!r}{hint}. `lm-eval ls tasks` lists them all.")
 
 
-def _local(kind: str, *, path: Path) -> LoadedTasks:
-    if kind not in LOCAL:
-        raise DataError(not_local(kind, path=path))
-    if kind == "ifeval":
-        return local_ifeval(path)
-    return local_mmlu(path, form="letter" if kind == "mmlu" else "generated")
+def _local(data: LocalBenchmark) -> LoadedTasks:
+    """The quickstart's questions are asked by their option texts, without shots."""
+    if data.kind not in LOCAL:
+        raise DataError(not_local(data))
+    if data.kind == "ifeval":
+        return local_ifeval(data.path, name=data.name)
+    if data.bundled:
+        return local_mmlu(data.path, form="option_text", num_fewshot=0)
+    return local_mmlu(data.path, form="letter" if data.kind == "mmlu" else "generated")
 
 
-def not_local(kind: str, *, path: Path) -> str:
-    """What is wrong with `kind=path`, and which kinds there are, near ones first."""
-    near = difflib.get_close_matches(kind, LOCAL, n=1, cutoff=0.5)
+def not_local(data: LocalBenchmark) -> str:
+    """What is wrong with data of a kind that is none, and which kinds there are, near ones first."""
+    near = difflib.get_close_matches(data.kind, LOCAL, n=1, cutoff=0.5)
     hint = f" - did you mean {LOCAL[near[0]]}?" if near else ""
-    return f"evaluate.tasks: {kind}={path}: only {', '.join(LOCAL.values())} read local data{hint}"
+    return f"evaluate.tasks: {data.name}={data.path}: only {', '.join([*LOCAL.values(), NAMED])} read local data{hint}"
 
 
 def check_task_files(folder: Path) -> None:

@@ -8,7 +8,7 @@ from alignloop.errors import RunDirError
 from alignloop.loop.final import final_damage
 from alignloop.loop.round_inputs import Waiting, waiting
 from alignloop.progress import Progress
-from alignloop.report.rounds import text_tables
+from alignloop.report.rounds import groups_of, text_tables
 from alignloop.run_dir.layout import holder, stage_folder
 from alignloop.run_dir.reader import HOW_TO_BEGIN, RunReader, begun_stage, read_rounds
 from alignloop.run_dir.verification import verify_run
@@ -52,7 +52,7 @@ def status_text(run_dir: Path) -> str:
         else:
             lines += [f"round {number}:", *_open_round(run, number, wait, is_running=holding is not None)]
     if rows:
-        lines += ["", text_tables(rows)]
+        lines += ["", text_tables(rows, groups=groups_of(run_dir))]
     if holding is None and done < wanted:
         when = " when people are done" if any(waits.values()) else ""
         lines += ["", f"The same `alignloop run` goes on from here{when}."]

@@ -146,7 +146,8 @@ class _Ending:
             write_differences(run_dir, self.measured)
             _require_one_protocol(self.measured, run_dir)
             row = gated(row, earlier, recipe)
-            row = flagged(row, earlier, differences=read_differences(run_dir))
+            groups = self.measured[-1].protocol.groups
+            row = flagged(row, earlier, differences=read_differences(run_dir), groups=groups)
         self._publish([*earlier, row])
         for flag in row.flags:
             say(f"  round {number}: {flag}")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignloop.artifacts import Artifact
-from alignloop.config.bundled import benchmark_data
+from alignloop.config.bundled import LocalBenchmark, benchmark_data
 from alignloop.config.pruning import DecontaminateConfig, KeepOutConfig
 from alignloop.errors import DataError
 from alignloop.evaluation.measures import words
@@ -42,7 +42,7 @@ ALL_LEFT_OUT = (
 MIN_WORDS = 8
 """A shorter question says too little to be told from others: its options are added."""
 BUNDLED = "quickstart"
-"""The `include_path` that stands for the bundled `ifeval` and `mmlu`."""
+"""The `include_path` that stands for the quickstart's benchmarks."""
 Vectors = NDArray[np.floating]
 RowT = TypeVar("RowT", PreferenceRow, PromptRow, SftRow)
 
@@ -231,13 +231,13 @@ def is_local(task: str, include_path: str | None) -> bool:
 
 def benchmark_files(tasks: Sequence[str], include_path: str | None) -> tuple[Artifact, ...]:
     """The local data of the tasks, with digests, for fingerprints; lm-eval's own tasks have none."""
-    paths = [path for _, path in _local_data(tasks, include_path)]
+    paths = [data.path for data in _local_data(tasks, include_path)]
     if include_path is not None and include_path != BUNDLED:
         paths.append(Path(include_path).expanduser())
     return tuple(Artifact.of(path) for path in paths if path.exists())
 
 
-def _local_data(tasks: Sequence[str], include_path: str | None) -> list[tuple[str, Path]]:
+def _local_data(tasks: Sequence[str], include_path: str | None) -> list[LocalBenchmark]:
     found = (benchmark_data(task, bundled=include_path == BUNDLED) for task in tasks)
     return [data for data in found if data is not None]
 
@@ -248,22 +248,22 @@ def local_texts(tasks: tuple[str, ...], include_path: str | None) -> tuple[Bench
 
     A DataError names file, line and field of wrong data, or a kind that reads no local data.
     """
-    return tuple(text for kind, path in _local_data(tasks, include_path) for text in _read(kind, path))
+    return tuple(text for data in _local_data(tasks, include_path) for text in _read(data))
 
 
-def _read(kind: str, path: Path) -> Iterator[BenchmarkText]:
+def _read(data: LocalBenchmark) -> Iterator[BenchmarkText]:
     from alignloop.evaluation.ifeval import read_form
     from alignloop.evaluation.mmlu import read_mmlu, task_name
     from alignloop.evaluation.tasks import LOCAL, not_local
 
-    if kind not in LOCAL:
-        raise DataError(not_local(kind, path=path))
-    if kind == "ifeval":
-        yield from _numbered(kind, [row.prompt for _, row in read_form(path)])
+    if data.kind not in LOCAL:
+        raise DataError(not_local(data))
+    if data.kind == "ifeval":
+        yield from _numbered(data.name, [row.prompt for _, row in read_form(data.path)])
         return
     # lm-eval's generative tasks have no options to score: there a short question stands alone.
-    scored = kind == "mmlu"
-    for subject in read_mmlu(path):
+    scored = data.kind == "mmlu"
+    for subject in read_mmlu(data.path):
         questions = [_standing_alone(row["question"], row["choices"] if scored else []) for row in subject.test]
         yield from _numbered(task_name(subject.name, form="letter" if scored else "generated"), questions)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from alignloop.evaluation.comparing import Difference, RoundDifferences, protocol_changes, protocol_of
-from alignloop.evaluation.report import EvalReport
+from alignloop.evaluation.report import EvalReport, standing_alone
 from alignloop.report import charts
 from alignloop.report.content import COUNT, PERCENT, Cell, Details, Figure, PageSection, Table
 from alignloop.report.facts import RoundRecord, RunRecord, by_round, round_label
 from alignloop.report.figures import ERROR_BARS, heat, over_rounds
-from alignloop.report.rounds import IFEVAL, MAIN_METRICS, MISSING
+from alignloop.report.rounds import FOUR, MAIN_METRICS, MISSING, title_of
 
-TYPES = "ifeval/type/"
-TITLES = {"ifeval": "IFEval", "mmlu": "MMLU"}
+TYPES = "type/"
+"""What begins the metric of an instruction type."""
 NOT_SCORES = ("stop_rate", "mean_tokens", "truncation_rate")
 """Figures of a benchmark that say nothing of how good it is; shown with the measures."""
 MOST_READINGS, MOST_COMPARED_ROUNDS = 3, 40
@@ -29,14 +29,11 @@ PAIRED = (
 def headline_keys(rounds: Sequence[RoundRecord]) -> list[str]:
     """Of each benchmark the figure that stands for it: `ifeval/mean`, `mmlu/acc`, `gsm8k/exact_match,strict-match`."""
     keys = _metric_names(rounds)
-    tasks = list(dict.fromkeys(_task_of(key) for key in keys))
-    groups = [f"{task}_" for task in tasks if any(other.startswith(f"{task}_") for other in tasks)]
     found = []
-    for task in tasks:
-        if not task.startswith(tuple(groups)):
-            names = _names_of(task, keys)
-            ranked = [n for main in ("mean", "acc", *MAIN_METRICS) for n in names if n.partition(",")[0] == main]
-            found += [f"{task}/{name}" for name in [*ranked, *_scores(names)][:1]]
+    for task in standing_alone(map(_task_of, keys), _groups(rounds)):
+        names = _names_of(task, keys)
+        ranked = [n for main in ("mean", "acc", *MAIN_METRICS) for n in names if n.partition(",")[0] == main]
+        found += [f"{task}/{name}" for name in [*ranked, *_scores(names)][:1]]
     return found
 
 
@@ -64,11 +61,13 @@ def climb(run: RunRecord) -> PageSection:
     for key in headline_keys(run.finished):
         rounds, unlike = alike(run, key)
         notes += unlike
-        if key == "ifeval/mean":
-            figures.append(_lines("IFEval, mean of the four accuracies", rounds, {"mean": key}, name=f"climb-{key}"))
-            figures.append(_lines("IFEval, its four accuracies", rounds, IFEVAL, name="climb-ifeval-four"))
+        task, title = _task_of(key), title_of(_task_of(key))
+        if key == f"{task}/mean":
+            four = {name: f"{task}/{metric}" for name, metric in FOUR.items()}
+            figures.append(_lines(f"{title}, mean of the four accuracies", rounds, {"mean": key}, name=f"climb-{key}"))
+            figures.append(_lines(f"{title}, its four accuracies", rounds, four, name=f"climb-{task}-four"))
         else:
-            figures.append(_lines(_title(key), rounds, _readings(key, rounds), name=f"climb-{key}"))
+            figures.append(_lines(title, rounds, _readings(key, rounds), name=f"climb-{key}"))
     note = f"In percent; the base is round 0. {ERROR_BARS}" if figures else ""
     shown = tuple(filter(None, figures))
     return PageSection("climb", "Climb", "The climb", note=note, figures=shown, warnings=tuple(notes))
@@ -77,17 +76,19 @@ def climb(run: RunRecord) -> PageSection:
 def breakdown(run: RunRecord) -> PageSection:
     """Instruction types of IFEval and tasks of a group: an average that rises can hide one that collapses."""
     figures = []
-    keys = _metric_names(run.finished)
-    types = {key.removeprefix(TYPES): key for key in keys if key.startswith(TYPES)}
-    if types:
-        figures.append(heat("IFEval by instruction type (strict, %)", run.finished, types, name="ifeval-types"))
+    keys, groups = _metric_names(run.finished), _groups(run.finished)
     for headline in headline_keys(run.finished):
         task, _, name = headline.partition("/")
-        in_group = [key for key in keys if key.startswith(f"{task}_") and key.endswith(f"/{name}")]
+        asked = [entry for entry in run.finished if headline in entry.metrics]
+        types = {each.removeprefix(TYPES): f"{task}/{each}" for each in _names_of(task, keys) if each.startswith(TYPES)}
+        if types:
+            title = f"{title_of(task)} by instruction type (strict, %)"
+            figures.append(heat(title, asked, types, name=f"{task}-types"))
+        members = {leaf.removeprefix(f"{task}_"): f"{leaf}/{name}" for leaf in groups.get(task, ())}
+        in_group = {label: key for label, key in members.items() if key in keys}
         if in_group:
-            members = {_task_of(key).removeprefix(f"{task}_"): key for key in in_group}
-            title = f"{_title(headline)} by task ({name}, %)"
-            figures.append(heat(title, run.finished, members, name=f"{task}-tasks"))
+            title = f"{title_of(task)} by task ({name}, %)"
+            figures.append(heat(title, asked, in_group, name=f"{task}-tasks"))
     return PageSection("breakdown", "By type", "Where it climbs, and where it does not", figures=tuple(figures))
 
 
@@ -189,6 +190,10 @@ def _protocol_changes(one: EvalReport | None, other: EvalReport | None, task: st
     return protocol_changes(protocol_of(one.protocol, task), protocol_of(other.protocol, task))
 
 
+def _groups(rounds: Sequence[RoundRecord]) -> dict[str, list[str]]:
+    return {name: leaves for entry in rounds for name, leaves in entry.groups.items()}
+
+
 def _metric_names(rounds: Sequence[RoundRecord]) -> list[str]:
     return list(dict.fromkeys(key for entry in rounds for key in entry.metrics))
 
@@ -204,7 +209,3 @@ def _names_of(task: str, keys: Sequence[str]) -> list[str]:
 
 def _scores(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in NOT_SCORES and "/" not in name]
-
-
-def _title(key: str) -> str:
-    return TITLES.get(_task_of(key), _task_of(key))

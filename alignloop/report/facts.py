@@ -61,6 +61,11 @@ class RoundRecord:
         return {} if self.row is None else self.row.metrics
 
     @property
+    def groups(self) -> dict[str, list[str]]:
+        """The benchmarks' groups with their tasks, as far as its evaluation can be read."""
+        return {} if self.evaluation is None else self.evaluation.protocol.groups
+
+    @property
     def seconds(self) -> dict[str, float]:
         return seconds_by_activity(stage.manifest for stage in self.stages)
 

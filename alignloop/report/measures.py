@@ -66,12 +66,13 @@ FIGURES = (
         {"k1": "kl_to_base", "k3": "kl_to_base_k3"},
         "On the policy's own completions. Two estimates of one distance: where they are far apart, trust k1."),
     MeasuredFigure("How completions end", PERCENT,
-        {"stopped": "stop_rate|ifeval/stop_rate", "truncated": "truncation_rate", "in mid-sentence": "abrupt_end_rate",
-         "empty": "empty_rate"},
+        {"stopped": "stop_rate|ifeval_dev/stop_rate|ifeval/stop_rate", "truncated": "truncation_rate",
+         "in mid-sentence": "abrupt_end_rate", "empty": "empty_rate"},
         "Of greedy completions of held-out prompts. In mid-sentence: stopped, and no sentence had ended."),
     MeasuredFigure("Repetition", PERCENT, {"anywhere": "repetition_rate", "at the end": "tail_repetition_rate"},
         "Of greedy completions: the mean share of 4-word sequences that stood before; the share whose last one did."),
-    MeasuredFigure("Length of completions", FigureUnit("tokens"), {"tokens": "mean_tokens|ifeval/mean_tokens"}),
+    MeasuredFigure("Length of completions", FigureUnit("tokens"),
+        {"tokens": "mean_tokens|ifeval_dev/mean_tokens|ifeval/mean_tokens"}),
 )  # fmt: skip
 _BIN = re.compile(r"(?:^|/)reliability/")
 _SIDE = re.compile(

@@ -15,7 +15,7 @@ from alignloop.chat.template_defaults import Value, in_yaml
 from alignloop.config import Recipe
 from alignloop.config.yaml_values import dump_yaml
 from alignloop.records import RoundRow
-from alignloop.report.rounds import markdown_table
+from alignloop.report.rounds import groups_of, markdown_table
 from alignloop.run_dir.manifest import Manifest, read_manifest
 from alignloop.run_dir.reader import PublishedStage, published_stages
 
@@ -34,7 +34,7 @@ def model_card(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recip
         best=best,
         front_matter=dump_yaml(_front_matter(recipe), sort_keys=True),
         base="the bundled quickstart base" if recipe.base == "quickstart" else f"`{Path(recipe.base).name}`",
-        rounds_table=markdown_table(rows),
+        rounds_table=markdown_table(rows, groups=groups_of(run_dir)),
         template_kwargs=kwargs,
         template_kwargs_yaml=in_yaml(kwargs),
         engine=ENGINES[recipe.engine.name],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from alignloop.artifacts import Artifact
+from alignloop.evaluation.report import standing_alone
 from alignloop.records import RoundRow
 from alignloop.run_dir.manifest import Manifest
 from alignloop.run_dir.reader import published_stages
@@ -16,16 +17,19 @@ from alignloop.terminal import WIDTH
 UNCOUNTED = ("average", "base", "evaluate", "measure")
 """Stages whose counts are not of rows."""
 MISSING = "-"
-IFEVAL = {
-    "prompt strict": "ifeval/prompt_level_strict_acc",
-    "prompt loose": "ifeval/prompt_level_loose_acc",
-    "instr. strict": "ifeval/inst_level_strict_acc",
-    "instr. loose": "ifeval/inst_level_loose_acc",
+FOUR = {
+    "prompt strict": "prompt_level_strict_acc",
+    "prompt loose": "prompt_level_loose_acc",
+    "instr. strict": "inst_level_strict_acc",
+    "instr. loose": "inst_level_loose_acc",
 }
+"""IFEval's accuracies: a task that reports them is of its form."""
 ACTIVITIES = {"sample": "sampling", "train": "training", "score": "scoring", "eval": "evaluating"}
 """Heading -> activity with a column of its own; all others are summed."""
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "pass@1", "f1", "bleu")
 """Of a benchmark other than IFEval and MMLU, the first of these it reports is shown."""
+Groups = Mapping[str, Sequence[str]]
+"""Of the benchmarks' protocol: a group's name -> its tasks."""
 
 
 def round_row(run_dir: Path, number: int, *, policy: Artifact, stderr: dict[str, float]) -> RoundRow:
@@ -83,15 +87,29 @@ class Column(NamedTuple):
 ROUND = Column("", ("", "round"), lambda row: row.round)
 
 
-def text_tables(rows: Sequence[RoundRow]) -> str:
-    """All rounds: quality, other benchmarks where there are any, and the work."""
-    others = [[ROUND, *columns] for columns in _fitting(_other_columns(rows), rows)]
-    return "\n\n".join(_table(columns, rows) for columns in (_quality_columns(rows), *others, _work_columns()))
+def groups_of(run_dir: Path) -> dict[str, list[str]]:
+    """The benchmarks' groups with their tasks, as the base was asked; none where it was not yet."""
+    protocols = [stage.manifest.facts.get("protocol", {}) for stage in published_stages(run_dir, 0)]
+    return {name: leaves for protocol in protocols for name, leaves in protocol.get("groups", {}).items()}
 
 
-def markdown_table(rows: Sequence[RoundRow]) -> str:
+def title_of(task: str) -> str:
+    """`ifeval_dev` -> `IFEval dev`."""
+    if task == "ifeval" or task.startswith("ifeval_"):
+        return task.replace("ifeval", "IFEval", 1).replace("_", " ")
+    return "MMLU" if task == "mmlu" else task
+
+
+def text_tables(rows: Sequence[RoundRow], *, groups: Groups) -> str:
+    """All rounds: quality, other benchmarks where there are any, and the work; a table is as wide as fits."""
+    parts = (_quality_columns(rows), _other_columns(rows, groups=groups))
+    tables = [[ROUND, *columns] for part in parts for columns in _fitting(part, rows)]
+    return "\n\n".join(_table(columns, rows) for columns in (*tables, _work_columns()))
+
+
+def markdown_table(rows: Sequence[RoundRow], *, groups: Groups) -> str:
     """Quality and other benchmarks, for a model card."""
-    columns = [*_quality_columns(rows), *_other_columns(rows)]
+    columns = [ROUND, *_quality_columns(rows), *_other_columns(rows, groups=groups)]
     parts = [[part for part in (column.group, *column.heading) if part and part != "%"] for column in columns]
     headings = [" ".join(words).replace("- ", "-").replace(", %", "") for words in parts]
     lines = [f"| {' | '.join(headings)} |", f"|{' ---: |' * len(columns)}"]
@@ -100,15 +118,12 @@ def markdown_table(rows: Sequence[RoundRow]) -> str:
 
 
 def _quality_columns(rows: Sequence[RoundRow]) -> list[Column]:
-    """IFEval and MMLU in percent, where they are among the benchmarks, then the reward model."""
-    reported = {key for row in rows for key in row.metrics}
-    columns = [ROUND]
-    if any(key.startswith("ifeval/") for key in reported):
-        for name, key in IFEVAL.items():
-            first, _, second = name.partition(" ")
-            columns.append(_metric("IFEval, %", (first, second), key))
-        columns.append(_metric("IFEval, %", ("", "mean"), "ifeval/mean"))
-        columns.append(Column("IFEval, %", ("std.", "error"), lambda row: _percent(row.stderr.get("ifeval/mean")), 1))
+    """Benchmarks of IFEval's form and MMLU in percent, where they were asked, then the reward model."""
+    reported = {key: None for row in rows for key in row.metrics}
+    columns = []
+    tasks = _of_ifevals_form(rows)
+    for task in tasks:
+        columns += _ifeval_columns(task, is_alone=len(tasks) == 1)
     if any(key.startswith("mmlu/") for key in reported):
         metric = "acc" if "mmlu/acc" in reported else "acc_norm"
         columns.append(_metric("MMLU", ("%", metric), f"mmlu/{metric}"))
@@ -121,13 +136,34 @@ def _quality_columns(rows: Sequence[RoundRow]) -> list[Column]:
     ]
 
 
-def _other_columns(rows: Sequence[RoundRow]) -> list[Column]:
-    """One column a benchmark that is neither IFEval nor MMLU."""
+def _of_ifevals_form(rows: Sequence[RoundRow]) -> list[str]:
+    keys = dict.fromkeys(key for row in rows for key in row.metrics)
+    return [task for task, _, metric in (key.partition("/") for key in keys) if metric == FOUR["prompt strict"]]
+
+
+def _ifeval_columns(task: str, *, is_alone: bool) -> list[Column]:
+    """All four accuracies, or of several tasks the first, that they stand beside each other; the mean and its error."""
+    group, mean = f"{title_of(task)}, %" if is_alone else title_of(task), f"{task}/mean"
+    columns = []
+    for name, metric in FOUR.items() if is_alone else list(FOUR.items())[:1]:
+        first, _, second = name.partition(" ")
+        columns.append(_metric(group, (first, second), f"{task}/{metric}"))
+    columns.append(_metric(group, ("", "mean"), mean))
+    return [
+        *columns,
+        Column(group, ("std.", "error" if is_alone else "err."), lambda row: _percent(row.stderr.get(mean)), 1),
+    ]
+
+
+def _other_columns(rows: Sequence[RoundRow], *, groups: Groups) -> list[Column]:
+    """One column a benchmark that is neither of IFEval's form nor MMLU."""
     main: dict[str, tuple[int, str]] = {}
-    for key in dict.fromkeys(key for row in rows for key in row.metrics):
+    keys = dict.fromkeys(key for row in rows for key in row.metrics)
+    others = {*standing_alone((key.partition("/")[0] for key in keys), groups)} - {"mmlu", *_of_ifevals_form(rows)}
+    for key in keys:
         task, _, metric = key.partition("/")
         name = metric.partition(",")[0]
-        if task != "ifeval" and not task.startswith("mmlu") and name in MAIN_METRICS:
+        if task in others and name in MAIN_METRICS:
             rank = MAIN_METRICS.index(name)
             if task not in main or rank < main[task][0]:
                 main[task] = (rank, metric)
@@ -171,12 +207,8 @@ def _other_seconds(row: RoundRow) -> float:
 
 def _table(columns: Sequence[Column], rows: Sequence[RoundRow]) -> str:
     """Right-aligned columns under two lines of heading and a line of groups."""
+    widths = _widths(columns, rows)
     cells = [[column.cell(row) for row in rows] for column in columns]
-    alone = [sum(other.group == column.group for other in columns) == 1 for column in columns]
-    widths = [
-        max(map(len, [*column.heading, *values, column.group if single else ""]))
-        for column, values, single in zip(columns, cells, alone, strict=True)
-    ]
     texts = [[column.heading[level] for column in columns] for level in (0, 1)] + [
         list(line) for line in zip(*cells, strict=True)
     ]
@@ -195,15 +227,26 @@ def _group_line(columns: Sequence[Column], widths: Sequence[int]) -> str:
     return " ".join(parts).rstrip()
 
 
+def _widths(columns: Sequence[Column], rows: Sequence[RoundRow]) -> list[int]:
+    """Of each column; the first of a group is wide enough for the group's name over all of them."""
+    widths = [max(map(len, [*column.heading, *(column.cell(row) for row in rows)])) for column in columns]
+    for name, members in groupby(range(len(columns)), key=lambda index: columns[index].group):
+        own = list(members)
+        span = sum(widths[index] for index in own) + len(own) - 1
+        widths[own[0]] += max(0, len(name if len(own) == 1 else f" {name} ") - span)
+    return widths
+
+
 def _fitting(columns: Sequence[Column], rows: Sequence[RoundRow]) -> list[list[Column]]:
-    """Columns in groups that each fit the width beside the round's number."""
-    groups: list[list[Column]] = []
+    """Columns by the line: groups stay whole, and each line fits the width beside the round's number."""
+    lines: list[list[Column]] = []
     width_left = 0
-    for column in columns:
-        need = max(map(len, [column.group, *column.heading, *(column.cell(row) for row in rows)])) + 1
-        if not groups or need > width_left:
-            groups.append([])
+    for _, members in groupby(zip(columns, _widths(columns, rows), strict=True), key=lambda pair: pair[0].group):
+        own, widths = zip(*members, strict=True)
+        need = sum(widths) + len(widths)
+        if not lines or need > width_left:
+            lines.append([])
             width_left = WIDTH - len("round")
-        groups[-1].append(column)
+        lines[-1] += own
         width_left -= need
-    return groups
+    return lines

@@ -6,14 +6,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from alignloop.artifacts import Artifact
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.load import in_first_user_turn, takes_system_turn
-from alignloop.config.bundled import benchmark_data
+from alignloop.config.bundled import benchmark_data, bundled_benchmarks
 from alignloop.config.engine import EngineComputes, computing
 from alignloop.config.evaluation import EvaluateConfig
 from alignloop.config.recipe import Recipe
@@ -29,7 +30,6 @@ from alignloop.stages.facts import Facts, Findings
 
 SLACK = 8
 """Tokens that a tokenizer may add to a text, such as a space before its first word."""
-BUNDLED = ("ifeval", "mmlu")
 _METRICS = {
     "ifeval": (*ACCURACIES, "mean", "stop_rate", "mean_tokens"),
     "mmlu": ("acc", "acc_macro"),
@@ -99,7 +99,7 @@ def check(facts: Facts) -> None:
     """Local data is in its form and fits the context, names are not misspelt, and metrics are of tasks that run."""
     recipe, findings, config = facts.recipe, facts.findings, facts.recipe.evaluate
     is_bundled = config.include_path == "quickstart"
-    known: tuple[str, ...] = BUNDLED if is_bundled else ()
+    known = tuple(bundled_benchmarks()) if is_bundled else ()
     if config.include_path is not None and not is_bundled:
         folder = Path(config.include_path).expanduser()
         if not folder.is_dir():
@@ -110,10 +110,13 @@ def check(facts: Facts) -> None:
     if not config.tasks:
         findings.problems.append("evaluate.tasks: no task is named")
     found: list[TooLong] = []
+    parts: dict[str, set[str]] = {}
     for name in config.tasks:
         _check_task(name, known, findings)
         try:
             tasks = local_prompts(name, bundled=is_bundled)
+            if tasks:
+                parts[name.partition("=")[0]] = {task.name for task in tasks}
             if facts.base.chat is not None:
                 found += too_long(
                     tasks, chat=facts.base.chat, limit=config.limit, max_model_len=recipe.engine.max_model_len
@@ -123,9 +126,8 @@ def check(facts: Facts) -> None:
     with findings.collecting():
         refuse(found, max_model_len=recipe.engine.max_model_len)
     if config.tasks:
-        _check_metric("best_metric", recipe.best_metric, recipe, findings)
-        for metric in recipe.gate.metrics:
-            _check_metric("gate.metrics", metric, recipe, findings)
+        for field, metric in [("best_metric", recipe.best_metric), *(("gate.metrics", m) for m in recipe.gate.metrics)]:
+            _check_metric(field, metric, recipe, parts=parts, findings=findings)
     if recipe.gate.metrics and recipe.gate.max_regression is None:
         findings.notes.append("gate.metrics are named, but gate.max_regression is not set: every round passes")
 
@@ -137,10 +139,10 @@ def _task_names(folder: Path) -> tuple[str, ...]:
 
 
 def _check_task(name: str, known: tuple[str, ...], findings: Findings) -> None:
-    kind, has_path, path = name.partition("=")
-    if has_path:
-        if kind not in LOCAL:
-            findings.problems.append(not_local(kind, path=Path(path)))
+    local = benchmark_data(name, bundled=False)
+    if local is not None:
+        if local.kind not in LOCAL:
+            findings.problems.append(not_local(local))
     elif name not in known:
         if near := did_you_mean(name, known, most=2, cutoff=0.75):
             findings.problems.append(f"evaluate.tasks: {name!r} is unknown - {near}")
@@ -150,18 +152,22 @@ def _check_task(name: str, known: tuple[str, ...], findings: Findings) -> None:
             )
 
 
-def _check_metric(field: str, metric: str, recipe: Recipe, findings: Findings) -> None:
-    """A metric is of a task that runs, and one that the task reports, as far as its metrics are known."""
+def _check_metric(
+    field: str, metric: str, recipe: Recipe, *, parts: Mapping[str, set[str]], findings: Findings
+) -> None:
+    """A metric is of a task that runs, and one that the task reports, as far as its metrics are known. `parts` has the
+    tasks of each benchmark with local data."""
     task, _, measure = metric.partition("/")
-    kinds = [name.partition("=")[0] for name in recipe.evaluate.tasks]
-    if not any(task == kind or task.startswith(f"{kind.removesuffix('_generative')}_") for kind in kinds):
+    names = {name.partition("=")[0]: name for name in recipe.evaluate.tasks}
+    # Of other groups lm-eval alone knows the tasks, which begin with the group's name; IFEval is none.
+    others = tuple(f"{name.removesuffix('_generative')}_" for name in names if name not in (*parts, "ifeval"))
+    if task not in {*names, *chain.from_iterable(parts.values())} and not task.startswith(others):
         findings.problems.append(
-            f"{field}: {metric!r} is of none of the tasks ({', '.join(kinds)}) - name a metric as task/metric"
+            f"{field}: {metric!r} is of none of the tasks ({', '.join(names)}) - name a metric as task/metric"
         )
-    is_bundled = recipe.evaluate.include_path == "quickstart"
-    is_ours = any((name == task and is_bundled) or name.startswith(f"{task}=") for name in recipe.evaluate.tasks)
-    reported = _METRICS.get(task, ()) if is_ours else ()
-    if not reported or measure in reported or (task == "ifeval" and measure.startswith("type/")):
+    local = benchmark_data(names.get(task, ""), bundled=recipe.evaluate.include_path == "quickstart")
+    reported = () if local is None else _METRICS.get(local.kind, ())
+    if local is None or not reported or measure in reported or (local.kind == "ifeval" and measure.startswith("type/")):
         return
     near = difflib.get_close_matches(measure, reported, n=1, cutoff=0.5)
     hint = f" - did you mean {task}/{near[0]}?" if near else ""
@@ -188,18 +194,17 @@ class TaskPrompts:
 
 
 def local_prompts(name: str, *, bundled: bool) -> list[TaskPrompts]:
-    """The prompts of `kind=PATH` or of a bundled task (`bundled`: `ifeval` and `mmlu` are the bundled ones); none for
-    others, which lm-eval alone can build. Raises DataError with file, line and field of wrong data."""
+    """The prompts of `name=PATH` or of a bundled task (`bundled`: the quickstart's names are its own); none for others,
+    which lm-eval alone can build. Raises DataError with file, line and field of wrong data."""
     local = benchmark_data(name, bundled=bundled)
     if local is None:
         return []
-    kind, data = local
-    has_path = "=" in name
-    if kind == "ifeval":
-        return [TaskPrompts("ifeval", (), tuple(row.prompt for _, row in read_form(data)))]
-    if kind == "mmlu":
-        return _mmlu(data, form="letter" if has_path else "option_text", num_shots=MMLU_SHOTS if has_path else 0)
-    return _mmlu(data, form="generated", num_shots=0) if kind == "mmlu_generative" else []
+    if local.kind == "ifeval":
+        return [TaskPrompts(local.name, (), tuple(row.prompt for _, row in read_form(local.path)))]
+    if local.kind == "mmlu":
+        form: AnswerForm = "option_text" if local.bundled else "letter"
+        return _mmlu(local.path, form=form, num_shots=0 if local.bundled else MMLU_SHOTS)
+    return _mmlu(local.path, form="generated", num_shots=0) if local.kind == "mmlu_generative" else []
 
 
 def _mmlu(folder: Path, *, form: AnswerForm, num_shots: int) -> list[TaskPrompts]:

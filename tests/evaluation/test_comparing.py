@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -245,16 +246,19 @@ def changes(number: int, *by: tuple[int, str, float]) -> list[RoundDifferences]:
     ]
 
 
+_flagged = partial(flagged, groups={})
+
+
 def test_reward_up_and_benchmark_down_is_flagged() -> None:
     rows = [row(0, 0.4), row(1, 0.6)]
-    (flag,) = flagged(row(2, 0.5, gain=0.5), rows, differences=changes(2, (1, "ifeval/mean", -0.1))).flags
+    (flag,) = _flagged(row(2, 0.5, gain=0.5), rows, differences=changes(2, (1, "ifeval/mean", -0.1))).flags
     assert flag == (
         "over-optimisation: since round 1 the reward rose by 0.5 (0.304 to 0.696) while ifeval/mean fell by 0.100 "
         "(0.050 to 0.150)"
     )
-    slow = flagged(row(2, 0.5, gain=0.1, since_base=0.5), rows, differences=changes(2, (0, "ifeval/mean", -0.1)))
+    slow = _flagged(row(2, 0.5, gain=0.1, since_base=0.5), rows, differences=changes(2, (0, "ifeval/mean", -0.1)))
     assert [flag[:36] for flag in slow.flags] == ["over-optimisation: since round 0 the"]
-    first = flagged(row(1, 0.4, gain=0.5, since_base=0.5), rows[:1], differences=changes(1, (0, "ifeval/mean", -0.2)))
+    first = _flagged(row(1, 0.4, gain=0.5, since_base=0.5), rows[:1], differences=changes(1, (0, "ifeval/mean", -0.2)))
     assert len(first.flags) == 1  # the last round is the base: it is compared once
 
 
@@ -271,7 +275,7 @@ def test_reward_up_and_benchmark_down_is_flagged() -> None:
 )
 def test_either_alone_and_what_errors_explain_is_not(gain: float, change: tuple[int, int, str, float]) -> None:
     number, *by = change
-    found = flagged(row(2, 0.5, gain=gain), [row(0, 0.4), row(1, 0.6)], differences=changes(number, tuple(by)))  # type: ignore[arg-type]
+    found = _flagged(row(2, 0.5, gain=gain), [row(0, 0.4), row(1, 0.6)], differences=changes(number, tuple(by)))  # type: ignore[arg-type]
     assert found.flags == []
 
 
@@ -279,12 +283,20 @@ def test_without_an_error_or_an_interval_nothing_is_flagged() -> None:
     rows, falls = [row(0, 0.4), row(1, 0.6)], changes(2, (1, "ifeval/mean", -0.1))
     alone = row(2, 0.5, gain=5.0)
     del alone.measures["reward/gain_over_previous_stderr"]
-    assert flagged(alone, rows, differences=falls).flags == []
+    assert _flagged(alone, rows, differences=falls).flags == []
     unknown = falls[0].differences[0].model_copy(update={"low": None, "high": None})
     falls = [falls[0].model_copy(update={"differences": [unknown]})]
-    assert flagged(row(2, 0.5, gain=0.5), rows, differences=falls).flags == []
+    assert _flagged(row(2, 0.5, gain=0.5), rows, differences=falls).flags == []
 
 
 def test_one_figure_stands_for_a_task() -> None:
     names = ["ifeval/mean", "ifeval/prompt_level_strict_acc", "mmlu/acc", "mmlu/acc_norm", "mmlu_law/acc", "qa/em"]
-    assert headline_metrics(names) == ["ifeval/mean", "mmlu/acc"]
+    assert headline_metrics(names, groups={"mmlu": ["mmlu_law"]}) == ["ifeval/mean", "mmlu/acc"]
+
+
+def test_a_group_is_known_by_the_protocol_and_not_by_a_name_s_beginning() -> None:
+    names = ["ifeval/mean", "ifeval_dev/mean", "all/acc", "half/acc", "half_law/acc", "sums/acc"]
+    groups = {"all": ["half_law", "sums"], "half": ["half_law"], "tag": ["ifeval", "ifeval_dev"]}
+    # `tag` reports nothing by itself; `half` and its task are in `all`.
+    assert headline_metrics(names, groups=groups) == ["ifeval/mean", "ifeval_dev/mean", "all/acc"]
+    assert headline_metrics(names[3:5], groups=groups) == ["half/acc"]

@@ -14,6 +14,7 @@ from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignloop.chat.load import load_format
+from alignloop.config.bundled import bundled_benchmarks
 from alignloop.engines.transformers_engine import TransformersEngine
 from alignloop.errors import DataError
 from alignloop.evaluation.ifeval import load_checkers
@@ -129,6 +130,27 @@ def test_option_texts_are_scored_as_by_a_plain_forward_pass(
         assert sample.verdicts["acc_norm"] == float(per_char.index(max(per_char)) == "ABCD".index(letter))
     assert report.metrics["mmlu/acc"] == report.metrics["mmlu_mills/acc"] == pytest.approx(sum(right) / 2)
     assert report.counts["mmlu/acc"] == 2
+
+
+def test_halves_of_a_benchmark_have_names_of_their_own(
+    engine: TransformersEngine, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By path, and bundled where their data lie in the package: one evaluation asks both, and mixes nothing up."""
+    monkeypatch.setattr("alignloop.config.bundled.QUICKSTART", tmp_path)
+    (tmp_path / "data").mkdir()
+    dev = lines(tmp_path / "data" / "ifeval_dev.jsonl", IFEVAL[:2])
+    lines(tmp_path / "data" / "ifeval.jsonl", IFEVAL[2:])
+    report = asked(engine, tiny_checkpoint, f"ifeval_half={dev}", "ifeval", "ifeval_dev", include_path="quickstart")
+    assert list(report.protocol.tasks) == ["ifeval_half", "ifeval", "ifeval_dev"]
+    assert report.protocol.groups == {}
+    names = {key.partition("/")[0] for key in report.metrics}
+    assert names == {"ifeval_half", "ifeval", "ifeval_dev"}
+    of_dev = {key.partition("/")[2]: value for key, value in report.metrics.items() if key.startswith("ifeval_dev/")}
+    assert of_dev == {key.partition("/")[2]: v for key, v in report.metrics.items() if key.startswith("ifeval_half/")}
+    assert "type/punctuation:no_comma" in of_dev
+    assert report.counts["ifeval_dev/inst_level_strict_acc"] == 3
+    assert report.counts["ifeval/inst_level_strict_acc"] == 1
+    assert "ifeval_unseen" not in bundled_benchmarks()
 
 
 def test_macro_is_over_subjects_and_micro_over_questions(measured: SimpleNamespace) -> None:

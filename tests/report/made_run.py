@@ -69,7 +69,8 @@ def protocol(*, num_samples: int = 3, seed: int = 0) -> Protocol:
         )  # fmt: skip
 
     tasks = {"ifeval": task("ifeval", "generate_until"), "mmlu_law": task("mmlu_law", "multiple_choice")}
-    return Protocol(lm_eval_version="0.4.13", seed=seed, max_model_len=384, tasks=tasks)
+    groups = {"mmlu": ["mmlu_law"]}
+    return Protocol(lm_eval_version="0.4.13", seed=seed, max_model_len=384, tasks=tasks, groups=groups)
 
 
 def metrics_of(number: int) -> dict[str, float]:

@@ -165,17 +165,19 @@ FIRST = BASE.model_copy(
     }
 )  # fmt: skip
 ROWS = [BASE, FIRST]
+GROUPS = {"mmlu": ["mmlu_rivers"]}
+METRICS = ("prompt_level_strict_acc", "mean")
 
 
 def test_quality_cell_by_cell() -> None:
-    lines = text_tables(ROWS).split("\n\n")[0].splitlines()
+    lines = text_tables(ROWS, groups=GROUPS).split("\n\n")[0].splitlines()
     assert lines[-2].split() == ["0", "18.0", "20.0", "25.0", "27.0", "22.5", "1.3", "41.1", "-", "-", "-"]
     assert lines[-1].split()[5:] == ["100.0", "1.3", "41.1", "70.7", "-1.23", "0.50"]
     assert all(group in lines[0] for group in ("IFEval, %", "MMLU", "reward model"))
 
 
 def test_work_cell_by_cell() -> None:
-    last = text_tables(ROWS).splitlines()[-1].split()
+    last = text_tables(ROWS, groups=GROUPS).splitlines()[-1].split()
     # 474 + 26 preferences; other = averaging 1.0 + other 0.6 -> 2; all = 3.4 + 12 + 2 + 5 + 1 + 0.6 = 24.
     assert last == ["1", "500", "1920", "618", "48", "487", "179", "3", "12", "2", "5", "2", "24"]
 
@@ -184,24 +186,44 @@ def test_no_line_is_wider_than_a_terminal() -> None:
     rewards = {"heldout_accuracy": 1.0, "mean_reward_random": -12.34, "mean_reward_best": -11.5}
     counts, seconds = dict.fromkeys(FIRST.rows, 98765), dict.fromkeys(FIRST.seconds, 9876.5)
     large = FIRST.model_copy(update={"round": 12, "rows": counts, "seconds": seconds, "reward_model": rewards})
-    assert max(map(len, text_tables([BASE, large]).splitlines())) <= WIDTH
+    assert max(map(len, text_tables([BASE, large], groups=GROUPS).splitlines())) <= WIDTH
     many = BASE.model_copy(update={"metrics": {f"benchmark_number_{n}/acc": 0.5 for n in range(9)}})
-    assert max(map(len, text_tables([many]).splitlines())) <= WIDTH
-    assert text_tables([many]).count("50.0") == 9
+    assert max(map(len, text_tables([many], groups={}).splitlines())) <= WIDTH
+    assert text_tables([many], groups={}).count("50.0") == 9
 
 
 def test_other_benchmarks_get_columns_of_their_main_metric() -> None:
     metrics = {"arc/acc": 0.3, "arc/acc_norm": 0.35, "gsm8k/exact_match,strict-match": 0.1, "gsm8k/stop_rate": 1.0}
     row = BASE.model_copy(update={"metrics": metrics})
-    text = text_tables([row])
+    text = text_tables([row], groups={})
     assert "acc_norm exact_match,strict-match" in text
     assert "acc " not in text
     assert {"35.0", "10.0"} <= set(text.split())
     assert not {"IFEval,", "MMLU"} & set(text.split())
 
 
+def test_halves_of_a_benchmark_stand_beside_each_other_and_may_lack_rounds() -> None:
+    def of(task: str, strict: float) -> dict[str, float]:
+        return {f"{task}/prompt_level_strict_acc": strict, f"{task}/mean": strict + 0.1, f"{task}/type/x": 0.5}
+
+    dev, test, unseen = (of(task, 0.25) for task in ("ifeval_dev", "ifeval", "ifeval_unseen"))
+    asked = BASE.model_copy(update={"metrics": {**dev, "mmlu/acc": 0.5, **test, **unseen}})
+    other = FIRST.model_copy(update={"metrics": {**dev, "mmlu/acc": 0.5}})
+    lines = text_tables([asked, other], groups={}).split("\n\n")[0].splitlines()
+    assert all(f" {name} " in lines[0] for name in ("IFEval dev", "IFEval", "IFEval unseen", "reward model"))
+    assert max(map(len, lines)) == WIDTH
+    assert lines[-2].split() == ["0", "25.0", "35.0", "-", "25.0", "35.0", "1.3", "25.0", "35.0", "-", "50.0", *"---"]
+    assert lines[-1].split()[:8] == ["1", "25.0", "35.0", "-", "-", "-", "1.3", "-"]
+
+
+def test_a_long_name_widens_its_columns() -> None:
+    metrics = {f"ifeval_{name}/{metric}": 0.5 for name in ("dev", "of_quite_a_long_name") for metric in METRICS}
+    head, *lines = text_tables([BASE.model_copy(update={"metrics": metrics})], groups={}).split("\n\n")[0].splitlines()
+    assert head.index("-- reward model") == lines[0].index("held-") - 1
+
+
 def test_markdown_has_a_cell_a_column() -> None:
-    lines = markdown_table(ROWS).splitlines()
+    lines = markdown_table(ROWS, groups=GROUPS).splitlines()
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {12}
     assert lines[0].startswith("| round | IFEval prompt strict | IFEval prompt loose |")
