@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alignloop.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from alignloop.records import Strength
@@ -147,6 +147,15 @@ class SftConfig(OptimizerConfig):
     paper's choice): the base in every round. The base is that of `reward.start_from`: a bootstrap's model only samples.
     """
     train_on: Literal["last_assistant", "all_assistant"] = "last_assistant"
+    min_steps: PositiveInt | None = None
+    """`plan`, and `run` before it begins, warn of rounds whose rows give fewer optimiser steps. It changes nothing of
+    what is trained. The paper: 8,500 to 9,000 steps (4.1.3)."""
+
+    @model_validator(mode="after")
+    def _within_the_limit(self) -> SftConfig:
+        if self.min_steps is not None and self.max_steps is not None and self.max_steps < self.min_steps:
+            raise ValueError(f"max_steps ({self.max_steps}) is under min_steps ({self.min_steps})")
+        return self
 
 
 class DpoConfig(OptimizerConfig):

@@ -17,11 +17,12 @@ from alignloop.training.variants import num_drawn, trainings
 
 @dataclass(frozen=True)
 class Expected:
-    """Rows (or candidates) of a stage, and tokens through the model, epochs and variants counted; None where unknown.
-    Completions are taken to be as long as the preferences'."""
+    """Rows (or candidates) of a stage, tokens through the model, epochs and variants counted, and optimiser steps of a
+    training, of its shortest variant; None where unknown. Completions are taken to be as long as the preferences'."""
 
     rows: int | None = None
     tokens: int | None = None
+    steps: int | None = None
 
 
 class Estimator:
@@ -63,10 +64,12 @@ class Estimator:
         return Expected(self._num_prompts * k, tokens)
 
     def _training(self, rows: int, config: OptimizerConfig, *, num_completions: int) -> Expected:
-        if self._lengths is None:
-            return Expected(rows)
-        length = self._lengths.of_training(num_completions=num_completions, max_length=config.max_length)
-        return Expected(rows, int(length * sum(_rows_seen(rows, each, variant) for each, variant in trainings(config))))
+        sizes = [_sizes(rows, each, variant) for each, variant in trainings(config)]
+        tokens = None
+        if self._lengths is not None:
+            length = self._lengths.of_training(num_completions=num_completions, max_length=config.max_length)
+            tokens = int(length * sum(map(sum, sizes)))
+        return Expected(rows, tokens, min(map(len, sizes)))
 
     def _batch(self, number: int) -> int:
         data, train = self._recipe.data, self._checked.rows.train
@@ -126,9 +129,25 @@ class Estimator:
         return len(of_strengths(train, strengths)) / len(train) if train else 0.0
 
 
-def _rows_seen(rows: int, config: OptimizerConfig, variant: Variant) -> int:
+def few_steps(recipe: Recipe, checked: Checked) -> list[str]:
+    """A line where some rounds' SFT has fewer steps than `sft.min_steps`."""
+    floor, estimator = recipe.sft.min_steps, Estimator(recipe, checked)
+    steps = [estimator.of("train_sft", number=number).steps or 0 for number in range(1, recipe.rounds + 1)]
+    few = [count for count in steps if floor is not None and count < floor]
+    if not few:
+        return []
+    found = f"{min(few):,}" if min(few) == max(few) else f"{min(few):,} to {max(few):,}"
+    return [
+        f"sft.min_steps: in {len(few)} of {recipe.rounds} rounds the rows give SFT {found} optimiser steps, under "
+        f"{floor:,}: sample for more prompts, keep more of them (prune.quality.top_fraction), lower "
+        "sft.batch_groups, or see them again (sft.epochs)"
+    ]
+
+
+def _sizes(rows: int, config: OptimizerConfig, variant: Variant) -> list[int]:
+    """Rows of each optimiser step of a training."""
     drawn = num_drawn(rows, fraction=variant.data_fraction)
-    return sum(step_sizes(drawn, batch_groups=config.batch_groups, epochs=config.epochs, max_steps=config.max_steps))
+    return step_sizes(drawn, batch_groups=config.batch_groups, epochs=config.epochs, max_steps=config.max_steps)
 
 
 def round_half(value: float) -> int:

@@ -11,6 +11,7 @@ from alignloop.chat.template_defaults import in_yaml
 from alignloop.config import Recipe
 from alignloop.config.training import LoraConfig, ObjectiveName, OptimizerConfig
 from alignloop.loop.check import Checked
+from alignloop.loop.estimate import few_steps
 from alignloop.loop.plan import Plan, PlannedStage
 from alignloop.loop.round_inputs import files_of_rounds
 from alignloop.run_dir.layout import RESOLVED
@@ -43,7 +44,7 @@ def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[st
         f"{len(rows.prompts):,} prompts",
         f"run dir  {run_dir}{', which is gone on with' if known else ''}",
     ]
-    return lines + _note_lines(checked.notes)
+    return lines + _note_lines([*checked.notes, *few_steps(recipe, checked)])
 
 
 def _note_lines(notes: Sequence[str]) -> list[str]:
@@ -59,7 +60,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def _rounds(plan: Plan) -> list[str]:
-    lines = [f"{'stage':<22}{'state':<11}{'rows':>9}{'tokens':>9}"]
+    lines = [f"{'stage':<22}{'state':<11}{'rows':>9}{'steps':>8}{'tokens':>9}"]
     shown = False
     for number, members in groupby(plan.stages, key=lambda stage: stage.round):
         stages = list(members)
@@ -87,9 +88,9 @@ def _in_one_line(number: int, stages: Sequence[PlannedStage], *, published: bool
 
 
 def _stage_lines(stage: PlannedStage) -> list[str]:
-    rows = "" if stage.expected.rows is None else f"{stage.expected.rows:,}"
+    rows, steps = ("" if n is None else f"{n:,}" for n in (stage.expected.rows, stage.expected.steps))
     tokens = "" if stage.expected.tokens is None else in_words(stage.expected.tokens)
-    line = f"  {stage.name:<20}{stage.state:<11}{rows:>9}{tokens:>9}".rstrip()
+    line = f"  {stage.name:<20}{stage.state:<11}{rows:>9}{steps:>8}{tokens:>9}".rstrip()
     return [line, *(f"      {change}" for change in stage.changes)]
 
 

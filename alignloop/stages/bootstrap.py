@@ -12,11 +12,11 @@ from typing import Literal
 from alignloop.artifacts import Artifact
 from alignloop.config.base import PositiveInt
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.split import round_batch
 from alignloop.records import DroppedRow, PreferenceRow
 from alignloop.run_dir.stage import Stage, StageContext
+from alignloop.stages import train_sft
 from alignloop.stages.train_sft import fine_tune, preferred
 from alignloop.stages.training import Outputs
 
@@ -30,7 +30,7 @@ class Inputs:
     """As for `train_sft`."""
 
 
-class Settings(SftConfig):
+class Settings(train_sft.Settings):
     batches: Literal["split", "files", "all"]
     split_rounds: PositiveInt
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from alignloop.artifacts import Artifact
+from alignloop.config.base import PositiveInt
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import SftConfig
 from alignloop.data.jsonl import load_jsonl
@@ -22,11 +25,17 @@ class Inputs:
     """Never trained on: the loss is measured on what people liked best of them. None: it is not."""
 
 
-def settings(recipe: Recipe) -> SftConfig:
-    return recipe.sft
+class Settings(SftConfig):
+    """SFT as its checkpoints depend on it: what only warns is left out."""
+
+    min_steps: PositiveInt | None = Field(None, exclude=True)
 
 
-def run(config: SftConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
+def settings(recipe: Recipe) -> Settings:
+    return Settings(**dict(recipe.sft))
+
+
+def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     return fine_tune(config, inputs.start, list(load_jsonl(inputs.rows.path, SftRow)), inputs.heldout, ctx)
 
 

@@ -15,13 +15,13 @@ from alignloop.config.recipe import Recipe
 from alignloop.engines.base import Engine
 from alignloop.errors import UserError
 from alignloop.loop.check import check, run_bytes
-from alignloop.loop.estimate import Estimator
+from alignloop.loop.estimate import Estimator, few_steps
 from alignloop.loop.plan import make_plan
-from alignloop.loop.plan_text import plan_text
+from alignloop.loop.plan_text import opening_lines, plan_text
 from alignloop.loop.rounds import ingest_inputs
 from alignloop.progress import QuietProgress
 from alignloop.run_dir.layout import enter, locked
-from alignloop.stages import ingest
+from alignloop.stages import bootstrap, ingest, train_sft
 from alignloop.stages.runner import StageRunner
 
 
@@ -106,6 +106,28 @@ def test_expected_tokens_of_variants_are_those_of_all_trainings(tmp_path: Path) 
     assert all_three.tokens == pytest.approx(one.tokens * 45 / 13, abs=4)
     few = recipe_of(tmp_path, reward={"max_length": 384, "variants": [{"max_steps": 2, "batch_groups": 3}]})
     assert Estimator(few, check(few)).of("train_reward", number=1).tokens == pytest.approx(one.tokens * 6 / 13, abs=1)
+
+
+def test_sft_steps_are_said_and_a_floor_warns_before_anything_is_trained(tmp_path: Path) -> None:
+    """26 rows in batches of 4 give 7 steps, twice that over two epochs."""
+    sft = {"max_length": 384, "batch_groups": 4}
+    recipe = recipe_of(tmp_path, sft={**sft, "min_steps": 8})
+    plan = make_plan(recipe, run_dir=tmp_path / "run")
+    assert [s.expected.steps for s in plan.stages if s.name.endswith("train_sft")] == [7] * 3
+    (line,) = [line for line in plan_text(plan).splitlines() if "_train_sft" in line and "to do" in line]
+    assert line.split()[2:5] == ["do", "26", "7"]
+    said = " ".join(" ".join(opening_lines(plan.checked, recipe=recipe, run_dir=tmp_path / "run")).split())
+    assert "sft.min_steps: in 3 of 3 rounds the rows give SFT 7 optimiser steps, under 8" in said
+    for enough in ({**sft, "min_steps": 7}, {**sft, "min_steps": 8, "epochs": 2}, sft):
+        assert few_steps(recipe_of(tmp_path, sft=enough), plan.checked) == []
+
+
+def test_a_floor_of_steps_is_no_part_of_what_sft_is_made_from(tmp_path: Path) -> None:
+    with_floor, without = (recipe_of(tmp_path, sft={"max_length": 384, **more}) for more in ({"min_steps": 8}, {}))
+    assert train_sft.settings(with_floor).model_dump() == train_sft.settings(without).model_dump()
+    assert bootstrap.settings(with_floor).model_dump() == bootstrap.settings(without).model_dump()
+    with pytest.raises(UserError, match=r"max_steps \(5\) is under min_steps \(8\)"):
+        recipe_of(tmp_path, sft={"min_steps": 8, "max_steps": 5})
 
 
 def test_disk_holds_the_checkpoints_of_all_variants(tmp_path: Path) -> None:
