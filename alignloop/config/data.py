@@ -70,7 +70,7 @@ class DataConfig(Section):
     max_characters: PositiveInt = 1_000_000
     """Rows with more characters of text, prompt and completions together, cannot be read: more is a mistake."""
     batches: Literal["split", "files", "all"] = "split"
-    """`split`: each round gets its own share of the preferences, in order (the paper's weekly batches).
+    """`split`: each round gets its own share of the preferences, in order, as batches came in the paper.
     `files`: each file is one round's batch, the first round's the first; a file that appears later is taken by the
     next round that begins. `all`: every round sees all of them."""
     split_rounds: PositiveInt = 6

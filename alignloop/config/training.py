@@ -164,7 +164,8 @@ class DpoConfig(OptimizerConfig):
     beta: PositiveFloat = 0.1
     nll_coefficient: NonNegativeFloat = 0.2
     nll_reduction: Literal["token_mean", "sequence_mean", "sum"] = "token_mean"
-    """Not given in the paper."""
+    """`token_mean`: over the tokens of all chosen completions; `sequence_mean`: of each one's own mean a token, over
+    completions (Pang et al., arXiv 2404.19733, equation 1, to whom the paper refers); `sum`: of each one's sum."""
     variants: tuple[DpoVariant, ...] = ()
     """As for the other stages; beta and nll_coefficient may differ too."""
     mask_formatting_tokens: bool = True

@@ -66,7 +66,7 @@ def dpo_loss(
         formatting_mask: [T] bool, True on header and termination tokens.
         chosen, rejected: [N] completion indices of each pair.
         ref_chosen_logprobs, ref_rejected_logprobs: [N] the reference model's sums under the same mask.
-        nll_reduction: over all tokens, or the mean over sequences of each one's mean or sum.
+        nll_reduction: see `_nll_of_chosen`.
         num_pairs, num_chosen_tokens: of the whole optimiser step; None: of what is here.
 
     Returns:
@@ -113,6 +113,8 @@ def _nll_of_chosen(
     num_pairs: float,
     num_tokens: float | None,
 ) -> Tensor:
+    """`token_mean`: over all chosen tokens. `sequence_mean`: the mean over pairs of -log p / length (Pang et al., arXiv
+    2404.19733, equation 1). `sum`: that of -log p."""
     is_chosen = torch.zeros(2 * chosen.shape[0], dtype=torch.bool, device=logprobs.device)
     is_chosen[chosen] = True
     counted = is_chosen[completion_index]
