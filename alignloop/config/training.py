@@ -139,7 +139,16 @@ class RewardConfig(OptimizerConfig):
     row's."""
 
 
-class SftConfig(OptimizerConfig):
+class PolicyTraining(OptimizerConfig):
+    """What SFT and DPO share beside that."""
+
+    train_tokens: PositiveInt | None = None
+    """Train until so many tokens have gone through the model, in place of `epochs`: pass after pass, each in an order
+    of its own, to the end of the step that reaches them. `max_steps` still ends it. For ablations at equal compute,
+    where one arm has fewer rows than another; prompts count once, padding does not."""
+
+
+class SftConfig(PolicyTraining):
     """Supervised fine-tuning (4.1.3): cross-entropy on target tokens, prompt masked."""
 
     start_from: StartFrom = "previous"
@@ -158,7 +167,7 @@ class SftConfig(OptimizerConfig):
         return self
 
 
-class DpoConfig(OptimizerConfig):
+class DpoConfig(PolicyTraining):
     """Direct preference optimisation with masked formatting tokens and an NLL term (4.1.4)."""
 
     beta: PositiveFloat = 0.1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from alignloop.config import Recipe
 from alignloop.config.training import OptimizerConfig, Variant
@@ -11,7 +13,7 @@ from alignloop.data.split import round_batch
 from alignloop.loop.check import Checked, sampled_prompts
 from alignloop.records import RowOrigin, Strength
 from alignloop.stages.train_reward import of_strengths
-from alignloop.training.job import step_sizes
+from alignloop.training.job import step_sizes, train_tokens
 from alignloop.training.variants import num_drawn, trainings
 
 
@@ -64,12 +66,13 @@ class Estimator:
         return Expected(self._num_prompts * k, tokens)
 
     def _training(self, rows: int, config: OptimizerConfig, *, num_completions: int) -> Expected:
-        sizes = [_sizes(rows, each, variant) for each, variant in trainings(config)]
-        tokens = None
+        length = None
         if self._lengths is not None:
             length = self._lengths.of_training(num_completions=num_completions, max_length=config.max_length)
-            tokens = int(length * sum(map(sum, sizes)))
-        return Expected(rows, tokens, min(map(len, sizes)))
+        sizes = [_sizes(rows, length, *training) for training in trainings(config)]
+        tokens = None if length is None else int(length * sum(map(sum, sizes)))
+        unknown = length is None and train_tokens(config) is not None
+        return Expected(rows, tokens, None if unknown else min(map(len, sizes)))
 
     def _batch(self, number: int) -> int:
         data, train = self._recipe.data, self._checked.rows.train
@@ -132,8 +135,8 @@ class Estimator:
 def few_steps(recipe: Recipe, checked: Checked) -> list[str]:
     """A line where some rounds' SFT has fewer steps than `sft.min_steps`."""
     floor, estimator = recipe.sft.min_steps, Estimator(recipe, checked)
-    steps = [estimator.of("train_sft", number=number).steps or 0 for number in range(1, recipe.rounds + 1)]
-    few = [count for count in steps if floor is not None and count < floor]
+    steps = [estimator.of("train_sft", number=number).steps for number in range(1, recipe.rounds + 1)]
+    few = [count for count in steps if floor is not None and count is not None and count < floor]
     if not few:
         return []
     found = f"{min(few):,}" if min(few) == max(few) else f"{min(few):,} to {max(few):,}"
@@ -144,10 +147,15 @@ def few_steps(recipe: Recipe, checked: Checked) -> list[str]:
     ]
 
 
-def _sizes(rows: int, config: OptimizerConfig, variant: Variant) -> list[int]:
-    """Rows of each optimiser step of a training."""
-    drawn = num_drawn(rows, fraction=variant.data_fraction)
-    return step_sizes(drawn, batch_groups=config.batch_groups, epochs=config.epochs, max_steps=config.max_steps)
+def _sizes(rows: int, length: float | None, config: OptimizerConfig, variant: Variant) -> list[int]:
+    """Rows of each optimiser step of a training on rows of `length` tokens on average."""
+    drawn, wanted, epochs = num_drawn(rows, fraction=variant.data_fraction), train_tokens(config), config.epochs
+    if wanted is not None and length and drawn:
+        epochs = math.ceil(wanted / (length * drawn))
+    sizes = step_sizes(drawn, batch_groups=config.batch_groups, epochs=epochs, max_steps=config.max_steps)
+    if wanted is None or length is None:
+        return sizes
+    return [size for size, seen in zip(sizes, accumulate(sizes, initial=0), strict=False) if length * seen < wanted]
 
 
 def round_half(value: float) -> int:

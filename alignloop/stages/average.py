@@ -49,6 +49,8 @@ def run(config: AverageConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
 
     summary = None if inputs.summary is None else read_summary(inputs.summary.path)
     entries = entries_of(inputs.checkpoints, summary)
+    if [entry.step for entry in entries] == [0]:  # its stage had no row: what the recipe averages was not trained
+        config = AverageConfig()
     section = f"averaging.{summary.objective}" if summary else "averaging"
     shares = shares_of([entry.metrics for entry in entries], config=config, section=section)
     used = [(artifact, share) for artifact, share in zip(inputs.checkpoints, shares, strict=True) if share > 0.0]

@@ -28,6 +28,7 @@ from alignloop.stages.sample import check_lengths
 
 if TYPE_CHECKING:
     from alignloop.packing.groups import PromptGroup
+    from alignloop.training.job import TrainJob
     from alignloop.training.variants import TrainedVariant
 
 T = TypeVar("T", PreferenceRow, PromptRow)
@@ -63,7 +64,7 @@ def train_stage(
     left_out: Sequence[DroppedRow] = (),
 ) -> Outputs:
     """Train, once or once a variant; metrics are means over the variants. `left_out` are rows that did not become
-    groups."""
+    groups. Without any group a policy stays what it is; a reward model without a row is an error."""
     from alignloop.training.job import TrainJob
     from alignloop.training.variants import train_variants
 
@@ -83,7 +84,8 @@ def train_stage(
     models = {"start": start.digest, "reference": None if reference is None else reference.digest}
     ctx.engine.sleep()
     with ctx.activity("training"):
-        trained = train_variants(job, models=models)
+        has_rows = bool(groups) or objective == "reward"
+        trained = train_variants(job, models=models) if has_rows else [_untrained(job)]
     dropped = [*left_out, *_dropped(trained, [group.id for group in groups], stage=ctx.name)]
     checkpoints = tuple(Artifact.of(path) for variant in trained for path in variant.result.checkpoints)
     metrics = [variant.result.metrics for variant in trained]
@@ -97,6 +99,19 @@ def train_stage(
         metrics={name: sum(each[name] for each in metrics) / len(metrics) for name in in_all},
         facts={TRAINED_TOKENS: sum(variant.result.num_tokens for variant in trained)},
     )
+
+
+def _untrained(job: TrainJob) -> TrainedVariant:
+    """What a policy's training publishes where it has no row: a copy of what it would have begun from."""
+    from alignloop.training.average import average_checkpoints
+    from alignloop.training.job import TrainResult
+    from alignloop.training.variants import TrainedVariant
+
+    job.progress.say(f"  {job.objective}: no row to train on: the checkpoint it begins from is published as it is")
+    checkpoint = average_checkpoints([job.checkpoint], out_dir=job.checkpoint_path(0))
+    write_text(job.out_dir / LOG, "")
+    result = TrainResult((checkpoint,), {}, num_steps=0, num_tokens=0, dropped=(), checkpoint_metrics=({},))
+    return TrainedVariant(None, {}, job.out_dir, (), result)
 
 
 def _summary(

@@ -11,11 +11,12 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
-from alignloop.config.training import ObjectiveName, OptimizerConfig, RewardConfig, TrainingConfig
+from alignloop.config.training import ObjectiveName, OptimizerConfig, PolicyTraining, RewardConfig, TrainingConfig
 from alignloop.packing.groups import PromptGroup
+from alignloop.packing.layout import packed_num_tokens
 from alignloop.progress import Progress
 
 TRAINER_VERSION = 3
@@ -73,7 +74,8 @@ class TrainJob:
 
     def batches(self) -> list[list[int]]:
         """The groups of each step, by number."""
-        return step_batches(len(self.groups), config=self.config, seed=self.seed)
+        tokens = [packed_num_tokens(group) for group in self.groups]
+        return step_batches(tokens, config=self.config, seed=self.seed)
 
     def kept_steps(self) -> tuple[int, ...]:
         """Steps after which a checkpoint is kept."""
@@ -116,11 +118,28 @@ def step_sizes(num_groups: int, *, batch_groups: int, epochs: int, max_steps: in
     return sizes if max_steps is None else sizes[:max_steps]
 
 
-def step_batches(num_groups: int, *, config: OptimizerConfig, seed: int) -> list[list[int]]:
-    """Group indices of every optimiser step. Each epoch is its own permutation; batches do not cross epochs."""
-    sizes = step_sizes(num_groups, batch_groups=config.batch_groups, epochs=config.epochs, max_steps=config.max_steps)
-    orders = (index for epoch in range(config.epochs) for index in shuffled(num_groups, key=f"{seed}/epoch/{epoch}"))
-    return [list(islice(orders, size)) for size in sizes]
+def step_batches(tokens: Sequence[int], *, config: OptimizerConfig, seed: int) -> list[list[int]]:
+    """Group indices of every optimiser step, from the tokens of each group. Each epoch is its own permutation; batches
+    do not cross epochs. With `train_tokens` there are as many epochs as it takes, and the step that reaches them is the
+    last."""
+    wanted = train_tokens(config)
+    epochs = range(config.epochs) if wanted is None else count()
+    sizes = step_sizes(len(tokens), batch_groups=config.batch_groups, epochs=1, max_steps=None)
+    batches: list[list[int]] = []
+    num_passed = 0
+    for epoch in epochs if sizes else ():
+        order = iter(shuffled(len(tokens), key=f"{seed}/epoch/{epoch}"))
+        for size in sizes:
+            if len(batches) == config.max_steps or (wanted is not None and num_passed >= wanted):
+                return batches
+            batches.append(list(islice(order, size)))
+            num_passed += sum(tokens[index] for index in batches[-1])
+    return batches
+
+
+def train_tokens(config: OptimizerConfig) -> int | None:
+    """After how many tokens a training ends; None: after its epochs."""
+    return config.train_tokens if isinstance(config, PolicyTraining) else None
 
 
 def shuffled(count: int, *, key: str) -> list[int]:

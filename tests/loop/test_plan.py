@@ -130,6 +130,24 @@ def test_a_floor_of_steps_is_no_part_of_what_sft_is_made_from(tmp_path: Path) ->
         recipe_of(tmp_path, sft={"min_steps": 8, "max_steps": 5})
 
 
+def test_expected_tokens_are_train_tokens_where_they_are_set(tmp_path: Path) -> None:
+    """26 rows in steps of two; the step that reaches the tokens is the last."""
+
+    def expected(**sft: Any) -> tuple[int | None, float | None]:
+        recipe = recipe_of(tmp_path, sft={"max_length": 384, "batch_groups": 2, **sft})
+        found = Estimator(recipe, check(recipe)).of("train_sft", number=1)
+        return found.steps, found.tokens
+
+    steps, once = expected()
+    assert once is not None
+    assert steps == 13
+    ten = {"train_tokens": int(10 * once)}
+    assert expected(**ten, epochs=3) == (130, pytest.approx(10 * once, abs=10))
+    assert expected(**ten, max_steps=26) == (26, pytest.approx(2 * once, abs=2))
+    assert expected(train_tokens=1) == (1, pytest.approx(once / 13, abs=1))
+    assert expected(**ten, variants=[{}, {"data_fraction": 0.1}])[1] == pytest.approx(20 * once, rel=0.05)
+
+
 def test_disk_holds_the_checkpoints_of_all_variants(tmp_path: Path) -> None:
     def needed(**dpo: Any) -> int:
         recipe = recipe_of(tmp_path, dpo={"max_length": 384, "num_checkpoints": 2, **dpo})

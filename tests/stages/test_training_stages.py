@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_case import at_door, written
+from stage_case import Listening, at_door, written
 
 from alignloop.alone.stage import parse_inputs
 from alignloop.artifacts import Artifact
@@ -15,7 +15,7 @@ from alignloop.config.bundled import resolve_base
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import AverageConfig, AveragingConfig, DpoConfig, RewardConfig, SftConfig, Variant
 from alignloop.data.jsonl import load_jsonl
-from alignloop.errors import DriftError, UserError
+from alignloop.errors import DriftError, TrainingError, UserError
 from alignloop.records import DroppedRow, Message, PreferenceRow, Source
 from alignloop.stages import average, train_dpo, train_reward, train_sft
 from alignloop.stages.build_pairs import preference_pair
@@ -118,6 +118,42 @@ def test_rows_that_no_variant_has_drawn_are_counted(base: Artifact, tmp_path: Pa
     assert [entry["metrics"] for entry in summary_of(outputs)["checkpoints"]] == [{}, {}]
     with pytest.raises(UserError, match=r"averaging\.sft\.choose: the checkpoints have no loss on held-out rows"):
         at_door(average.SFT, AverageConfig(choose=1), average.of(outputs), tmp_path / "round-01" / "09_average")
+
+
+@pytest.mark.parametrize("name", ["train_sft", "train_dpo"])
+def test_a_policy_without_rows_is_published_as_it_was(base: Artifact, tmp_path: Path, name: str) -> None:
+    heard = Listening()
+    heldout = written(tmp_path / "h.jsonl", [preference(20)])
+    none = written(tmp_path / "none.jsonl", [])
+    recipe = Recipe(preferences=("p.jsonl",), sft=SftConfig(**QUICK, variants=(Variant(), Variant(seed=1))))
+    stage: Any = {"train_sft": train_sft, "train_dpo": train_dpo}[name]
+    models = (base,) if name == "train_sft" else (base, base)
+    inputs = stage.Inputs(*models, none, heldout)
+    outputs = at_door(stage.STAGE, stage.settings(recipe), inputs, tmp_path / "round-01" / name, progress=heard)
+    (checkpoint,) = outputs.checkpoints
+    assert checkpoint.digest == base.digest
+    assert outputs.counts["in"] == outputs.counts["kept"] == 0
+    assert outputs.facts == {"trained_tokens": 0}
+    assert [log.rows for log in outputs.logs] == [0]
+    objective = name.removeprefix("train_")
+    assert f"  {objective}: no row to train on: the checkpoint it begins from is published as it is" in heard.lines
+    # What the recipe averages of a training does not hold for what none has changed.
+    averaging = AverageConfig(choose=2, weights=(1.0, 2.0))
+    averaged = at_door(average.SFT, averaging, average.of(outputs), tmp_path / "round-01" / "average")
+    assert averaged.checkpoint.digest == base.digest
+
+
+def test_a_reward_model_without_rows_is_an_error(base: Artifact, tmp_path: Path) -> None:
+    none = written(tmp_path / "none.jsonl", [])
+    with pytest.raises(TrainingError, match="reward: there is no row to train on"):
+        at_door(train_reward.STAGE, RewardConfig(**QUICK), train_reward.Inputs(base, (none,), none), tmp_path / "r")
+
+
+def test_a_stage_trains_until_its_tokens_are_reached(base: Artifact, tmp_path: Path) -> None:
+    inputs = train_sft.Inputs(base, written(tmp_path / "s.jsonl", [preferred(preference(n)) for n in range(3)]))
+    tokens = at_door(train_sft.STAGE, SftConfig(**QUICK), inputs, tmp_path / "a").facts["trained_tokens"]
+    config = SftConfig(**QUICK, train_tokens=4 * tokens)
+    assert at_door(train_sft.STAGE, config, inputs, tmp_path / "b").facts == {"trained_tokens": 4 * tokens}
 
 
 def test_sft_is_measured_on_what_people_liked_best(base: Artifact, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ ENDING_ONLY = CompletionTokens((1,), (True,))
 
 
 def batches_of(num_groups: int, *, seed: int = 3, **knobs: Any) -> list[list[int]]:
-    return step_batches(num_groups, config=SftConfig(**knobs), seed=seed)
+    return step_batches([10] * num_groups, config=SftConfig(**knobs), seed=seed)
 
 
 def test_every_epoch_sees_every_group_once_in_an_order_of_its_own() -> None:
@@ -34,6 +34,20 @@ def test_every_epoch_sees_every_group_once_in_an_order_of_its_own() -> None:
     # A limit of steps leaves later batches out and changes none.
     assert batches_of(10, batch_groups=4, epochs=2, max_steps=5) == batches[:5]
     assert batches_of(10, batch_groups=4, epochs=2, seed=4) != batches
+
+
+def test_train_tokens_pass_over_the_rows_until_they_are_reached() -> None:
+    """Five groups of 10 tokens in steps of 3 and 2: 30, 50, 80, 100, 130 tokens after each step."""
+    knobs: dict[str, Any] = {"batch_groups": 3, "epochs": 2}
+    for wanted, num_steps in ((1, 1), (30, 1), (31, 2), (100, 4), (101, 5), (130, 5)):
+        batches = batches_of(5, train_tokens=wanted, **knobs)
+        assert [len(batch) for batch in batches] == [3, 2, 3, 2, 3][:num_steps]
+    # As many passes as it takes, in the orders that so many epochs have; a limit of steps ends them still.
+    assert batches_of(5, train_tokens=250, batch_groups=3) == batches_of(5, batch_groups=3, epochs=5)
+    assert batches_of(5, train_tokens=250, max_steps=4, **knobs) == batches_of(5, **knobs)
+    uneven = step_batches([1, 50, 1], config=SftConfig(train_tokens=60, batch_groups=1), seed=3)
+    assert len(uneven) == 3 + [*chain(*uneven[3:])].index(1) + 1  # 52 a pass, and the row of 50 once more
+    assert batches_of(0, train_tokens=10) == []
 
 
 @pytest.mark.parametrize(
