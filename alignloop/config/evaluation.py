@@ -30,8 +30,8 @@ class GateConfig(Section):
     metrics: tuple[str, ...] = ()
     """`task/metric` names, of which more is better; empty: the recipe's `best_metric`."""
     max_regression: NonNegativeFloat | None = None
-    """How far below the best round so far (the base included) a metric may lie, as it is reported: 0.02 is two points
-    of an accuracy. None: every round passes."""
+    """How far below the best round so far (the base included) a metric may lie: 0.02 is two points of an accuracy. A
+    round does not pass whose whole interval, paired by question, lies further below. None: every round passes."""
 
 
 class MeasureConfig(Section):

@@ -137,23 +137,25 @@ def read_measured(report_file: Path, samples_file: Path, *, name: str) -> Measur
 def compare(before: Measured, after: Measured) -> list[Difference]:
     """Every figure that both report and that is a mean over questions; raises as `require_same_protocol`."""
     require_same_protocol(before, after)
-    found = []
-    for key, value in after.values.items():
-        if key in after.estimates and key in before.estimates:
-            change = difference(before.estimates[key], after.estimates[key])
-            low, high = change.interval or (None, None)
-            found.append(
-                Difference(
-                    key=key,
-                    before=before.values[key],
-                    after=value,
-                    difference=value - before.values[key],
-                    low=low,
-                    high=high,
-                    num_pairs=len(change.influence),
-                )
-            )
-    return found
+    return [found for key in after.values if (found := change_of(key, before, after)) is not None]
+
+
+def change_of(key: str, before: Measured, after: Measured, *, num_errors: float = NORMAL_95) -> Difference | None:
+    """One figure, of evaluations by one protocol, with an interval of so many standard errors on either side; None
+    where it is no mean over questions that both report."""
+    if key not in before.estimates or key not in after.estimates:
+        return None
+    change = difference(before.estimates[key], after.estimates[key])
+    low, high = change.interval(num_errors=num_errors) or (None, None)
+    return Difference(
+        key=key,
+        before=before.values[key],
+        after=after.values[key],
+        difference=after.values[key] - before.values[key],
+        low=low,
+        high=high,
+        num_pairs=len(change.influence),
+    )
 
 
 def require_same_protocol(before: Measured, after: Measured) -> None:

@@ -45,11 +45,11 @@ class Estimate:
             start += size
         return math.sqrt(variance)
 
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The 95 % confidence interval, by the normal approximation; None where the error is unknown."""
+    def interval(self, *, num_errors: float = NORMAL_95) -> tuple[float, float] | None:
+        """So many standard errors on either side, by default the 95 % confidence interval, by the normal approximation;
+        None where the error is unknown."""
         error = self.stderr
-        return None if error is None else (self.value - NORMAL_95 * error, self.value + NORMAL_95 * error)
+        return None if error is None else (self.value - num_errors * error, self.value + num_errors * error)
 
 
 def ratio(hits: Sequence[float], totals: Sequence[float]) -> Estimate:

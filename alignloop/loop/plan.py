@@ -15,10 +15,11 @@ from alignloop.config.bundled import resolve_base
 from alignloop.config.load import sound_part
 from alignloop.engines.base import Engine
 from alignloop.errors import RecipeError
+from alignloop.evaluation.comparing import Measured, read_measured
 from alignloop.loop.check import Checked, check
 from alignloop.loop.estimate import Estimator, Expected
 from alignloop.loop.round_inputs import waiting
-from alignloop.loop.rounds import gated, run_rounds, sampling_policy
+from alignloop.loop.rounds import gate_metrics, gated, run_rounds, sampling_policy
 from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
@@ -115,11 +116,15 @@ def planned_stages(recipe: Recipe, run_dir: Path, checked: Checked, *, rebuild: 
         estimator=Estimator(recipe, checked),
     )
 
+    measured: dict[int, Measured] = {}
+
     def ended(number: int, policy: Artifact, evaluation: evaluate.Outputs, earlier: list[RoundRow]) -> RoundRow:
         """As in the run, as far as its benchmarks are published."""
         row = round_row(run_dir, number, policy=policy, stderr={})
-        measured = all(each.metrics for each in (row, *earlier))
-        return gated(row, earlier, recipe) if earlier and measured else row
+        if not gate_metrics(recipe) or not all(each.metrics for each in (row, *earlier)):
+            return row
+        measured[number] = read_measured(evaluation.report.path, evaluation.samples.path, name=f"round {number}")
+        return gated(row, earlier, recipe, measured=measured) if earlier else row
 
     run_rounds(stages, base_inputs=_base_inputs(recipe, run_dir), ended=ended, choose=_policy)
     return stages.planned

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 
 from alignloop.artifacts import Artifact
 from alignloop.config import Recipe
 from alignloop.data.files import data_files
 from alignloop.errors import PeopleNeeded, UserError
+from alignloop.evaluation.comparing import Measured, change_of, require_same_protocol
 from alignloop.loop.round import RoundEnd, RoundStart, run_round
 from alignloop.loop.round_inputs import answers_of, ask_people, files_of_rounds, round_file
 from alignloop.records import RoundRow
@@ -24,6 +26,10 @@ from alignloop.stages.runner import StageRunner
 
 ROUNDING = 1e-9
 """A fall of exactly `gate.max_regression` passes, whatever its last binary digits are."""
+FALSE_ALARMS = 0.05
+"""Share of runs of `ALARMED_ROUNDS` rounds, all as good as their base, in which the gate may hold one back."""
+ALARMED_ROUNDS = 6
+"""The paper's number; a round's own share does not depend on how many are still to come."""
 Ended = Callable[[int, Artifact, evaluate.Outputs, list[RoundRow]], RoundRow]
 """(round, its policy, its benchmarks, the rows before) -> its row."""
 
@@ -144,26 +150,65 @@ def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inpu
     )
 
 
-def gated(row: RoundRow, earlier: Sequence[RoundRow], recipe: Recipe) -> RoundRow:
-    """`row`, with the reason if it does not pass: each metric that fell too far below the best of the rounds that
-    passed, with its value, the best and the limit. `earlier` are the rounds before it, the base first, as this function
-    returned them. Raises UserError where a named metric is not reported."""
+def gated(row: RoundRow, earlier: Sequence[RoundRow], recipe: Recipe, *, measured: Mapping[int, Measured]) -> RoundRow:
+    """`row`, with the reason if it does not pass: each metric that has fallen too far below the best of the rounds that
+    passed, with its value, the best, the interval and the limit.
+
+    It has where the whole interval of its difference to the best, paired by question, lies below
+    `-gate.max_regression`. A plain 95 % interval does not do: the best of several rounds is ahead partly by chance, and
+    every round is asked. Of runs of six rounds that are all as good as their base it holds one back in 29 %. So the
+    interval is simultaneous (Bonferroni): its upper end has an error of `FALSE_ALARMS`, shared evenly by
+    `ALARMED_ROUNDS` rounds, the metrics, and the rounds of which the best was chosen. Of such runs it holds one back
+    in 4 %. A metric that is no mean over questions has no interval: there the figures alone are compared.
+
+    Args:
+        earlier: the rounds before, the base first, as this function returned them.
+        measured: every round's benchmarks by its number.
+
+    Raises:
+        UserError: a named metric is not reported.
+        ProtocolMismatch: the best round was measured otherwise.
+    """
     limit = recipe.gate.max_regression
     if limit is None:
         return row.model_copy(update={"gated": None})
     passed = [other for other in earlier if other.gated is None]
+    metrics = gate_metrics(recipe)
+    num_errors = simultaneous(len(passed), num_metrics=len(metrics))
     reasons = []
-    for metric in recipe.gate.metrics or (recipe.best_metric,):
+    for metric in metrics:
         require_metric(metric, [row, *passed])
-        best = max(passed, key=lambda other: (other.metrics[metric], other.round), default=row)
-        fall = best.metrics[metric] - row.metrics[metric]
-        if fall > limit + ROUNDING:
+        best = max(passed, key=lambda other: (other.metrics[metric], other.round))
+        before, after = measured[best.round], measured[row.round]
+        require_same_protocol(before, after)
+        fall, least, most = _fall(metric, before, after, num_errors=num_errors)
+        if least > limit + ROUNDING:
+            reach = f" ({least:.4f} to {most:.4f})" if most > least else ""
             reasons.append(
-                f"{metric} {row.metrics[metric]:.4f} is {fall:.4f} below round {best.round}'s "
+                f"{metric} {row.metrics[metric]:.4f} is {fall:.4f}{reach} below round {best.round}'s "
                 f"{best.metrics[metric]:.4f}"
             )
     reason = f"{'; '.join(reasons)} (gate.max_regression {limit:g})" if reasons else None
     return row.model_copy(update={"gated": reason})
+
+
+def _fall(metric: str, before: Measured, after: Measured, *, num_errors: float) -> tuple[float, float, float]:
+    """By how much a metric fell, at least and at most; all three are one where it has no interval."""
+    fall = before.values[metric] - after.values[metric]
+    change = change_of(metric, before, after, num_errors=num_errors)
+    if change is None or change.low is None or change.high is None:
+        return fall, fall, fall
+    return fall, -change.high, -change.low
+
+
+def simultaneous(num_passed: int, *, num_metrics: int = 1) -> float:
+    """Standard errors on either side of a difference to the best of `num_passed` rounds, see `gated`."""
+    return NormalDist().inv_cdf(1.0 - FALSE_ALARMS / (ALARMED_ROUNDS * num_metrics * num_passed))
+
+
+def gate_metrics(recipe: Recipe) -> tuple[str, ...]:
+    """What the gate compares; none where every round passes."""
+    return () if recipe.gate.max_regression is None else recipe.gate.metrics or (recipe.best_metric,)
 
 
 def require_metric(metric: str, rows: Sequence[RoundRow], *, field: str = "gate.metrics") -> None:

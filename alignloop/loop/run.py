@@ -25,7 +25,7 @@ from alignloop.evaluation.comparing import (
 from alignloop.loop.check import check, disk_needs_named, require_space
 from alignloop.loop.final import publish_final
 from alignloop.loop.plan_text import opening_lines
-from alignloop.loop.rounds import best_round, gated, require_metric, run_rounds
+from alignloop.loop.rounds import best_round, gate_metrics, gated, require_metric, run_rounds
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
@@ -33,6 +33,8 @@ from alignloop.run_dir.layout import enter, locked, require_same
 from alignloop.run_dir.reader import RunReader, write_rounds
 from alignloop.stages import base, evaluate
 from alignloop.stages.runner import StageRunner
+
+BY_CHANCE = "a round that lies further below the best so far than gate.max_regression is held back, if only by chance"
 
 
 @dataclass(frozen=True)
@@ -130,23 +132,27 @@ def _others(run_dirs: Sequence[str | Path], folder: Path) -> tuple[Path, ...]:
 @dataclass
 class _Ending:
     stages: StageRunner
-    measured: list[Measured] = field(default_factory=list)
+    measured: dict[int, Measured] = field(default_factory=dict)
 
     def __call__(
         self, number: int, policy: Artifact, evaluation: evaluate.Outputs, earlier: list[RoundRow]
     ) -> RoundRow:
         recipe, run_dir, say = self.stages.recipe, self.stages.run_dir, self.stages.progress.say
         row = round_row(run_dir, number, policy=policy, stderr=evaluation.stderr)
-        self.measured.append(read_measured(evaluation.report.path, evaluation.samples.path, name=f"round {number}"))
+        own = read_measured(evaluation.report.path, evaluation.samples.path, name=f"round {number}")
+        self.measured[number] = own
         if number == 0:
             best_round([row], recipe.best_metric)  # what nothing reports is better known now than after round 1
             for metric in recipe.gate.metrics:
                 require_metric(metric, [row])
+            for metric in gate_metrics(recipe):
+                if metric not in own.estimates:
+                    say(f"  gate: {metric} is no mean over questions, so it has no interval: {BY_CHANCE}")
         else:
-            write_differences(run_dir, self.measured)
-            _require_one_protocol(self.measured, run_dir)
-            row = gated(row, earlier, recipe)
-            groups = self.measured[-1].protocol.groups
+            write_differences(run_dir, list(self.measured.values()))
+            _require_one_protocol(self.measured[0], own, run_dir)
+            row = gated(row, earlier, recipe, measured=self.measured)
+            groups = own.protocol.groups
             row = flagged(row, earlier, differences=read_differences(run_dir), groups=groups)
         self._publish([*earlier, row])
         for flag in row.flags:
@@ -165,10 +171,10 @@ class _Ending:
         write_report_or_say(run_dir, say=say)
 
 
-def _require_one_protocol(measured: Sequence[Measured], run_dir: Path) -> None:
+def _require_one_protocol(first: Measured, last: Measured, run_dir: Path) -> None:
     """Gate and best round compare all rounds: the last must have been measured as the first was."""
     try:
-        require_same_protocol(measured[0], measured[-1])
+        require_same_protocol(first, last)
     except ProtocolMismatch as error:
         stages = f"{run_dir}/round-*/*_evaluate"
         raise ProtocolMismatch(
