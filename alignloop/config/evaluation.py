@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from alignloop.config.base import NonNegativeFloat, PositiveInt, Section
+from typing import Annotated
+
+from pydantic import Field
+
+from alignloop.config.base import TRUTH_NAME, NonNegativeFloat, PositiveInt, Section
 
 
 class EvaluateConfig(Section):
@@ -47,3 +51,7 @@ class MeasureConfig(Section):
     """Longest answer; None: `sample.max_tokens`."""
     judge: bool = True
     """Whether the recipe's judge, where it has one, compares the answers with those of the last round and the base."""
+    truth: Annotated[str, Field(pattern=TRUTH_NAME)] | None = None
+    """What knows which answers are right, where something does: a `module:function`, called as a reward function is
+    (1 or more: right; None: it does not apply), or `checkers`, by which the quickstart's annotator judges. Candidates
+    and training rows are measured by it; nothing that trains sees it."""

@@ -104,6 +104,9 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     policy = stages.run(average.DPO, average.of(dpo)).checkpoint
 
     evaluation = stages.run(evaluate.STAGE, evaluate.Inputs(policy))
-    to_measure = measure.inputs(recipe, start.before, policy=policy, reward_model=reward_model, heldout=start.heldout)
+    rows = measure.RoundRows(scored.candidates, collected.preferences, pruned.rows, pairs.pairs)
+    to_measure = measure.inputs(
+        recipe, start.before, policy=policy, reward_model=reward_model, heldout=start.heldout, rows=rows
+    )
     measured = stages.run(measure.STAGE, to_measure)
     return RoundEnd(policy, reward_model, collected.preferences, prompts, scored.candidates, evaluation, measured)

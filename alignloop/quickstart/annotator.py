@@ -55,6 +55,26 @@ def check(meta: Mapping[str, Any], response: str, *, prompt: str = "") -> list[b
     )
 
 
+def demands_met(
+    prompts: Sequence[Sequence[Mapping[str, str]]],
+    completions: Sequence[Sequence[Mapping[str, str]]],
+    **columns: Sequence[Any],
+) -> list[float | None]:
+    """Share of the demands that each answer meets, called as a reward function is; None where there are none to check.
+
+    Raises as `check`.
+    """
+    found: list[float | None] = []
+    for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        meta = {name: values[place] for name, values in columns.items() if values[place] is not None}
+        if not meta.get("instruction_id_list") and not meta.get("answer"):
+            found.append(None)
+            continue
+        met = check(meta, answer_of(completion[0]["content"]), prompt=prompt[-1]["content"])
+        found.append(sum(met) / len(met))
+    return found
+
+
 def _followed(meta: Mapping[str, Any], response: str, prompt: str) -> list[bool]:
     utils = ifeval_checkers()
     ids, kwargs = list(meta["instruction_id_list"]), list(meta.get("kwargs") or [])

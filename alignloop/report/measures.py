@@ -40,6 +40,11 @@ FIGURES = (
     MeasuredFigure("Reward model: calibration", POINTS,
         {"error": "heldout/calibration_error", "overconfidence": "heldout/overconfidence"},
         "How far its certainty is from how often it is right; 0 is calibrated."),
+    MeasuredFigure("Right among the candidates", PERCENT,
+        {"random": "truth/random", "picked": "truth/pick", "best there is": "truth/oracle"},
+        "Of the K that the round samples for a prompt, by measure.truth: a random one, the reward model's pick, any."),
+    MeasuredFigure("Reward: right candidates above wrong ones", PERCENT, {"in order": "truth/pair_accuracy"},
+        "Of the pairs of a right and a wrong candidate of a prompt; mean over prompts that have both. 50 % is chance."),
     MeasuredFigure("Rewards by the round's own reward model", REWARD,
         {"best of K": "reward/best_of_k|mean_reward_best", "random pick": "reward/random|mean_reward_random",
          "new policy": "reward/policy_heldout"},
@@ -76,7 +81,7 @@ FIGURES = (
 )  # fmt: skip
 _BIN = re.compile(r"(?:^|/)reliability/")
 _SIDE = re.compile(
-    r"(?:_ties|_unreadable|/pairs(?:/.*)?|/(?:previous|base)_heldout|/best_over_random|_completion|heldout/loss)$|^first_"
+    r"(?:_ties|_unreadable|/pairs(?:/.*)?|/(?:previous|base)_heldout|/best_over_random|_completion|heldout/loss)$|^first_|^truth/"
 )
 """What goes with a figure that has a chart; it stands in the table."""
 

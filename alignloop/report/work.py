@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.config.yaml_values import dump_yaml
-from alignloop.report.content import COUNT, Cell, Details, Figure, FigureUnit, PageSection, Table, cut
+from alignloop.report.content import COUNT, PERCENT, Cell, Details, Figure, FigureUnit, PageSection, Table, cut
 from alignloop.report.facts import Number, RoundRecord, RunRecord, evenly, json_rows
-from alignloop.report.figures import over_rounds, stacked
+from alignloop.report.figures import MOST_COLUMNS, over_rounds, stacked
 from alignloop.run_dir.reader import PublishedStage
 from alignloop.stages.training import TRAINED_TOKENS
 
 BY = "dropped_by_"
 TOKENS = "/mean_tokens"
 MOST_DROPPED_ROWS, MOST_ROUNDS, MOST_STEPS, MOST_CHARACTERS, REASON_CHARACTERS = 50_000, 40, 1_000_000, 100_000, 200
+RIGHT_NOTE = "What is right is known from measure.truth, which nothing that trains sees. ± one standard error."
 ROWS = FigureUnit("rows", digits=0, least=0.0)
 FLOW = {
     "preferences": ("collect", ("preferences", "annotated")),
@@ -29,6 +30,18 @@ FUNNELS = {
     "prune": "SFT rows",
     "build_pairs": "DPO pairs",
 }
+RIGHT = {
+    "a random candidate": "truth/random",
+    "the reward model's pick": "truth/pick",
+    "the best there is": "truth/oracle",
+    "pairs of candidates that the reward orders rightly": "truth/pair_accuracy",
+    **{f"preferences of the file: {kind}": f"truth/{kind}_file" for kind in ("chosen", "edited", "rejected")},
+    **{f"annotated preferences: {kind}": f"truth/{kind}_annotated" for kind in ("chosen", "edited", "rejected")},
+    "SFT rows": "truth/sft",
+    "DPO pairs: chosen": "truth/dpo_chosen",
+    "DPO pairs: rejected": "truth/dpo_rejected",
+}
+"""What of a round is right, where a truth is known, by what it is called in the table."""
 KINDS = {"build_pairs": ("preference_pairs", "on_policy_pairs")}
 """Counts that together are the rows kept."""
 Drops = Mapping[str, tuple[int, str]]
@@ -40,6 +53,7 @@ def funnel(run: RunRecord) -> PageSection:
     rounds = evenly([entry for entry in run.rounds if entry.stages], most=MOST_ROUNDS)
     drops = {stage.dir: drops_of(stage) for e in rounds for stage in e.stages if "in" in stage.manifest.counts}
     left = len(run.rounds) - len(rounds)
+    right = tuple(filter(None, [_right(rounds)]))
     figures = [_flow(rounds), *(_funnel(name, rounds, drops) for name in FUNNELS)]
     details = []
     for entry in rounds:
@@ -51,10 +65,23 @@ def funnel(run: RunRecord) -> PageSection:
         "funnel",
         "Data",
         "The data, round by round",
+        note=RIGHT_NOTE if right else "",
+        tables=right,
         figures=tuple(filter(None, figures)),
         details=tuple(details),
         remark=f"{left} rounds between are left out here." if left > 0 else "",
     )
+
+
+def _right(rounds: Sequence[RoundRecord]) -> Table | None:
+    """How much of a round's data is right, a column a round; None where no truth is known."""
+    told = evenly([entry for entry in rounds if any(entry.figure(key) for key in RIGHT.values())], most=MOST_COLUMNS)
+    rows = [
+        (label, *(PERCENT.cell(entry.figure(key)) for entry in told))
+        for label, key in RIGHT.items()
+        if any(entry.figure(key) for entry in told)
+    ]
+    return Table.of(("right, %", *(entry.label for entry in told)), rows, name="truth") if rows else None
 
 
 def drops_of(stage: PublishedStage) -> Drops:

@@ -6,6 +6,7 @@ held-out prompts --engine--> answers: greedy, and some drawn --plain forward pas
 held-out preferences, what the last round and the base answered --reward models, this and the first--> accuracy, rewards
                                        |
                                        +--judge, where there is one--> who wins
+the round's candidates and training rows --truth, where one is known--> how many are right
 
 Every figure is of the same prompts in every round. Of the base, in round 0, there is what needs no reward model.
 """
@@ -46,6 +47,7 @@ from alignloop.stages.measured_answers import (
     logprob_groups,
 )
 from alignloop.stages.measured_rewards import add_answers, add_preferences, rewards_by
+from alignloop.stages.measured_truth import CHECKERS, add_truth, check_truth, load_truth
 from alignloop.stages.training import can_train
 
 if TYPE_CHECKING:
@@ -67,6 +69,11 @@ class Inputs:
     judge_prompt: str | None = None
     """Hashes: the recipe names prompt and model, and either may change under its name."""
     judge_model: str | None = None
+    scored: Artifact | None = None
+    """The round's, as `RoundRows` has them; so the three that follow. None: no truth is asked about them."""
+    preferences: Artifact | None = None
+    sft_rows: Artifact | None = None
+    pairs: Artifact | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +99,14 @@ class Settings(MeasureConfig, EngineComputes):
     """None where no judge is asked."""
     judge_engine: EngineComputes | None = None
     """Where the judge runs on the run's engine."""
+    truth_source: str | None = None
+    """Digest of the source of a truth of the user's own."""
 
 
 def settings(recipe: Recipe) -> Settings:
-    """How answers are sampled, scored and judged counts, too."""
+    """How answers are sampled, scored and judged counts, too. Raises UserError where the truth cannot be loaded."""
     config = recipe.measure
+    own = config.truth if config.enabled and config.truth != CHECKERS else None
     judge, judge_engine = judging(recipe.judge if config.enabled and config.judge else None, recipe.engine)
     return Settings(
         **dict(config) | {"max_tokens": config.max_tokens or recipe.sample.max_tokens},
@@ -105,6 +115,7 @@ def settings(recipe: Recipe) -> Settings:
         rows_per_microbatch=recipe.score.rows_per_microbatch,
         judged_by=judge,
         judge_engine=judge_engine,
+        truth_source=None if own is None else load_truth(own).digest,
         **computing(recipe.engine),
     )
 
@@ -120,8 +131,23 @@ class Before:
     first_reward_model: Artifact | None = None
 
 
-def inputs(recipe: Recipe, before: Before, *, policy: Artifact, reward_model: Artifact, heldout: Artifact) -> Inputs:
-    judge = settings(recipe).judged_by
+@dataclass(frozen=True)
+class RoundRows:
+    """What a truth is asked about, of a round: its scored candidates, its batch of preferences, and what SFT and DPO
+    were trained on."""
+
+    scored: Artifact | None = None
+    preferences: Artifact | None = None
+    sft_rows: Artifact | None = None
+    pairs: Artifact | None = None
+
+
+def inputs(
+    recipe: Recipe, before: Before, *, policy: Artifact, reward_model: Artifact, heldout: Artifact, rows: RoundRows
+) -> Inputs:
+    config = settings(recipe)
+    more: dict[str, Any] = {} if config.judged_by is None else judge_marks(config.judged_by)
+    more |= vars(rows) if config.enabled and config.truth is not None else {}
     return Inputs(
         policy=policy,
         heldout=heldout,
@@ -130,7 +156,7 @@ def inputs(recipe: Recipe, before: Before, *, policy: Artifact, reward_model: Ar
         first_reward_model=before.first_reward_model,
         base_answers=before.base_answers,
         last_answers=before.last_answers,
-        **({} if judge is None else judge_marks(judge)),
+        **more,
     )
 
 
@@ -152,7 +178,8 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     heldout = heldout_of(rows, chat=chat, config=config)
     made = _Measuring(config, inputs, ctx, chat)
     if not heldout.prompts:
-        ctx.progress.say(f"  nothing is measured: {_why_nothing(config, heldout)}")
+        ctx.progress.say(f"  no answers are measured: {_why_nothing(config, heldout)}")
+        made.with_truth()
         return made.publish(heldout, [], [])
     with ctx.activity("measuring"):
         ctx.engine.load_weights(inputs.policy.path)
@@ -164,6 +191,7 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
         texts = [answer.greedy for answer in answers]
         add_texts(made.figures, [Ending(one.text, len(one.ids), one.finished) for one in texts])
     verdicts = made.judged(published)
+    made.with_truth()
     # Of the sampled completions how many the best of K is not picked from while a finished one with text is there.
     ended = [answer.endings for answer in answers if answer.sampled]
     passed_over = {f"{n}_completions": sum(sum(each[n]) for each in ended) for n in ("truncated", "empty") if ended}
@@ -265,6 +293,15 @@ class _Measuring:
                 )
         return verdicts
 
+    def with_truth(self) -> None:
+        """What of the round's rows is right, where the recipe names a truth."""
+        truth, inputs = self.config.truth, self.inputs
+        if truth is None or not self.config.enabled:
+            return
+        rows = RoundRows(inputs.scored, inputs.preferences, inputs.sft_rows, inputs.pairs)
+        with self.ctx.activity("measuring"):
+            add_truth(self.figures, rows, truth=truth)
+
     def publish(
         self, heldout: Heldout, published: list[MeasuredRow], verdicts: list[VerdictRow], **counts: int
     ) -> Outputs:
@@ -294,6 +331,13 @@ def check(facts: Facts) -> None:
     recipe, chat, findings = facts.recipe, facts.base.chat, facts.findings
     if not recipe.measure.enabled:
         return
+    config: Settings | None = None
+    with findings.collecting():
+        config = settings(recipe)
+        if config.truth is not None:
+            check_truth(config.truth, facts)
+    if config is None:
+        return
     heldout = [row for row in facts.rows.heldout if chat is None or can_train(row, chat)]
     if not heldout:
         findings.notes.append(
@@ -303,7 +347,7 @@ def check(facts: Facts) -> None:
         return
     # What a template refuses is told where the training rows are looked at.
     with suppress(ModelError):
-        found = Heldout([], [], []) if chat is None else heldout_of(heldout, chat=chat, config=settings(recipe))
+        found = Heldout([], [], []) if chat is None else heldout_of(heldout, chat=chat, config=config)
         if found.dropped:
             some = "none" if not found.prompts else f"only {len(found.rows):,}"
             findings.notes.append(

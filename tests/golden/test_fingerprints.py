@@ -72,6 +72,19 @@ def test_the_golden_file_holds_these_recipes_and_no_others() -> None:
     assert list(_golden()["recipes"]) == list(RECIPES)
 
 
+def test_only_measure_hangs_on_a_truth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is right is known to no stage that picks, prunes or trains."""
+    path = ROOT / "recipes" / "quickstart.yaml"
+    without, with_it = (
+        stages_of(path, (f"measure.truth={truth}",), folder=tmp_path, monkeypatch=monkeypatch)
+        for truth in ("null", "checkers")
+    )
+    changed = {name for name, found in with_it.items() if found != without[name]}
+    assert changed == {"round-00/04_measure", "round-01/14_measure", "round-02/14_measure"}
+    asked = with_it["round-01/14_measure"][0]["inputs"]
+    assert [asked[name] for name in ("scored", "preferences", "sft_rows", "pairs")] == ["(digest)"] * 4
+
+
 def stages_of(
     path: Path, overrides: tuple[str, ...], *, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignloop.errors import DataError
-from alignloop.quickstart.annotator import annotate, check, num_flaws, repeats, strength_of
+from alignloop.quickstart.annotator import annotate, check, demands_met, num_flaws, repeats, strength_of
 from alignloop.records import CandidateRow, Message, PromptRow, Source
 
 TITLE_AND_COMMA = {
@@ -38,6 +38,18 @@ def pair(meta: dict[str, Any], *texts: str, number: int = 0) -> tuple[PromptRow,
         for k, text in enumerate(texts)
     )
     return prompt, first, second
+
+
+def test_demands_met_is_called_as_a_reward_function() -> None:
+    """A column for each key of any row; half of the demands, all, none to check. The answer counts, not the thought."""
+    texts = [HALF, THOUGHT + GOOD, "The river.", "Hello."]
+    metas = [TITLE_AND_COMMA, TITLE_AND_COMMA, {"answer": "The river"}, {"topic": "otter"}]
+    found = demands_met(
+        prompts=[[{"role": "user", "content": "About the otter."}]] * 4,
+        completions=[[{"role": "assistant", "content": text}] for text in texts],
+        **{key: [meta.get(key) for meta in metas] for key in ("instruction_id_list", "kwargs", "answer", "options")},
+    )
+    assert found == [0.5, 1.0, 1.0, None]
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,8 @@ def measures_of(number: int) -> dict[str, float]:
         found |= {"heldout/accuracy": 0.7 + 0.02 * number, "heldout/accuracy_stderr": 0.03}
         found |= {"heldout/calibration_error": 0.08, "win_rate/base": 0.6, "win_rate/base_stderr": 0.05}
         found |= {"reward/best_of_k": 2.5, "reward/random": 1.0, "reward/policy_heldout": 1.25 + number}
+        found |= {"truth/random": 0.25, "truth/pick": 0.25 + 0.125 * number, "truth/pick_stderr": 0.0625}
+        found |= {"truth/chosen_annotated": 0.75} if number > 1 else {}
         found |= {"kl_to_base": 0.05 * number, "kl_to_base_stderr": 0.01, "own/measure": float(number)}
         for low, right in ((0.5, 0.55), (0.75, 0.8)):
             name = f"heldout/reliability/{low:.2f}-{low + 0.05:.2f}"

@@ -150,6 +150,24 @@ def test_funnel_names_rows_and_reasons(page: ShownPage) -> None:
     assert page.cells("flow")[2] == ["2", "55", "40", "3", "10"]
 
 
+def test_what_is_right_stands_with_the_data_round_by_round(page: ShownPage) -> None:
+    assert page.cells("truth") == [
+        ["right, %", "1", "2", "3"],
+        ["a random candidate", "25.0", "25.0", "25.0"],
+        ["the reward model's pick", "37.5 ± 6.2", "50.0 ± 6.2", "62.5 ± 6.2"],
+        ["annotated preferences: chosen", "-", "75.0", "75.0"],
+    ]
+    assert "known from measure.truth, which nothing that trains sees" in page.text
+    assert page.values("measure-truth/random+truth/pick")["2"] == [0.25, 0.5]
+
+
+def test_a_run_without_a_truth_has_no_such_table(tmp_path: Path) -> None:
+    put(run := begin(tmp_path / "run"), 1, "01_collect", counts={"preferences": 50, "annotated": 5})
+    page = page_of(run)
+    assert "truth" not in page.tables
+    assert "measure.truth, which" not in page.text
+
+
 def test_rows_left_out_where_they_come_in_stand_in_the_funnel_prompts_by_themselves(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
     reason = "holds 79% of ifeval 3, the longest piece"

@@ -39,6 +39,7 @@ from alignloop.stages.measured_answers import (
 QUESTIONS = ("Tell me about the bear.", "What is a river?", "Who made the scissors?", "Name a town.")
 END_OF_TURN = 4
 """`<|eot_id|>` of the bundled base."""
+NO_ROWS = measure.RoundRows()
 SET = ("measure.num_prompts=3", "measure.num_candidates=2", "measure.max_tokens=12", "engine.name=transformers")
 
 
@@ -127,7 +128,9 @@ def in_round_one(
     policy: str, models: dict[str, Artifact], heldout: Artifact, of_base: measure.Outputs
 ) -> measure.Inputs:
     before = measure.of_base(models["base"], of_base)
-    return measure.inputs(recipe(), before, policy=models[policy], reward_model=models["reward"], heldout=heldout)
+    return measure.inputs(
+        recipe(), before, policy=models[policy], reward_model=models["reward"], heldout=heldout, rows=NO_ROWS
+    )
 
 
 def test_of_the_base_there_is_what_needs_no_reward_model(of_base: measure.Outputs) -> None:
@@ -291,7 +294,9 @@ def test_the_next_round_is_held_against_this_one_and_scored_by_the_first_reward_
     """The same policy again, another reward model: it ties with the last round, and the first model says the same."""
     one = measured(tmp_path / "1", in_round_one("policy", models, heldout, of_base), engine)
     before = measure.after(measure.of_base(models["base"], of_base), reward_model=models["reward"], measured=one)
-    inputs = measure.inputs(recipe(), before, policy=models["policy"], reward_model=models["first"], heldout=heldout)
+    inputs = measure.inputs(
+        recipe(), before, policy=models["policy"], reward_model=models["first"], heldout=heldout, rows=NO_ROWS
+    )
     two = measured(tmp_path / "2", inputs, engine, round=2)
     assert two.metrics["win_rate/previous_ties"] == 1.0
     for name in ("policy_heldout", "random", "base_heldout"):
