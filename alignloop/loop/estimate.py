@@ -140,9 +140,11 @@ def few_steps(recipe: Recipe, checked: Checked) -> list[str]:
     if not few:
         return []
     found = f"{min(few):,}" if min(few) == max(few) else f"{min(few):,} to {max(few):,}"
+    quality = recipe.prune.quality
+    judged = " (rows that only the judge keeps not counted)" if quality.enabled and quality.by == "either" else ""
     return [
-        f"sft.min_steps: in {len(few)} of {recipe.rounds} rounds the rows give SFT {found} optimiser steps, under "
-        f"{floor:,}: sample for more prompts, keep more of them (prune.quality.top_fraction), lower "
+        f"sft.min_steps: in {len(few)} of {recipe.rounds} rounds the rows give SFT about {found} optimiser steps"
+        f"{judged}, under {floor:,}: sample for more prompts, keep more of them (prune.quality.top_fraction), lower "
         "sft.batch_groups, or see them again (sft.epochs)"
     ]
 

@@ -209,7 +209,7 @@ STAGE = Stage("prune", Inputs, Outputs, settings, run)
 
 def check(facts: Facts) -> None:
     config, judge = facts.recipe.prune, facts.recipe.judge
-    for look in (_check_prompts, _check_classifier, _check_embedder):
+    for look in (_check_prompts, _check_classifier, _check_labelled, _check_embedder):
         with facts.findings.collecting():
             look(config)
     with facts.findings.collecting():
@@ -248,9 +248,8 @@ def _texts_prompt(field: str, name: str) -> TextsPrompt:
 
 
 def _check_classifier(config: PruneConfig) -> None:
-    """Its model exists, and the rows it learns from can be read, or it knows its labels."""
+    """Its model exists, and knows its labels where it learns none."""
     from alignloop.pruning.classifier import classifier_labels
-    from alignloop.pruning.topic import read_labelled, split_label
 
     topic = config.topic
     if topic.by != "classifier" or topic.model is None:
@@ -258,15 +257,28 @@ def _check_classifier(config: PruneConfig) -> None:
     folder = Path(topic.model).expanduser()
     if not folder.is_dir():
         raise ModelError(f"prune.topic.model: {topic.model}: no such folder - download the model and give its path")
-    labels: set[str]
     if topic.labelled is None:
-        labels = set(classifier_labels(folder))
-    else:
-        labels = {label for _, label in read_labelled(Path(topic.labelled).expanduser())}
-        try:
-            weight_files(folder)
-        except ModelError as error:
-            raise ModelError(f"prune.topic.model: {topic.model}: {error}") from error
+        _refuse_unknown_labels(config, classifier_labels(folder))
+        return
+    try:
+        weight_files(folder)
+    except ModelError as error:
+        raise ModelError(f"prune.topic.model: {topic.model}: {error}") from error
+
+
+def _check_labelled(config: PruneConfig) -> None:
+    """The rows that a classifier learns from can be read."""
+    from alignloop.pruning.topic import read_labelled
+
+    if config.topic.by == "classifier" and config.topic.labelled is not None:
+        rows = read_labelled(Path(config.topic.labelled).expanduser())
+        _refuse_unknown_labels(config, [label for _, label in rows])
+
+
+def _refuse_unknown_labels(config: PruneConfig, labels: Sequence[str]) -> None:
+    """Topics that the mix names are the classifier's."""
+    from alignloop.pruning.topic import split_label
+
     if config.mix.wanted and config.mix.by != "source":
         part = 0 if config.mix.by == "topic" else 1
         _refuse_unknown(config, known={name for label in labels if (name := split_label(label)[part])})
