@@ -10,6 +10,7 @@ from alignloop.config.base import Fraction, NonNegativeFloat, PositiveFloat, Pos
 from alignloop.records import Strength
 
 StartFrom = Literal["previous", "base"]
+Layout = Literal["packed", "separate"]
 ObjectiveName = Literal["reward", "sft", "dpo"]
 """What a stage trains by; its section of the recipe and of `averaging` has the same name."""
 
@@ -79,6 +80,9 @@ class TrainingConfig(Section):
     """Processes a training stage runs on, one a GPU; `batch_groups` is over all of them."""
     accelerate: Annotated[str, Field(min_length=1)] = "ddp"
     """`ddp`, `fsdp2` (full shard), or an accelerate configuration file of yours."""
+    layout: Layout = "packed"
+    """`packed`: rows share their prompt, wherever that is exact on the model. `separate`: a row a completion, whatever
+    the model: for ablations, and the way out where packed rows are in doubt. It changes last digits, and so counts."""
     trackers: tuple[str, ...] = ()
     """Beside TensorBoard, which every run writes where it is installed: `wandb`, `mlflow`, `trackio` (one run with all
     rounds), or any other tracker that transformers knows (one run a stage)."""
@@ -126,7 +130,7 @@ class OptimizerConfig(Section):
 
 
 class RewardConfig(OptimizerConfig):
-    """Reward modelling (4.1.2): no margin term; edited > chosen > rejected."""
+    """Reward modelling (4.1.2): edited > chosen > rejected; the paper has no margin term."""
 
     start_from: StartFrom = "previous"
     """`previous`: the last round's reward model, and in round 1 the base; `base` (the paper's choice): the base in
@@ -137,6 +141,12 @@ class RewardConfig(OptimizerConfig):
     """True: completions of a prompt do not see each other (exact). False: prompt and shuffled completions are one plain
     row, positions counted on, in which later ones see earlier ones: the paper's (4.1.2). `max_length` is then the whole
     row's."""
+    margin: NonNegativeFloat = 0.0
+    """By how much the reward of a `significantly_better` chosen completion is to exceed the rejected one's; two thirds
+    of it for `better`, one third for `slightly_better`, else none, nor for an edited completion. 0 is the paper's
+    (4.1.2). For ablations: Llama 2 (2307.09288, table 27) has 1 (small) and 3 (large)."""
+    use_edited: bool = True
+    """False, for ablations: edited completions are left out, and chosen and rejected alone are ranked."""
 
 
 class PolicyTraining(OptimizerConfig):

@@ -37,8 +37,8 @@ class Step:
 
 @dataclass(frozen=True)
 class CandidateLine:
-    """One of a prompt's K candidates. `mark` is what it was taken for (`best`, `chosen`, `rejected`; several with
-    commas); `asked` whether it is the row that the person asked for."""
+    """One of a prompt's K candidates. `mark` is what it was taken for (`best` or `picked`, `chosen`, `rejected`;
+    several with commas); `asked` whether it is the row that the person asked for."""
 
     round: int
     id: str

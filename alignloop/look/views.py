@@ -23,7 +23,7 @@ from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import layout_group
 from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, SelectedRow, SftRow, Source, Strength
 from alignloop.stages.build_pairs import preference_pair
-from alignloop.stages.train_reward import of_strengths
+from alignloop.stages.train_reward import as_ranked, of_strengths
 from alignloop.stages.train_sft import preferred
 from alignloop.training.objectives import drop_reason
 
@@ -130,8 +130,9 @@ def _group(
         return sft_groups([_sft_row(row)], chat, train_on=recipe.sft.train_on)[0], ["target"]
     if objective == "dpo":
         return ranked_groups([preference_pair(row)], chat)[0], ["chosen", "rejected"]
-    edited = [] if row.edited is None else ["edited"]
-    return ranked_groups([row], chat)[0], [*edited, "chosen", "rejected"]
+    ranked = as_ranked(row, recipe.reward)
+    edited = [] if ranked.edited is None else ["edited"]
+    return ranked_groups([ranked], chat)[0], [*edited, "chosen", "rejected"]
 
 
 def _sft_row(row: SftRow | SelectedRow | PreferenceRow) -> SftRow:

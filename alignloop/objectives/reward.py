@@ -1,14 +1,34 @@
-"""Reward modelling: ranked Bradley-Terry without a margin (The Llama 3 Herd of Models, section 4.1.2)."""
+"""Reward modelling: ranked Bradley-Terry (The Llama 3 Herd of Models, section 4.1.2).
+
+There it has no margin; Llama 2's (2307.09288, section 3.2.2) is -logsigmoid(r_better - r_worse - margin).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from alignloop.records import Strength
+
+MARGIN_SHARES: Mapping[Strength, float] = {
+    "significantly_better": 1.0,
+    "better": 2 / 3,
+    "slightly_better": 1 / 3,
+    "marginally_better": 0.0,
+}
+"""Of the margin of `significantly_better` (Llama 2, table 27: 1, 2/3, 1/3, 0 and 3, 2, 1, 0)."""
+
 
 def reward_loss(
-    rewards: Tensor, *, group_index: Tensor, ranks: Tensor, num_groups: float | None = None
+    rewards: Tensor,
+    *,
+    group_index: Tensor,
+    ranks: Tensor,
+    num_groups: float | None = None,
+    margins: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over groups of the mean over ordered pairs of -logsigmoid(r_better - r_worse); equal ranks are no pair.
 
@@ -21,6 +41,8 @@ def reward_loss(
         group_index: [C] the group of each, in 0 .. G - 1; groups without a pair add nothing.
         ranks: [C] 0 the best (edited), larger is worse.
         num_groups: groups of the whole optimiser step; None: the groups here that have a pair.
+        margins: [C] what is taken from the gap of each completion to the one ranked next below it, within logsigmoid;
+            other gaps have none. None: none has.
     """
     rewards = rewards.float()
     is_pair = (group_index[:, None] == group_index[None, :]) & (ranks[:, None] < ranks[None, :])
@@ -32,7 +54,8 @@ def reward_loss(
         num_groups = float((pairs_per_group > 0).sum())
     pair_weight = 1.0 / (pairs_per_group[group_index[better]] * num_groups)
     gap = rewards[better] - rewards[worse]
-    loss = -(functional.logsigmoid(gap) * pair_weight).sum()
+    wanted = gap if margins is None else gap - margins[better].float() * (ranks[worse] - ranks[better] == 1)
+    loss = -(functional.logsigmoid(wanted) * pair_weight).sum()
     detached = gap.detach()
     metrics = {
         "accuracy": ((detached > 0).float() * pair_weight).sum(),
@@ -40,3 +63,13 @@ def reward_loss(
         "mean_reward": (rewards.detach() / (completions_per_group[group_index] * num_groups)).sum(),
     }
     return loss, metrics
+
+
+def margins_of(ranks: Sequence[int], *, strength: Strength | None, margin: float) -> tuple[float, ...]:
+    """The margins of a group's completions, for `reward_loss`: the strength's share of `margin` for the chosen one.
+
+    A strength says how much better chosen is than rejected, which are ranked last. Of three ranked completions the
+    edited one has no margin, over neither of the two; nor has a group without a strength.
+    """
+    share = 0.0 if strength is None else MARGIN_SHARES[strength]
+    return tuple(margin * share if rank == max(ranks) - 1 else 0.0 for rank in ranks)

@@ -9,7 +9,7 @@ from alignloop.chat.format import ChatFormat
 from alignloop.chat.sampled import completion_tokens, sampled_tokens
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.packing.groups import PromptGroup
-from alignloop.records import CandidateRow, PairRow, PreferenceRow, SftRow, by_prompt
+from alignloop.records import CandidateRow, PairRow, PreferenceRow, SftRow, Strength, by_prompt
 
 TrainOn = Literal["last_assistant", "all_assistant"]
 
@@ -23,7 +23,7 @@ def ranked_groups(rows: Iterable[PreferenceRow | PairRow], chat: ChatFormat) -> 
     groups = []
     for row in rows:
         ranked = [completion_tokens(completion, chat, row=row.id) for completion in row.ranked]
-        groups.append(_group(row.id, chat.prompt_ids(row.messages), ranked))
+        groups.append(_group(row.id, chat.prompt_ids(row.messages), ranked, strength=row.strength))
     return groups
 
 
@@ -57,5 +57,12 @@ def candidate_groups(rows: Sequence[CandidateRow], chat: ChatFormat) -> list[Pro
     ]
 
 
-def _group(row_id: str, prompt_ids: tuple[int, ...], completions: Sequence[CompletionTokens]) -> PromptGroup:
-    return PromptGroup(row_id, prompt_ids, tuple(completions), tuple(range(len(completions))))
+def _group(
+    row_id: str,
+    prompt_ids: tuple[int, ...],
+    completions: Sequence[CompletionTokens],
+    *,
+    strength: Strength | None = None,
+) -> PromptGroup:
+    ranks = tuple(range(len(completions)))
+    return PromptGroup(row_id, prompt_ids, tuple(completions), ranks, strength=strength)

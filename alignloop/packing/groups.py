@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignloop.chat.tokens import CompletionTokens
+from alignloop.records import Strength
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class PromptGroup:
         completions: SFT one; DPO chosen, rejected; reward two or three; scoring K.
         ranks: one per completion, 0 the best; equal ranks are not compared.
         prompt_loss_mask: flags over prompt_ids for `train_on: all_assistant`; None: nothing in the prompt trains.
+        strength: how much better the chosen completion is than the rejected one; None where nobody said.
     """
 
     id: str
@@ -23,6 +25,7 @@ class PromptGroup:
     completions: tuple[CompletionTokens, ...]
     ranks: tuple[int, ...]
     prompt_loss_mask: tuple[bool, ...] | None = None
+    strength: Strength | None = None
 
     def __post_init__(self) -> None:
         assert self.prompt_ids, f"group {self.id}: empty prompt"

@@ -119,7 +119,9 @@ def _first_measured(keys: Sequence[str], rounds: Sequence[RoundRecord]) -> str:
 
 def rewards(run: RunRecord) -> PageSection:
     """How the rewards of a round's picks lie, the best of K against a random candidate: a histogram a round."""
-    having = [(entry, stage) for entry in run.rounds if (stage := entry.stage("select")) is not None]
+    selects = [(entry, stage) for entry in run.rounds if (stage := entry.stage("select")) is not None]
+    # A round that picks at random has no best to draw.
+    having = [(entry, stage) for entry, stage in selects if stage.manifest.config.get("pick") != "random"]
     shown = evenly(having, most=MOST_HISTOGRAMS)
     notes = ["Rewards are each round's own reward model's: the scales of two rounds differ. Upright lines: means."]
     if len(having) > len(shown):

@@ -43,7 +43,9 @@ BEFORE_A_RUN = {LOCK, "rejected_rows.jsonl"}
 ANY_VALUE = {
     "rounds",
     "name",
-    "training",
+    "training.num_processes",
+    "training.accelerate",
+    "training.trackers",
     "collect.min_annotated",
     "engine.max_restarts",
     "engine.stall_seconds",

@@ -76,7 +76,8 @@ class StageContext:
         seed: from (run seed, round, stage name, occurrence).
         round: 0 for what comes before the first round.
         engine: starts when first used.
-        training: how the training stages use the machine; results do not depend on it.
+        training: how the training stages use the machine; of it results depend on the layout alone, which is in their
+            settings.
         name: the stage's, for dropped rows.
     """
 

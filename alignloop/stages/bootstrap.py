@@ -36,7 +36,8 @@ class Settings(train_sft.Settings):
 
 
 def settings(recipe: Recipe) -> Settings:
-    return Settings(**dict(recipe.sft), batches=recipe.data.batches, split_rounds=recipe.data.split_rounds)
+    sft = dict(train_sft.settings(recipe))
+    return Settings(**sft, batches=recipe.data.batches, split_rounds=recipe.data.split_rounds)
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:

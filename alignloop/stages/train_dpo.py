@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import DpoConfig
+from alignloop.config.training import DpoConfig, Layout
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import PairRow, PreferenceRow, Strength
 from alignloop.run_dir.stage import Stage, StageContext
@@ -28,10 +28,12 @@ class Inputs:
 class Settings(DpoConfig):
     heldout_strengths: tuple[Strength, ...]
     """Held-out pairs of these strengths are measured: those that train."""
+    layout: Layout
+    """`training.layout`."""
 
 
 def settings(recipe: Recipe) -> Settings:
-    return Settings(**dict(recipe.dpo), heldout_strengths=recipe.pairs.strengths)
+    return Settings(**dict(recipe.dpo), heldout_strengths=recipe.pairs.strengths, layout=recipe.training.layout)
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:

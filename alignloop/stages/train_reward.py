@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import RewardConfig
+from alignloop.config.training import Layout, RewardConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import DroppedRow, PreferenceRow, Strength
 from alignloop.run_dir.stage import Stage, StageContext
@@ -23,8 +23,13 @@ class Inputs:
     heldout: Artifact
 
 
-def settings(recipe: Recipe) -> RewardConfig:
-    return recipe.reward
+class Settings(RewardConfig):
+    layout: Layout
+    """`training.layout`."""
+
+
+def settings(recipe: Recipe) -> Settings:
+    return Settings(**dict(recipe.reward), layout=recipe.training.layout)
 
 
 def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
@@ -41,6 +46,7 @@ def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         if row.strength is not None and row.strength not in config.strengths
     ]
     heldout = of_strengths(list(load_jsonl(inputs.heldout.path, PreferenceRow)), config.strengths)
+    kept, heldout = ([as_ranked(row, config) for row in some] for some in (kept, heldout))
     chat = load_format(inputs.start.path)
     return train_stage(
         "reward",
@@ -51,6 +57,11 @@ def run(config: RewardConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         ctx=ctx,
         left_out=weak,
     )
+
+
+def as_ranked(row: PreferenceRow, config: RewardConfig) -> PreferenceRow:
+    """The row with the completions that are ranked: all of them, or (`use_edited: false`) chosen and rejected."""
+    return row if config.use_edited or row.edited is None else row.model_copy(update={"edited": None})
 
 
 def of_strengths(rows: Sequence[PreferenceRow], strengths: Sequence[Strength]) -> list[PreferenceRow]:

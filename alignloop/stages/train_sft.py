@@ -10,7 +10,7 @@ from pydantic import Field
 from alignloop.artifacts import Artifact
 from alignloop.config.base import PositiveInt
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import SftConfig
+from alignloop.config.training import Layout, SftConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import DroppedRow, Message, PreferenceRow, SftRow
 from alignloop.run_dir.stage import Stage, StageContext
@@ -29,10 +29,12 @@ class Settings(SftConfig):
     """SFT as its checkpoints depend on it: what only warns is left out."""
 
     min_steps: PositiveInt | None = Field(None, exclude=True)
+    layout: Layout
+    """`training.layout`."""
 
 
 def settings(recipe: Recipe) -> Settings:
-    return Settings(**dict(recipe.sft))
+    return Settings(**dict(recipe.sft), layout=recipe.training.layout)
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:

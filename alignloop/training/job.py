@@ -183,11 +183,11 @@ def weights_digest(checkpoint: Path) -> str:
 
 
 def groups_digest(groups: Sequence[PromptGroup]) -> str:
-    """sha256 over ids, tokens, masks and ranks, in order."""
+    """sha256 over ids, tokens, masks, ranks and strengths, in order."""
     digest = hashlib.sha256()
     for group in groups:
         completions = [(c.token_ids, c.formatting_mask) for c in group.completions]
-        row = (group.id, group.prompt_ids, completions, group.ranks, group.prompt_loss_mask)
+        row = (group.id, group.prompt_ids, completions, group.ranks, group.prompt_loss_mask, group.strength)
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 

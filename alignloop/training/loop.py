@@ -259,6 +259,7 @@ def _resume_key(job: TrainJob) -> str:
         trainer_version=TRAINER_VERSION,
         objective=job.objective,
         config=json.loads(job.config.model_dump_json()),
+        layout=job.training.layout,
         seed=job.seed,
         checkpoint=weights_digest(job.checkpoint),
         new_tokens=[token.id for token in load_new_tokens(job.checkpoint)],

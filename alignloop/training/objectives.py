@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from alignloop.config.training import DpoConfig, ObjectiveName
+from alignloop.config.training import DpoConfig, ObjectiveName, RewardConfig
 from alignloop.errors import TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.training.job import Dropped, TrainJob
@@ -74,15 +74,44 @@ class Objective:
 # ---- the objectives -------------------------------------------------------------------------------------------------
 
 
-def reward_step(
-    output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Ranked Bradley-Terry."""
-    from alignloop.objectives.reward import reward_loss
+@dataclass(frozen=True)
+class RewardStep:
+    """Ranked Bradley-Terry; `margins` holds, per group of the data, those of its completions; None: there are none."""
 
-    return reward_loss(
-        output, group_index=batch.completion_group, ranks=batch.ranks, num_groups=float(counts.num_groups)
+    margins: Sequence[tuple[float, ...]] | None = None
+
+    def __call__(
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        import torch
+
+        from alignloop.objectives.reward import reward_loss
+
+        margins = None
+        if self.margins is not None:
+            of_each = [self.margins[group_numbers[group]][number] for group, number in batch.owners()]
+            margins = torch.tensor(of_each, device=output.device)
+        return reward_loss(
+            output,
+            group_index=batch.completion_group,
+            ranks=batch.ranks,
+            num_groups=float(counts.num_groups),
+            margins=margins,
+        )
+
+
+def _reward_losses(job: TrainJob, processes: Processes) -> tuple[StepLoss, StepLoss]:
+    from alignloop.objectives.reward import margins_of
+
+    assert isinstance(job.config, RewardConfig)
+    margin = job.config.margin
+    if margin == 0.0:
+        return RewardStep(), RewardStep()
+    train, held_out = (
+        [margins_of(group.ranks, strength=group.strength, margin=margin) for group in groups]
+        for groups in (job.groups, job.eval_groups)
     )
+    return RewardStep(train), RewardStep(held_out)
 
 
 def sft_step(
@@ -163,7 +192,7 @@ def _unfit_for_dpo(group: PromptGroup) -> str | None:
 
 
 OBJECTIVES: Mapping[ObjectiveName, Objective] = {
-    "reward": Objective(_unfit_for_reward, lambda job, processes: (reward_step, reward_step), scores=True),
+    "reward": Objective(_unfit_for_reward, _reward_losses, scores=True),
     "sft": Objective(_unfit_for_sft, lambda job, processes: (sft_step, sft_step)),
     "dpo": Objective(_unfit_for_dpo, _dpo_losses),
 }

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
-from alignloop.packing.layout import auto_row_tokens, packed_num_tokens
+from alignloop.packing.layout import LayoutMode, auto_row_tokens, packed_num_tokens
 from alignloop.training.adapters import add_adapter, trained_in_words
 from alignloop.training.base_weights import check_can_quantize
 from alignloop.training.job import TrainJob
@@ -98,10 +98,12 @@ def _held_in(job: TrainJob, *, device: torch.device) -> torch.dtype:
 
 
 def build_runner(job: TrainJob, module: Any, *, processes: Processes) -> RowRunner:
-    """Row size, precision, and packed or separate rows, whichever is exact on this model."""
+    """Row size, precision, and packed rows where they are wanted and exact on this model, else separate ones."""
     longest = max(group.longest if job.isolate else group.num_tokens for group in job.all_groups)
     backbone = backbone_of(module.model)
-    mode = processes.of_first(lambda: choose_layout(backbone, longest=longest, progress=job.progress))
+    mode: LayoutMode = job.training.layout
+    if mode == "packed":
+        mode = processes.of_first(lambda: choose_layout(backbone, longest=longest, progress=job.progress))
     if mode == "packed" and not job.isolate:
         mode = "joined"
     elif not job.isolate:

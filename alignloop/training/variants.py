@@ -122,6 +122,7 @@ def _key(job: TrainJob, models: Mapping[str, str | None]) -> str:
         trainer_version=TRAINER_VERSION,
         objective=job.objective,
         config=job.config.model_dump(mode="json"),
+        layout=job.training.layout,
         seed=job.seed,
         groups=groups_digest(job.groups),
         eval_groups=groups_digest(job.eval_groups),

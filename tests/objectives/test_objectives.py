@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignloop.objectives.dpo import dpo_loss, masked_sums
-from alignloop.objectives.reward import reward_loss
+from alignloop.objectives.reward import margins_of, reward_loss
 from alignloop.objectives.sft import sft_loss
 
 
@@ -31,6 +31,31 @@ def test_reward_loss_by_hand() -> None:
     assert float(metrics["accuracy"]) == pytest.approx((1.0 + 0.0) / 2)
     assert float(metrics["margin"]) == pytest.approx(((1 + 3 + 2) / 3 - 0.5) / 2)
     assert float(metrics["mean_reward"]) == pytest.approx((2 / 3 + 0.25) / 2)
+
+
+def test_a_margin_is_taken_from_the_gap_of_chosen_over_rejected_by_hand() -> None:
+    # The rewards and groups of the test above. Of a margin of 3, `better` has 2: the first group's chosen over rejected
+    # has the gap 2 - 2; its edited one keeps its gaps of 1 and 3. `significantly_better`: -0.5 - 3 in the second.
+    rewards = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5])
+    groups, ranks = torch.tensor([0, 1, 0, 0, 1]), torch.tensor([1, 0, 0, 2, 1])
+    margins = torch.tensor([2.0, 3.0, 0.0, 0.0, 0.0])
+    first = -(log_sigmoid(2 - 1) + log_sigmoid(2 + 1) + math.log(0.5)) / 3
+    second = -log_sigmoid(-3.5)
+    loss, metrics = reward_loss(rewards, group_index=groups, ranks=ranks, margins=margins)
+    assert float(loss) == pytest.approx((first + second) / 2)
+    # What is told of the rewards does not depend on it.
+    plain = reward_loss(rewards, group_index=groups, ranks=ranks)[1]
+    assert metrics == plain
+    none, _ = reward_loss(rewards, group_index=groups, ranks=ranks, margins=torch.zeros(5))
+    assert float(none) == float(reward_loss(rewards, group_index=groups, ranks=ranks)[0])
+
+
+def test_margins_of_a_group_by_its_strength() -> None:
+    assert margins_of((0, 1), strength="significantly_better", margin=3.0) == (3.0, 0.0)
+    assert margins_of((0, 1, 2), strength="better", margin=3.0) == (0.0, 2.0, 0.0)
+    assert margins_of((2, 0, 1), strength="slightly_better", margin=3.0) == (0.0, 0.0, 1.0)  # shuffled
+    assert margins_of((0, 1), strength="marginally_better", margin=3.0) == (0.0, 0.0)
+    assert margins_of((0, 1), strength=None, margin=3.0) == (0.0, 0.0)
 
 
 def test_reward_loss_of_one_pair_and_its_gradient_by_hand() -> None:

@@ -135,6 +135,11 @@ def test_the_best_of_k_reaches_training_as_it_was_sampled(chat: ChatFormat) -> N
     assert as_sft(item_of_preference(preference(edited="The Elbe.", chosen_ids=ids))).completion_ids is None
 
 
+def test_a_group_knows_the_strength_of_its_row(chat: ChatFormat) -> None:
+    groups = ranked_groups([preference(strength="better", edited="The Elbe."), preference()], chat)
+    assert [group.strength for group in groups] == ["better", None]
+
+
 def test_on_policy_pairs_keep_their_ids() -> None:
     from alignloop.config.sampling import PairsConfig
     from alignloop.stages.build_pairs import _pair_row, pair_candidates

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -131,6 +132,21 @@ def test_measures_are_the_published_ones(page: ShownPage) -> None:
     assert page.cells("reliability")[1:] == [["52.0", "55.0", "8"], ["77.0", "80.0", "8"]]
     assert page.cells("rewards-1")[0] == ["reward", "best of K, % (mean 2.50)", "random, % (mean 0.50)"]
     assert sum(best or 0.0 for best, _ in page.values("rewards-1").values()) == pytest.approx(1.0)
+
+
+def test_a_round_that_picks_at_random_has_no_best_to_draw(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(copy / "round-01" / "06_select")
+    put(
+        copy,
+        1,
+        "06_select",
+        files={"selected.jsonl": '{"reward": 1.0, "random_reward": 1.0}\n'},
+        config={"pick": "random"},
+    )
+    html = run_page(read_run(copy)).html()
+    assert "rewards-1" not in html
+    assert "rewards-2" in html
 
 
 def test_measures_fall_back_to_the_reward_model_s_own(run_dir: Path) -> None:

@@ -160,6 +160,13 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_the_layout_of_rows_may_not_change_and_processes_may(tmp_path: Path) -> None:
+    enter(tmp_path, load_recipe(RECIPE), rebuild=False)
+    enter(tmp_path, load_recipe(RECIPE, overrides=["training.num_processes=2"]), rebuild=False)
+    with pytest.raises(RunDirError, match=r"training\.layout: packed -> separate"):
+        enter(tmp_path, load_recipe(RECIPE, overrides=["training.layout=separate"]), rebuild=False)
+
+
 def test_where_a_judge_is_and_how_large_the_engine_may_change(tmp_path: Path) -> None:
     judged = {**RECIPE, "collect": {"annotator": "judge"}, "judge": {"model": "m", "endpoint": "http://a:1/v1"}}
     enter(tmp_path, load_recipe(judged), rebuild=False)

@@ -17,7 +17,7 @@ from alignloop.config.training import AverageConfig, AveragingConfig, DpoConfig,
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DriftError, TrainingError, UserError
 from alignloop.records import DroppedRow, Message, PreferenceRow, Source
-from alignloop.stages import average, train_dpo, train_reward, train_sft
+from alignloop.stages import average, bootstrap, train_dpo, train_reward, train_sft
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.train_sft import preferred
 from alignloop.stages.training import Outputs
@@ -154,6 +154,38 @@ def test_a_stage_trains_until_its_tokens_are_reached(base: Artifact, tmp_path: P
     tokens = at_door(train_sft.STAGE, SftConfig(**QUICK), inputs, tmp_path / "a").facts["trained_tokens"]
     config = SftConfig(**QUICK, train_tokens=4 * tokens)
     assert at_door(train_sft.STAGE, config, inputs, tmp_path / "b").facts == {"trained_tokens": 4 * tokens}
+
+
+def test_edited_completions_are_left_out_of_the_rankings(base: Artifact, tmp_path: Path) -> None:
+    """The reward model of `use_edited: false` is that of the same rows without their edits, held-out ones too."""
+    bare = [preference(n) for n in range(4)]
+    edited = [row.model_copy(update={"edited": f"The river {n}."}) for n, row in enumerate(bare)]
+
+    def trained(name: str, rows: list[PreferenceRow], **more: Any) -> Outputs:
+        files = (written(tmp_path / f"{name}-{part}.jsonl", some) for part, some in (("p", rows[:3]), ("h", rows[3:])))
+        preferences, heldout = files
+        inputs = train_reward.Inputs(base, (preferences,), heldout)
+        return at_door(train_reward.STAGE, RewardConfig(**QUICK, **more), inputs, tmp_path / name)
+
+    without, left_out, ranked = (
+        trained("bare", bare),
+        trained("left-out", edited, use_edited=False),
+        trained("ranked", edited),
+    )
+    assert left_out.checkpoints[0].digest == without.checkpoints[0].digest != ranked.checkpoints[0].digest
+    assert left_out.metrics == without.metrics
+    assert left_out.counts == ranked.counts
+
+
+@pytest.mark.parametrize("stage", [train_reward, train_sft, train_dpo, bootstrap])
+def test_the_layout_is_part_of_what_a_training_is_known_by(stage: Any) -> None:
+    recipe = {"preferences": ["p.jsonl"], "training": {"num_processes": 2}}
+    packed, separate = (
+        stage.settings(Recipe.model_validate({**recipe, "training": training}))
+        for training in ({"num_processes": 2}, {"layout": "separate"})
+    )
+    assert packed.model_dump(exclude={"layout"}) == separate.model_dump(exclude={"layout"})
+    assert (packed.layout, separate.layout) == ("packed", "separate")
 
 
 def test_sft_is_measured_on_what_people_liked_best(base: Artifact, tmp_path: Path) -> None:

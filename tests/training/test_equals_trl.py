@@ -29,7 +29,7 @@ from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, Source
 from alignloop.training.model import CompletionRewards, TokenLogprobs, load_policy, load_reward_model, pad_token_id_of
-from alignloop.training.objectives import DpoStep, StepLoss, count_step, reward_step
+from alignloop.training.objectives import DpoStep, RewardStep, StepLoss, count_step
 from alignloop.training.reference import reference_sums
 from alignloop.training.rows import RowRunner
 
@@ -284,7 +284,7 @@ def reward_runs(request: pytest.FixtureRequest, setting: Setting, tmp_path_facto
     assert [[ids["chosen_ids"], ids["rejected_ids"]] for ids in theirs["ids"]] == expected
 
     module = CompletionRewards(load_reward_model(setting.reward, seed=0, must_have_head=True))
-    ours = our_run(module, reward_step, groups, batch_groups=PAIRS if request.param == 2 else PAIRS // 3)
+    ours = our_run(module, RewardStep(), groups, batch_groups=PAIRS if request.param == 2 else PAIRS // 3)
     moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.reward, out_dir))
     return BothRuns(theirs["steps"], ours, moved, apart)
 

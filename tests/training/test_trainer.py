@@ -19,7 +19,6 @@ from alignloop.config.training import LoraConfig, SftConfig, TrainingConfig
 from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.training import model as models
-from alignloop.training import trainee
 from alignloop.training.job import learning_rate, step_batches
 from alignloop.training.loop import train
 from alignloop.training.objectives import OBJECTIVES, Objective, sft_step
@@ -153,6 +152,20 @@ def test_held_out_rows_are_measured_at_every_kept_checkpoint(run: Any, tmp_path:
     assert not any(name.startswith("eval_") for name in bare.metrics)
 
 
+def test_a_margin_counts_by_the_strength_of_each_row(run: Any, tmp_path: Path, make_groups: MakeGroups) -> None:
+    silent = make_groups(24, completions=3)
+    strong = [replace(group, strength="significantly_better") for group in silent]
+    plain = run("reward", tmp_path / "plain", groups=strong)
+    unsaid = run("reward", tmp_path / "unsaid", groups=silent, margin=3.0)
+    assert run.digest(plain.checkpoints[-1]) == run.digest(unsaid.checkpoints[-1])
+    run("reward", tmp_path / "margin", groups=strong, margin=3.0)
+    first, wide = run.log(tmp_path / "plain")[0], run.log(tmp_path / "margin")[0]
+    # A new head's rewards are next to zero: of three pairs one is at -log sigmoid(-3) in place of log 2.
+    assert first["loss"] == pytest.approx(math.log(2), abs=0.1)
+    assert wide["loss"] - first["loss"] == pytest.approx((math.log(1 + math.exp(3)) - math.log(2)) / 3, abs=0.1)
+    assert wide["margin"] == pytest.approx(first["margin"], abs=1e-6)
+
+
 # ---- exactness
 
 
@@ -172,14 +185,11 @@ def test_the_same_arguments_give_the_same_bytes_and_leave_the_global_generator_a
 
 
 @pytest.mark.parametrize("objective", ["reward", "sft", "dpo"])
-def test_the_loss_does_not_depend_on_how_a_step_is_cut_nor_on_packing(
-    run: Any, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_does_not_depend_on_how_a_step_is_cut_nor_on_packing(run: Any, objective: str, tmp_path: Path) -> None:
     one = run(objective, tmp_path / "one", rows_per_microbatch=1, row_tokens=16)
     many = run(objective, tmp_path / "many", rows_per_microbatch=64, row_tokens=256)
     checkpointed = run(objective, tmp_path / "gc", gradient_checkpointing=True)
-    monkeypatch.setattr(trainee, "choose_layout", lambda *args, **kwargs: "separate")
-    separate = run(objective, tmp_path / "separate")
+    separate = run(objective, tmp_path / "separate", training=TrainingConfig(layout="separate"))
     for name, rows in ((name, run.log(tmp_path / name)) for name in ("many", "gc", "separate")):
         for ours, theirs in zip(run.log(tmp_path / "one"), rows, strict=True):
             if name == "separate":
