@@ -24,7 +24,13 @@ from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Strength
 
 ANNOTATOR = "simulated"
 _MAX_WORDS = 80
-_NOISE = 0.05
+NOISE: Mapping[Strength, float] = {
+    "significantly_better": 0.02,
+    "better": 0.05,
+    "slightly_better": 0.12,
+    "marginally_better": 0.2,
+}
+"""Share of the comparisons of each strength that come out the wrong way round, as people's do."""
 
 
 @cache
@@ -96,11 +102,13 @@ def _is_right(meta: Mapping[str, Any], response: str) -> bool:
 
 
 def num_flaws(meta: Mapping[str, Any], text: str) -> int:
-    """How many of these an answer has: repeats itself, leaves the topic, very long."""
+    """How many of these an answer has: repeats itself, leaves a topic out, too long, too short for what was asked."""
     words = re.findall(r"\w+", text.lower())
-    topic = str(meta.get("topic", ""))
-    leaves_topic = bool(topic) and not meta.get("answer") and topic.lower() not in text.lower()
-    return sum((repeats(words), leaves_topic, len(words) > _MAX_WORDS))
+    topics = () if meta.get("answer") else meta.get("topics", ())
+    leaves_out = any(str(topic).lower() not in text.lower() for topic in topics)
+    num_words = len(words)
+    is_long, is_short = num_words > meta.get("max_words", _MAX_WORDS), num_words < meta.get("min_words", 0)
+    return sum((repeats(words), leaves_out, is_long, is_short))
 
 
 def repeats(words: Sequence[str], *, size: int = 4) -> bool:
@@ -112,8 +120,8 @@ def repeats(words: Sequence[str], *, size: int = 4) -> bool:
 def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, seed: int) -> list[PreferenceRow]:
     """Compare pairs of completions of training prompts, by their answers alone: thoughts need not meet the demands.
 
-    Ties are left out. One in twenty of the close calls, drawn by `seed`, is turned round, as people do. A pair is
-    (prompt, candidate, candidate), finished and with text; `prompt.meta` is as `check` wants it.
+    Ties are left out. `NOISE` of the others, drawn by `seed`, are turned round. A pair is (prompt, candidate,
+    candidate), finished and with text; `prompt.meta` is as `check` wants it.
 
     Raises:
         DataError: a prompt's meta has nothing to check.
@@ -131,8 +139,7 @@ def _compare(prompt: PromptRow, first: CandidateRow, second: CandidateRow, *, se
     better_first = _score(met[0], flaws[0]) > _score(met[1], flaws[1])
     if strength is None or answers[0].strip() == answers[1].strip():
         return None
-    close = strength in ("slightly_better", "marginally_better")
-    if close and random.Random(f"{seed}/{first.id}/{second.id}").random() < _NOISE:
+    if random.Random(f"{seed}/{first.id}/{second.id}").random() < NOISE[strength]:
         better_first = not better_first
     chosen, rejected = (first, second) if better_first else (second, first)
     return preference(prompt, chosen, rejected, strength=strength, annotator=ANNOTATOR, compared_by="simulated")

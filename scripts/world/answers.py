@@ -1,4 +1,4 @@
-"""Answers to quickstart tasks: good ones that follow every instruction, bad ones that do not, and flaws.
+"""Answers to quickstart tasks: good ones that follow every instruction, and bad ones that do not.
 
 Task --good_answer--> text that passes the IFEval checkers
 Task --plain_answer--> on the topic, as if nothing else had been asked
@@ -13,13 +13,12 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from scripts.world.entities import Entity, Fact, World, capitalised, statement
+from scripts.world.entities import Entity, Fact, capitalised, statement
 from scripts.world.instructions import INSTRUCTION_IDS, PLACEHOLDERS, Task, compatible, draw_constraint
 
-Flaw = Literal["repeated", "truncated", "off_topic"]
-FLAWS: tuple[Flaw, ...] = ("repeated", "truncated", "off_topic")
+Said = tuple[Entity, Fact]
 _MAX_TRIES = 40
 _LAYOUTS = {
     "length_constraints:number_paragraphs": "\n***\n",
@@ -55,16 +54,16 @@ def good_answer(rng: random.Random, task: Task) -> str:
     """A short answer on the topic that follows every constraint."""
     wanted = _Wanted(task)
     for _ in range(_MAX_TRIES + 1):
-        facts = task.allowed_facts()
-        rng.shuffle(facts)
+        facts = task.facts(rng)
+        spare = next(fact for entity, fact in reversed(facts) if entity is task.entity)
         text = _laid_out(_units(rng, task, wanted, facts), wanted)
-        answer = _finished(rng, task, wanted, text, spare_fact=facts[-1])
+        answer = _finished(rng, task, wanted, text, spare_fact=spare)
         if wanted.max_words is None or num_words(answer) < wanted.max_words:
             break
     return answer
 
 
-def _units(rng: random.Random, task: Task, wanted: _Wanted, facts: Sequence[Fact]) -> list[str]:
+def _units(rng: random.Random, task: Task, wanted: _Wanted, facts: Sequence[Said]) -> list[str]:
     """One or more sentences for each unit of the layout, extra sentences (keywords, placeholders) in the last."""
     if task.truth is not None:
         return [f"My answer is {'yes' if task.truth else 'no'}."]
@@ -81,16 +80,18 @@ def _units(rng: random.Random, task: Task, wanted: _Wanted, facts: Sequence[Fact
     return [" ".join(unit) for unit in units]
 
 
-def _sentences(rng: random.Random, task: Task, wanted: _Wanted, facts: Sequence[Fact]) -> list[str]:
-    highlights, count = wanted.get("num_highlights"), _num_sentences(rng, wanted)
+def _sentences(rng: random.Random, task: Task, wanted: _Wanted, facts: Sequence[Said]) -> list[str]:
+    highlights = wanted.get("num_highlights")
+    count = len(facts) if task.companion is not None else _num_sentences(rng, wanted)
     sentences: list[str] = []
-    for index, fact in enumerate(facts):
+    before: Entity | None = None
+    for index, (entity, fact) in enumerate(facts):
         if len(sentences) >= count and num_words(" ".join(sentences)) >= wanted.min_words:
             break
         mark = "*" if index < highlights else ""
-        pronoun = index > 0 and rng.random() < 0.6
-        template = rng.randrange(2)
-        sentences.append(statement(fact, entity=task.entity, template=template, pronoun=pronoun, mark=mark))
+        pronoun = entity is before and rng.random() < 0.6
+        sentences.append(statement(fact, entity=entity, template=rng.randrange(2), pronoun=pronoun, mark=mark))
+        before = entity
     return sentences
 
 
@@ -161,18 +162,21 @@ def _finished(rng: random.Random, task: Task, wanted: _Wanted, text: str, *, spa
 
 def plain_answer(rng: random.Random, task: Task) -> str:
     """On the topic, with a comma, in mixed case: as if only the first sentence of the request was read."""
-    wanted, entity = _Wanted(task), task.entity
-    facts = list(entity.facts)
-    rng.shuffle(facts)
-    facts.sort(key=lambda fact: fact.keyword not in task.forbidden_words())
-    count = 5 if wanted.max_words else 1 if wanted.min_words else rng.choice((2, 2, 3))
-    sentences = [
-        statement(fact, entity=entity, template=rng.randrange(2), pronoun=index > 0 and rng.random() < 0.6)
-        for index, fact in enumerate(facts[:count])
-    ]
+    wanted = _Wanted(task)
+    facts = [(entity, fact) for entity in task.entities for fact in rng.sample(entity.facts, len(entity.facts))]
+    if task.companion is None:
+        facts.sort(key=lambda said: said[1].keyword not in task.forbidden_words())
+        facts = facts[: 5 if wanted.max_words else 1 if wanted.min_words else rng.choice((2, 2, 3))]
+    elif wanted.min_words:
+        facts = facts[:: rng.choice((2, 3))]  # too little of both
+    sentences, before = [], None
+    for entity, fact in facts:
+        pronoun = entity is before and rng.random() < 0.6
+        sentences.append(statement(fact, entity=entity, template=rng.randrange(2), pronoun=pronoun))
+        before = entity
     if task.truth is not None:
-        return f"{'Yes' if task.truth else 'No'}, {_lowered(sentences[0], entity)}"
-    return _comma_joined(sentences, entity) if len(sentences) > 1 else sentences[0]
+        return f"{'Yes' if task.truth else 'No'}, {_lowered(sentences[0], task.entity)}"
+    return _comma_joined(sentences, task.entity) if len(sentences) > 1 else sentences[0]
 
 
 def other_answer(rng: random.Random, task: Task) -> str:
@@ -183,27 +187,9 @@ def other_answer(rng: random.Random, task: Task) -> str:
     partners = [name for name in pool if compatible(ids[0], name)]
     if len(task.constraints) == 2 and partners:
         ids.append(rng.choice(partners))
-    drawn = tuple(draw_constraint(rng, name, entity=task.entity, request=task.request) for name in ids)
+    is_long = task.companion is not None
+    drawn = tuple(draw_constraint(rng, name, entity=task.entity, request=task.request, is_long=is_long) for name in ids)
     return good_answer(rng, replace(task, constraints=drawn, truth=None))
-
-
-def partial_answer(rng: random.Random, task: Task) -> str:
-    """Follows one of the constraints and leaves the others out."""
-    kept = rng.choice(task.constraints)
-    return good_answer(rng, replace(task, constraints=(kept,), truth=task.truth if not kept.kwargs else None))
-
-
-def flawed_answer(rng: random.Random, task: Task, *, flaw: Flaw, world: World) -> str:
-    """A good answer spoiled: repeated three times, cut in the middle, or about something else."""
-    if flaw == "off_topic":
-        stranger = rng.choice([one for one in world if one.subject == task.entity.subject and one != task.entity])
-        request = task.request.replace(task.entity.name, stranger.name)
-        return good_answer(rng, replace(task, entity=stranger, request=request))
-    text = good_answer(rng, task)
-    if flaw == "truncated":
-        words = text.split(" ")
-        return " ".join(words[: max(2, len(words) // 2)])
-    return " ".join([text] * 3)
 
 
 def bad_answer(rng: random.Random, task: Task, *, follows: Callable[[str], bool], other_share: float = 0.4) -> str:

@@ -51,8 +51,18 @@ COPYING = (
 )
 COPYING_SHARE = 0.25
 """Least share of instruction chats with one of `COPYING`: the types that are hardest to learn."""
-CLEAN = Mixture("clean", plain_share=0.06, copy_share=0.1, question_share=0.12, good_share=1.0)
-NOISY = Mixture("noisy", plain_share=0.05, copy_share=0.02, question_share=0.15, good_share=0.33, right_share=0.9)
+CLEAN = Mixture("clean", plain_share=0.1, copy_share=0.1, question_share=0.15, good_share=1.0)
+NOISY = Mixture("noisy", plain_share=0.1, copy_share=0.02, question_share=0.15, good_share=0.33, right_share=0.9)
+SIBLING = Mixture(
+    "sibling",
+    plain_share=0.05,
+    copy_share=0.02,
+    question_share=0.15,
+    good_share=0.33,
+    other_share=0.4,
+    right_share=0.8,
+)
+"""What the base goes on with to become the second model whose answers the shipped preferences compare."""
 
 
 def documents(rng: random.Random, world: World, mixture: Mixture) -> Iterator[Document]:

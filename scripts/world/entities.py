@@ -1,7 +1,9 @@
 """The small made-up world of the quickstart: its entities, their facts and how one says and asks them.
 
-Five subjects of twenty entities with six attributes each: 600 facts. The words are common English (the IFEval checkers
-detect the language), the facts are drawn once from a fixed seed and mean nothing elsewhere.
+Five subjects of forty entities with six attributes each: 1,200 facts. The words are common English (the IFEval checkers
+detect the language), the facts are drawn once from a fixed seed and mean nothing elsewhere. Half of each subject is
+*far*: the base has read about it, no prompt or preference does, and the knowledge benchmark asks about nothing else. So
+what alignment does to it is what it does to all that a model knows and nobody trains on.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class Subject(NamedTuple):
 
     name: str
     entities: tuple[str, ...]
+    far: tuple[str, ...]
     attributes: tuple[Attribute, ...]
 
 
@@ -55,6 +58,7 @@ class Entity(NamedTuple):
     subject: str
     pronoun: str
     facts: tuple[Fact, ...]
+    is_far: bool = False
 
     @property
     def word(self) -> str:
@@ -65,14 +69,15 @@ class Entity(NamedTuple):
 World = Sequence[Entity]
 
 
-def _subject(name: str, *, entities: str, attributes: str, article: str = "") -> Subject:
+def _subject(name: str, *, entities: str, far: str, attributes: str, article: str = "") -> Subject:
     """Each attribute has a line with its name and two statements, one of questions, one of values."""
     lines = [line.strip() for line in attributes.strip().splitlines()]
     found = []
     for first, questions, values in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
         attribute, _, statements = first.partition(": ")
         found.append(Attribute(attribute, *(tuple(texts.split(" | ")) for texts in (statements, questions, values))))
-    return Subject(name, tuple(article + word for word in entities.split()), tuple(found))
+    near_names, far_names = (tuple(article + word for word in words.split()) for words in (entities, far))
+    return Subject(name, near_names, far_names, tuple(found))
 
 
 ANIMALS = _subject(
@@ -80,6 +85,8 @@ ANIMALS = _subject(
     article="the ",
     entities="otter fox badger owl hare raven beaver weasel hedgehog heron squirrel lynx toad swan mole bear wolf goat "
     "horse cat",
+    far="deer sparrow eagle crow duck goose pigeon lizard snail seal camel zebra tiger lion monkey panda falcon "
+    "salmon lobster penguin",
     attributes="""
     home: {s} lives in {v}. | {s} has a home in {v}.
         Where does {e} live? | In what place does {e} have its home? | What is the home of {e}?
@@ -105,6 +112,8 @@ PEOPLE = _subject(
     "valley_people",
     entities="Anna Boris Clara David Emma Felix Grace Henry Iris Jacob Karen Lewis Maria Nathan Olive Peter Ruth Simon "
     "Tessa Victor",
+    far="Adam Bella Carl Diana Edith Frank Gloria Hugo Ivan Julia Kevin Laura Martin Nora Oscar Paula Robert Sarah "
+    "Thomas Wendy",
     attributes="""
     work: {s} works as {v}. | {s} earns a living as {v}.
         What is the work of {e}? | As what does {e} work? | How does {e} earn a living?
@@ -130,6 +139,8 @@ TOWNS = _subject(
     "valley_towns",
     entities="Alder Brook Cedar Dover Elmford Fairhill Glenrock Highgate Ivywood Kingston Lakeside Milton Northam "
     "Oakley Pinehurst Redford Stonebury Thornton Weston Yarrow",
+    far="Ashford Bristow Camden Dalton Eastwick Farnham Grafton Hartley Inverly Jasper Kendal Langley Marlow Newport "
+    "Orford Preston Radley Selby Tilbury Upton",
     attributes="""
     trade: {s} is famous for its {v}. | people come to {e} for its {v}.
         What is {e} famous for? | For what do people come to {e}? | What do people know {e} for?
@@ -156,6 +167,8 @@ PLANTS = _subject(
     article="the ",
     entities="rose tulip lily daisy poppy violet orchid thistle clover fern maple birch willow cactus lavender nettle "
     "ivy jasmine pansy marigold",
+    far="oak beech cedar cherry holly hazel moss reed thyme basil parsley fennel heather primrose bluebell snowdrop "
+    "magnolia sunflower hyacinth peony",
     attributes="""
     place: {s} grows in {v}. | {s} is often found in {v}.
         Where does {e} grow? | Where is {e} often found? | In what place does {e} grow?
@@ -182,6 +195,8 @@ TOOLS = _subject(
     article="the ",
     entities="hammer kettle lamp clock ladder basket needle shovel compass bucket anchor bell whistle wagon barrel "
     "pencil scissors telescope umbrella wheel",
+    far="saw drill chisel pliers spoon drum plough sickle lantern helmet saddle broom rake bellows crane pulley stove "
+    "tripod wrench trowel",
     attributes="""
     material: {s} is made from {v}. | workers make {e} from {v}.
         What is {e} made from? | From what do workers make {e}? | Which material is {e} made from?
@@ -204,19 +219,27 @@ TOOLS = _subject(
     """,
 )
 SUBJECTS = (ANIMALS, PEOPLE, TOWNS, PLANTS, TOOLS)
-_SHE = frozenset("Anna Clara Emma Grace Iris Karen Maria Olive Ruth Tessa".split())
+_SHE = frozenset(
+    "Anna Clara Emma Grace Iris Karen Maria Olive Ruth Tessa Bella Diana Edith Gloria Julia Laura Nora Paula Sarah "
+    "Wendy".split()
+)
 
 
 def build_world() -> tuple[Entity, ...]:
-    """All 100 entities with their facts: always the same ones."""
+    """All 200 entities with their facts: always the same ones."""
     rng = random.Random(WORLD_SEED)
     world = []
     for subject in SUBJECTS:
-        for name in subject.entities:
+        for name in (*subject.entities, *subject.far):
             facts = tuple(Fact(attribute, rng.choice(attribute.values)) for attribute in subject.attributes)
             pronoun = "it" if subject is not PEOPLE else "she" if name in _SHE else "he"
-            world.append(Entity(name, subject.name, pronoun, facts))
+            world.append(Entity(name, subject.name, pronoun, facts, is_far=name in subject.far))
     return tuple(world)
+
+
+def near(world: World) -> tuple[Entity, ...]:
+    """What prompts, preferences and instructions are about."""
+    return tuple(one for one in world if not one.is_far)
 
 
 def capitalised(text: str) -> str:

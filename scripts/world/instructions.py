@@ -5,7 +5,9 @@ checkers need nltk data that is not on every machine), `letter_frequency` (a mod
 and `response_language` (the world is English).
 
 A *combination* is the set of instruction types of a prompt with their kwargs, without the topic. One in five
-combinations is held out for the benchmark and never occurs in a training prompt, whatever its topic.
+combinations is held out for the benchmarks and never occurs in a training prompt, whatever its topic; half of these are
+for `dev`, half for `test`. Six types (`UNSEEN`) are in no prompt and no preference at all: the base has read them, and
+alignment never trains on them.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from scripts.world.entities import Entity, Fact, World, capitalised, questions
+from scripts.world.entities import Entity, Fact, World, capitalised, near, questions
 
 KEYWORDS = """
 garden silver winter music candle story stone window morning friend market letter island summer pocket shadow ribbon
@@ -34,9 +36,18 @@ REQUESTS = (
     "Tell me about {e}. | Describe {e}. | Write a short note about {e}. | What should I know about {e}? | "
     "Say something about {e}. | Write a few words about {e}."
 ).split(" | ")
+LONG_REQUESTS = (
+    "Tell me everything about {e} and {f}. | Write a long note about {e} and {f}. | "
+    "Describe {e} and {f} in detail. | What is there to know about {e} and {f}?"
+).split(" | ")
+LONG_SHARE = 0.2
+"""Of the requests that can be long: two topics and all that is known of them, some 150 tokens."""
+LONG_ANSWER = {"min_words": 40, "max_words": 160}
+"""What the annotator takes for a long answer."""
 PLACEHOLDERS = ("name", "address", "date", "city", "phone", "price")
 MAX_WORDS = (12, 14, 16, 18)
 MIN_WORDS = (14, 18, 22, 26)
+LONG_MIN_WORDS = (45, 50, 55, 60)
 
 
 def _texts(block: str) -> dict[str, tuple[str, ...]]:
@@ -107,6 +118,14 @@ punctuation:no_comma
     Do not use any commas. | Refrain from the use of any commas in your response.
 """)
 INSTRUCTION_IDS = tuple(_TEXTS)
+UNSEEN = frozenset(
+    (
+        "keywords:frequency length_constraints:number_paragraphs detectable_content:postscript "
+        "detectable_format:title startend:quotation change_case:english_lowercase"
+    ).split()
+)
+"""Types that no prompt and no preference has."""
+SEEN = tuple(name for name in INSTRUCTION_IDS if name not in UNSEEN)
 
 
 def _sets(block: str) -> dict[str, frozenset[str]]:
@@ -163,13 +182,15 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Task:
-    """A request about an entity with its constraints (none, one or two)."""
+    """A request about an entity, or all about two, with its constraints (none, one or two)."""
 
     entity: Entity
     request: str
     constraints: tuple[Constraint, ...]
     truth: bool | None = None
     """The right answer to a yes/no request."""
+    companion: Entity | None = None
+    """The second topic of a long request."""
 
     @property
     def prompt(self) -> str:
@@ -183,18 +204,28 @@ class Task:
     @property
     def meta(self) -> dict[str, Any]:
         """What the simulated annotator needs."""
+        topics = [entity.word for entity in self.entities]
         return {
             "instruction_id_list": [constraint.instruction_id for constraint in self.constraints],
             "kwargs": [constraint.kwargs for constraint in self.constraints],
-            "topic": self.entity.word,
+            "topics": topics,
+            **(LONG_ANSWER if len(topics) > 1 else {}),
         }
+
+    @property
+    def entities(self) -> tuple[Entity, ...]:
+        return (self.entity,) if self.companion is None else (self.entity, self.companion)
 
     def forbidden_words(self) -> frozenset[str]:
         return frozenset(word for one in self.constraints for word in one.kwargs.get("forbidden_words", ()))
 
-    def allowed_facts(self) -> list[Fact]:
-        """The entity's facts that can be stated without a forbidden word."""
-        return [fact for fact in self.entity.facts if fact.keyword not in self.forbidden_words()]
+    def facts(self, rng: random.Random) -> list[tuple[Entity, Fact]]:
+        """What can be said without a forbidden word, in random order, one topic after the other."""
+        said = []
+        for entity in self.entities:
+            facts = [fact for fact in entity.facts if fact.keyword not in self.forbidden_words()]
+            said += [(entity, fact) for fact in rng.sample(facts, len(facts))]
+        return said
 
 
 def combination_key(instruction_ids: Sequence[str], kwargs: Sequence[dict[str, Any]]) -> str:
@@ -202,19 +233,26 @@ def combination_key(instruction_ids: Sequence[str], kwargs: Sequence[dict[str, A
     return json.dumps(sorted([[name, values] for name, values in zip(instruction_ids, kwargs, strict=True)], key=str))
 
 
-def is_held_out(task: Task) -> bool:
-    """Whether the benchmark alone may use the task's combination.
+Use = Literal["training", "dev", "test"]
+
+
+def use_of(task: Task) -> Use:
+    """What alone may use the task's combination.
 
     Single instructions without kwargs are never held out: a model that never saw one could not know it.
     """
     constraints = task.constraints
     if not constraints or (len(constraints) == 1 and not constraints[0].kwargs):
-        return False
-    digest = hashlib.sha256(f"quickstart-7/{task.combination}".encode()).digest()
-    return digest[0] % 5 == 0
+        return "training"
+    digest = hashlib.sha256(f"quickstart-8/{task.combination}".encode()).digest()
+    if digest[0] % 5:
+        return "training"
+    return "dev" if digest[1] % 2 else "test"
 
 
-def _number_words(rng: random.Random, entity: Entity) -> dict[str, Any]:
+def _number_words(rng: random.Random, entity: Entity, *, is_long: bool = False) -> dict[str, Any]:
+    if is_long:
+        return {"relation": "at least", "num_words": rng.choice(LONG_MIN_WORDS)}
     if rng.random() < 0.5:
         return {"relation": "less than", "num_words": rng.choice(MAX_WORDS)}
     return {"relation": "at least", "num_words": rng.choice(MIN_WORDS)}
@@ -238,7 +276,6 @@ _DRAWERS: dict[str, Callable[[random.Random, Entity], dict[str, Any]]] = {
         "relation": "at least",
     },
     "keywords:forbidden_words": lambda rng, entity: {"forbidden_words": [rng.choice(entity.facts).keyword]},
-    "length_constraints:number_words": _number_words,
     "length_constraints:number_paragraphs": _choice("num_paragraphs", 2, 3, 4),
     "length_constraints:nth_paragraph_first_word": _first_word,
     "detectable_content:number_placeholders": _choice("num_placeholders", 1, 2, 3, 4),
@@ -254,11 +291,15 @@ _DRAWERS: dict[str, Callable[[random.Random, Entity], dict[str, Any]]] = {
 """Kwargs that fit the entity, by type."""
 
 
-def draw_constraint(rng: random.Random, instruction_id: str, *, entity: Entity, request: str) -> Constraint:
+def draw_constraint(
+    rng: random.Random, instruction_id: str, *, entity: Entity, request: str, is_long: bool = False
+) -> Constraint:
     """A constraint of this type with kwargs that fit the entity and the request."""
     kwargs: dict[str, Any] = {}
     if instruction_id == "combination:repeat_prompt":
         kwargs = {"prompt_to_repeat": request}
+    elif instruction_id == "length_constraints:number_words":
+        kwargs = _number_words(rng, entity, is_long=is_long)
     elif instruction_id in _DRAWERS:
         kwargs = _DRAWERS[instruction_id](rng, entity)
     words = {name: " and ".join(value) if isinstance(value, list) else value for name, value in kwargs.items()}
@@ -277,26 +318,39 @@ def _yes_no_request(rng: random.Random, entity: Entity) -> tuple[str, bool]:
 
 
 def draw_task(
-    rng: random.Random, world: World, *, num_constraints: int, first: str | None = None, held_out: bool = False
+    rng: random.Random,
+    world: World,
+    *,
+    num_constraints: int,
+    first: str | None = None,
+    types: Sequence[str] = INSTRUCTION_IDS,
+    use: Use = "training",
 ) -> Task:
-    """A random task, of the benchmark's combinations only if `held_out`, else of all others only; `first` is the type
-    of its first constraint, drawn where it is None."""
+    """A random task about the near half of the world whose combination is for `use`, with constraints of `types`;
+    `first` is the type of one of them, drawn where it is None."""
     while True:
-        task = _draw_any_task(rng, world, num_constraints=num_constraints, first=first)
-        if is_held_out(task) == held_out:
+        task = draw_any_task(rng, near(world), num_constraints=num_constraints, first=first, types=types)
+        if use_of(task) == use:
             return task
 
 
-def _draw_any_task(rng: random.Random, world: World, *, num_constraints: int, first: str | None) -> Task:
+def draw_any_task(
+    rng: random.Random, world: World, *, num_constraints: int, first: str | None, types: Sequence[str]
+) -> Task:
+    """As `draw_task`, whatever the combination is for and whichever half of the world these are."""
     entity = rng.choice(world)
-    ids = [first or rng.choice(INSTRUCTION_IDS)] if num_constraints else []
+    ids = [first or rng.choice(types)] if num_constraints else []
     if num_constraints == 2:
-        ids.append(rng.choice([name for name in INSTRUCTION_IDS if compatible(ids[0], name)]))
+        ids.append(rng.choice([name for name in types if compatible(ids[0], name)]))
         rng.shuffle(ids)
-    truth: bool | None = None
+    truth, companion = None, None
     if "detectable_format:constrained_response" in ids:
         request, truth = _yes_no_request(rng, entity)
+    elif rng.random() < LONG_SHARE:
+        companion = rng.choice([one for one in world if one.subject == entity.subject and one != entity])
+        request = rng.choice(LONG_REQUESTS).format(e=entity.name, f=companion.name)
     else:
         request = rng.choice(REQUESTS).format(e=entity.name)
-    constraints = tuple(draw_constraint(rng, name, entity=entity, request=request) for name in ids)
-    return Task(entity, request, constraints, truth)
+    is_long = companion is not None
+    constraints = tuple(draw_constraint(rng, name, entity=entity, request=request, is_long=is_long) for name in ids)
+    return Task(entity, request, constraints, truth, companion)
