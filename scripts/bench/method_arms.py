@@ -1,0 +1,139 @@
+"""The laboratory's arms: what is taken out of the loop or put in its place, by the recipe's own keys, and the claims of
+the method that they try."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+LOOP = "loop"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A run.
+
+    Attributes:
+        settings: `a.b=value`, beside the quickstart's.
+        kind: of `alignloop control`: at the loop's annotations and training tokens.
+        rounds: where they are not the laboratory's.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    kind: str | None = None
+    rounds: int | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What section 4 (or this project) says helps, and the arms that say how much.
+
+    Attributes:
+        arms: each against the reference; in `better` ones the reference should be ahead.
+        measures: of rounds.jsonl, shown beside the benchmark.
+    """
+
+    name: str
+    sentence: str
+    arms: tuple[str, ...]
+    reference: str = LOOP
+    measures: tuple[str, ...] = ()
+
+
+def _mask_and_nll() -> Sequence[Arm]:
+    """2 x 2 at three learning rates."""
+    rates = {"1x": "5e-5", "3x": "1.5e-4", "10x": "5e-4"}
+    return [
+        Arm(
+            f"mask-{mask}-nll-{nll}-{times}",
+            (
+                f"dpo.mask_formatting_tokens={'true' if mask == 'on' else 'false'}",
+                f"dpo.nll_coefficient={'0.2' if nll == 'on' else '0.0'}",
+                f"dpo.learning_rate={rate}",
+            ),
+        )
+        for times, rate in rates.items()
+        for mask in ("on", "off")
+        for nll in ("on", "off")
+        if (mask, nll, times) != ("on", "on", "1x")
+    ]
+
+
+_ALL: Sequence[Arm] = (
+    Arm(LOOP),
+    Arm("offline", kind="offline"),
+    Arm("random-pick", kind="random-pick"),
+    Arm("sft-only", kind="sft-only"),
+    Arm("dpo-only", kind="dpo-only"),
+    Arm("no-annotation", kind="no-annotation"),
+    Arm("no-pruning", kind="no-pruning"),
+    Arm("oracle-pick", ('score.reward_functions=[{function: "scripts.bench.method_oracle:right", weight: 100.0}]',)),
+    *_mask_and_nll(),
+    Arm("margin", ("reward.margin=1.0",)),
+    Arm("two-way", ("reward.use_edited=false",)),
+    *(Arm(f"k-{k}", (f"sample.num_candidates={k}", f"sample.num_prompts={1920 // k}")) for k in (1, 4, 30)),
+    Arm("off-policy", ("sample.policy=base",)),
+    Arm("no-on-policy-pairs", ("pairs.sources=[file,annotated]",)),
+    Arm("on-policy-pairs-only", ("pairs.sources=[on_policy]",)),
+    Arm("best-random-pairs", ("pairs.pairing=best_random",)),
+    Arm("gap-pairs", ("pairs.pairing=gap",)),
+    Arm("averaging", tuple(f"{stage}.num_checkpoints=3" for stage in ("reward", "sft", "dpo"))),
+    Arm("start-from-base", ("sft.start_from=base", "reward.start_from=base")),
+    Arm(
+        "all-strengths",
+        tuple(
+            f"{stage}.strengths=[significantly_better,better,slightly_better,marginally_better]"
+            for stage in ("reward", "pairs")
+        ),
+    ),
+    Arm("not-isolated", ("reward.isolate=false",)),
+    Arm("no-quality", ("prune.quality.enabled=false",)),
+    Arm("top-quartile", ("prune.quality.top_fraction=0.25",)),
+    Arm("no-difficulty", ("prune.difficulty.enabled=false",)),
+    Arm("no-dedup", ("prune.semantic_dedup.enabled=false",)),
+    Arm("one-round", ("sample.num_prompts=1152", "data.split_rounds=1", "reward.max_steps=480"), rounds=1),
+    Arm("three-rounds", ("sample.num_prompts=384", "data.split_rounds=3", "reward.max_steps=160"), rounds=3),
+)
+ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ALL}
+
+TAILS = ("end_of_turn/chosen", "tail_repetition_rate", "abrupt_end_rate", "chosen_logprob/policy")
+CLAIMS: Sequence[Claim] = (
+    Claim(
+        "loop",
+        "At equal annotations and training tokens the loop is ahead of training on what the base says",
+        ("offline",),
+    ),
+    Claim("pick", "The reward model's pick helps; beside it what the truth would pick", ("random-pick", "oracle-pick")),
+    Claim("stages", "SFT on the best of K and DPO both help (4.1.3, 4.1.4)", ("sft-only", "dpo-only")),
+    Claim("annotation", "New annotations of what the policy says help (4.2.1)", ("no-annotation",)),
+    Claim(
+        "mask-and-nll",
+        "Masking formatting tokens keeps tails whole, the NLL term keeps chosen probable (4.1.4)",
+        tuple(arm.name for arm in _mask_and_nll()),
+        measures=TAILS,
+    ),
+    Claim("margin", "The margin term is better left out (4.1.2)", ("margin",)),
+    Claim("three-way", "A third, edited response helps the reward model (4.1.2)", ("two-way",)),
+    Claim("candidates", "K of 10 to 30 is worth it, at equal samples (4.2.2)", ("k-1", "k-4", "k-30")),
+    Claim(
+        "on-policy",
+        "What trains should come from the latest policy (4.1.4)",
+        ("off-policy", "no-on-policy-pairs", "on-policy-pairs-only"),
+    ),
+    Claim("pairing", "Best against worst (ours)", ("best-random-pairs", "gap-pairs")),
+    Claim("averaging", "Averaging checkpoints helps (4.1.5)", (LOOP,), reference="averaging"),
+    Claim("start-from", "Going on from the last checkpoint (ours; the paper starts SFT anew)", ("start-from-base",)),
+    Claim("strengths", "Rows that are hardly better are left out (4.1.2, 4.1.4)", ("all-strengths",)),
+    Claim("isolate", "Responses of a prompt do not see each other (ours)", ("not-isolated",)),
+    Claim(
+        "pruning",
+        "Pruning by quality, difficulty and semantic duplicates helps (4.2.3)",
+        ("no-pruning", "no-quality", "top-quartile", "no-difficulty", "no-dedup"),
+    ),
+    Claim(
+        "rounds",
+        "Six rounds are better than fewer larger ones, at as many samples (4.1.6)",
+        ("one-round", "three-rounds"),
+    ),
+)
