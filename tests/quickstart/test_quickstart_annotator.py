@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from alignloop.errors import DataError
-from alignloop.quickstart.annotator import annotate, check, demands_met, num_flaws, repeats, strength_of
+from alignloop.quickstart.annotator import NOISE, annotate, check, demands_met, num_flaws, repeats, strength_of
 from alignloop.records import CandidateRow, Message, PromptRow, Source
 
 TITLE_AND_COMMA = {
     "instruction_id_list": ["detectable_format:title", "punctuation:no_comma"],
     "kwargs": [{}, {}],
-    "topic": "otter",
+    "topics": ["otter"],
 }
-QUESTION = {"answer": "The river", "options": ["The river", "The cave"], "topic": "otter"}
+QUESTION = {"answer": "The river", "options": ["The river", "The cave"]}
 GOOD, HALF, BAD = "<<Otter>>\nThe otter swims.", "The otter swims.", "The otter swims, and eats."
 AWAY = "<<Swimmer>>\nThe animal swims."
 THOUGHT = "<think>\nA title, then no comma.\n</think>\n\n"
@@ -111,19 +111,21 @@ def test_a_row_says_who_compared_and_where_it_comes_from() -> None:
     assert row.meta == TITLE_AND_COMMA
 
 
-def test_the_same_seed_gives_the_same_rows() -> None:
-    pairs = [pair(TITLE_AND_COMMA, BAD, HALF, number=2 * n) for n in range(60)]
-    first, again = annotate(pairs, seed=1), annotate(pairs, seed=1)
-    assert first == again
-    # one close call in twenty is turned round: 3 of 60 expected
-    assert 0 < sum(row.chosen == BAD for row in first) < 12
-    assert {row.strength for row in first} == {"slightly_better"}
+def test_the_same_seed_gives_the_same_rows_and_noise_turns_some_round() -> None:
+    for worse, better, strength in ((BAD, HALF, "slightly_better"), (BAD, GOOD, "significantly_better")):
+        pairs = [pair(TITLE_AND_COMMA, worse, better, number=2 * n) for n in range(200)]
+        first, again = annotate(pairs, seed=1), annotate(pairs, seed=1)
+        assert first == again
+        assert {row.strength for row in first} == {strength}
+        turned = sum(row.chosen == worse for row in first)
+        expected = 200 * NOISE[first[0].strength]  # 24, and 4; three standard deviations either way
+        assert abs(turned - expected) < 3 * expected**0.5
 
 
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"topic": "otter"}, "instruction_id_list"),
+        ({"topics": ["otter"]}, "instruction_id_list"),
         ({"instruction_id_list": ["poetry:rhyme"], "kwargs": [{}]}, "poetry:rhyme"),
         (TITLE_AND_COMMA | {"kwargs": [{}]}, "2 instructions but 1 kwargs"),
     ],
