@@ -21,6 +21,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def _options() -> argparse.Namespace:
 def _train(options: argparse.Namespace, sibling: Path, rendezvous: str, rank: int) -> None:
     """One of the processes that train together; the first reports and saves."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=NUM_PROCESSES)
+    # Where one process fails the other waits for it, but not for long.
+    wait = timedelta(minutes=5)
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=NUM_PROCESSES, timeout=wait)
     world, seed = build_world(), options.seed
 
     def report(line: str) -> None:

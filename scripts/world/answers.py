@@ -163,8 +163,15 @@ def _finished(rng: random.Random, task: Task, wanted: _Wanted, text: str, *, spa
 def plain_answer(rng: random.Random, task: Task) -> str:
     """On the topic, with a comma, in mixed case: as if only the first sentence of the request was read."""
     wanted = _Wanted(task)
-    facts = [(entity, fact) for entity in task.entities for fact in rng.sample(entity.facts, len(entity.facts))]
-    if task.companion is None:
+    is_long = task.companion is not None
+    facts = [
+        (entity, fact)
+        for entity in task.entities
+        # All that is known of two topics holds now and then the very word that is asked for.
+        for fact in rng.sample(entity.facts, rng.choice((3, 4, 5, 6)) if is_long else len(entity.facts))
+        if fact.keyword not in wanted.get("keywords", ())
+    ]
+    if not is_long:
         facts.sort(key=lambda said: said[1].keyword not in task.forbidden_words())
         facts = facts[: 5 if wanted.max_words else 1 if wanted.min_words else rng.choice((2, 2, 3))]
     elif wanted.min_words:
