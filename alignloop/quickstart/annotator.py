@@ -31,6 +31,8 @@ NOISE: Mapping[Strength, float] = {
     "marginally_better": 0.2,
 }
 """Share of the comparisons of each strength that come out the wrong way round, as people's do."""
+TASTE = 0.1
+"""Share of the pairs of equally good answers that are told apart all the same: `marginally_better`, either way."""
 
 
 @cache
@@ -120,7 +122,7 @@ def repeats(words: Sequence[str], *, size: int = 4) -> bool:
 def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, seed: int) -> list[PreferenceRow]:
     """Compare pairs of completions of training prompts, by their answers alone: thoughts need not meet the demands.
 
-    Ties are left out. `NOISE` of the others, drawn by `seed`, are turned round. A pair is (prompt, candidate,
+    Ties are left out, but for `TASTE` of them. `NOISE` of the others, drawn by `seed`, are turned round. A pair is (prompt, candidate,
     candidate), finished and with text; `prompt.meta` is as `check` wants it.
 
     Raises:
@@ -137,9 +139,14 @@ def _compare(prompt: PromptRow, first: CandidateRow, second: CandidateRow, *, se
     flaws = [num_flaws(prompt.meta, answer) for answer in answers]
     strength = strength_of(met[0], met[1], flaws[0] - flaws[1])
     better_first = _score(met[0], flaws[0]) > _score(met[1], flaws[1])
-    if strength is None or answers[0].strip() == answers[1].strip():
+    draw = random.Random(f"{seed}/{first.id}/{second.id}")
+    if answers[0].strip() == answers[1].strip():
         return None
-    if random.Random(f"{seed}/{first.id}/{second.id}").random() < NOISE[strength]:
+    if strength is None:
+        if draw.random() >= TASTE:
+            return None
+        strength, better_first = "marginally_better", draw.random() < 0.5
+    elif draw.random() < NOISE[strength]:
         better_first = not better_first
     chosen, rejected = (first, second) if better_first else (second, first)
     return preference(prompt, chosen, rejected, strength=strength, annotator=ANNOTATOR, compared_by="simulated")

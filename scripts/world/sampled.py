@@ -56,7 +56,6 @@ def _prompts(path: Path) -> list[PromptRow]:
 
 def _answers(model: Path, prompts: Path, *, out: Path, seed: int) -> list[CandidateRow]:
     """One sampled answer a prompt, by `alignloop sample`."""
-    out.unlink(missing_ok=True)
     options = ["-k", "1", "--max-tokens", str(MAX_TOKENS), "--set", "engine.dtype=float32", "--set", f"seed={seed}"]
     command = ["alignloop", "sample", str(model.resolve()), str(prompts), "--out", str(out), *options]
     subprocess.run([sys.executable, "-m", *command], check=True)
