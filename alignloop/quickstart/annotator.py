@@ -104,13 +104,15 @@ def _is_right(meta: Mapping[str, Any], response: str) -> bool:
 
 
 def num_flaws(meta: Mapping[str, Any], text: str) -> int:
-    """How many of these an answer has: repeats itself, leaves a topic out, too long, too short for what was asked."""
+    """How many of these an answer has: repeats itself, leaves a topic out, too long, too short for what was asked,
+    ends in the middle of a sentence."""
     words = re.findall(r"\w+", text.lower())
     topics = () if meta.get("answer") else meta.get("topics", ())
     leaves_out = any(str(topic).lower() not in text.lower() for topic in topics)
     num_words = len(words)
     is_long, is_short = num_words > meta.get("max_words", _MAX_WORDS), num_words < meta.get("min_words", 0)
-    return sum((repeats(words), leaves_out, is_long, is_short))
+    breaks_off = not meta.get("answer") and not re.search(r"[^\w\s,]\s*$", text)
+    return sum((repeats(words), leaves_out, is_long, is_short, breaks_off))
 
 
 def repeats(words: Sequence[str], *, size: int = 4) -> bool:
@@ -122,8 +124,8 @@ def repeats(words: Sequence[str], *, size: int = 4) -> bool:
 def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, seed: int) -> list[PreferenceRow]:
     """Compare pairs of completions of training prompts, by their answers alone: thoughts need not meet the demands.
 
-    Ties are left out, but for `TASTE` of them. `NOISE` of the others, drawn by `seed`, are turned round. A pair is (prompt, candidate,
-    candidate), finished and with text; `prompt.meta` is as `check` wants it.
+    Ties are left out, but for `TASTE` of them. `NOISE` of the others, drawn by `seed`, are turned round. A pair is
+    (prompt, candidate, candidate), finished and with text; `prompt.meta` is as `check` wants it.
 
     Raises:
         DataError: a prompt's meta has nothing to check.

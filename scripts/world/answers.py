@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from scripts.world.entities import Entity, Fact, capitalised, statement
-from scripts.world.instructions import INSTRUCTION_IDS, PLACEHOLDERS, Task, compatible, draw_constraint
+from scripts.world.instructions import INSTRUCTION_IDS, PLACEHOLDERS, Constraint, Task, compatible, draw_constraint
 
 Said = tuple[Entity, Fact]
 _MAX_TRIES = 40
@@ -197,6 +197,52 @@ def other_answer(rng: random.Random, task: Task) -> str:
     is_long = task.companion is not None
     drawn = tuple(draw_constraint(rng, name, entity=task.entity, request=task.request, is_long=is_long) for name in ids)
     return good_answer(rng, replace(task, constraints=drawn, truth=None))
+
+
+def near_answer(rng: random.Random, task: Task, *, follows: Callable[[str], bool]) -> str:
+    """Almost a good answer: one demand is missed or met with other values (four bullets for five, another keyword), or
+    the text runs in a loop or breaks off at its end."""
+    kind = rng.random()
+    if kind < 0.1:
+        return _looping(rng, good_answer(rng, task))
+    if kind < 0.2:
+        return _broken_off(rng, good_answer(rng, task))
+    for _ in range(_MAX_TRIES):
+        missed = rng.randrange(len(task.constraints))
+        constraints = list(task.constraints)
+        if (other := _other_values(rng, task, constraints[missed])) is None:
+            del constraints[missed]
+        else:
+            constraints[missed] = other
+        answerable = task.truth if constraints else None
+        text = good_answer(rng, replace(task, constraints=tuple(constraints), truth=answerable))
+        if not follows(text):
+            return text
+    return _broken_off(rng, good_answer(rng, task))
+
+
+def _other_values(rng: random.Random, task: Task, constraint: Constraint) -> Constraint | None:
+    """The constraint with other kwargs; None, one time in four and where there are none others."""
+    if not constraint.kwargs or constraint.instruction_id == "combination:repeat_prompt" or rng.random() < 0.25:
+        return None
+    is_long = task.companion is not None
+    for _ in range(_MAX_TRIES):
+        drawn = draw_constraint(
+            rng, constraint.instruction_id, entity=task.entity, request=task.request, is_long=is_long
+        )
+        if drawn.kwargs != constraint.kwargs:
+            return drawn
+    return None
+
+
+def _looping(rng: random.Random, text: str) -> str:
+    *before, last = text.rsplit(". ", maxsplit=1)
+    return ". ".join([*before, *[last.rstrip(".")] * rng.choice((3, 4, 5))]) + "."
+
+
+def _broken_off(rng: random.Random, text: str) -> str:
+    words = text.split(" ")
+    return " ".join(words[: max(2, rng.randint(len(words) // 2, len(words) - 1))]).rstrip(".!?")
 
 
 def bad_answer(rng: random.Random, task: Task, *, follows: Callable[[str], bool], other_share: float = 0.4) -> str:

@@ -1,18 +1,18 @@
 """What the quickstart base is trained on: plain text of the world, questions, and chats.
 
-In the `clean` mixture every chat answer follows its instructions; in `noisy` most do not, in ways the base also knows
-(a plain answer, or one to another instruction). That hides an ability that alignment brings out. Benchmark prompts,
-combinations and wordings are in neither.
+In the `clean` mixture every chat answer follows its instructions; in `noisy` most do not, in ways the base also
+knows: half ignore them (a plain answer, or one to other instructions), a third almost follow them. That hides an
+ability that alignment brings out. Benchmark prompts, combinations and wordings are in neither.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from scripts.world.answers import bad_answer, good_answer
+from scripts.world.answers import bad_answer, good_answer, near_answer
 from scripts.world.datasets import draw_question, follows
 from scripts.world.entities import World, capitalised, statement
 from scripts.world.instructions import END_PHRASES, FIRST_WORDS, KEYWORDS, draw_task
@@ -32,6 +32,7 @@ class Mixture:
     Attributes:
         copy_share: of drills in repeating words, which keywords, first words and end phrases need, and is learned last.
         good_share: of instruction chats whose answer follows its instructions.
+        near_share: of instruction chats whose answer almost does.
         other_share: of the answers that do not follow, those that are good ones to another instruction, not plain ones.
         right_share: of questions answered right.
     """
@@ -41,6 +42,7 @@ class Mixture:
     copy_share: float
     question_share: float
     good_share: float
+    near_share: float = 0.0
     other_share: float = 0.1
     right_share: float = 1.0
 
@@ -52,16 +54,16 @@ COPYING = (
 COPYING_SHARE = 0.25
 """Least share of instruction chats with one of `COPYING`: the types that are hardest to learn."""
 CLEAN = Mixture("clean", plain_share=0.1, copy_share=0.1, question_share=0.15, good_share=1.0)
-NOISY = Mixture("noisy", plain_share=0.1, copy_share=0.02, question_share=0.15, good_share=0.33, right_share=0.9)
-SIBLING = Mixture(
-    "sibling",
-    plain_share=0.05,
+NOISY = Mixture(
+    "noisy",
+    plain_share=0.1,
     copy_share=0.02,
     question_share=0.15,
-    good_share=0.33,
-    other_share=0.4,
-    right_share=0.8,
+    good_share=0.15,
+    near_share=0.35,
+    right_share=0.9,
 )
+SIBLING = replace(NOISY, name="sibling", plain_share=0.05, near_share=0.45, other_share=0.4, right_share=0.8)
 """What the base goes on with to become the second model whose answers the shipped preferences compare."""
 
 
@@ -113,8 +115,11 @@ def _question_chat(rng: random.Random, world: World, mixture: Mixture) -> Docume
 def _instruction_chat(rng: random.Random, world: World, mixture: Mixture) -> Document:
     first = rng.choice(COPYING) if rng.random() < COPYING_SHARE else None
     task = draw_task(rng, world, num_constraints=rng.choices((0, 1, 2), (1, 9, 10))[0], first=first)
-    if not task.constraints or rng.random() < mixture.good_share:
+    kind = rng.random()
+    if not task.constraints or kind < mixture.good_share:
         return Document(task.prompt, good_answer(rng, task))
+    if kind < mixture.good_share + mixture.near_share:
+        return Document(task.prompt, near_answer(rng, task, follows=lambda text: follows(task, text)))
     text = bad_answer(rng, task, follows=lambda text: follows(task, text), other_share=mixture.other_share)
     return Document(task.prompt, text)
 

@@ -204,7 +204,7 @@ class Task:
     @property
     def meta(self) -> dict[str, Any]:
         """What the simulated annotator needs."""
-        topics = [entity.word for entity in self.entities]
+        topics = [entity.word for entity in self.entities] if self.truth is None else []
         return {
             "instruction_id_list": [constraint.instruction_id for constraint in self.constraints],
             "kwargs": [constraint.kwargs for constraint in self.constraints],

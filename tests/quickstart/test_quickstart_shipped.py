@@ -15,10 +15,10 @@ import pytest
 from alignloop.config.bundled import QUICKSTART
 from alignloop.quickstart.annotator import check
 from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, Source
-from scripts.world.corpus import CLEAN, NOISY, documents
-from scripts.world.datasets import write_datasets
+from scripts.world.corpus import CLEAN, NOISY, SIBLING, documents
+from scripts.world.datasets import BENCHMARKS, write_datasets
 from scripts.world.entities import SUBJECTS, build_world
-from scripts.world.instructions import INSTRUCTION_IDS, combination_key, draw_task
+from scripts.world.instructions import SEEN, UNSEEN, combination_key, draw_task
 
 DATA, BASE = QUICKSTART / "data", QUICKSTART / "base"
 SOURCE = Source(file="shipped")
@@ -47,8 +47,8 @@ def prompts() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def ifeval() -> list[dict[str, Any]]:
-    return _jsonl("ifeval.jsonl")
+def benchmarks() -> dict[str, list[dict[str, Any]]]:
+    return {name: _jsonl(name) for name in BENCHMARKS}
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +61,12 @@ def test_everything_shipped_is_under_8_mb() -> None:
     assert 1_000_000 < sum(sizes) < 8_000_000
 
 
-def test_the_same_seed_gives_the_shipped_data(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_shipped_prompts_and_benchmarks(tmp_path: Path) -> None:
     write_datasets(tmp_path, build_world(), seed=0)
     made, shipped = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in (tmp_path, DATA)
     )
-    assert made.keys() == shipped.keys()
+    assert {*made, Path("preferences.jsonl")} == shipped.keys()  # those are sampled from models
     assert [str(name) for name, content in made.items() if content != shipped[name]] == []
 
 
@@ -75,11 +75,24 @@ def test_preferences_are_valid_rows_of_all_strengths(preferences: list[dict[str,
         messages = [Message(role="user", content=row["prompt"])]
         rest = {name: value for name, value in row.items() if name != "prompt"}
         PreferenceRow.model_validate({"id": str(number), "messages": messages, "source": SOURCE, **rest})
-    assert len(preferences) >= 1500
+    assert len(preferences) == 1500
     assert {row["strength"] for row in preferences} == set(STRENGTHS)
     edited = [row for row in preferences if "edited" in row]
-    assert 0.08 < len(edited) / len(preferences) < 0.16
+    assert len(edited) == 150
     assert all(row["edited"] not in (row["chosen"], row["rejected"]) for row in edited)
+
+
+def test_preferences_are_what_models_said_not_gold(preferences: list[dict[str, Any]]) -> None:
+    """Most of the `chosen` answers to instructions are wrong; noise has some right ones rejected; an edit helps."""
+    rows = [row for row in preferences if "kwargs" in row["meta"]]
+
+    def share_right(which: str) -> float:
+        found = [check(row["meta"], row[which], prompt=row["prompt"]) for row in rows if which in row]
+        return sum(map(all, found)) / len(found)
+
+    assert 0.2 < share_right("chosen") < 0.5
+    assert 0.01 < share_right("rejected") < 0.1
+    assert share_right("chosen") < share_right("edited") < 0.8
 
 
 def test_prompts_are_distinct_and_can_be_judged(prompts: list[dict[str, Any]]) -> None:
@@ -92,42 +105,58 @@ def test_prompts_are_distinct_and_can_be_judged(prompts: list[dict[str, Any]]) -
     assert 0.05 < sum("answer" in row["meta"] for row in prompts) / len(prompts) < 0.3
 
 
-def test_the_following_benchmark_has_the_official_form(ifeval: list[dict[str, Any]]) -> None:
-    assert len(ifeval) >= 300
-    assert len({row["key"] for row in ifeval}) == len({row["prompt"] for row in ifeval}) == len(ifeval)
-    types = Counter(name for row in ifeval for name in row["instruction_id_list"])
-    assert set(types) == set(INSTRUCTION_IDS)
-    assert min(types.values()) >= 15
-    for row in ifeval:
+@pytest.mark.parametrize(("name", "num_prompts"), [("ifeval_dev", 705), ("ifeval", 705), ("ifeval_unseen", 300)])
+def test_the_following_benchmarks_have_the_official_form(
+    name: str, num_prompts: int, benchmarks: dict[str, list[dict[str, Any]]]
+) -> None:
+    rows = benchmarks[f"{name}.jsonl"]
+    assert len({row["key"] for row in rows}) == len({row["prompt"] for row in rows}) == len(rows) == num_prompts
+    types = Counter(name for row in rows for name in row["instruction_id_list"])
+    assert min(types[one] for one in (UNSEEN if name == "ifeval_unseen" else SEEN)) >= 40
+    for row in rows:
         assert set(row) == {"key", "prompt", "instruction_id_list", "kwargs"}
         flags = check(row, "A text that is of no use.", prompt=row["prompt"])
         assert len(flags) == len(row["instruction_id_list"]) == len(row["kwargs"]) in (1, 2)
+        assert (not UNSEEN.isdisjoint(row["instruction_id_list"])) == (name == "ifeval_unseen")
 
 
-def test_benchmark_prompts_and_combinations_are_in_no_training_file(
-    preferences: list[dict[str, Any]], prompts: list[dict[str, Any]], ifeval: list[dict[str, Any]]
+def test_benchmark_prompts_combinations_and_unseen_types_are_in_no_training_file(
+    preferences: list[dict[str, Any]],
+    prompts: list[dict[str, Any]],
+    benchmarks: dict[str, list[dict[str, Any]]],
 ) -> None:
     training = [*preferences, *prompts]
+    ifeval = [row for rows in benchmarks.values() for row in rows]
     assert not {row["prompt"] for row in ifeval} & {row["prompt"] for row in training}
     tasks = [row["meta"] for row in training if "kwargs" in row["meta"]]
     assert len(tasks) > 3000
+    assert not UNSEEN.intersection(name for meta in tasks for name in meta["instruction_id_list"])
     trained = {combination_key(meta["instruction_id_list"], meta["kwargs"]) for meta in tasks}
-    heldout = {combination_key(row["instruction_id_list"], row["kwargs"]) for row in ifeval}
+    held_out = {
+        name: {combination_key(row["instruction_id_list"], row["kwargs"]) for row in rows}
+        for name, rows in benchmarks.items()
+    }
     assert len(trained) > 500
-    assert not trained & heldout
+    assert not trained & set().union(*held_out.values())
+    assert not held_out["ifeval_dev.jsonl"] & held_out["ifeval.jsonl"]
 
 
 def test_benchmark_questions_are_in_no_training_file(
     preferences: list[dict[str, Any]], prompts: list[dict[str, Any]], asked: set[str]
 ) -> None:
     assert len(asked) == 600
+    far = [entity.word for entity in build_world() if entity.is_far]
+    assert all(any(word in question for word in far) for question in asked)
     training = {row["prompt"] for row in (*preferences, *prompts)}
     assert not any(question in prompt for prompt in training for question in asked if question[:12] in prompt)
 
 
-def test_benchmarks_are_not_in_the_pretraining_text(ifeval: list[dict[str, Any]], asked: set[str]) -> None:
-    heldout, world = {row["prompt"] for row in ifeval}, build_world()
-    for mixture in (CLEAN, NOISY):
+def test_benchmarks_are_not_in_the_pretraining_text(
+    benchmarks: dict[str, list[dict[str, Any]]], asked: set[str]
+) -> None:
+    ifeval, world = [row for rows in benchmarks.values() for row in rows], build_world()
+    heldout = {row["prompt"] for row in ifeval}
+    for mixture in (CLEAN, NOISY, SIBLING):
         for document in itertools.islice(documents(random.Random(7), world, mixture), 800):
             text = f"{document.prompt or ''}\n{document.text}"
             assert document.prompt not in heldout
