@@ -24,15 +24,13 @@ from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Strength
 
 ANNOTATOR = "simulated"
 _MAX_WORDS = 80
-NOISE: Mapping[Strength, float] = {
-    "significantly_better": 0.02,
-    "better": 0.05,
-    "slightly_better": 0.12,
-    "marginally_better": 0.2,
-}
-"""Share of the comparisons of each strength that come out the wrong way round, as people's do."""
+TURNED = 0.05
+"""Share of the comparisons that come out the wrong way round, as people's do."""
+UNDERSTATED = 0.2
+"""Share of the comparisons whose strength is said one step too low."""
 TASTE = 0.1
 """Share of the pairs of equally good answers that are told apart all the same: `marginally_better`, either way."""
+_LOWER: Mapping[Strength, Strength] = {"significantly_better": "better", "better": "slightly_better"}
 
 
 @cache
@@ -124,8 +122,9 @@ def repeats(words: Sequence[str], *, size: int = 4) -> bool:
 def annotate(pairs: Sequence[tuple[PromptRow, CandidateRow, CandidateRow]], *, seed: int) -> list[PreferenceRow]:
     """Compare pairs of completions of training prompts, by their answers alone: thoughts need not meet the demands.
 
-    Ties are left out, but for `TASTE` of them. `NOISE` of the others, drawn by `seed`, are turned round. A pair is
-    (prompt, candidate, candidate), finished and with text; `prompt.meta` is as `check` wants it.
+    Ties are left out, but for `TASTE` of them; of the others, drawn by `seed`, `TURNED` are turned round and
+    `UNDERSTATED` called less clear than they are. A pair is (prompt, candidate, candidate), finished and with text;
+    `prompt.meta` is as `check` wants it.
 
     Raises:
         DataError: a prompt's meta has nothing to check.
@@ -148,8 +147,9 @@ def _compare(prompt: PromptRow, first: CandidateRow, second: CandidateRow, *, se
         if draw.random() >= TASTE:
             return None
         strength, better_first = "marginally_better", draw.random() < 0.5
-    elif draw.random() < NOISE[strength]:
-        better_first = not better_first
+    else:
+        better_first ^= draw.random() < TURNED
+        strength = _LOWER[strength] if draw.random() < UNDERSTATED else strength
     chosen, rejected = (first, second) if better_first else (second, first)
     return preference(prompt, chosen, rejected, strength=strength, annotator=ANNOTATOR, compared_by="simulated")
 
@@ -159,12 +159,11 @@ def _score(met: Sequence[bool], flaws: int) -> float:
 
 
 def strength_of(first: Sequence[bool], second: Sequence[bool], flaw_gap: int) -> Strength | None:
-    """How far apart two completions are, by demands met and the first's flaws minus the other's; None: a tie."""
+    """How far apart two completions are, by demands met and the first's flaws minus the other's; None: a tie.
+
+    `significantly_better`: all demands met against not all of them; `better`: another demand met, or a flaw less.
+    """
     gap = abs(_score(first, max(flaw_gap, 0)) - _score(second, max(-flaw_gap, 0)))
     if gap < 1e-9:
         return None
-    if gap >= 1.75:
-        return "significantly_better"
-    if gap >= 1.0:
-        return "better"
-    return "slightly_better" if gap >= 0.45 else "marginally_better"
+    return "significantly_better" if gap >= 1.5 else "better"

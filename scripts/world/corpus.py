@@ -59,8 +59,8 @@ NOISY = Mixture(
     plain_share=0.1,
     copy_share=0.02,
     question_share=0.15,
-    good_share=0.15,
-    near_share=0.35,
+    good_share=0.05,
+    near_share=0.4,
     right_share=0.9,
 )
 SIBLING = replace(NOISY, name="sibling", plain_share=0.05, near_share=0.45, other_share=0.4, right_share=0.8)
