@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from alignloop.errors import DataError
-from alignloop.quickstart.annotator import NOISE, annotate, check, demands_met, num_flaws, repeats, strength_of
+from alignloop.quickstart.annotator import (
+    TASTE,
+    TURNED,
+    UNDERSTATED,
+    annotate,
+    check,
+    demands_met,
+    num_flaws,
+    repeats,
+    strength_of,
+)
 from alignloop.records import CandidateRow, Message, PromptRow, Source
 
 TITLE_AND_COMMA = {
@@ -74,7 +84,7 @@ def test_check_gives_a_flag_for_each_instruction_or_the_answer(
     ("meta", "first", "second", "expected"),
     [
         (TITLE_AND_COMMA, GOOD, BAD, "significantly_better"),
-        (TITLE_AND_COMMA, GOOD, HALF, "better"),  # all against half: (1 + 1) - 0.5 = 1.5
+        (TITLE_AND_COMMA, GOOD, HALF, "significantly_better"),  # all against half: (1 + 1) - 0.5 = 1.5
         (TITLE_AND_COMMA, GOOD, AWAY, "better"),  # a flaw weighs one point
         (QUESTION, "The river", "The cave", "significantly_better"),
         # a thought with a comma, and without a title, is not what was asked for: the answer alone is checked
@@ -94,8 +104,18 @@ def test_the_better_answer_is_chosen_whatever_the_order_and_ties_are_left_out(
         assert found == ([] if expected is None else [(first, second, expected)])
 
 
-def test_half_against_nothing_is_slightly_better() -> None:
-    assert strength_of([True, False], [False, False], 0) == "slightly_better"
+@pytest.mark.parametrize(
+    ("first", "second", "flaw_gap", "expected"),
+    [
+        ([True, True], [True, False], 0, "significantly_better"),  # 1 + 1 against 0.5
+        ([True, False], [False, False], 0, "better"),
+        ([True, True], [True, True], 1, "better"),
+        ([True, False], [False, True], 0, None),
+    ],
+)
+def test_strengths_by_hand(first: list[bool], second: list[bool], flaw_gap: int, expected: str | None) -> None:
+    assert strength_of(first, second, flaw_gap) == expected
+    assert strength_of(second, first, -flaw_gap) == expected
 
 
 def test_flaws_of_a_completion() -> None:
@@ -111,15 +131,24 @@ def test_a_row_says_who_compared_and_where_it_comes_from() -> None:
     assert row.meta == TITLE_AND_COMMA
 
 
-def test_the_same_seed_gives_the_same_rows_and_noise_turns_some_round() -> None:
-    for worse, better, strength in ((BAD, HALF, "slightly_better"), (BAD, GOOD, "significantly_better")):
-        pairs = [pair(TITLE_AND_COMMA, worse, better, number=2 * n) for n in range(200)]
-        first, again = annotate(pairs, seed=1), annotate(pairs, seed=1)
-        assert first == again
-        assert {row.strength for row in first} == {strength}
-        turned = sum(row.chosen == worse for row in first)
-        expected = 200 * NOISE[first[0].strength]  # 24, and 4; three standard deviations either way
-        assert abs(turned - expected) < 3 * expected**0.5
+def test_noise_turns_some_round_and_says_some_too_low() -> None:
+    pairs = [pair(TITLE_AND_COMMA, BAD, GOOD, number=2 * n) for n in range(400)]
+    rows = annotate(pairs, seed=1)
+    assert rows == annotate(pairs, seed=1)
+    turned = sum(row.chosen == BAD for row in rows)
+    low = sum(row.strength == "better" for row in rows)
+    assert {row.strength for row in rows} == {"significantly_better", "better"}
+    # Of 400 one expects 20 and 80; three standard deviations either way.
+    assert abs(turned - 400 * TURNED) < 3 * (400 * TURNED) ** 0.5
+    assert abs(low - 400 * UNDERSTATED) < 3 * (400 * UNDERSTATED) ** 0.5
+
+
+def test_some_equally_good_answers_are_told_apart_by_taste() -> None:
+    pairs = [pair(TITLE_AND_COMMA, GOOD, "<<Otter>>\nAn otter eats.", number=2 * n) for n in range(400)]
+    rows = annotate(pairs, seed=1)
+    assert {row.strength for row in rows} == {"marginally_better"}
+    assert abs(len(rows) - 400 * TASTE) < 3 * (400 * TASTE) ** 0.5
+    assert {row.chosen for row in rows} == {GOOD, "<<Otter>>\nAn otter eats."}
 
 
 @pytest.mark.parametrize(
