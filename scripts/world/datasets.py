@@ -61,19 +61,15 @@ def follows(task: Task, text: str) -> bool:
     return all(check(task.meta, text, prompt=task.prompt))
 
 
-def prompt_rows(
-    rng: random.Random, world: World, *, num_tasks: int, num_questions: int, known: Iterable[str] = ()
-) -> list[JsonRow]:
-    """Distinct prompts with what the annotator needs, shuffled, none of `known`: about the near half of the world, with
-    the types that are trained on."""
-    seen = set(known)
+def prompt_rows(rng: random.Random, world: World, *, num_tasks: int, num_questions: int) -> list[JsonRow]:
+    """Distinct prompts with what the annotator needs, shuffled: about the near half of the world, with the types that
+    are trained on."""
 
     def distinct(draw: Callable[[], Drawn], count: int) -> list[JsonRow]:
         found: dict[str, Drawn] = {}
         while len(found) < count:
             one = draw()
-            if one.prompt not in seen:
-                found.setdefault(one.prompt, one)
+            found.setdefault(one.prompt, one)
         return [{"prompt": one.prompt, "meta": one.meta} for one in found.values()]
 
     rows = distinct(lambda: draw_task(rng, world, num_constraints=rng.choice((1, 2, 2)), types=SEEN), num_tasks)

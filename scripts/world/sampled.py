@@ -1,6 +1,6 @@
 """The quickstart's preferences: two models' answers to a prompt, compared by the simulated annotator.
 
-    prompts -> an answer of the base, an answer of its sibling -> annotator, with noise -> rows; one in ten edited
+    prompts -> answers of the base, answers of its sibling -> annotator, with noise -> rows; one in ten edited
 
 No answer is the generator's: what is right among them is what the models happened to get right.
 """
@@ -16,35 +16,33 @@ from pathlib import Path
 from alignloop.data.jsonl import load_jsonl
 from alignloop.quickstart.annotator import annotate
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow
-from scripts.world.datasets import JsonRow, prompt_rows, write_jsonl
+from scripts.world.datasets import JsonRow, write_jsonl
 from scripts.world.edits import mended
-from scripts.world.entities import build_world
 
-NUM_TASKS, NUM_QUESTIONS = 4400, 700
-"""Prompts that are answered; where both answers are equally good there is no row."""
-NUM_ROWS = 1500
+NUM_ANSWERS = 3
+"""Of each model to each prompt, compared in pairs, one of each; where both are equally good there is no row."""
+NUM_ROWS = 2100
 EDITED_SHARE = 0.1
 MAX_TOKENS = 224
 
 
 def write_preferences(data: Path, *, models: Sequence[Path], work: Path, seed: int) -> dict[str, int]:
-    """Write `preferences.jsonl` beside the prompts, which they share none with; returns counts."""
-    known = {row.messages[-1].content for row in _prompts(data / "prompts.jsonl")}
-    asked = work / f"asked-{seed}.jsonl"
+    """Write `preferences.jsonl` about the prompts beside it; returns counts."""
     rng = random.Random(f"{seed}/preferences")
-    rows = prompt_rows(rng, build_world(), num_tasks=NUM_TASKS, num_questions=NUM_QUESTIONS, known=known)
-    write_jsonl(asked, rows)
-    answers = [_answers(model, asked, out=work / f"answers-{seed}-{model.name}.jsonl", seed=seed) for model in models]
+    prompts = {row.id: row for row in _prompts(data / "prompts.jsonl")}
+    answers = [
+        _answers(model, data / "prompts.jsonl", out=work / f"answers-{seed}-{model.name}.jsonl", seed=seed)
+        for model in models
+    ]
     pairs = [
-        (prompt, first, second)
-        for prompt, first, second in zip(_prompts(asked), *answers, strict=True)
+        (prompts[first.prompt_id], first, second)
+        for first, second in zip(*answers, strict=True)
         if first.finish_reason == second.finish_reason == "stop" and first.completion and second.completion
     ]
     compared = annotate(pairs, seed=seed)
-    kept = rng.sample(compared, NUM_ROWS)
-    written = list(_rows(rng, kept))
+    written = list(_rows(rng, rng.sample(compared, NUM_ROWS)))
     write_jsonl(data / "preferences.jsonl", written)
-    counts = {"asked": len(rows), "finished": len(pairs), "compared": len(compared), "written": len(written)}
+    counts = {"pairs": len(pairs), "compared": len(compared), "written": len(written)}
     return counts | {"edited": sum("edited" in row for row in written)}
 
 
@@ -55,8 +53,17 @@ def _prompts(path: Path) -> list[PromptRow]:
 
 
 def _answers(model: Path, prompts: Path, *, out: Path, seed: int) -> list[CandidateRow]:
-    """One sampled answer a prompt, by `alignloop sample`."""
-    options = ["-k", "1", "--max-tokens", str(MAX_TOKENS), "--set", "engine.dtype=float32", "--set", f"seed={seed}"]
+    """Sampled answers in the prompts' order, by `alignloop sample`."""
+    options = [
+        "-k",
+        str(NUM_ANSWERS),
+        "--max-tokens",
+        str(MAX_TOKENS),
+        "--set",
+        "engine.dtype=float32",
+        "--set",
+        f"seed={seed}",
+    ]
     command = ["alignloop", "sample", str(model.resolve()), str(prompts), "--out", str(out), *options]
     subprocess.run([sys.executable, "-m", *command], check=True)
     return list(load_jsonl(out, CandidateRow))
