@@ -75,10 +75,10 @@ def test_preferences_are_valid_rows_of_all_strengths(preferences: list[dict[str,
         messages = [Message(role="user", content=row["prompt"])]
         rest = {name: value for name, value in row.items() if name != "prompt"}
         PreferenceRow.model_validate({"id": str(number), "messages": messages, "source": SOURCE, **rest})
-    assert len(preferences) == 1500
+    assert len(preferences) == 2100
     assert {row["strength"] for row in preferences} == set(STRENGTHS)
     edited = [row for row in preferences if "edited" in row]
-    assert len(edited) == 150
+    assert len(edited) == 210
     assert all(row["edited"] not in (row["chosen"], row["rejected"]) for row in edited)
 
 
