@@ -144,7 +144,7 @@ def _recipe_for(checkpoint: Path, asked: Mapping[str, Any], *, config: str | Non
     if run_dir is None:
         return None, None
     recipe = recipe_of(run_dir)
-    is_own = set(asked.get("tasks", ())) <= set(recipe.evaluate.tasks)
+    is_own = set(asked.get("tasks", ())) <= set(recipe.evaluate.all_tasks)
     is_there = asked.get("include_path", recipe.evaluate.include_path) == recipe.evaluate.include_path
     return (recipe, f"its run {run_dir} does") if is_own and is_there else (None, None)
 

@@ -173,7 +173,7 @@ def _benchmarks(recipe: Recipe, benchmarks: Sequence[str], *, with_recipe: bool)
     if not recipe.prune.decontaminate.enabled or not (benchmarks or with_recipe):
         return (), None
     if not benchmarks:
-        return recipe.evaluate.tasks, recipe.evaluate.include_path
+        return recipe.evaluate.all_tasks, recipe.evaluate.include_path
     tasks = tuple(task for task in benchmarks if task != "quickstart")
     if "quickstart" in benchmarks:
         return (*tasks, *bundled_benchmarks()), "quickstart"

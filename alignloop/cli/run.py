@@ -10,7 +10,7 @@ import typer
 
 from alignloop.cli.options import SetOption
 from alignloop.errors import UserError
-from alignloop.terminal import say
+from alignloop.terminal import say, wrapped
 
 if TYPE_CHECKING:
     from alignloop.loop.run import RunResult
@@ -122,20 +122,24 @@ def stage(
 def result_text(result: RunResult) -> str:
     """The tables of a finished run, what it took, and how to load the final model."""
     from alignloop.chat.load import template_kwargs_of
+    from alignloop.evaluation.comparing import read_differences
     from alignloop.report.model_card import snippet
-    from alignloop.report.rounds import groups_of, text_tables
+    from alignloop.report.rounds import doubt_of, groups_of, text_tables
 
     minutes, seconds = divmod(round(result.seconds), 60)
     by_number = {0: "no engine start (all was published)", 1: "1 engine start"}
     starts = by_number.get(result.num_engine_starts, f"{result.num_engine_starts} engine starts")
     path = str(result.final_model)
     kwargs = template_kwargs_of(Path(path))
+    doubt = doubt_of(result.final_round, result.best_metric, result.rounds, read_differences(result.run_dir))
+    indented = " " * len("best round   ")
     return "\n".join(
         [
             text_tables(result.rounds, groups=groups_of(result.run_dir)),
             "",
             f"took         {minutes} min {seconds} s, {starts}, peak memory at most {peak_gib():.1f} GiB",
             f"best round   {result.final_round}, by {result.best_metric}",
+            *(wrapped(doubt, first=indented, rest=indented) if doubt else ()),
             f"final model  {path} (its model card: README.md)",
             *([f"report       {result.report}"] if result.report.is_file() else []),
             "",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from alignloop.config.base import TRUTH_NAME, NonNegativeFloat, PositiveInt, Section
 
 
-class EvaluateConfig(Section):
-    """Benchmarks round over round."""
+class BenchmarkConfig(Section):
+    """Which benchmarks, and how they are asked."""
 
     tasks: tuple[str, ...] = ("ifeval", "mmlu")
     """lm-eval task names; `ifeval=FILE.jsonl` (or `ifeval_NAME=`, a name of its own), `mmlu=FOLDER` and
@@ -26,6 +26,20 @@ class EvaluateConfig(Section):
     """Whether what a model thinks (`<think>...</think>` before its answer) is taken off before answers are judged; one
     that was cut while it thought has none. As in lm-eval the whole text is judged by default, and a line says where
     that holds reasoning."""
+
+
+class EvaluateConfig(BenchmarkConfig):
+    """Benchmarks round over round."""
+
+    test_tasks: tuple[str, ...] = ()
+    """Named as `tasks`, and asked alike: tasks that are reported and choose nothing. The best round's figures on
+    `tasks`, by which it was chosen, flatter it."""
+    test_rounds: Literal["ends", "all"] = "ends"
+    """Which rounds the test tasks are asked of: the base, the last and the best; or every one, at its end."""
+
+    @property
+    def all_tasks(self) -> tuple[str, ...]:
+        return (*self.tasks, *self.test_tasks)
 
 
 class GateConfig(Section):

@@ -68,6 +68,13 @@ class Difference(BaseModel):
         """Whether the interval excludes 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
+    @property
+    def reversed(self) -> Difference:
+        """The other way round: `before` - `after`."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        ends = {"before": self.after, "after": self.before, "difference": -self.difference, "low": low, "high": high}
+        return self.model_copy(update=ends)
+
 
 class RoundDifferences(BaseModel):
     """A round against an earlier one."""
@@ -206,22 +213,39 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def of_rounds(rounds: Sequence[Measured]) -> list[RoundDifferences]:
-    """Each round against the one before it and against the base, which is the first."""
-    found = []
-    for number in range(1, len(rounds)):
-        for against in dict.fromkeys((number - 1, 0)):
-            try:
-                differences, refused = compare(rounds[against], rounds[number]), None
-            except ProtocolMismatch as error:
-                differences, refused = [], str(error)
-            found.append(RoundDifferences(round=number, against=against, differences=differences, refused=refused))
-    return found
+def of_rounds(
+    rounds: Sequence[Measured], *, tested: Mapping[int, Measured], best: int | None = None
+) -> list[RoundDifferences]:
+    """Each round against the one before it and against the base, which is the first, and the last against the best,
+    where that is known; `tested` has the test tasks of those rounds that were asked them."""
+    last = len(rounds) - 1
+    pairs = [(number, against) for number in range(1, len(rounds)) for against in dict.fromkeys((number - 1, 0))]
+    if best is not None and best < last and (last, best) not in pairs:
+        pairs.append((last, best))
+    everything = (dict(enumerate(rounds)), tested)
+    return [
+        _of_pair(number, against, [(of[against], of[number]) for of in everything if {number, against} <= of.keys()])
+        for number, against in pairs
+    ]
 
 
-def write_differences(run_dir: Path, rounds: Sequence[Measured]) -> None:
-    """Write `differences.json`; what a longer run has written goes on standing where it still begins the same."""
-    entries = of_rounds(rounds)
+def _of_pair(number: int, against: int, measured: Iterable[tuple[Measured, Measured]]) -> RoundDifferences:
+    found: list[Difference] = []
+    refused = []
+    for before, after in measured:
+        try:
+            found += compare(before, after)
+        except ProtocolMismatch as error:
+            refused.append(str(error))
+    return RoundDifferences(round=number, against=against, differences=found, refused="\n".join(refused) or None)
+
+
+def write_differences(
+    run_dir: Path, rounds: Sequence[Measured], *, tested: Mapping[int, Measured], best: int | None = None
+) -> None:
+    """Write `differences.json`, see `of_rounds`; what a longer run has written goes on standing where it still begins
+    the same."""
+    entries = of_rounds(rounds, tested=tested, best=best)
     try:
         known = read_differences(run_dir)
     except RunDirError:
@@ -246,6 +270,20 @@ def read_differences(run_dir: Path) -> list[RoundDifferences]:
         raise RunDirError(
             f"{path}: not a run's differences ({error}); remove it, and the run writes it anew"
         ) from error
+
+
+def not_clearly_better(
+    best: int, others: Iterable[int], metric: str, differences: Sequence[RoundDifferences]
+) -> list[tuple[int, Difference]]:
+    """Of other rounds those than which the best is not clearly better, with what it is ahead by: the interval does not
+    lie above 0. One that it was not compared with, or that leaves no interval, is not named."""
+    pairs = {(entry.against, entry.round): entry.differences for entry in differences}
+    found = []
+    for other in others:
+        ahead = [each for each in pairs.get((other, best), []) if each.key == metric]
+        ahead += [each.reversed for each in pairs.get((best, other), []) if each.key == metric]
+        found += [(other, each) for each in ahead[:1] if each.low is not None and each.low <= 0.0]
+    return found
 
 
 def forget_differences(run_dir: Path, number: int) -> None:

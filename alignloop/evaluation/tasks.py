@@ -141,11 +141,11 @@ def _local(data: LocalBenchmark) -> LoadedTasks:
     return local_mmlu(data.path, form="letter" if data.kind == "mmlu" else "generated")
 
 
-def not_local(data: LocalBenchmark) -> str:
+def not_local(data: LocalBenchmark, *, field: str = "evaluate.tasks") -> str:
     """What is wrong with data of a kind that is none, and which kinds there are, near ones first."""
     near = difflib.get_close_matches(data.kind, LOCAL, n=1, cutoff=0.5)
     hint = f" - did you mean {LOCAL[near[0]]}?" if near else ""
-    return f"evaluate.tasks: {data.name}={data.path}: only {', '.join([*LOCAL.values(), NAMED])} read local data{hint}"
+    return f"{field}: {data.name}={data.path}: only {', '.join([*LOCAL.values(), NAMED])} read local data{hint}"
 
 
 def check_task_files(folder: Path) -> None:

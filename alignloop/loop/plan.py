@@ -19,7 +19,7 @@ from alignloop.evaluation.comparing import Measured, read_measured
 from alignloop.loop.check import Checked, check
 from alignloop.loop.estimate import Estimator, Expected
 from alignloop.loop.round_inputs import waiting
-from alignloop.loop.rounds import gate_metrics, gated, run_rounds, sampling_policy
+from alignloop.loop.rounds import Ending, ask_best, best_round, gate_metrics, gated, run_rounds, sampling_policy
 from alignloop.progress import QuietProgress
 from alignloop.records import RoundRow
 from alignloop.report.rounds import round_row
@@ -118,16 +118,20 @@ def planned_stages(recipe: Recipe, run_dir: Path, checked: Checked, *, rebuild: 
 
     measured: dict[int, Measured] = {}
 
-    def ended(number: int, policy: Artifact, evaluation: evaluate.Outputs, earlier: list[RoundRow]) -> RoundRow:
+    def ended(number: int, ending: Ending, earlier: list[RoundRow]) -> RoundRow:
         """As in the run, as far as its benchmarks are published."""
-        row = round_row(run_dir, number, policy=policy, stderr={})
+        row, evaluation = round_row(run_dir, number, policy=ending.policy, stderr={}), ending.evaluation
         if not gate_metrics(recipe) or not all(each.metrics for each in (row, *earlier)):
             return row
         measured[number] = read_measured(evaluation.report.path, evaluation.samples.path, name=f"round {number}")
         return gated(row, earlier, recipe, measured=measured) if earlier else row
 
-    run_rounds(stages, base_inputs=_base_inputs(recipe, run_dir), ended=ended, choose=_policy)
-    return stages.planned
+    rows = run_rounds(stages, base_inputs=_base_inputs(recipe, run_dir), ended=ended, choose=_policy)
+    if all(recipe.best_metric in row.metrics for row in rows):
+        best = best_round(rows, recipe.best_metric)
+        if not any(stage.round == best.round and stage.name.endswith(evaluate.TEST.name) for stage in stages.planned):
+            ask_best(stages, best)
+    return sorted(stages.planned, key=lambda stage: stage.round)
 
 
 def _base_inputs(recipe: Recipe, run_dir: Path) -> base.Inputs:

@@ -14,6 +14,7 @@ from alignloop.loop.check import Checked
 from alignloop.loop.estimate import few_steps
 from alignloop.loop.plan import Plan, PlannedStage
 from alignloop.loop.round_inputs import files_of_rounds
+from alignloop.report.rounds import names_of
 from alignloop.run_dir.layout import RESOLVED
 from alignloop.stages import average
 from alignloop.stages.average import num_checkpoints
@@ -108,6 +109,7 @@ def _setting_lines(plan: Plan) -> list[str]:
         *(("dpo reference", f"of round {s.round}: {str(s.reference)[:DIGEST_LENGTH]}") for s in references[-1:]),
         ("pairs.data_window", f"{recipe.pairs.data_window}: {_window(recipe)}"),
         *_batches(plan),
+        *_tests(recipe),
         *(
             (f"{name}.variants" if number == 1 else "", f"{number}: {changed_in_words(changed_fields(variant))}")
             for name, config in trained.items()
@@ -168,6 +170,13 @@ def _window(recipe: Recipe) -> str:
     if "on_policy" in sources:
         parts.append("best/worst of its candidates" if parts else "best/worst of the round's candidates")
     return ", and ".join(parts) or "no pair (pairs.sources is empty)"
+
+
+def _tests(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.evaluate.test_tasks:
+        rounds = {"ends": "of the base, the last and the best round", "all": "of every round"}
+        asked = f"{names_of(recipe.evaluate.test_tasks)}: {rounds[recipe.evaluate.test_rounds]}"
+        yield "evaluate.test_tasks", f"{asked}; they choose nothing"
 
 
 def _batches(plan: Plan) -> Iterator[tuple[str, str]]:

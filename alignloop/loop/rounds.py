@@ -1,7 +1,8 @@
 """Rounds 0..N in order: what each leaves to the next, which policy samples, and the gate.
 
-round 0: ingest -> base -> evaluate -> [bootstrap -> average] -> measure
-round r: run_round(start resolved from rounds 0..r-1) -> a row
+round 0: ingest -> base -> evaluate -> [bootstrap -> average] -> measure [-> evaluate_test]
+round r: run_round(start resolved from rounds 0..r-1) [-> evaluate_test] -> a row
+best:    [evaluate_test]
 
 A round that falls too far on a metric its recipe names is not sampled from, built on, or published.
 """
@@ -21,6 +22,7 @@ from alignloop.evaluation.comparing import Measured, change_of, require_same_pro
 from alignloop.loop.round import RoundEnd, RoundStart, run_round
 from alignloop.loop.round_inputs import answers_of, ask_people, files_of_rounds, round_file
 from alignloop.records import RoundRow
+from alignloop.run_dir.manifest import published
 from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest, measure
 from alignloop.stages.runner import StageRunner
 
@@ -30,8 +32,20 @@ FALSE_ALARMS = 0.05
 """Share of runs of `ALARMED_ROUNDS` rounds, all as good as their base, in which the gate may hold one back."""
 ALARMED_ROUNDS = 6
 """The paper's number; a round's own share does not depend on how many are still to come."""
-Ended = Callable[[int, Artifact, evaluate.Outputs, list[RoundRow]], RoundRow]
-"""(round, its policy, its benchmarks, the rows before) -> its row."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a round ends with: its policy (of round 0 the base), the benchmarks that choose, and those that only report,
+    where they were asked."""
+
+    policy: Artifact
+    evaluation: evaluate.Outputs
+    tested: evaluate.Outputs | None
+
+
+Ended = Callable[[int, Ending, list[RoundRow]], RoundRow]
+"""(round, what it ends with, the rows before) -> its row."""
 
 
 def run_rounds(
@@ -47,7 +61,7 @@ def run_rounds(
     say("round 0: the base")
     prepared = prepare(stages.round(0), base_inputs=base_inputs)
     start, policies = prepared.start, {0: prepared.start.policy}
-    rows = [ended(0, prepared.base, prepared.evaluation, [])]
+    rows = [ended(0, prepared.ending, [])]
     for number in range(1, recipe.rounds + 1):
         say(f"round {number} of {recipe.rounds}")
         if number > 1:
@@ -61,7 +75,9 @@ def run_rounds(
         except PeopleNeeded as wait:
             raise ask_people(wait, run_dir=run_dir, number=number) from wait
         policies[number] = end.policy
-        rows.append(ended(number, end.policy, end.evaluation, rows))
+        is_due = recipe.evaluate.test_rounds == "all" or number == recipe.rounds
+        tested = _test(stages, end.policy, is_due=is_due)
+        rows.append(ended(number, Ending(end.policy, end.evaluation, tested), rows))
         start = next_start(recipe, start, end, passed=rows[-1].gated is None)
     return rows
 
@@ -69,8 +85,7 @@ def run_rounds(
 @dataclass(frozen=True)
 class Prepared:
     start: RoundStart
-    base: Artifact
-    evaluation: evaluate.Outputs
+    ending: Ending
 
 
 def prepare(stages: StageRunner, *, base_inputs: base.Inputs) -> Prepared:
@@ -99,7 +114,22 @@ def prepare(stages: StageRunner, *, base_inputs: base.Inputs) -> Prepared:
         scored=None,
         before=measure.of_base(ready.checkpoint, answered),
     )
-    return Prepared(start, ready.checkpoint, evaluation)
+    tested = _test(stages, ready.checkpoint, is_due=True)
+    return Prepared(start, Ending(ready.checkpoint, evaluation, tested))
+
+
+def _test(stages: StageRunner, policy: Artifact, *, is_due: bool) -> evaluate.Outputs | None:
+    """The test tasks of the round that the runner is at. Where they are not due yet, because it may be neither the last
+    nor the best, what an earlier call has asked stands."""
+    if not stages.recipe.evaluate.test_tasks:
+        return None
+    inputs = evaluate.Inputs(policy)
+    return stages.run(evaluate.TEST, inputs) if is_due else stages.known(evaluate.TEST, inputs)
+
+
+def ask_best(stages: StageRunner, best: RoundRow) -> evaluate.Outputs | None:
+    """The test tasks of the best round, which is known after the last; it was not asked them before."""
+    return _test(stages.back_to(best.round), published(stages.run_dir / best.policy), is_due=True)
 
 
 def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool = True) -> RoundStart:

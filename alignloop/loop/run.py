@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignloop.artifacts import Artifact
 from alignloop.config import Recipe, load_recipe
 from alignloop.engines.open import LOG_FILE, log_named, open_engine
 from alignloop.environment import prepare as prepare_environment
@@ -25,10 +24,10 @@ from alignloop.evaluation.comparing import (
 from alignloop.loop.check import check, disk_needs_named, require_space
 from alignloop.loop.final import publish_final
 from alignloop.loop.plan_text import opening_lines
-from alignloop.loop.rounds import best_round, gate_metrics, gated, require_metric, run_rounds
+from alignloop.loop.rounds import Ending, ask_best, best_round, gate_metrics, gated, require_metric, run_rounds
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import RoundRow
-from alignloop.report.rounds import round_row
+from alignloop.report.rounds import round_row, seconds_of
 from alignloop.run_dir.layout import enter, locked, require_same
 from alignloop.run_dir.reader import RunReader, write_rounds
 from alignloop.stages import base, evaluate
@@ -112,7 +111,8 @@ def run(
                 fallback_known=True,  # a note of `check`, among the first lines
             ) as engine:
                 stages = StageRunner(config, folder, engine, shown, rebuild=rebuild, share_with=others)
-                rows = run_rounds(stages, base_inputs=base.inputs(config), ended=_Ending(stages))
+                ended = _Ended(stages)
+                rows = ended.finish(run_rounds(stages, base_inputs=base.inputs(config), ended=ended))
                 starts = engine.num_starts
             best = best_round(rows, config.best_metric)
             final = publish_final(folder, rows=rows, best=best, recipe=config, verified=stages.verified)
@@ -130,17 +130,20 @@ def _others(run_dirs: Sequence[str | Path], folder: Path) -> tuple[Path, ...]:
 
 
 @dataclass
-class _Ending:
+class _Ended:
+    """What the run makes of its rounds; `measured` and `tested` are their benchmarks, those that choose and those that
+    only report."""
+
     stages: StageRunner
     measured: dict[int, Measured] = field(default_factory=dict)
+    tested: dict[int, Measured] = field(default_factory=dict)
 
-    def __call__(
-        self, number: int, policy: Artifact, evaluation: evaluate.Outputs, earlier: list[RoundRow]
-    ) -> RoundRow:
+    def __call__(self, number: int, ending: Ending, earlier: list[RoundRow]) -> RoundRow:
         recipe, run_dir, say = self.stages.recipe, self.stages.run_dir, self.stages.progress.say
-        row = round_row(run_dir, number, policy=policy, stderr=evaluation.stderr)
-        own = read_measured(evaluation.report.path, evaluation.samples.path, name=f"round {number}")
-        self.measured[number] = own
+        row = round_row(run_dir, number, policy=ending.policy, stderr=ending.evaluation.stderr)
+        own = self.measured[number] = _measured(number, ending.evaluation)
+        if ending.tested is not None:
+            row = self._with_test(row, ending.tested)
         if number == 0:
             best_round([row], recipe.best_metric)  # what nothing reports is better known now than after round 1
             for metric in recipe.gate.metrics:
@@ -149,26 +152,51 @@ class _Ending:
                 if metric not in own.estimates:
                     say(f"  gate: {metric} is no mean over questions, so it has no interval: {BY_CHANCE}")
         else:
-            write_differences(run_dir, list(self.measured.values()))
+            self._compare()
             _require_one_protocol(self.measured[0], own, run_dir)
             row = gated(row, earlier, recipe, measured=self.measured)
             groups = own.protocol.groups
             row = flagged(row, earlier, differences=read_differences(run_dir), groups=groups)
-        self._publish([*earlier, row])
+        self._publish([*earlier, row], number)
         for flag in row.flags:
             say(f"  round {number}: {flag}")
         if row.gated:
             say(f"  round {number} does not pass the gate: {row.gated}; earlier checkpoints stay in use")
         return row
 
-    def _publish(self, rows: Sequence[RoundRow]) -> None:
+    def finish(self, rows: Sequence[RoundRow]) -> list[RoundRow]:
+        """The rows with the best round's test, which is known to be the best now, and is compared with the last."""
+        best, rows = best_round(rows, self.stages.recipe.best_metric), list(rows)
+        if best.round not in self.tested:
+            tested = ask_best(self.stages, best)
+            if tested is not None:
+                rows[best.round] = self._with_test(best, tested)
+        self._compare(best=best.round)
+        self._publish(rows, best.round)
+        return rows
+
+    def _with_test(self, row: RoundRow, tested: evaluate.Outputs) -> RoundRow:
+        self.tested[row.round] = _measured(row.round, tested)
+        metrics, stderr = {**row.metrics, **tested.metrics}, {**row.stderr, **tested.stderr}
+        seconds = seconds_of(self.stages.run_dir, row.round)
+        return row.model_copy(update={"metrics": metrics, "stderr": stderr, "seconds": seconds})
+
+    def _compare(self, *, best: int | None = None) -> None:
+        write_differences(self.stages.run_dir, list(self.measured.values()), tested=self.tested, best=best)
+
+    def _publish(self, rows: Sequence[RoundRow], number: int) -> None:
+        """All rows, `number` the one that is new."""
         from alignloop.report.pages import write_report_or_say
         from alignloop.training.run_trackers import track_round
 
         run_dir, say = self.stages.run_dir, self.stages.progress.say
         write_rounds(run_dir, rows)
-        track_round(run_dir, rows[-1], names=self.stages.recipe.training.trackers, say=say)
+        track_round(run_dir, rows[number], names=self.stages.recipe.training.trackers, say=say)
         write_report_or_say(run_dir, say=say)
+
+
+def _measured(number: int, evaluation: evaluate.Outputs) -> Measured:
+    return read_measured(evaluation.report.path, evaluation.samples.path, name=f"round {number}")
 
 
 def _require_one_protocol(first: Measured, last: Measured, run_dir: Path) -> None:

@@ -38,12 +38,13 @@ def headline_keys(rounds: Sequence[RoundRecord]) -> list[str]:
 
 
 def alike(run: RunRecord, key: str, *, like: RunRecord | None = None) -> tuple[list[RoundRecord], list[str]]:
-    """Finished rounds whose benchmark was asked as in the last round of `like` (of None: this run), and a note on each
-    other."""
-    reference = next((e.evaluation for e in reversed((like or run).finished) if e.evaluation is not None), None)
+    """Finished rounds that were asked a benchmark as the last of `like` (of None: this run), and a note on each that
+    was asked otherwise."""
+    asked = [entry for entry in (like or run).finished if key in entry.metrics]
+    reference = next((e.evaluation for e in reversed(asked) if e.evaluation is not None), None)
     task = _task_of(key)
     kept, notes = [], []
-    for entry in run.finished:
+    for entry in (entry for entry in run.finished if key in entry.metrics):
         different = _protocol_changes(reference, entry.evaluation, task)
         if not different:
             kept.append(entry)
@@ -119,12 +120,6 @@ def differences(run: RunRecord) -> PageSection:
         details=tuple(_every_difference(pair) for pair in shown if pair.round == last and pair.differences),
         warnings=tuple(refused),
     )
-
-
-def in_points(found: Difference) -> str:
-    """`+3.2 (0.4 to 6.0)`."""
-    reach = "" if found.low is None or found.high is None else f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    return f"{100 * found.difference:+.1f}{reach}"
 
 
 def _lines(title: str, rounds: Sequence[RoundRecord], keys: Mapping[str, str], *, name: str) -> Figure | None:

@@ -38,7 +38,7 @@ class RoundRecord:
 
     Attributes:
         row: its line of `rounds.jsonl`; None where it is not finished.
-        evaluation: None where it has none, or one that cannot be read.
+        evaluation: with the test tasks, where it was asked them; None where it has none, or one that cannot be read.
         measures: value by name, standard errors too (`name_stderr`); empty where nothing was measured.
     """
 
@@ -173,16 +173,26 @@ def json_rows(stage: PublishedStage | None, output: str, *, most: int) -> Iterat
 
 
 def _round(number: int, stages: Sequence[PublishedStage], row: RoundRow | None, notes: list[str]) -> RoundRecord:
-    evaluation, measures = None, {} if row is None else dict(row.measures)
+    evaluation: EvalReport | None = None
+    measures = {} if row is None else dict(row.measures)
     for stage in stages:
-        for path in stage.files("report") if stage.name == "evaluate" else ():
+        for path in stage.files("report") if stage.name in ("evaluate", "evaluate_test") else ():
             try:
-                evaluation = read_report(path)
+                evaluation = _with_test(evaluation, read_report(path))
             except DataError as error:
                 notes.append(str(error).splitlines()[0])
         for path in stage.files("measures") if stage.name == "measure" else ():
             measures |= _measures(path, notes)
     return RoundRecord(number, tuple(stages), row, evaluation, measures)
+
+
+def _with_test(dev: EvalReport | None, test: EvalReport) -> EvalReport:
+    """Benchmarks that were asked in two stages as one report; each keeps its own protocol."""
+    if dev is None:
+        return test
+    protocol = {name: {**getattr(dev.protocol, name), **getattr(test.protocol, name)} for name in ("tasks", "groups")}
+    figures = {name: {**getattr(dev, name), **getattr(test, name)} for name in ("metrics", "stderr", "counts")}
+    return dev.model_copy(update={**figures, "protocol": dev.protocol.model_copy(update=protocol)})
 
 
 def _measures(path: Path, notes: list[str]) -> dict[str, float]:

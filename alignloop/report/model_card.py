@@ -14,8 +14,9 @@ from alignloop.chat.load import template_kwargs_of
 from alignloop.chat.template_defaults import Value, in_yaml
 from alignloop.config import Recipe
 from alignloop.config.yaml_values import dump_yaml
+from alignloop.evaluation.comparing import read_differences
 from alignloop.records import RoundRow
-from alignloop.report.rounds import groups_of, markdown_table
+from alignloop.report.rounds import doubt_of, groups_of, markdown_table, names_of
 from alignloop.run_dir.manifest import Manifest, read_manifest
 from alignloop.run_dir.reader import PublishedStage, published_stages
 
@@ -32,6 +33,8 @@ def model_card(run_dir: Path, *, rows: Sequence[RoundRow], best: RoundRow, recip
         recipe=recipe,
         rows=rows,
         best=best,
+        doubt=doubt_of(best.round, recipe.best_metric, rows, read_differences(run_dir)),
+        tests=names_of(recipe.evaluate.test_tasks),
         front_matter=dump_yaml(_front_matter(recipe), sort_keys=True),
         base="the bundled quickstart base" if recipe.base == "quickstart" else f"`{Path(recipe.base).name}`",
         rounds_table=markdown_table(rows, groups=groups_of(run_dir)),

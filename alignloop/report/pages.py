@@ -14,14 +14,14 @@ from pathlib import Path
 
 from alignloop.artifacts import write_text
 from alignloop.errors import UserError
-from alignloop.report.benchmarks import alike, breakdown, climb, differences, headline_keys, in_points
+from alignloop.report.benchmarks import alike, breakdown, climb, differences, headline_keys
 from alignloop.report.completions import OWN_SCALES, completions, side_by_side
 from alignloop.report.content import COUNT, PERCENT, Cell, Figure, FigureUnit, Page, PageSection, Table
 from alignloop.report.facts import RoundRecord, RunRecord, by_round, read_run
 from alignloop.report.figures import ERROR_BARS, over_rounds
 from alignloop.report.measures import FIGURES, measured_keys, measures, rewards
 from alignloop.report.paired import SPENT, Comparison, Runs, Spent, compare_runs
-from alignloop.report.rounds import MISSING
+from alignloop.report.rounds import MISSING, doubt_of, in_points, names_of
 from alignloop.report.work import funnel, recipe, work
 
 REPORT = "report.html"
@@ -136,6 +136,11 @@ def _sentences(run: RunRecord) -> Iterator[str]:
         change = next((found for found in pair.differences if found.key == key), None) if pair is not None else None
         gain = f", {in_points(change)} points against the base" if change is not None else ""
         yield f"Best round by {key}: {best.label}, with {100 * best.metrics[key]:.1f} %{gain}."
+        rows = [entry.row for entry in run.finished if entry.row is not None]
+        if doubt := doubt_of(best.number, key, rows, run.differences):
+            yield f"It is {doubt}."
+    if tests := names_of((run.recipe.get("evaluate") or {}).get("test_tasks") or ()):
+        yield f"{tests} chose nothing: those figures are to be reported. The best round's others flatter it."
     collect = run.recipe.get("collect") or {}
     if collect.get("num_annotations") and collect.get("annotator") in ANNOTATORS:
         yield ANNOTATORS[collect["annotator"]]

@@ -16,9 +16,10 @@ from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError, UserError
 from alignloop.evaluation.comparing import Difference, Measured, ProtocolMismatch, compare, measured_task
 from alignloop.evaluation.report import EvalSample, read_report
-from alignloop.report.benchmarks import headline_keys, in_points, interval_figure, verdict
+from alignloop.report.benchmarks import headline_keys, interval_figure, verdict
 from alignloop.report.content import COUNT, Cell, PageSection
 from alignloop.report.facts import RoundRecord, RunRecord, read_run, round_label
+from alignloop.report.rounds import in_points
 from alignloop.report.work import trained_tokens
 from alignloop.terminal import WIDTH, wrapped
 

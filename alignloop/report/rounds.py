@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignloop.artifacts import Artifact
+from alignloop.evaluation.comparing import Difference, RoundDifferences, not_clearly_better
 from alignloop.evaluation.report import standing_alone
 from alignloop.records import RoundRow
 from alignloop.run_dir.manifest import Manifest
 from alignloop.run_dir.reader import published_stages
 from alignloop.terminal import WIDTH
 
-UNCOUNTED = ("average", "base", "evaluate", "measure")
+UNCOUNTED = ("average", "base", "evaluate", "evaluate_test", "measure")
 """Stages whose counts are not of rows."""
 MISSING = "-"
 FOUR = {
@@ -50,9 +51,18 @@ def round_row(run_dir: Path, number: int, *, policy: Artifact, stderr: dict[str,
             if manifest.stage not in UNCOUNTED
             for name, count in manifest.counts.items()
         },
-        seconds={activity: round(seconds, 3) for activity, seconds in seconds_by_activity(manifests).items()},
+        seconds=_rounded(seconds_by_activity(manifests)),
         measures=_metrics(manifests, "measure"),
     )
+
+
+def seconds_of(run_dir: Path, number: int) -> dict[str, float]:
+    """By activity, of a round's stages so far, as its line has them."""
+    return _rounded(seconds_by_activity(stage.manifest for stage in published_stages(run_dir, number)))
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {activity: round(value, 3) for activity, value in seconds.items()}
 
 
 def seconds_by_activity(manifests: Iterable[Manifest]) -> dict[str, float]:
@@ -98,6 +108,26 @@ def title_of(task: str) -> str:
     if task == "ifeval" or task.startswith("ifeval_"):
         return task.replace("ifeval", "IFEval", 1).replace("_", " ")
     return "MMLU" if task == "mmlu" else task
+
+
+def in_points(found: Difference) -> str:
+    """`+3.2 (0.4 to 6.0)`."""
+    reach = "" if found.low is None or found.high is None else f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return f"{100 * found.difference:+.1f}{reach}"
+
+
+def names_of(tasks: Sequence[str]) -> str:
+    """Of tasks as a recipe names them: `ifeval, ifeval_unseen`."""
+    return ", ".join(task.partition("=")[0] for task in tasks)
+
+
+def doubt_of(best: int, metric: str, rows: Sequence[RoundRow], differences: Sequence[RoundDifferences]) -> str | None:
+    """That the best round is `not clearly better than round 4: +0.8 (-1.9 to +3.5) points`, of the round before it and
+    the last one, where they passed the gate; None where it is, or no interval tells."""
+    others = [row.round for row in rows if row.gated is None and row.round in (best - 1, rows[-1].round)]
+    found = not_clearly_better(best, [other for other in others if other != best], metric, differences)
+    against = [f"{f'round {other}' if other else 'the base'}: {in_points(ahead)} points" for other, ahead in found]
+    return f"not clearly better than {', nor than '.join(against)}" if against else None
 
 
 def text_tables(rows: Sequence[RoundRow], *, groups: Groups) -> str:

@@ -47,6 +47,7 @@ ANY_VALUE = {
     "training.accelerate",
     "training.trackers",
     "collect.min_annotated",
+    "evaluate.test_rounds",
     "engine.max_restarts",
     "engine.stall_seconds",
     "engine.seconds_per_token",

@@ -118,13 +118,15 @@ OutputsT = TypeVar("OutputsT", bound=Outputs)
 
 @dataclass(frozen=True)
 class Stage(Generic[ConfigT, InputsT, OutputsT]):
-    """A step of a round; its settings are what it is fingerprinted by."""
+    """A step of a round; its settings are what it is fingerprinted by. Nothing is made of what a leaf publishes: it is
+    done again alone."""
 
     name: str
     inputs: type[InputsT]
     outputs: type[OutputsT]
     settings: Callable[[Recipe], ConfigT]
     run: Callable[[ConfigT, InputsT, StageContext], OutputsT]
+    is_leaf: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,13 +246,14 @@ def make_stage(
         raise DriftError(
             f"{location.dir}: published from something else than what this run asks for:\n"
             + "\n".join(f"  - {change}" for change in found.changes)
-            + "\nPut it back, choose another --run-dir, or pass --rebuild to redo this stage and all after it."
+            + "\nPut it back, choose another --run-dir, or pass --rebuild to redo this stage"
+            + (" alone." if stage.is_leaf else " and all after it.")
         )
     if before_run is not None:
         before_run(artifacts_of(found.inputs))
     if found.changes:
         progress.say(f"  {location.dir.name}: done again ({'; '.join(found.changes)})")
-        _remove_from(location)
+        _remove_from(location, alone=stage.is_leaf)
     taken = shared(found)
     if taken is not None:
         return taken
@@ -299,9 +302,10 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _remove_from(location: Location) -> None:
-    """Remove a stage and, in a run, later stages of its round and all later rounds; other files stay."""
-    if location.run_dir is None:
+def _remove_from(location: Location, *, alone: bool) -> None:
+    """Remove a stage and, in a run, unless it is `alone`, later stages of its round and all later rounds; other files
+    stay."""
+    if location.run_dir is None or alone:
         remove_path(location.dir)
         return
     for number in reversed(round_numbers(location.run_dir)):

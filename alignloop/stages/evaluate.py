@@ -1,5 +1,5 @@
-"""Benchmarks of a checkpoint on the warm engine; the checks read local data without lm-eval, whose import takes
-seconds."""
+"""Benchmarks of a checkpoint on the warm engine: those that choose, and apart from them those that only report. The
+checks read local data without lm-eval, whose import takes seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alignloop.chat.format import ChatFormat
 from alignloop.chat.load import in_first_user_turn, takes_system_turn
 from alignloop.config.bundled import benchmark_data, bundled_benchmarks
 from alignloop.config.engine import EngineComputes, computing
-from alignloop.config.evaluation import EvaluateConfig
+from alignloop.config.evaluation import BenchmarkConfig
 from alignloop.config.recipe import Recipe
 from alignloop.errors import UserError, did_you_mean
 from alignloop.evaluation.ifeval import ACCURACIES, read_form
@@ -56,12 +56,17 @@ class Outputs(StageOutputs):
         return {str(name): float(value) for name, value in values.items()}
 
 
-class Settings(EvaluateConfig, EngineComputes): ...
+class Settings(BenchmarkConfig, EngineComputes): ...
 
 
 def settings(recipe: Recipe) -> Settings:
     """What the engine can hold and how it computes counts, too."""
-    return Settings(**dict(recipe.evaluate), **computing(recipe.engine))
+    asked = {name: getattr(recipe.evaluate, name) for name in BenchmarkConfig.model_fields}
+    return Settings(**asked, **computing(recipe.engine))
+
+
+def settings_of_test(recipe: Recipe) -> Settings:
+    return settings(recipe).model_copy(update={"tasks": recipe.evaluate.test_tasks})
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
@@ -93,10 +98,12 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 
 STAGE = Stage("evaluate", Inputs, Outputs, settings, run)
+TEST = Stage("evaluate_test", Inputs, Outputs, settings_of_test, run, is_leaf=True)
 
 
 def check(facts: Facts) -> None:
-    """Local data is in its form and fits the context, names are not misspelt, and metrics are of tasks that run."""
+    """Local data is in its form and fits the context, names are not misspelt, metrics are of tasks that run, and what
+    chooses is no test."""
     recipe, findings, config = facts.recipe, facts.findings, facts.recipe.evaluate
     is_bundled = config.include_path == "quickstart"
     known = tuple(bundled_benchmarks()) if is_bundled else ()
@@ -111,8 +118,9 @@ def check(facts: Facts) -> None:
         findings.problems.append("evaluate.tasks: no task is named")
     found: list[TooLong] = []
     parts: dict[str, set[str]] = {}
-    for name in config.tasks:
-        _check_task(name, known, findings)
+    fields = [("evaluate.tasks", name) for name in config.tasks]
+    for field, name in [*fields, *(("evaluate.test_tasks", name) for name in config.test_tasks)]:
+        _check_task(field, name, known, findings)
         try:
             tasks = local_prompts(name, bundled=is_bundled)
             if tasks:
@@ -122,9 +130,10 @@ def check(facts: Facts) -> None:
                     tasks, chat=facts.base.chat, limit=config.limit, max_model_len=recipe.engine.max_model_len
                 )
         except UserError as error:
-            findings.problems.append(f"evaluate.tasks: {error}")
+            findings.problems.append(f"{field}: {error}")
     with findings.collecting():
         refuse(found, max_model_len=recipe.engine.max_model_len)
+    _check_tests(recipe, findings)
     if config.tasks:
         for field, metric in [("best_metric", recipe.best_metric), *(("gate.metrics", m) for m in recipe.gate.metrics)]:
             _check_metric(field, metric, recipe, parts=parts, findings=findings)
@@ -138,18 +147,33 @@ def _task_names(folder: Path) -> tuple[str, ...]:
     return tuple(name for text in texts for name in _TASK_NAME.findall(text))
 
 
-def _check_task(name: str, known: tuple[str, ...], findings: Findings) -> None:
+def _check_tests(recipe: Recipe, findings: Findings) -> None:
+    """No test is asked for what it chooses, too, under its own name or by its data under another."""
+    is_bundled = recipe.evaluate.include_path == "quickstart"
+    choosing: dict[object, str] = {}
+    for name in recipe.evaluate.tasks:
+        local = benchmark_data(name, bundled=is_bundled)
+        choosing |= {name.partition("=")[0]: name} | ({} if local is None else {local.path.resolve(): name})
+    for name in recipe.evaluate.test_tasks:
+        local = benchmark_data(name, bundled=is_bundled)
+        same = choosing.get(name.partition("=")[0]) or (local and choosing.get(local.path.resolve()))
+        if same:
+            findings.problems.append(
+                f"evaluate.test_tasks: {name}: evaluate.tasks has {same}, and what rounds are chosen by is no test of "
+                "them - name it in one of the two"
+            )
+
+
+def _check_task(field: str, name: str, known: tuple[str, ...], findings: Findings) -> None:
     local = benchmark_data(name, bundled=False)
     if local is not None:
         if local.kind not in LOCAL:
-            findings.problems.append(not_local(local))
+            findings.problems.append(not_local(local, field=field))
     elif name not in known:
         if near := did_you_mean(name, known, most=2, cutoff=0.75):
-            findings.problems.append(f"evaluate.tasks: {name!r} is unknown - {near}")
+            findings.problems.append(f"{field}: {name!r} is unknown - {near}")
         else:
-            findings.notes.append(
-                f"evaluate.tasks: {name} is taken for lm-eval's own and looked up when the run starts"
-            )
+            findings.notes.append(f"{field}: {name} is taken for lm-eval's own and looked up when the run starts")
 
 
 def _check_metric(
@@ -158,10 +182,18 @@ def _check_metric(
     """A metric is of a task that runs, and one that the task reports, as far as its metrics are known. `parts` has the
     tasks of each benchmark with local data."""
     task, _, measure = metric.partition("/")
-    names = {name.partition("=")[0]: name for name in recipe.evaluate.tasks}
+    names, tests = (
+        {name.partition("=")[0]: name for name in tasks}
+        for tasks in (recipe.evaluate.tasks, recipe.evaluate.test_tasks)
+    )
     # Of other groups lm-eval alone knows the tasks, which begin with the group's name; IFEval is none.
     others = tuple(f"{name.removesuffix('_generative')}_" for name in names if name not in (*parts, "ifeval"))
-    if task not in {*names, *chain.from_iterable(parts.values())} and not task.startswith(others):
+    if task in {*tests, *chain.from_iterable(parts.get(name, ()) for name in tests)}:
+        findings.problems.append(
+            f"{field}: {metric!r} is of a test task (evaluate.test_tasks), which chooses nothing - name a metric of "
+            f"{', '.join(names)}"
+        )
+    elif task not in {*names, *chain.from_iterable(parts.values())} and not task.startswith(others):
         findings.problems.append(
             f"{field}: {metric!r} is of none of the tasks ({', '.join(names)}) - name a metric as task/metric"
         )

@@ -22,7 +22,7 @@ def keep_out_of(recipe: Recipe) -> KeepOutConfig | None:
     if not config.enabled:
         return None
     return KeepOutConfig(
-        tasks=recipe.evaluate.tasks,
+        tasks=recipe.evaluate.all_tasks,
         include_path=recipe.evaluate.include_path,
         ngram=config.ngram,
         min_share=config.min_share,

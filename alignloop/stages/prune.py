@@ -90,7 +90,7 @@ def settings(recipe: Recipe) -> Settings:
         **dict(recipe.prune),
         judge=judge,
         judge_engine=judge_engine,
-        tasks=recipe.evaluate.tasks if compared else (),
+        tasks=recipe.evaluate.all_tasks if compared else (),
         include_path=recipe.evaluate.include_path if compared else None,
         strengths=recipe.reward.strengths,
     )

@@ -49,7 +49,8 @@ class StageRunner:
     rebuild: bool = False
     share_with: tuple[Path, ...] = ()
     number: int = 0
-    _names: list[str] = field(default_factory=list)
+    _names: dict[int, list[str]] = field(default_factory=dict)
+    """The stages of each round so far."""
     _noted: set[str] = field(default_factory=set)
 
     @cached_property
@@ -58,25 +59,40 @@ class StageRunner:
 
     def round(self, number: int) -> StageRunner:
         """Begin a round: its stages are numbered from 1."""
+        self.number, self._names[number] = number, []
+        return self
+
+    def back_to(self, number: int) -> StageRunner:
+        """Go on with a round that has ended."""
         self.number = number
-        self._names.clear()
         return self
 
     def run(self, stage: Stage[ConfigT, InputsT, OutputsT], inputs: InputsT) -> OutputsT:
-        self._names.append(stage.name)
-        location = Location(
-            round_dir(self.run_dir, self.number) / stage_folder(len(self._names), stage.name),
-            self.number,
-            self.recipe.seed,
-            occurrence=self._names.count(stage.name),
-            run_dir=self.run_dir,
-        )
-        found = standing(stage, stage.settings(self.recipe), inputs, location=location)
+        found = self._standing(stage, inputs)
+        self._names[self.number].append(stage.name)
         if found.published is None:
             return self.make(found)
         outputs = found.outputs(found.published)
         self.take_over(found, outputs, found.published)
         return outputs
+
+    def known(self, stage: Stage[ConfigT, InputsT, OutputsT], inputs: InputsT) -> OutputsT | None:
+        """What can be taken over of a stage that need not run; None where nothing can."""
+        return None if self._standing(stage, inputs).published is None else self.run(stage, inputs)
+
+    def _standing(
+        self, stage: Stage[ConfigT, InputsT, OutputsT], inputs: InputsT
+    ) -> Standing[ConfigT, InputsT, OutputsT]:
+        """Of the round's next stage."""
+        names = self._names.setdefault(self.number, [])
+        location = Location(
+            round_dir(self.run_dir, self.number) / stage_folder(len(names) + 1, stage.name),
+            self.number,
+            self.recipe.seed,
+            occurrence=names.count(stage.name) + 1,
+            run_dir=self.run_dir,
+        )
+        return standing(stage, stage.settings(self.recipe), inputs, location=location)
 
     def make(self, found: Standing[ConfigT, InputsT, OutputsT]) -> OutputsT:
         """Run a stage that is not published, or published from something else."""
@@ -89,7 +105,7 @@ class StageRunner:
             progress=self.progress,
             training=self.recipe.training,
             rebuild=self.rebuild,
-            before_run=self._begin,
+            before_run=self.verified.require if found.stage.is_leaf else self._begin,
             shared=self._shared,
         )
         outputs = found.outputs(manifest)

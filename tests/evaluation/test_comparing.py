@@ -187,14 +187,36 @@ def test_other_questions_are_refused() -> None:
 
 def test_each_round_stands_against_the_one_before_and_the_base() -> None:
     rounds = [_measured([0, 0, 1]), _measured([1, 0, 1]), _measured([1, 1, 1])]
-    entries = of_rounds(rounds)
+    entries = of_rounds(rounds, tested={})
     assert [(entry.round, entry.against) for entry in entries] == [(1, 0), (2, 1), (2, 0)]
     assert [entry.differences[0].difference for entry in entries] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
 
 
+def test_the_last_round_stands_against_the_best_too() -> None:
+    rounds = [_measured([0, 0, 1]), _measured([1, 1, 1]), _measured([1, 0, 1]), _measured([0, 0, 1])]
+    pairs = [(entry.round, entry.against) for entry in of_rounds(rounds, tested={}, best=1)]
+    assert pairs == [(1, 0), (2, 1), (2, 0), (3, 2), (3, 0), (3, 1)]
+    assert of_rounds(rounds, tested={}, best=1)[-1].differences[0].difference == pytest.approx(-2 / 3)
+    for best in (0, 2, 3):  # these pairs are there, or none
+        assert of_rounds(rounds, tested={}, best=best) == of_rounds(rounds, tested={})
+
+
+def test_test_tasks_are_compared_where_both_rounds_have_them() -> None:
+    rounds = [_measured([0, 0, 1]), _measured([1, 0, 1]), _measured([1, 1, 1])]
+    tested = {
+        number: _of_samples({"exam": [{"acc": value} for value in right]}, {"exam/acc": sum(right) / 4})
+        for number, right in {0: [0, 0, 0, 1], 2: [1, 1, 0, 1]}.items()
+    }
+    found = {
+        (e.round, e.against): {d.key: d.difference for d in e.differences} for e in of_rounds(rounds, tested=tested)
+    }
+    assert found[1, 0].keys() == found[2, 1].keys() == {"quiz/acc"}
+    assert found[2, 0] == pytest.approx({"quiz/acc": 2 / 3, "exam/acc": 2 / 4})
+
+
 def test_a_refused_pair_is_written_with_its_reason(tmp_path: Path) -> None:
     other = _measured([1, 0], name="round 1", protocol=_protocol(seed=1))
-    write_differences(tmp_path, [_measured([0, 0], name="round 0"), other])
+    write_differences(tmp_path, [_measured([0, 0], name="round 0"), other], tested={})
     (entry,) = read_differences(tmp_path)
     assert entry.differences == []
     assert entry.refused is not None
@@ -203,11 +225,11 @@ def test_a_refused_pair_is_written_with_its_reason(tmp_path: Path) -> None:
 
 def test_what_a_longer_run_wrote_stands(tmp_path: Path) -> None:
     rounds = [_measured([0, 0, 1]), _measured([1, 0, 1]), _measured([1, 1, 1])]
-    write_differences(tmp_path, rounds)
+    write_differences(tmp_path, rounds, tested={})
     long = (tmp_path / "differences.json").read_bytes()
-    write_differences(tmp_path, rounds[:2])
+    write_differences(tmp_path, rounds[:2], tested={})
     assert (tmp_path / "differences.json").read_bytes() == long
-    write_differences(tmp_path, [rounds[0], rounds[2]])
+    write_differences(tmp_path, [rounds[0], rounds[2]], tested={})
     assert len(read_differences(tmp_path)) == 1
     (tmp_path / "differences.json").write_text(json.dumps([1]))
     with pytest.raises(RunDirError, match=r"differences\.json: not a run's differences"):

@@ -21,7 +21,8 @@ from alignloop.loop.plan_text import opening_lines, plan_text
 from alignloop.loop.rounds import ingest_inputs
 from alignloop.progress import QuietProgress
 from alignloop.run_dir.layout import enter, locked
-from alignloop.stages import bootstrap, ingest, train_sft
+from alignloop.stages import bootstrap, evaluate, ingest, prune, train_sft
+from alignloop.stages.incoming import keep_out_of
 from alignloop.stages.runner import StageRunner
 
 
@@ -239,6 +240,36 @@ def test_a_plan_says_where_each_model_comes_from(tmp_path: Path) -> None:
         "pairs.data_window": "1: the round's preferences, and best/worst of its candidates",
         "averaging": "none: each stage goes on with its last checkpoint",
     }
+
+
+@pytest.mark.parametrize(
+    ("test_rounds", "asked", "said"),
+    [("ends", [0, 3], "of the base, the last and the best round"), ("all", [0, 1, 2, 3], "of every round")],
+)
+def test_a_plan_says_which_rounds_are_asked_the_test_tasks(
+    tmp_path: Path, test_rounds: str, asked: list[int], said: str
+) -> None:
+    tasks = {"include_path": "quickstart", "tasks": ["mmlu"], "test_tasks": ["ifeval"], "test_rounds": test_rounds}
+    recipe = recipe_of(tmp_path, evaluate=tasks, best_metric="mmlu/acc")
+    stages = make_plan(recipe, run_dir=tmp_path / "run").stages
+    assert [stage.round for stage in stages if stage.name.endswith("_evaluate_test")] == asked
+    assert [stage.name for stage in stages if stage.round == 0] == [
+        "01_ingest", "02_base", "03_evaluate", "04_measure", "05_evaluate_test",
+    ]  # fmt: skip
+    assert stages[-1].name == "15_evaluate_test"
+    assert settings_of(recipe, tmp_path)["evaluate.test_tasks"] == f"ifeval: {said}; they choose nothing"
+
+
+def test_what_chooses_does_not_know_of_the_tests_and_what_comes_in_does(tmp_path: Path) -> None:
+    tasks: dict[str, Any] = {"include_path": "quickstart", "tasks": ["mmlu"]}
+    alone = recipe_of(tmp_path, evaluate=tasks, best_metric="mmlu/acc")
+    with_test = recipe_of(tmp_path, evaluate={**tasks, "test_tasks": ["ifeval"]}, best_metric="mmlu/acc")
+    assert evaluate.STAGE.settings(alone) == evaluate.STAGE.settings(with_test)
+    assert evaluate.TEST.settings(with_test).tasks == ("ifeval",)
+    keep_out = keep_out_of(with_test)
+    assert keep_out is not None
+    assert keep_out.tasks == ("mmlu", "ifeval")
+    assert prune.settings(with_test).tasks == ("mmlu", "ifeval")
 
 
 @pytest.mark.parametrize(

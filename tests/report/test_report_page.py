@@ -214,6 +214,17 @@ def test_time_and_tokens_are_summed(page: ShownPage) -> None:
     )
 
 
+def test_what_chose_nothing_and_a_doubtful_best_are_said(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", overrides=["evaluate.test_tasks=[ifeval_unseen=x.jsonl]"])
+    entries = json.loads((run_dir / "differences.json").read_text())
+    for entry in entries["rounds"]:
+        entry["differences"][0]["low"] = -0.01
+    (run_dir / "differences.json").write_text(json.dumps(entries))
+    text = ShownPage(run_page(read_run(run_dir)).html()).text
+    # The last, round 3, is held back.
+    assert "It is not clearly better than round 1: +10.0 (-1.0 to +15.0) points. ifeval_unseen chose nothing" in text
+
+
 @pytest.mark.parametrize(
     "sentence",
     [

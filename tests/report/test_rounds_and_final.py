@@ -13,10 +13,11 @@ from alignloop.artifacts import Artifact, digest_of
 from alignloop.chat.template_defaults import with_defaults
 from alignloop.config import load_recipe
 from alignloop.errors import RunDirError
+from alignloop.evaluation.comparing import Difference, RoundDifferences
 from alignloop.loop.final import publish_final
 from alignloop.records import RoundRow
 from alignloop.report.model_card import snippet
-from alignloop.report.rounds import markdown_table, round_row, text_tables
+from alignloop.report.rounds import doubt_of, markdown_table, round_row, text_tables
 from alignloop.run_dir.reader import read_rounds
 from alignloop.terminal import WIDTH
 
@@ -125,6 +126,53 @@ def test_final_is_replaced_and_leaves_nothing_aside(tmp_path: Path) -> None:
     assert "**The annotator is simulated.**" in card
     assert "base_model" not in card
     assert [path.name for path in run_dir.iterdir() if path.name.startswith("final")] == ["final"]
+
+
+def ahead(number: int, against: int, by: float, *, reach: float = 0.05) -> RoundDifferences:
+    found = Difference(
+        key="ifeval/mean", before=0.5, after=0.5 + by, difference=by, low=by - reach, high=by + reach, num_pairs=9
+    )
+    return RoundDifferences(round=number, against=against, differences=[found])
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([ahead(2, 1, 0.1), ahead(4, 2, -0.1)], None),
+        ([ahead(2, 1, 0.04), ahead(4, 2, -0.1)], "not clearly better than round 1: +4.0 (-1.0 to +9.0) points"),
+        ([ahead(2, 1, 0.1), ahead(4, 2, -0.01)], "not clearly better than round 4: +1.0 (-4.0 to +6.0) points"),
+        (
+            [ahead(2, 1, 0.0), ahead(4, 2, 0.0)],
+            "not clearly better than round 1: +0.0 (-5.0 to +5.0) points, nor than round 4: -0.0 (-5.0 to +5.0) points",
+        ),
+        ([ahead(2, 1, 0.1), ahead(3, 2, 0.0)], None),  # neither the round before it nor the last
+        ([], None),
+    ],
+)
+def test_a_best_round_that_may_be_no_better_is_said_to_be(
+    differences: list[RoundDifferences], said: str | None
+) -> None:
+    rows = [BASE.model_copy(update={"round": number}) for number in range(5)]
+    assert doubt_of(2, "ifeval/mean", rows, differences) == said
+    held = [*rows[:4], rows[4].model_copy(update={"gated": "it fell"})]
+    assert "round 4" not in (doubt_of(2, "ifeval/mean", held, differences) or "")
+
+
+def test_the_card_says_whether_the_best_round_is_and_what_chose_nothing(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path)
+    rows = rows_of(run_dir)
+    tasks = {"tasks": ["ifeval=dev.jsonl"], "test_tasks": ["ifeval_unseen=x.jsonl", "gsm8k"]}
+    recipe = load_recipe({"preferences": "quickstart", "name": "mine", "evaluate": tasks})
+
+    def card() -> str:
+        return " ".join(
+            (publish_final(run_dir, rows=rows, best=rows[1], recipe=recipe) / "README.md").read_text().split()
+        )
+
+    assert "0.600 against 0.200 at the base. ifeval_unseen, gsm8k chose nothing: those figures" in card()
+    entry = ahead(1, 0, 0.01).model_dump(mode="json")
+    (run_dir / "differences.json").write_text(json.dumps({"rounds": [entry]}))
+    assert "at the base. It is not clearly better than the base: +1.0 (-4.0 to +6.0) points." in card()
 
 
 def test_the_card_says_what_the_template_was_rendered_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -342,6 +342,34 @@ def test_rebuild_removes_what_was_built_on_it_and_nothing_else(tmp_path: Path, r
     assert not any(folder.exists() for folder in later)
     assert all(folder.exists() for folder in [*kept, elsewhere, tmp_path / "round-99/zzz.txt"])
     assert not (tmp_path / "round-101").exists()
+
+
+def test_a_leaf_is_done_again_alone_and_a_round_that_has_ended_is_gone_on_with(tmp_path: Path, rows: Path) -> None:
+    inputs, stages = CountInputs(Artifact.of(rows)), runner_of(tmp_path)
+    leaf, other = (replace(count(add=add), name="leaf", is_leaf=True) for add in (0, 3))
+    for number in (1, 2):
+        stages.round(number).run(COUNT, inputs)
+        assert stages.known(leaf, inputs) is None
+    write_rounds(tmp_path, [round_line(number) for number in (0, 1, 2)])
+    assert stages.back_to(1).run(leaf, inputs).total.path == tmp_path / "round-01/02_leaf/total.txt"
+    drifting = runner_of(tmp_path).round(1)
+    drifting.run(COUNT, inputs)
+    with pytest.raises(DriftError, match=r"--rebuild to redo this stage alone\."):
+        drifting.run(other, inputs)
+    again = runner_of(tmp_path, rebuild=True).round(1)
+    again.run(COUNT, inputs)
+    assert again.known(other, inputs) is None
+    assert again.run(other, inputs).total.path.read_text() != "4 resumed=False"
+    assert (tmp_path / "round-02/01_count").is_dir()
+    assert [row.round for row in read_rounds(tmp_path)] == [0, 1, 2]
+    # Not due, but there: it is taken over.
+    second = runner_of(tmp_path).round(1)
+    second.run(COUNT, inputs)
+    RUNS.clear()
+    known = second.known(other, inputs)
+    assert known is not None
+    assert known.total.path == tmp_path / "round-01/02_leaf/total.txt"
+    assert RUNS == []
 
 
 def round_line(number: int) -> RoundRow:
