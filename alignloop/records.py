@@ -496,7 +496,7 @@ class RoundRow(Row):
     measures: dict[str, float] = Field(default_factory=dict)
     """What the benchmarks do not show, as `measure` publishes it; a standard error is `<figure>_stderr`."""
     flags: list[str] = Field(default_factory=list)
-    """What is to be looked at, in sentences: over-optimisation."""
+    """What is to be looked at, in sentences: rewards and win rates that say the opposite of a benchmark."""
     gated: str | None = None
     """Why the round's policy is not used, where it fell past the recipe's gate."""
 

@@ -2,7 +2,7 @@
 
     report.json + samples.jsonl --measured--> Measured (the protocol, estimates with every question's share)
     Measured before, after --compare--> Difference a figure, with its 95 % interval
-    all rounds --write_differences--> differences.json --> flags
+    all rounds --write_differences--> differences.json
 
 Figures of different protocols say nothing about each other: they are refused, and what differs is named.
 """
@@ -21,11 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from alignloop.artifacts import load_json, write_text
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import RunDirError, UserError
-from alignloop.evaluation.measures import STDERR
-from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, read_report, sha256_of, standing_alone
+from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, read_report, sha256_of
 from alignloop.evaluation.results import estimate_of, estimates_of
 from alignloop.evaluation.standard_error import NORMAL_95, Estimate, difference
-from alignloop.records import RoundRow
 
 DIFFERENCES = "differences.json"
 MOST_NAMED = 5
@@ -38,8 +36,6 @@ UNRECORDED = {
     "strip_reasoning": ("strip_reasoning",),
 }
 """Fields that older reports lack -> those that are not compared where either side lacks it."""
-HEADLINES = ("mean", "acc", "exact_match")
-"""Names of a task's figure that stands for it, the first that it has."""
 
 
 class ProtocolMismatch(UserError):
@@ -296,59 +292,3 @@ def forget_differences(run_dir: Path, number: int) -> None:
     kept = [entry for entry in entries if entry.round < number]
     if kept != entries:
         _write(run_dir, kept)
-
-
-def flagged(
-    row: RoundRow,
-    earlier: Sequence[RoundRow],
-    *,
-    differences: Sequence[RoundDifferences],
-    groups: Mapping[str, Sequence[str]],
-) -> RoundRow:
-    """The row with its flags: over-optimisation, where the reward is climbed at the cost of what it stands for.
-
-    That is, the reward of its model has risen beyond its error since the last round, or the base, while a benchmark has
-    fallen beyond its own. Only figures that stand for a task count: its parts are many, and one of many falls by
-    chance. Both models' rewards come from one reward model, the round's own, on answers to the same prompts: those of
-    two rounds' reward models are on two scales and are never compared. `earlier` begins with the base; `groups` as in
-    the protocol.
-    """
-    own = {entry.against: entry.differences for entry in differences if entry.round == row.round}
-    names = headline_metrics(row.metrics, groups=groups)
-    compared = {"reward/gain_over_previous": earlier[-1].round}
-    if len(earlier) > 1:
-        compared["reward/gain_over_base"] = earlier[0].round
-    flags = []
-    for name, since in compared.items():
-        gain, stderr = row.measures.get(name), row.measures.get(name + STDERR)
-        changes = [change for change in own.get(since, []) if change.key in names]
-        if gain is not None and stderr is not None:  # one prompt alone tells no error, and raises no flag
-            flags += _over_optimised(gain, stderr=stderr, changes=changes, since=since)
-    return row.model_copy(update={"flags": flags})
-
-
-def _over_optimised(gain: float, *, stderr: float, changes: Sequence[Difference], since: int) -> list[str]:
-    falls = [
-        f"{c.key} fell by {-c.difference:.3f} ({-c.high:.3f} to {-c.low:.3f})"
-        for c in changes
-        if c.low is not None and c.high is not None and c.high < 0.0
-    ]
-    half = NORMAL_95 * stderr
-    if gain - half <= 0.0 or not falls:
-        return []
-    return [
-        f"over-optimisation: since round {since} the reward rose by {gain:.3g} ({gain - half:.3g} to "
-        f"{gain + half:.3g}) while {', '.join(falls)}"
-    ]
-
-
-def headline_metrics(names: Iterable[str], *, groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Of `task/metric` names the one that stands for each task, tasks of a group (`mmlu_law` of `mmlu`) aside; `groups`
-    as in the protocol."""
-    found: dict[str, set[str]] = {}
-    for name in names:
-        task, _, metric = name.partition("/")
-        found.setdefault(task, set()).add(metric)
-    tasks = standing_alone(found, groups)
-    chosen = [(task, next((name for name in HEADLINES if name in found[task]), None)) for task in tasks]
-    return [f"{task}/{metric}" for task, metric in chosen if metric is not None]

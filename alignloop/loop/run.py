@@ -15,12 +15,12 @@ from alignloop.errors import UserError
 from alignloop.evaluation.comparing import (
     Measured,
     ProtocolMismatch,
-    flagged,
     read_differences,
     read_measured,
     require_same_protocol,
     write_differences,
 )
+from alignloop.evaluation.disagreement import flagged
 from alignloop.loop.check import check, disk_needs_named, require_space
 from alignloop.loop.final import publish_final
 from alignloop.loop.plan_text import opening_lines
@@ -156,7 +156,7 @@ class _Ended:
             _require_one_protocol(self.measured[0], own, run_dir)
             row = gated(row, earlier, recipe, measured=self.measured)
             groups = own.protocol.groups
-            row = flagged(row, earlier, differences=read_differences(run_dir), groups=groups)
+            row = flagged(row, differences=read_differences(run_dir), groups=groups)
         self._publish([*earlier, row], number)
         for flag in row.flags:
             say(f"  round {number}: {flag}")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from alignloop.evaluation.disagreement import disagreements
 from alignloop.report import charts
 from alignloop.report.content import COUNT, PERCENT, Details, Figure, FigureUnit, PageSection, Table
 from alignloop.report.facts import STDERR, RoundRecord, RunRecord, by_round, evenly, json_rows
@@ -92,11 +93,14 @@ def measures(run: RunRecord) -> PageSection:
     others = [key for key in _names(run.finished) if key not in known and not _SIDE.search(key)]
     specs = [*FIGURES, *(MeasuredFigure(key, FigureUnit(), {key: key}) for key in others[:MOST_OTHERS])]
     figures: list[Figure | None] = []
+    opposite = _said_otherwise(run)
     for spec in specs:
         keys = measured_keys(spec, run.finished)
+        sentences = dict.fromkeys(sentence for key in keys.values() for sentence in opposite.get(key, ()))
+        note = " ".join(filter(None, [spec.note, *sentences]))
         series = {label: by_round(run.finished, key) for label, key in keys.items()}
         name = "measure-" + "+".join(keys.values())
-        figures.append(over_rounds(spec.title, series, spec.unit, name=name, note=spec.note))
+        figures.append(over_rounds(spec.title, series, spec.unit, name=name, note=note))
     return PageSection(
         "measures",
         "Measures",
@@ -105,6 +109,19 @@ def measures(run: RunRecord) -> PageSection:
         figures=tuple(filter(None, [*figures, _reliability(run)])),
         details=_every_measure(run),
     )
+
+
+def _said_otherwise(run: RunRecord) -> dict[str, list[str]]:
+    """By measure, a sentence for each round in which it says the opposite of a benchmark."""
+    found: dict[str, list[str]] = {}
+    for entry in run.finished:
+        if entry.row is None:
+            continue
+        groups = {} if entry.evaluation is None else entry.evaluation.protocol.groups
+        for each in disagreements(entry.row, differences=run.differences, groups=groups):
+            for name in each.measures:
+                found.setdefault(name, []).append(f"Round {entry.number}, {each.sentence}.")
+    return found
 
 
 def measured_keys(figure: MeasuredFigure, rounds: Sequence[RoundRecord]) -> dict[str, str]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,9 @@ import pytest
 
 from alignloop.errors import RunDirError
 from alignloop.evaluation.comparing import (
-    Difference,
     Measured,
     ProtocolMismatch,
-    RoundDifferences,
     compare,
-    flagged,
-    headline_metrics,
     measured,
     of_rounds,
     protocol_changes,
@@ -24,7 +19,6 @@ from alignloop.evaluation.comparing import (
     write_differences,
 )
 from alignloop.evaluation.report import EvalReport, EvalSample, Protocol, TaskProtocol
-from alignloop.records import RoundRow
 
 
 def _task(name: str, **more: Any) -> TaskProtocol:
@@ -234,91 +228,3 @@ def test_what_a_longer_run_wrote_stands(tmp_path: Path) -> None:
     (tmp_path / "differences.json").write_text(json.dumps([1]))
     with pytest.raises(RunDirError, match=r"differences\.json: not a run's differences"):
         read_differences(tmp_path)
-
-
-def row(number: int, acc: float, *, gain: float = 0.0, since_base: float | None = None) -> RoundRow:
-    measures = {"reward/gain_over_previous": gain, "reward/gain_over_previous_stderr": 0.1}
-    if since_base is not None:
-        measures |= {"reward/gain_over_base": since_base, "reward/gain_over_base_stderr": 0.1}
-    return RoundRow(
-        round=number,
-        policy=f"round-{number:02d}",
-        metrics={"ifeval/mean": acc, "mmlu/acc": 0.5, "ifeval/type/no_comma": 0.1 * number},
-        stderr={},
-        reward_model={},
-        rows={},
-        seconds={},
-        measures=measures if number else {},
-    )
-
-
-def changes(number: int, *by: tuple[int, str, float]) -> list[RoundDifferences]:
-    """Of a round: (against, key, difference), known to 0.05 on either side."""
-    return [
-        RoundDifferences(
-            round=number,
-            against=against,
-            differences=[
-                Difference(
-                    key=key, before=0.6, after=0.6 + by, difference=by, low=by - 0.05, high=by + 0.05, num_pairs=9
-                )
-            ],
-        )
-        for against, key, by in by
-    ]
-
-
-_flagged = partial(flagged, groups={})
-
-
-def test_reward_up_and_benchmark_down_is_flagged() -> None:
-    rows = [row(0, 0.4), row(1, 0.6)]
-    (flag,) = _flagged(row(2, 0.5, gain=0.5), rows, differences=changes(2, (1, "ifeval/mean", -0.1))).flags
-    assert flag == (
-        "over-optimisation: since round 1 the reward rose by 0.5 (0.304 to 0.696) while ifeval/mean fell by 0.100 "
-        "(0.050 to 0.150)"
-    )
-    slow = _flagged(row(2, 0.5, gain=0.1, since_base=0.5), rows, differences=changes(2, (0, "ifeval/mean", -0.1)))
-    assert [flag[:36] for flag in slow.flags] == ["over-optimisation: since round 0 the"]
-    first = _flagged(row(1, 0.4, gain=0.5, since_base=0.5), rows[:1], differences=changes(1, (0, "ifeval/mean", -0.2)))
-    assert len(first.flags) == 1  # the last round is the base: it is compared once
-
-
-@pytest.mark.parametrize(
-    ("gain", "change"),
-    [
-        (0.5, (2, 1, "ifeval/mean", 0.1)),  # nothing fell
-        (-0.5, (2, 1, "ifeval/mean", -0.1)),  # the reward did not rise
-        (0.19, (2, 1, "ifeval/mean", -0.1)),  # it rose within 1.96 errors of 0.1
-        (0.5, (2, 1, "ifeval/mean", -0.04)),  # what fell did so within its error
-        (0.5, (2, 1, "ifeval/type/no_comma", -0.4)),  # a part of a task is one of many
-        (0.5, (1, 0, "ifeval/mean", -0.1)),  # of another round
-    ],
-)
-def test_either_alone_and_what_errors_explain_is_not(gain: float, change: tuple[int, int, str, float]) -> None:
-    number, *by = change
-    found = _flagged(row(2, 0.5, gain=gain), [row(0, 0.4), row(1, 0.6)], differences=changes(number, tuple(by)))  # type: ignore[arg-type]
-    assert found.flags == []
-
-
-def test_without_an_error_or_an_interval_nothing_is_flagged() -> None:
-    rows, falls = [row(0, 0.4), row(1, 0.6)], changes(2, (1, "ifeval/mean", -0.1))
-    alone = row(2, 0.5, gain=5.0)
-    del alone.measures["reward/gain_over_previous_stderr"]
-    assert _flagged(alone, rows, differences=falls).flags == []
-    unknown = falls[0].differences[0].model_copy(update={"low": None, "high": None})
-    falls = [falls[0].model_copy(update={"differences": [unknown]})]
-    assert _flagged(row(2, 0.5, gain=0.5), rows, differences=falls).flags == []
-
-
-def test_one_figure_stands_for_a_task() -> None:
-    names = ["ifeval/mean", "ifeval/prompt_level_strict_acc", "mmlu/acc", "mmlu/acc_norm", "mmlu_law/acc", "qa/em"]
-    assert headline_metrics(names, groups={"mmlu": ["mmlu_law"]}) == ["ifeval/mean", "mmlu/acc"]
-
-
-def test_a_group_is_known_by_the_protocol_and_not_by_a_name_s_beginning() -> None:
-    names = ["ifeval/mean", "ifeval_dev/mean", "all/acc", "half/acc", "half_law/acc", "sums/acc"]
-    groups = {"all": ["half_law", "sums"], "half": ["half_law"], "tag": ["ifeval", "ifeval_dev"]}
-    # `tag` reports nothing by itself; `half` and its task are in `all`.
-    assert headline_metrics(names, groups=groups) == ["ifeval/mean", "ifeval_dev/mean", "all/acc"]
-    assert headline_metrics(names[3:5], groups=groups) == ["half/acc"]

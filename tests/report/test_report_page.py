@@ -28,6 +28,7 @@ from alignloop.errors import RunDirError, UserError
 from alignloop.report.completions import BENCHMARK, HELDOUT, fitting
 from alignloop.report.content import MOST_BYTES, cut, rendered_dialog, visible
 from alignloop.report.facts import Number, RoundRecord, read_run
+from alignloop.report.measures import measures
 from alignloop.report.pages import run_page, write_comparison, write_report, write_report_or_say
 from alignloop.run_dir.layout import locked
 
@@ -147,6 +148,22 @@ def test_a_round_that_picks_at_random_has_no_best_to_draw(run_dir: Path, tmp_pat
     html = run_page(read_run(copy)).html()
     assert "rewards-1" not in html
     assert "rewards-2" in html
+
+
+def test_a_win_rate_that_says_the_opposite_of_the_benchmark_says_so_beside_it(tmp_path: Path) -> None:
+    """0.3 with an error of 0.05, while ifeval/mean rose by 0.1 (0.05 to 0.15)."""
+    run = make_run(tmp_path / "run", rounds=2)
+    rows = [row_of(number) for number in range(3)]
+    rows[2].measures.update({"win_rate/previous": 0.3, "win_rate/previous_stderr": 0.05})
+    (run / "rounds.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    (figure,) = [
+        each for each in measures(read_run(run)).figures if each.title == "Win rate of the round's model, by reward"
+    ]
+    assert figure.note == (
+        "Ties count half; 50 % is as good as the other. Round 2, disagreement: since round 1 the win rate by reward is "
+        "0.3 (0.202 to 0.398) while ifeval/mean rose by 0.100 (0.050 to 0.150)."
+    )
+    assert sum("disagreement" in each.note for each in measures(read_run(run)).figures) == 1
 
 
 def test_measures_fall_back_to_the_reward_model_s_own(run_dir: Path) -> None:
