@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from alignloop.artifacts import Artifact, write_whole
 from alignloop.chat.reasoning import has_answer, holds_reasoning
 from alignloop.config.engine import EngineComputes, computing
@@ -51,7 +53,9 @@ class Outputs(StageOutputs):
     """Prompts that leave no room for a completion."""
 
 
-class Settings(SampleConfig, EngineComputes): ...
+class Settings(SampleConfig, EngineComputes):
+    policy: str = Field("best", exclude=True)
+    """How the loop picks the policy; which one it is counts, as an input."""
 
 
 def settings(recipe: Recipe) -> Settings:
