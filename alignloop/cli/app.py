@@ -55,6 +55,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 app.command()(run.run)
+app.command()(run.control)
 app.command()(run.plan)
 app.command()(look.status)
 app.command(name="eval")(evaluate.evaluate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Annotated
@@ -57,6 +58,50 @@ def run(
         progress=for_terminal(),
     )
     say("\n" + result_text(result))
+
+
+def control(
+    recipe: RecipeArgument = "quickstart",
+    kind: Annotated[str, typer.Option(metavar="KIND", help="What it goes without: see above.")] = ...,  # type: ignore[assignment]
+    of: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="The run; default: runs/<its name>.")] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Default: <the run's>-<kind>.")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Default: as many as the run has.")] = None,
+    overrides: SetOption = None,
+    rebuild: RebuildOption = False,
+) -> None:
+    """Make a run again without one organ, and compare.
+
+    RECIPE, with the --set that it had, is the finished run's. The control trains on as many tokens and asks for as many
+    annotations, and takes over from the run what both make alike. The same command goes on with it.
+
+    \b
+    offline        no loop: annotations of what the base says, no on-policy rows
+    random-pick    no reward model: it picks nothing that trains or is annotated
+    sft-only       no DPO: its tokens go to SFT
+    dpo-only       no SFT: its tokens go to DPO
+    no-annotation  no annotations of what the policy says
+    no-pruning     no pruning: SFT trains on every row
+
+    \b
+    alignloop control my.yaml --kind offline
+    alignloop control my.yaml --kind random-pick --of runs/mine --run-dir runs/random
+    """
+    from alignloop.loop.control import control as make_control
+    from alignloop.progress import for_terminal
+
+    made = make_control(
+        recipe,
+        kind=kind,
+        of=of,
+        run_dir=run_dir,
+        rounds=rounds,
+        overrides=overrides or (),
+        rebuild=rebuild,
+        progress=for_terminal(),
+    )
+    run_dirs = [str(run.dir) for run in made.compared.runs.values()]
+    page = shlex.join(["alignloop", "report", *run_dirs, "--out", "compared.html"])
+    say(f"\n{result_text(made.run)}\n\n{made.compared.text()}\n\nall rounds, as a page: {page}")
 
 
 def plan(

@@ -72,8 +72,9 @@ class RoundPair:
     def label(self) -> str:
         if not self.is_best:
             return "base" if self.round == 0 else f"round {self.round}"
-        of = (self.round, self.other_round)
-        return f"best round {of[0]}" if of[0] == of[1] else f"best rounds {of[0]} and {of[1]}"
+        if self.round == self.other_round:
+            return f"round {self.round}, best of both"
+        return f"best rounds {self.round} and {self.other_round}"
 
 
 @dataclass(frozen=True)
@@ -237,16 +238,17 @@ def _short(pair: RoundPair) -> str:
 
 
 def _ends(paired: Paired, key: str) -> list[tuple[RoundPair, Difference]]:
-    """Of the best rounds, and of the last one that both have."""
+    """Of the best rounds, and of the last one that both have, where that is another."""
     found = paired.of_key(key)
     best = [one for one in found if one[0].is_best]
-    same = [one for one in found if not one[0].is_best and one[0].round > 0]
-    return best + same[-1:]
+    last = [one for one in found if not one[0].is_best and one[0].round > 0][-1:]
+    rounds = [(pair.round, pair.other_round) for pair, _ in best]
+    return best + [(pair, one) for pair, one in last if (pair.round, pair.other_round) not in rounds]
 
 
 def _line(pair: RoundPair, found: Difference) -> str:
     values = f"{100 * found.after:6.1f} {100 * found.before:6.1f}"
-    return f"    {pair.label:<21}{values}  {in_points(found):<23} {verdict(found)}".rstrip()
+    return f"    {pair.label:<22}{values}  {in_points(found):<23} {verdict(found)}".rstrip()
 
 
 def _spent_lines(runs: Runs) -> Iterator[str]:

@@ -36,7 +36,8 @@ class Settings(train_sft.Settings):
 
 
 def settings(recipe: Recipe) -> Settings:
-    sft = dict(train_sft.settings(recipe))
+    # `train_tokens` makes rounds of other data equal; the first policy is the same in all of them.
+    sft = {**dict(train_sft.settings(recipe)), "train_tokens": None}
     return Settings(**sft, batches=recipe.data.batches, split_rounds=recipe.data.split_rounds)
 
 

@@ -90,12 +90,21 @@ def test_the_text_says_best_and_last_and_what_both_spent(runs: tuple[Path, Path]
     assert compare_runs(runs).text().splitlines() == [
         "mine minus mine-offline: points, with 95 % intervals paired by question",
         "  gsm8k/exact_match",
-        "    best rounds 2 and 1   100.0   50.0  +50.0 (-6.6 to +106.6)  within noise",
-        "    round 2               100.0    0.0  +100.0 (+100.0 to +100.0) better",
+        "    best rounds 2 and 1    100.0   50.0  +50.0 (-6.6 to +106.6)  within noise",
+        "    round 2                100.0    0.0  +100.0 (+100.0 to +100.0) better",
         "",
         "                                    SFT tokens  DPO tokens  annotations  seconds",
         "mine                                     2,000       1,200            6       18",
         "mine-offline                             1,800       1,400            6       18",
+    ]
+
+
+def test_where_the_last_round_is_the_best_of_both_it_stands_there_once(tmp_path: Path) -> None:
+    one = made(tmp_path / "one", (1, 0, 0, 0), (1, 1, 1, 0))
+    two = made(tmp_path / "two", (1, 0, 0, 0), (1, 1, 0, 0))
+    assert compare_runs([one, two]).text().splitlines()[2:4] == [
+        "    round 1, best of both   75.0   50.0  +25.0 (-24.0 to +74.0)  within noise",
+        "",
     ]
 
 
