@@ -69,6 +69,12 @@ def test_two_rounds_of_fourteen_stages(unbroken: Path) -> None:
     assert [row.round for row in rows] == [0, 1, 2]
     assert "win_rate/base" not in rows[0].measures
     assert {"kl_to_base", "win_rate/base", "win_rate/previous", "heldout/accuracy"} <= rows[2].measures.keys()
+    told = {"random", "pick", "oracle", "chosen_file", "rejected_file", "sft", "dpo_chosen", "dpo_rejected"}
+    for row in rows[1:]:
+        assert {f"truth/{name}" for name in told} <= row.measures.keys()
+        assert row.measures["truth/random"] <= row.measures["truth/oracle"]
+        assert row.measures["truth/pick"] <= row.measures["truth/oracle"]
+    assert ["truth/chosen_annotated" in row.measures for row in rows] == [False, False, True]
     for row in rows:
         assert "stop_rate" in row.measures
         assert {"ifeval/mean", "ifeval/prompt_level_strict_acc", "mmlu/acc"} <= row.metrics.keys()
