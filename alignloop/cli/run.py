@@ -21,7 +21,7 @@ RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Overrides th
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<the recipe's name>.")]
 ShareOption = Annotated[
     list[Path] | None,
-    typer.Option("--share-with", metavar="RUN_DIR", help="Take over what it made from the same things; repeatable."),
+    typer.Option("--share-with", metavar="RUN_DIR", help="Take over what it made alike; repeatable."),
 ]
 RebuildOption = Annotated[bool, typer.Option("--rebuild", help="Do stages again that no longer match, and all after.")]
 
@@ -42,8 +42,7 @@ def run(
     alignloop run                            the quickstart, offline
     alignloop run --rounds 8                 two rounds more on a run of six
     alignloop run my.yaml --run-dir runs/mine
-    alignloop run my.yaml --set dpo.beta=0.2 --set sample.num_candidates=16
-    alignloop run my.yaml --set dpo.beta=0.2 --run-dir runs/beta --share-with runs/mine
+    alignloop run my.yaml --set dpo.beta=0.2 --run-dir runs/beta
     """
     from alignloop.loop.run import run as run_loop
     from alignloop.progress import for_terminal
@@ -84,7 +83,7 @@ def control(
 
     \b
     alignloop control my.yaml --kind offline
-    alignloop control my.yaml --kind random-pick --of runs/mine --run-dir runs/random
+    alignloop control my.yaml --kind random-pick --of runs/mine
     """
     from alignloop.loop.control import control as make_control
     from alignloop.progress import for_terminal

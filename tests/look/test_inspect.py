@@ -38,10 +38,10 @@ DIALOG = [
     Message(role="user", content="Name a river."),
 ]
 PAIR = PairRow(
-    id="p1", messages=DIALOG, chosen="The Elbe.\nIt is long.", rejected="A hill.", origin="on_policy",
+    id="p1", messages=DIALOG, chosen="The Elbe.\nIt is long.", rejected="A goat.", origin="on_policy",
     source=Source(file="round-01"),
 )  # fmt: skip
-GOOD = {"prompt": "Name a river.", "chosen": "The Elbe.\nIt is long.", "rejected": "A hill.", "strength": "better"}
+GOOD = {"prompt": "Name a river.", "chosen": "The Elbe.\nIt is long.", "rejected": "A goat.", "strength": "better"}
 PROMPT = PromptRow(id="q", messages=DIALOG, source=Source(file="x")).model_dump_json()
 
 Call = Callable[..., tuple[int, str, str]]
@@ -108,7 +108,7 @@ def test_a_preference_under_all_objectives(shown: Callable[..., str], tmp_path: 
         "  chosen     9 tokens: 8 in its DPO sum, 9 in the NLL; 1 formatting",
         "  [The· E·l·be· is· a· river·.]{<|eot_id|>}",
         "  rejected   4 tokens: 3 in its DPO sum; 1 formatting",
-        "  [A· hill·.]{<|eot_id|>}",
+        "  [A· goat·.]{<|eot_id|>}",
     ]
     assert section(out, "sft")[-2:] == [
         "  target     9 tokens, 9 trained, 1 of them formatting",
@@ -116,7 +116,7 @@ def test_a_preference_under_all_objectives(shown: Callable[..., str], tmp_path: 
     ]
     reward = section(out, "reward")
     assert [line.split()[0] for line in reward if "read at the last" in line] == ["edited", "chosen", "rejected"]
-    assert reward[-1] == "  A· hill·.·«<|eot_id|>»"
+    assert reward[-1] == "  A· goat·.·«<|eot_id|>»"
 
 
 def test_a_sampled_row_is_shown_as_it_trains(shown: Callable[..., str], tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_a_sampled_row_is_shown_as_it_trains(shown: Callable[..., str], tmp_path
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(QUICKSTART / "base")
-    ids = [index for letter in "A hill and" for index in tokenizer.encode(letter, add_special_tokens=False)]
+    ids = [index for letter in "A goat and" for index in tokenizer.encode(letter, add_special_tokens=False)]
     row = SelectedRow(
-        id="p/1/0", prompt_id="p", messages=DIALOG, completion="A hill and", completion_ids=ids, finish_reason="length",
+        id="p/1/0", prompt_id="p", messages=DIALOG, completion="A goat and", completion_ids=ids, finish_reason="length",
         reward=1.0, random_reward=0.0, rewards=[1.0], pass_rate=1.0, round=1, policy="sha256:x",
     )  # fmt: skip
     whole = row.model_copy(update={"id": "p/1/1", "completion": "A.", "completion_ids": None, "finish_reason": "stop"})
@@ -138,7 +138,7 @@ def test_a_sampled_row_is_shown_as_it_trains(shown: Callable[..., str], tmp_path
     dump_jsonl(tmp_path / "candidates.jsonl", [candidate])
     assert section(shown("selected.jsonl:1"), "sft")[-2:] == [
         "  target     10 tokens, 10 trained, 0 of them formatting",
-        "  [A· ·h·i·l·l· ·a·n·d]",
+        "  [A· ·g·o·a·t· ·a·n·d]",
     ]
     assert "[A·.]{<|eot_id|>}" in shown("selected.jsonl:p/1/1")
     # The reward of a cut candidate is read at its last sampled token.
@@ -271,7 +271,7 @@ def test_rows_left_out_are_marked(shown: Callable[..., str], tmp_path: Path) -> 
 def test_what_cannot_be_shown_is_said_with_the_reason(
     refused: Callable[..., str], tmp_path: Path, base_copies: None, arguments: list[str], message: str
 ) -> None:
-    write(tmp_path / "d.jsonl", GOOD, {**GOOD, "chosen": "A hill."}, "", '{"prompt": ', PROMPT)
+    write(tmp_path / "d.jsonl", GOOD, {**GOOD, "chosen": "A goat."}, "", '{"prompt": ', PROMPT)
     dump_jsonl(tmp_path / "pair.jsonl", [PAIR])
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "array.json").write_text(json.dumps([GOOD, {"prompt": "Hi"}, GOOD]))
@@ -369,14 +369,14 @@ def test_colour_tells_tokens_and_uses_apart(tmp_path: Path, monkeypatch: pytest.
     coloured = in_colour(f"{path}:1")
     by_text = {text: style for style, text in re.findall(r"\x1b\[([\d;]+)m([^\x1b]+)\x1b\[0m", coloured)}
     # Neighbours in two shades, and each use in its own.
-    assert len({by_text[text] for text in (" hill", "A", "<|eot_id|>", "user")}) == 4
-    assert by_text["trained"] in (by_text["A"], by_text[" hill"])
+    assert len({by_text[text] for text in (" goat", "A", "<|eot_id|>", "user")}) == 4
+    assert by_text["trained"] in (by_text["A"], by_text[" goat"])
     assert "[trained]" not in coloured
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "[A· hill·.]{<|eot_id|>}" in in_colour(f"{path}:1")
+    assert "[A· goat·.]{<|eot_id|>}" in in_colour(f"{path}:1")
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert "[A· hill·.]{<|eot_id|>}" in in_colour(f"{path}:1")
+    assert "[A· goat·.]{<|eot_id|>}" in in_colour(f"{path}:1")
 
 
 def test_lines_stay_within_80_columns(shown: Callable[..., str], tmp_path: Path) -> None:
