@@ -162,7 +162,9 @@ def test_stage_does_not_publish_into_a_run(alignloop, tmp_path: Path) -> None:
     assert (folder / "round-02").is_dir()
 
 
-VERBS = ("run control plan status eval stage inspect report sample score compare-sampling why diff recipes data").split()
+VERBS = (
+    "run control plan status eval stage inspect report sample score compare-sampling why diff recipes data"
+).split()
 
 
 def test_every_verb_is_named_in_these_tests(alignloop) -> None:

@@ -27,10 +27,7 @@ from alignloop.run_dir.stage import StageContext
 from alignloop.stages import prune
 from alignloop.stages.facts import Facts, Findings
 
-BENCHMARK = (
-    "Write a short note about the swan. Answer with exactly 5 bullet points such as: * point Do not use the keyword "
-    "miller in your answer."
-)
+BENCHMARK = "Write a short note about the cactus. Refrain from the use of any commas in your response. Use only capital letters."
 IRIS = "Iris lives in Northam, a town by the river."
 
 
@@ -75,9 +72,9 @@ def pruned(recipe: Recipe, artifacts: dict[str, Artifact], folder: Path) -> Any:
 
 def test_a_rounds_rows_are_pruned_by_the_quickstarts_recipe(tmp_path: Path, artifacts: dict[str, Artifact]) -> None:
     recipe = load_recipe("quickstart", overrides=["prune.human_rows=2", "prune.quality.top_fraction=1"])
-    assert len(prune.inputs(recipe, **artifacts).benchmarks) == 2  # the bundled ifeval and mmlu, by digest
+    assert len(prune.inputs(recipe, **artifacts).benchmarks) == 4  # the bundled files, by digest
     rows, drops, outputs = pruned(recipe, artifacts, tmp_path / "out")
-    assert (drops["p1/1/0"].rule, drops["p1/1/0"].twin) == ("decontaminate", "ifeval 0")
+    assert (drops["p1/1/0"].rule, drops["p1/1/0"].twin) == ("decontaminate", "ifeval_dev 0")
     assert outputs.counts["in"] == 6
     assert rows["p0/1/0"].policy == "sha256:x"
     assert sum(row.origin == "preference" for row in rows.values()) == 2

@@ -201,7 +201,8 @@ def row_of(number: int) -> RoundRow:
 
 def begin(run_dir: Path, *, rounds: int = 3, overrides: Sequence[str] = ()) -> Path:
     run_dir.mkdir(parents=True)
-    recipe = load_recipe("quickstart", overrides=[f"rounds={rounds}", *overrides]).model_dump(mode="json")
+    asked = ["evaluate.tasks=[ifeval,mmlu]", "evaluate.test_tasks=[]", "best_metric=ifeval/mean"]
+    recipe = load_recipe("quickstart", overrides=[f"rounds={rounds}", *asked, *overrides]).model_dump(mode="json")
     (run_dir / "resolved.json").write_text(json.dumps({"run_version": 1, "recipe": recipe}))
     return run_dir
 
