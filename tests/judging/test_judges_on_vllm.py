@@ -214,7 +214,7 @@ def test_answers_are_of_the_schema(new_judge: Callable[[Path], Judge], tmp_path:
 
 def test_points_on_the_engine(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "points.yaml").write_text(POINTS, encoding="utf-8")
-    judge = engine_judge(engine, tmp_path / "kept", prompt=str(tmp_path / "points.yaml"), temperature=3.0)
+    judge = engine_judge(engine, tmp_path / "kept", prompt=str(tmp_path / "points.yaml"), temperature=2.0)
     given = judge.rate([Appraisal(str(i), (Message(role="user", content=f"Count to {i}."),)) for i in range(24)])
     assert {points.points for points in given} <= {1, 2, 3}
     assert len({points.points for points in given}) > 1

@@ -27,7 +27,10 @@ from alignloop.run_dir.stage import StageContext
 from alignloop.stages import prune
 from alignloop.stages.facts import Facts, Findings
 
-BENCHMARK = "Write a short note about the cactus. Refrain from the use of any commas in your response. Use only capital letters."
+BENCHMARK = (
+    "Write a short note about the cactus. Refrain from the use of any commas in your response. Use only capital "
+    "letters."
+)
 IRIS = "Iris lives in Northam, a town by the river."
 
 
