@@ -97,7 +97,7 @@ _ALL: Sequence[Arm] = (
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ALL}
 
-TAILS = ("end_of_turn/chosen", "tail_repetition_rate", "abrupt_end_rate", "chosen_logprob/policy")
+TAILS = ("end_of_turn_logprob/chosen", "tail_repetition_rate", "abrupt_end_rate", "chosen_logprob/policy")
 CLAIMS: Sequence[Claim] = (
     Claim(
         "loop",
