@@ -16,6 +16,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -65,6 +66,12 @@ def main() -> None:
     say(f"preferences: {counts}")
     total = sum(path.stat().st_size for folder in (data, base) for path in folder.rglob("*") if path.is_file())
     say(f"done: {total / 1e6:.2f} MB in {data} and {base}")
+    for folder in () if options.data_only else (options.work / "clean", base):
+        # What the checkpoint can do, on the benchmarks that ship.
+        tasks = ["--tasks", "ifeval,ifeval_unseen,mmlu", "--config", "quickstart"]
+        command = ["alignloop", "eval", str(folder.resolve()), *tasks]
+        say(" ".join(command))
+        subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
 
 
 def _options() -> argparse.Namespace:

@@ -28,11 +28,12 @@ from statistics import mean, stdev
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from alignloop.loop.final import FINAL  # noqa: E402
 from alignloop.records import RoundRow  # noqa: E402
 from alignloop.run_dir.reader import read_rounds  # noqa: E402
 from scripts.bench.method_arms import ARMS, CLAIMS, LOOP, Arm, Claim  # noqa: E402
 
-STRICT, MEAN = "ifeval/prompt_level_strict_acc", "ifeval/mean"
+STRICT = "ifeval/prompt_level_strict_acc"
 UNSEEN, KNOWLEDGE = "ifeval_unseen/prompt_level_strict_acc", "mmlu/acc"
 DOCS = ROOT / "docs"
 ALL_TESTS = "evaluate.test_rounds=all"
@@ -55,7 +56,7 @@ class Lab:
     def rows(self, arm: str, seed: int) -> list[RoundRow] | None:
         """The rounds of a finished run; None where there is none."""
         folder = self.run_dir(arm, seed)
-        if not (folder / "finished").is_file():
+        if not (folder / FINAL).is_dir():  # published last
             return None
         return list(read_rounds(folder))
 
@@ -143,8 +144,6 @@ def run_arm(lab: Lab, arm: Arm, seed: int, *, threads: int) -> None:
         )
     if ended.returncode:
         print(f"{arm.name}, seed {seed}: failed, see {log}", flush=True)
-    else:
-        (folder / "finished").touch()
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Claim:
     """What section 4 (or this project) says helps, and the arms that say how much.
 
     Attributes:
-        arms: each against the reference; in `better` ones the reference should be ahead.
+        arms: each against the reference, which should be ahead.
         measures: of rounds.jsonl, shown beside the benchmark.
     """
 
@@ -68,7 +68,10 @@ _ALL: Sequence[Arm] = (
     Arm("dpo-only", kind="dpo-only"),
     Arm("no-annotation", kind="no-annotation"),
     Arm("no-pruning", kind="no-pruning"),
-    Arm("oracle-pick", ('score.reward_functions=[{function: "scripts.bench.method_oracle:right", weight: 100.0}]',)),
+    Arm(
+        "oracle-pick",
+        ('score.reward_functions=[{function: "alignloop.quickstart.annotator:demands_met", weight: 100.0}]',),
+    ),
     *_mask_and_nll(),
     Arm("margin", ("reward.margin=1.0",)),
     Arm("two-way", ("reward.use_edited=false",)),

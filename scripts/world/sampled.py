@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from alignloop.data.jsonl import load_jsonl
+from alignloop.data.readers import read_prompts
 from alignloop.quickstart.annotator import annotate
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow
 from scripts.world.datasets import JsonRow, write_jsonl
@@ -47,8 +48,6 @@ def write_preferences(data: Path, *, models: Sequence[Path], work: Path, seed: i
 
 
 def _prompts(path: Path) -> list[PromptRow]:
-    from alignloop.data.readers import read_prompts
-
     return list(read_prompts([path], max_bad_fraction=0.0).rows)
 
 

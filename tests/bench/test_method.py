@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from alignloop.config import load_recipe
+from alignloop.loop.final import FINAL
 from alignloop.records import RoundRow
-from scripts.bench.method import KNOWLEDGE, MEAN, STRICT, UNSEEN, Estimate, Lab, headline, report
+from scripts.bench.method import KNOWLEDGE, STRICT, UNSEEN, Estimate, Lab, headline, report
 from scripts.bench.method_arms import ARMS, CLAIMS, LOOP
 
 
@@ -45,12 +46,12 @@ def lab(tmp_path: Path) -> Lab:
             folder.mkdir(parents=True)
             (folder / "rounds.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
             if (arm, seed) != ("two-way", 2):  # still at work
-                (folder / "finished").touch()
+                (folder / FINAL).mkdir()
     return made
 
 
 def _row(number: int, strict: float) -> RoundRow:
-    metrics = {STRICT: strict, MEAN: strict + 0.1, UNSEEN: strict / 2, KNOWLEDGE: 0.8}
+    metrics = {STRICT: strict, UNSEEN: strict / 2, KNOWLEDGE: 0.8}
     nothing: dict[str, dict[str, float]] = {"stderr": {}, "reward_model": {}, "rows": {}, "seconds": {}}
     return RoundRow.model_validate({"round": number, "policy": f"round-{number}", "metrics": metrics, **nothing})
 

@@ -114,7 +114,8 @@ def test_an_edit_mends_one_demand_by_a_few_strokes(
 def test_an_edit_keeps_what_was_met_and_questions_are_not_edited() -> None:
     ids = ["change_case:english_capital", "startend:end_checker"]
     meta = {"instruction_id_list": ids, "kwargs": [{}, {"end_phrase": "That is all."}], "topics": []}
-    # The phrase in capitals ends it too: the checkers compare in lower case; the rest stays as it was.
-    edited = mended(random.Random(0), meta=meta, prompt="Tell me.", text="THE OTTER LIVES IN THE RIVER.")
-    assert edited is None or edited.startswith("THE OTTER LIVES IN THE RIVER.")
+    # The phrase as it is asked for would end the capitals.
+    text = "THE OTTER LIVES IN THE RIVER."
+    assert check(meta, text, prompt="Tell me.") == [True, False]
+    assert mended(random.Random(0), meta=meta, prompt="Tell me.", text=text) is None
     assert mended(random.Random(0), meta={"answer": "The river", "options": []}, prompt="Where?", text="Here") is None
