@@ -104,6 +104,9 @@ class CollectConfig(Section):
     pairing: AnnotatedPairing = "best_random"
     """Which two finished candidates of a prompt are compared: the reward model's best and a random other, or, for
     ablations, two random ones that differ."""
+    pairs_per_prompt: PositiveInt = 1
+    """Pairs of a prompt's candidates that are compared at most, none in two of them. The first is as `pairing` says,
+    the others are random ones that differ. The paper: two answers a prompt (4.2.1)."""
     min_annotated: PositiveInt | None = None
     """With `human`: the round goes on when so many of its pairs are answered; None: when all are. What is left
     unanswered is counted, and trains nothing."""

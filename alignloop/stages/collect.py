@@ -206,7 +206,9 @@ def _batch(config: Settings, inputs: Inputs, ctx: StageContext) -> Batch:
 def _annotated(
     config: Settings, candidates: list[CandidateRow], answers: Artifact | None, ctx: StageContext
 ) -> Annotations:
-    pairs = pairs_to_annotate(candidates, seed=ctx.seed, pairing=config.pairing)
+    pairs = pairs_to_annotate(
+        candidates, seed=ctx.seed, pairing=config.pairing, pairs_per_prompt=config.pairs_per_prompt
+    )
     if config.annotator == "simulated":
         made = _simulated(pairs, config.num_annotations, seed=ctx.seed)
     elif config.annotator == "human":
@@ -218,9 +220,9 @@ def _annotated(
         judge = open_stage_judge(config.judge, config.judge_engine, ctx)
         # The first pairs: each costs, whatever comes of it.
         made = annotate(pairs[: config.num_annotations], judge=judge, both_orders=config.judge.both_orders)
-    num_prompts = len({row.prompt_id for row in candidates})
+    without_pair = {row.prompt_id for row in candidates} - {prompt.id for prompt, _, _ in pairs}
     passed = {f"{name}_candidates": num for name, num in passed_over(candidates).items()}
-    return replace(made, counts={**made.counts, "prompts_without_pair": num_prompts - len(pairs), **passed})
+    return replace(made, counts={**made.counts, "prompts_without_pair": len(without_pair), **passed})
 
 
 def _simulated(pairs: list[Pair], num: int, *, seed: int) -> Annotations:
@@ -256,30 +258,38 @@ def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ct
 
 
 def pairs_to_annotate(
-    candidates: list[CandidateRow], *, seed: int, pairing: AnnotatedPairing = "best_random"
+    candidates: list[CandidateRow],
+    *,
+    seed: int,
+    pairing: AnnotatedPairing = "best_random",
+    pairs_per_prompt: int = 1,
 ) -> list[Pair]:
-    """Two finished candidates with text a prompt that differ, in random order: the reward model's best and a random
-    other, or two random ones. An annotator who judges the reward model's own pick against another candidate corrects it
-    where it errs."""
+    """Pairs of finished candidates with text that differ, in random order, each prompt's first pair before any
+    prompt's second: the reward model's best and a random other, or two random ones; then random ones of the rest. An
+    annotator who judges the reward model's own pick against another candidate corrects it where it errs."""
     draw = random.Random(seed)
-    pairs = []
+    turns: list[list[Pair]] = [[] for _ in range(pairs_per_prompt)]
     for prompt_id, rows in by_prompt(candidates).items():
         truncated, empty = endings(rows)
-        compared = [rows[k] for k in comparable(truncated=truncated, empty=empty)]
-        if not compared:
-            continue
-        one = best_of(rows) if pairing == "best_random" else draw.choice(compared)
-        answer = answer_of(one.completion).strip()
-        others = [row for row in compared if answer_of(row.completion).strip() != answer]
-        if not others:
-            continue
-        two = [one, draw.choice(others)]
-        draw.shuffle(two)
-        first = rows[0]
-        prompt = PromptRow(id=prompt_id, messages=first.messages, source=Source.of_round(first.round), meta=first.meta)
-        pairs.append((prompt, two[0], two[1]))
-    draw.shuffle(pairs)
-    return pairs
+        left = [rows[k] for k in comparable(truncated=truncated, empty=empty)]
+        prompt = PromptRow(
+            id=prompt_id, messages=rows[0].messages, source=Source.of_round(rows[0].round), meta=rows[0].meta
+        )
+        for turn in turns:
+            if not left:
+                break
+            one = best_of(rows) if pairing == "best_random" and turn is turns[0] else draw.choice(left)
+            answer = answer_of(one.completion).strip()
+            others = [row for row in left if answer_of(row.completion).strip() != answer]
+            if not others:
+                break
+            two = [one, draw.choice(others)]
+            draw.shuffle(two)
+            turn.append((prompt, two[0], two[1]))
+            left = [row for row in left if row not in two]
+    for turn in turns:
+        draw.shuffle(turn)
+    return [pair for turn in turns for pair in turn]
 
 
 STAGE = Stage("collect", Inputs, Outputs, settings, run)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from alignloop.config import load_recipe
-from alignloop.loop.final import FINAL
-from alignloop.records import RoundRow
-from scripts.bench.method import KNOWLEDGE, STRICT, UNSEEN, Estimate, Lab, headline, report
+from scripts.bench import method_record
+from scripts.bench.method import Lab
 from scripts.bench.method_arms import ARMS, CLAIMS, LOOP
+from scripts.bench.method_record import KNOWLEDGE, STRICT, UNSEEN, Outcome, made_of, read_outcomes, write_outcomes
+from scripts.bench.method_tables import Gap, figures_of, headline, over_questions, over_seeds, text_of
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -26,52 +27,77 @@ def test_claims_name_arms_that_there_are() -> None:
 
 def test_an_interval_over_seeds_by_hand() -> None:
     """Of 0.1, 0.2, 0.3: a standard deviation of 0.1, t of two degrees of freedom 4.3027, so 0.24842 either way."""
-    estimate = Estimate((0.1, 0.2, 0.3))
-    assert estimate.mean == pytest.approx(0.2)
-    assert estimate.half == pytest.approx(4.302653 * 0.1 / 3**0.5)
-    assert not estimate.is_clear
-    assert str(estimate) == "+20.0 (-4.8 to +44.8)"
-    assert Estimate((0.19, 0.2, 0.21)).is_clear
-    assert (Estimate((0.2,)).half, Estimate((0.2,)).is_clear) == (None, False)
+    found = over_seeds((0.1, 0.2, 0.3))
+    assert found.value == pytest.approx(0.2)
+    assert found.half == pytest.approx(4.302653 * 0.1 / 3**0.5)
+    assert not found.is_clear
+    assert str(found) == "+20.0 (-4.8 to +44.8)"
+    assert over_seeds((0.19, 0.2, 0.21)).is_clear
+    assert over_seeds((0.2,)) == Gap(0.2, None, 1)
+    assert not over_seeds((0.2,)).is_clear
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    """Three seeds of the loop, which gains 30 points in two rounds, and of a control that stands 20 lower."""
-    made = Lab(tmp_path, rounds=2, seeds=(0, 1, 2))
-    for seed in made.seeds:
-        for arm, low in ((LOOP, 0.0), ("offline", 0.2), ("two-way", 0.0)):
-            rows = [_row(number, 0.3 + 0.15 * number + 0.01 * seed - (low if number else 0.0)) for number in range(3)]
-            folder = made.run_dir(arm, seed)
-            folder.mkdir(parents=True)
-            (folder / "rounds.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
-            if (arm, seed) != ("two-way", 2):  # still at work
-                (folder / FINAL).mkdir()
-    return made
+def test_an_interval_over_questions_by_hand() -> None:
+    """Changes +1, +1, 0, 0: a mean of 0.5, a variance of 4 * 0.25 / 3, an error of its root over 2."""
+    found = over_questions([("1101", "0001")])
+    assert found.value == pytest.approx(0.5)
+    assert found.half == pytest.approx(1.959964 * (1 / 3) ** 0.5 / 2)
+    assert not found.is_clear
+    assert over_questions([("11", "00"), ("01", "01")]).value == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="shorter"):
+        over_questions([("110", "11")])
 
 
-def _row(number: int, strict: float) -> RoundRow:
-    metrics = {STRICT: strict, UNSEEN: strict / 2, KNOWLEDGE: 0.8}
-    nothing: dict[str, dict[str, float]] = {"stderr": {}, "reward_model": {}, "rows": {}, "seconds": {}}
-    return RoundRow.model_validate({"round": number, "policy": f"round-{number}", "metrics": metrics, **nothing})
+def _outcome(arm: str, seed: int, *strict: float, answers: str = "10") -> Outcome:
+    metrics = [{STRICT: value, UNSEEN: value / 2, KNOWLEDGE: 0.8} for value in strict]
+    return Outcome(arm=arm, seed=seed, made_of="x", metrics=metrics, measures={}, answers=answers)
 
 
-def test_figures_are_the_runs_and_controls_are_paired_by_seed(lab: Lab) -> None:
-    text, figures = report(lab)
+OUTCOMES = {
+    LOOP: {seed: _outcome(LOOP, seed, 0.30, 0.45 + seed / 100, 0.60 + seed / 100) for seed in range(3)},
+    "offline": {seed: _outcome("offline", seed, 0.30, 0.25 + seed / 100, 0.40 + seed / 100) for seed in range(3)},
+    "two-way": {0: _outcome("two-way", 0, 0.30, 0.40, 0.50, answers="00")},
+}
+"""The loop gains 30 points in two rounds, a control ends 20 lower; of another arm there is one seed."""
+
+
+def test_figures_are_the_runs_and_controls_are_paired_by_seed() -> None:
+    figures = figures_of(OUTCOMES)
     assert figures["num_seeds"] == 3
     assert figures[LOOP] == pytest.approx(0.61)
     assert figures["loop_minus_offline"] == pytest.approx(0.2)
     assert figures["loop_minus_offline_low"] == pytest.approx(figures["loop_minus_offline_high"]) == pytest.approx(0.2)
     assert figures["round6_minus_round1"] == pytest.approx(0.15)
-    assert figures["unseen_minus_base"] == pytest.approx(0.15)
+    assert figures["unseen_minus_base"] == pytest.approx(0.155)
+    assert figures["unseen_minus_offline"] == pytest.approx(0.1)
     assert figures["mmlu_minus_base"] == pytest.approx(0.0)
-    assert "loop_minus_random_pick" not in headline(lab)
+    assert "loop_minus_random_pick" not in headline(OUTCOMES)
+    text = text_of(OUTCOMES, rounds=2)
+    assert "| loop minus offline | +20.0 (+20.0 to +20.0) | 3 |" in text
+    assert "| round | loop | offline | unseen types, loop | MMLU-form, loop |" in text
     assert "| 2 | 61.0 | 41.0 | 30.5 | 80.0 |" in text
-    assert "| offline | `control --kind offline` | 41.0 | +20.0 (+20.0 to +20.0) | seen |" in text
+    assert "| offline | `control --kind offline` | 3 | 41.0 | +20.0 (+20.0 to +20.0) | seen |" in text
 
 
-def test_an_arm_of_which_a_seed_is_missing_is_not_shown(lab: Lab) -> None:
-    text, figures = report(lab)
-    assert "two-way" not in figures
-    assert "| two-way |" not in text
-    assert "## three-way\n\nA third, edited response helps the reward model (4.1.2).\n\nNot run." in text
+def test_an_arm_of_one_seed_is_paired_by_question_and_says_so() -> None:
+    """Answers 10 against 00: changes +1, 0, a mean of 0.5 and an error of 0.5."""
+    text = text_of(OUTCOMES, rounds=2)
+    assert "| two-way | `reward.use_edited=false` | 1 | 50.0 | +50.0 (-48.0 to +148.0) | not seen |" in text
+    assert "## margin\n\nThe margin term is better left out (4.1.2).\n\nNot run." in text
+
+
+def test_a_recorded_run_counts_while_what_it_was_made_of_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, arm = tmp_path / "runs.jsonl", ARMS["two-way"]
+    lab = Lab(tmp_path, record, rounds=6, seeds=(0, 1))
+    today = _outcome("two-way", 0, 0.3).model_copy(update={"made_of": made_of(arm, rounds=6)})
+    write_outcomes(record, [_outcome("two-way", 1, 0.3), today])
+    assert (lab.recorded(arm, 0), lab.recorded(arm, 1)) == (today, None)
+    assert lab.outcomes() == {"two-way": {0: today}}
+    assert Lab(tmp_path, record, rounds=2, seeds=(0,)).recorded(arm, 0) is None
+    lab.keep(today.model_copy(update={"seed": 1}))
+    assert set(read_outcomes(record)) == {("two-way", 0), ("two-way", 1)}
+    assert set(lab.outcomes()["two-way"]) == {0, 1}
+    monkeypatch.setattr(method_record, "WORLD", tmp_path)  # a world that is made by other files
+    assert lab.recorded(arm, 0) is None

@@ -203,6 +203,22 @@ def test_random_pairing_asks_the_reward_model_nothing() -> None:
     assert all("text 4" in (a.completion, b.completion) for _, a, b in pairs_to_annotate(rows[:200], seed=1))
 
 
+def test_more_pairs_of_a_prompt_share_no_candidate_and_come_after_every_first_pair() -> None:
+    rows = [candidate(f"p{n}", k, f"text {k}", float(k)) for n in range(20) for k in range(5)]
+    rows += [candidate("few", k, text, 0.0) for k, text in enumerate(("red", "blue", "red"))]  # red is left, alone
+    pairs = pairs_to_annotate(rows, seed=1, pairs_per_prompt=3)
+    # Five candidates give two pairs that share none, three give one.
+    assert len(pairs) == 20 * 2 + 1
+    assert {prompt.id for prompt, _, _ in pairs[:21]} == {"few", *(f"p{n}" for n in range(20))}
+    first, second = pairs[:21], pairs[21:]
+    ids = [candidate.id for _, *two in pairs for candidate in two]
+    assert len(set(ids)) == len(ids)
+    bests = {f"p{n}/1/4" for n in range(20)}
+    assert bests <= {candidate.id for _, *two in first for candidate in two}
+    assert not bests & {candidate.id for _, *two in second for candidate in two}
+    assert pairs == pairs_to_annotate(rows, seed=1, pairs_per_prompt=3)
+
+
 def test_only_named_strengths_train_and_silent_rows_do() -> None:
     rows = [preference("a", strength="better"), preference("b", strength="slightly_better"), preference("c")]
     assert [row.id for row in of_strengths(rows, ["better"])] == ["a", "c"]
