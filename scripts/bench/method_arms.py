@@ -60,6 +60,12 @@ def _mask_and_nll() -> Sequence[Arm]:
     ]
 
 
+def _candidates(k: int) -> Arm:
+    """K at as many samples and comparisons; of one candidate there is nothing to compare."""
+    settings = [f"sample.num_candidates={k}", f"sample.num_prompts={1920 // k}"]
+    return Arm(f"k-{k}", (*settings, f"collect.pairs_per_prompt={max(1, k // 2)}"))
+
+
 _ALL: Sequence[Arm] = (
     Arm(LOOP),
     Arm("offline", kind="offline"),
@@ -75,7 +81,7 @@ _ALL: Sequence[Arm] = (
     *_mask_and_nll(),
     Arm("margin", ("reward.margin=1.0",)),
     Arm("two-way", ("reward.use_edited=false",)),
-    *(Arm(f"k-{k}", (f"sample.num_candidates={k}", f"sample.num_prompts={1920 // k}")) for k in (1, 4, 30)),
+    *(_candidates(k) for k in (1, 4, 30)),
     Arm("off-policy", ("sample.policy=base",)),
     Arm("no-on-policy-pairs", ("pairs.sources=[file,annotated]",)),
     Arm("on-policy-pairs-only", ("pairs.sources=[on_policy]",)),
@@ -118,7 +124,11 @@ CLAIMS: Sequence[Claim] = (
     ),
     Claim("margin", "The margin term is better left out (4.1.2)", ("margin",)),
     Claim("three-way", "A third, edited response helps the reward model (4.1.2)", ("two-way",)),
-    Claim("candidates", "K of 10 to 30 is worth it, at equal samples (4.2.2)", ("k-1", "k-4", "k-30")),
+    Claim(
+        "candidates",
+        "K of 10 to 30 is worth it, at equal samples and comparisons (4.2.2); of one candidate nothing is compared",
+        ("k-1", "k-4", "k-30"),
+    ),
     Claim(
         "on-policy",
         "What trains should come from the latest policy (4.1.4)",

@@ -48,7 +48,11 @@ class Outcome(BaseModel):
 def made_of(arm: Arm, *, rounds: int) -> str:
     """Digest of the arm, the recipe, the base that ships and the world that data is drawn from."""
     digest = hashlib.sha256(repr((arm.kind, arm.settings, arm.rounds or rounds)).encode())
-    files = [RECIPES / "quickstart.yaml", *sorted(WORLD.glob("*.py")), *sorted(Path(resolve_base("quickstart")).iterdir())]
+    files = [
+        RECIPES / "quickstart.yaml",
+        *sorted(WORLD.glob("*.py")),
+        *sorted(Path(resolve_base("quickstart")).iterdir()),
+    ]
     for file in files:
         digest.update(f"\n{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -74,7 +78,9 @@ def outcome_of(run_dir: Path, *, arm: Arm, seed: int, rounds: int, measures: Ite
             for entry in run.finished
         ],
         measures={key: last.measures[key] for key in measures if key in last.measures},
-        answers="".join(str(int(sample.verdicts[RIGHT] == 1.0)) for sample in sorted(samples, key=lambda one: one.index)),
+        answers="".join(
+            str(int(sample.verdicts[RIGHT] == 1.0)) for sample in sorted(samples, key=lambda one: one.index)
+        ),
     )
 
 
