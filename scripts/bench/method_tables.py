@@ -113,11 +113,11 @@ def headline(outcomes: Outcomes) -> dict[str, Gap]:
 _HEAD = """\
 # What of the method can be seen to help
 
-Written by `scripts/bench/method.py`. A seed draws prompts, benchmarks and sampled preferences of its own for the one base
-that ships; {rounds} rounds. Figures are prompt-level strict accuracy in % on the test half, which chooses nothing.
+Written by `scripts/bench/method.py`. A seed draws prompts, benchmarks and sampled preferences of its own for the one
+base that ships; {rounds} rounds. Figures are prompt-level strict accuracy in % on the test half, which chooses nothing.
 Differences are in points with 95 % intervals: of three seeds or more over seeds (t-distribution, paired by seed); of
-fewer over the test half's questions (paired by question), which says nothing of other draws, and the column *seeds* says
-so. *seen*: the interval lies clear of zero on the claim's side; *opposite*: on the other; *not seen*: it holds zero.
+fewer over the test half's questions (paired by question), which says nothing of other draws: see the column *seeds*.
+*seen*: the interval lies clear of zero on the claim's side; *opposite*: on the other; *not seen*: it holds zero.
 Of twenty arms that change nothing one would be *seen* or *opposite* by chance.
 """
 
