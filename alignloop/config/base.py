@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from alignloop.records import ROW_ORIGINS, RowOrigin
 
@@ -16,7 +16,7 @@ NonEmptyText = Annotated[str, Field(min_length=1)]
 FOLDER_NAME = r"^[^/\\.][^/\\]*$"
 VARIABLE_NAME = r"^[A-Za-z_]\w*$"
 FUNCTION_NAME = r"^[\w.]+:[A-Za-z_]\w*$"
-POLICY_NAME = r"^(best|previous|base|round-[1-9][0-9]?)$"
+POLICY_NAME = r"^(best|previous|base|round-[1-9][0-9]{0,3})$"
 TRUTH_NAME = rf"^checkers$|{FUNCTION_NAME}"
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -33,3 +33,32 @@ class Section(BaseModel):
     """Base of all recipe sections: frozen, strict about keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Scheduled(Section):
+    """A part of the round that need not be in every one: semi-online rounds (arXiv 2506.21495) sample, score, pair and
+    train DPO every time, and do the rest now and then. Not given in the paper, whose rounds are whole."""
+
+    every: PositiveInt = 1
+    """In rounds `every`, 2 x `every` and so on."""
+    at: tuple[PositiveInt, ...] = ()
+    """In these rounds, in place of `every`."""
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> Self:
+        if self.at and self.every != 1:
+            raise ValueError(
+                f"every ({self.every}) and at ({list(self.at)}) both say in which rounds: give one of them"
+            )
+        return self
+
+    def is_due(self, number: int) -> bool:
+        """Whether round `number` has it, by this schedule."""
+        return number in self.at if self.at else number % self.every == 0
+
+
+class Uncounted(Section):
+    """In which rounds a stage runs changes nothing of what it publishes there: mixed into its settings."""
+
+    every: PositiveInt = Field(1, exclude=True)
+    at: tuple[PositiveInt, ...] = Field((), exclude=True)

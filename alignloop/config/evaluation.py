@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alignloop.config.base import TRUTH_NAME, NonNegativeFloat, PositiveInt, Section
+from alignloop.config.base import TRUTH_NAME, NonNegativeFloat, PositiveInt, Scheduled, Section
 
 
 class BenchmarkConfig(Section):
@@ -28,8 +28,9 @@ class BenchmarkConfig(Section):
     that holds reasoning."""
 
 
-class EvaluateConfig(BenchmarkConfig):
-    """Benchmarks round over round."""
+class EvaluateConfig(BenchmarkConfig, Scheduled):
+    """Benchmarks round over round; the base and the last round always have them. The best round is one of those that
+    do."""
 
     test_tasks: tuple[str, ...] = ()
     """Named as `tasks`, and asked alike: tasks that are reported and choose nothing. The best round's figures on
@@ -52,8 +53,9 @@ class GateConfig(Section):
     round does not pass whose whole interval, paired by question, lies further below. None: every round passes."""
 
 
-class MeasureConfig(Section):
-    """Measures on held-out preferences, round over round (docs/measures.md)."""
+class MeasureConfig(Scheduled):
+    """Measures on held-out preferences, round over round (docs/measures.md); the base and the last round always have
+    them."""
 
     enabled: bool = True
     num_prompts: PositiveInt = 64

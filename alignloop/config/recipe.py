@@ -42,8 +42,9 @@ class Recipe(Section):
     prompts: tuple[str, ...] = ()
     """Files of prompts to sample for, one or a list; empty: the prompts of the preferences. `quickstart`: the
     bundled ones."""
-    rounds: Annotated[int, Field(ge=1, le=99)] = 6
-    """At most 99: the run directory's `round-NN` folders stay in order."""
+    rounds: Annotated[int, Field(ge=1, le=9999)] = 6
+    """The paper: six. More than a few dozen are semi-online: few prompts each, and `every` on what need not be in all
+    of them."""
     seed: Annotated[int, Field(ge=0)] = 0
     best_metric: str = "ifeval/mean"
     """`task/metric` by which the best policy is known."""
@@ -93,8 +94,40 @@ class Recipe(Section):
                 f"sample.policy: {self.sample.policy} samples in the rounds after round {fixed}, and the run has "
                 f"{self.rounds}: name an earlier round, or raise rounds"
             )
+        self._check_schedules()
         if self.averaging.sft.metric == "accuracy":
             raise ValueError("averaging.sft.metric: SFT compares nothing, so it has no accuracy - use loss")
         if not self.preferences:
             raise ValueError("preferences: no file given - name your preference JSONL (`quickstart`: the bundled one)")
         return self
+
+    def _check_schedules(self) -> None:
+        """What is asked of every round, or must be in some."""
+        if not all(self.evaluates(number) for number in range(1, self.rounds + 1)):
+            if self.gate.max_regression is not None:
+                raise ValueError(
+                    "gate.max_regression asks for the benchmarks of every round, and evaluate has them in some: leave "
+                    "evaluate.every and evaluate.at out, or the gate"
+                )
+            if self.sample.policy == "best":
+                raise ValueError(
+                    "sample.policy is best, and evaluate asks only some rounds: which policy is the best so far is not "
+                    "known in the others - set sample.policy: previous"
+                )
+        if self.prune.sources and not any(self.sft.is_due(number) for number in range(1, self.rounds + 1)):
+            raise ValueError(
+                f"sft.every ({self.sft.every}) and sft.at ({list(self.sft.at)}) name no round of {self.rounds}: SFT "
+                "would never train - name one, or set prune.sources: [] to go without SFT"
+            )
+
+    def trains_reward(self, number: int) -> bool:
+        """Whether round `number` trains a reward model; the first does, as there is none to go on with."""
+        return number == 1 or self.reward.is_due(number)
+
+    def evaluates(self, number: int) -> bool:
+        """Whether round `number` is asked the benchmarks; 0 is the base."""
+        return number in (0, self.rounds) or self.evaluate.is_due(number)
+
+    def measures(self, number: int) -> bool:
+        """Whether round `number` is measured on held-out preferences; 0 is the base."""
+        return number in (0, self.rounds) or self.measure.is_due(number)

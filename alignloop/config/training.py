@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from alignloop.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from alignloop.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Scheduled, Section
 from alignloop.records import Strength
 
 StartFrom = Literal["previous", "base"]
 Layout = Literal["packed", "separate"]
+Reference = Literal["sft", "base", "previous", "ema"]
 ObjectiveName = Literal["reward", "sft", "dpo"]
 """What a stage trains by; its section of the recipe and of `averaging` has the same name."""
 
@@ -129,8 +130,9 @@ class OptimizerConfig(Section):
     """The stage is trained once for each of these, and all their checkpoints are averaged; empty: once, as it is."""
 
 
-class RewardConfig(OptimizerConfig):
-    """Reward modelling (4.1.2): edited > chosen > rejected; the paper has no margin term."""
+class RewardConfig(OptimizerConfig, Scheduled):
+    """Reward modelling (4.1.2): edited > chosen > rejected; the paper has no margin term. Round 1 always trains one; in
+    a round without, the last one scores."""
 
     start_from: StartFrom = "previous"
     """`previous`: the last round's reward model, and in round 1 the base; `base` (the paper's choice): the base in
@@ -158,8 +160,9 @@ class PolicyTraining(OptimizerConfig):
     where one arm has fewer rows than another; prompts count once, padding does not."""
 
 
-class SftConfig(PolicyTraining):
-    """Supervised fine-tuning (4.1.3): cross-entropy on target tokens, prompt masked."""
+class SftConfig(PolicyTraining, Scheduled):
+    """Supervised fine-tuning (4.1.3): cross-entropy on target tokens, prompt masked. A round without it selects and
+    prunes nothing, and its DPO goes on from the last policy that passed the gate."""
 
     start_from: StartFrom = "previous"
     """`previous`: the policy of the last round that passed the gate, and before there is one the base; `base` (the
@@ -187,5 +190,11 @@ class DpoConfig(PolicyTraining):
     completions (Pang et al., arXiv 2404.19733, equation 1, to whom the paper refers); `sum`: of each one's sum."""
     variants: tuple[DpoVariant, ...] = ()
     """As for the other stages; beta and nll_coefficient may differ too."""
+    reference: Reference = "sft"
+    """`sft` (the paper's): the model that the round's DPO starts from; `base`: the base; `previous`: the last round's
+    policy that passed the gate, which is the same as `sft` in a round without SFT; `ema`: the moving average of the
+    policies so far, the base the first of them, for rounds so short that each one's own start is no anchor."""
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    """Share of the old average in the new one, round by round, with `reference: ema`. Ours."""
     mask_formatting_tokens: bool = True
     """Leave header and termination tokens out of the DPO sums, in both completions."""

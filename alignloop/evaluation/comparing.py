@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -210,15 +210,16 @@ def _short(value: Any) -> str:
 
 
 def of_rounds(
-    rounds: Sequence[Measured], *, tested: Mapping[int, Measured], best: int | None = None
+    rounds: Mapping[int, Measured], *, tested: Mapping[int, Measured], best: int | None = None
 ) -> list[RoundDifferences]:
-    """Each round against the one before it and against the base, which is the first, and the last against the best,
-    where that is known; `tested` has the test tasks of those rounds that were asked them."""
-    last = len(rounds) - 1
-    pairs = [(number, against) for number in range(1, len(rounds)) for against in dict.fromkeys((number - 1, 0))]
+    """Each round that was measured, by its number, against the one before it and against the base, and the last against
+    the best, where that is known; `tested` has the test tasks of those rounds that were asked them."""
+    numbers = sorted(rounds)
+    last = numbers[-1]
+    pairs = [(number, against) for before, number in pairwise(numbers) for against in dict.fromkeys((before, 0))]
     if best is not None and best < last and (last, best) not in pairs:
         pairs.append((last, best))
-    everything = (dict(enumerate(rounds)), tested)
+    everything = (rounds, tested)
     return [
         _of_pair(number, against, [(of[against], of[number]) for of in everything if {number, against} <= of.keys()])
         for number, against in pairs
@@ -237,7 +238,7 @@ def _of_pair(number: int, against: int, measured: Iterable[tuple[Measured, Measu
 
 
 def write_differences(
-    run_dir: Path, rounds: Sequence[Measured], *, tested: Mapping[int, Measured], best: int | None = None
+    run_dir: Path, rounds: Mapping[int, Measured], *, tested: Mapping[int, Measured], best: int | None = None
 ) -> None:
     """Write `differences.json`, see `of_rounds`; what a longer run has written goes on standing where it still begins
     the same."""

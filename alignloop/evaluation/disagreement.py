@@ -40,8 +40,8 @@ def flagged(row: RoundRow, *, differences: Sequence[RoundDifferences], groups: M
 def disagreements(
     row: RoundRow, *, differences: Sequence[RoundDifferences], groups: Mapping[str, Sequence[str]]
 ) -> list[Disagreement]:
-    """Of a round against the one before it and against the base: rewards and win rates on one side of neutral beyond
-    their error, while a benchmark's paired difference is on the other beyond its own.
+    """Of a round against the last one that was asked before it and against the base: rewards and win rates on one side
+    of neutral beyond their error, while a benchmark's paired difference is on the other beyond its own.
 
     Only figures that stand for a task count: its parts are many, and one of many falls by chance. Both models' rewards
     come from one reward model, the round's own, on answers to the same prompts: those of two rounds' reward models are
@@ -49,8 +49,8 @@ def disagreements(
     """
     own = {entry.against: entry.differences for entry in differences if entry.round == row.round}
     names = headline_metrics(row.metrics, groups=groups)
-    earlier = {"previous": row.round - 1, "base": 0}
-    if row.round == 1:  # the base is the last round: it is compared once
+    earlier = {"previous": max(own, default=0), "base": 0}
+    if earlier["previous"] == 0:  # the base is the last model that was asked: it is compared once
         del earlier["base"]
     found = []
     for rival, since in earlier.items():

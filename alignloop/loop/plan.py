@@ -121,13 +121,13 @@ def planned_stages(recipe: Recipe, run_dir: Path, checked: Checked, *, rebuild: 
     def ended(number: int, ending: Ending, earlier: list[RoundRow]) -> RoundRow:
         """As in the run, as far as its benchmarks are published."""
         row, evaluation = round_row(run_dir, number, policy=ending.policy, stderr={}), ending.evaluation
-        if not gate_metrics(recipe) or not all(each.metrics for each in (row, *earlier)):
+        if not gate_metrics(recipe) or evaluation is None or not all(each.metrics for each in (row, *earlier)):
             return row
         measured[number] = read_measured(evaluation.report.path, evaluation.samples.path, name=f"round {number}")
         return gated(row, earlier, recipe, measured=measured) if earlier else row
 
     rows = run_rounds(stages, base_inputs=_base_inputs(recipe, run_dir), ended=ended, choose=_policy)
-    if all(recipe.best_metric in row.metrics for row in rows):
+    if _all_asked(recipe, rows):
         best = best_round(rows, recipe.best_metric)
         if not any(stage.round == best.round and stage.name.endswith(evaluate.TEST.name) for stage in stages.planned):
             ask_best(stages, best)
@@ -143,9 +143,15 @@ def _base_inputs(recipe: Recipe, run_dir: Path) -> base.Inputs:
 
 
 def _policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[int, Artifact]) -> Artifact:
-    if all(recipe.best_metric in row.metrics for row in rows):
+    is_known = recipe.sample.policy != "best" and not gate_metrics(recipe)
+    if is_known or _all_asked(recipe, rows):
         return sampling_policy(recipe, rows, policies)
     return Artifact(policies[0].path / "best", NOT_MADE)
+
+
+def _all_asked(recipe: Recipe, rows: Sequence[RoundRow]) -> bool:
+    """Whether the benchmarks that the rounds are to have are published."""
+    return all(recipe.best_metric in row.metrics for row in rows if recipe.evaluates(row.round))
 
 
 @dataclass

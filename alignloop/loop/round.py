@@ -36,6 +36,10 @@ class RoundStart:
 
     Attributes:
         policy: checkpoint that samples.
+        base: the base, which never changes.
+        previous: the last policy that passed the gate; in round 1 the base.
+        average: the moving average of the policies (`dpo.reference: ema`); in round 1 the base.
+        reward_model: the last round's; None in the first round, which trains one.
         preferences, heldout, prompts: the run's data, as ingested.
         batches: the preference batches of the rounds before, oldest first.
         scored: the last round's scored candidates; None in the first round.
@@ -44,8 +48,12 @@ class RoundStart:
     """
 
     policy: Artifact
+    base: Artifact
+    previous: Artifact
+    average: Artifact
     sft_start: Artifact
     reward_start: Artifact
+    reward_model: Artifact | None
     preferences: Artifact
     heldout: Artifact
     prompts: Artifact
@@ -57,18 +65,21 @@ class RoundStart:
 
 @dataclass(frozen=True)
 class RoundEnd:
+    """What a round leaves; `evaluation` and `measured` are None in a round that has none by its schedule."""
+
     policy: Artifact
+    average: Artifact
     reward_model: Artifact
     batch: Artifact
     prompts: Artifact
     scored: Artifact
-    evaluation: evaluate.Outputs
-    measured: measure.Outputs
+    evaluation: evaluate.Outputs | None
+    measured: measure.Outputs | None
 
 
 def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
-    """Fourteen stages, each published before the next begins."""
-    recipe = stages.recipe
+    """Fourteen stages, each published before the next begins; in a semi-online round those that are due (`every`)."""
+    recipe, number = stages.recipe, stages.number
     to_collect = collect.inputs(
         recipe,
         start.preferences,
@@ -82,31 +93,39 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     batches = (*start.batches, collected.preferences)
     prompts = collect.prompts_to_sample(collected, start.prompts)
 
-    reward = stages.run(train_reward.STAGE, train_reward.Inputs(start.reward_start, batches, start.heldout))
-    reward_model = stages.run(average.REWARD, average.of(reward)).checkpoint
+    reward_model = start.reward_model
+    if reward_model is None or recipe.trains_reward(number):
+        reward = stages.run(train_reward.STAGE, train_reward.Inputs(start.reward_start, batches, start.heldout))
+        reward_model = stages.run(average.REWARD, average.of(reward)).checkpoint
 
     sampled = stages.run(sample.STAGE, sample.Inputs(start.policy, prompts))
     scored = stages.run(score.STAGE, score.Inputs(sampled.candidates, reward_model, collected.preferences))
-    selected = stages.run(select.STAGE, select.Inputs(scored.candidates))
     preferences = score.rewarded(scored, collected.preferences)
-    to_prune = prune.inputs(recipe, selected=selected.selected, preferences=preferences, policy=start.policy)
-    pruned = stages.run(prune.STAGE, to_prune)
 
-    sft = stages.run(train_sft.STAGE, train_sft.Inputs(start.sft_start, pruned.rows, start.heldout))
-    sft_model = stages.run(average.SFT, average.of(sft)).checkpoint
+    sft_model, sft_rows = start.previous, None
+    if recipe.sft.is_due(number):
+        selected = stages.run(select.STAGE, select.Inputs(scored.candidates))
+        to_prune = prune.inputs(recipe, selected=selected.selected, preferences=preferences, policy=start.policy)
+        sft_rows = stages.run(prune.STAGE, to_prune).rows
+        sft = stages.run(train_sft.STAGE, train_sft.Inputs(start.sft_start, sft_rows, start.heldout))
+        sft_model = stages.run(average.SFT, average.of(sft)).checkpoint
 
     window = batches[-recipe.pairs.data_window :]
     pairs = stages.run(build_pairs.STAGE, build_pairs.Inputs(scored.candidates, window))
-    dpo = stages.run(
-        train_dpo.STAGE,
-        train_dpo.Inputs(start=sft_model, reference=sft_model, pairs=pairs.pairs, heldout=start.heldout),
-    )
+    references = {"sft": sft_model, "base": start.base, "previous": start.previous, "ema": start.average}
+    to_train = train_dpo.Inputs(sft_model, references[recipe.dpo.reference], pairs.pairs, start.heldout)
+    dpo = stages.run(train_dpo.STAGE, to_train)
     policy = stages.run(average.DPO, average.of(dpo)).checkpoint
+    moving = start.average
+    if recipe.dpo.reference == "ema":
+        moving = stages.run(average.EMA, average.Inputs((start.average, policy))).checkpoint
 
-    evaluation = stages.run(evaluate.STAGE, evaluate.Inputs(policy))
-    rows = measure.RoundRows(scored.candidates, collected.preferences, pruned.rows, pairs.pairs)
+    evaluation = stages.run_due(evaluate.STAGE, evaluate.Inputs(policy), is_due=recipe.evaluates(number))
+    rows = measure.RoundRows(scored.candidates, collected.preferences, sft_rows, pairs.pairs)
     to_measure = measure.inputs(
         recipe, start.before, policy=policy, reward_model=reward_model, heldout=start.heldout, rows=rows
     )
-    measured = stages.run(measure.STAGE, to_measure)
-    return RoundEnd(policy, reward_model, collected.preferences, prompts, scored.candidates, evaluation, measured)
+    measured = stages.run_due(measure.STAGE, to_measure, is_due=recipe.measures(number))
+    return RoundEnd(
+        policy, moving, reward_model, collected.preferences, prompts, scored.candidates, evaluation, measured
+    )

@@ -40,7 +40,7 @@ class Ending:
     where they were asked."""
 
     policy: Artifact
-    evaluation: evaluate.Outputs
+    evaluation: evaluate.Outputs | None
     tested: evaluate.Outputs | None
 
 
@@ -75,7 +75,7 @@ def run_rounds(
         except PeopleNeeded as wait:
             raise ask_people(wait, run_dir=run_dir, number=number) from wait
         policies[number] = end.policy
-        is_due = recipe.evaluate.test_rounds == "all" or number == recipe.rounds
+        is_due = number == recipe.rounds or (recipe.evaluate.test_rounds == "all" and recipe.evaluates(number))
         tested = _test(stages, end.policy, is_due=is_due)
         rows.append(ended(number, Ending(end.policy, end.evaluation, tested), rows))
         start = next_start(recipe, start, end, passed=rows[-1].gated is None)
@@ -105,8 +105,12 @@ def prepare(stages: StageRunner, *, base_inputs: base.Inputs) -> Prepared:
     answered = stages.run(measure.STAGE, measure.Inputs(ready.checkpoint, data.heldout))
     start = RoundStart(
         policy=policy,
+        base=ready.checkpoint,
+        previous=ready.checkpoint,
+        average=ready.checkpoint,
         sft_start=ready.checkpoint,
         reward_start=ready.checkpoint,
+        reward_model=None,
         preferences=data.preferences,
         heldout=data.heldout,
         prompts=data.prompts,
@@ -123,8 +127,7 @@ def _test(stages: StageRunner, policy: Artifact, *, is_due: bool) -> evaluate.Ou
     nor the best, what an earlier call has asked stands."""
     if not stages.recipe.evaluate.test_tasks:
         return None
-    inputs = evaluate.Inputs(policy)
-    return stages.run(evaluate.TEST, inputs) if is_due else stages.known(evaluate.TEST, inputs)
+    return stages.run_due(evaluate.TEST, evaluate.Inputs(policy), is_due=is_due)
 
 
 def ask_best(stages: StageRunner, best: RoundRow) -> evaluate.Outputs | None:
@@ -137,6 +140,9 @@ def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool
     policy that has not `passed` the gate leaves its data and its reward model."""
     return replace(
         start,
+        previous=end.policy if passed else start.previous,
+        average=end.average,
+        reward_model=end.reward_model,
         sft_start=end.policy if passed and recipe.sft.start_from == "previous" else start.sft_start,
         reward_start=end.reward_model if recipe.reward.start_from == "previous" else start.reward_start,
         prompts=end.prompts,
@@ -160,10 +166,11 @@ def sampling_policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[
 
 
 def best_round(rows: Sequence[RoundRow], metric: str) -> RoundRow:
-    """The round with the highest `metric` of those that passed the gate, the later of equals; raises UserError if it is
-    not reported."""
-    require_metric(metric, rows, field="best_metric")
-    return max((row for row in rows if row.gated is None), key=lambda row: (row.metrics[metric], row.round))
+    """The round with the highest `metric` of those that were asked the benchmarks and passed the gate, the later of
+    equals; raises UserError if it is not reported."""
+    asked = [row for row in rows if row.metrics]
+    require_metric(metric, asked, field="best_metric")
+    return max((row for row in asked if row.gated is None), key=lambda row: (row.metrics[metric], row.round))
 
 
 def ingest_inputs(recipe: Recipe, *, run_dir: Path | None = None) -> ingest.Inputs:

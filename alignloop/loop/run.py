@@ -140,6 +140,10 @@ class _Ended:
 
     def __call__(self, number: int, ending: Ending, earlier: list[RoundRow]) -> RoundRow:
         recipe, run_dir, say = self.stages.recipe, self.stages.run_dir, self.stages.progress.say
+        if ending.evaluation is None:  # by the schedule: it can be neither the best nor the last
+            row = round_row(run_dir, number, policy=ending.policy, stderr={})
+            write_rounds(run_dir, [*earlier, row])
+            return row
         row = round_row(run_dir, number, policy=ending.policy, stderr=ending.evaluation.stderr)
         own = self.measured[number] = _measured(number, ending.evaluation)
         if ending.tested is not None:
@@ -182,7 +186,7 @@ class _Ended:
         return row.model_copy(update={"metrics": metrics, "stderr": stderr, "seconds": seconds})
 
     def _compare(self, *, best: int | None = None) -> None:
-        write_differences(self.stages.run_dir, list(self.measured.values()), tested=self.tested, best=best)
+        write_differences(self.stages.run_dir, self.measured, tested=self.tested, best=best)
 
     def _publish(self, rows: Sequence[RoundRow], number: int) -> None:
         """All rows, `number` the one that is new."""

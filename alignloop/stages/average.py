@@ -81,6 +81,14 @@ def _after(objective: ObjectiveName) -> Stage[AverageConfig, Inputs, Outputs]:
 
 
 REWARD, SFT, DPO = _after("reward"), _after("sft"), _after("dpo")
+
+
+def _of_policies(recipe: Recipe) -> AverageConfig:
+    """The last moving average and the round's policy."""
+    return AverageConfig(weights=(recipe.dpo.ema_decay, 1.0 - recipe.dpo.ema_decay))
+
+
+EMA = Stage("average", Inputs, Outputs, _of_policies, run)
 STAGES: Mapping[ObjectiveName, Stage[AverageConfig, Inputs, Outputs]] = {"reward": REWARD, "sft": SFT, "dpo": DPO}
 """The averaging stage by its section of `averaging`."""
 

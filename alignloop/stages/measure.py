@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from alignloop.artifacts import Artifact, write_text
-from alignloop.config.base import PositiveInt
+from alignloop.config.base import PositiveInt, Uncounted
 from alignloop.config.engine import EngineComputes, JudgeSettings, computing, judging
 from alignloop.config.evaluation import MeasureConfig
 from alignloop.config.recipe import Recipe
@@ -88,7 +88,7 @@ class Outputs(StageOutputs):
     """Every verdict of a judge, where one was asked."""
 
 
-class Settings(MeasureConfig, EngineComputes):
+class Settings(Uncounted, MeasureConfig, EngineComputes):
     max_tokens: PositiveInt
     strengths: tuple[Strength, ...]
     """Held-out preferences of these strengths tell the reward model's accuracy: those that it trains on."""
@@ -165,9 +165,11 @@ def of_base(base: Artifact, measured: Outputs) -> Before:
     return Before(base=base, base_answers=measured.completions, last_answers=measured.completions)
 
 
-def after(before: Before, *, reward_model: Artifact, measured: Outputs) -> Before:
+def after(before: Before, *, reward_model: Artifact, measured: Outputs | None) -> Before:
+    """Of a round that was not measured the answers before stay the last."""
     first = before.first_reward_model or reward_model
-    return replace(before, last_answers=measured.completions, first_reward_model=first)
+    last = before.last_answers if measured is None else measured.completions
+    return replace(before, last_answers=last, first_reward_model=first)
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:

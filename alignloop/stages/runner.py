@@ -76,9 +76,11 @@ class StageRunner:
         self.take_over(found, outputs, found.published)
         return outputs
 
-    def known(self, stage: Stage[ConfigT, InputsT, OutputsT], inputs: InputsT) -> OutputsT | None:
-        """What can be taken over of a stage that need not run; None where nothing can."""
-        return None if self._standing(stage, inputs).published is None else self.run(stage, inputs)
+    def run_due(self, stage: Stage[ConfigT, InputsT, OutputsT], inputs: InputsT, *, is_due: bool) -> OutputsT | None:
+        """`run`; of a stage that is not due what an earlier call has published stands, None where there is nothing."""
+        if not is_due and self._standing(stage, inputs).published is None:
+            return None
+        return self.run(stage, inputs)
 
     def _standing(
         self, stage: Stage[ConfigT, InputsT, OutputsT], inputs: InputsT

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import DpoConfig, Layout
+from alignloop.config.training import DpoConfig, Layout, Reference
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import PairRow, PreferenceRow, Strength
 from alignloop.run_dir.stage import Stage, StageContext
@@ -19,13 +21,15 @@ from alignloop.stages.training import Outputs, train_stage
 class Inputs:
     start: Artifact
     reference: Artifact
-    """The SFT model of the same round."""
+    """By `dpo.reference`: what DPO starts from, the base, or another earlier model."""
     pairs: Artifact
     heldout: Artifact | None = None
     """Never trained on: loss and accuracy are measured on their pairs. None: they are not."""
 
 
 class Settings(DpoConfig):
+    reference: Reference = Field("sft", exclude=True)  # which model that is, the inputs say
+    ema_decay: float = Field(0.9, exclude=True)
     heldout_strengths: tuple[Strength, ...]
     """Held-out pairs of these strengths are measured: those that train."""
     layout: Layout

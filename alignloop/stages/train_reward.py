@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact
+from alignloop.config.base import Uncounted
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import Layout, RewardConfig
 from alignloop.data.jsonl import load_jsonl
@@ -23,7 +24,7 @@ class Inputs:
     heldout: Artifact
 
 
-class Settings(RewardConfig):
+class Settings(Uncounted, RewardConfig):
     layout: Layout
     """`training.layout`."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from alignloop.artifacts import Artifact
-from alignloop.config.base import PositiveInt
+from alignloop.config.base import PositiveInt, Uncounted
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import Layout, SftConfig
 from alignloop.data.jsonl import load_jsonl
@@ -25,7 +25,7 @@ class Inputs:
     """Never trained on: the loss is measured on what people liked best of them. None: it is not."""
 
 
-class Settings(SftConfig):
+class Settings(Uncounted, SftConfig):
     """SFT as its checkpoints depend on it: what only warns is left out."""
 
     min_steps: PositiveInt | None = Field(None, exclude=True)

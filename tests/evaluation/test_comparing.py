@@ -180,14 +180,20 @@ def test_other_questions_are_refused() -> None:
 
 
 def test_each_round_stands_against_the_one_before_and_the_base() -> None:
-    rounds = [_measured([0, 0, 1]), _measured([1, 0, 1]), _measured([1, 1, 1])]
+    rounds = dict(enumerate([_measured([0, 0, 1]), _measured([1, 0, 1]), _measured([1, 1, 1])]))
     entries = of_rounds(rounds, tested={})
     assert [(entry.round, entry.against) for entry in entries] == [(1, 0), (2, 1), (2, 0)]
     assert [entry.differences[0].difference for entry in entries] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
 
 
+def test_rounds_that_were_asked_nothing_are_passed_over() -> None:
+    rounds = {0: _measured([0, 0, 1]), 5: _measured([1, 0, 1]), 10: _measured([1, 1, 1])}
+    assert [(entry.round, entry.against) for entry in of_rounds(rounds, tested={})] == [(5, 0), (10, 5), (10, 0)]
+    assert of_rounds({0: rounds[0]}, tested={}) == []
+
+
 def test_the_last_round_stands_against_the_best_too() -> None:
-    rounds = [_measured([0, 0, 1]), _measured([1, 1, 1]), _measured([1, 0, 1]), _measured([0, 0, 1])]
+    rounds = dict(enumerate([_measured([0, 0, 1]), _measured([1, 1, 1]), _measured([1, 0, 1]), _measured([0, 0, 1])]))
     pairs = [(entry.round, entry.against) for entry in of_rounds(rounds, tested={}, best=1)]
     assert pairs == [(1, 0), (2, 1), (2, 0), (3, 2), (3, 0), (3, 1)]
     assert of_rounds(rounds, tested={}, best=1)[-1].differences[0].difference == pytest.approx(-2 / 3)
@@ -196,7 +202,7 @@ def test_the_last_round_stands_against_the_best_too() -> None:
 
 
 def test_test_tasks_are_compared_where_both_rounds_have_them() -> None:
-    rounds = [_measured([0, 0, 1]), _measured([1, 0, 1]), _measured([1, 1, 1])]
+    rounds = dict(enumerate([_measured([0, 0, 1]), _measured([1, 0, 1]), _measured([1, 1, 1])]))
     tested = {
         number: _of_samples({"exam": [{"acc": value} for value in right]}, {"exam/acc": sum(right) / 4})
         for number, right in {0: [0, 0, 0, 1], 2: [1, 1, 0, 1]}.items()
@@ -210,7 +216,7 @@ def test_test_tasks_are_compared_where_both_rounds_have_them() -> None:
 
 def test_a_refused_pair_is_written_with_its_reason(tmp_path: Path) -> None:
     other = _measured([1, 0], name="round 1", protocol=_protocol(seed=1))
-    write_differences(tmp_path, [_measured([0, 0], name="round 0"), other], tested={})
+    write_differences(tmp_path, {0: _measured([0, 0], name="round 0"), 1: other}, tested={})
     (entry,) = read_differences(tmp_path)
     assert entry.differences == []
     assert entry.refused is not None
@@ -218,12 +224,12 @@ def test_a_refused_pair_is_written_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_what_a_longer_run_wrote_stands(tmp_path: Path) -> None:
-    rounds = [_measured([0, 0, 1]), _measured([1, 0, 1]), _measured([1, 1, 1])]
+    rounds = dict(enumerate([_measured([0, 0, 1]), _measured([1, 0, 1]), _measured([1, 1, 1])]))
     write_differences(tmp_path, rounds, tested={})
     long = (tmp_path / "differences.json").read_bytes()
-    write_differences(tmp_path, rounds[:2], tested={})
+    write_differences(tmp_path, {0: rounds[0], 1: rounds[1]}, tested={})
     assert (tmp_path / "differences.json").read_bytes() == long
-    write_differences(tmp_path, [rounds[0], rounds[2]], tested={})
+    write_differences(tmp_path, {0: rounds[0], 1: rounds[2]}, tested={})
     assert len(read_differences(tmp_path)) == 1
     (tmp_path / "differences.json").write_text(json.dumps([1]))
     with pytest.raises(RunDirError, match=r"differences\.json: not a run's differences"):

@@ -252,10 +252,12 @@ def test_the_next_round_is_not_built_on_one_that_did_not_pass(passed: bool, star
         name: artifact(name) for name in ("policy", "reward_start", "preferences", "heldout", "prompts")
     }
     before = measure.Before(base=artifact("base"), base_answers=artifact("a"), last_answers=artifact("a"))
-    start = RoundStart(**given, sft_start=artifact("before"), batches=(), scored=None, before=before)
+    given |= {name: artifact("before") for name in ("base", "previous", "average", "sft_start")}
+    start = RoundStart(**given, reward_model=None, batches=(), scored=None, before=before)
     measured: dict[str, Any] = dict.fromkeys(_artifacts_of(measure.Outputs), artifact("measured"))
     end = RoundEnd(
         policy=artifact("policy"),
+        average=artifact("average"),
         reward_model=artifact("reward"),
         batch=artifact("batch"),
         prompts=artifact("prompts"),
@@ -267,6 +269,9 @@ def test_the_next_round_is_not_built_on_one_that_did_not_pass(passed: bool, star
     recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"start_from": start_from})})
     following = next_start(recipe, start, end, passed=passed)
     assert following.sft_start.path == Path(expected)
+    assert following.previous.path == Path("policy" if passed else "before")
+    assert (following.base.path, following.average.path) == (Path("before"), Path("average"))
+    assert following.reward_model == artifact("reward")
     # Its data and its reward model are handed on either way.
     assert [batch.path for batch in following.batches] == [Path("batch")]
     assert following.scored == artifact("scored")

@@ -349,7 +349,7 @@ def test_a_leaf_is_done_again_alone_and_a_round_that_has_ended_is_gone_on_with(t
     leaf, other = (replace(count(add=add), name="leaf", is_leaf=True) for add in (0, 3))
     for number in (1, 2):
         stages.round(number).run(COUNT, inputs)
-        assert stages.known(leaf, inputs) is None
+        assert stages.run_due(leaf, inputs, is_due=False) is None
     write_rounds(tmp_path, [round_line(number) for number in (0, 1, 2)])
     assert stages.back_to(1).run(leaf, inputs).total.path == tmp_path / "round-01/02_leaf/total.txt"
     drifting = runner_of(tmp_path).round(1)
@@ -358,7 +358,7 @@ def test_a_leaf_is_done_again_alone_and_a_round_that_has_ended_is_gone_on_with(t
         drifting.run(other, inputs)
     again = runner_of(tmp_path, rebuild=True).round(1)
     again.run(COUNT, inputs)
-    assert again.known(other, inputs) is None
+    assert again.run_due(other, inputs, is_due=False) is None
     assert again.run(other, inputs).total.path.read_text() != "4 resumed=False"
     assert (tmp_path / "round-02/01_count").is_dir()
     assert [row.round for row in read_rounds(tmp_path)] == [0, 1, 2]
@@ -366,7 +366,7 @@ def test_a_leaf_is_done_again_alone_and_a_round_that_has_ended_is_gone_on_with(t
     second = runner_of(tmp_path).round(1)
     second.run(COUNT, inputs)
     RUNS.clear()
-    known = second.known(other, inputs)
+    known = second.run_due(other, inputs, is_due=False)
     assert known is not None
     assert known.total.path == tmp_path / "round-01/02_leaf/total.txt"
     assert RUNS == []
