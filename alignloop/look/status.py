@@ -14,6 +14,9 @@ from alignloop.run_dir.reader import HOW_TO_BEGIN, RunReader, begun_stage, read_
 from alignloop.run_dir.verification import verify_run
 from alignloop.stages.runner import stage_line
 
+MOST_ENDED = 10
+"""The last so many rounds that have ended get a line of their own."""
+
 
 def verify_text(run_dir: Path, *, progress: Progress) -> str:
     """Read everything that a run has published, and say that it is whole; RunDirError where there is no run or
@@ -45,8 +48,13 @@ def status_text(run_dir: Path) -> str:
     lines = [f"{run_dir}: {run.recipe.get('name', '?')}, {done} of {wanted} rounds done, {running}"]
     waits = {number: waiting(run.recipe, run_dir, number) for number in run.rounds}
     finished = {row.round for row in rows}
+    ended = [number for number, wait in waits.items() if number in finished and wait is None]
+    if left_out := ended[1:-MOST_ENDED]:
+        lines.append(f"rounds {left_out[0]} to {left_out[-1]}: ended")
     for number, wait in waits.items():
-        if number in finished and wait is None:
+        if number in left_out:
+            continue
+        if number in ended:
             seconds = sum(sum(stage.manifest.seconds.values()) for stage in run.stages[number])
             lines.append(f"round {number}: {len(run.stages[number])} stages, {seconds:.0f} s")
         else:

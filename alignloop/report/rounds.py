@@ -18,6 +18,8 @@ from alignloop.terminal import WIDTH
 UNCOUNTED = ("average", "base", "evaluate", "evaluate_test", "measure")
 """Stages whose counts are not of rows."""
 MISSING = "-"
+MOST_ROWS = 40
+"""Rounds in a table of text: of more, those that were asked the benchmarks stand for all."""
 FOUR = {
     "prompt strict": "prompt_level_strict_acc",
     "prompt loose": "prompt_level_loose_acc",
@@ -123,22 +125,39 @@ def names_of(tasks: Sequence[str]) -> str:
 
 def doubt_of(best: int, metric: str, rows: Sequence[RoundRow], differences: Sequence[RoundDifferences]) -> str | None:
     """That the best round is `not clearly better than round 4: +0.8 (-1.9 to +3.5) points`, of the round before it and
-    the last one, where they passed the gate; None where it is, or no interval tells."""
-    others = [row.round for row in rows if row.gated is None and row.round in (best - 1, rows[-1].round)]
+    the last one that were asked, where they passed the gate; None where it is, or no interval tells."""
+    asked = [row for row in rows if row.metrics]
+    before = max((row.round for row in asked if row.round < best), default=best)
+    others = [row.round for row in asked if row.gated is None and row.round in (before, asked[-1].round)]
     found = not_clearly_better(best, [other for other in others if other != best], metric, differences)
     against = [f"{f'round {other}' if other else 'the base'}: {in_points(ahead)} points" for other, ahead in found]
     return f"not clearly better than {', nor than '.join(against)}" if against else None
 
 
 def text_tables(rows: Sequence[RoundRow], *, groups: Groups) -> str:
-    """All rounds: quality, other benchmarks where there are any, and the work; a table is as wide as fits."""
+    """Rounds: quality, other benchmarks where there are any, and the work; a table is as wide as fits, and of
+    `MOST_ROWS` at most."""
+    rows, left_out = _few(rows)
     parts = (_quality_columns(rows), _other_columns(rows, groups=groups))
     tables = [[ROUND, *columns] for part in parts for columns in _fitting(part, rows)]
-    return "\n\n".join(_table(columns, rows) for columns in (*tables, _work_columns()))
+    shown = [_table(columns, rows) for columns in (*tables, _work_columns())]
+    return "\n\n".join([*shown, *([f"{left_out:,} rounds between these are left out"] if left_out else [])])
+
+
+def _few(rows: Sequence[RoundRow]) -> tuple[list[RoundRow], int]:
+    """Not more than fit a table, and how many are left out: of many rounds those that were asked the benchmarks, of
+    many of those some, evenly, and always the first and the last."""
+    if len(rows) <= MOST_ROWS:
+        return list(rows), 0
+    asked = [row for row in rows[:-1] if row.metrics]
+    step = -(-len(asked) // (MOST_ROWS - 1))
+    few = [*asked[::step], rows[-1]] if asked else [rows[0], rows[-1]]
+    return few, len(rows) - len(few)
 
 
 def markdown_table(rows: Sequence[RoundRow], *, groups: Groups) -> str:
     """Quality and other benchmarks, for a model card."""
+    rows, _ = _few(rows)
     columns = [ROUND, *_quality_columns(rows), *_other_columns(rows, groups=groups)]
     parts = [[part for part in (column.group, *column.heading) if part and part != "%"] for column in columns]
     headings = [" ".join(words).replace("- ", "-").replace(", %", "") for words in parts]

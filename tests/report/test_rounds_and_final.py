@@ -240,6 +240,19 @@ def test_no_line_is_wider_than_a_terminal() -> None:
     assert text_tables([many], groups={}).count("50.0") == 9
 
 
+def test_of_many_rounds_those_that_were_asked_stand_for_all() -> None:
+    """A hundred after the base, every fifth asked: the base, 19 of them and the last; of 500 asked, every 13th."""
+    rows = [BASE.model_copy(update={"round": n, "metrics": BASE.metrics if n % 5 == 0 else {}}) for n in range(100)]
+    text = text_tables([*rows, BASE.model_copy(update={"round": 100})], groups=GROUPS)
+    shown = [line.split()[0] for line in text.split("\n\n")[0].splitlines()]
+    assert shown[-21:] == ["0", *(str(n) for n in range(5, 105, 5))]
+    assert text.endswith("80 rounds between these are left out")
+    asked = [BASE.model_copy(update={"round": n}) for n in range(501)]
+    numbers = [line.split("|")[1].strip() for line in markdown_table(asked, groups=GROUPS).splitlines()[2:]]
+    assert numbers == [*(str(n) for n in range(0, 500, 13)), "500"]
+    assert len(numbers) <= 40
+
+
 def test_other_benchmarks_get_columns_of_their_main_metric() -> None:
     metrics = {"arc/acc": 0.3, "arc/acc_norm": 0.35, "gsm8k/exact_match,strict-match": 0.1, "gsm8k/stop_rate": 1.0}
     row = BASE.model_copy(update={"metrics": metrics})
