@@ -23,6 +23,8 @@ from alignloop.training.variants import changed_fields, changed_in_words
 
 NAME_WIDTH = 20
 NOTE_WIDTH = 9
+MOST_LINES = 12
+"""Of a run of more rounds those in a row that have as many stages to do share a line."""
 DIGEST_LENGTH = 19
 """`sha256:` and the first 12 digits."""
 TOKENS_OF = {"sample": "sample", "score": "sample"} | dict.fromkeys(
@@ -60,32 +62,44 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _rounds(plan: Plan) -> list[str]:
-    lines = [f"{'stage':<22}{'state':<11}{'rows':>9}{'steps':>8}{'tokens':>9}"]
-    shown = False
-    for number, members in groupby(plan.stages, key=lambda stage: stage.round):
-        stages = list(members)
-        published = all(stage.state == "published" for stage in stages)
-        known = any(stage.state in ("drift", "begun", "published", "waits") for stage in stages)
-        # Round 0 and the first round still to do are shown stage by stage; the rest is alike.
-        if published or (number > 0 and shown and not known):
-            lines.append(_in_one_line(number, stages, published=published))
+def _rounds(plan: Plan) -> Iterator[str]:
+    yield f"{'stage':<22}{'state':<11}{'rows':>9}{'steps':>8}{'tokens':>9}"
+    rounds = [list(members) for _, members in groupby(plan.stages, key=lambda stage: stage.round)]
+    begun = ("drift", "begun", "published", "waits")
+    # Round 0 and the first round still to do are shown stage by stage; the rest is alike.
+    first = next((r[0].round for r in rounds if r[0].round > 0 and any(s.state != "published" for s in r)), None)
+
+    def look(stages: Sequence[PlannedStage]) -> tuple[bool, int, int | None]:
+        """Whether all is published; how many stages; the round's number where it has a line of its own, or several."""
+        published, number = all(stage.state == "published" for stage in stages), stages[0].round
+        is_open = number in (0, first) or any(stage.state in begun for stage in stages)
+        is_alone = plan.recipe.rounds <= MOST_LINES or number == 0 or (is_open and not published)
+        return published, len(stages), number if is_alone else None
+
+    for (published, _, _), members in groupby(rounds, key=look):
+        alike = list(members)
+        stages = alike[0]
+        if published or (stages[0].round not in (0, first) and not any(stage.state in begun for stage in stages)):
+            yield _in_one_line(alike, published=published)
             continue
-        shown = shown or number > 0
-        lines.append(f"round {number}")
-        lines += [line for stage in stages for line in _stage_lines(stage)]
-    return lines
+        yield f"round {stages[0].round}"
+        yield from (line for stage in stages for line in _stage_lines(stage))
 
 
-def _in_one_line(number: int, stages: Sequence[PlannedStage], *, published: bool) -> str:
+def _in_one_line(rounds: Sequence[Sequence[PlannedStage]], *, published: bool) -> str:
+    """Of a round, or of several in a row with as many stages."""
+    first, last = rounds[0][0].round, rounds[-1][0].round
+    name, each = (f"round {first}", "") if first == last else (f"rounds {first} to {last}", " each")
+    stages = [stage for members in rounds for stage in members]
     if published:
         seconds = sum(stage.seconds or 0.0 for stage in stages)
-        return f"round {number:<16}published  all {len(stages)} stages ({seconds:.0f} s)"
+        return f"{name:<22}published  all {len(rounds[0])} stages{each} ({seconds:.0f} s)"
     tokens: Counter[str] = Counter()
     for stage in stages:
         tokens[TOKENS_OF.get(stage.name.partition("_")[2], "")] += stage.expected.tokens or 0
     expected = [f"{what} {in_words(tokens[what])}" for what in ("sample", "train") if tokens[what]]
-    return f"round {number:<16}to do      {len(stages)} stages{', tokens: ' if expected else ''}{', '.join(expected)}"
+    text = f"{name:<22}to do      {len(rounds[0])} stages{each}"
+    return f"{text}{', tokens: ' if expected else ''}{', '.join(expected)}"
 
 
 def _stage_lines(stage: PlannedStage) -> list[str]:
@@ -105,7 +119,8 @@ def _setting_lines(plan: Plan) -> list[str]:
         ("sample.policy", f"{recipe.sample.policy}: {_policy(plan)}"),
         ("reward.start_from", f"{recipe.reward.start_from}: {_REWARD_STARTS[recipe.reward.start_from]}"),
         ("sft.start_from", f"{recipe.sft.start_from}: {_SFT_STARTS[recipe.sft.start_from]}"),
-        ("dpo start", "the SFT model of its round, which is its reference too"),
+        ("dpo start", _dpo_start(recipe)),
+        *_schedules(recipe),
         *(("dpo reference", f"of round {s.round}: {str(s.reference)[:DIGEST_LENGTH]}") for s in references[-1:]),
         ("pairs.data_window", f"{recipe.pairs.data_window}: {_window(recipe)}"),
         *_batches(plan),
@@ -131,6 +146,35 @@ _REWARD_STARTS = {
     "previous": "the last round's (round 1: the base, new head)",
 }
 _SFT_STARTS = {"base": "the base, in every round", "previous": "the last round's policy (round 1: the base)"}
+
+
+def _dpo_start(recipe: Recipe) -> str:
+    """And its reference."""
+    reference = {
+        "sft": "which is its reference too",
+        "base": "its reference is the base",
+        "previous": "its reference the last round's policy",
+        "ema": f"its reference the moving average of the policies (decay {recipe.dpo.ema_decay:g})",
+    }
+    always = all(recipe.sft.is_due(number) for number in range(1, recipe.rounds + 1))
+    start = "the SFT model of its round" if always else "the SFT model of its round, without one the last policy"
+    return f"{start}, {reference[recipe.dpo.reference]}" if always else f"{start}; {reference[recipe.dpo.reference]}"
+
+
+def _schedules(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What is not in every round."""
+    due = {
+        "reward": recipe.trains_reward,
+        "sft": recipe.sft.is_due,
+        "evaluate": recipe.evaluates,
+        "measure": recipe.measures,
+    }
+    for name, is_due in due.items():
+        numbers = [number for number in range(1, recipe.rounds + 1) if is_due(number)]
+        if len(numbers) < recipe.rounds:
+            few = [str(number) for number in numbers]
+            few = few if len(few) <= MOST_LINES else [*few[:3], "...", few[-1]]
+            yield name, f"in {len(numbers):,} of {recipe.rounds:,} rounds: {', '.join(few)}"
 
 
 def _line(name: str, text: str, *, indent: int = NAME_WIDTH) -> str:

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from alignloop import run
 from alignloop.config import Recipe, load_recipe
 from alignloop.config.base import Scheduled
+from alignloop.errors import RecipeError
 from alignloop.evaluation.comparing import read_differences
 from alignloop.look.status import status_text
 from alignloop.loop.plan import make_plan
+from alignloop.loop.plan_text import plan_text
 from alignloop.loop.run import RunResult
 from alignloop.run_dir.reader import PublishedStage, published_stages
 
@@ -116,7 +118,8 @@ def test_only_rounds_that_were_asked_can_be_the_best(semi_online: tuple[Path, Ru
     pairs = {(entry.round, entry.against) for entry in read_differences(run_dir)}
     assert pairs == {(2, 0), (4, 2), (4, 0)}
     assert result.report.is_file()
-    assert "4 of 4" in status_text(run_dir) or "done" in status_text(run_dir)
+    assert "4 of 4 rounds done" in status_text(run_dir)
+    assert "round 3: 10 stages" in status_text(run_dir)
 
 
 def test_it_goes_on_where_it_was_and_what_was_asked_stands(semi_online: tuple[Path, RunResult]) -> None:
@@ -131,6 +134,24 @@ def test_it_goes_on_where_it_was_and_what_was_asked_stands(semi_online: tuple[Pa
 
 def _recipe(rounds: int) -> Recipe:
     return load_recipe("quickstart", overrides=[*SMALL, f"rounds={rounds}"])
+
+
+def test_many_rounds_to_do_share_a_line_where_they_are_alike() -> None:
+    """Round 1 stage by stage, 2 to 9 as one, 10 with a reward model and benchmarks, then 11."""
+    recipe = load_recipe("semi_online", overrides=["rounds=13", "reward.every=10"])
+    text = plan_text(make_plan(recipe, run_dir=Path("nowhere")))
+    lines = [" ".join(line.split()[:5]) for line in text.splitlines() if line.startswith("round")]
+    assert lines == [
+        "round 0",
+        "round 1",
+        "rounds 2 to 9 to",
+        "round 10 to do 11",
+        "rounds 11 to 12 to",
+        "round 13 to do 10",
+    ]
+    assert "rounds 2 to 9         to do      7 stages each, tokens: sample" in text
+    assert "reward              in 2 of 13 rounds: 1, 10" in text
+    assert "its\n                    reference the moving average of the policies (decay 0.9)" in text
 
 
 def test_a_schedule_by_hand() -> None:
@@ -154,8 +175,6 @@ def test_a_schedule_by_hand() -> None:
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(settings: list[str], message: str) -> None:
-    from alignloop.errors import RecipeError
-
     with pytest.raises((RecipeError, ValidationError), match=message):
         load_recipe("quickstart", overrides=settings)
 
