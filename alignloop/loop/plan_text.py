@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignloop.chat.template_defaults import in_yaml
 from alignloop.config import Recipe
-from alignloop.config.training import LoraConfig, ObjectiveName, OptimizerConfig
+from alignloop.config.training import DpoConfig, LoraConfig, ObjectiveName, OptimizerConfig
 from alignloop.loop.check import Checked
 from alignloop.loop.estimate import few_steps
 from alignloop.loop.plan import Plan, PlannedStage
@@ -105,7 +105,7 @@ def _setting_lines(plan: Plan) -> list[str]:
         ("sample.policy", f"{recipe.sample.policy}: {_policy(plan)}"),
         ("reward.start_from", f"{recipe.reward.start_from}: {_REWARD_STARTS[recipe.reward.start_from]}"),
         ("sft.start_from", f"{recipe.sft.start_from}: {_SFT_STARTS[recipe.sft.start_from]}"),
-        ("dpo start", "the SFT model of its round, which is its reference too"),
+        ("dpo start", _dpo_start(recipe.dpo)),
         *(("dpo reference", f"of round {s.round}: {str(s.reference)[:DIGEST_LENGTH]}") for s in references[-1:]),
         ("pairs.data_window", f"{recipe.pairs.data_window}: {_window(recipe)}"),
         *_batches(plan),
@@ -124,6 +124,11 @@ def _setting_lines(plan: Plan) -> list[str]:
     if recipe.training.num_processes > 1:
         lines.append(("training", f"{recipe.training.num_processes} processes, {recipe.training.accelerate}"))
     return [_line(*line) for line in lines]
+
+
+def _dpo_start(config: DpoConfig) -> str:
+    reference = "which is its reference too" if config.has_reference else f"and {config.loss} has no reference"
+    return f"the SFT model of its round, {reference}"
 
 
 _REWARD_STARTS = {

@@ -99,7 +99,7 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     pairs = stages.run(build_pairs.STAGE, build_pairs.Inputs(scored.candidates, window))
     dpo = stages.run(
         train_dpo.STAGE,
-        train_dpo.Inputs(start=sft_model, reference=sft_model, pairs=pairs.pairs, heldout=start.heldout),
+        train_dpo.inputs(recipe, model=sft_model, pairs=pairs.pairs, heldout=start.heldout),
     )
     policy = stages.run(average.DPO, average.of(dpo)).checkpoint
 
