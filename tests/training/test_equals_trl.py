@@ -250,10 +250,11 @@ def weights_apart(model: Any, checkpoint: Path) -> float:
     return max(float((state[name] - weight).abs().max()) for name, weight in saved.items())
 
 
-# `robust` with none flipped is `sigmoid`; `hinge` with so high a beta that both sides of its kink are met.
+# So many flips that `robust` is far from `sigmoid`.
+FLIPPED: dict[str, Any] = {"robust": {"label_smoothing": 0.3}}
 LOSSES = {
-    **{loss: DpoConfig(loss=loss, mask_formatting_tokens=False, nll_coefficient=0.0) for loss in get_args(DpoLoss)},
-    "hinge, steep": DpoConfig(loss="hinge", beta=4.0, mask_formatting_tokens=False, nll_coefficient=0.0),
+    loss: DpoConfig(loss=loss, mask_formatting_tokens=False, nll_coefficient=0.0, **FLIPPED.get(loss, {}))
+    for loss in get_args(DpoLoss)
 }
 WITH_REFERENCE = [name for name, config in LOSSES.items() if config.has_reference]
 
