@@ -59,7 +59,7 @@ class EngineError(AlignloopError):
 
 
 class TrainingError(AlignloopError):
-    """Training cannot go on: a non-finite loss, no trained token, DPO not starting at ln 2."""
+    """Training cannot go on: a non-finite loss, no trained token, DPO not starting where it must."""
 
 
 class DiskFullError(UserError):

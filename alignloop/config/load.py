@@ -202,6 +202,8 @@ def _sentences(error: ValidationError, values: Any) -> list[str]:
     """A line of plain English for each value that is wrong; what would do instead of a union's value is one line."""
     details: dict[tuple[int | str, ...], list[Any]] = {}
     for detail in error.errors():
+        if detail["type"] == "default_factory_not_called":
+            continue  # a default that hangs on another field, which is wrong itself
         details.setdefault(_path_in(values, detail), []).append(detail)
     inner = {path[:-1] for path in details if path and isinstance(path[-1], int)}
     # What is wrong within a list says more than that a list is none of the other types.

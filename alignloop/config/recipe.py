@@ -95,6 +95,11 @@ class Recipe(Section):
                 f"{self.rounds}: name an earlier round, or raise rounds"
             )
         self._check_schedules()
+        if self.dpo.margin == "reward" and "on_policy" not in self.pairs.sources:
+            raise ValueError(
+                "dpo.margin: reward needs pairs with a reward gap, which pairs of candidates have, and pairs.sources "
+                "does not name on_policy: add it, or set dpo.margin: strength or none"
+            )
         if self.averaging.sft.metric == "accuracy":
             raise ValueError("averaging.sft.metric: SFT compares nothing, so it has no accuracy - use loss")
         if not self.preferences:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from alignloop.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Scheduled, Section
 from alignloop.records import Strength
@@ -14,6 +21,22 @@ Layout = Literal["packed", "separate"]
 Reference = Literal["sft", "base", "previous", "ema"]
 ObjectiveName = Literal["reward", "sft", "dpo"]
 """What a stage trains by; its section of the recipe and of `averaging` has the same name."""
+DpoLoss = Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down", "simpo"]
+"""What a pair costs (docs/losses.md); the names are TRL's."""
+DEFAULT_BETA: Mapping[DpoLoss, float] = {
+    "sigmoid": 0.1,
+    "sigmoid_norm": 5.0,
+    "ipo": 0.1,
+    "hinge": 0.1,
+    "robust": 0.1,
+    "apo_zero": 0.1,
+    "apo_down": 0.1,
+    "simpo": 2.0,
+}
+"""Sources stand under `DpoConfig.beta`."""
+DpoMargin = Literal["none", "strength", "reward"]
+LOSSES_WITH_MARGIN: tuple[DpoLoss, ...] = ("sigmoid", "sigmoid_norm", "simpo")
+LossShare = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
 class LoraConfig(Section):
@@ -47,9 +70,12 @@ class Variant(Section):
 
 
 class DpoVariant(Variant):
-    """A variant of DPO."""
+    """A variant of DPO. All have the stage's loss and kind of margin."""
 
     beta: PositiveFloat | None = None
+    gamma: NonNegativeFloat | None = None
+    label_smoothing: LossShare | None = None
+    margin_scale: PositiveFloat | None = None
     nll_coefficient: NonNegativeFloat | None = None
 
 
@@ -180,16 +206,51 @@ class SftConfig(PolicyTraining, Scheduled):
         return self
 
 
-class DpoConfig(PolicyTraining):
-    """Direct preference optimisation with masked formatting tokens and an NLL term (4.1.4)."""
+def _default_by(other: str, values: Mapping[Any, float], *, otherwise: float | None = None) -> Any:
+    """A default that hangs on another field: what `values` has for its value."""
 
-    beta: PositiveFloat = 0.1
-    nll_coefficient: NonNegativeFloat = 0.2
+    def default(validated: dict[str, Any]) -> float | None:
+        return values.get(validated[other], otherwise)
+
+    return Field(default_factory=default)
+
+
+class DpoConfig(PolicyTraining):
+    """Direct preference optimisation with masked formatting tokens and an NLL term (4.1.4), and losses that took its
+    place elsewhere. docs/losses.md has their formulas."""
+
+    loss: DpoLoss = "sigmoid"
+    """`sigmoid`: the paper's. `sigmoid_norm`: log ratios a token (Tulu 3, arXiv 2411.15124). `ipo`: a squared distance
+    to a wanted log ratio a token (2310.12036). `hinge`: nothing beyond a wanted log ratio (SLiC-HF, 2305.10425).
+    `robust`: unbiased where a known share of preferences is flipped (2403.00409). `apo_zero`: raises chosen and lowers
+    rejected, each by itself; `apo_down`: lowers both, rejected more (2408.06266). `simpo`: logprobs a token, without a
+    reference model (2405.14734)."""
+    beta: PositiveFloat = _default_by("loss", DEFAULT_BETA)
+    """How much a nat of log ratio counts: higher keeps closer to the reference. Left out, by loss: `sigmoid` 0.1 (the
+    paper); `sigmoid_norm` 5 (Tulu 3); `ipo` 0.1 (its tau), `hinge` 0.1, `robust` 0.1 (TRL's default); `apo_zero` and
+    `apo_down` 0.1 (2408.06266, section 5.2); `simpo` 2 (its authors' for Llama 3 base models)."""
+    gamma: NonNegativeFloat | None = _default_by("loss", {"simpo": 1.0})
+    """`simpo` alone: by how much the chosen completion's reward is to exceed the rejected one's (TRL's `simpo_gamma`).
+    Left out: 1, half of its beta (the authors' for Llama 3 base models)."""
+    label_smoothing: LossShare | None = _default_by("loss", {"robust": 0.1})
+    """`robust` alone: the share of preferences taken to be flipped, under one half; TRL has it by the same name. Left
+    out: 0.1 (2403.00409, section 6). 0 is `sigmoid`."""
+    margin: DpoMargin = "none"
+    """By how much more the chosen completion must win where it is clearly better: DPO with an offset (Amini et al.,
+    2402.10571), for `sigmoid`, `sigmoid_norm` and `simpo`. `strength`: by the pair's strength, in shares as for
+    `reward.margin`. `reward`: by its reward gap, which pairs of the round's candidates have; people's have none. A pair
+    of which nothing is known has no margin, and training says how many there are."""
+    margin_scale: PositiveFloat | None = _default_by("margin", {"strength": 1.0, "reward": 1.0})
+    """`strength`: the margin of `significantly_better`. `reward`: what a reward gap of 1 makes. In units of beta times
+    the log ratio. Left out: 1 (2402.10571 has 1, or 0.5 for sentiment, on the logarithm of the gap)."""
+    nll_coefficient: NonNegativeFloat = _default_by("loss", {"apo_down": 0.0}, otherwise=0.2)
+    """Weight of the NLL of chosen completions. Left out: 0.2 (4.1.4), and 0 with `apo_down`, which lowers what the term
+    raises."""
     nll_reduction: Literal["token_mean", "sequence_mean", "sum"] = "token_mean"
     """`token_mean`: over the tokens of all chosen completions; `sequence_mean`: of each one's own mean a token, over
     completions (Pang et al., arXiv 2404.19733, equation 1, to whom the paper refers); `sum`: of each one's sum."""
     variants: tuple[DpoVariant, ...] = ()
-    """As for the other stages; beta and nll_coefficient may differ too."""
+    """As for the other stages; beta, gamma, label_smoothing, margin_scale and nll_coefficient may differ too."""
     reference: Reference = "sft"
     """`sft` (the paper's): the model that the round's DPO starts from; `base`: the base; `previous`: the last round's
     policy that passed the gate, which is the same as `sft` in a round without SFT; `ema`: the moving average of the
@@ -197,4 +258,60 @@ class DpoConfig(PolicyTraining):
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     """Share of the old average in the new one, round by round, with `reference: ema`. Ours."""
     mask_formatting_tokens: bool = True
-    """Leave header and termination tokens out of the DPO sums, in both completions."""
+    """Leave header and termination tokens out of what the loss compares, in both completions: of sums and of counts."""
+
+    @property
+    def has_reference(self) -> bool:
+        return self.loss != "simpo"
+
+    @property
+    def is_per_token(self) -> bool:
+        """Means over a completion's tokens are compared, not sums."""
+        return self.loss in ("sigmoid_norm", "ipo", "simpo")
+
+    @model_validator(mode="after")
+    def _fits_the_loss(self) -> DpoConfig:
+        if self.margin != "none" and self.loss not in LOSSES_WITH_MARGIN:
+            raise ValueError(
+                f"margin ({self.margin}) goes with loss {', '.join(LOSSES_WITH_MARGIN)}, not with {self.loss}, which "
+                "has nothing to take it from: set margin: none, or another loss"
+            )
+        if unfit := list(self._unfit()):
+            raise ValueError("; ".join(unfit))
+        return self
+
+    def _unfit(self) -> Iterator[str]:
+        """What is given, here or in a variant, and not looked at or at odds with the loss."""
+        owners = {
+            "gamma": ("loss: simpo", f"loss is {self.loss}", self.loss == "simpo"),
+            "label_smoothing": ("loss: robust", f"loss is {self.loss}", self.loss == "robust"),
+            "margin_scale": ("margin: strength or reward", f"margin is {self.margin}", self.margin != "none"),
+        }
+        if self.reference != "sft" and not self.has_reference:
+            yield f"reference ({self.reference}) is read by losses that have one, and loss is {self.loss}: leave it out"
+        sections: dict[str, DpoConfig | DpoVariant] = {"": self}
+        sections |= {f"variants.{number}.": variant for number, variant in enumerate(self.variants)}
+        for where, section in sections.items():
+            for name, (owner, found, is_used) in owners.items():
+                value = getattr(section, name)
+                if value is not None and not is_used:
+                    yield f"{where}{name} ({value:g}) is read with {owner} alone, and {found}: leave it out"
+                if value is None and is_used and section is self:
+                    yield f"{name} must be a number with {owner}: leave it out to have its default"
+            if self.loss == "apo_down" and section.nll_coefficient:
+                yield (
+                    f"{where}nll_coefficient ({section.nll_coefficient:g}) raises the chosen completions, which loss: "
+                    "apo_down is there to lower: set it to 0, or take apo_zero"
+                )
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """With `exclude_defaults` also without the defaults that hang on another field: pydantic keeps those, and
+        another loss could then no longer bring its own."""
+        values: dict[str, Any] = handler(self)
+        if info.exclude_defaults:
+            for name, field in DpoConfig.model_fields.items():
+                factory: Callable[[dict[str, Any]], Any] | None = field.default_factory  # type: ignore[assignment]
+                if factory is not None and name in values and values[name] == factory(self.__dict__):
+                    del values[name]
+        return values

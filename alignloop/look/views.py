@@ -174,7 +174,7 @@ def _completion_facts(tokens: Sequence[Token], name: str, objective: ObjectiveNa
     if objective == "sft":
         return f"{total}, {num_content + num_formatting} trained, {num_formatting} of them formatting"
     in_sums = num_content if recipe.dpo.mask_formatting_tokens else num_content + num_formatting
-    facts = f"{total}: {in_sums} in its DPO sum"
+    facts = f"{total}: {in_sums} in its DPO {'mean' if recipe.dpo.is_per_token else 'sum'}"
     if name == "chosen" and recipe.dpo.nll_coefficient:
         facts += f", {num_content + num_formatting} in the NLL"
     return f"{facts}; {num_formatting} formatting"
@@ -210,4 +210,5 @@ def _about(row: InspectedRow, objective: ObjectiveName, recipe: Recipe) -> str:
         return f"cross-entropy on {turns}, formatting tokens included"
     nll = f"NLL of chosen x {recipe.dpo.nll_coefficient:g}" if recipe.dpo.nll_coefficient else "no NLL term"
     masked = "without formatting tokens" if recipe.dpo.mask_formatting_tokens else "formatting tokens included"
-    return f"sums of both {masked}; {nll}"
+    loss = "" if recipe.dpo.loss == "sigmoid" else f"{recipe.dpo.loss}: "
+    return f"{loss}{'means a token' if recipe.dpo.is_per_token else 'sums'} of both {masked}; {nll}"

@@ -158,7 +158,8 @@ def _dpo_start(recipe: Recipe) -> str:
     }
     always = all(recipe.sft.is_due(number) for number in range(1, recipe.rounds + 1))
     start = "the SFT model of its round" if always else "the SFT model of its round, without one the last policy"
-    return f"{start}, {reference[recipe.dpo.reference]}" if always else f"{start}; {reference[recipe.dpo.reference]}"
+    named = reference[recipe.dpo.reference] if recipe.dpo.has_reference else f"{recipe.dpo.loss} has no reference"
+    return f"{start}, {named}" if always and recipe.dpo.reference == "sft" else f"{start}; {named}"
 
 
 def _schedules(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from alignloop.artifacts import Artifact
+from alignloop.config.training import Reference
 from alignloop.stages import (
     average,
     build_pairs,
@@ -112,8 +113,13 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
 
     window = batches[-recipe.pairs.data_window :]
     pairs = stages.run(build_pairs.STAGE, build_pairs.Inputs(scored.candidates, window))
-    references = {"sft": sft_model, "base": start.base, "previous": start.previous, "ema": start.average}
-    to_train = train_dpo.Inputs(sft_model, references[recipe.dpo.reference], pairs.pairs, start.heldout)
+    references: dict[Reference, Artifact] = {
+        "sft": sft_model,
+        "base": start.base,
+        "previous": start.previous,
+        "ema": start.average,
+    }
+    to_train = train_dpo.inputs(recipe, sft_model, references=references, pairs=pairs.pairs, heldout=start.heldout)
     dpo = stages.run(train_dpo.STAGE, to_train)
     policy = stages.run(average.DPO, average.of(dpo)).checkpoint
     moving = start.average

@@ -23,7 +23,8 @@ def ranked_groups(rows: Iterable[PreferenceRow | PairRow], chat: ChatFormat) -> 
     groups = []
     for row in rows:
         ranked = [completion_tokens(completion, chat, row=row.id) for completion in row.ranked]
-        groups.append(_group(row.id, chat.prompt_ids(row.messages), ranked, strength=row.strength))
+        gap = row.reward_gap if isinstance(row, PairRow) else None
+        groups.append(_group(row.id, chat.prompt_ids(row.messages), ranked, strength=row.strength, reward_gap=gap))
     return groups
 
 
@@ -63,6 +64,7 @@ def _group(
     completions: Sequence[CompletionTokens],
     *,
     strength: Strength | None = None,
+    reward_gap: float | None = None,
 ) -> PromptGroup:
     ranks = tuple(range(len(completions)))
-    return PromptGroup(row_id, prompt_ids, tuple(completions), ranks, strength=strength)
+    return PromptGroup(row_id, prompt_ids, tuple(completions), ranks, strength=strength, reward_gap=reward_gap)

@@ -18,6 +18,7 @@ class PromptGroup:
         ranks: one per completion, 0 the best; equal ranks are not compared.
         prompt_loss_mask: flags over prompt_ids for `train_on: all_assistant`; None: nothing in the prompt trains.
         strength: how much better the chosen completion is than the rejected one; None where nobody said.
+        reward_gap: by how much its reward is above the rejected one's; None where they were not scored together.
     """
 
     id: str
@@ -26,6 +27,7 @@ class PromptGroup:
     ranks: tuple[int, ...]
     prompt_loss_mask: tuple[bool, ...] | None = None
     strength: Strength | None = None
+    reward_gap: float | None = None
 
     def __post_init__(self) -> None:
         assert self.prompt_ids, f"group {self.id}: empty prompt"

@@ -157,9 +157,10 @@ def _unfit_to_choose(
             f"{recipe.data.heldout_fraction:g}) - hold rows out, or average all checkpoints"
         )
     if name == "dpo" and config.metric == "loss":
-        losses = {(each.beta, each.nll_coefficient) for each, _ in trainings(recipe.dpo)}
-        if len(losses) > 1:
+        trained = [each for each, _ in trainings(recipe.dpo)]
+        names = ("beta", "gamma", "label_smoothing", "margin_scale", "nll_coefficient")
+        if differing := [name for name in names if len({getattr(each, name) for each in trained}) > 1]:
             problems.append(
-                "averaging.dpo.metric: losses of other beta or nll_coefficient cannot be compared - use accuracy"
+                f"averaging.dpo.metric: losses of other {' or '.join(differing)} cannot be compared - use accuracy"
             )
     return problems

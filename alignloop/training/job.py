@@ -36,7 +36,7 @@ class TrainJob:
         groups: reward: two or more ranked completions each; SFT: one; DPO: chosen and rejected.
         eval_groups: held out, of the same form; may be empty.
         checkpoint: a complete Hugging Face directory. For `reward` a policy or base will do: it gets a new head.
-        reference: DPO's frozen model; None for the other two.
+        reference: DPO's frozen model; None for the other two, and for a loss that has none.
         out_dir: gets `checkpoints/step-XXXXXX`, `train_log.jsonl`, and while it runs `resume/` and `launch/`.
         seed: of the data order and of a new reward head.
         training: processes and trackers; what is trained does not depend on it, but for rounding.
@@ -183,12 +183,12 @@ def weights_digest(checkpoint: Path) -> str:
 
 
 def groups_digest(groups: Sequence[PromptGroup]) -> str:
-    """sha256 over ids, tokens, masks, ranks and strengths, in order."""
+    """sha256 over ids, tokens, masks, ranks, strengths and reward gaps, in order."""
     digest = hashlib.sha256()
     for group in groups:
         completions = [(c.token_ids, c.formatting_mask) for c in group.completions]
         row = (group.id, group.prompt_ids, completions, group.ranks, group.prompt_loss_mask, group.strength)
-        digest.update(json.dumps(row).encode())
+        digest.update(json.dumps((*row, group.reward_gap)).encode())
     return digest.hexdigest()
 
 

@@ -36,7 +36,7 @@ from alignloop.training.job import (
     weights_digest,
 )
 from alignloop.training.new_tokens import load_new_tokens
-from alignloop.training.objectives import screen
+from alignloop.training.objectives import dpo_at_reference, screen
 from alignloop.training.processes import (
     Processes,
     model_state,
@@ -60,7 +60,7 @@ def train(job: TrainJob) -> TrainResult:
     """Train a job's checkpoint on its groups.
 
     Raises:
-        TrainingError: nothing to train on, a non-finite loss, no memory for one row, DPO not starting at ln 2.
+        TrainingError: nothing to train on, a non-finite loss, no memory for one row, DPO not starting where it must.
         ModelError: a checkpoint that cannot be loaded or does not fit the token ids.
         UserError: it cannot be trained on the processes that `training` asks for.
     """
@@ -209,14 +209,18 @@ class _Run:
         )
 
     def _check_step_0(self, dpo_loss: float) -> None:
-        """Where policy and reference are the same model, DPO starts at ln 2 or something is silently wrong."""
-        reference = self.job.reference
-        assert reference is not None
-        if abs(dpo_loss - LN_2) <= STEP_0_TOLERANCE[self.config.dtype]:
+        """Where policy and reference are the same model, DPO starts at ln 2 (other losses elsewhere) or something is
+        silently wrong."""
+        reference, groups = self.job.reference, [self.job.groups[number] for number in self.batches[0]]
+        expected = dpo_at_reference(self.config, groups)
+        if reference is None or expected is None:
+            return
+        if abs(dpo_loss - expected) <= STEP_0_TOLERANCE[self.config.dtype] * max(1.0, expected):
             return
         if self.processes.of_first(lambda: weights_digest(reference) == weights_digest(self.job.checkpoint)):
+            name = f"ln 2 = {LN_2:.5f}" if expected == LN_2 else f"{expected:.5f}"
             raise TrainingError(
-                f"DPO starts at {dpo_loss:.5f}, not at ln 2 = {LN_2:.5f}, although the reference is the model it "
+                f"DPO starts at {dpo_loss:.5f}, not at {name}, although the reference is the model it "
                 f"starts from ({reference}): the reference logprobs are wrong. Delete {self.job.out_dir} and "
                 "run again; where it comes back, this is a defect of alignloop"
             )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from alignloop.config.training import DpoConfig, ObjectiveName, RewardConfig
+from alignloop.config.training import DpoConfig, ObjectiveName, OptimizerConfig, RewardConfig
 from alignloop.errors import TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.training.job import Dropped, TrainJob
@@ -127,11 +127,13 @@ def sft_step(
 class DpoStep:
     """DPO with its NLL term.
 
-    `reference` holds, per group of the data, the reference model's sums of its two completions, in the group's order.
+    `reference` holds, per group of the data, the reference model's sums of its two completions, in the group's order;
+    None for a loss without a reference. `margins` holds each group's; None: there are none.
     """
 
-    reference: Sequence[tuple[float, ...]]
+    reference: Sequence[tuple[float, ...]] | None
     config: DpoConfig
+    margins: Sequence[float] | None = None
 
     def __call__(
         self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
@@ -143,17 +145,26 @@ class DpoStep:
         # Completions sorted by group, then rank: chosen and rejected alternate.
         order = (batch.completion_group * (int(batch.ranks.max()) + 1) + batch.ranks).argsort()
         chosen, rejected = order[0::2], order[1::2]
-        sums = [self.reference[group_numbers[group]][number] for group, number in batch.owners()]
-        reference = torch.tensor(sums, dtype=torch.float64, device=batch.ranks.device)
+        reference = margins = None
+        if self.reference is not None:
+            sums = [self.reference[group_numbers[group]][number] for group, number in batch.owners()]
+            reference = torch.tensor(sums, dtype=torch.float64, device=batch.ranks.device)
+        if self.margins is not None:
+            of_each = [self.margins[group_numbers[group]] for group, _ in batch.owners()]
+            margins = torch.tensor(of_each, dtype=torch.float32, device=batch.ranks.device)[chosen]
         return dpo_loss(
             output,
             completion_index=batch.completion_index,
             formatting_mask=batch.formatting_mask,
             chosen=chosen,
             rejected=rejected,
-            ref_chosen_logprobs=reference[chosen],
-            ref_rejected_logprobs=reference[rejected],
+            ref_chosen_logprobs=None if reference is None else reference[chosen],
+            ref_rejected_logprobs=None if reference is None else reference[rejected],
+            loss=self.config.loss,
             beta=self.config.beta,
+            gamma=self.config.gamma or 0.0,
+            label_smoothing=self.config.label_smoothing or 0.0,
+            margins=margins,
             nll_coefficient=self.config.nll_coefficient,
             nll_reduction=self.config.nll_reduction,
             mask_formatting_tokens=self.config.mask_formatting_tokens,
@@ -165,9 +176,36 @@ class DpoStep:
 def _dpo_losses(job: TrainJob, processes: Processes) -> tuple[StepLoss, StepLoss]:
     from alignloop.training.reference import reference_sums_of
 
-    assert isinstance(job.config, DpoConfig)
-    sums, num_train = reference_sums_of(job, job.config, processes=processes), len(job.groups)
-    return DpoStep(sums[:num_train], job.config), DpoStep(sums[num_train:], job.config)
+    config, num_train = job.config, len(job.groups)
+    assert isinstance(config, DpoConfig)
+    sums = reference_sums_of(job, config, processes=processes) if config.has_reference else None
+    train, held_out = (None, None) if sums is None else (sums[:num_train], sums[num_train:])
+    return (
+        DpoStep(train, config, dpo_margins(job.groups, config)),
+        DpoStep(held_out, config, dpo_margins(job.eval_groups, config)),
+    )
+
+
+def dpo_margins(groups: Sequence[PromptGroup], config: DpoConfig) -> list[float] | None:
+    """Each pair's margin, 0 where nothing is known of it; None where the config has none."""
+    if config.margin == "none":
+        return None
+    scale = config.margin_scale or 0.0
+    if config.margin == "reward":
+        return [scale * (group.reward_gap or 0.0) for group in groups]
+    from alignloop.objectives.reward import margins_of
+
+    # A pair has one margin, the chosen completion's.
+    return [max(margins_of(group.ranks, strength=group.strength, margin=scale)) for group in groups]
+
+
+def dpo_at_reference(config: OptimizerConfig, groups: Sequence[PromptGroup]) -> float | None:
+    """The DPO term of a step on these groups where policy and reference are the same model; None without a
+    reference."""
+    from alignloop.objectives.dpo import loss_at_reference
+
+    assert isinstance(config, DpoConfig)
+    return loss_at_reference(config.loss, beta=config.beta, margins=dpo_margins(groups, config))
 
 
 def _unfit_for_reward(group: PromptGroup) -> str | None:

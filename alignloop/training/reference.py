@@ -32,7 +32,7 @@ def reference_sums_of(job: TrainJob, config: DpoConfig, *, processes: Processes)
     """
     reference = job.reference
     if reference is None:
-        raise TrainingError("DPO needs a reference model: none was given")
+        raise TrainingError(f"DPO (loss: {config.loss}) needs a reference model: none was given")
     path = job.out_dir / REFERENCE_CACHE
     key = processes.of_first(lambda: _reference_key(job, config, reference))
     cached = processes.of_first(lambda: _cached_sums(path, key=key))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,16 +13,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.tokens import CompletionTokens
-from alignloop.config.training import DpoConfig
+from alignloop.config.training import LOSSES_WITH_MARGIN, DpoConfig, DpoLoss
 from alignloop.objectives.dpo import dpo_loss
 from alignloop.objectives.output_head import token_logprobs
 from alignloop.packing.batch import RowBatch, collate
 from alignloop.packing.build import TrainOn, sft_groups
 from alignloop.packing.groups import PromptGroup
-from alignloop.packing.layout import pack
+from alignloop.packing.layout import LayoutMode, pack
 from alignloop.records import Message, SftRow, Source
 from alignloop.training.model import TokenLogprobs
-from alignloop.training.objectives import DpoStep, count_step, sft_step
+from alignloop.training.objectives import DpoStep, count_step, dpo_margins, sft_step
 
 END, NEWLINE = 1, 2
 
@@ -52,11 +54,11 @@ def tiny_llama() -> Any:
 
 def dpo_step(**changes: Any) -> DpoStep:
     config = DpoConfig(**{"nll_coefficient": 0.0} | changes)
-    return DpoStep([(-9.0, -8.0), (-5.0, -12.0)], config)
+    return DpoStep([(-9.0, -8.0), (-5.0, -12.0)] if config.has_reference else None, config)
 
 
-def rows(groups: list[PromptGroup]) -> RowBatch:
-    return collate(pack(groups, row_tokens=32, mode="packed"), pad_token_id=0, mode="packed")
+def rows(groups: list[PromptGroup], mode: LayoutMode = "packed") -> RowBatch:
+    return collate(pack(groups, row_tokens=32, mode=mode), pad_token_id=0, mode=mode)
 
 
 def gradients_at_targets(step: DpoStep) -> tuple[RowBatch, Tensor, Tensor]:
@@ -78,14 +80,65 @@ def gradients_at_targets(step: DpoStep) -> tuple[RowBatch, Tensor, Tensor]:
     return batch, logprobs.grad, states[0].grad.flatten(0, 1)[batch.trained_index]
 
 
-def test_the_dpo_term_leaves_formatting_tokens_exactly_alone() -> None:
-    batch, by_logprobs, by_states = gradients_at_targets(dpo_step())
+@pytest.mark.parametrize("loss", get_args(DpoLoss))
+def test_the_dpo_term_leaves_formatting_tokens_exactly_alone(loss: DpoLoss) -> None:
+    batch, by_logprobs, by_states = gradients_at_targets(dpo_step(loss=loss))
     formatting = batch.formatting_mask
     assert int(formatting.sum()) == 8
     assert torch.equal(by_logprobs[formatting], torch.zeros(8))
     assert torch.equal(by_states[formatting], torch.zeros(8, 16))
     assert (by_logprobs[~formatting] != 0).all()
     assert (by_states[~formatting].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("loss", get_args(DpoLoss))
+def test_packed_rows_are_separate_rows_under_every_loss(loss: DpoLoss) -> None:
+    margin: Any = {"margin": "reward"} if loss in LOSSES_WITH_MARGIN else {}
+    # Margins of two groups in another order than their numbers in the data, which the batch's order goes by.
+    step = replace(dpo_step(loss=loss, **margin), margins=[0.5, 2.0] if margin else None)
+    found = []
+    modes: tuple[LayoutMode, ...] = ("packed", "separate")
+    for mode in modes:
+        module = TokenLogprobs(tiny_llama())
+        batch = rows(GROUPS[::-1], mode)
+        value, metrics = step(module(batch), batch=batch, counts=count_step(GROUPS), group_numbers=[1, 0])
+        value.backward()
+        gradient = torch.cat([each.grad.flatten() for each in module.parameters() if each.grad is not None])
+        found.append((float(value.detach()), {name: float(each) for name, each in metrics.items()}, gradient))
+    (packed, metrics, gradient), (separate, other_metrics, other_gradient) = found
+    assert packed == pytest.approx(separate, abs=1e-5)
+    assert metrics == pytest.approx(other_metrics, abs=1e-5)
+    assert float(gradient.norm()) > 1e-3
+    torch.testing.assert_close(gradient, other_gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_margins_are_those_of_their_own_pairs() -> None:
+    batch = rows(GROUPS[::-1])
+    logprobs = torch.full((len(batch.target_ids),), -1.0)
+
+    def gaps(margins: list[float]) -> float:
+        step = DpoStep([(0.0, 0.0), (0.0, 0.0)], DpoConfig(beta=1.0, nll_coefficient=0.0, margin="reward"), margins)
+        return float(step(logprobs, batch=batch, counts=count_step(GROUPS), group_numbers=[1, 0])[0])
+
+    # One nat a token: group 0 has -3 against -2 and group 1 -1 against -4, gaps -1 and 3 before their margins.
+    expected = (math.log(1 + math.exp(1 + 0.5)) + math.log(1 + math.exp(-3 + 2.0))) / 2
+    assert gaps([0.5, 2.0]) == pytest.approx(expected, abs=1e-6)
+    assert gaps([2.0, 0.5]) != pytest.approx(expected, abs=1e-2)
+
+
+def test_margins_of_pairs_by_hand() -> None:
+    def margins(config: DpoConfig, **known: Any) -> list[float] | None:
+        return dpo_margins([replace(GROUPS[0], **known)], config)
+
+    assert margins(DpoConfig(), strength="better", reward_gap=3.0) is None
+    strength = DpoConfig(margin="strength", margin_scale=3.0)
+    assert margins(strength, strength="significantly_better") == [3.0]
+    assert margins(strength, strength="better", reward_gap=7.0) == [2.0]
+    assert margins(strength, reward_gap=7.0) == [0.0]
+    reward = DpoConfig(margin="reward", margin_scale=0.5)
+    assert margins(reward, reward_gap=3.0, strength="better") == [1.5]
+    assert margins(reward, strength="better") == [0.0]
+    assert margins(DpoConfig(margin="reward"), reward_gap=3.0) == [3.0]
 
 
 def test_nll_keeps_the_formatting_tokens_of_the_chosen_completions() -> None:

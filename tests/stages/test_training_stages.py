@@ -13,10 +13,18 @@ from alignloop.alone.stage import parse_inputs
 from alignloop.artifacts import Artifact
 from alignloop.config.bundled import resolve_base
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import AverageConfig, AveragingConfig, DpoConfig, RewardConfig, SftConfig, Variant
+from alignloop.config.training import (
+    AverageConfig,
+    AveragingConfig,
+    DpoConfig,
+    Reference,
+    RewardConfig,
+    SftConfig,
+    Variant,
+)
 from alignloop.data.jsonl import load_jsonl
-from alignloop.errors import DriftError, TrainingError, UserError
-from alignloop.records import DroppedRow, Message, PreferenceRow, Source
+from alignloop.errors import DataError, DriftError, TrainingError, UserError
+from alignloop.records import DroppedRow, Message, PairRow, PreferenceRow, Source
 from alignloop.stages import average, bootstrap, train_dpo, train_reward, train_sft
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.train_sft import preferred
@@ -225,6 +233,52 @@ def test_dpo_is_measured_on_held_out_pairs_of_its_strengths(base: Artifact, tmp_
     measured = {name: value for name, value in with_weak.items() if name.startswith("eval_")}
     assert "eval_accuracy" in measured
     assert measured == {name: value for name, value in alone.items() if name.startswith("eval_")}
+
+
+def dpo_config(**dpo: Any) -> train_dpo.Settings:
+    return train_dpo.settings(Recipe(preferences=("p.jsonl",), dpo=DpoConfig(**QUICK, **dpo)))
+
+
+def test_a_loss_and_its_reference_come_together_or_not_at_all(base: Artifact, tmp_path: Path) -> None:
+    pairs = written(tmp_path / "d.jsonl", [preference_pair(preference(n)) for n in range(2)])
+
+    def trained(reference: Artifact | None, **dpo: Any) -> Outputs:
+        inputs = train_dpo.Inputs(base, reference, pairs)
+        return at_door(train_dpo.STAGE, dpo_config(**dpo), inputs, tmp_path / f"{len(list(tmp_path.iterdir()))}")
+
+    with pytest.raises(UserError, match=r"dpo\.loss: ipo compares with a reference model, and none is given"):
+        trained(None, loss="ipo")
+    with pytest.raises(UserError, match=rf"dpo\.loss: simpo has no reference model, but {base.path} is given"):
+        trained(base, loss="simpo")
+    assert trained(None, loss="simpo").metrics["train_dpo_loss"] > 0.0
+    # A round asks for what its loss takes.
+    recipes = [Recipe(preferences=("p.jsonl",), dpo=DpoConfig(loss=loss)) for loss in ("simpo", "hinge")]
+    models: dict[Reference, Artifact] = {"sft": base, "base": pairs, "previous": pairs, "ema": pairs}
+    asked = [
+        train_dpo.inputs(recipe, base, references=models, pairs=pairs, heldout=pairs).reference for recipe in recipes
+    ]
+    assert asked == [None, base]
+
+
+def test_pairs_without_a_margin_are_counted_and_some_must_have_one(base: Artifact, tmp_path: Path) -> None:
+    silent = [preference_pair(preference(n)) for n in range(3)]
+    scored = silent[0].model_copy(update={"reward_gap": 2.0, "strength": "better"})
+
+    def said(name: str, pairs: list[PairRow], margin: str) -> list[str]:
+        heard = Listening()
+        inputs = train_dpo.Inputs(base, base, written(tmp_path / f"{name}.jsonl", pairs))
+        at_door(train_dpo.STAGE, dpo_config(margin=margin), inputs, tmp_path / name, progress=heard)
+        return [line.strip() for line in heard.lines if "margin" in line]
+
+    for margin, column in (("reward", "reward_gap"), ("strength", "strength")):
+        assert said(f"some-{margin}", [scored, *silent[1:]], margin) == [
+            f"dpo.margin: {margin}: 2 of 3 pairs have no {column} (first: row p1), so their margin is 0"
+        ]
+        assert said(f"all-{margin}", [scored], margin) == []
+        none_has_one = rf"dpo\.margin: {margin}: none of the 3 pairs has a {column} \(first: row p0"
+        with pytest.raises(DataError, match=none_has_one):
+            said(f"none-{margin}", silent, margin)
+    assert said("no-margin", silent, "none") == []
 
 
 def test_a_stage_alone_knows_its_averaging(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.load import load_format
 from alignloop.config.bundled import QUICKSTART
-from alignloop.config.training import DpoConfig
+from alignloop.config.training import DpoConfig, DpoLoss
 from alignloop.data.readers import read_preferences
 from alignloop.packing.build import ranked_groups
 from alignloop.packing.check import choose_layout
@@ -179,10 +179,16 @@ def conversational(messages: Sequence[Message], chosen: str, rejected: str) -> d
 
 
 def our_run(
-    module: Any, step_loss: StepLoss, groups: Sequence[PromptGroup], *, batch_groups: int
+    module: Any,
+    step_loss: StepLoss,
+    groups: Sequence[PromptGroup],
+    *,
+    batch_groups: int,
+    others: Mapping[str, StepLoss] | None = None,
 ) -> list[dict[str, float]]:
-    """Loss and metrics of each batch of a training by plain SGD, as the trainer takes its steps."""
-    runner = runner_for(module, groups)
+    """Loss and metrics of each batch of a training by plain SGD, as the trainer takes its steps; and `others` on the
+    same batches, with the norms of their gradients."""
+    runner, parameters = runner_for(module, groups), list(module.parameters())
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
     steps = []
     for start in range(0, len(groups), batch_groups):
@@ -190,13 +196,21 @@ def our_run(
         batch = [groups[number] for number in numbers]
         counts = count_step(batch)
         noted: dict[str, float] = {"loss": 0.0}
+        gradients = {name: [torch.zeros_like(each) for each in parameters] for name in others or {}}
         for cut in runner.cuts(runner.pack(batch)):
             rows = runner.batch(cut)
             output = runner.forward(module, rows)
+            for name, other in (others or {}).items():
+                value, _ = other(output, batch=rows, counts=counts, group_numbers=numbers)
+                noted[name] = noted.get(name, 0.0) + float(value.detach())
+                shares = torch.autograd.grad(value, parameters, retain_graph=True)
+                gradients[name] = [before + share for before, share in zip(gradients[name], shares, strict=True)]
             loss, metrics = step_loss(output, batch=rows, counts=counts, group_numbers=numbers)
             loss.backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 noted[name] = noted.get(name, 0.0) + float(value)
+        for name, summed in gradients.items():
+            noted[f"{name} gradient"] = float(torch.stack([gradient.norm() for gradient in summed]).norm())
         torch.nn.utils.clip_grad_norm_(module.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
@@ -236,24 +250,68 @@ def weights_apart(model: Any, checkpoint: Path) -> float:
     return max(float((state[name] - weight).abs().max()) for name, weight in saved.items())
 
 
+# So many flips that `robust` is far from `sigmoid`.
+FLIPPED: dict[str, Any] = {"robust": {"label_smoothing": 0.3}}
+LOSSES = {
+    loss: DpoConfig(loss=loss, mask_formatting_tokens=False, nll_coefficient=0.0, **FLIPPED.get(loss, {}))
+    for loss in get_args(DpoLoss)
+}
+WITH_REFERENCE = [name for name, config in LOSSES.items() if config.has_reference]
+
+
+def trl_attributes(config: DpoConfig) -> dict[str, Any]:
+    smoothing = {} if config.label_smoothing is None else {"label_smoothing": config.label_smoothing}
+    return {"loss_types": [config.loss], "loss_weights": [1.0], "beta": config.beta, **smoothing}
+
+
 @pytest.fixture(scope="module")
 def dpo_runs(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
     rows = [row.model_copy(update={"edited": None}) for row in setting.rows]
     out_dir = tmp_path_factory.mktemp("dpo") / "trl"
-    job = {"trainer": "dpo", "model": str(setting.policy), "reference": str(setting.reference)}
+    terms = {name: trl_attributes(LOSSES[name]) for name in WITH_REFERENCE}
+    terms["sft"] = {"loss_types": ["sft"], "loss_weights": [1.0]}
+    job = {"trainer": "dpo", "model": str(setting.policy), "reference": str(setting.reference), "terms": terms}
     theirs = trl_run({**job, "rows": [conversational(row.messages, row.chosen, row.rejected) for row in rows]}, out_dir)
     groups = ranked_groups(rows, setting.chat)
-    for group, ids in zip(groups, theirs["ids"], strict=True):
-        assert list(group.prompt_ids) == ids["prompt_ids"]
-        assert [list(c.token_ids) for c in group.completions] == [ids["chosen_ids"], ids["rejected_ids"]]
+    assert_same_ids(groups, theirs["ids"])
 
     reference = TokenLogprobs(load_policy(setting.reference))
     sums = reference_sums(reference, groups, passes=runner_for(reference, groups), mask_formatting_tokens=False)
     module = TokenLogprobs(load_policy(setting.policy))
     step_loss = DpoStep(sums, DpoConfig(mask_formatting_tokens=False))
-    ours = our_run(module, step_loss, groups, batch_groups=PAIRS)
+    others = {name: DpoStep(sums, LOSSES[name]) for name in WITH_REFERENCE}
+    ours = our_run(module, step_loss, groups, batch_groups=PAIRS, others=others)
     moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.policy, out_dir))
     return BothRuns(theirs["steps"], ours, moved, apart)
+
+
+@pytest.fixture(scope="module")
+def simpo_runs(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
+    rows = [row.model_copy(update={"edited": None}) for row in setting.rows]
+    out_dir = tmp_path_factory.mktemp("simpo") / "trl"
+    config = LOSSES["simpo"]
+    job = {
+        "trainer": "cpo",
+        "model": str(setting.policy),
+        "simpo": {"beta": config.beta, "simpo_gamma": config.gamma},
+        "terms": {"simpo": {"cpo_alpha": 0.0}},
+        "rows": [conversational(row.messages, row.chosen, row.rejected) for row in rows],
+    }
+    theirs = trl_run(job, out_dir)
+    groups = ranked_groups(rows, setting.chat)
+    assert_same_ids(groups, theirs["ids"])
+    module = TokenLogprobs(load_policy(setting.policy))
+    step_loss = DpoStep(None, DpoConfig(loss="simpo", mask_formatting_tokens=False))
+    others = {"simpo": DpoStep(None, config)}
+    ours = our_run(module, step_loss, groups, batch_groups=PAIRS, others=others)
+    moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.policy, out_dir))
+    return BothRuns(theirs["steps"], ours, moved, apart)
+
+
+def assert_same_ids(groups: Sequence[PromptGroup], rows: Sequence[dict[str, list[int]]]) -> None:
+    for group, ids in zip(groups, rows, strict=True):
+        assert list(group.prompt_ids) == ids["prompt_ids"]
+        assert [list(c.token_ids) for c in group.completions] == [ids["chosen_ids"], ids["rejected_ids"]]
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["pairs", "three-way"])
@@ -307,6 +365,31 @@ def test_dpo_and_nll_losses_and_the_weights_after_them_are_trls(dpo_runs: BothRu
     assert len(dpo_runs.ours) == BATCHES
     assert dpo_runs.moved > 1e-3
     assert dpo_runs.apart < 1e-4 * dpo_runs.moved
+
+
+@pytest.mark.parametrize("name", WITH_REFERENCE)
+def test_every_loss_with_a_reference_and_its_gradient_are_trls(dpo_runs: BothRuns, name: str) -> None:
+    for theirs, ours in zip(dpo_runs.theirs, dpo_runs.ours, strict=True):
+        assert ours[name] == pytest.approx(theirs[name], abs=TOLERANCE)
+        gradient = f"{name} gradient"
+        assert ours[gradient] == pytest.approx(theirs[gradient], rel=1e-4)
+    values = {round(ours[name], 4) for ours in dpo_runs.ours}
+    assert len(values) == BATCHES
+    # No two are the same on these rows: one would not pass for another.
+    far = 10 * TOLERANCE
+    for other in set(WITH_REFERENCE) - {name}:
+        assert any(abs(ours[name] - ours[other]) > far for ours in dpo_runs.ours), other
+
+
+def test_simpo_losses_and_the_weights_after_them_are_trls(simpo_runs: BothRuns) -> None:
+    for theirs, ours in zip(simpo_runs.theirs, simpo_runs.ours, strict=True):
+        assert ours["simpo"] == pytest.approx(theirs["simpo"], abs=TOLERANCE)
+        assert ours["simpo gradient"] == pytest.approx(theirs["simpo gradient"], rel=1e-4)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=TOLERANCE)
+        assert ours["dpo_loss"] == pytest.approx(ours["simpo"], abs=1e-6)
+    assert len(simpo_runs.ours) == BATCHES
+    assert simpo_runs.moved > 1e-3
+    assert simpo_runs.apart < 1e-4 * simpo_runs.moved
 
 
 def test_reward_losses_and_the_weights_after_them_are_trls(reward_runs: BothRuns) -> None:

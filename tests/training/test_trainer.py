@@ -253,6 +253,51 @@ def test_dpo_starts_at_ln_2_and_caches_its_reference(run: Any, tmp_path: Path) -
     assert run("dpo", tmp_path).metrics["step_0_dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("loss", "start"),
+    [
+        ("sigmoid_norm", 0.69315),
+        ("ipo", 25.0),
+        ("hinge", 1.0),
+        ("robust", 0.69315),
+        ("apo_zero", 1.0),
+        ("apo_down", 1.0),
+    ],
+)
+def test_every_loss_starts_where_it_must_and_learns(run: Any, tmp_path: Path, loss: str, start: float) -> None:
+    knobs = {"loss": loss, "epochs": 4, "nll_coefficient": 0.0}
+    result = run("dpo", tmp_path, **knobs)
+    assert result.metrics["step_0_dpo_loss"] == pytest.approx(start, abs=2e-4)
+    first, last = (run.log(tmp_path)[index] for index in (0, -1))
+    assert last["dpo_loss"] < first["dpo_loss"]
+    assert last["margin"] > first["margin"] + 1e-3
+    assert last["accuracy"] > 0.9
+    # Wrong numbers of the reference are caught at step 0.
+    path = tmp_path / "reference_logprobs.json"
+    cached = json.loads(path.read_text())
+    path.write_text(json.dumps(cached | {"sums": [[0.0, 3.0]] * 32}))
+    with pytest.raises(TrainingError, match=f"not at {'ln 2 = ' if start < 1 else ''}{start:.5f}"):
+        run("dpo", tmp_path, **knobs)
+
+
+def test_simpo_has_no_reference_and_starts_anywhere(run: Any, tmp_path: Path) -> None:
+    run("dpo", tmp_path, loss="simpo", epochs=4, reference=None)
+    assert not (tmp_path / "reference_logprobs.json").exists()
+    first, last = (run.log(tmp_path)[index] for index in (0, -1))
+    assert last["dpo_loss"] < first["dpo_loss"]
+    assert last["accuracy"] > 0.9
+
+
+def test_a_margin_of_dpo_moves_where_it_starts(run: Any, tmp_path: Path, make_groups: MakeGroups) -> None:
+    groups = [replace(group, reward_gap=2.0) for group in make_groups(24, completions=2)]
+    result = run("dpo", tmp_path / "a", groups=groups, margin="reward", margin_scale=0.5)
+    # ln(1 + e^(0.5 * 2)) = 1.313262; the held-out pairs have no gap, and so no margin.
+    assert result.metrics["step_0_dpo_loss"] == pytest.approx(1.313262, abs=1e-4)
+    assert result.metrics["eval_dpo_loss"] < 0.7
+    plain = run("dpo", tmp_path / "b", groups=groups)
+    assert run.digest(result.checkpoints[-1]) != run.digest(plain.checkpoints[-1])
+
+
 # ---- what goes wrong
 
 

@@ -64,6 +64,11 @@ def test_a_variant_replaces_the_fields_it_names() -> None:
     assert (second.beta, second.learning_rate, second.epochs) == (0.1, 1e-5, 1)
     assert first.variants == second.variants == ()
     assert variant_config(config, DpoVariant()) == config.model_copy(update={"variants": ()})
+    simpo = DpoConfig(loss="simpo", variants=(DpoVariant(gamma=0.5), DpoVariant(beta=10.0)))
+    assert [(each.loss, each.beta, each.gamma) for each, _ in trainings(simpo)] == [
+        ("simpo", 2.0, 0.5),
+        ("simpo", 10.0, 1.0),
+    ]
     plain = SftConfig(epochs=3)
     assert trainings(plain) == [(plain, Variant())]
 

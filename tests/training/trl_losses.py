@@ -57,25 +57,47 @@ def reward_trainer(job: dict[str, Any], rows: Dataset, tokenizer: Any) -> Any:
     return RewardTrainer(model, args=RewardConfig(**settings(job)), train_dataset=rows, processing_class=tokenizer)
 
 
-def record(trainer: Any, *, terms: tuple[str, ...]) -> list[dict[str, float]]:
-    """Lets the trainer note the loss of each batch it trains on, and each term of it alone."""
+def cpo_trainer(job: dict[str, Any], rows: Dataset, tokenizer: Any) -> Any:
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    longest = {"max_length": 4096}  # None is 512 here
+    config = CPOConfig(**settings(job) | longest, loss_type="simpo", cpo_alpha=0.2, **job["simpo"])
+    return CPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
+
+
+def record(trainer: Any, *, terms: dict[str, dict[str, Any]]) -> list[dict[str, float]]:
+    """Lets the trainer note the loss of each batch it trains on, and other losses of the same batch with the norms of
+    their gradients: `terms` has the trainer's attributes for each."""
     steps: list[dict[str, float]] = []
     compute_loss = trainer.compute_loss
 
     def compute_and_note(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         noted = {}
-        types, weights = getattr(trainer, "loss_types", None), getattr(trainer, "loss_weights", None)
-        for term in terms:
-            trainer.loss_types, trainer.loss_weights = [term], [1.0]
-            with torch.no_grad():
-                noted[term] = float(compute_loss(model, dict(inputs)))
-        trainer.loss_types, trainer.loss_weights = types, weights
+        for term, attributes in terms.items():
+            before = {name: getattr(trainer, name) for name in attributes}
+            vars(trainer).update(attributes)
+            value = compute_loss(model, dict(inputs))
+            noted[term], noted[f"{term} gradient"] = float(value.detach()), gradient_norm(value, model)
+            vars(trainer).update(before)
         loss = compute_loss(model, inputs, *args, **kwargs)
         steps.append({"loss": float(loss.detach()), **noted})
         return loss
 
     trainer.compute_loss = compute_and_note
     return steps
+
+
+def gradient_norm(loss: torch.Tensor, model: Any) -> float:
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+
+
+def split_ids(row: dict[str, Any]) -> dict[str, list[int]]:
+    """CPO's rows hold the prompt before each completion."""
+    prompt = row["prompt_input_ids"]
+    completions = {f"{name}_ids": row[f"{name}_input_ids"][len(prompt) :] for name in ("chosen", "rejected")}
+    return {"prompt_ids": prompt, **completions}
 
 
 def main() -> None:
@@ -85,12 +107,13 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     rows = Dataset.from_list(job["rows"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    build, terms = {"dpo": (dpo_trainer, ("sigmoid", "sft")), "reward": (reward_trainer, ())}[job["trainer"]]
+    build = {"dpo": dpo_trainer, "cpo": cpo_trainer, "reward": reward_trainer}[job["trainer"]]
     trainer = build(job, rows, tokenizer)
-    steps = record(trainer, terms=terms)
+    steps = record(trainer, terms=job.get("terms", {}))
     trainer.train()
     names = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in trainer.train_dataset.features]
-    ids = [{name: row[name] for name in names} for row in trainer.train_dataset]
+    of_row = split_ids if job["trainer"] == "cpo" else lambda row: {name: row[name] for name in names}
+    ids = [of_row(row) for row in trainer.train_dataset]
     trainer.model.save_pretrained(job["out_dir"])
     Path(job["out_dir"], "losses.json").write_text(json.dumps({"steps": steps, "ids": ids}))
 
