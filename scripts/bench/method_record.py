@@ -7,12 +7,14 @@ run directory --outcome_of--> Outcome --append--> docs/method_runs.jsonl --read_
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from alignloop.config.bundled import RECIPES, resolve_base
+from alignloop.config import load_recipe
+from alignloop.config.bundled import QUICKSTART
 from alignloop.data.jsonl import load_jsonl
 from alignloop.evaluation.report import EvalSample
 from alignloop.report.facts import read_run
@@ -22,7 +24,6 @@ STRICT = "ifeval/prompt_level_strict_acc"
 DEV = "ifeval_dev/prompt_level_strict_acc"
 UNSEEN, KNOWLEDGE = "ifeval_unseen/prompt_level_strict_acc", "mmlu/acc"
 RIGHT = "prompt_level_strict_acc"
-WORLD = Path(__file__).resolve().parents[1] / "world"
 
 
 class Outcome(BaseModel):
@@ -46,15 +47,14 @@ class Outcome(BaseModel):
 
 
 def made_of(arm: Arm, *, rounds: int) -> str:
-    """Digest of the arm, the recipe, the base that ships and the world that data is drawn from."""
-    digest = hashlib.sha256(repr((arm.kind, arm.settings, arm.rounds or rounds)).encode())
-    files = [
-        RECIPES / "quickstart.yaml",
-        *sorted(WORLD.glob("*.py")),
-        *sorted(Path(resolve_base("quickstart")).iterdir()),
-    ]
-    for file in files:
-        digest.update(f"\n{file.name}\n".encode() + file.read_bytes())
+    """Digest of the arm, of what the recipe sets, of the base that ships, and of the data that does, which stands for
+    the world that seeds draw from."""
+    recipe = load_recipe("quickstart", overrides=arm.settings).model_dump(mode="json", exclude_defaults=True)
+    said = [arm.kind, arm.rounds or rounds, recipe]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for file in sorted(path for folder in ("base", "data") for path in (QUICKSTART / folder).rglob("*")):
+        if file.is_file():
+            digest.update(f"\n{file.relative_to(QUICKSTART)}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -99,5 +99,5 @@ def test_a_recorded_run_counts_while_what_it_was_made_of_is_the_same(
     lab.keep(today.model_copy(update={"seed": 1}))
     assert set(read_outcomes(record)) == {("two-way", 0), ("two-way", 1)}
     assert set(lab.outcomes()["two-way"]) == {0, 1}
-    monkeypatch.setattr(method_record, "WORLD", tmp_path)  # a world that is made by other files
+    monkeypatch.setattr(method_record, "QUICKSTART", tmp_path)  # another base, another world
     assert lab.recorded(arm, 0) is None
