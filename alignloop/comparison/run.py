@@ -16,7 +16,6 @@ from alignloop.artifacts import write_text
 from alignloop.comparison.compare import Side, compare, read_side
 from alignloop.comparison.printed import comparison_page
 from alignloop.comparison.result import SamplingComparison
-from alignloop.config import Recipe
 from alignloop.engines.open import temporary_folder
 from alignloop.errors import UserError
 from alignloop.progress import Progress
