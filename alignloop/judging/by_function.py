@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from alignloop.chat.reasoning import answer_of
 from alignloop.judging.annotate import Annotations, Pair, preference
-from alignloop.records import STRENGTHS, ComparedBy, PreferenceRow, Strength
+from alignloop.records import STRENGTHS, CandidateRow, ComparedBy, PreferenceRow, PromptRow, Strength
 from alignloop.sampling.candidate_values import function_values
 
 STRENGTH_GAPS = (0.75, 0.5, 0.25)
@@ -60,7 +60,7 @@ def annotate(pairs: Sequence[Pair], *, by: FunctionAnnotator, seed: int) -> Anno
     Raises:
         UserError: as `function_values`.
     """
-    values = function_values(by.function, [[first, second] for _, first, second in pairs])
+    values = function_values(by.function, [[_asked(pair[0], row) for row in pair[1:]] for pair in pairs])
     known = [pair for pair in pairs if all(row.id in values for row in pair[1:])]
     rows = [row for pair in known if (row := _compared(pair, values, by=by, seed=seed)) is not None]
     counts = {"annotated": len(rows), "ties": len(known) - len(rows)}
@@ -74,6 +74,11 @@ def strength_of(gap: float, *, least: Sequence[float]) -> Strength | None:
     if gap < _LEVEL:
         return None
     return STRENGTHS[sum(gap < border - _LEVEL for border in least)]
+
+
+def _asked(prompt: PromptRow, row: CandidateRow) -> CandidateRow:
+    """The candidate with the dialog and the columns of the prompt that it is compared on."""
+    return row.model_copy(update={"messages": prompt.messages, "meta": prompt.meta})
 
 
 def _compared(pair: Pair, values: Mapping[str, float], *, by: FunctionAnnotator, seed: int) -> PreferenceRow | None:
