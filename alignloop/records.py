@@ -27,10 +27,14 @@ STRENGTHS: tuple[Strength, ...] = ("significantly_better", "better", "slightly_b
 NonEmptyText = Annotated[str, Field(min_length=1)]
 TokenIds = Annotated[list[int], Field(min_length=1)]
 FinishReason = Literal["stop", "length"]
-ComparedBy = Literal["people", "judge", "simulated"]
+ComparedBy = Literal["people", "judge", "simulated", "function"]
 RowOrigin = Literal["file", "annotated", "on_policy"]
 """Where what trains comes from: the user's files of preferences, a round's annotations, or its candidates by reward."""
 ROW_ORIGINS: tuple[RowOrigin, ...] = ("file", "annotated", "on_policy")
+
+
+FailedGates = Annotated[list[str], Field(exclude_if=lambda gates: not gates)]
+"""Functions of `score.reward_functions` whose `gate` a completion fails; not written where there is none."""
 
 
 def candidate_id(prompt_id: str, *, round: int, k: int) -> str:
@@ -153,9 +157,9 @@ class PreferenceRow(Row):
     """How much better `chosen` is than `rejected`; None where the source does not say."""
     source: Source
     annotator: str = "human"
-    """Who compared the two: `human` or a person's name, `simulated`, a judge's name."""
+    """Who compared the two: `human` or a person's name, `simulated`, a judge's name, a function's `module:function`."""
     compared_by: ComparedBy = "people"
-    """What the annotator is: what a judge or the simulated annotator picked is not people's choice."""
+    """What the annotator is: what a judge, a function or the simulated annotator picked is not people's choice."""
     chosen_ids: TokenIds | None = None
     """Token ids of `chosen` as sampled, where it is a candidate of the run; None: the text is tokenised. Never taken
     from a user's file, whose ids may be another tokenizer's."""
@@ -166,6 +170,8 @@ class PreferenceRow(Row):
     chosen_reward: float | None = None
     """Total reward of the best completion: by the reward model of the round that sampled it, and, as `score` hands a
     batch on, by the round's own; None for what people wrote or clearly chose."""
+    chosen_failed_gates: FailedGates = []
+    """Of the best completion, where it has such a reward."""
     meta: dict[str, Any] = Field(default_factory=dict)
     """Free columns of the source (topic, constraints, ...); carried along, never read by training."""
 
@@ -239,6 +245,8 @@ class CandidateRow(Row):
     """Value of each reward function of the recipe that applies, by `module:function`."""
     total_reward: float | None = None
     """`reward` and the weighted sum of `extra_rewards`: what selection and pairs go by; None before `score`."""
+    failed_gates: FailedGates = []
+    """The fewer, the better, before any reward."""
     temperature: float | None = None
     top_p: float | None = None
     system_prompt: str | None = None
@@ -269,10 +277,13 @@ class SelectedRow(Row):
     """Reward of a candidate picked at random among those the best is picked from: the report's yardstick."""
     rewards: list[float]
     """Total rewards of all K candidates, in candidate order."""
-    pass_rate: float = Field(ge=0.0, le=1.0)
-    """Share of the K candidates whose reward reaches the threshold named in the manifest of `select`."""
+    pass_rate: Annotated[float, Field(ge=0.0, le=1.0)] | None
+    """Share of the K candidates whose reward reaches the threshold named in the manifest of `select`, or which pass by
+    `select.pass_by`; None where that function does not apply."""
     round: int
     policy: str
+    failed_gates: FailedGates = []
+    """Of the completion: no candidate of the prompt passes them all, and the row does not train."""
     meta: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -428,6 +439,7 @@ class PairRow(Row):
     strength: Strength | None = None
     origin: Literal["on_policy", "preference"]
     reward_gap: float | None = None
+    """Of an on-policy pair, by total reward; None where a gate tells the two apart."""
     source: Source
     chosen_ids: TokenIds | None = None
     """As in a preference row; so the three that follow."""

@@ -32,7 +32,8 @@ ORDER = [
     {"chat", "objectives"},
     {"data", "engines", "packing", "sampling"},
     {"evaluation", "judging", "run_dir"},
-    {"quickstart", "training"},
+    {"rewards", "training"},
+    {"quickstart"},
     {"pruning"},
     {"stages"},
     {"report"},
@@ -335,7 +336,7 @@ def test_pins_satisfy_the_ranges() -> None:
 
 NOT_IMPORTED = {
     "tensorboard": "torch.utils.tensorboard writes with it",
-    "trl": "the tests hold our losses against TRL's; the methods that are to come train with it",
+    "math-verify": "TRL's accuracy_reward reads and compares with it",
 }
 """Declared all the same, each with its reason."""
 

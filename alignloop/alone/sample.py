@@ -35,6 +35,7 @@ from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, UserError
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import CandidateRow, DroppedRow, PromptRow, RejectedRow
+from alignloop.sampling.reward_functions import require_columns
 from alignloop.sampling.reward_statistics import summary
 from alignloop.stages import sample, score, select
 
@@ -208,6 +209,8 @@ def score_file(
     )
     if not rows:
         raise DataError(f"{candidates}: none of its candidates can be scored, the first because: {dropped[0].reason}")
+    for entry in recipe.score.reward_functions:
+        require_columns(entry.function, [row.meta for row in rows])
     with work_dir(out) as work:
         dump_jsonl(work / "unscored.jsonl", rows)
         scoring = scoring_of(recipe, Artifact.of(work / "unscored.jsonl"), folder)

@@ -36,7 +36,7 @@ from alignloop.sampling.reward_statistics import (
     summary,
     swap_test,
 )
-from alignloop.stages.select import endings, reward_of
+from alignloop.stages.select import endings, num_failed, reward_of
 
 NUM_BINS = 16
 Prompts = list[list[CandidateRow]]
@@ -51,7 +51,7 @@ class Side:
         rows: candidates of each prompt by prompt id, in file order.
         settings: of `engine` and `sample`, where they are known.
         reward_model: digest; None where the file does not tell.
-        reward_functions: those added to it, with weights; None where the file does not tell.
+        reward_functions: those beside it, with weights and gates; None where the file does not tell.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Side:
     rows: dict[str, list[CandidateRow]]
     settings: dict[str, Any] = field(default_factory=dict)
     reward_model: str | None = None
-    reward_functions: tuple[tuple[str, float], ...] | None = None
+    reward_functions: tuple[tuple[str, float, float | None], ...] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -133,11 +133,15 @@ def _differing(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> dict[s
 def _best(rows: Sequence[CandidateRow]) -> list[float]:
     truncated, empty = endings(rows)
     rewards = [reward_of(row) for row in rows]
-    return [rewards[pick_best(rewards, truncated=truncated, empty=empty)]]
+    return [rewards[pick_best(rewards, truncated=truncated, empty=empty, failed=num_failed(rows))]]
 
 
 def _functions(side: Side) -> str:
-    return ", ".join(f"{name}={weight:g}" for name, weight in side.reward_functions or ()) or "none"
+    named = [
+        f"{name}={weight:g}" + ("" if gate is None else f", gate {gate:g}")
+        for name, weight, gate in side.reward_functions or ()
+    ]
+    return ", ".join(named) or "none"
 
 
 def _rewards(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, seed: int) -> ComparedRewards:
@@ -226,15 +230,16 @@ def _num_candidates(prompts: Iterable[Sequence[CandidateRow]]) -> str:
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def _scored_by(file: Path) -> tuple[str | None, tuple[tuple[str, float], ...] | None]:
-    """Digest of the reward model, and the reward functions with their weights, by the manifest beside the file."""
+def _scored_by(file: Path) -> tuple[str | None, tuple[tuple[str, float, float | None], ...] | None]:
+    """Digest of the reward model, and the reward functions with weights and gates, by the manifest beside the file."""
     known = read_beside(file)
     if known is None or known.stage != "score":
         return None, None
     model = known.inputs.get("reward_model")
     functions = known.config.get("reward_functions") or []
     digest = model.get("digest") if isinstance(model, dict) else None
-    return digest, tuple(sorted((entry["function"], float(entry["weight"])) for entry in functions))
+    # Each function is named once, so that no two gates are compared.
+    return digest, tuple(sorted((entry["function"], float(entry["weight"]), entry.get("gate")) for entry in functions))
 
 
 def _keyed(

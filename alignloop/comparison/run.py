@@ -16,12 +16,10 @@ from alignloop.artifacts import write_text
 from alignloop.comparison.compare import Side, compare, read_side
 from alignloop.comparison.printed import comparison_page
 from alignloop.comparison.result import SamplingComparison
-from alignloop.config import Recipe
 from alignloop.engines.open import temporary_folder
 from alignloop.errors import UserError
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import locked
-from alignloop.sampling.reward_functions import load
 from alignloop.stages import score
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -85,7 +83,7 @@ def compare_sampling(
             for letter, one in sources.items()
             if one.is_recipe
         }
-        _check_scoring([sampling.recipe for sampling in recipes.values()])
+        _check_scoring(list(recipes.values()))
     sides = {
         letter: read_side(Path(one.source).expanduser(), name=one.name)
         for letter, one in sources.items()
@@ -123,15 +121,17 @@ def _check_options(
             raise UserError(f"--set-{letter}: {one.source} is a file of scored candidates: only a recipe has settings")
 
 
-def _check_scoring(recipes: Sequence[Recipe]) -> None:
+def _check_scoring(sides: Sequence[Sampling]) -> None:
     """Two recipes must score alike: else their rewards differ for another reason than the sampling."""
+    recipes = [side.recipe for side in sides]
     if any(recipe.score != recipes[0].score for recipe in recipes):
         raise UserError(
             "A and B have different `score` sections: their rewards would differ whatever is sampled. Make them the "
             "same, for example with --set-b"
         )
     for entry in score.unique(recipes[0].score.reward_functions):
-        load(entry.function)  # one that cannot be loaded is found before the engine starts
+        for side in sides:  # what is wrong with it is found before the engine starts
+            score.check_function(entry.function, side.prompts)
 
 
 def _made(sampling: Sampling, reward_model: Path, name: str, folder: Path, *, progress: Progress) -> Side:

@@ -17,6 +17,8 @@ FOLDER_NAME = r"^[^/\\.][^/\\]*$"
 VARIABLE_NAME = r"^[A-Za-z_]\w*$"
 FUNCTION_NAME = r"^[\w.]+:[A-Za-z_]\w*$"
 POLICY_NAME = r"^(best|previous|base|round-[1-9][0-9]{0,3})$"
+ANNOTATOR_NAME = rf"^(none|simulated|judge|human)$|{FUNCTION_NAME}"
+PASS_NAME = rf"^reward$|{FUNCTION_NAME}"
 TRUTH_NAME = rf"^checkers$|{FUNCTION_NAME}"
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 

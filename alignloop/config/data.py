@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from alignloop.config.base import Fraction, NonEmptyText, PositiveInt, Section
+from alignloop.config.base import ANNOTATOR_NAME, Fraction, NonEmptyText, NonNegativeFloat, PositiveInt, Section
 
 FormName = Literal[
     "sharegpt",
@@ -95,10 +95,15 @@ class DataConfig(Section):
 class CollectConfig(Section):
     """A round's preferences: its batch of the user's file and new annotations (4.2.1)."""
 
-    annotator: Literal["none", "simulated", "judge", "human"] = "none"
-    """Who annotates pairs the last policy sampled: nobody, the quickstart's simulated annotator (IFEval
-    checkers on training prompts only), the recipe's `judge`, or people: the round then writes the pairs to
-    `<run>/annotations/`, stops, and goes on when their answers lie there."""
+    annotator: Annotated[str, Field(pattern=ANNOTATOR_NAME)] = "none"
+    """Who annotates pairs the last policy sampled: nobody, the quickstart's `simulated` annotator (IFEval
+    checkers on training prompts only), the recipe's `judge`, a reward function (`module:function`, such as
+    `alignloop.rewards:math_equal`), by whose values the two are compared, or people (`human`): the round then writes
+    the pairs to `<run>/annotations/`, stops, and goes on when their answers lie there."""
+    strength_gaps: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None = None
+    """With a function: the least gaps between the two values of a `significantly_better`, a `better` and a
+    `slightly_better` preference; a narrower one is `marginally_better`, equal values are a tie. None: [0.75, 0.5,
+    0.25], ours: the quarters of values from 0 to 1."""
     num_annotations: Annotated[int, Field(ge=0)] = 0
     """At most this many new annotated pairs a round."""
     pairing: AnnotatedPairing = "best_random"
@@ -111,12 +116,25 @@ class CollectConfig(Section):
     """With `human`: the round goes on when so many of its pairs are answered; None: when all are. What is left
     unanswered is counted, and trains nothing."""
 
+    @property
+    def by_function(self) -> bool:
+        """Whether the annotator is a reward function of the recipe's."""
+        return ":" in self.annotator
+
     @model_validator(mode="after")
     def _asks_people_for_something(self) -> CollectConfig:
         if self.annotator == "human" and not self.num_annotations:
             raise ValueError(
                 "collect.annotator is human, but collect.num_annotations is 0: nobody would be asked anything - say "
                 "how many pairs a round people are to compare"
+            )
+        if self.strength_gaps is not None and not self.by_function:
+            raise ValueError(
+                f"collect.strength_gaps are for a function; collect.annotator is {self.annotator} - leave them out"
+            )
+        if list(self.strength_gaps or ()) != sorted(self.strength_gaps or (), reverse=True):
+            raise ValueError(
+                f"collect.strength_gaps: {list(self.strength_gaps or ())} grow - write the widest gap first"
             )
         if self.min_annotated is not None and self.annotator != "human":
             raise ValueError(

@@ -10,7 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from alignloop.config.base import FOLDER_NAME, FUNCTION_NAME, POLICY_NAME, TRUTH_NAME, VARIABLE_NAME
+from alignloop.config.base import (
+    ANNOTATOR_NAME,
+    FOLDER_NAME,
+    FUNCTION_NAME,
+    PASS_NAME,
+    POLICY_NAME,
+    TRUTH_NAME,
+    VARIABLE_NAME,
+)
 from alignloop.config.bundled import RECIPES
 from alignloop.config.recipe import Recipe
 from alignloop.config.yaml_values import MAX_DEPTH, YamlProblem, YamlRefused, parse_yaml, read_yaml
@@ -55,6 +63,8 @@ _PATTERNS = {
     VARIABLE_NAME: "a name of letters, digits and _",
     FUNCTION_NAME: "a function as module:function",
     POLICY_NAME: "best, previous, base or a round as round-3",
+    ANNOTATOR_NAME: "none, simulated, judge, human, or a function as module:function",
+    PASS_NAME: "`reward`, or a function as module:function",
     TRUTH_NAME: "`checkers`, or a function as module:function",
 }
 

@@ -133,8 +133,9 @@ class DifficultyConfig(Section):
 
     enabled: bool = True
     by: Literal["pass_rate", "judge", "intentions"] = "pass_rate"
-    """`pass_rate` among the K candidates, which needs no judge; `judge`: its three points; `intentions`: how many
-    distinct ones a judge lists (InsTag)."""
+    """`pass_rate` among the K candidates, which needs no judge: of those that a verifier passes, where `select.pass_by`
+    names one, else by their reward; `judge`: its three points; `intentions`: how many distinct ones a judge lists
+    (InsTag)."""
     min_pass_rate: Fraction = 0.0
     max_pass_rate: Fraction = 1.0
     """Rows outside [min, max] are dropped."""

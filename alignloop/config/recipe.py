@@ -89,6 +89,12 @@ class Recipe(Section):
                 "prune asks a judge (topic.by, quality.by or difficulty.by), but there is no `judge` section: name its "
                 "model there"
             )
+        scored = [entry.function for entry in self.score.reward_functions]
+        if self.select.pass_by not in ("reward", *scored):
+            raise ValueError(
+                f"select.pass_by: {self.select.pass_by} is none of score.reward_functions "
+                f"({', '.join(scored) or 'there are none'}): name it there (`weight: 0` records its values alone)"
+            )
         if (fixed := self.sample.policy_round) is not None and fixed >= self.rounds:
             raise ValueError(
                 f"sample.policy: {self.sample.policy} samples in the rounds after round {fixed}, and the run has "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from alignloop.config.base import (
     FUNCTION_NAME,
+    PASS_NAME,
     POLICY_NAME,
     Fraction,
     NonEmptyText,
@@ -81,12 +82,23 @@ class SampleConfig(Section):
 
 
 class RewardFunction(Section):
-    """A reward of your own beside the reward model's, added to it with a weight."""
+    """A reward beside the reward model's: added to it with a weight, or a gate before it (docs/rewards.md)."""
 
     function: Annotated[str, Field(pattern=FUNCTION_NAME)]
     """`module:function`, called as TRL's GRPO trainer calls one: `function(prompts, completions, **columns)` on
-    lists of message lists, returns a list of floats, None where it does not apply."""
+    lists of message lists, returns a list of floats, None where it does not apply. `alignloop.rewards` has some, and
+    TRL's go by their names (`trl.rewards:accuracy_reward`)."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """What its value counts in the total; 0 records it alone, and is what a gate has where none is said."""
+    gate: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """A candidate whose value is under this fails, and is not picked while another passes: the reward model decides
+    among those that pass. Where none passes, the prompt trains neither SFT nor an on-policy pair. None: no gate."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gates_weigh_nothing(cls, value: Any) -> Any:
+        is_gate = isinstance(value, dict) and value.get("gate") is not None
+        return {"weight": 0.0, **value} if is_gate else value
 
 
 class ScoreConfig(Section):
@@ -96,7 +108,7 @@ class ScoreConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     reward_functions: tuple[RewardFunction, ...] = ()
     """Each one's value is recorded; their weighted sum and the reward model's raw reward make the total that
-    selection and pairs go by."""
+    selection and pairs go by, after the gates."""
 
 
 class SelectConfig(Section):
@@ -106,8 +118,13 @@ class SelectConfig(Section):
     """`random`, for ablations: one of the candidates that the best is picked from, drawn with the prompt's seed. Its
     reward is recorded, and decides nothing."""
     pass_quantile: Fraction = 0.5
-    """A candidate passes where its reward reaches this quantile of all the round's rewards; a prompt's pass
-    rate is the share of its K candidates that do."""
+    """A candidate passes where its reward reaches this quantile of all the round's rewards, and it fails no gate; a
+    prompt's pass rate is the share of its K candidates that do."""
+    pass_by: Annotated[str, Field(pattern=PASS_NAME)] = "reward"
+    """What a candidate passes by: its `reward`, as `pass_quantile` says, or a verifier: one of `score.reward_functions`
+    (`weight: 0` records it alone), whose value must reach `pass_value`. `prune.difficulty` goes by the pass rate."""
+    pass_value: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """With a function: a candidate passes where its value reaches this."""
 
 
 class PairsConfig(Section):

@@ -232,7 +232,7 @@ def _no_ids(value: object, field: str) -> None:
 
 _finish_reason = _one_of("stop", "length")
 _COLUMNS: dict[str, Callable[[object, str], Any]] = {
-    "compared_by": _one_of("people", "judge", "simulated", default="people"),
+    "compared_by": _one_of("people", "judge", "simulated", "function", default="people"),
     "chosen_ids": _no_ids,
     "chosen_finish_reason": _finish_reason,
     "rejected_ids": _no_ids,

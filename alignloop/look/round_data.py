@@ -93,9 +93,10 @@ def _selected(data: RoundData, rows: Sequence[SelectedRow]) -> None:
             ("best-of-K reward", [row.reward for row in rows]),
             ("best over random (reward)", [row.reward - row.random_reward for row in rows]),
             ("best-of-K length (words)", [len(row.completion.split()) for row in rows]),
-            ("pass rate", [row.pass_rate for row in rows]),
+            ("pass rate", [row.pass_rate for row in rows if row.pass_rate is not None]),
         ):
-            data.quantiles[name] = _quantiles(values)
+            if values:
+                data.quantiles[name] = _quantiles(values)
 
 
 def _sft(data: RoundData, rows: Sequence[SftRow]) -> None:

@@ -148,10 +148,10 @@ class RoundTrace:
     def picked(self, best: SelectedRow, *, name: str = "") -> list[Step]:
         """`select` of a prompt's best candidate, or of the one picked at random."""
         if self.picks_at_random:
-            text = f"{name}at random, reward {best.reward:.4g}; {best.pass_rate:.0%} of {len(best.rewards)} pass"
+            text = f"{name}at random, reward {best.reward:.4g}; {_passing(best)}"
             return self.step("select", "picked", text, {"picked": best.id, "rewards": best.rewards})
         rewards = f"reward {best.reward:.4g}, a random one's {best.random_reward:.4g}"
-        text = f"{name}{rewards}; {best.pass_rate:.0%} of {len(best.rewards)} pass"
+        text = f"{name}{rewards}; {_passing(best)}"
         facts = best.model_dump(include={"reward", "random_reward", "pass_rate"})
         return self.step("select", "best", text, {"best": best.id, **facts, "rewards": best.rewards})
 
@@ -189,6 +189,12 @@ class RoundTrace:
                 text = f"by {row.annotator}: {compared}{strength}{edited}"
                 steps += [*self.step("collect", "compared", text, facts), *_of_annotation(self.run, row)]
         return steps
+
+
+def _passing(best: SelectedRow) -> str:
+    """How many of a prompt's candidates pass, and the gates that even the best one fails."""
+    rate = "no pass rate" if best.pass_rate is None else f"{best.pass_rate:.0%} of {len(best.rewards)} pass"
+    return rate + (f"; fails the gate of {', '.join(best.failed_gates)}" if best.failed_gates else "")
 
 
 def batches_of(row_id: str, run: RunReader) -> list[int]:

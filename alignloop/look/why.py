@@ -161,6 +161,8 @@ def _candidate_facts(row: CandidateRow, prompt: PromptRow | None, trace: RoundTr
     facts |= {f"reward {name}": value for name, value in row.extra_rewards.items()}
     if row.extra_rewards and row.total_reward is not None:
         facts["total reward"] = row.total_reward
+    if row.failed_gates:
+        facts["fails the gate of"] = ", ".join(row.failed_gates)
     return facts
 
 
@@ -173,12 +175,15 @@ def _rank_steps(
         return []
     if best.id == row.id:
         return trace.picked(best)
-    rank = 1 + sum((reward_of(other) or 0.0) > reward for other in rows)
+    order = (-len(row.failed_gates), reward)
+    rank = 1 + sum((-len(other.failed_gates), reward_of(other) or 0.0) > order for other in rows)
     if trace.picks_at_random:
         text = f"reward {reward:.4g} is number {rank} of {len(rows)}; picked at random is {best.id}"
         return trace.step("select", "not picked", text, {"picked": best.id, "rank": rank})
     why = ""
-    if reward >= best.reward:
+    if len(row.failed_gates) > len(best.failed_gates):
+        why = f"; it fails the gate of {', '.join(row.failed_gates)}"
+    elif reward >= best.reward:
         why = "; it was cut off, and does not win over a finished one" if row.finish_reason == "length" else ""
         why = why or ("; it has no text" if not has_answer(row.completion) else "; the first of equals wins")
     text = f"reward {reward:.4g} is number {rank} of {len(rows)}; the best, {best.id}, has {best.reward:.4g}{why}"

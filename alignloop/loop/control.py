@@ -166,7 +166,7 @@ def _not_by_reward(recipe: Recipe) -> Settings:
     found: dict[str, Any] = {"prune.quality.by": "judge"}
     if quality.by == "reward":
         found["prune.quality.enabled"] = False
-    if difficulty.by == "pass_rate":
+    if difficulty.by == "pass_rate" and recipe.select.pass_by == "reward":
         found["prune.difficulty.enabled"] = False
     return found
 

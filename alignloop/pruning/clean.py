@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignloop.chat.reasoning import has_answer
+from alignloop.evaluation.language import best_guess, near, prose
 from alignloop.evaluation.measures import NGRAM, repeated_ngram_share, words
 from alignloop.pruning.items import Item
 from alignloop.pruning.step import Pruned, StepResult, Tools, drop, left, pruned
@@ -51,10 +52,6 @@ _MAIN_SHARE = 0.75
 _LEAST_SHARE = 0.15
 """A completion with this share of its prompt's script is not foreign: it may quote, or explain a text."""
 
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+", re.DOTALL)
-_CODE_LINE = re.compile(
-    r"[{};=<>]\s*$|^\s*(?:def |class |import |from \w+ import |#include|SELECT |function )", re.MULTILINE
-)
 _ASKS_FOR_A_LANGUAGE = re.compile(
     r"translat|transliterat|\blanguages?\b|\b(?:english|chinese|mandarin|cantonese|french|german|spanish|italian|"
     r"portuguese|russian|ukrainian|japanese|korean|arabic|hindi|urdu|bengali|thai|vietnamese|turkish|polish|dutch|greek|"
@@ -82,7 +79,6 @@ _OTHER = re.compile("[^\\x00-\\x7f]+")
 _ENGLISH = frozenset("the of and to a in is that for it with as are be this on or you i by an was not have".split())
 _ENGLISH_SHARE = 0.15
 """Share of such words from which a text is English without asking langdetect."""
-_NEAR = {"no": "da", "sl": "hr", "sk": "cs", "ca": "es", "gl": "es", "pt": "pt", "mk": "bg", "uk": "ru", "id": "ms"}
 
 
 @dataclass(frozen=True)
@@ -224,14 +220,6 @@ def _mismatch(prompt: str, completion: str, *, detect: bool) -> str | None:
     return f"the prompt is in {script} script, {share:.0%} of the completion in {other}"
 
 
-def prose(text: str) -> str:
-    """The text without code and links; empty where most lines are code without a fence."""
-    text = _CODE.sub(" ", text) if "`" in text or "://" in text else text
-    if len(_CODE_LINE.findall(text)) * 2 > text.count("\n") + 1:
-        return ""
-    return text
-
-
 def letters_by_script(text: str) -> Counter[str]:
     """Number of letters by script; syllables and word signs count three times."""
     plain = len(text.encode("utf-8", "replace").translate(None, _NO_ASCII_LETTERS))
@@ -259,16 +247,9 @@ def looks_english(text: str) -> bool:
 
 
 def detected(text: str) -> str | None:
-    """langdetect's language code where it is sure, else None. Deterministic."""
-    import langdetect
-
-    langdetect.DetectorFactory.seed = 0  # it draws random numbers
-    try:
-        best = langdetect.detect_langs(text[:2000])[0]
-    except langdetect.LangDetectException:
-        return None
-    # Serbian and Croatian, Norwegian and Danish, ... are told apart by little: what is near is called the same.
-    return _NEAR.get(best.lang, best.lang) if best.prob >= MIN_PROBABILITY else None
+    """langdetect's language code where it is sure, else None; what is near is called the same."""
+    best = best_guess(text)
+    return None if best is None or best.probability < MIN_PROBABILITY else near(best.language)
 
 
 def clean_step(items: Sequence[Item], tools: Tools) -> StepResult:

@@ -48,6 +48,7 @@ class Item:
         as_target: a preference of a round, whose best completion becomes an SFT row.
         judge: points by judging prompt.
         best_rating: points of the quality judge over its maximum.
+        failed_gates: functions whose gate the completion fails; such a row is never kept.
         tags: intentions; None where no judge was asked or its answer cannot be read.
         difficulty_score: higher is harder, on the scale of the step that set it.
         priority_difficulty: the same in (0, 1]; None where unknown.
@@ -60,6 +61,7 @@ class Item:
     truncated: bool = False
     reward: float | None = None
     pass_rate: float | None = None
+    failed_gates: tuple[str, ...] = ()
     from_people: bool = False
     as_target: bool = False
     topic: str | None = None
@@ -118,7 +120,8 @@ class Item:
 
 def item_of_selected(row: SelectedRow) -> Item:
     """The best of K; an empty completion is left to cleaning, which drops it with a reason."""
-    return replace(_item(row, row.picked), reward=row.reward).with_pass_rate(row.pass_rate)
+    item = replace(_item(row, row.picked), reward=row.reward, failed_gates=tuple(row.failed_gates))
+    return item if row.pass_rate is None else item.with_pass_rate(row.pass_rate)
 
 
 def item_of_preference(row: PreferenceRow) -> Item:
@@ -139,15 +142,15 @@ def item_of_target(row: PreferenceRow, *, strengths: Sequence[Strength], pass_ra
     item = replace(item_of_preference(row), as_target=True)
     if is_peoples(row, strengths=strengths):
         return replace(item, from_people=True)
-    item = replace(item, reward=row.chosen_reward)
+    item = replace(item, reward=row.chosen_reward, failed_gates=tuple(row.chosen_failed_gates))
     return item if pass_rate is None else item.with_pass_rate(pass_rate)
 
 
 def is_peoples(row: PreferenceRow, *, strengths: Sequence[Strength]) -> bool:
     """Whether people wrote its best completion, or chose it at one of the `strengths` (or named no strength).
 
-    What a judge or the simulated annotator picked is a candidate of the policy like any other, and what people hardly
-    preferred may be no better than what they rejected.
+    What a judge, a function or the simulated annotator picked is a candidate of the policy like any other, and what
+    people hardly preferred may be no better than what they rejected.
     """
     chosen = row.compared_by == "people" and (row.strength is None or row.strength in strengths)
     return chosen or row.edited is not None

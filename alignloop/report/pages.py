@@ -142,8 +142,11 @@ def _sentences(run: RunRecord) -> Iterator[str]:
     if tests := names_of((run.recipe.get("evaluate") or {}).get("test_tasks") or ()):
         yield f"{tests} chose nothing: those figures are to be reported. The best round's others flatter it."
     collect = run.recipe.get("collect") or {}
-    if collect.get("num_annotations") and collect.get("annotator") in ANNOTATORS:
-        yield ANNOTATORS[collect["annotator"]]
+    annotator = str(collect.get("annotator"))
+    if collect.get("num_annotations") and annotator in ANNOTATORS:
+        yield ANNOTATORS[annotator]
+    elif collect.get("num_annotations") and ":" in annotator:
+        yield f"The annotator is a program, {annotator}, not people."
 
 
 def _warnings(run: RunRecord) -> Iterator[str]:

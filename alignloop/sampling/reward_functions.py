@@ -1,4 +1,4 @@
-"""Reward functions of the user's own, called the way TRL's GRPO trainer calls one.
+"""Reward functions, those that ship and the user's own, called the way TRL's GRPO trainer calls one.
 
 "module:function" --load--> function, digest of its source
 prompts, completions, columns --call_function--> one value a completion, or None where it does not apply
@@ -36,8 +36,9 @@ _TRAINER_ONLY: Mapping[str, Any] = {
 class LoadedFunction:
     """A function, and the digest of what its values depend on.
 
-    That is the source of its module and of the modules of the same package or of the working directory that this one
-    uses, directly or not, as it was when it was loaded. Files the function reads do not count.
+    That is the source of its module and of the modules of the same package (of alignloop: of the same folder) or of the
+    working directory that this one uses, directly or not, as it was when it was loaded. Files the function reads do
+    not count.
     """
 
     function: Callable[..., Any]
@@ -74,6 +75,21 @@ def missing_columns(function: Callable[..., Any], columns: Sequence[str]) -> lis
         for parameter in _parameters(function).values()
         if parameter.kind in fillable and parameter.default is parameter.empty and parameter.name not in known
     ]
+
+
+def require_columns(name: str, metas: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError where the function cannot be loaded, or no prompt holds a column that it requires.
+
+    `metas` are the columns of each prompt; nothing is refused where there is no prompt yet.
+    """
+    columns = sorted({key for meta in metas for key, value in meta.items() if value is not None})
+    missing = missing_columns(load(name).function, columns)
+    if missing and metas:
+        own = "" if _is_ours(name.partition(":")[0]) else ", or give the parameter a default"
+        raise UserError(
+            f"reward function {name} wants {', '.join(missing)}, which is no column of the prompts (columns: "
+            f"{', '.join(columns) or 'none'}) - add it to them{own}"
+        )
 
 
 def call_function(
@@ -184,7 +200,7 @@ def _digest(module: ModuleType, function: Callable[..., Any]) -> str:
 
 def _own_modules(first: ModuleType) -> Iterator[ModuleType]:
     """A module and those it uses that are of its package or lie in the working directory."""
-    package = first.__name__.partition(".")[0]
+    package = _package(first.__name__)
     queue, seen = [first], {first.__name__}
     for module in queue:
         yield module
@@ -192,9 +208,18 @@ def _own_modules(first: ModuleType) -> Iterator[ModuleType]:
             other = sys.modules.get(_home(value))
             if other is None or other.__name__ in seen:
                 continue
-            if other.__name__.partition(".")[0] == package or _is_local(other):
+            if _package(other.__name__) == package or (_is_local(other) and not _is_ours(other.__name__)):
                 seen.add(other.__name__)
                 queue.append(other)
+
+
+def _package(name: str) -> str:
+    """The package that a module is of; of alignloop, whose packages change each for itself, the folder in it."""
+    return ".".join(name.split(".")[: 2 if _is_ours(name) else 1])
+
+
+def _is_ours(name: str) -> bool:
+    return name.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _home(value: Any) -> str:

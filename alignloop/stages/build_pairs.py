@@ -16,7 +16,7 @@ from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.best_of_k import OnPolicyPair, PairsResult, ScoredCandidates
 from alignloop.sampling.best_of_k import build_pairs as pair_up
-from alignloop.stages.select import reward_of
+from alignloop.stages.select import num_failed, reward_of
 from alignloop.stages.train_reward import of_strengths
 
 
@@ -109,6 +109,7 @@ def pair_candidates(candidates: dict[str, list[CandidateRow]], config: PairsConf
                 tuple(reward_of(row) for row in rows),
                 tuple(row.finish_reason == "length" for row in rows),
                 seed=derive_seed(seed, prompt_id),
+                failed=tuple(num_failed(rows)),
             )
             for prompt_id, rows in candidates.items()
         ],

@@ -2,13 +2,14 @@
 
 preferences as ingested --round's share--\\
 round's own file --read, held-out prompts out--+--> preferences.jsonl
-last round's candidates --pairs--> annotator --/    (simulated, a judge, or people, for whom the round stops)
+last round's candidates --pairs--> annotator --/    (a function, a judge, or people, for whom the round stops)
 """
 
 from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,9 +32,11 @@ from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, by
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.best_of_k import comparable
+from alignloop.sampling.reward_functions import load
 from alignloop.stages.asking import KEPT, check_judge, judge_marks, open_stage_judge
 from alignloop.stages.facts import Facts
 from alignloop.stages.incoming import Batch, keep_out_of, none_left, read_batch
+from alignloop.stages.score import check_function
 from alignloop.stages.select import best_of, endings, passed_over
 
 QUESTIONS = "to_annotate.jsonl"
@@ -86,6 +89,8 @@ class Settings(CollectConfig):
     judge: JudgeSettings | None
     judge_engine: EngineComputes | None = None
     """Where the judge runs on the run's engine."""
+    annotator_source: str | None = None
+    """Digest of the source of a function that annotates."""
     min_annotated: PositiveInt | None = Field(None, exclude=True)
     batches: Literal["split", "files", "all"]
     split_rounds: PositiveInt
@@ -98,10 +103,13 @@ class Settings(CollectConfig):
 
 
 def settings(recipe: Recipe) -> Settings:
+    """The source of a function that annotates counts, too; raises UserError where it cannot be loaded."""
     judge, judge_engine = judging(recipe.judge if recipe.collect.annotator == "judge" else None, recipe.engine)
     of_files = recipe.data.batches == "files"
+    config = recipe.collect
     return Settings(
-        **dict(recipe.collect),
+        **dict(config),
+        annotator_source=load(config.annotator).digest if config.by_function else None,
         judge=judge,
         judge_engine=judge_engine,
         batches=recipe.data.batches,
@@ -137,8 +145,16 @@ def inputs(
 
 
 def check(facts: Facts) -> None:
-    """The judge compares, and can be reached, where this run will ask it."""
+    """The judge compares, and can be reached, where this run will ask it; a function finds its columns."""
     recipe, findings, judge = facts.recipe, facts.findings, facts.recipe.judge
+    if recipe.collect.by_function:
+        with findings.collecting():
+            _check_annotator(recipe.collect.annotator, facts.rows.prompts)
+        if not recipe.collect.num_annotations:
+            findings.notes.append(
+                f"collect.annotator is {recipe.collect.annotator}, but collect.num_annotations is 0: it is never asked"
+            )
+        return
     if judge is None or recipe.collect.annotator != "judge":
         return
     if not recipe.collect.num_annotations:
@@ -153,6 +169,13 @@ def check(facts: Facts) -> None:
         )
     elif not facts.is_published(STAGE.name, first_round=FIRST_ANNOTATED):
         check_judge(facts, judge)
+
+
+def _check_annotator(function: str, prompts: Sequence[PromptRow]) -> None:
+    try:
+        check_function(function, prompts)
+    except UserError as error:
+        raise UserError(f"collect.annotator: {error}") from error
 
 
 def prompts_to_sample(collected: Outputs, known: Artifact) -> Artifact:
@@ -209,8 +232,8 @@ def _annotated(
     pairs = pairs_to_annotate(
         candidates, seed=ctx.seed, pairing=config.pairing, pairs_per_prompt=config.pairs_per_prompt
     )
-    if config.annotator == "simulated":
-        made = _simulated(pairs, config.num_annotations, seed=ctx.seed)
+    if config.by_function or config.annotator == "simulated":
+        made = _by_function(config, pairs, ctx)
     elif config.annotator == "human":
         made = _by_people(config, pairs[: config.num_annotations], answers, ctx)
     else:
@@ -225,12 +248,19 @@ def _annotated(
     return replace(made, counts={**made.counts, "prompts_without_pair": len(without_pair), **passed})
 
 
-def _simulated(pairs: list[Pair], num: int, *, seed: int) -> Annotations:
-    from alignloop.quickstart.annotator import annotate
+def _by_function(config: Settings, pairs: list[Pair], ctx: StageContext) -> Annotations:
+    """Of all pairs, the first `num_annotations` that are told apart."""
+    from alignloop.judging.by_function import STRENGTH_GAPS, FunctionAnnotator, annotate
+    from alignloop.quickstart.annotator import SIMULATED
 
-    rows = annotate(pairs, seed=seed)
-    kept = rows[:num]
-    return Annotations(kept, [], {"annotated": len(kept), "ties": len(pairs) - len(rows)}, {})
+    own = FunctionAnnotator(config.annotator, strength_gaps=config.strength_gaps or STRENGTH_GAPS)
+    made = annotate(pairs, by=own if config.by_function else SIMULATED, seed=ctx.seed)
+    if pairs and not made.rows:
+        ctx.progress.say(
+            f"  {config.annotator} tells none of {len(pairs)} pairs apart: the round has no new preference"
+        )
+    kept = made.rows[: config.num_annotations]
+    return replace(made, rows=kept, counts={**made.counts, "annotated": len(kept)})
 
 
 def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:

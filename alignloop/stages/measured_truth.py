@@ -22,9 +22,9 @@ from alignloop.evaluation.measures import Figures, is_right
 from alignloop.evaluation.standard_error import clustered, mean
 from alignloop.records import CandidateRow, Message, PairRow, PreferenceRow, SftRow
 from alignloop.sampling.best_of_k import eligible, pick_best
-from alignloop.sampling.reward_functions import LoadedFunction, load, missing_columns
+from alignloop.sampling.candidate_values import function_values
+from alignloop.sampling.reward_functions import LoadedFunction, load, require_columns
 from alignloop.stages.facts import Facts
-from alignloop.stages.score import function_values
 from alignloop.stages.select import reward_of
 
 if TYPE_CHECKING:
@@ -38,12 +38,18 @@ _BATCH = 1024
 
 
 class JudgedCandidate(NamedTuple):
-    """`truncated` and `empty` as for `pick_best`."""
+    """`truncated`, `empty` and `failed` (gates) as for `pick_best`."""
 
     reward: float
     is_right: bool
     truncated: bool = False
     empty: bool = False
+    failed: int = 0
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Higher is better: by gates, then by reward."""
+        return -self.failed, self.reward
 
 
 def load_truth(truth: str) -> LoadedFunction:
@@ -63,12 +69,10 @@ def check_truth(truth: str, facts: Facts) -> None:
             "measure.truth: checkers judge prompts that say how (instruction_id_list or answer), and none of the "
             f"{len(prompts):,} does: nothing is measured by them"
         )
-    missing = missing_columns(load_truth(truth).function, columns)
-    if missing and prompts:
-        raise UserError(
-            f"measure.truth: {truth} wants {', '.join(missing)}, which is no column of the prompts (columns: "
-            f"{', '.join(columns) or 'none'}) - add it to them, or give the parameter a default"
-        )
+    try:
+        require_columns(_FUNCTIONS.get(truth, truth), [prompt.meta for prompt in prompts])
+    except UserError as error:
+        raise UserError(f"measure.truth: {error}") from error
 
 
 def add_truth(figures: Figures, rows: RoundRows, *, truth: str) -> None:
@@ -86,20 +90,20 @@ def add_truth(figures: Figures, rows: RoundRows, *, truth: str) -> None:
 
 def add_picks(figures: Figures, prompts: Sequence[Sequence[JudgedCandidate]]) -> None:
     """Share of right answers among those that the best is picked from: of a random one, of the pick and of the best
-    there is. And how often the reward puts a right one above a wrong one of the same prompt."""
+    there is. And how often gates and reward put a right one above a wrong one of the same prompt."""
     if not prompts:
         return
     random, picked, oracle, ordered = list[float](), list[float](), list[float](), list[float]()
     for candidates in prompts:
-        ends = {name: [getattr(one, name) for one in candidates] for name in ("truncated", "empty")}
+        ends = {name: [getattr(one, name) for one in candidates] for name in ("truncated", "empty", "failed")}
         among = [candidates[k] for k in eligible(**ends)]
-        right = [one.reward for one in among if one.is_right]
-        wrong = [one.reward for one in among if not one.is_right]
+        right = [one for one in among if one.is_right]
+        wrong = [one for one in among if not one.is_right]
         random.append(len(right) / len(among))
         picked.append(float(candidates[pick_best([one.reward for one in candidates], **ends)].is_right))
         oracle.append(float(bool(right)))
         if right and wrong:
-            ordered.append(fmean(is_right(good - bad) for good in right for bad in wrong))
+            ordered.append(fmean(_in_order(good, bad) for good in right for bad in wrong))
     figures.add("truth/random", mean(random))
     figures.add("truth/pick", mean(picked))
     figures.add("truth/oracle", mean(oracle))
@@ -107,6 +111,13 @@ def add_picks(figures: Figures, prompts: Sequence[Sequence[JudgedCandidate]]) ->
     if ordered:
         figures.add("truth/pair_accuracy", mean(ordered))
     figures.details["truth/prompts"] = float(len(prompts))
+
+
+def _in_order(right: JudgedCandidate, wrong: JudgedCandidate) -> float:
+    """1 where the right one is above the wrong one, 0.5 where they are level."""
+    if right.failed == wrong.failed:
+        return is_right(right.reward - wrong.reward)
+    return float(right.order > wrong.order)
 
 
 def _judged(rows: Iterable[CandidateRow], *, truth: str) -> list[list[JudgedCandidate]]:
@@ -117,7 +128,8 @@ def _judged(rows: Iterable[CandidateRow], *, truth: str) -> list[list[JudgedCand
             unknown.add(prompt)
             continue
         is_cut, is_empty = row.finish_reason == "length", not has_answer(row.completion)
-        found.setdefault(prompt, []).append(JudgedCandidate(reward_of(row), right, is_cut, is_empty))
+        one = JudgedCandidate(reward_of(row), right, is_cut, is_empty, len(row.failed_gates))
+        found.setdefault(prompt, []).append(one)
     return [candidates for prompt, candidates in found.items() if prompt not in unknown]
 
 
@@ -126,11 +138,9 @@ def _verdicts(
 ) -> Iterator[tuple[str, CandidateRow, bool | None]]:
     """Each row, its ids unique, with whether it is right; None where the truth does not apply, or asks for columns that
     the row does not have."""
-    wanted = set(missing_columns(load_truth(truth).function, []))
     named = iter(named)
     while batch := list(islice(named, _BATCH)):
-        asked = [row for _, row in batch if wanted <= row.meta.keys()]
-        values = _values(truth, asked) if asked else {}
+        values = _values(truth, [row for _, row in batch])
         for name, row in batch:
             value = values.get(row.id)
             yield name, row, None if value is None else value >= RIGHT

@@ -8,6 +8,7 @@ Before the run begins `check` looks at all that its steps need beside the rows.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.asking import KEPT, check_judge
 from alignloop.stages.facts import Facts
+
+GATES = "gates"
+"""The rule of what fails a gate of `score.reward_functions`."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,12 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
         pruned = prune(items, tools(config, ctx, policy=inputs.policy.path))
     for note in pruned.notes:
         ctx.progress.say(f"  {note}")
+    gated = [row for row in left_out if row.rule == GATES]
+    if not items and gated:
+        raise DataError(
+            f"no row for SFT: all {len(gated)} fail a gate of score.reward_functions, the first: {gated[0].id}: "
+            f"{gated[0].reason}; lower the gate, or raise sample.num_candidates"
+        )
     if not items:
         ctx.progress.say(f"  no row for SFT: prune.sources is [{', '.join(config.sources)}], and the round has none")
     elif not pruned.kept:
@@ -144,7 +154,8 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
 
 
 def _items(config: Settings, inputs: Inputs, *, seed: int) -> tuple[list[Item], list[DroppedRow]]:
-    """What is pruned: the picked candidates, then those drawn of the batch; and rows of no source that is wanted."""
+    """What is pruned: the picked candidates, then those drawn of the batch; and rows of no source that is wanted, or
+    whose completion fails a gate of `score`."""
     selected = list(load_jsonl(inputs.selected.path, SelectedRow))
     batch = list(load_jsonl(inputs.preferences.path, PreferenceRow))
     sampled = selected if "on_policy" in config.sources else []
@@ -158,17 +169,23 @@ def _items(config: Settings, inputs: Inputs, *, seed: int) -> tuple[list[Item], 
     for row in wanted:
         pass_rate = pass_rates.get(prompt_key(row.messages, seed=0))
         items.append(item_of_target(row, strengths=config.strengths, pass_rate=pass_rate))
-    return items, [
+    left_out = [
         DroppedRow(id=row_id, stage="prune", rule="sources", reason=f"prune.sources does not name {origin}")
         for origin, row_id in unwanted
     ]
+    left_out += [
+        DroppedRow(id=item.id, stage="prune", rule=GATES, reason=f"fails the gate of {', '.join(item.failed_gates)}")
+        for item in items
+        if item.failed_gates
+    ]
+    return [item for item in items if not item.failed_gates], left_out
 
 
 def _counted(counts: dict[str, int], left_out: Sequence[DroppedRow]) -> dict[str, int]:
     """The counts with the rows that no step saw."""
-    num = len(left_out)
-    more = {"in": counts["in"] + num, "dropped": counts["dropped"] + num, "dropped_by_sources": num}
-    return {**counts, **more} if num else counts
+    num, by_rule = len(left_out), Counter(row.rule for row in left_out)
+    more = {"in": counts["in"] + num, "dropped": counts["dropped"] + num}
+    return {**counts, **more, **{f"dropped_by_{rule}": n for rule, n in by_rule.items()}} if num else counts
 
 
 def tools(config: Settings, ctx: StageContext, *, policy: Path | None) -> Tools:

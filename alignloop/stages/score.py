@@ -1,20 +1,19 @@
-"""The reward of every candidate: the reward model's raw one, and what the user's own reward functions add to it.
+"""The reward of every candidate: the reward model's raw one, what reward functions add to it, and the gates it fails.
 
-candidates --reward functions, a batch of whole prompts at a time--> extra_rewards --\\
+candidates --reward functions, a batch of whole prompts at a time--> extra_rewards --\\--> failed_gates
            --reward model, a prompt with its K candidates in one row--> reward ------+--> total_reward
 
-So are the round's preferences that are not people's: what a judge or the simulated annotator picked, and what people
-hardly preferred, becomes an SFT row by the same reward as what was sampled now.
+So are the round's preferences that are not people's: what a judge, a function or the simulated annotator picked, and
+what people hardly preferred, becomes an SFT row by the same reward and gates as what was sampled now.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignloop.artifacts import Artifact
 from alignloop.config.recipe import Recipe
@@ -23,10 +22,11 @@ from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.pruning.items import is_peoples
-from alignloop.records import CandidateRow, Message, PreferenceRow, Strength, by_prompt
+from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Strength, by_prompt
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.sampling.reward_functions import call_function, load, missing_columns
+from alignloop.sampling.candidate_values import function_values
+from alignloop.sampling.reward_functions import load, require_columns
 from alignloop.stages.facts import Facts
 from alignloop.stages.train_sft import preferred
 
@@ -34,12 +34,9 @@ if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
     from alignloop.packing.groups import PromptGroup
 
-BATCH_CANDIDATES = 256
-"""Candidates in a call of a reward function at least, where there are so many; all K of a prompt together."""
+SHIPPED = "alignloop.rewards"
 _NUM_DECODED = 256
 """Candidates whose ids are compared with their text: another tokenizer shows in the first."""
-_NO_COLUMNS = ("prompt", "completion", "prompts", "completions", "completion_ids")
-"""Not passed on from `meta`: these names are the candidates' own."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,37 @@ def settings(recipe: Recipe) -> Settings:
 
 
 def check(facts: Facts) -> None:
-    recipe, prompts, findings = facts.recipe, facts.rows.prompts, facts.findings
+    recipe, findings = facts.recipe, facts.findings
     with findings.collecting():
         unique(recipe.score.reward_functions)
-    columns = sorted({key for prompt in prompts for key in prompt.meta})
     for name in {entry.function: None for entry in recipe.score.reward_functions}:
         with findings.collecting():
-            missing = missing_columns(load(name).function, columns)
-            if missing and prompts:
-                findings.problems.append(
-                    f"reward function {name} wants {', '.join(missing)}, which is no column of the prompts (columns: "
-                    f"{', '.join(columns) or 'none'}) - add it to them, or give the parameter a default"
-                )
+            check_function(name, facts.rows.prompts)
+
+
+def check_function(name: str, prompts: Sequence[PromptRow]) -> None:
+    """Raises UserError where a function finds no prompt with its columns.
+
+    One that ships is tried on the prompts with an answer that says nothing: what it cannot read in a column is found
+    before anything is sampled. Others are the user's own, and may take long.
+    """
+    require_columns(name, [prompt.meta for prompt in prompts])
+    if name.startswith(f"{SHIPPED}:"):
+        function_values(name, [[_unanswered(prompt)] for prompt in prompts])
+
+
+def _unanswered(prompt: PromptRow) -> CandidateRow:
+    return CandidateRow(
+        id=prompt.id,
+        prompt_id=prompt.id,
+        messages=prompt.messages,
+        completion="-",
+        completion_ids=[],
+        finish_reason="stop",
+        round=0,
+        policy="",
+        meta=prompt.meta,
+    )
 
 
 def rewarded(scored: Outputs, batch: Artifact) -> Artifact:
@@ -105,11 +121,12 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     targets = _targets(batch, chat, strengths=config.strengths, room=room)
     values: dict[str, dict[str, float]] = {}
     if config.reward_functions:
-        # The user's own code first: what is wrong with it is known before the long part.
+        # Functions first: what is wrong with them is known before the long part.
         with ctx.activity("reward functions"):
             names = [entry.function for entry in unique(config.reward_functions)]
             asked = [*prompts, *([row] for row, _ in targets)]
             values = {name: function_values(name, asked) for name in names}
+            check_gates(prompts, values, config.reward_functions)
     ctx.engine.sleep()
     with ctx.activity("scoring"):
         rewards = score_groups(
@@ -121,16 +138,16 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
         )
     raw = {row.id: reward for row, reward in zip(chain(*prompts), chain(*rewards[: len(prompts)]), strict=True)}
     scored = [scored_row(row, raw[row.id], values, config.reward_functions) for row in rows]
-    totals = {
-        row.id: scored_row(row, reward, values, config.reward_functions).total_reward
+    of_targets = {
+        row.id: scored_row(row, reward, values, config.reward_functions)
         for (row, _), (reward,) in zip(targets, rewards[len(prompts) :], strict=True)
     }
-    with_rewards = (row.model_copy(update={"chosen_reward": totals.get(_target_id(row))}) for row in batch)
+    with_rewards = (_with_reward(row, of_targets.get(_target_id(row))) for row in batch)
     return Outputs(
         candidates=ctx.write_rows("candidates.jsonl", scored),
         preferences=() if inputs.preferences is None else (ctx.write_rows("preferences.jsonl", with_rewards),),
         counts={} if inputs.preferences is None else {"preferences_scored": len(targets)},
-        metrics=_metrics(scored, values.keys()),
+        metrics=_metrics(scored, config.reward_functions),
     )
 
 
@@ -152,6 +169,12 @@ def _targets(
 
 def _target_id(row: PreferenceRow) -> str:
     return f"preference {row.id}"
+
+
+def _with_reward(row: PreferenceRow, best: CandidateRow | None) -> PreferenceRow:
+    """The preference with what its best completion is worth; None: nothing is known of that."""
+    reward, gates = (None, []) if best is None else (best.total_reward, best.failed_gates)
+    return row.model_copy(update={"chosen_reward": reward, "chosen_failed_gates": gates})
 
 
 def _as_candidate(row: PreferenceRow, group: PromptGroup) -> CandidateRow:
@@ -219,32 +242,29 @@ def unique(functions: Sequence[RewardFunction]) -> Sequence[RewardFunction]:
     return functions
 
 
-def function_values(name: str, prompts: Sequence[Sequence[CandidateRow]]) -> dict[str, float]:
-    """Candidate id -> value of a reward function; only those it applies to."""
-    function = load(name).function
-    values: dict[str, float] = {}
-    keys = {key: None for group in prompts for row in group for key in row.meta if key not in _NO_COLUMNS}
-    for batch in _batches(prompts):
-        found = call_function(
-            function,
-            name=name,
-            prompts=[[_message(message) for message in row.messages] for row in batch],
-            completions=[[_message(Message(role="assistant", content=row.completion))] for row in batch],
-            columns={
-                "completion_ids": [list(row.completion_ids) for row in batch],
-                # Copies: what a function does to its arguments must not reach the rows.
-                **{key: [copy.deepcopy(row.meta.get(key)) for row in batch] for key in keys},
-            },
-            ids=[f"candidate {row.id}" for row in batch],
-        )
-        values |= {row.id: value for row, value in zip(batch, found, strict=True) if value is not None}
-    return values
+def check_gates(
+    prompts: Sequence[Sequence[CandidateRow]],
+    values: Mapping[str, Mapping[str, float]],
+    functions: Sequence[RewardFunction],
+) -> None:
+    """Raises UserError where a gate knows a value of some candidates of a prompt and not of others: what it says
+    nothing about would pass, and be picked before what it has seen to fail."""
+    for name in (entry.function for entry in functions if entry.gate is not None):
+        for group in prompts:
+            unknown = [row for row in group if row.id not in values[name]]
+            if unknown and len(unknown) < len(group):
+                raise UserError(
+                    f"reward function {name} returned None for candidate {unknown[0].id} and numbers for others of its "
+                    f"prompt ({len(unknown)} of {len(group)} have none): a gate must know all of a prompt's "
+                    "candidates, or none - return a number under the gate for what fails, or give it a weight in place "
+                    "of the gate"
+                )
 
 
 def scored_row(
     row: CandidateRow, reward: float, values: dict[str, dict[str, float]], functions: Sequence[RewardFunction]
 ) -> CandidateRow:
-    """The candidate with its reward, the functions' values, and their weighted sum.
+    """The candidate with its reward, the functions' values, their weighted sum, and the gates it fails.
 
     Raises:
         ModelError: the reward, UserError where the total is not a finite number.
@@ -252,38 +272,30 @@ def scored_row(
     if not math.isfinite(reward):
         raise ModelError(f"candidate {row.id}: the reward model gives {reward}: its training has diverged")
     extra = {name: found[row.id] for name, found in values.items() if row.id in found}
-    total = reward + sum(entry.weight * extra[entry.function] for entry in functions if entry.function in extra)
+    known = [entry for entry in functions if entry.function in extra]
+    failed = [entry.function for entry in known if entry.gate is not None and extra[entry.function] < entry.gate]
+    total = reward + sum(entry.weight * extra[entry.function] for entry in known)
     if not math.isfinite(total):
         raise UserError(
             f"candidate {row.id}: the total reward is {total} (reward {reward:.4g}, values {extra}): lower the weights "
             "under score.reward_functions"
         )
-    return row.model_copy(update={"reward": reward, "extra_rewards": extra, "total_reward": total})
+    return row.model_copy(
+        update={"reward": reward, "extra_rewards": extra, "total_reward": total, "failed_gates": failed}
+    )
 
 
-def _batches(prompts: Sequence[Sequence[CandidateRow]]) -> Iterator[list[CandidateRow]]:
-    batch: list[CandidateRow] = []
-    for group in prompts:
-        batch += group
-        if len(batch) >= BATCH_CANDIDATES:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _message(message: Message) -> dict[str, Any]:
-    return {"role": message.role, "content": message.content}
-
-
-def _metrics(rows: Sequence[CandidateRow], functions: Collection[str]) -> dict[str, float]:
+def _metrics(rows: Sequence[CandidateRow], functions: Sequence[RewardFunction]) -> dict[str, float]:
     rewards = [row.reward for row in rows if row.reward is not None]
     metrics = {"mean_reward": sum(rewards) / len(rewards)}
     if functions:
         totals = [row.total_reward for row in rows if row.total_reward is not None]
         metrics["mean_total_reward"] = sum(totals) / len(totals)
-    for name in functions:
+    for entry in functions:
+        name = entry.function
         found = [row.extra_rewards[name] for row in rows if name in row.extra_rewards]
+        if entry.gate is not None:
+            metrics[f"fails/{name}"] = sum(name in row.failed_gates for row in rows) / len(rows)
         metrics[f"applies/{name}"] = len(found) / len(rows)
         if found:
             metrics[f"mean/{name}"] = sum(found) / len(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alignloop.artifacts import Artifact, derive_seed
@@ -40,10 +40,10 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
     rows = list(load_jsonl(inputs.candidates.path, CandidateRow))
     if not rows:
         raise DataError(f"{inputs.candidates.path}: holds no candidate to select from: run the sample stage first")
-    threshold = pass_threshold([reward_of(row) for row in rows], quantile=config.pass_quantile)
     prompts = by_prompt(rows)
+    threshold, rates = pass_rates(prompts, config)
     selected = [
-        pick_of(candidates, pick=config.pick, threshold=threshold, seed=derive_seed(ctx.seed, prompt_id))
+        pick_of(candidates, pick=config.pick, pass_rate=rates[prompt_id], seed=derive_seed(ctx.seed, prompt_id))
         for prompt_id, candidates in prompts.items()
     ]
     cut = sum(row.finish_reason == "length" for row in selected)
@@ -51,6 +51,12 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
         ctx.progress.say(
             f"  {cut} of {len(selected)} prompts have no candidate that ends within sample.max_tokens: their best "
             "was cut off"
+        )
+    gated = sum(bool(row.failed_gates) for row in selected)
+    if gated:
+        ctx.progress.say(
+            f"  {gated} of {len(selected)} prompts have no candidate that passes the gates of score.reward_functions: "
+            "they train nothing"
         )
     return Outputs(
         selected=ctx.write_rows("selected.jsonl", selected),
@@ -65,6 +71,7 @@ def run(config: SelectConfig, inputs: Inputs, ctx: StageContext) -> Outputs:
             "mean_reward_best": sum(reward_of(best_of(candidates)) for candidates in prompts.values()) / len(selected),
             "pass_threshold": threshold,
             "only_truncated": cut / len(selected),
+            **({"none_passes_gates": gated / len(selected)} if gated else {}),
         },
     )
 
@@ -80,17 +87,50 @@ def endings(candidates: Sequence[CandidateRow]) -> tuple[list[bool], list[bool]]
     return [row.finish_reason == "length" for row in candidates], [not has_answer(row.completion) for row in candidates]
 
 
+def num_failed(candidates: Sequence[CandidateRow]) -> list[int]:
+    """How many gates each of the candidates fails."""
+    return [len(row.failed_gates) for row in candidates]
+
+
 def best_of(candidates: Sequence[CandidateRow]) -> CandidateRow:
-    """The best of a prompt's candidates by reward, as `pick_best` knows it."""
+    """The best of a prompt's candidates by gates and reward, as `pick_best` knows it."""
     truncated, empty = endings(candidates)
-    return candidates[pick_best([reward_of(row) for row in candidates], truncated=truncated, empty=empty)]
+    rewards = [reward_of(row) for row in candidates]
+    return candidates[pick_best(rewards, truncated=truncated, empty=empty, failed=num_failed(candidates))]
 
 
-def pick_of(candidates: Sequence[CandidateRow], *, threshold: float, seed: int, pick: Pick = "best") -> SelectedRow:
+def pass_rates(
+    prompts: Mapping[str, Sequence[CandidateRow]], config: SelectConfig
+) -> tuple[float, dict[str, float | None]]:
+    """What a candidate must reach to pass, and each prompt's share of candidates that do.
+
+    By reward: a quantile of all rewards, and no gate may be failed. By a function: its value, among the candidates that
+    it applies to; None where it applies to none.
+    """
+    if config.pass_by == "reward":
+        threshold = pass_threshold(
+            [reward_of(row) for rows in prompts.values() for row in rows], quantile=config.pass_quantile
+        )
+        return threshold, {
+            name: pass_rate([reward_of(row) for row in rows], threshold=threshold, failed=num_failed(rows))
+            for name, rows in prompts.items()
+        }
+    values = {
+        name: [row.extra_rewards[config.pass_by] for row in rows if config.pass_by in row.extra_rewards]
+        for name, rows in prompts.items()
+    }
+    return config.pass_value, {
+        name: pass_rate(found, threshold=config.pass_value) if found else None for name, found in values.items()
+    }
+
+
+def pick_of(
+    candidates: Sequence[CandidateRow], *, pass_rate: float | None, seed: int, pick: Pick = "best"
+) -> SelectedRow:
     """A prompt's row, `random` being the pick whose reward is the yardstick of the best's."""
     rewards = [reward_of(row) for row in candidates]
     truncated, empty = endings(candidates)
-    random = candidates[pick_random(truncated=truncated, empty=empty, seed=seed)]
+    random = candidates[pick_random(truncated=truncated, empty=empty, failed=num_failed(candidates), seed=seed)]
     picked = random if pick == "random" else best_of(candidates)
     return SelectedRow(
         id=picked.id,
@@ -102,9 +142,10 @@ def pick_of(candidates: Sequence[CandidateRow], *, threshold: float, seed: int, 
         reward=reward_of(picked),
         random_reward=reward_of(random),
         rewards=rewards,
-        pass_rate=pass_rate(rewards, threshold=threshold),
+        pass_rate=pass_rate,
         round=picked.round,
         policy=picked.policy,
+        failed_gates=picked.failed_gates,
         meta=picked.meta,
     )
 

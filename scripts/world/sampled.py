@@ -15,7 +15,8 @@ from pathlib import Path
 
 from alignloop.data.jsonl import load_jsonl
 from alignloop.data.readers import read_prompts
-from alignloop.quickstart.annotator import annotate
+from alignloop.judging.by_function import annotate
+from alignloop.quickstart.annotator import SIMULATED
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow
 from scripts.world.datasets import JsonRow, write_jsonl
 from scripts.world.edits import mended
@@ -40,7 +41,7 @@ def write_preferences(data: Path, *, models: Sequence[Path], work: Path, seed: i
         for first, second in zip(*answers, strict=True)
         if first.finish_reason == second.finish_reason == "stop" and first.completion and second.completion
     ]
-    compared = annotate(pairs, seed=seed)
+    compared = annotate(pairs, by=SIMULATED, seed=seed).rows
     written = list(_rows(rng, rng.sample(compared, NUM_ROWS)))
     write_jsonl(data / "preferences.jsonl", written)
     counts = {"pairs": len(pairs), "compared": len(compared), "written": len(written)}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from alignloop.evaluation.language import prose
 from alignloop.evaluation.measures import repeated_ngram_share, words
 from alignloop.pruning.clean import (
     APOLOGY,
@@ -15,7 +16,6 @@ from alignloop.pruning.clean import (
     detected,
     language_mismatch,
     letters_by_script,
-    prose,
 )
 from alignloop.pruning.step import Pruned
 

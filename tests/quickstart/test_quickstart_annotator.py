@@ -7,18 +7,11 @@ from typing import Any
 import pytest
 
 from alignloop.errors import DataError
-from alignloop.quickstart.annotator import (
-    TASTE,
-    TURNED,
-    UNDERSTATED,
-    annotate,
-    check,
-    demands_met,
-    num_flaws,
-    repeats,
-    strength_of,
-)
-from alignloop.records import CandidateRow, Message, PromptRow, Source
+from alignloop.judging.annotate import Pair
+from alignloop.judging.by_function import annotate as annotate_by
+from alignloop.judging.by_function import strength_of
+from alignloop.quickstart.annotator import SIMULATED, check, demands_met, num_flaws, quality, quality_of, repeats
+from alignloop.records import CandidateRow, Message, PreferenceRow, PromptRow, Source
 
 TITLE_AND_COMMA = {
     "instruction_id_list": ["detectable_format:title", "punctuation:no_comma"],
@@ -50,16 +43,22 @@ def pair(meta: dict[str, Any], *texts: str, number: int = 0) -> tuple[PromptRow,
     return prompt, first, second
 
 
+def annotate(pairs: list[Pair], *, seed: int) -> list[PreferenceRow]:
+    return annotate_by(pairs, by=SIMULATED, seed=seed).rows
+
+
 def test_demands_met_is_called_as_a_reward_function() -> None:
     """A column for each key of any row; half of the demands, all, none to check. The answer counts, not the thought."""
     texts = [HALF, THOUGHT + GOOD, "The river.", "Hello."]
     metas = [TITLE_AND_COMMA, TITLE_AND_COMMA, {"answer": "The river"}, {"topic": "otter"}]
-    found = demands_met(
-        prompts=[[{"role": "user", "content": "About the otter."}]] * 4,
-        completions=[[{"role": "assistant", "content": text}] for text in texts],
+    given: dict[str, Any] = {
+        "prompts": [[{"role": "user", "content": "About the otter."}]] * 4,
+        "completions": [[{"role": "assistant", "content": text}] for text in texts],
         **{key: [meta.get(key) for meta in metas] for key in ("instruction_id_list", "kwargs", "answer", "options")},
-    )
-    assert found == [0.5, 1.0, 1.0, None]
+    }
+    assert demands_met(**given) == [0.5, 1.0, 1.0, None]
+    # One point for all of them: 0.5, then 1 + 1.
+    assert quality(**given) == [0.5, 2.0, 2.0, None]
 
 
 @pytest.mark.parametrize(
@@ -114,8 +113,8 @@ def test_the_better_answer_is_chosen_whatever_the_order_and_ties_are_left_out(
     ],
 )
 def test_strengths_by_hand(first: list[bool], second: list[bool], flaw_gap: int, expected: str | None) -> None:
-    assert strength_of(first, second, flaw_gap) == expected
-    assert strength_of(second, first, -flaw_gap) == expected
+    gap = quality_of(first, num_flaws=max(flaw_gap, 0)) - quality_of(second, num_flaws=max(-flaw_gap, 0))
+    assert strength_of(abs(gap), least=SIMULATED.strength_gaps) == expected
 
 
 def test_flaws_of_a_completion() -> None:
@@ -139,26 +138,32 @@ def test_noise_turns_some_round_and_says_some_too_low() -> None:
     low = sum(row.strength == "better" for row in rows)
     assert {row.strength for row in rows} == {"significantly_better", "better"}
     # Of 400 one expects 20 and 80; three standard deviations either way.
-    assert abs(turned - 400 * TURNED) < 3 * (400 * TURNED) ** 0.5
-    assert abs(low - 400 * UNDERSTATED) < 3 * (400 * UNDERSTATED) ** 0.5
+    assert abs(turned - 400 * SIMULATED.slips.turned) < 3 * (400 * SIMULATED.slips.turned) ** 0.5
+    assert abs(low - 400 * SIMULATED.slips.understated) < 3 * (400 * SIMULATED.slips.understated) ** 0.5
 
 
 def test_some_equally_good_answers_are_told_apart_by_taste() -> None:
     pairs = [pair(TITLE_AND_COMMA, GOOD, "<<Otter>>\nAn otter eats.", number=2 * n) for n in range(400)]
     rows = annotate(pairs, seed=1)
     assert {row.strength for row in rows} == {"marginally_better"}
-    assert abs(len(rows) - 400 * TASTE) < 3 * (400 * TASTE) ** 0.5
+    assert abs(len(rows) - 400 * SIMULATED.slips.taste) < 3 * (400 * SIMULATED.slips.taste) ** 0.5
     assert {row.chosen for row in rows} == {GOOD, "<<Otter>>\nAn otter eats."}
 
 
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"topics": ["otter"]}, "instruction_id_list"),
         ({"instruction_id_list": ["poetry:rhyme"], "kwargs": [{}]}, "poetry:rhyme"),
         (TITLE_AND_COMMA | {"kwargs": [{}]}, "2 instructions but 1 kwargs"),
     ],
 )
-def test_what_cannot_be_checked_is_an_error(meta: dict[str, Any], message: str) -> None:
+def test_wrong_demands_are_an_error(meta: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         annotate([pair(meta, GOOD, BAD)], seed=0)
+
+
+def test_prompts_that_say_nothing_to_check_are_counted() -> None:
+    with pytest.raises(DataError, match="neither `instruction_id_list`"):
+        check({"topics": ["otter"]}, GOOD)
+    made = annotate_by([pair({"topics": ["otter"]}, GOOD, BAD)], by=SIMULATED, seed=0)
+    assert (made.rows, made.counts) == ([], {"annotated": 0, "ties": 0, "inapplicable": 1})

@@ -91,9 +91,10 @@ def test_an_annotated_candidate_keeps_what_is_known_of_it(tmp_path: Path) -> Non
     """Who picked it, its ids, how it ended and its reward, which tell it from what people wrote."""
     ((prompt, first, second),) = collect.pairs_to_annotate(candidates(), seed=1)
     assert {first.id, second.id} == {"p/1/3", "p/1/4"}
-    from alignloop.quickstart.annotator import annotate
+    from alignloop.judging.by_function import annotate
+    from alignloop.quickstart.annotator import SIMULATED
 
-    (row,) = annotate([(prompt, first, second)], seed=1)
+    (row,) = annotate([(prompt, first, second)], by=SIMULATED, seed=1).rows
     assert (row.annotator, row.compared_by, row.chosen_reward) == ("simulated", "simulated", 1.0)
     assert (row.chosen_ids, row.chosen_finish_reason) == ([5], "stop")
     assert (row.rejected_ids, row.rejected_finish_reason) == ([4], "stop")

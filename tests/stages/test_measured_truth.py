@@ -178,8 +178,8 @@ def test_a_truth_that_cannot_be_asked_is_found_before_the_run(folder: Path) -> N
     assert "did you mean verify" in gone
     (wants,) = findings("mine:verify", shade="dark").problems
     assert wants == (
-        "measure.truth: mine:verify wants colour, which is no column of the prompts (columns: shade) - add it to them, "
-        "or give the parameter a default"
+        "measure.truth: reward function mine:verify wants colour, which is no column of the prompts (columns: shade) - "
+        "add it to them, or give the parameter a default"
     )
     assert findings("mine:verify", colour="Blue").problems == []
     assert any("none of the 1 does" in note for note in findings("checkers").notes)

@@ -16,6 +16,7 @@ from alignloop.config.sampling import RewardFunction, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
+from alignloop.sampling import candidate_values
 from alignloop.sampling.reward_functions import load
 from alignloop.stages import score, select
 
@@ -152,9 +153,9 @@ def test_rewards_find_their_rows_in_a_file_of_any_order(
 def test_functions_are_called_on_batches_of_whole_prompts(
     rows: list[CandidateRow], functions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "BATCH_CANDIDATES", 2)
+    monkeypatch.setattr(candidate_values, "BATCH_CANDIDATES", 2)
     prompts = score.grouped(rows, where="x")
-    assert score.function_values(f"{functions}:length", prompts) == {
+    assert candidate_values.function_values(f"{functions}:length", prompts) == {
         "p/1/0": 2.0,
         "p/1/1": 1.0,
         "p/1/2": 5.0,
@@ -166,7 +167,9 @@ def test_functions_are_called_on_batches_of_whole_prompts(
 
 def test_a_function_cannot_spoil_the_rows(rows: list[CandidateRow], functions: str) -> None:
     before = [row.model_copy(deep=True) for row in rows]
-    assert set(score.function_values(f"{functions}:tampers", score.grouped(rows, where="x")).values()) == {0.0}
+    assert set(candidate_values.function_values(f"{functions}:tampers", score.grouped(rows, where="x")).values()) == {
+        0.0
+    }
     assert rows == before
 
 
