@@ -244,7 +244,8 @@ class CandidateRow(Row):
     extra_rewards: dict[str, float] = Field(default_factory=dict)
     """Value of each reward function of the recipe that applies, by `module:function`."""
     total_reward: float | None = None
-    """`reward` and the weighted sum of `extra_rewards`: what selection and pairs go by; None before `score`."""
+    """`reward` and the weighted sum of `extra_rewards`, less `score.length_penalty`: what selection and pairs go by;
+    None before `score`."""
     failed_gates: FailedGates = []
     """The fewer, the better, before any reward."""
     temperature: float | None = None

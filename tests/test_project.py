@@ -216,6 +216,7 @@ def circles(graph: dict[str, set[str]]) -> set[tuple[str, ...]]:
 PURE = [
     "objectives",
     "sampling/best_of_k.py",
+    "sampling/pairs.py",
     *(f"pruning/{name}.py" for name in ("benchmark_index", "text_units", "vectors")),
 ]
 VERDICTS = [

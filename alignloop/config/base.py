@@ -10,6 +10,7 @@ from alignloop.records import ROW_ORIGINS, RowOrigin
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 NonEmptyText = Annotated[str, Field(min_length=1)]

@@ -203,7 +203,7 @@ class SemanticDedupConfig(Section):
 
 class DecontaminateConfig(Section):
     """Rows that hold a question of the run's own benchmarks are dropped: preferences and prompts when they come in,
-    SFT rows once more, for what the policy has written."""
+    SFT rows once more, for what the policy has written, and so, by words, DPO's pairs."""
 
     enabled: bool = True
     ngram: PositiveInt = 3

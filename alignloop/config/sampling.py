@@ -13,6 +13,7 @@ from alignloop.config.base import (
     Fraction,
     NonEmptyText,
     NonNegativeFloat,
+    NonNegativeInt,
     Origins,
     PositiveFloat,
     PositiveInt,
@@ -109,6 +110,9 @@ class ScoreConfig(Section):
     reward_functions: tuple[RewardFunction, ...] = ()
     """Each one's value is recorded; their weighted sum and the reward model's raw reward make the total that
     selection and pairs go by, after the gates."""
+    length_penalty: NonNegativeFloat = 0.0
+    """Subtracted from that total for every 100 tokens of the completion, the stop token counted: what picks among long
+    answers by their length is held back. Not in the paper; 0: none."""
 
 
 class SelectConfig(Section):
@@ -140,14 +144,57 @@ class PairsConfig(Section):
     """Human preference batches of the last this many rounds train (the paper: the latest)."""
     max_preference_pairs: Annotated[int, Field(ge=-1)] = -1
     """At most this many pairs from preferences, drawn with the round's seed; -1: all."""
-    pairing: Literal["best_worst", "best_random", "gap"] = "best_worst"
-    """The best candidate by reward against the worst, a random other, or the one whose gap to the best comes
-    nearest the `target_gap_quantile` of the round's widest gaps."""
+    pairing: Literal["best_worst", "best_random", "gap", "best_mean_minus_2_sigma"] = "best_worst"
+    """The best candidate by reward against the worst, a random other, the one whose gap to the best comes nearest the
+    `target_gap_quantile` of the round's widest gaps, or the one whose reward comes nearest the mean - 2 standard
+    deviations of the prompt's finished candidates with text (arXiv 2502.16825; made for many candidates, of few it is
+    mostly the worst)."""
     target_gap_quantile: Fraction = 0.5
     """With `pairing: gap`."""
+    pairs_per_prompt: PositiveInt = 1
+    """Pairs of a prompt's candidates at most. After the first the pairing goes on with what is left: the second best
+    against the second worst, and so on. No text stands in two of them."""
     max_on_policy: Annotated[int, Field(ge=-1)] = -1
     """At most this many, widest gap first; -1: all."""
+    on_policy_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of all pairs that are on-policy, the others being of preferences. The side that has too many gives way:
+    on-policy pairs by narrowest gap, pairs of preferences by the round's seed. In a round that has pairs of one side
+    alone the share gives way. None: all pairs train."""
     min_gap_quantile: Fraction = 0.5
     """Pairs whose reward gap is under this quantile of the round's gaps are dropped."""
     min_gap: NonNegativeFloat = 0.0
     """Pairs whose reward gap is under this are dropped, too."""
+    max_gap_quantile: Fraction = 1.0
+    """Pairs whose reward gap is over this quantile of the round's gaps are dropped. It and the four that follow are
+    RIP's limits (arXiv 2501.18578), on-policy pairs' alone: a wide gap, and a rejected completion of a low reward or
+    a few words, tell of a poor prompt. RIP drops no narrow gaps: set `min_gap_quantile: 0` with it. 1: none is."""
+    max_gap: PositiveFloat | None = None
+    """Pairs whose reward gap is over this are dropped, too."""
+    min_rejected_reward_quantile: Fraction = 0.0
+    """Pairs whose rejected completion's total reward is under this quantile of the round's rejected are dropped."""
+    min_rejected_reward: float | None = None
+    """Those under this, too; it is on the scale of the round's reward model."""
+    min_rejected_length_quantile: Fraction = 0.0
+    """Pairs whose rejected completion has fewer tokens than this quantile of the round's rejected are dropped."""
+    min_rejected_length: NonNegativeInt = 0
+    """Those of fewer tokens than this, too, the stop token counted."""
+    clean: bool = False
+    """Whether pairs go through the rules of `prune.clean`, as SFT rows do: a pair whose chosen completion breaks one is
+    dropped; of the excess of an over-used pattern the narrowest gaps go first, pairs of preferences last. What is
+    rejected may break any."""
+
+    @model_validator(mode="after")
+    def _gaps(self) -> PairsConfig:
+        if self.max_gap_quantile < 1.0 and self.max_gap_quantile <= self.min_gap_quantile:
+            raise ValueError(
+                f"max_gap_quantile ({self.max_gap_quantile}) is not above min_gap_quantile ({self.min_gap_quantile}), "
+                "so no pair would be left: lower min_gap_quantile (RIP: 0) or raise the first"
+            )
+        if self.max_gap is not None and self.max_gap < self.min_gap:
+            raise ValueError(f"max_gap ({self.max_gap}) is under min_gap ({self.min_gap}): no pair would be left")
+        if self.on_policy_share is not None and not {"on_policy"} < set(self.sources):
+            raise ValueError(
+                f"on_policy_share is {self.on_policy_share}, but sources is [{', '.join(self.sources)}]: a share wants "
+                "on_policy and one of file and annotated"
+            )
+        return self

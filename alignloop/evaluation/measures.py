@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 
 from alignloop.chat.reasoning import answer_of, has_answer
 from alignloop.errors import ModelError
+from alignloop.evaluation.length_controlled import length_controlled
 from alignloop.evaluation.standard_error import Estimate, clustered, mean
 
 STDERR = "_stderr"
 """What a figure's standard error is named by: `win_rate/base` and `win_rate/base_stderr`."""
+LENGTH_CONTROLLED = "_length_controlled"
+"""What a win rate's form at equal lengths is named by."""
 NGRAM = 4
 NUM_BINS = 10
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
@@ -107,11 +110,17 @@ def ends_in_mid_sentence(text: str) -> bool:
     return bool(last) and (unicodedata.category(last) in _GOES_ON or last in _COMMAS)
 
 
-def add_win_rate(figures: Figures, name: str, outcomes: Sequence[float]) -> None:
-    """`name`: wins and half of the ties (0.5 is as good as the other); `name_ties`: the share of ties. Of one outcome a
-    prompt, at least one."""
+def add_win_rate(figures: Figures, name: str, outcomes: Sequence[float], *, lengths: Sequence[float]) -> str | None:
+    """`name`: wins and half of the ties (0.5 is as good as the other); `name_ties`: the share of ties;
+    `name_length_controlled`: what it would be at equal lengths, left out where it cannot be estimated: the answer is
+    then why. Of one outcome a prompt, at least one; `lengths` has what our answer is longer by, in tokens."""
     figures.add(name, mean(outcomes))
     figures.values[f"{name}_ties"] = sum(outcome == TIE for outcome in outcomes) / len(outcomes)
+    controlled = length_controlled(outcomes, lengths)
+    if isinstance(controlled, str):
+        return controlled
+    figures.add(name + LENGTH_CONTROLLED, controlled)
+    return None
 
 
 def by_reward(ours: float, theirs: float) -> float:

@@ -116,11 +116,11 @@ class RoundTrace:
         rows = self.run.rows(self.number, "select", "selected", SelectedRow, mark=prompt_id)
         return next((row for row in rows if row.prompt_id == prompt_id), None)
 
-    def pair_of(self, prompt_id: str) -> PairRow | None:
-        """The pair of two of a prompt's candidates."""
+    def pairs_of(self, prompt_id: str) -> list[PairRow]:
+        """The pairs of a prompt's candidates."""
         start = candidates_of(prompt_id, round=self.number)
         rows = self.run.rows(self.number, "build_pairs", "pairs", PairRow, mark=start)
-        return next((row for row in rows if row.id.startswith(start)), None)
+        return [row for row in rows if row.id.startswith(start)]
 
     @property
     def policy_path(self) -> str:
@@ -156,10 +156,13 @@ class RoundTrace:
         return self.step("select", "best", text, {"best": best.id, **facts, "rewards": best.rewards})
 
     def lines(self, rows: Sequence[CandidateRow], best: SelectedRow | None) -> list[CandidateLine]:
-        pair = self.pair_of(rows[0].prompt_id)
-        chosen, rejected = ("", "") if pair is None else split_pair_id(pair.id)
+        pairs = [split_pair_id(pair.id) for pair in self.pairs_of(rows[0].prompt_id)]
         mark = "picked" if self.picks_at_random else "best"
-        taken = {mark: "" if best is None else best.id, "chosen": chosen, "rejected": rejected}
+        taken = {
+            mark: [] if best is None else [best.id],
+            "chosen": [chosen for chosen, _ in pairs],
+            "rejected": [rejected for _, rejected in pairs],
+        }
         return [
             CandidateLine(
                 self.number,
@@ -167,7 +170,7 @@ class RoundTrace:
                 reward_of(row),
                 row.finish_reason,
                 row.completion,
-                mark=", ".join(mark for mark, row_id in taken.items() if row_id == row.id),
+                mark=", ".join(mark for mark, ids in taken.items() if row.id in ids),
             )
             for row in rows
         ]

@@ -78,7 +78,10 @@ def _prompt_life(prompt_id: str, run: RunReader) -> Life:
         lines += trace.lines(rows, best)
         if best is not None:
             in_round += [*trace.picked(best, name=f"{best.id}: "), *trace.pruned(best.id)]
-            in_round += trace.paired(prompt_id, role="the pair", pair=trace.pair_of(prompt_id))
+            pairs = trace.pairs_of(prompt_id)
+            for pair in pairs:
+                in_round += trace.paired(prompt_id, role="the pair", pair=pair)
+            in_round += [] if pairs else trace.paired(prompt_id, role="the pair")
             twins += twins_of(run, in_round, row_id=best.id, text=dialog_text(best.messages, best.completion))
         steps += in_round
     facts: dict[str, Any] = {} if row is None else {"source": str(row.source)}
@@ -159,7 +162,7 @@ def _candidate_facts(row: CandidateRow, prompt: PromptRow | None, trace: RoundTr
     if row.reward is not None:
         facts["reward"] = row.reward
     facts |= {f"reward {name}": value for name, value in row.extra_rewards.items()}
-    if row.extra_rewards and row.total_reward is not None:
+    if row.total_reward not in (None, row.reward):
         facts["total reward"] = row.total_reward
     if row.failed_gates:
         facts["fails the gate of"] = ", ".join(row.failed_gates)
@@ -192,13 +195,16 @@ def _rank_steps(
 
 def _pair_steps(trace: RoundTrace, row: CandidateRow) -> list[Step]:
     """`build_pairs` and `train_dpo` for one candidate; the prompt's drop where there is no pair."""
-    pair = trace.pair_of(row.prompt_id)
-    if pair is None:
+    pairs = trace.pairs_of(row.prompt_id)
+    if not pairs:
         return trace.paired(row.prompt_id, role="")
-    role = dict(zip(split_pair_id(pair.id), ("chosen", "rejected"), strict=True)).get(row.id)
-    if role is not None:
-        return trace.paired(pair.id, role=role, pair=pair)
-    return trace.step("build_pairs", "no pair", f"the prompt's pair is {pair.id}", {"pair": pair.id})
+    for pair in pairs:
+        role = dict(zip(split_pair_id(pair.id), ("chosen", "rejected"), strict=True)).get(row.id)
+        if role is not None:
+            return trace.paired(pair.id, role=role, pair=pair)
+    ids = [pair.id for pair in pairs]
+    of_prompt = f"pair is {ids[0]}" if len(ids) == 1 else f"pairs are {', '.join(ids)}"
+    return trace.step("build_pairs", "no pair", f"the prompt's {of_prompt}", {"pair": ids[0]})
 
 
 def _preference_life(row_id: str, run: RunReader) -> Life:

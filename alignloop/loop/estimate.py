@@ -12,6 +12,7 @@ from alignloop.config.training import OptimizerConfig, Variant
 from alignloop.data.split import round_batch
 from alignloop.loop.check import Checked, sampled_prompts
 from alignloop.records import RowOrigin, Strength
+from alignloop.sampling.pairs import of_share
 from alignloop.stages.train_reward import of_strengths
 from alignloop.training.job import step_sizes, train_tokens
 from alignloop.training.variants import num_drawn, trainings
@@ -52,7 +53,7 @@ class Estimator:
             "collect": new,
             "select": prompts * recipe.sample.num_candidates,
             "prune": prompts + new - wanted + self._human(wanted),
-            "build_pairs": new + prompts,
+            "build_pairs": new + self._most_own(),
             "measure": len(self._checked.rows.heldout),
         }
         return Expected(rows.get(stage))
@@ -124,8 +125,18 @@ class Estimator:
         window = range(max(1, number - pairs.data_window + 1), number + 1)
         rows = sum(sum(self._preferences(n, pairs.sources)) for n in window)
         human = round_half(self._share(pairs.strengths) * rows)
-        own = round_half((1.0 - pairs.min_gap_quantile) * self._num_prompts) if "on_policy" in pairs.sources else 0
-        return _capped(human, pairs.max_preference_pairs) + _capped(own, pairs.max_on_policy)
+        human = _capped(human, pairs.max_preference_pairs)
+        # Quantiles are taken to drop other pairs each.
+        kept = pairs.max_gap_quantile - pairs.min_gap_quantile
+        kept *= (1.0 - pairs.min_rejected_reward_quantile) * (1.0 - pairs.min_rejected_length_quantile)
+        own = _capped(round_half(kept * self._most_own()) if "on_policy" in pairs.sources else 0, pairs.max_on_policy)
+        return sum((own, human) if pairs.on_policy_share is None else of_share(own, human, share=pairs.on_policy_share))
+
+    def _most_own(self) -> int:
+        """Pairs of candidates before any is dropped."""
+        return self._num_prompts * max(
+            1, min(self._recipe.pairs.pairs_per_prompt, self._recipe.sample.num_candidates // 2)
+        )
 
     def _share(self, strengths: Sequence[Strength]) -> float:
         train = self._checked.rows.train

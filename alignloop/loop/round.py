@@ -112,7 +112,7 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         sft_model = stages.run(average.SFT, average.of(sft)).checkpoint
 
     window = batches[-recipe.pairs.data_window :]
-    pairs = stages.run(build_pairs.STAGE, build_pairs.Inputs(scored.candidates, window))
+    pairs = stages.run(build_pairs.STAGE, build_pairs.inputs(recipe, scored.candidates, window))
     references: dict[Reference, Artifact] = {
         "sft": sft_model,
         "base": start.base,

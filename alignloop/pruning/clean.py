@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignloop.chat.reasoning import has_answer
+from alignloop.config.pruning import CleanConfig
 from alignloop.evaluation.language import best_guess, near, prose
 from alignloop.evaluation.measures import NGRAM, repeated_ngram_share, words
 from alignloop.pruning.items import Item
@@ -254,9 +255,14 @@ def detected(text: str) -> str | None:
 
 def clean_step(items: Sequence[Item], tools: Tools) -> StepResult:
     """Drop what breaks a rule, and the excess of over-used patterns."""
-    config = tools.config.clean
-    verdict = clean(
-        [CleanRow(item.id, item.completion, item.truncated, item.reward, item.last_question) for item in items],
+    rows = [CleanRow(item.id, item.completion, item.truncated, item.reward, item.last_question) for item in items]
+    return left(items, clean_by(rows, tools.config.clean))
+
+
+def clean_by(rows: Sequence[CleanRow], config: CleanConfig) -> Pruned:
+    """`clean` as a recipe has it: rows of SFT and pairs of DPO alike."""
+    return clean(
+        rows,
         max_apology_share=config.max_apology_share,
         max_exclamations_per_100_words=config.max_exclamations_per_100_words,
         max_emojis_per_100_words=config.max_emojis_per_100_words,
@@ -265,4 +271,3 @@ def clean_step(items: Sequence[Item], tools: Tools) -> StepResult:
         language=config.language_mismatch,
         balance=[Balance(one.name, re.compile(one.regex), one.max_share) for one in config.balance],
     )
-    return left(items, verdict)

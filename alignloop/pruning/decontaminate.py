@@ -2,7 +2,8 @@
 
 The paper measures contamination by n-grams (5.1.4); here a row that contains a question, by n-grams or by embedding, is
 dropped. Every row that comes in (preferences, held-out rows, prompts, demonstrations) is checked once, by n-grams,
-whichever stage trains on it; the step of `prune` checks what the policy has written since.
+whichever stage trains on it; the step of `prune` checks what the policy has written since for SFT, and `build_pairs`,
+by n-grams, what it has written for DPO.
 
 local data --read--> questions; other task names --load_tasks--> lm-eval tasks --doc_to_text, options--> questions
 """
@@ -29,7 +30,7 @@ from alignloop.pruning.items import Item
 from alignloop.pruning.models import Embedding
 from alignloop.pruning.step import Pruned, StepResult, Tools, drop, left, pruned, skipped
 from alignloop.pruning.vectors import BLOCK, UnitRows, blocks, cores, in_threads, one_blas_thread
-from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SftRow
+from alignloop.records import DroppedRow, Message, PairRow, PreferenceRow, PromptRow, SftRow
 
 RULE = "decontaminate"
 THRESHOLD, POLICY_THRESHOLD = 0.9, 0.99
@@ -44,7 +45,7 @@ MIN_WORDS = 8
 BUNDLED = "quickstart"
 """The `include_path` that stands for the quickstart's benchmarks."""
 Vectors = NDArray[np.floating]
-RowT = TypeVar("RowT", PreferenceRow, PromptRow, SftRow)
+RowT = TypeVar("RowT", PreferenceRow, PromptRow, SftRow, PairRow)
 
 
 def decontaminate(
@@ -179,8 +180,10 @@ def without_benchmarks(
     return [row for number, row in enumerate(rows) if number not in drops], dropped
 
 
-def _row_text(row: PreferenceRow | PromptRow | SftRow) -> str:
+def _row_text(row: PreferenceRow | PromptRow | SftRow | PairRow) -> str:
     """All texts of a row that a model may be trained on, or sample for."""
+    if isinstance(row, PairRow):
+        return _held_text(row.messages, row.chosen, row.rejected)
     if not isinstance(row, PreferenceRow):
         return _held_text(row.messages)
     return _held_text(row.messages, row.chosen, row.rejected, *([] if row.edited is None else [row.edited]))

@@ -331,12 +331,14 @@ def _check_leaves_rows(recipe: Recipe, findings: Findings) -> None:
             "raise it, or add others"
         )
     own = "on_policy" in pairs.sources and pairs.max_on_policy != 0 and recipe.sample.num_candidates > 1
+    own = own and pairs.min_rejected_length <= recipe.sample.max_tokens
     others = pairs.max_preference_pairs != 0 and bool({"file", "annotated"} & set(pairs.sources))
     if pairs.sources and not own and not others:
         findings.problems.append(
             f"pairs.sources: [{', '.join(pairs.sources)}] gives DPO no pair: pairs of preferences need a "
-            "pairs.max_preference_pairs that is not 0, those of candidates a pairs.max_on_policy that is not 0 and a "
-            "sample.num_candidates of 2 or more - or leave the list empty to go without DPO"
+            "pairs.max_preference_pairs that is not 0, those of candidates a pairs.max_on_policy that is not 0, a "
+            "sample.num_candidates of 2 or more and a pairs.min_rejected_length within sample.max_tokens - or leave "
+            "the list empty to go without DPO"
         )
     for name, sources, stage in (("prune", prune.sources, "SFT"), ("pairs", pairs.sources, "DPO")):
         if set(sources) <= ({"annotated"} if recipe.collect.annotator == "none" else set()):

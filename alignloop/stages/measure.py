@@ -248,9 +248,10 @@ class _Measuring:
         if first is not None and first.digest != own.digest:
             by_first = rewards_by(first.path, [], answers, rivals, chat=self.chat, **self.forward)
         picks = by_own.best_picks(answers)
-        add_answers(self.figures, by_own, answers, rivals, picks=picks, prefix="")
+        say = self.ctx.progress
+        add_answers(self.figures, by_own, answers, rivals, picks=picks, prefix="", progress=say)
         add_preferences(self.figures, by_own.margins, rows=heldout.rows, strengths=self.config.strengths)
-        add_answers(self.figures, by_first, answers, rivals, picks=picks, prefix="first_")
+        add_answers(self.figures, by_first, answers, rivals, picks=picks, prefix="first_", progress=say)
         rewards = zip(answers, by_own.greedy(answers), by_first.greedy(answers), strict=True)
         return [self._row(*found) for found in rewards]
 

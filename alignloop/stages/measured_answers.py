@@ -14,7 +14,16 @@ from alignloop.chat.sampled import completion_tokens
 from alignloop.chat.tokens import CompletionTokens
 from alignloop.data.split import prompt_key
 from alignloop.engines.base import Completion, Engine, GenerateRequest
-from alignloop.evaluation.measures import LOSS, TIE, WIN, Figures, add_divergence, add_win_rate, without_asking
+from alignloop.evaluation.measures import (
+    LENGTH_CONTROLLED,
+    LOSS,
+    TIE,
+    WIN,
+    Figures,
+    add_divergence,
+    add_win_rate,
+    without_asking,
+)
 from alignloop.evaluation.standard_error import mean, ratio
 from alignloop.judging.verdicts import Judge, PairToCompare
 from alignloop.progress import Progress
@@ -210,11 +219,22 @@ def add_judged(
             f"{rows[0].reason}"
         )
         return rows
-    outcomes = [*(outcome for outcome in known if outcome is not None), *readable]
+    answered = iter(judged)
+    told = [next(answered) if outcome is None else outcome for outcome in known]
+    decided = [(outcome, *pair) for outcome, pair in zip(told, pairs, strict=True) if outcome is not None]
+    outcomes = [outcome for outcome, _, _ in decided]
+    longer = [float(len(mine.completion_ids) - len(rival.completion_ids)) for _, mine, rival in decided]
     for name in names:
-        add_win_rate(figures, f"judge_win_rate/{name}", outcomes)
+        why = add_win_rate(figures, f"judge_win_rate/{name}", outcomes, lengths=longer)
+        if why is not None:
+            progress.say(no_control(f"judge_win_rate/{name}", why))
         figures.values[f"judge_win_rate/{name}_unreadable"] = judged.count(None) / len(pairs)
     return rows
+
+
+def no_control(name: str, why: str) -> str:
+    """The line for a win rate that is given without its length-controlled form."""
+    return f"  {name}{LENGTH_CONTROLLED} is not estimated: {why}"
 
 
 def _compared(

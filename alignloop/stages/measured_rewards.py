@@ -21,9 +21,10 @@ from alignloop.evaluation.measures import (
     reliability,
 )
 from alignloop.evaluation.standard_error import clustered, mean
+from alignloop.progress import Progress
 from alignloop.records import STRENGTHS, PreferenceRow, Strength
 from alignloop.sampling.best_of_k import eligible, pick_best
-from alignloop.stages.measured_answers import HeldoutAnswers, Ids, key_of
+from alignloop.stages.measured_answers import HeldoutAnswers, Ids, key_of, no_control
 from alignloop.stages.train_reward import of_strengths
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def add_answers(
     *,
     picks: Sequence[int],
     prefix: str,
+    progress: Progress,
 ) -> None:
     """Rewards of this model's greedy answers, of the best and of a random one of the sampled, and of the rivals'.
     `picks` has the index of each prompt's best sampled one by the round's own reward model; `prefix` is empty for that
@@ -153,7 +155,13 @@ def add_answers(
         ]
         if not pairs:
             continue
-        add_win_rate(figures, f"{prefix}win_rate/{name}", [by_reward(*pair) for pair in pairs])
+        longer = [
+            float(len(answer.greedy.read) - len(theirs[answer.key])) for answer in answers if answer.key in theirs
+        ]
+        outcomes = [by_reward(*pair) for pair in pairs]
+        why = add_win_rate(figures, f"{prefix}win_rate/{name}", outcomes, lengths=longer)
+        if why is not None:
+            progress.say(no_control(f"{prefix}win_rate/{name}", why))
         figures.add(f"{prefix}reward/gain_over_{name}", mean([a - b for a, b in pairs]))
         figures.add(f"{prefix}reward/{name}_heldout", mean([reward for _, reward in pairs]))
     figures.add(f"{prefix}reward/policy_heldout", mean(ours))

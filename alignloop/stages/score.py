@@ -1,7 +1,8 @@
 """The reward of every candidate: the reward model's raw one, what reward functions add to it, and the gates it fails.
 
 candidates --reward functions, a batch of whole prompts at a time--> extra_rewards --\\--> failed_gates
-           --reward model, a prompt with its K candidates in one row--> reward ------+--> total_reward
+           --reward model, a prompt with its K candidates in one row--> reward ------+--> total_reward, less
+                                                                                      a penalty on length
 
 So are the round's preferences that are not people's: what a judge, a function or the simulated annotator picked, and
 what people hardly preferred, becomes an SFT row by the same reward and gates as what was sampled now.
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from alignloop.packing.groups import PromptGroup
 
 SHIPPED = "alignloop.rewards"
+PENALTY_TOKENS = 100
+"""Tokens that cost `length_penalty` once."""
 _NUM_DECODED = 256
 """Candidates whose ids are compared with their text: another tokenizer shows in the first."""
 
@@ -137,9 +140,9 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
             progress=ctx.progress,
         )
     raw = {row.id: reward for row, reward in zip(chain(*prompts), chain(*rewards[: len(prompts)]), strict=True)}
-    scored = [scored_row(row, raw[row.id], values, config.reward_functions) for row in rows]
+    scored = [penalised(scored_row(row, raw[row.id], values, config.reward_functions), config) for row in rows]
     of_targets = {
-        row.id: scored_row(row, reward, values, config.reward_functions)
+        row.id: penalised(scored_row(row, reward, values, config.reward_functions), config)
         for (row, _), (reward,) in zip(targets, rewards[len(prompts) :], strict=True)
     }
     with_rewards = (_with_reward(row, of_targets.get(_target_id(row))) for row in batch)
@@ -147,7 +150,7 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
         candidates=ctx.write_rows("candidates.jsonl", scored),
         preferences=() if inputs.preferences is None else (ctx.write_rows("preferences.jsonl", with_rewards),),
         counts={} if inputs.preferences is None else {"preferences_scored": len(targets)},
-        metrics=_metrics(scored, config.reward_functions),
+        metrics=_metrics(scored, config.reward_functions) | _mean_total(scored, config),
     )
 
 
@@ -285,6 +288,14 @@ def scored_row(
     )
 
 
+def penalised(row: CandidateRow, config: ScoreConfig) -> CandidateRow:
+    """The candidate with `length_penalty` off its total reward."""
+    if not config.length_penalty or row.total_reward is None:
+        return row
+    penalty = config.length_penalty * len(row.completion_ids) / PENALTY_TOKENS
+    return row.model_copy(update={"total_reward": row.total_reward - penalty})
+
+
 def _metrics(rows: Sequence[CandidateRow], functions: Sequence[RewardFunction]) -> dict[str, float]:
     rewards = [row.reward for row in rows if row.reward is not None]
     metrics = {"mean_reward": sum(rewards) / len(rewards)}
@@ -300,6 +311,11 @@ def _metrics(rows: Sequence[CandidateRow], functions: Sequence[RewardFunction]) 
         if found:
             metrics[f"mean/{name}"] = sum(found) / len(found)
     return metrics
+
+
+def _mean_total(rows: Sequence[CandidateRow], config: ScoreConfig) -> dict[str, float]:
+    totals = [row.total_reward for row in rows if row.total_reward is not None]
+    return {"mean_total_reward": sum(totals) / len(totals)} if config.length_penalty else {}
 
 
 STAGE = Stage("score", Inputs, Outputs, settings, run)

@@ -7,6 +7,7 @@ import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,26 @@ def test_sources_are_a_set() -> None:
     recipe = load_recipe({"preferences": "x", "pairs": {"sources": ["on_policy", "file", "file"]}})
     assert recipe.pairs.sources == ("file", "on_policy")
     assert recipe.prune.sources == ("file", "annotated", "on_policy")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ({"max_gap_quantile": 0.5}, r"max_gap_quantile \(0.5\) is not above min_gap_quantile \(0.5\)"),
+        ({"max_gap": 1.0, "min_gap": 2.0}, r"max_gap \(1.0\) is under min_gap \(2.0\): no pair would be left"),
+        ({"on_policy_share": 0.5, "sources": ["on_policy"]}, r"on_policy_share is 0.5, but sources is \[on_policy\]"),
+        ({"on_policy_share": 0.5, "sources": ["file"]}, r"on_policy_share is 0.5, but sources is \[file\]"),
+    ],
+)
+def test_limits_of_pairs_that_leave_nothing_are_refused(pairs: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe({"preferences": "x", "pairs": pairs})
+
+
+def test_rips_limits_go_together_with_narrow_gaps_kept() -> None:
+    quantiles = {"max_gap_quantile": 0.5, "min_rejected_reward_quantile": 0.5, "min_rejected_length_quantile": 0.5}
+    pairs = load_recipe({"preferences": "x", "pairs": {"min_gap_quantile": 0.0, **quantiles}}).pairs
+    assert pairs.model_dump(include=quantiles.keys()) == quantiles
 
 
 def test_a_policy_of_a_round_is_of_one_before_the_last() -> None:

@@ -126,7 +126,7 @@ def test_win_rate_counts_ties_half() -> None:
     """Win, win, tie, loss: 2.5 / 4; sd of (1, 1, .5, 0) about .625 is sqrt(.6875 / 3), through sqrt(4)."""
     found = Figures()
     outcomes = [by_reward(*two) for two in ((2.0, 1.0), (0.1, 0.0), (1.0, 1.0), (0.0, 1.0))]
-    add_win_rate(found, "win_rate/base", outcomes)
+    add_win_rate(found, "win_rate/base", outcomes, lengths=[4.0] * len(outcomes))
     assert found.values == {"win_rate/base": 0.625, "win_rate/base_ties": 0.25}
     assert found.errors == {"win_rate/base_stderr": pytest.approx(math.sqrt(0.6875 / 3) / 2)}
 

@@ -12,7 +12,7 @@ from stage_case import ScriptedEngine, context
 
 from alignloop.artifacts import Artifact
 from alignloop.config.bundled import resolve_base
-from alignloop.config.sampling import RewardFunction, SelectConfig
+from alignloop.config.sampling import RewardFunction, ScoreConfig, SelectConfig
 from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
@@ -182,6 +182,21 @@ def test_a_wrong_value_is_named_before_anything_is_scored(
     twice = (RewardFunction(function=name), RewardFunction(function=name, weight=2.0))
     with pytest.raises(UserError, match=f"{name} is named 2 times"):
         scored(tmp_path / "b", rows, reward_model, reward_functions=twice)
+
+
+def test_the_penalty_on_length_comes_off_the_total_by_hundreds_of_tokens(rows: list[CandidateRow]) -> None:
+    """A reward of 3 at 250 tokens and 0.4 a hundred: 3 - 1 = 2, under the 2.9 - 0.2 = 2.7 of 50 tokens."""
+    long = rows[0].model_copy(update={"completion_ids": [1] * 250})
+    short = rows[1].model_copy(update={"completion_ids": [1] * 50})
+    config = ScoreConfig(length_penalty=0.4)
+    found = [
+        score.penalised(score.scored_row(row, reward, {}, []), config) for row, reward in ((long, 3.0), (short, 2.9))
+    ]
+    assert [row.reward for row in found] == [3.0, 2.9]
+    assert [row.total_reward for row in found] == [pytest.approx(2.0), pytest.approx(2.7)]
+    assert select.best_of(found).id == short.id
+    plain = score.scored_row(long, 3.0, {}, [])
+    assert score.penalised(plain, ScoreConfig()) == plain
 
 
 def test_weights_that_leave_the_numbers_are_an_error(rows: list[CandidateRow]) -> None:

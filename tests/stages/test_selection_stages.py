@@ -10,10 +10,13 @@ import pytest
 from stage_case import ASK, Listening, candidate, context, preference, written
 
 from alignloop.artifacts import derive_seed
-from alignloop.config.sampling import PairsConfig, SelectConfig
+from alignloop.config import load_recipe
+from alignloop.config.pruning import CleanConfig
+from alignloop.config.sampling import SelectConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError
 from alignloop.progress import QuietProgress
+from alignloop.pruning.decontaminate import benchmark_texts
 from alignloop.records import CandidateRow, DroppedRow, Message, PairRow, PreferenceRow, SelectedRow, Source
 from alignloop.stages import build_pairs, select
 from alignloop.stages.collect import pairs_to_annotate
@@ -90,7 +93,7 @@ def paired(
         written(folder / "scored.jsonl", rows), (written(folder / "preferences.jsonl", preferences),)
     )
     outputs = build_pairs.run(
-        PairsConfig(**{"min_gap_quantile": 0.0, **config}), inputs, context(folder, progress=progress)
+        build_pairs.Settings(**{"min_gap_quantile": 0.0, **config}), inputs, context(folder, progress=progress)
     )
     assert outputs.counts["in"] == outputs.counts["kept"] + outputs.counts["dropped"]
     drops = {row.id: f"{row.rule}: {row.reason}" for row in load_jsonl(outputs.dropped.path, DroppedRow)}
@@ -134,7 +137,7 @@ def test_every_pairing_and_least_gap_reaches_the_pairs(tmp_path: Path) -> None:
     assert [pair.reward_gap for pair in pairs] == [4.0, 1.0]
     _, pairs, drops = paired(tmp_path / "least", rows, [], min_gap=2.0)
     assert [pair.reward_gap for pair in pairs] == [10.0]
-    assert drops == {"q": "pairs: gap 1 is under the least gap 2"}
+    assert drops == {"q": "min_gap: gap 1 is under the least gap 2"}
 
 
 def test_an_edit_that_says_what_was_rejected_is_no_pair(tmp_path: Path) -> None:
@@ -273,6 +276,138 @@ def test_sources_that_a_round_has_none_of_make_no_pair_and_say_so(tmp_path: Path
         assert outputs.pairs.rows == 0
         assert drops == {"f": "sources: pairs.sources does not name file"}
         assert heard.lines == [f"  no pair for DPO: pairs.sources is [{', '.join(sources)}], and the round has none"]
+
+
+def gaps(*values: float) -> list[CandidateRow]:
+    """Two candidates a prompt, `p0`, `p1`, ..., told apart by so much."""
+    return [
+        candidate(f"p{n}", k, f"text {k} of {n}", reward)
+        for n, gap in enumerate(values)
+        for k, reward in enumerate((gap, 0.0))
+    ]
+
+
+def test_each_limit_is_counted_by_its_name(tmp_path: Path) -> None:
+    rows = [
+        *gaps(1.0, 9.0, 4.0),
+        candidate("short", 0, "text", 5.0, completion_ids=[1, 2]),
+        candidate("short", 1, "t", 2.0, completion_ids=[1]),
+    ]
+    rows = [row if row.prompt_id == "short" else row.model_copy(update={"completion_ids": [1, 2]}) for row in rows]
+    outputs, pairs, drops = paired(tmp_path, rows, [], min_gap=2.0, max_gap=5.0, min_rejected_length=2)
+    assert [pair.id for pair in pairs] == ["p2/1/0>1"]
+    assert {row_id: text.partition(":")[0] for row_id, text in drops.items()} == {
+        "p0": "min_gap",
+        "p1": "max_gap",
+        "short": "min_rejected_length",
+    }
+    counts = {name: num for name, num in outputs.counts.items() if name.startswith("dropped_by")}
+    assert counts == {"dropped_by_min_gap": 1, "dropped_by_max_gap": 1, "dropped_by_min_rejected_length": 1}
+    assert outputs.metrics == {"least_gap": 2.0, "widest_gap": 5.0, "least_rejected_length": 2.0, "mean_gap": 4.0}
+
+
+def test_a_later_pair_of_a_prompt_is_dropped_by_its_own_name(tmp_path: Path) -> None:
+    rows = [candidate("p", k, f"text {k}", reward) for k, reward in enumerate([5.0, 1.0, 4.0, 2.0])]
+    _, pairs, drops = paired(tmp_path / "two", rows, [], pairs_per_prompt=2)
+    assert [pair.id for pair in pairs] == ["p/1/0>1", "p/1/2>3"]
+    assert drops == {}
+    outputs, pairs, drops = paired(tmp_path / "one", rows, [], pairs_per_prompt=2, min_gap=3.0)
+    assert [pair.id for pair in pairs] == ["p/1/0>1"]
+    assert drops == {"p/1/2>3": "min_gap: gap 2 is under the least gap 3"}
+    assert outputs.counts["in"] == 2
+
+
+def test_the_share_of_on_policy_pairs(tmp_path: Path) -> None:
+    rows = gaps(1.0, 9.0, 4.0, 6.0)
+    preferences = [preference(f"f{n}") for n in range(2)]
+    outputs, pairs, drops = paired(tmp_path / "half", rows, preferences, on_policy_share=0.5)
+    assert [pair.id for pair in pairs] == ["f0", "f1", "p1/1/0>1", "p3/1/0>1"]
+    assert drops == {
+        name: f"on_policy_share: gap {gap} is not among the 2 widest that keep the share (pairs.on_policy_share)"
+        for name, gap in (("p0", 1), ("p2", 4))
+    }
+    assert outputs.metrics["mean_gap"] == 7.5
+    # 4 of 5 on-policy: the four, and one of the two preferences by the round's seed.
+    _, pairs, drops = paired(tmp_path / "most", rows, preferences, on_policy_share=0.8)
+    assert [pair.origin for pair in pairs] == ["preference", *["on_policy"] * 4]
+    assert list(drops.values()) == ["on_policy_share: not among those drawn to keep the share (pairs.on_policy_share)"]
+
+
+def test_in_a_round_of_one_side_alone_the_share_gives_way_and_says_so(tmp_path: Path) -> None:
+    heard = Listening()
+    _, pairs, drops = paired(tmp_path, gaps(1.0, 2.0), [], on_policy_share=0.5, progress=heard)
+    assert (len(pairs), drops) == (2, {})
+    assert heard.lines == ["  pairs.on_policy_share: the round has on-policy pairs alone, and all of them train"]
+
+
+def test_pairs_are_cleaned_by_the_rules_of_sft(tmp_path: Path) -> None:
+    """By their chosen completion: what is rejected may shout. Of two apologies in four one goes, the narrower gap."""
+    loud = "Stop!!! Now!!!"
+    rows = [
+        candidate("loud", 0, loud, 5.0),
+        candidate("loud", 1, "Stop.", 1.0),
+        candidate("quiet", 0, "Stop.", 5.0),
+        candidate("quiet", 1, loud, 1.0),
+        candidate("sorry", 0, "I am sorry, but no.", 5.0),
+        candidate("sorry", 1, "No.", 1.0),
+        candidate("sorrier", 0, "I am sorry, but no.", 3.0),
+        candidate("sorrier", 1, "No.", 1.0),
+    ]
+    people = preference("f")
+    _, pairs, drops = paired(tmp_path / "off", rows, [people])
+    assert (len(pairs), drops) == (5, {})
+    rules = CleanConfig(max_apology_share=0.34)
+    _, pairs, drops = paired(tmp_path / "on", rows, [people], clean=True, cleaning=rules)
+    assert [pair.id for pair in pairs] == ["f", "quiet/1/0>1", "sorry/1/0>1"]
+    assert drops == {
+        "loud": "clean: exclamations: 300 per 100 words, the limit is 10",
+        "sorrier": "clean: apology: 50.0% of the rows open with an apology, the limit is 34.0%",
+    }
+
+
+def test_what_the_policy_wrote_of_a_benchmark_trains_no_pair(tmp_path: Path) -> None:
+    """Rows of files were looked at when they came in."""
+    recipe = load_recipe({"preferences": ["quickstart"], "evaluate": {"include_path": "quickstart"}})
+    config = build_pairs.settings(recipe).model_copy(update={"min_gap_quantile": 0.0})
+    assert config.keep_out is not None
+    question = benchmark_texts(config.keep_out.tasks, config.keep_out.include_path)[0]
+    rows = [
+        candidate("p", 0, "Blue.", 2.0),
+        candidate("p", 1, f"{question.text} I do not know.", 1.0),
+        candidate("q", 0, "Blue.", 2.0),
+        candidate("q", 1, "Red.", 1.0),
+    ]
+    of_file = preference("f", chosen=question.text)
+    annotated = preference("annotated/p/1/0/p/1/1", chosen=question.text, source=Source.of_round(1), annotator="judge")
+    heard = Listening()
+    inputs = build_pairs.inputs(
+        recipe, written(tmp_path / "scored.jsonl", rows), (written(tmp_path / "rows.jsonl", [of_file, annotated]),)
+    )
+    assert inputs.benchmarks
+    outputs = build_pairs.run(config, inputs, context(tmp_path / "a", progress=heard))
+    assert [row.id for row in load_jsonl(outputs.pairs.path, PairRow)] == ["f", "q/1/0>1"]
+    drops = {row.id: (row.stage, row.rule, row.twin) for row in load_jsonl(outputs.dropped.path, DroppedRow)}
+    assert drops == dict.fromkeys([annotated.id, "p"], ("build_pairs", "decontaminate", question.name))
+    assert "2 of 3 pairs of the policy hold a question" in heard.lines[0]
+    off = load_recipe({"preferences": ["quickstart"], "prune": {"decontaminate": {"enabled": False}}})
+    assert build_pairs.settings(off).keep_out is None
+    assert build_pairs.inputs(off, inputs.scored, inputs.preferences).benchmarks == ()
+
+
+def test_limits_that_leave_nothing_are_named_with_their_counts(tmp_path: Path) -> None:
+    said = (
+        r"no pair for DPO: 1 preferences and 4 prompts gave none; dropped by strength 1, min_gap 1, max_gap 2, "
+        r"max_on_policy 1; the first: b: strength marginally_better. Loosen `pairs`"
+    )
+    with pytest.raises(DataError, match=said):
+        paired(
+            tmp_path,
+            gaps(1.0, 9.0, 4.0, 6.0),
+            [preference("b", strength="marginally_better")],
+            min_gap=2.0,
+            max_gap=5.0,
+            max_on_policy=0,
+        )
 
 
 def test_build_pairs_with_nothing_left_names_the_counts(tmp_path: Path) -> None:
