@@ -78,11 +78,11 @@ def _prompt_life(prompt_id: str, run: RunReader) -> Life:
         lines += trace.lines(rows, best)
         if best is not None:
             in_round += [*trace.picked(best, name=f"{best.id}: "), *trace.pruned(best.id)]
-            pairs = trace.pairs_of(prompt_id)
-            for pair in pairs:
-                in_round += trace.paired(prompt_id, role="the pair", pair=pair)
-            in_round += [] if pairs else trace.paired(prompt_id, role="the pair")
             twins += twins_of(run, in_round, row_id=best.id, text=dialog_text(best.messages, best.completion))
+        pairs = trace.pairs_of(prompt_id)
+        for pair in pairs:
+            in_round += trace.paired(prompt_id, role="the pair", pair=pair)
+        in_round += [] if pairs else trace.paired(prompt_id, role="the pair")
         steps += in_round
     facts: dict[str, Any] = {} if row is None else {"source": str(row.source)}
     if row is not None and row.meta.get("topic"):

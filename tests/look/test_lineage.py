@@ -230,6 +230,32 @@ def test_a_random_pick_is_not_called_the_best(tmp_path: Path) -> None:
     ]
 
 
+def test_every_pair_of_a_prompt_is_told(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    asked = PromptRow(id="p", messages=ask("Tell p"), source=Source(file="f", line=1))
+    stage(run, 0, "01_ingest", {"prompts": [asked]})
+    rows = candidates("p", 1, [0.5, 2.5, 1.0, 2.0, 1.5])
+    stage(run, 1, "01_collect", {"preferences": []})
+    stage(run, 1, "04_sample", {"candidates": rows, "dropped": []})
+    stage(run, 1, "05_score", {"candidates": rows})
+    pairs = [
+        PairRow(
+            id=row_id, messages=ask("x"), chosen="a", rejected="b", origin="on_policy", source=Source(file="round-01")
+        )
+        for row_id in ("p/1/1>0", "p/1/3>2")
+    ]
+    stage(run, 1, "10_build_pairs", {"pairs": pairs, "dropped": []})
+    stage(run, 1, "11_train_dpo", {}, counts={"in": 2, "kept": 2, "dropped": 0})
+    (life,) = lives_of("p", run)
+    assert [step.facts["pair"] for step in life.steps if step.verdict == "pair"] == ["p/1/1>0", "p/1/3>2"]
+    assert [c.mark for c in life.candidates] == ["rejected", "chosen", "rejected", "chosen", ""]
+    (second,), (neither,) = lives_of("p/1/2", run), lives_of("p/1/4", run)
+    assert second.trained == ("round 1 11_train_dpo as rejected",)
+    assert [step.text for step in neither.steps if step.verdict == "no pair"] == [
+        "the prompt's pairs are p/1/1>0, p/1/3>2"
+    ]
+
+
 def test_a_near_twin_is_shown_side_by_side(run: Path) -> None:
     (life,) = lives_of("q/1/1", run)
     (twin,) = life.twins
