@@ -55,7 +55,8 @@ def test_reward_up_and_benchmark_down_is_over_optimisation() -> None:
         "over-optimisation: since round 1 the reward rose by 0.5 (0.304 to 0.696) while ifeval/mean fell by 0.100 "
         "(0.050 to 0.150)"
     )
-    slow = _flagged(row(2, gain=0.1, since_base=0.5), differences=changes(2, (0, "ifeval/mean", -0.1)))
+    since_both = changes(2, (1, "ifeval/mean", 0.0), (0, "ifeval/mean", -0.1))
+    slow = _flagged(row(2, gain=0.1, since_base=0.5), differences=since_both)
     assert [flag[:36] for flag in slow.flags] == ["over-optimisation: since round 0 the"]
     first = _flagged(row(1, gain=0.5, since_base=0.5), differences=changes(1, (0, "ifeval/mean", -0.2)))
     assert len(first.flags) == 1  # the last round is the base: it is compared once
@@ -74,9 +75,17 @@ def test_liked_less_and_doing_better_is_said_too_and_all_that_say_it_stand_in_on
 
 def test_a_judge_alone_is_not_over_optimised() -> None:
     liked = row(2, judge_win_rate__base=0.8)
-    (found,) = disagreements(liked, differences=changes(2, (0, "ifeval/mean", -0.1)), groups={})
+    since = changes(2, (1, "ifeval/mean", 0.0), (0, "ifeval/mean", -0.1))
+    (found,) = disagreements(liked, differences=since, groups={})
     assert found.measures == ("judge_win_rate/base",)
     assert found.sentence.startswith("disagreement: since round 0 the win rate by the judge is 0.8 (0.702 to 0.898) ")
+
+
+def test_the_last_round_that_was_asked_is_the_previous_one() -> None:
+    """Of a semi-online run: round 10 stands against round 5, and the measures say `previous` of it."""
+    since = changes(10, (5, "ifeval/mean", -0.1), (0, "ifeval/mean", 0.0))
+    (found,) = disagreements(row(10, gain=0.5), differences=since, groups={})
+    assert found.sentence.startswith("over-optimisation: since round 5 the reward rose")
 
 
 def test_measures_may_say_both_and_each_is_held_against_what_says_the_opposite() -> None:
