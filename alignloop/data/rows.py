@@ -230,6 +230,11 @@ def _no_ids(value: object, field: str) -> None:
     """A file does not say whose tokenizer its ids are of: the text is tokenised by the run's own."""
 
 
+def _no_gates(value: object, field: str) -> list[str]:
+    """Gates are of a run's own reward functions, whatever a file says of another's."""
+    return []
+
+
 _finish_reason = _one_of("stop", "length")
 _COLUMNS: dict[str, Callable[[object, str], Any]] = {
     "compared_by": _one_of("people", "judge", "simulated", "function", default="people"),
@@ -238,6 +243,7 @@ _COLUMNS: dict[str, Callable[[object, str], Any]] = {
     "rejected_ids": _no_ids,
     "rejected_finish_reason": _finish_reason,
     "chosen_reward": _number,
+    "chosen_failed_gates": _no_gates,
 }
 """Columns of a preference that say more of its completions, in the order of the model's."""
 _ABSENT: dict[str, Any] = {name: read(None, name) for name, read in _COLUMNS.items()}

@@ -85,9 +85,10 @@ def test_prompts_are_found_by_dialog_or_by_id_where_a_system_prompt_differs() ->
 def test_rewards_of_two_reward_models_are_not_compared() -> None:
     with pytest.raises(DataError, match="different reward models"):
         compare(side("a", {"x": [1.0]}, reward_model="sha256:1"), side("b", {"x": [1.0]}, reward_model="sha256:2"))
-    one, two = (("m:f", 1.0),), (("m:f", 2.0),)
-    with pytest.raises(DataError, match="different reward functions"):
-        compare(side("a", {"x": [1.0]}, reward_functions=one), side("b", {"x": [1.0]}, reward_functions=two))
+    one = (("m:f", 1.0, None),)
+    for other in ((("m:f", 2.0, None),), (("m:f", 1.0, 0.5),)):  # another weight, a gate
+        with pytest.raises(DataError, match="different reward functions"):
+            compare(side("a", {"x": [1.0]}, reward_functions=one), side("b", {"x": [1.0]}, reward_functions=other))
 
 
 def test_completions_by_hand() -> None:

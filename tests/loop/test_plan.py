@@ -87,6 +87,22 @@ def test_expected_rows_of_some_sources(tmp_path: Path, sources: list[str], stage
     assert Estimator(recipe, check(recipe)).of(stage, number=1).rows == rows
 
 
+@pytest.mark.parametrize(
+    ("pairs", "seen", "train"),
+    [
+        ({"pairs_per_prompt": 3}, 105, 53),  # 5 candidates give two pairs: the wider half of 80
+        ({"min_gap_quantile": 0.0, "max_gap_quantile": 0.5, "min_rejected_length_quantile": 0.5}, 65, 23),  # 40 / 2 / 2
+        ({"on_policy_share": 0.5}, 65, 26),  # 13 of people and as many of the 20
+        ({"on_policy_share": 0.8}, 65, 25),  # the 20 and a quarter as many of people
+    ],
+)
+def test_expected_pairs_within_limits(tmp_path: Path, pairs: dict[str, Any], seen: int, train: int) -> None:
+    recipe = recipe_of(tmp_path, pairs=pairs)
+    estimator = Estimator(recipe, check(recipe))
+    assert estimator.of("build_pairs", number=1).rows == seen
+    assert estimator.of("train_dpo", number=1).rows == train
+
+
 def test_expected_tokens_of_sampling(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
     checked = check(recipe)

@@ -120,7 +120,7 @@ def test_the_best_of_k_reaches_training_as_it_was_sampled(chat: ChatFormat) -> N
         id="p/1/0", prompt_id="p", messages=ASK, completion=TEXT, completion_ids=ids, finish_reason="length", round=1,
         policy="sha256:x", reward=1.0,
     )  # fmt: skip
-    picked = pick_of([candidate], threshold=0.0, seed=1)
+    picked = pick_of([candidate], pass_rate=1.0, seed=1)
     assert isinstance(picked, SelectedRow)
     item = item_of_selected(picked)
     row = as_sft(item)
