@@ -60,6 +60,10 @@ def _mask_and_nll() -> Sequence[Arm]:
     ]
 
 
+_LOSSES = ("sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down", "simpo")
+_VERIFIER = "alignloop.rewards:instructions_followed"
+
+
 def _candidates(k: int) -> Arm:
     """K at as many samples and comparisons; of one candidate there is nothing to compare."""
     settings = [f"sample.num_candidates={k}", f"sample.num_prompts={1920 // k}"]
@@ -103,6 +107,28 @@ _ALL: Sequence[Arm] = (
     Arm("no-dedup", ("prune.semantic_dedup.enabled=false",)),
     Arm("one-round", ("sample.num_prompts=1152", "data.split_rounds=1", "reward.max_steps=480"), rounds=1),
     Arm("three-rounds", ("sample.num_prompts=384", "data.split_rounds=3", "reward.max_steps=160"), rounds=3),
+    Arm(
+        "semi-online",  # recipes/semi_online.yaml
+        (
+            *("data.split_rounds=6", "collect.num_annotations=26", "sample.num_prompts=20", "sample.policy=previous"),
+            *("reward.every=6", "sft.at=[1]", "pairs.sources=[annotated,on_policy]", "dpo.reference=ema"),
+            *("evaluate.every=10", "measure.every=10"),
+        ),
+        rounds=60,
+    ),
+    *(Arm(f"loss-{loss}", (f"dpo.loss={loss}",)) for loss in _LOSSES),
+    Arm("all-gaps", ("pairs.min_gap_quantile=0.0",)),
+    Arm(
+        "rip",
+        (
+            *("pairs.min_gap_quantile=0.0", "pairs.max_gap_quantile=0.5"),
+            *("pairs.min_rejected_reward_quantile=0.5", "pairs.min_rejected_length_quantile=0.5"),
+        ),
+    ),
+    Arm("two-sigma-pairs", ("pairs.pairing=best_mean_minus_2_sigma",)),
+    Arm("two-pairs", ("pairs.pairs_per_prompt=2",)),
+    Arm("length-penalty", ("score.length_penalty=0.2",)),
+    Arm("verifier-gate", (f"score.reward_functions=[{{function: '{_VERIFIER}', gate: 1.0}}]",)),
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ALL}
 
@@ -134,7 +160,30 @@ CLAIMS: Sequence[Claim] = (
         "What trains should come from the latest policy (4.1.4)",
         ("off-policy", "no-on-policy-pairs", "on-policy-pairs-only"),
     ),
-    Claim("pairing", "Best against worst (ours)", ("best-random-pairs", "gap-pairs")),
+    Claim(
+        "pairing",
+        "Best against worst, one pair a prompt, the narrower half of the gaps dropped (ours)",
+        ("best-random-pairs", "gap-pairs", "two-sigma-pairs", "two-pairs", "all-gaps", "rip"),
+    ),
+    Claim(
+        "losses", "The paper's loss does as well as what others put in its place", tuple(f"loss-{n}" for n in _LOSSES)
+    ),
+    Claim("length", "A penalty on length is not needed", ("length-penalty",)),
+    Claim(
+        "verifiers",
+        "Where answers can be checked a verifier is worth more than the reward model, alone or before it",
+        (LOOP,),
+        reference="oracle-pick",
+    ),
+    Claim(
+        "gates", "A verifier decides, and the reward model among those that pass", (LOOP,), reference="verifier-gate"
+    ),
+    Claim(
+        "semi-online",
+        "Sixty short rounds do better than six, at as many samples, annotations and rows of the file",
+        (LOOP,),
+        reference="semi-online",
+    ),
     Claim("averaging", "Averaging checkpoints helps (4.1.5)", (LOOP,), reference="averaging"),
     Claim("start-from", "Going on from the last checkpoint (ours; the paper starts SFT anew)", ("start-from-base",)),
     Claim("strengths", "Rows that are hardly better are left out (4.1.2, 4.1.4)", ("all-strengths",)),

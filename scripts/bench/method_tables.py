@@ -17,6 +17,12 @@ Outcomes = Mapping[str, Mapping[int, Outcome]]
 """By arm and seed."""
 SHOWN = (LOOP, "offline", "random-pick")
 """Arms whose climb is shown round by round."""
+AGAINST_LOOP = {
+    "semi_online_minus_rounds": "semi-online",
+    "rip_minus_default": "rip",
+    "verifier_minus_reward_model": "oracle-pick",
+}
+"""Differences to the loop by the names of `docs/method.json`."""
 ENOUGH_SEEDS = 3
 """From so many on an interval is over seeds; of fewer it is over questions, and says nothing of other draws."""
 NORMAL_95 = 1.959964
@@ -82,10 +88,13 @@ def last(outcome: Outcome, key: str) -> float:
 
 
 def figures_of(outcomes: Outcomes) -> dict[str, float]:
-    """`docs/method.json`: the bars with their intervals, and each arm's mean on the test half after its last round."""
+    """`docs/method.json`: the bars and other differences with their intervals, and each arm's mean on the test half
+    after its last round."""
     loop = outcomes.get(LOOP, {})
     figures: dict[str, float] = {"num_seeds": len(loop)}
-    for name, found in headline(outcomes).items():
+    others = {name: gap(outcomes, arm, LOOP) for name, arm in AGAINST_LOOP.items()}
+    differences = headline(outcomes) | {name: found for name, found in others.items() if found is not None}
+    for name, found in differences.items():
         figures[name] = found.value
         if found.half is not None:
             figures |= {f"{name}_low": found.value - found.half, f"{name}_high": found.value + found.half}

@@ -56,9 +56,10 @@ def _outcome(arm: str, seed: int, *strict: float, answers: str = "10") -> Outcom
 OUTCOMES = {
     LOOP: {seed: _outcome(LOOP, seed, 0.30, 0.45 + seed / 100, 0.60 + seed / 100) for seed in range(3)},
     "offline": {seed: _outcome("offline", seed, 0.30, 0.25 + seed / 100, 0.40 + seed / 100) for seed in range(3)},
+    "rip": {seed: _outcome("rip", seed, 0.30, 0.45 + seed / 100, 0.65 + seed / 100) for seed in range(3)},
     "two-way": {0: _outcome("two-way", 0, 0.30, 0.40, 0.50, answers="00")},
 }
-"""The loop gains 30 points in two rounds, a control ends 20 lower; of another arm there is one seed."""
+"""The loop gains 30 points in two rounds, a control ends 20 lower, other pairs 5 higher; of another arm there is one seed."""
 
 
 def test_figures_are_the_runs_and_controls_are_paired_by_seed() -> None:
@@ -71,6 +72,8 @@ def test_figures_are_the_runs_and_controls_are_paired_by_seed() -> None:
     assert figures["unseen_minus_base"] == pytest.approx(0.155)
     assert figures["unseen_minus_offline"] == pytest.approx(0.1)
     assert figures["mmlu_minus_base"] == pytest.approx(0.0)
+    assert figures["rip_minus_default"] == pytest.approx(0.05)
+    assert "semi_online_minus_rounds" not in figures
     assert "loop_minus_random_pick" not in headline(OUTCOMES)
     text = text_of(OUTCOMES, rounds=2)
     assert "| loop minus offline | +20.0 (+20.0 to +20.0) | 3 |" in text
