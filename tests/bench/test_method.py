@@ -59,7 +59,7 @@ OUTCOMES = {
     "rip": {seed: _outcome("rip", seed, 0.30, 0.45 + seed / 100, 0.65 + seed / 100) for seed in range(3)},
     "two-way": {0: _outcome("two-way", 0, 0.30, 0.40, 0.50, answers="00")},
 }
-"""The loop gains 30 points in two rounds, a control ends 20 lower, other pairs 5 higher; of one arm there is one seed."""
+"""The loop gains 30 points in two rounds, a control ends 20 lower, other pairs 5 higher; one arm has one seed."""
 
 
 def test_figures_are_the_runs_and_controls_are_paired_by_seed() -> None:
