@@ -103,6 +103,10 @@ def test_a_stage_is_known_by_the_beta_it_trains_with_however_it_came_about() -> 
             {"loss": "simpo", "gamma": None},
             "dpo: gamma must be a number with loss: simpo: leave it out to have its default",
         ),
+        (
+            {"loss": "simpo", "reference": "ema"},
+            "dpo: reference (ema) is read by losses that have one, and loss is simpo: leave it out",
+        ),
         ({"loss": "robust", "label_smoothing": 0.5}, "dpo.label_smoothing: must be below 0.5, found 0.5"),
         ({"beta": None}, "dpo.beta: must be a number, found nothing"),
     ],
