@@ -167,7 +167,7 @@ def test_what_fails_a_gate_is_passed_over_and_what_none_passes_trains_nothing(tm
         {name: [r for r in rows if r.prompt_id == name] for name in by_name}, PairsConfig(), seed=1
     )
     assert [(pair.prompt_id, pair.chosen, pair.rejected) for pair in paired.pairs] == [("p", 2, 0), ("free", 0, 1)]
-    assert [row.id for row in paired.dropped] == ["none"]
+    assert [drop.prompt_id for drop in paired.dropped] == ["none"]
     pairs = collect.pairs_to_annotate([row for row in rows if row.prompt_id == "p"], seed=1)
     assert "p/1/2" in {pairs[0][1].id, pairs[0][2].id}  # the best against another
     batch = [
