@@ -172,12 +172,13 @@ def _not_by_reward(recipe: Recipe) -> Settings:
 
 
 def _tokens(recipe: Recipe, kind: str, spent: Spent, rounds: int) -> Settings:
-    """How long SFT and DPO train: a round's mean, whatever number of steps that takes."""
+    """How long SFT and DPO train: the mean of the rounds that have them, whatever number of steps that takes."""
     sft, dpo, both = spent.sft_tokens, spent.dpo_tokens, spent.sft_tokens + spent.dpo_tokens
     wanted = {"each": {"sft": sft, "dpo": dpo}, "sft": {"sft": both}, "dpo": {"dpo": both}}[KINDS[kind].tokens]
     settings: dict[str, Any] = {}
     for name, tokens in wanted.items():
-        a_training = round(tokens / rounds / num_trainings(getattr(recipe, name)))
+        num_due = sum(name == "dpo" or recipe.sft.is_due(number) for number in range(1, rounds + 1))
+        a_training = round(tokens / max(1, num_due) / num_trainings(getattr(recipe, name)))
         if a_training:
             settings |= {f"{name}.train_tokens": a_training, f"{name}.max_steps": None}
     return settings

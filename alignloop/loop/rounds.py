@@ -141,7 +141,7 @@ def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool
     return replace(
         start,
         previous=end.policy if passed else start.previous,
-        average=end.average,
+        average=end.average if passed else start.average,
         reward_model=end.reward_model,
         sft_start=end.policy if passed and recipe.sft.start_from == "previous" else start.sft_start,
         reward_start=end.reward_model if recipe.reward.start_from == "previous" else start.reward_start,

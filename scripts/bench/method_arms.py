@@ -132,6 +132,8 @@ _ALL: Sequence[Arm] = (
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ALL}
 
+TRUTHS = ("truth/random", "truth/pick", "truth/oracle", "truth/pair_accuracy")
+"""Shares of right candidates, and of pairs told apart, in the last round."""
 TAILS = ("end_of_turn_logprob/chosen", "tail_repetition_rate", "abrupt_end_rate", "chosen_logprob/policy")
 CLAIMS: Sequence[Claim] = (
     Claim(
@@ -139,7 +141,12 @@ CLAIMS: Sequence[Claim] = (
         "At equal annotations and training tokens the loop is ahead of training on what the base says",
         ("offline",),
     ),
-    Claim("pick", "The reward model's pick helps; beside it what the truth would pick", ("random-pick", "oracle-pick")),
+    Claim(
+        "pick",
+        "The reward model's pick helps; beside it what the truth would pick",
+        ("random-pick", "oracle-pick"),
+        measures=TRUTHS,
+    ),
     Claim("stages", "SFT on the best of K and DPO both help (4.1.3, 4.1.4)", ("sft-only", "dpo-only")),
     Claim("annotation", "New annotations of what the policy says help (4.2.1)", ("no-annotation",)),
     Claim(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from alignloop.evaluation.standard_error import NORMAL_95
 from scripts.bench.method_arms import ARMS, CLAIMS, LOOP, Arm, Claim
 from scripts.bench.method_record import KNOWLEDGE, STRICT, UNSEEN, Outcome
 
@@ -25,7 +26,6 @@ AGAINST_LOOP = {
 """Differences to the loop by the names of `docs/method.json`."""
 ENOUGH_SEEDS = 3
 """From so many on an interval is over seeds; of fewer it is over questions, and says nothing of other draws."""
-NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,11 @@ FILES_AND_ANNOTATED = "['file', 'annotated']"
 NOT_BY_REWARD = {"prune.quality.enabled": "False", "prune.quality.by": "judge", "prune.difficulty.enabled": "False"}
 
 
+def test_sft_in_one_round_of_two_has_all_its_tokens_there() -> None:
+    changes = changed_by("offline", recipe_of(collect=ANNOTATED, sft={"at": [1]}))
+    assert (changes["sft.train_tokens"], changes["dpo.train_tokens"]) == ("3000", "500")
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
