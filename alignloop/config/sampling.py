@@ -23,6 +23,7 @@ from alignloop.config.base import (
 from alignloop.records import ROW_ORIGINS, Strength
 
 Pick = Literal["best", "random"]
+Pairing = Literal["best_worst", "best_random", "gap", "best_mean_minus_2_sigma"]
 
 
 class SystemPrompt(Section):
@@ -144,7 +145,7 @@ class PairsConfig(Section):
     """Human preference batches of the last this many rounds train (the paper: the latest)."""
     max_preference_pairs: Annotated[int, Field(ge=-1)] = -1
     """At most this many pairs from preferences, drawn with the round's seed; -1: all."""
-    pairing: Literal["best_worst", "best_random", "gap", "best_mean_minus_2_sigma"] = "best_worst"
+    pairing: Pairing = "best_worst"
     """The best candidate by reward against the worst, a random other, the one whose gap to the best comes nearest the
     `target_gap_quantile` of the round's widest gaps, or the one whose reward comes nearest the mean - 2 standard
     deviations of the prompt's finished candidates with text (arXiv 2502.16825; made for many candidates, of few it is

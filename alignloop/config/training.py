@@ -259,6 +259,10 @@ class DpoConfig(PolicyTraining):
     """Share of the old average in the new one, round by round, with `reference: ema`. Ours."""
     mask_formatting_tokens: bool = True
     """Leave header and termination tokens out of what the loss compares, in both completions: of sums and of counts."""
+    carry_optimizer: bool = False
+    """Go on with the optimizer's state (AdamW's moments) that the DPO of the last round that passed the gate ended
+    with, in place of a new one: for rounds of a few steps (arXiv 2506.21495 trains on without a break). Rates still
+    begin anew in each round. Without adapters and variants alone, whose parameters are other ones each time. Ours."""
 
     @property
     def has_reference(self) -> bool:
@@ -287,6 +291,9 @@ class DpoConfig(PolicyTraining):
             "label_smoothing": ("loss: robust", f"loss is {self.loss}", self.loss == "robust"),
             "margin_scale": ("margin: strength or reward", f"margin is {self.margin}", self.margin != "none"),
         }
+        if self.carry_optimizer and (self.lora is not None or self.variants):
+            found = "lora" if self.lora is not None else "variants"
+            yield f"carry_optimizer: with {found} each round trains parameters of its own: leave one of the two out"
         if self.reference != "sft" and not self.has_reference:
             yield f"reference ({self.reference}) is read by losses that have one, and loss is {self.loss}: leave it out"
         sections: dict[str, DpoConfig | DpoVariant] = {"": self}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alignloop.chat.template_defaults import in_yaml
 from alignloop.config import Recipe
+from alignloop.config.sampling import Pairing
 from alignloop.config.training import LoraConfig, ObjectiveName, OptimizerConfig
 from alignloop.loop.check import Checked
 from alignloop.loop.estimate import few_steps
@@ -69,21 +70,21 @@ def _rounds(plan: Plan) -> Iterator[str]:
     # Round 0 and the first round still to do are shown stage by stage; the rest is alike.
     first = next((r[0].round for r in rounds if r[0].round > 0 and any(s.state != "published" for s in r)), None)
 
-    def look(stages: Sequence[PlannedStage]) -> tuple[bool, int, int | None]:
-        """Whether all is published; how many stages; the round's number where it has a line of its own, or several."""
+    def look(stages: Sequence[PlannedStage]) -> tuple[bool, bool, int, int | None]:
+        """Whether all is published; whether it is shown stage by stage; how many stages; its number where no other
+        round shares its line."""
         published, number = all(stage.state == "published" for stage in stages), stages[0].round
-        is_open = number in (0, first) or any(stage.state in begun for stage in stages)
-        is_alone = plan.recipe.rounds <= MOST_LINES or number == 0 or (is_open and not published)
-        return published, len(stages), number if is_alone else None
+        is_open = not published and (number in (0, first) or any(stage.state in begun for stage in stages))
+        is_alone = is_open or number == 0 or plan.recipe.rounds <= MOST_LINES
+        return published, is_open, len(stages), number if is_alone else None
 
-    for (published, _, _), members in groupby(rounds, key=look):
+    for (published, is_open, _, _), members in groupby(rounds, key=look):
         alike = list(members)
-        stages = alike[0]
-        if published or (stages[0].round not in (0, first) and not any(stage.state in begun for stage in stages)):
+        if is_open:
+            yield f"round {alike[0][0].round}"
+            yield from (line for stage in alike[0] for line in _stage_lines(stage))
+        else:
             yield _in_one_line(alike, published=published)
-            continue
-        yield f"round {stages[0].round}"
-        yield from (line for stage in stages for line in _stage_lines(stage))
 
 
 def _in_one_line(rounds: Sequence[Sequence[PlannedStage]], *, published: bool) -> str:
@@ -203,6 +204,14 @@ def _policy(plan: Plan) -> str:
     return f"{later[sample.policy]} (round 1: {first})"
 
 
+_PAIRED: Mapping[Pairing, str] = {
+    "best_worst": "best/worst",
+    "best_random": "best and another",
+    "gap": "two far apart",
+    "best_mean_minus_2_sigma": "best and mean - 2 sigma",
+}
+
+
 def _window(recipe: Recipe) -> str:
     window = recipe.pairs.data_window
     rounds = "the round's preferences" if window == 1 else f"preferences of the last {window} rounds"
@@ -213,7 +222,8 @@ def _window(recipe: Recipe) -> str:
     alone = f" ({preferences[0]} alone)" if len(preferences) == 1 else ""
     parts = [f"{rounds}{alone}"] if preferences else []
     if "on_policy" in sources:
-        parts.append("best/worst of its candidates" if parts else "best/worst of the round's candidates")
+        paired, whose = _PAIRED[recipe.pairs.pairing], "its" if parts else "the round's"
+        parts.append(f"{paired} of {whose} candidates")
     return ", and ".join(parts) or "no pair (pairs.sources is empty)"
 
 

@@ -45,6 +45,7 @@ class RoundStart:
         batches: the preference batches of the rounds before, oldest first.
         scored: the last round's scored candidates; None in the first round.
         before: what its model is measured against: the base, the last round's model, the first reward model.
+        optimizer: DPO's, of the round whose policy is `previous` (`dpo.carry_optimizer`); empty: a new one.
         files: what people put beside the run for it: a file of preferences of its own, answers.
     """
 
@@ -61,6 +62,7 @@ class RoundStart:
     batches: tuple[Artifact, ...]
     scored: Artifact | None
     before: measure.Before
+    optimizer: tuple[Artifact, ...] = ()
     files: collect.RoundFiles = field(default_factory=collect.RoundFiles)
 
 
@@ -76,6 +78,7 @@ class RoundEnd:
     scored: Artifact
     evaluation: evaluate.Outputs | None
     measured: measure.Outputs | None
+    optimizer: tuple[Artifact, ...]
 
 
 def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
@@ -119,7 +122,14 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         "previous": start.previous,
         "ema": start.average,
     }
-    to_train = train_dpo.inputs(recipe, sft_model, references=references, pairs=pairs.pairs, heldout=start.heldout)
+    to_train = train_dpo.inputs(
+        recipe,
+        sft_model,
+        references=references,
+        pairs=pairs.pairs,
+        heldout=start.heldout,
+        optimizer=start.optimizer,
+    )
     dpo = stages.run(train_dpo.STAGE, to_train)
     policy = stages.run(average.DPO, average.of(dpo)).checkpoint
     moving = start.average
@@ -133,5 +143,13 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     )
     measured = stages.run_due(measure.STAGE, to_measure, is_due=recipe.measures(number))
     return RoundEnd(
-        policy, moving, reward_model, collected.preferences, prompts, scored.candidates, evaluation, measured
+        policy=policy,
+        average=moving,
+        reward_model=reward_model,
+        batch=collected.preferences,
+        prompts=prompts,
+        scored=scored.candidates,
+        evaluation=evaluation,
+        measured=measured,
+        optimizer=dpo.optimizer,
     )

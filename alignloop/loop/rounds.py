@@ -142,6 +142,7 @@ def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool
         start,
         previous=end.policy if passed else start.previous,
         average=end.average if passed else start.average,
+        optimizer=end.optimizer if passed else start.optimizer,
         reward_model=end.reward_model,
         sft_start=end.policy if passed and recipe.sft.start_from == "previous" else start.sft_start,
         reward_start=end.reward_model if recipe.reward.start_from == "previous" else start.reward_start,

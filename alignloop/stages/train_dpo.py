@@ -29,6 +29,8 @@ class Inputs:
     pairs: Artifact
     heldout: Artifact | None = None
     """Never trained on: loss and accuracy are measured on their pairs. None: they are not."""
+    optimizer: tuple[Artifact, ...] = ()
+    """The state that the last round's ended with (`dpo.carry_optimizer`); empty: a new one."""
 
 
 class Settings(DpoConfig):
@@ -45,12 +47,18 @@ def settings(recipe: Recipe) -> Settings:
 
 
 def inputs(
-    recipe: Recipe, start: Artifact, *, references: Mapping[Reference, Artifact], pairs: Artifact, heldout: Artifact
+    recipe: Recipe,
+    start: Artifact,
+    *,
+    references: Mapping[Reference, Artifact],
+    pairs: Artifact,
+    heldout: Artifact,
+    optimizer: tuple[Artifact, ...],
 ) -> Inputs:
     """`references` has a model for each name of `dpo.reference`."""
     config = recipe.dpo
     reference = references[config.reference] if config.has_reference else None
-    return Inputs(start=start, reference=reference, pairs=pairs, heldout=heldout)
+    return Inputs(start=start, reference=reference, pairs=pairs, heldout=heldout, optimizer=optimizer)
 
 
 def check(facts: Facts) -> None:
@@ -82,6 +90,7 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
         eval_groups=ranked_groups(measured, chat),
         start=inputs.start,
         reference=inputs.reference,
+        optimizer=next(iter(inputs.optimizer), None),
         ctx=ctx,
     )
 

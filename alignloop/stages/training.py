@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import operator
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from alignloop.artifacts import Artifact, write_text
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.reasoning import THINK_START, split_reasoning
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import ObjectiveName, OptimizerConfig
+from alignloop.config.training import DpoConfig, ObjectiveName, OptimizerConfig
 from alignloop.data.turns import untrained_turn
 from alignloop.errors import ModelError
 from alignloop.records import DroppedRow, PreferenceRow, PromptRow, Source, round_name
@@ -50,6 +51,8 @@ class Outputs(StageOutputs):
     summary: Artifact
     """`TrainSummary`: what each checkpoint is and how it does on held-out rows."""
     dropped: tuple[Artifact, ...] = ()
+    optimizer: tuple[Artifact, ...] = ()
+    """Its state at the end, where the next round goes on with it (`dpo.carry_optimizer`)."""
 
 
 def train_stage(
@@ -61,11 +64,12 @@ def train_stage(
     start: Artifact,
     ctx: StageContext,
     reference: Artifact | None = None,
+    optimizer: Artifact | None = None,
     left_out: Sequence[DroppedRow] = (),
 ) -> Outputs:
     """Train, once or once a variant; metrics are means over the variants. `left_out` are rows that did not become
     groups. Without any group a policy stays what it is; a reward model without a row is an error."""
-    from alignloop.training.job import TrainJob
+    from alignloop.training.job import OPTIMIZER, TrainJob
     from alignloop.training.variants import train_variants
 
     job = TrainJob(
@@ -80,6 +84,8 @@ def train_stage(
         progress=ctx.progress,
         training=ctx.training,
         run_name=f"{round_name(ctx.round)}/{ctx.dir.name.removesuffix(PARTIAL)}",
+        optimizer=None if optimizer is None else optimizer.path,
+        keeps_optimizer=isinstance(config, DpoConfig) and config.carry_optimizer,
     )
     models = {"start": start.digest, "reference": None if reference is None else reference.digest}
     ctx.engine.sleep()
@@ -98,18 +104,21 @@ def train_stage(
         counts=_counts(dropped, num_rows=len(groups) + len(left_out)),
         metrics={name: sum(each[name] for each in metrics) / len(metrics) for name in in_all},
         facts={TRAINED_TOKENS: sum(variant.result.num_tokens for variant in trained)},
+        optimizer=(ctx.artifact(OPTIMIZER),) if (ctx.dir / OPTIMIZER).is_file() else (),
     )
 
 
 def _untrained(job: TrainJob) -> TrainedVariant:
     """What a policy's training publishes where it has no row: a copy of what it would have begun from."""
     from alignloop.training.average import average_checkpoints
-    from alignloop.training.job import TrainResult
+    from alignloop.training.job import OPTIMIZER, TrainResult
     from alignloop.training.variants import TrainedVariant
 
     job.progress.say(f"  {job.objective}: no row to train on: the checkpoint it begins from is published as it is")
     checkpoint = average_checkpoints([job.checkpoint], out_dir=job.checkpoint_path(0))
     write_text(job.out_dir / LOG, "")
+    if job.keeps_optimizer and job.optimizer is not None:
+        shutil.copyfile(job.optimizer, job.out_dir / OPTIMIZER)
     result = TrainResult((checkpoint,), {}, num_steps=0, num_tokens=0, dropped=(), checkpoint_metrics=({},))
     return TrainedVariant(None, {}, job.out_dir, (), result)
 

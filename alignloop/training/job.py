@@ -21,6 +21,7 @@ from alignloop.progress import Progress
 
 TRAINER_VERSION = 3
 """Raise when the same arguments give other weights: older resume points are then not used."""
+OPTIMIZER = "optimizer.safetensors"
 REFERENCE_CACHE = "reference_logprobs.json"
 """In a training's folder: the reference model's sums for DPO, and the key of what they depend on."""
 
@@ -42,6 +43,8 @@ class TrainJob:
         training: processes and trackers; what is trained does not depend on it, but for rounding.
         run_name: the stage, for trackers.
         max_rows: at most so many rows a microbatch: what memory has shown to hold; None: as the config says.
+        optimizer: the state that an earlier training of the same parameters ended with; None: a new one.
+        keeps_optimizer: write the state at the end, to `OPTIMIZER` in `out_dir`.
     """
 
     objective: ObjectiveName
@@ -56,6 +59,8 @@ class TrainJob:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     run_name: str = ""
     max_rows: int | None = None
+    optimizer: Path | None = None
+    keeps_optimizer: bool = False
 
     @property
     def all_groups(self) -> list[PromptGroup]:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from alignloop.artifacts import digest_of
 from alignloop.errors import TrainingError
 from alignloop.packing.check import is_out_of_memory
 from alignloop.packing.groups import PromptGroup
@@ -25,6 +26,7 @@ from alignloop.packing.layout import packed_num_tokens
 from alignloop.training.accelerate_file import check_processes
 from alignloop.training.checkpoints import ResumePoints, save_checkpoint
 from alignloop.training.job import (
+    OPTIMIZER,
     TRAINER_VERSION,
     Dropped,
     TrainJob,
@@ -39,11 +41,13 @@ from alignloop.training.new_tokens import load_new_tokens
 from alignloop.training.objectives import dpo_at_reference, screen
 from alignloop.training.processes import (
     Processes,
+    carry_optimizer,
     model_state,
     optimizer_state,
     restore,
     this_process,
     unwrapped,
+    write_optimizer,
 )
 from alignloop.training.rows import free_memory, out_of_memory_elsewhere
 from alignloop.training.trackers import HELD_OUT, Trackers, TrainLog, open_trackers
@@ -190,6 +194,8 @@ class _Run:
                     trackers.log(step + 1, row)
                 self._save_point(step + 1, points, trainee)
                 advance(1)
+        if self.job.keeps_optimizer:
+            write_optimizer(trainee.module, trainee.optimizer, self.job.out_dir / OPTIMIZER, is_first=is_first)
         if not is_first:
             return TrainMetrics({}, ())
         points.clear()
@@ -250,6 +256,8 @@ class _Run:
         """Steps already done: 0, or those of the last resume point, whose state is then in the model."""
         state = points.load()
         if state is None:
+            if self.job.optimizer is not None:
+                carry_optimizer(trainee.module, trainee.optimizer, self.job.optimizer)
             return 0
         restore(trainee.module, trainee.optimizer, model=state["model"], optimizer_values=state["optimizer"])
         trainee.runner.rows = min(trainee.runner.rows, state["rows"])
@@ -269,4 +277,5 @@ def _resume_key(job: TrainJob) -> str:
         new_tokens=[token.id for token in load_new_tokens(job.checkpoint)],
         reference=None if job.reference is None else weights_digest(job.reference),
         groups=groups_digest(job.groups),
+        **({} if job.optimizer is None else {"optimizer": digest_of(job.optimizer)}),
     )

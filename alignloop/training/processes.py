@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -28,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from alignloop.errors import UserError
+from alignloop.errors import TrainingError, UserError
 
 Value = TypeVar("Value")
 
@@ -162,6 +164,32 @@ def model_state(module: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """As `model_state`: whole, by the names of the parameters, so that any number of processes can go on from it."""
     return get_optimizer_state_dict(module, optimizer, options=ALL_PARTS)
+
+
+def write_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path, *, is_first: bool) -> None:
+    """Write the state of each parameter, `NAME/exp_avg` and so on, as safetensors; the first process writes."""
+    state = optimizer_state(module, optimizer)["state"]
+    if is_first:
+        tensors = {f"{name}/{slot}": value for name, slots in state.items() for slot, value in slots.items()}
+        save_file(tensors, path)
+
+
+def carry_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Go on with the state that `write_optimizer` wrote; raises TrainingError where it is that of other parameters."""
+    values = optimizer_state(module, optimizer)
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(path).items():
+        name, _, slot = key.rpartition("/")
+        state.setdefault(name, {})[slot] = value
+    before = {name: tuple(slots["exp_avg"].shape) for name, slots in state.items()}
+    now = {name: tuple(slots["exp_avg"].shape) for name, slots in values["state"].items()}
+    if before != now:
+        other = sorted({*before.items()} ^ {*now.items()})[0][0]
+        raise TrainingError(
+            f"{path}: holds the optimizer's state of another model: {other} is {before.get(other, 'not there')}, here "
+            f"{now.get(other, 'not there')} - set dpo.carry_optimizer: false"
+        )
+    set_optimizer_state_dict(module, optimizer, values | {"state": state}, options=RESTORED_PARTS)
 
 
 def restore(

@@ -264,6 +264,7 @@ def test_the_next_round_is_not_built_on_one_that_did_not_pass(passed: bool, star
         scored=artifact("scored"),
         evaluation=evaluate.Outputs(report=artifact("report"), samples=artifact("samples")),
         measured=measure.Outputs(**measured),
+        optimizer=(artifact("optimizer"),),
     )
     recipe = _recipe()
     recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"start_from": start_from})})
@@ -272,6 +273,7 @@ def test_the_next_round_is_not_built_on_one_that_did_not_pass(passed: bool, star
     assert following.previous.path == Path("policy" if passed else "before")
     assert following.base.path == Path("before")
     assert following.average.path == Path("average" if passed else "before")
+    assert following.optimizer == ((artifact("optimizer"),) if passed else ())
     assert following.reward_model == artifact("reward")
     # Its data and its reward model are handed on either way.
     assert [batch.path for batch in following.batches] == [Path("batch")]

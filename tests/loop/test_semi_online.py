@@ -19,18 +19,11 @@ from alignloop.loop.plan import make_plan
 from alignloop.loop.plan_text import plan_text
 from alignloop.loop.run import RunResult
 from alignloop.run_dir.reader import PublishedStage, published_stages
+from tests.loop.small import SMALL
 
-SMALL = (
-    "engine.name=transformers",
-    "collect.num_annotations=4",
-    "data.split_rounds=60",
-    "data.heldout_fraction=0.01",
-    "sample.num_prompts=8",
-    "sample.num_candidates=3",
-    "sample.max_tokens=24",
+SETTINGS = (
+    *SMALL,
     "sample.policy=previous",
-    "evaluate.limit=4",
-    "evaluate.max_gen_tokens=16",
     "evaluate.tasks=[mmlu]",
     "evaluate.test_tasks=[]",
     "evaluate.every=2",
@@ -41,16 +34,16 @@ SMALL = (
     "reward.at=[3]",
     "reward.max_steps=2",
     "sft.at=[1]",
-    "sft.epochs=1",
     "dpo.max_steps=1",
     "dpo.reference=ema",
     "dpo.ema_decay=0.75",
+    "dpo.carry_optimizer=true",
 )
 ALWAYS = ["collect", "sample", "score", "build_pairs", "train_dpo", "average", "average"]
 
 
 def again(run_dir: Path, *, rounds: int, more: Sequence[str] = ()) -> RunResult:
-    return run("quickstart", rounds=rounds, run_dir=run_dir, overrides=[*SMALL, *more])
+    return run("quickstart", rounds=rounds, run_dir=run_dir, overrides=[*SETTINGS, *more])
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +88,19 @@ def test_a_round_without_a_reward_model_or_sft_goes_on_with_the_last(semi_online
     assert len(set(starts)) == 4
 
 
+def test_the_optimizer_goes_on_from_round_to_round(semi_online: tuple[Path, RunResult]) -> None:
+    from safetensors.torch import load_file
+
+    run_dir, _ = semi_online
+    ends = [of_name(run_dir, number, "train_dpo")[0].files("optimizer")[0] for number in range(1, 5)]
+    begins = [inputs(run_dir, number, "train_dpo")["optimizer"] for number in range(1, 5)]
+    assert begins[0] == []
+    assert [(run_dir / begin["path"]).resolve() for (begin,) in begins[1:]] == [end.resolve() for end in ends[:-1]]
+    # A step a round (`dpo.max_steps`).
+    steps = [{float(value) for name, value in load_file(end).items() if name.endswith("/step")} for end in ends]
+    assert steps == [{1.0}, {2.0}, {3.0}, {4.0}]
+
+
 def test_the_reference_is_the_moving_average_of_the_policies(semi_online: tuple[Path, RunResult]) -> None:
     from safetensors.torch import load_file
 
@@ -133,7 +139,7 @@ def test_it_goes_on_where_it_was_and_what_was_asked_stands(semi_online: tuple[Pa
 
 
 def _recipe(rounds: int) -> Recipe:
-    return load_recipe("quickstart", overrides=[*SMALL, f"rounds={rounds}"])
+    return load_recipe("quickstart", overrides=[*SETTINGS, f"rounds={rounds}"])
 
 
 def test_many_rounds_to_do_share_a_line_where_they_are_alike() -> None:
@@ -172,6 +178,8 @@ def test_a_schedule_by_hand() -> None:
         (["evaluate.every=2"], "sample.policy is best, and evaluate asks only some rounds"),
         (["sft.every=9"], r"sft.every \(9\) and sft.at \(\[\]\) name no round of 6: SFT would never train"),
         (["sft.at=[7]"], r"sft.at \(\[7\]\) name no round of 6"),
+        (["dpo.carry_optimizer=true", "dpo.lora={}"], "carry_optimizer: with lora each round trains parameters of its"),
+        (["dpo.carry_optimizer=true", "dpo.variants=[{seed: 1}]"], "carry_optimizer: with variants each round"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(settings: list[str], message: str) -> None:

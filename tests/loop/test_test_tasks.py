@@ -20,20 +20,14 @@ from alignloop.loop.run import RunResult
 from alignloop.records import RoundRow
 from alignloop.report.benchmarks import alike, headline_keys
 from alignloop.report.facts import read_run
+from scripts.bench.method_arms import Arm
+from scripts.bench.method_record import STRICT, outcome_of
+from tests.loop.small import SMALL
 
-SMALL = (
-    "engine.name=transformers",
-    "collect.num_annotations=4",
-    "data.split_rounds=60",
-    "data.heldout_fraction=0.01",
-    "sample.num_prompts=8",
-    "sample.num_candidates=3",
-    "sample.max_tokens=24",
-    "evaluate.limit=4",
-    "evaluate.max_gen_tokens=16",
+SETTINGS = (
+    *SMALL,
     "measure.enabled=false",
     "reward.epochs=1",
-    "sft.epochs=1",
     "best_metric=ifeval_dev/mean",
 )
 TEST = "ifeval/mean"
@@ -43,7 +37,7 @@ def again(run_dir: Path, *, rounds: int, more: Sequence[str] = ()) -> RunResult:
     """`ifeval_dev` and MMLU choose, the bundled IFEval is the test."""
     dev = f"ifeval_dev={run_dir.parent.parent / 'dev.jsonl'}"
     tasks = [f"evaluate.tasks=[{dev}, mmlu]", "evaluate.test_tasks=[ifeval]"]
-    return run("quickstart", rounds=rounds, run_dir=run_dir, overrides=[*SMALL, *tasks, *more])
+    return run("quickstart", rounds=rounds, run_dir=run_dir, overrides=[*SETTINGS, *tasks, *more])
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +91,17 @@ def test_the_report_and_the_screen_show_rounds_without_them(tested: tuple[Path, 
     head = status_text(run_dir).split("\n\n")[1].splitlines()[0]
     assert " IFEval dev " in head
     assert " IFEval " in head
+
+
+def test_the_laboratory_keeps_what_a_run_came_to(tested: tuple[Path, RunResult]) -> None:
+    run_dir, _ = tested
+    found = outcome_of(run_dir, arm=Arm("loop"), seed=3, rounds=2, measures=("truth/pick",))
+    rows = rows_in(run_dir)
+    assert (found.arm, found.seed, found.measures) == ("loop", 3, {})  # nothing is measured here
+    assert [metrics.get(STRICT) for metrics in found.metrics] == [row.metrics.get(STRICT) for row in rows]
+    # The last round's answers to the four questions of the test.
+    assert len(found.answers) == 4
+    assert found.answers.count("1") / 4 == rows[-1].metrics[STRICT]
 
 
 def test_a_run_killed_before_the_last_test_asks_it_alone(tested: tuple[Path, RunResult]) -> None:

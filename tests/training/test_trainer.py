@@ -19,7 +19,7 @@ from alignloop.config.training import LoraConfig, SftConfig, TrainingConfig
 from alignloop.errors import ModelError, TrainingError
 from alignloop.packing.groups import PromptGroup
 from alignloop.training import model as models
-from alignloop.training.job import learning_rate, step_batches
+from alignloop.training.job import OPTIMIZER, learning_rate, step_batches
 from alignloop.training.loop import train
 from alignloop.training.objectives import OBJECTIVES, Objective, sft_step
 
@@ -86,6 +86,32 @@ def test_another_objective_trains_by_its_entry_alone(run: Any, tmp_path: Path, m
     first, whole = run.log(tmp_path / "half")[0], run.log(tmp_path / "sft")[0]
     assert first["loss"] == first["half"] == pytest.approx(whole["loss"] / 2)
     assert first["grad_norm"] == pytest.approx(whole["grad_norm"] / 2, rel=1e-5)
+
+
+def test_two_trainings_with_one_optimizer_are_one(
+    run: Any, policy: Path, tmp_path: Path, make_groups: MakeGroups
+) -> None:
+    """One group a training, at one rate: two epochs, or one and one more that goes on with the optimizer's state."""
+    knobs: dict[str, Any] = {
+        "groups": make_groups(1, completions=2),
+        "reference": policy,
+        "warmup_fraction": 0.0,
+        "final_lr_fraction": 1.0,
+    }
+    whole = run("dpo", tmp_path / "whole", epochs=2, **knobs).checkpoints[-1]
+    first = run("dpo", tmp_path / "first", keeps_optimizer=True, **knobs).checkpoints[-1]
+    state = tmp_path / "first" / OPTIMIZER
+    second = run("dpo", tmp_path / "second", checkpoint=first, optimizer=state, **knobs).checkpoints[-1]
+    anew = run("dpo", tmp_path / "anew", checkpoint=first, **knobs).checkpoints[-1]
+    assert run.digest(second) == run.digest(whole) != run.digest(anew)
+    # Nothing that this training ends with is kept unless it is asked for.
+    assert not (tmp_path / "second" / OPTIMIZER).exists()
+
+
+def test_the_optimizer_of_another_model_is_refused(run: Any, tmp_path: Path) -> None:
+    run("dpo", tmp_path / "dpo", keeps_optimizer=True)
+    with pytest.raises(TrainingError, match=r"state of another model: model\.score\.weight is not there"):
+        run("reward", tmp_path / "reward", optimizer=tmp_path / "dpo" / OPTIMIZER)
 
 
 def test_a_policy_checkpoint_is_complete_and_trackers_have_what_the_log_has(
