@@ -88,9 +88,7 @@ def test_centred_rewards_cost_the_squared_sum_of_each_pair_by_hand() -> None:
 def test_centring_pulls_both_rewards_of_a_pair_alike_by_hand() -> None:
     # r = (1, 0.5): its derivative by each is 2 * 0.01 * 1.5 = 0.03, beside the ranking's -0.377541 and 0.377541.
     rewards = torch.tensor([1.0, 0.5], requires_grad=True)
-    loss, _ = reward_loss(
-        rewards, group_index=torch.tensor([0, 0]), ranks=torch.tensor([0, 1]), center_rewards=0.01
-    )
+    loss, _ = reward_loss(rewards, group_index=torch.tensor([0, 0]), ranks=torch.tensor([0, 1]), center_rewards=0.01)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.474077 + 0.01 * 2.25, abs=1e-6)
     assert rewards.grad is not None

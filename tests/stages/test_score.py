@@ -326,7 +326,7 @@ def test_an_ensembles_reward_is_made_of_its_members(
 def test_one_reward_model_leaves_no_column_of_an_ensemble(
     rows: list[CandidateRow], reward_model: Artifact, members: tuple[Artifact, ...], tmp_path: Path
 ) -> None:
-    plain, alone = scored(tmp_path / "plain", rows, reward_model)
+    plain, _ = scored(tmp_path / "plain", rows, reward_model)
     assert "member_rewards" not in plain.candidates.path.read_text()
     assert "reward_spread" not in plain.candidates.path.read_text()
     _, by_all = scored(tmp_path / "all", rows, members, ensemble="mean")
@@ -366,5 +366,7 @@ def test_a_member_whose_training_has_diverged_is_named(
     weights = load_file(broken / "model.safetensors")
     weights["score.weight"] = weights["score.weight"] * float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=f"{broken}: gives a completion of p the reward nan: its training has diverged"):
+    with pytest.raises(
+        ModelError, match=f"{broken}: gives a completion of p the reward nan: its training"
+    ):
         scored(tmp_path / "all", rows, (members[0], Artifact.of(broken)), ensemble="least")
