@@ -178,9 +178,9 @@ class RewardConfig(OptimizerConfig, Scheduled):
     """False, for ablations: edited completions are left out, and chosen and rejected alone are ranked."""
     center_rewards: NonNegativeFloat = 0.0
     """Weight of an auxiliary loss, the squared sum of the two rewards of a pair: like the ranking loss a mean over
-    the pairs of a group, then over groups. It pulls rewards towards mean zero, where ranking alone leaves their level open,
-    so that those of several variants or rounds can be set side by side (Eisenstein et al., arXiv 2312.09244; TRL's
-    `center_rewards_coefficient`, which recommends 0.01). 0: none, as in the paper."""
+    the pairs of a group, then over groups. It pulls rewards towards mean zero, where ranking alone leaves their level
+    open, so that those of several variants or rounds can be set side by side (Eisenstein et al., arXiv 2312.09244;
+    TRL's `center_rewards_coefficient`, for which it recommends 0.01). 0: none, as in the paper."""
 
 
 class PolicyTraining(OptimizerConfig):

@@ -100,11 +100,11 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     batches = (*start.batches, collected.preferences)
     prompts = collect.prompts_to_sample(collected, start.prompts)
 
-    reward_model, reward_average = start.reward_model, start.reward_start
+    reward_model, averaged = start.reward_model, start.reward_start
     if reward_model is None or recipe.trains_reward(number):
         reward = stages.run(train_reward.STAGE, train_reward.Inputs(start.reward_start, batches, start.heldout))
-        reward_average = stages.run(average.REWARD, average.of(reward)).checkpoint
-        reward_model = reward_models.of_training(recipe, reward, averaged=reward_average)
+        averaged = stages.run(average.REWARD, average.of(reward)).checkpoint
+        reward_model = reward_models.of_training(recipe, reward, averaged=averaged)
 
     sampled = stages.run(sample.STAGE, sample.Inputs(start.policy, prompts))
     scored = stages.run(score.STAGE, score.Inputs(sampled.candidates, reward_model, collected.preferences))
@@ -140,13 +140,5 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     )
     measured = stages.run_due(measure.STAGE, to_measure, is_due=recipe.measures(number))
     return RoundEnd(
-        policy=policy,
-        average=moving,
-        reward_model=reward_model,
-        reward_average=reward_average,
-        batch=collected.preferences,
-        prompts=prompts,
-        scored=scored.candidates,
-        evaluation=evaluation,
-        measured=measured,
+        policy, moving, reward_model, averaged, collected.preferences, prompts, scored.candidates, evaluation, measured
     )

@@ -200,8 +200,8 @@ CLAIMS: Sequence[Claim] = (
     ),
     Claim(
         "ensemble",
-        "The mean of three reward models less their spread picks better than one, than their mean or least, and than the "
-        "average of their weights",
+        "The mean of three reward models less their spread picks better than one, than their mean or least, and than "
+        "the average of their weights",
         (LOOP, "averaged-variants", "ensemble-mean", "ensemble-least"),
         reference="ensemble",
         measures=TRUTHS,

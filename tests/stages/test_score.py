@@ -366,7 +366,5 @@ def test_a_member_whose_training_has_diverged_is_named(
     weights = load_file(broken / "model.safetensors")
     weights["score.weight"] = weights["score.weight"] * float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ModelError, match=f"{broken}: gives a completion of p the reward nan: its training"
-    ):
+    with pytest.raises(ModelError, match=f"{broken}: gives a completion of p the reward nan: its training"):
         scored(tmp_path / "all", rows, (members[0], Artifact.of(broken)), ensemble="least")
