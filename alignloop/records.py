@@ -37,6 +37,11 @@ FailedGates = Annotated[list[str], Field(exclude_if=lambda gates: not gates)]
 """Functions of `score.reward_functions` whose `gate` a completion fails; not written where there is none."""
 
 
+MemberRewards = Annotated[list[float], Field(exclude_if=lambda rewards: not rewards)]
+"""Raw rewards by each member of `score.ensemble`, in the order of `reward.variants`; not written where one model
+scores."""
+
+
 def candidate_id(prompt_id: str, *, round: int, k: int) -> str:
     """`<prompt id>/<round>/<k>`."""
     return f"{candidates_of(prompt_id, round=round)}{k}"
@@ -240,7 +245,12 @@ class CandidateRow(Row):
     policy: str
     """Digest of the checkpoint that sampled it."""
     reward: float | None = None
-    """The reward model's raw reward, never normalised per prompt; None before `score`."""
+    """The reward model's raw reward, never normalised per prompt, or what `score.ensemble` makes of `member_rewards`;
+    None before `score`."""
+    member_rewards: MemberRewards = []
+    reward_spread: float | None = Field(None, exclude_if=lambda spread: spread is None)
+    """Standard deviation of `member_rewards`: how far the members of an ensemble are from agreeing on what the
+    completion is worth; not written where one model scores."""
     extra_rewards: dict[str, float] = Field(default_factory=dict)
     """Value of each reward function of the recipe that applies, by `module:function`."""
     total_reward: float | None = None

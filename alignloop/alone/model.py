@@ -52,6 +52,12 @@ def reward_model_folder(reward_model: str) -> Path:
     return folder
 
 
+def reward_model_folders(reward_models: str) -> tuple[Path, ...]:
+    """The folders of one reward model, or of the members of an ensemble with a comma between."""
+    is_one = Path(reward_models).expanduser().is_dir()
+    return tuple(reward_model_folder(each) for each in ([reward_models] if is_one else reward_models.split(",")))
+
+
 def chat_of(folder: Path) -> ChatFormat:
     """A checkpoint's chat format; a ModelError where it has no tokenizer, or no chat template that can be used."""
     from alignloop.chat.load import load_format

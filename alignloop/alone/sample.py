@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignloop.alone.model import chat_of, policy_folder, require_kwargs, reward_model_folder
+from alignloop.alone.model import chat_of, policy_folder, require_kwargs, reward_model_folders
 from alignloop.alone.out_file import (
     ROUND,
     OneStage,
@@ -38,6 +38,7 @@ from alignloop.records import CandidateRow, DroppedRow, PromptRow, RejectedRow
 from alignloop.sampling.reward_functions import require_columns
 from alignloop.sampling.reward_statistics import summary
 from alignloop.stages import sample, score, select
+from alignloop.stages.reward_models import check_members
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -188,7 +189,8 @@ def score_file(
     """Score every candidate of a file and find the best of each prompt; returns a report of a few lines.
 
     Args:
-        reward_model: a sequence classifier with one label, as the loop's `train_reward` saves it.
+        reward_model: a sequence classifier with one label, as the loop's `train_reward` saves it; for `score.ensemble`
+            several, with a comma between.
         candidates: what `alignloop sample` wrote, or the user's rows with `candidates`.
         best: gets one row a prompt, the best candidate; None: not wanted.
         config: a recipe whose `score`, `select`, `data` and `seed` are used; None: the defaults.
@@ -198,14 +200,15 @@ def score_file(
         UserError: bad input, found before the reward model is loaded where possible.
     """
     out, best = _checked(out, best)
-    folder = reward_model_folder(reward_model)
+    folders = reward_model_folders(reward_model)
     recipe = _recipe(config, overrides)
+    check_members(recipe.score, num_models=len(folders))
     if functions:
         recipe = _with(recipe, "score", reward_functions=tuple(map(_reward_function, functions)))
     score.unique(recipe.score.reward_functions)
     read = read_candidates(candidates.expanduser(), max_bad_fraction=recipe.data.max_bad_fraction)
     rows, dropped = fitting_rows(
-        read, chat=chat_of(folder), room=longest_sequence(text_config(folder)), say=progress.say
+        read, chat=chat_of(folders[0]), room=longest_sequence(text_config(folders[0])), say=progress.say
     )
     if not rows:
         raise DataError(f"{candidates}: none of its candidates can be scored, the first because: {dropped[0].reason}")
@@ -213,7 +216,7 @@ def score_file(
         require_columns(entry.function, [row.meta for row in rows])
     with work_dir(out) as work:
         dump_jsonl(work / "unscored.jsonl", rows)
-        scoring = scoring_of(recipe, Artifact.of(work / "unscored.jsonl"), folder)
+        scoring = scoring_of(recipe, Artifact.of(work / "unscored.jsonl"), folders)
         if best is not None and best.exists() and not scoring.is_made(out):
             raise UserError(f"--best {best}: exists already; name another file, or remove it")
         was_there = scoring.make(out, work / "score", progress, output="candidates", dropped=dropped)
@@ -225,8 +228,12 @@ def score_file(
     return _scored_text(out, best, selected, was_there=was_there)
 
 
-def scoring_of(recipe: Recipe, candidates: Artifact, reward_model: Path) -> OneStage[Any, score.Inputs, score.Outputs]:
-    return OneStage(score.STAGE, recipe, score.Inputs(candidates, Artifact.of(reward_model)))
+def scoring_of(
+    recipe: Recipe, candidates: Artifact, reward_models: Sequence[Path]
+) -> OneStage[Any, score.Inputs, score.Outputs]:
+    """By one reward model, or the members of an ensemble."""
+    models = tuple(Artifact.of(folder) for folder in reward_models)
+    return OneStage(score.STAGE, recipe, score.Inputs(candidates, models if len(models) > 1 else models[0]))
 
 
 def _checked(out: Path, best: Path | None) -> tuple[Path, Path | None]:

@@ -103,7 +103,7 @@ def parse_inputs(stage: Stage[Any, Any, Any], inputs: Sequence[str]) -> Any:
     values: dict[str, Any] = {}
     for field, kind in kinds.items():
         found = [_artifact(field, path, kind) for path in paths[field]]
-        if typing.get_origin(kind) is tuple:
+        if typing.get_origin(kind) is tuple or (len(found) > 1 and _takes_many(kind)):
             values[field] = tuple(found)
         elif len(found) > 1:
             raise UserError(f"--input {field}: takes one path, not {len(found)}\n{_takes(stage)}")
@@ -123,6 +123,10 @@ def _artifact(field: str, text: str, kind: Any) -> Artifact | str:
     raise UserError(f"--input {field}={text}: nothing lies there")
 
 
+def _takes_many(kind: Any) -> bool:
+    return any(typing.get_origin(each) is tuple for each in (kind, *typing.get_args(kind)))
+
+
 def _optional(kind: Any) -> bool:
     return isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
 
@@ -132,7 +136,8 @@ def _takes(stage: Stage[Any, Any, Any]) -> str:
     lines = [f"{stage.name} takes:"]
     for field in dataclasses.fields(stage.inputs):
         kind = kinds[field.name]
-        many = typing.get_origin(kind) is tuple
-        note = "one or more paths, may be left out" if many else "may be left out" if _optional(kind) else "needed"
+        many = _takes_many(kind)
+        is_needed = typing.get_origin(kind) is not tuple and not _optional(kind)
+        note = f"{'one or more paths, ' if many else ''}{'needed' if is_needed else 'may be left out'}"
         lines.append(f"  --input {field.name}=PATH{'[,PATH...]' if many else ''}  ({note})")
     return "\n".join(lines)

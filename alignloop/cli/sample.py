@@ -56,7 +56,7 @@ def sample(
 
 
 def score(
-    reward_model: Annotated[str, typer.Argument(help="A sequence classifier with one label.")],
+    reward_model: Annotated[str, typer.Argument(help="A sequence classifier with one label; several with a comma.")],
     candidates: Annotated[Path, typer.Argument(help="What `sample` wrote, or your own.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The candidates with their rewards.")],
     best: Annotated[Path | None, typer.Option(metavar="FILE", help="The best of each prompt.")] = None,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from alignloop.alone.out_file import read_beside
+from alignloop.artifacts import fingerprint
 from alignloop.comparison.result import (
     ComparedRewards,
     ComparedSide,
@@ -50,7 +51,8 @@ class Side:
     Attributes:
         rows: candidates of each prompt by prompt id, in file order.
         settings: of `engine` and `sample`, where they are known.
-        reward_model: digest; None where the file does not tell.
+        reward_model: digest, or a hash of an ensemble's members and how they are combined; None where the file does not
+            tell.
         reward_functions: those beside it, with weights and gates; None where the file does not tell.
     """
 
@@ -231,13 +233,16 @@ def _num_candidates(prompts: Iterable[Sequence[CandidateRow]]) -> str:
 
 
 def _scored_by(file: Path) -> tuple[str | None, tuple[tuple[str, float, float | None], ...] | None]:
-    """Digest of the reward model, and the reward functions with weights and gates, by the manifest beside the file."""
+    """What the rewards are by, and the reward functions with weights and gates, by the manifest beside the file."""
     known = read_beside(file)
     if known is None or known.stage != "score":
         return None, None
     model = known.inputs.get("reward_model")
     functions = known.config.get("reward_functions") or []
     digest = model.get("digest") if isinstance(model, dict) else None
+    if isinstance(model, list):
+        how = [known.config.get(name) for name in ("ensemble", "spread_penalty")]
+        digest = f"ensemble {fingerprint([[member['digest'] for member in model], *how])}"
     # Each function is named once, so that no two gates are compared.
     return digest, tuple(sorted((entry["function"], float(entry["weight"]), entry.get("gate")) for entry in functions))
 

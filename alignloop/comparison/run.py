@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from alignloop.alone.model import policy_folder, reward_model_folder
+from alignloop.alone.model import policy_folder, reward_model_folders
 from alignloop.alone.sample import Sampling, sampling_of, scoring_of
 from alignloop.artifacts import write_text
 from alignloop.comparison.compare import Side, compare, read_side
@@ -21,6 +21,7 @@ from alignloop.errors import UserError
 from alignloop.progress import Progress
 from alignloop.run_dir.layout import locked
 from alignloop.stages import score
+from alignloop.stages.reward_models import check_members
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 ROW_SUFFIXES = (".jsonl", ".json")
@@ -76,14 +77,14 @@ def compare_sampling(
     out = None if out is None else _checked_folder(out)
     recipes: dict[str, Sampling] = {}
     if policy is not None and reward_model is not None and prompts is not None:
-        policy_dir, scorer = policy_folder(policy), reward_model_folder(reward_model)
+        policy_dir, scorers = policy_folder(policy), reward_model_folders(reward_model)
         seeds = () if seed is None else (f"seed={seed}",)
         recipes = {
             letter: sampling_of(policy_dir, prompts, one.source, [*one.overrides, *seeds])
             for letter, one in sources.items()
             if one.is_recipe
         }
-        _check_scoring(list(recipes.values()))
+        _check_scoring(list(recipes.values()), num_models=len(scorers))
     sides = {
         letter: read_side(Path(one.source).expanduser(), name=one.name)
         for letter, one in sources.items()
@@ -92,7 +93,7 @@ def compare_sampling(
     with _working_folder(out) as folder:
         for letter, sampling in recipes.items():
             progress.say(f"{letter.upper()}  {sources[letter].name}")
-            sides[letter] = _made(sampling, scorer, sources[letter].name, folder / letter, progress=progress)
+            sides[letter] = _made(sampling, scorers, sources[letter].name, folder / letter, progress=progress)
         found = compare(sides["a"], sides["b"])
         if out is not None:
             write_text(out / JSON_FILE, found.model_dump_json(indent=1) + "\n")
@@ -121,7 +122,7 @@ def _check_options(
             raise UserError(f"--set-{letter}: {one.source} is a file of scored candidates: only a recipe has settings")
 
 
-def _check_scoring(sides: Sequence[Sampling]) -> None:
+def _check_scoring(sides: Sequence[Sampling], *, num_models: int) -> None:
     """Two recipes must score alike: else their rewards differ for another reason than the sampling."""
     recipes = [side.recipe for side in sides]
     if any(recipe.score != recipes[0].score for recipe in recipes):
@@ -129,17 +130,18 @@ def _check_scoring(sides: Sequence[Sampling]) -> None:
             "A and B have different `score` sections: their rewards would differ whatever is sampled. Make them the "
             "same, for example with --set-b"
         )
+    check_members(recipes[0].score, num_models=num_models)
     for entry in score.unique(recipes[0].score.reward_functions):
         for side in sides:  # what is wrong with it is found before the engine starts
             score.check_function(entry.function, side.prompts)
 
 
-def _made(sampling: Sampling, reward_model: Path, name: str, folder: Path, *, progress: Progress) -> Side:
+def _made(sampling: Sampling, reward_models: Sequence[Path], name: str, folder: Path, *, progress: Progress) -> Side:
     """Sample and score a recipe in `folder`; what lies there, made from the same things, is taken over."""
     recipe = sampling.recipe
     folder.mkdir(parents=True, exist_ok=True)
     sampled = sampling.stage(folder).run(folder, progress)
-    scored = scoring_of(recipe, sampled.candidates, reward_model).run(folder, progress)
+    scored = scoring_of(recipe, sampled.candidates, reward_models).run(folder, progress)
     dropped = {"could not be read": len(sampling.rejected), "left no room for a completion": sampled.counts["dropped"]}
     return read_side(
         scored.candidates.path,

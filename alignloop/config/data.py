@@ -48,6 +48,7 @@ ColumnName = Literal[
 ]
 """The columns that `data/columns.py` takes under another name."""
 AnnotatedPairing = Literal["best_random", "random"]
+ChooseBy = Literal["chance", "spread"]
 
 
 class DataConfig(Section):
@@ -112,6 +113,11 @@ class CollectConfig(Section):
     pairs_per_prompt: PositiveInt = 1
     """Pairs of a prompt's candidates that are compared at most, none in two of them. The first is as `pairing` says,
     the others are random ones that differ. The paper: two answers a prompt (4.2.1)."""
+    choose_by: ChooseBy = "chance"
+    """Which prompts' pairs are compared, where there are more than `num_annotations`: `chance` draws them; `spread`
+    takes those first whose reward gap the members of `score.ensemble` agree on least (its standard deviation over
+    them): there an answer teaches them most (query by committee; on language models Dwaracherla et al., arXiv
+    2402.00396). Not in the paper."""
     min_annotated: PositiveInt | None = None
     """With `human`: the round goes on when so many of its pairs are answered; None: when all are. What is left
     unanswered is counted, and trains nothing."""
@@ -135,6 +141,11 @@ class CollectConfig(Section):
         if list(self.strength_gaps or ()) != sorted(self.strength_gaps or (), reverse=True):
             raise ValueError(
                 f"collect.strength_gaps: {list(self.strength_gaps or ())} grow - write the widest gap first"
+            )
+        if self.choose_by != "chance" and self.annotator == "none":
+            raise ValueError(
+                f"collect.choose_by ({self.choose_by}) says which pairs are annotated, and collect.annotator is none - "
+                "leave it out"
             )
         if self.min_annotated is not None and self.annotator != "human":
             raise ValueError(

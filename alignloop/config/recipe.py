@@ -95,6 +95,11 @@ class Recipe(Section):
                 f"select.pass_by: {self.select.pass_by} is none of score.reward_functions "
                 f"({', '.join(scored) or 'there are none'}): name it there (`weight: 0` records its values alone)"
             )
+        if self.collect.choose_by == "spread" and not self.score.has_ensemble:
+            raise ValueError(
+                "collect.choose_by: spread goes by what the members of an ensemble make of a pair, and score.ensemble "
+                "is average_weights, whose one model has no spread: set score.ensemble, or choose_by: chance"
+            )
         if (fixed := self.sample.policy_round) is not None and fixed >= self.rounds:
             raise ValueError(
                 f"sample.policy: {self.sample.policy} samples in the rounds after round {fixed}, and the run has "

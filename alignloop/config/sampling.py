@@ -24,6 +24,10 @@ from alignloop.records import ROW_ORIGINS, Strength
 
 Pick = Literal["best", "random"]
 Pairing = Literal["best_worst", "best_random", "gap", "best_mean_minus_2_sigma"]
+Ensemble = Literal["average_weights", "mean", "mean_minus_spread", "least"]
+"""What becomes of several reward models (docs/reward_ensembles.md)."""
+SPREAD_PENALTY = 1.0
+"""Where `score.spread_penalty` is left out."""
 
 
 class SystemPrompt(Section):
@@ -114,6 +118,35 @@ class ScoreConfig(Section):
     length_penalty: NonNegativeFloat = 0.0
     """Subtracted from that total for every 100 tokens of the completion, the stop token counted: what picks among long
     answers by their length is held back. Not in the paper; 0: none."""
+    ensemble: Ensemble = "average_weights"
+    """What becomes of `reward.variants`. `average_weights`: one model, the mean of their weights (4.1.5; WARM, arXiv
+    2401.12187, more robust to flipped labels than a mean of rewards, at the cost of one model). The others keep each
+    variant's last checkpoint, and a candidate's reward is, of the rewards by all of them, the `mean`; the mean less
+    `spread_penalty` times their spread (`mean_minus_spread`); or the `least` (Coste et al., 2310.02743; Eisenstein et
+    al., 2312.09244)."""
+    spread_penalty: NonNegativeFloat | None = None
+    """With `ensemble: mean_minus_spread`: how much the spread counts, which is the standard deviation of the members'
+    rewards (their squared deviations divided by their number). None: 1, with which two members give the least of the
+    two. 2310.02743 takes the variance in place of it, which hangs on the rewards' scale."""
+
+    @property
+    def has_ensemble(self) -> bool:
+        """Whether several reward models score."""
+        return self.ensemble != "average_weights"
+
+    @property
+    def penalty(self) -> float:
+        """What `mean_minus_spread` takes the spread times."""
+        return SPREAD_PENALTY if self.spread_penalty is None else self.spread_penalty
+
+    @model_validator(mode="after")
+    def _penalty_of_a_spread(self) -> ScoreConfig:
+        if self.spread_penalty is not None and self.ensemble != "mean_minus_spread":
+            raise ValueError(
+                f"spread_penalty ({self.spread_penalty:g}) is read with ensemble: mean_minus_spread alone, and "
+                f"ensemble is {self.ensemble}: leave it out"
+            )
+        return self
 
 
 class SelectConfig(Section):

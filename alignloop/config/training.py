@@ -153,7 +153,8 @@ class OptimizerConfig(Section):
     lora: LoraConfig | None = None
     """Train adapters instead of all weights; `{}` takes the defaults. Wants a learning rate about ten times as high."""
     variants: tuple[Variant, ...] = ()
-    """The stage is trained once for each of these, and all their checkpoints are averaged; empty: once, as it is."""
+    """The stage is trained once for each of these, and all their checkpoints are averaged (of the reward model see
+    `score.ensemble`); empty: once, as it is."""
 
 
 class RewardConfig(OptimizerConfig, Scheduled):
@@ -175,6 +176,11 @@ class RewardConfig(OptimizerConfig, Scheduled):
     (4.1.2). For ablations: Llama 2 (2307.09288, table 27) has 1 (small) and 3 (large)."""
     use_edited: bool = True
     """False, for ablations: edited completions are left out, and chosen and rejected alone are ranked."""
+    center_rewards: NonNegativeFloat = 0.0
+    """Weight of an auxiliary loss, the squared sum of the two rewards of a pair: like the ranking loss a mean over
+    the pairs of a group, then over groups. It pulls rewards towards mean zero, where ranking alone leaves their level
+    open, so that those of several variants or rounds can be set side by side (Eisenstein et al., arXiv 2312.09244;
+    TRL's `center_rewards_coefficient`, for which it recommends 0.01). 0: none, as in the paper."""
 
 
 class PolicyTraining(OptimizerConfig):

@@ -161,6 +161,9 @@ def _candidate_facts(row: CandidateRow, prompt: PromptRow | None, trace: RoundTr
     facts["finish_reason"] = row.finish_reason
     if row.reward is not None:
         facts["reward"] = row.reward
+    if row.member_rewards:
+        facts["rewards by member"] = ", ".join(f"{reward:.4g}" for reward in row.member_rewards)
+        facts["their spread"] = row.reward_spread
     facts |= {f"reward {name}": value for name, value in row.extra_rewards.items()}
     if row.total_reward not in (None, row.reward):
         facts["total reward"] = row.total_reward

@@ -38,8 +38,10 @@ class Estimator:
         recipe, prompts = self._recipe, self._num_prompts
         new = self._batch(number) + self._annotated(number)
         wanted = sum(self._preferences(number, recipe.prune.sources))
-        if stage in ("sample", "score"):
+        if stage == "sample":
             return self._sampling()
+        if stage == "score":
+            return self._sampling(passes=len(recipe.reward.variants) if recipe.score.has_ensemble else 1)
         if stage == "train_reward":
             return self._training(self._preferences_to_date(number), recipe.reward, num_completions=2)
         if stage == "train_sft":
@@ -58,12 +60,12 @@ class Estimator:
         }
         return Expected(rows.get(stage))
 
-    def _sampling(self) -> Expected:
+    def _sampling(self, *, passes: int = 1) -> Expected:
         k = self._recipe.sample.num_candidates
         tokens = None
         if self._lengths is not None:
             completion = min(self._lengths.completion, self._recipe.sample.max_tokens)
-            tokens = int(self._num_prompts * (self._lengths.prompt + k * completion))
+            tokens = passes * int(self._num_prompts * (self._lengths.prompt + k * completion))
         return Expected(self._num_prompts * k, tokens)
 
     def _training(self, rows: int, config: OptimizerConfig, *, num_completions: int) -> Expected:

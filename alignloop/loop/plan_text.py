@@ -131,6 +131,7 @@ def _setting_lines(plan: Plan) -> list[str]:
             for name, config in trained.items()
             for number, variant in enumerate(config.variants, start=1)
         ),
+        *_ensemble(recipe),
     ]
     if any(num_checkpoints(config) > 1 for config in trained.values()):
         lines += [(f"averaging.{name}", _averaging(recipe, name, config)) for name, config in trained.items()]
@@ -270,6 +271,17 @@ def _averaging(recipe: Recipe, name: ObjectiveName, stage: OptimizerConfig) -> s
     if config.weights is None:
         return f"uniform over {what}"
     return f"weights {', '.join(f'{weight:g}' for weight in config.weights)} over {what}"
+
+
+def _ensemble(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    score = recipe.score
+    how = {
+        "mean": "the mean",
+        "mean_minus_spread": f"the mean less {score.penalty:g} x the spread",
+        "least": "the least",
+    }
+    if score.has_ensemble:
+        yield "score.ensemble", f"{how[score.ensemble]} of the rewards by {len(recipe.reward.variants)} variants"
 
 
 def _adapter(lora: LoraConfig) -> str:

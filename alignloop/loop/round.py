@@ -1,6 +1,6 @@
 """One round, in data order (The Llama 3 Herd of Models, section 4, figure 7).
 
-preferences to date --> train_reward --> average --> reward model ------------+
+preferences to date --> train_reward --> average --> reward model(s) ---------+
 prompts --> sample (K candidates, previous policy) --> score <----------------+
                                                          |
               +------------------------------------------+
@@ -21,6 +21,7 @@ from alignloop.stages import (
     evaluate,
     measure,
     prune,
+    reward_models,
     sample,
     score,
     select,
@@ -28,6 +29,7 @@ from alignloop.stages import (
     train_reward,
     train_sft,
 )
+from alignloop.stages.reward_models import RewardModel
 from alignloop.stages.runner import StageRunner
 
 
@@ -40,7 +42,9 @@ class RoundStart:
         base: the base, which never changes.
         previous: the last policy that passed the gate; in round 1 the base.
         average: the moving average of the policies (`dpo.reference: ema`); in round 1 the base.
-        reward_model: the last round's; None in the first round, which trains one.
+        reward_start: what a reward model is trained from.
+        reward_model: the last round's, which is its average or, with `score.ensemble`, one a variant; None in the first
+            round, which trains one.
         preferences, heldout, prompts: the run's data, as ingested.
         batches: the preference batches of the rounds before, oldest first.
         scored: the last round's scored candidates; None in the first round.
@@ -55,7 +59,7 @@ class RoundStart:
     average: Artifact
     sft_start: Artifact
     reward_start: Artifact
-    reward_model: Artifact | None
+    reward_model: RewardModel | None
     preferences: Artifact
     heldout: Artifact
     prompts: Artifact
@@ -68,11 +72,13 @@ class RoundStart:
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """What a round leaves; `evaluation` and `measured` are None in a round that has none by its schedule."""
+    """What a round leaves; the next reward model may be trained from `reward_average`. `evaluation` and `measured` are
+    None in a round that has none by its schedule."""
 
     policy: Artifact
     average: Artifact
-    reward_model: Artifact
+    reward_model: RewardModel
+    reward_average: Artifact
     batch: Artifact
     prompts: Artifact
     scored: Artifact
@@ -97,10 +103,11 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     batches = (*start.batches, collected.preferences)
     prompts = collect.prompts_to_sample(collected, start.prompts)
 
-    reward_model = start.reward_model
+    reward_model, averaged = start.reward_model, start.reward_start
     if reward_model is None or recipe.trains_reward(number):
         reward = stages.run(train_reward.STAGE, train_reward.Inputs(start.reward_start, batches, start.heldout))
-        reward_model = stages.run(average.REWARD, average.of(reward)).checkpoint
+        averaged = stages.run(average.REWARD, average.of(reward)).checkpoint
+        reward_model = reward_models.of_training(recipe, reward, averaged=averaged)
 
     sampled = stages.run(sample.STAGE, sample.Inputs(start.policy, prompts))
     scored = stages.run(score.STAGE, score.Inputs(sampled.candidates, reward_model, collected.preferences))
@@ -146,6 +153,7 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         policy=policy,
         average=moving,
         reward_model=reward_model,
+        reward_average=averaged,
         batch=collected.preferences,
         prompts=prompts,
         scored=scored.candidates,

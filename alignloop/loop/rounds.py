@@ -145,7 +145,7 @@ def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool
         optimizer=end.optimizer if passed else start.optimizer,
         reward_model=end.reward_model,
         sft_start=end.policy if passed and recipe.sft.start_from == "previous" else start.sft_start,
-        reward_start=end.reward_model if recipe.reward.start_from == "previous" else start.reward_start,
+        reward_start=end.reward_average if recipe.reward.start_from == "previous" else start.reward_start,
         prompts=end.prompts,
         batches=(*start.batches, end.batch),
         scored=end.scored,

@@ -29,12 +29,17 @@ def reward_loss(
     ranks: Tensor,
     num_groups: float | None = None,
     margins: Tensor | None = None,
+    center_rewards: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over groups of the mean over ordered pairs of -logsigmoid(r_better - r_worse); equal ranks are no pair.
 
+    With `center_rewards` c, each pair costs c (r_better + r_worse)^2 more (Eisenstein et al., arXiv 2312.09244): of
+    three ranked completions the three pairs count a third each, as they do for the ranking. Ranking alone leaves the
+    level of a prompt's rewards open.
+
     Loss and metrics are divided by `num_groups`: over the microbatches of a step they add up to the step's means.
-    Metrics are `accuracy` (share of pairs in the right order), `margin` (mean reward gap of a pair) and `mean_reward`
-    (mean over each group's completions).
+    Metrics are `accuracy` (share of pairs in the right order), `margin` (mean reward gap of a pair), `mean_reward`
+    (mean over each group's completions) and, with `center_rewards`, `squared_sum` (what it is taken times).
 
     Args:
         rewards: [C] raw.
@@ -43,6 +48,7 @@ def reward_loss(
         num_groups: groups of the whole optimiser step; None: the groups here that have a pair.
         margins: [C] what is taken from the gap of each completion to the one ranked next below it, within logsigmoid;
             other gaps have none. None: none has.
+        center_rewards: weight of the squared sums; 0: none.
     """
     rewards = rewards.float()
     is_pair = (group_index[:, None] == group_index[None, :]) & (ranks[:, None] < ranks[None, :])
@@ -62,6 +68,10 @@ def reward_loss(
         "margin": (detached * pair_weight).sum(),
         "mean_reward": (rewards.detach() / (completions_per_group[group_index] * num_groups)).sum(),
     }
+    if center_rewards:
+        squared_sum = ((rewards[better] + rewards[worse]).square() * pair_weight).sum()
+        loss = loss + center_rewards * squared_sum
+        metrics["squared_sum"] = squared_sum.detach()
     return loss, metrics
 
 

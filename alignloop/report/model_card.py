@@ -91,10 +91,14 @@ def _lineage(run_dir: Path, best: RoundRow, base_stages: Sequence[PublishedStage
     """What, which and its digest: of the policy, the reward model and the data."""
     policy = read_manifest((run_dir / best.policy).parent)
     yield "policy", f"`{best.policy}`", "" if policy is None else _checkpoint_digest(policy)
-    # The reward model is the average that follows `train_reward`; there is none in round 0.
+    # The reward model is the average that follows `train_reward`; there is none in round 0. An ensemble's members are
+    # what `score` took.
     for before, after in pairwise(published_stages(run_dir, best.round)):
         if before.name == "train_reward":
             yield "reward model", f"round {best.round}", _checkpoint_digest(after.manifest)
+        if after.name == "score" and isinstance(after.manifest.inputs["reward_model"], list):
+            for number, member in enumerate(after.manifest.inputs["reward_model"], start=1):
+                yield f"reward ensemble, {number}", f"`{member['path']}`", member["digest"]
     for stage in base_stages:
         for kind in ("preferences", "prompts") if stage.name == "ingest" else ():
             for entry in stage.manifest.inputs[kind]:

@@ -18,7 +18,7 @@ from pydantic import Field
 from alignloop.artifacts import Artifact
 from alignloop.chat.reasoning import answer_of
 from alignloop.config.base import PositiveInt
-from alignloop.config.data import AnnotatedPairing, CollectConfig, DataConfig
+from alignloop.config.data import AnnotatedPairing, ChooseBy, CollectConfig, DataConfig
 from alignloop.config.engine import EngineComputes, JudgeSettings, judging
 from alignloop.config.pruning import KeepOutConfig
 from alignloop.config.recipe import Recipe
@@ -32,6 +32,7 @@ from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, by
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.best_of_k import comparable
+from alignloop.sampling.ensemble import spread_of_gap
 from alignloop.sampling.reward_functions import load
 from alignloop.stages.asking import KEPT, check_judge, judge_marks, open_stage_judge
 from alignloop.stages.facts import Facts
@@ -92,6 +93,7 @@ class Settings(CollectConfig):
     annotator_source: str | None = None
     """Digest of the source of a function that annotates."""
     min_annotated: PositiveInt | None = Field(None, exclude=True)
+    choose_by: ChooseBy = Field("chance", exclude_if=lambda how: how == "chance")
     batches: Literal["split", "files", "all"]
     split_rounds: PositiveInt
     reading: DataConfig | None = None
@@ -230,7 +232,11 @@ def _annotated(
     config: Settings, candidates: list[CandidateRow], answers: Artifact | None, ctx: StageContext
 ) -> Annotations:
     pairs = pairs_to_annotate(
-        candidates, seed=ctx.seed, pairing=config.pairing, pairs_per_prompt=config.pairs_per_prompt
+        candidates,
+        seed=ctx.seed,
+        pairing=config.pairing,
+        pairs_per_prompt=config.pairs_per_prompt,
+        choose_by=config.choose_by,
     )
     if config.by_function or config.annotator == "simulated":
         made = _by_function(config, pairs, ctx)
@@ -293,10 +299,14 @@ def pairs_to_annotate(
     seed: int,
     pairing: AnnotatedPairing = "best_random",
     pairs_per_prompt: int = 1,
+    choose_by: ChooseBy = "chance",
 ) -> list[Pair]:
-    """Pairs of finished candidates with text that differ, in random order, each prompt's first pair before any
-    prompt's second: the reward model's best and a random other, or two random ones; then random ones of the rest. An
-    annotator who judges the reward model's own pick against another candidate corrects it where it errs."""
+    """Pairs of finished candidates with text that differ, in random order or widest spread first, each prompt's first
+    pair before any prompt's second: the reward model's best and a random other, or two random ones; then random ones of
+    the rest. An annotator who judges the reward model's own pick against another candidate corrects it where it errs.
+
+    Raises DataError where the spread chooses, and a candidate has no rewards by the members of an ensemble.
+    """
     draw = random.Random(seed)
     turns: list[list[Pair]] = [[] for _ in range(pairs_per_prompt)]
     for prompt_id, rows in by_prompt(candidates).items():
@@ -319,7 +329,21 @@ def pairs_to_annotate(
             left = [row for row in left if row not in two]
     for turn in turns:
         draw.shuffle(turn)
+        if choose_by == "spread":
+            turn.sort(key=_spread, reverse=True)
     return [pair for turn in turns for pair in turn]
+
+
+def _spread(pair: Pair) -> float:
+    """How little the members of an ensemble agree on a pair."""
+    _, one, other = pair
+    for row in (one, other):
+        if not row.member_rewards:
+            raise DataError(
+                f"candidate {row.id} has no member_rewards, and collect.choose_by is spread: score the candidates with "
+                "score.ensemble, or set collect.choose_by: chance"
+            )
+    return spread_of_gap(one.member_rewards, other.member_rewards)
 
 
 STAGE = Stage("collect", Inputs, Outputs, settings, run)

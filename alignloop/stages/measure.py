@@ -27,6 +27,7 @@ from alignloop.config.base import PositiveInt, Uncounted
 from alignloop.config.engine import EngineComputes, JudgeSettings, computing, judging
 from alignloop.config.evaluation import MeasureConfig
 from alignloop.config.recipe import Recipe
+from alignloop.config.sampling import SPREAD_PENALTY, Ensemble
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import ModelError, UserError
 from alignloop.evaluation.measures import Ending, Figures, add_texts
@@ -48,6 +49,7 @@ from alignloop.stages.measured_answers import (
 )
 from alignloop.stages.measured_rewards import add_answers, add_preferences, rewards_by
 from alignloop.stages.measured_truth import CHECKERS, add_truth, check_truth, load_truth
+from alignloop.stages.reward_models import RewardModel, same
 from alignloop.stages.training import can_train
 
 if TYPE_CHECKING:
@@ -60,9 +62,9 @@ class Inputs:
     heldout: Artifact
     base: Artifact | None = None
     """None: the policy is the base."""
-    reward_model: Artifact | None = None
-    """The round's own; None: nothing is rewarded."""
-    first_reward_model: Artifact | None = None
+    reward_model: RewardModel | None = None
+    """The round's own, several the members of an ensemble; None: nothing is rewarded."""
+    first_reward_model: RewardModel | None = None
     """The first round's, by which rounds are comparable; None: the round's own is the first."""
     base_answers: Artifact | None = None
     last_answers: Artifact | None = None
@@ -101,6 +103,9 @@ class Settings(Uncounted, MeasureConfig, EngineComputes):
     """Where the judge runs on the run's engine."""
     truth_source: str | None = None
     """Digest of the source of a truth of the user's own."""
+    # As in `score`.
+    ensemble: Ensemble = Field("average_weights", exclude_if=lambda name: name == "average_weights")
+    penalty: float = Field(SPREAD_PENALTY, exclude_if=lambda penalty: penalty == SPREAD_PENALTY)
 
 
 def settings(recipe: Recipe) -> Settings:
@@ -116,6 +121,8 @@ def settings(recipe: Recipe) -> Settings:
         judged_by=judge,
         judge_engine=judge_engine,
         truth_source=None if own is None else load_truth(own).digest,
+        ensemble=recipe.score.ensemble,
+        penalty=recipe.score.penalty,
         **computing(recipe.engine),
     )
 
@@ -128,7 +135,7 @@ class Before:
     base: Artifact
     base_answers: Artifact
     last_answers: Artifact
-    first_reward_model: Artifact | None = None
+    first_reward_model: RewardModel | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class RoundRows:
 
 
 def inputs(
-    recipe: Recipe, before: Before, *, policy: Artifact, reward_model: Artifact, heldout: Artifact, rows: RoundRows
+    recipe: Recipe, before: Before, *, policy: Artifact, reward_model: RewardModel, heldout: Artifact, rows: RoundRows
 ) -> Inputs:
     config = settings(recipe)
     more: dict[str, Any] = {} if config.judged_by is None else judge_marks(config.judged_by)
@@ -165,7 +172,7 @@ def of_base(base: Artifact, measured: Outputs) -> Before:
     return Before(base=base, base_answers=measured.completions, last_answers=measured.completions)
 
 
-def after(before: Before, *, reward_model: Artifact, measured: Outputs | None) -> Before:
+def after(before: Before, *, reward_model: RewardModel, measured: Outputs | None) -> Before:
     """Of a round that was not measured the answers before stay the last."""
     first = before.first_reward_model or reward_model
     last = before.last_answers if measured is None else measured.completions
@@ -243,10 +250,11 @@ class _Measuring:
             name: {key: self.chat.sampled_completion(row.completion_ids).token_ids for key, row in _by_key(file)}
             for name, file in self.rivals.items()
         }
-        by_own = rewards_by(own.path, heldout.rows, answers, rivals, chat=self.chat, **self.forward)
+        how = {"ensemble": self.config.ensemble, "penalty": self.config.penalty, **self.forward}
+        by_own = rewards_by(own, heldout.rows, answers, rivals, chat=self.chat, **how)
         by_first = by_own
-        if first is not None and first.digest != own.digest:
-            by_first = rewards_by(first.path, [], answers, rivals, chat=self.chat, **self.forward)
+        if first is not None and not same(first, own):
+            by_first = rewards_by(first, [], answers, rivals, chat=self.chat, **how)
         picks = by_own.best_picks(answers)
         say = self.ctx.progress
         add_answers(self.figures, by_own, answers, rivals, picks=picks, prefix="", progress=say)

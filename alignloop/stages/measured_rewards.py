@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignloop.chat.sampled import completion_tokens
-from alignloop.errors import ModelError
+from alignloop.config.sampling import Ensemble
 from alignloop.evaluation.measures import (
     Figures,
     add_win_rate,
@@ -24,7 +22,9 @@ from alignloop.evaluation.standard_error import clustered, mean
 from alignloop.progress import Progress
 from alignloop.records import STRENGTHS, PreferenceRow, Strength
 from alignloop.sampling.best_of_k import eligible, pick_best
+from alignloop.sampling.ensemble import combined
 from alignloop.stages.measured_answers import HeldoutAnswers, Ids, key_of, no_control
+from alignloop.stages.reward_models import RewardModel, rewards_by_member
 from alignloop.stages.train_reward import of_strengths
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ Rivals = Mapping[str, Mapping[int, Ids]]
 
 @dataclass(frozen=True)
 class HeldoutRewards:
-    """Raw rewards by one reward model: `margins` are r_chosen - r_rejected of each held-out preference; `of` has those
-    of each prompt's completions by their ids, so that equal answers of several models have one."""
+    """Rewards by one reward model, raw, or by an ensemble: `margins` are r_chosen - r_rejected of each held-out
+    preference; `of` has those of each prompt's completions by their ids, so that equal answers of several models have
+    one."""
 
     margins: list[float]
     of: list[dict[Ids, float]]
@@ -55,23 +56,25 @@ class HeldoutRewards:
 
 
 def rewards_by(
-    reward_model: Path,
+    reward_model: RewardModel,
     rows: Sequence[PreferenceRow],
     answers: Sequence[HeldoutAnswers],
     rivals: Rivals,
     *,
     chat: ChatFormat,
+    ensemble: Ensemble,
+    penalty: float,
     **forward: Any,
 ) -> HeldoutRewards:
     """The rewards of the preferences' two completions each, and of each prompt's different answers; `forward` as for
-    `score_groups`. Raises ModelError where the reward model returns anything but finite numbers."""
-    from alignloop.training.scoring import score_groups
-
+    `rewards_by_member`, `ensemble` and `penalty` as in `score`. Raises ModelError where a reward model returns anything
+    but finite numbers."""
     different = [_different(answer, rivals) for answer in answers]
     groups = _groups(rows, answers, different, chat=chat)
-    found = score_groups(groups, reward_model=reward_model, **forward)
-    if not all(math.isfinite(reward) for rewards in found for reward in rewards):
-        raise ModelError(f"{reward_model}: gives rewards that are no finite numbers: its training has diverged")
+    found = [
+        [combined(rewards, by=ensemble, penalty=penalty) for rewards in of_group]
+        for of_group in rewards_by_member(groups, reward_model, **forward)
+    ]
     return HeldoutRewards(
         margins=[chosen - rejected for chosen, rejected in found[: len(rows)]],
         of=[dict(zip(ids, rewards, strict=True)) for ids, rewards in zip(different, found[len(rows) :], strict=True)],

@@ -2,7 +2,7 @@
 
 candidates --reward functions, a batch of whole prompts at a time--> extra_rewards --\\--> failed_gates
            --reward model, a prompt with its K candidates in one row--> reward ------+--> total_reward, less
-                                                                                      a penalty on length
+             (or each member of an ensemble, and what it makes of their rewards)          a penalty on length
 
 So are the round's preferences that are not people's: what a judge, a function or the simulated annotator picked, and
 what people hardly preferred, becomes an SFT row by the same reward and gates as what was sampled now.
@@ -14,11 +14,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from alignloop.artifacts import Artifact
+from alignloop.config.base import NonNegativeFloat
 from alignloop.config.recipe import Recipe
-from alignloop.config.sampling import RewardFunction, ScoreConfig
+from alignloop.config.sampling import Ensemble, RewardFunction, ScoreConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError
@@ -27,8 +30,10 @@ from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Strength, 
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.candidate_values import function_values
+from alignloop.sampling.ensemble import combined, spread
 from alignloop.sampling.reward_functions import load, require_columns
-from alignloop.stages.facts import Facts
+from alignloop.stages.facts import Facts, Findings
+from alignloop.stages.reward_models import MIN_MEMBERS, RewardModel, check_members, members_of, rewards_by_member
 from alignloop.stages.train_sft import preferred
 
 if TYPE_CHECKING:
@@ -45,7 +50,8 @@ _NUM_DECODED = 256
 @dataclass(frozen=True)
 class Inputs:
     candidates: Artifact
-    reward_model: Artifact
+    reward_model: RewardModel
+    """Several: the members of an ensemble."""
     preferences: Artifact | None = None
     """The round's batch, whose rows that are not people's are scored, too; None: there is none."""
 
@@ -62,6 +68,9 @@ class Settings(ScoreConfig):
     """Digest of the source of each reward function, by `module:function`."""
     strengths: tuple[Strength, ...]
     """Preferences that people chose at these strengths need no reward; those that train the reward model."""
+    # In no fingerprint while one model scores.
+    ensemble: Ensemble = Field("average_weights", exclude_if=lambda name: name == "average_weights")
+    spread_penalty: NonNegativeFloat | None = Field(None, exclude_if=lambda penalty: penalty is None)
 
 
 def settings(recipe: Recipe) -> Settings:
@@ -75,9 +84,31 @@ def check(facts: Facts) -> None:
     recipe, findings = facts.recipe, facts.findings
     with findings.collecting():
         unique(recipe.score.reward_functions)
+    if recipe.score.has_ensemble:
+        _check_ensemble(recipe, findings)
     for name in {entry.function: None for entry in recipe.score.reward_functions}:
         with findings.collecting():
             check_function(name, facts.rows.prompts)
+
+
+def _check_ensemble(recipe: Recipe, findings: Findings) -> None:
+    ensemble, variants = recipe.score.ensemble, recipe.reward.variants
+    if len(variants) < MIN_MEMBERS:
+        findings.problems.append(
+            f"score.ensemble: {ensemble} is made of two reward.variants or more, and there "
+            f"{'is one' if variants else 'are none'}: add some, for example reward.variants: [{{seed: 1}}, "
+            "{seed: 2}, {seed: 3}], or set score.ensemble: average_weights"
+        )
+    elif len({variant.model_dump_json() for variant in variants}) < len(variants):
+        findings.notes.append(
+            f"score.ensemble: {ensemble}: some of reward.variants are the same training, whose rewards never differ: "
+            "give each a seed of its own"
+        )
+    if ensemble != "mean" and not recipe.reward.center_rewards:
+        findings.notes.append(
+            f"score.ensemble: {ensemble} sets rewards of several models side by side, and ranking leaves the level of "
+            "each open: reward.center_rewards (0.01) pulls them to one (docs/reward_ensembles.md)"
+        )
 
 
 def check_function(name: str, prompts: Sequence[PromptRow]) -> None:
@@ -113,14 +144,15 @@ def rewarded(scored: Outputs, batch: Artifact) -> Artifact:
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
     from alignloop.packing.build import candidate_groups
-    from alignloop.training.scoring import score_groups
 
+    check_members(config, num_models=len(members_of(inputs.reward_model)))
+    model = members_of(inputs.reward_model)[0].path
     rows = list(load_jsonl(inputs.candidates.path, CandidateRow))
     prompts = grouped(rows, where=str(inputs.candidates.path))
-    chat = load_format(inputs.reward_model.path)
-    check_tokenizer(rows, chat, where=str(inputs.candidates.path), reward_model=str(inputs.reward_model.path))
+    chat = load_format(model)
+    check_tokenizer(rows, chat, where=str(inputs.candidates.path), reward_model=str(model))
     batch = [] if inputs.preferences is None else list(load_jsonl(inputs.preferences.path, PreferenceRow))
-    room = longest_sequence(text_config(inputs.reward_model.path))
+    room = longest_sequence(text_config(model))
     targets = _targets(batch, chat, strengths=config.strengths, room=room)
     values: dict[str, dict[str, float]] = {}
     if config.reward_functions:
@@ -132,25 +164,25 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
             check_gates(prompts, values, config.reward_functions)
     ctx.engine.sleep()
     with ctx.activity("scoring"):
-        rewards = score_groups(
+        rewards = rewards_by_member(
             [*candidate_groups(rows, chat), *(group for _, group in targets)],
-            reward_model=inputs.reward_model.path,
+            inputs.reward_model,
             rows_per_microbatch=config.rows_per_microbatch,
             dtype=config.dtype,
             progress=ctx.progress,
         )
-    raw = {row.id: reward for row, reward in zip(chain(*prompts), chain(*rewards[: len(prompts)]), strict=True)}
-    scored = [penalised(scored_row(row, raw[row.id], values, config.reward_functions), config) for row in rows]
+    raw = {row.id: of_row for row, of_row in zip(chain(*prompts), chain(*rewards[: len(prompts)]), strict=True)}
+    scored = [_scored(row, raw[row.id], values, config) for row in rows]
     of_targets = {
-        row.id: penalised(scored_row(row, reward, values, config.reward_functions), config)
-        for (row, _), (reward,) in zip(targets, rewards[len(prompts) :], strict=True)
+        row.id: _scored(row, of_row, values, config)
+        for (row, _), (of_row,) in zip(targets, rewards[len(prompts) :], strict=True)
     }
     with_rewards = (_with_reward(row, of_targets.get(_target_id(row))) for row in batch)
     return Outputs(
         candidates=ctx.write_rows("candidates.jsonl", scored),
         preferences=() if inputs.preferences is None else (ctx.write_rows("preferences.jsonl", with_rewards),),
         counts={} if inputs.preferences is None else {"preferences_scored": len(targets)},
-        metrics=_metrics(scored, config.reward_functions) | _mean_total(scored, config),
+        metrics=_metrics(scored, config.reward_functions) | _mean_total(scored, config) | _mean_spread(scored),
     )
 
 
@@ -264,16 +296,26 @@ def check_gates(
                 )
 
 
+def _scored(
+    row: CandidateRow, rewards: Sequence[float], values: dict[str, dict[str, float]], config: Settings
+) -> CandidateRow:
+    """The candidate with all that is known of it, from its rewards by each member, or by the one model."""
+    by_members: dict[str, Any] = {"member_rewards": [], "reward_spread": None}
+    if config.has_ensemble:
+        by_members = {"member_rewards": list(rewards), "reward_spread": spread(rewards)}
+    reward = combined(rewards, by=config.ensemble, penalty=config.penalty)
+    known = row.model_copy(update=by_members)
+    return penalised(scored_row(known, reward, values, config.reward_functions), config)
+
+
 def scored_row(
     row: CandidateRow, reward: float, values: dict[str, dict[str, float]], functions: Sequence[RewardFunction]
 ) -> CandidateRow:
     """The candidate with its reward, the functions' values, their weighted sum, and the gates it fails.
 
     Raises:
-        ModelError: the reward, UserError where the total is not a finite number.
+        UserError: the total is not a finite number.
     """
-    if not math.isfinite(reward):
-        raise ModelError(f"candidate {row.id}: the reward model gives {reward}: its training has diverged")
     extra = {name: found[row.id] for name, found in values.items() if row.id in found}
     known = [entry for entry in functions if entry.function in extra]
     failed = [entry.function for entry in known if entry.gate is not None and extra[entry.function] < entry.gate]
@@ -316,6 +358,11 @@ def _metrics(rows: Sequence[CandidateRow], functions: Sequence[RewardFunction]) 
 def _mean_total(rows: Sequence[CandidateRow], config: ScoreConfig) -> dict[str, float]:
     totals = [row.total_reward for row in rows if row.total_reward is not None]
     return {"mean_total_reward": sum(totals) / len(totals)} if config.length_penalty else {}
+
+
+def _mean_spread(rows: Sequence[CandidateRow]) -> dict[str, float]:
+    spreads = [row.reward_spread for row in rows if row.reward_spread is not None]
+    return {"mean_spread": sum(spreads) / len(spreads)} if spreads else {}
 
 
 STAGE = Stage("score", Inputs, Outputs, settings, run)

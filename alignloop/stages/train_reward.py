@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from alignloop.artifacts import Artifact
-from alignloop.config.base import Uncounted
+from alignloop.config.base import NonNegativeFloat, Uncounted
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import Layout, RewardConfig
 from alignloop.data.jsonl import load_jsonl
@@ -27,6 +29,8 @@ class Inputs:
 class Settings(Uncounted, RewardConfig):
     layout: Layout
     """`training.layout`."""
+    # In no fingerprint while there is none.
+    center_rewards: NonNegativeFloat = Field(0.0, exclude_if=lambda weight: weight == 0.0)
 
 
 def settings(recipe: Recipe) -> Settings:

@@ -79,6 +79,7 @@ class RewardStep:
     """Ranked Bradley-Terry; `margins` holds, per group of the data, those of its completions; None: there are none."""
 
     margins: Sequence[tuple[float, ...]] | None = None
+    center_rewards: float = 0.0
 
     def __call__(
         self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
@@ -97,6 +98,7 @@ class RewardStep:
             ranks=batch.ranks,
             num_groups=float(counts.num_groups),
             margins=margins,
+            center_rewards=self.center_rewards,
         )
 
 
@@ -104,14 +106,14 @@ def _reward_losses(job: TrainJob, processes: Processes) -> tuple[StepLoss, StepL
     from alignloop.objectives.reward import margins_of
 
     assert isinstance(job.config, RewardConfig)
-    margin = job.config.margin
+    margin, center = job.config.margin, job.config.center_rewards
     if margin == 0.0:
-        return RewardStep(), RewardStep()
+        return RewardStep(center_rewards=center), RewardStep(center_rewards=center)
     train, held_out = (
         [margins_of(group.ranks, strength=group.strength, margin=margin) for group in groups]
         for groups in (job.groups, job.eval_groups)
     )
-    return RewardStep(train), RewardStep(held_out)
+    return RewardStep(train, center), RewardStep(held_out, center)
 
 
 def sft_step(

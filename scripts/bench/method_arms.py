@@ -70,6 +70,13 @@ def _candidates(k: int) -> Arm:
     return Arm(f"k-{k}", (*settings, f"collect.pairs_per_prompt={max(1, k // 2)}"))
 
 
+def _variants(name: str, *settings: str) -> Arm:
+    """Three trainings of the reward model a round, by seed and rate: 2 x and half the quickstart's."""
+    rates = "[{seed: 1}, {seed: 2, learning_rate: 5e-4}, {seed: 3, learning_rate: 2e-3}]"
+    return Arm(name, (f"reward.variants={rates}", *settings))
+
+
+_CENTERED = "reward.center_rewards=0.01"
 _ALL: Sequence[Arm] = (
     Arm(LOOP),
     Arm("offline", kind="offline"),
@@ -135,6 +142,12 @@ _ALL: Sequence[Arm] = (
     Arm("two-sigma-pairs", ("pairs.pairing=best_mean_minus_2_sigma",)),
     Arm("two-pairs", ("pairs.pairs_per_prompt=2",)),
     Arm("length-penalty", ("score.length_penalty=0.2",)),
+    _variants("ensemble", _CENTERED, "score.ensemble=mean_minus_spread"),
+    _variants("ensemble-mean", _CENTERED, "score.ensemble=mean"),
+    _variants("ensemble-least", _CENTERED, "score.ensemble=least"),
+    _variants("averaged-variants", _CENTERED),
+    _variants("ensemble-asks", _CENTERED, "score.ensemble=mean_minus_spread", "collect.choose_by=spread"),
+    Arm("center-rewards", (_CENTERED,)),
     Arm("verifier-gate", (f"score.reward_functions=[{{function: '{_VERIFIER}', gate: 1.0}}]",)),
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ALL}
@@ -192,6 +205,22 @@ CLAIMS: Sequence[Claim] = (
     Claim(
         "gates", "A verifier decides, and the reward model among those that pass", (LOOP,), reference="verifier-gate"
     ),
+    Claim(
+        "ensemble",
+        "The mean of three reward models less their spread picks better than one, than their mean or least, and than "
+        "the average of their weights",
+        (LOOP, "averaged-variants", "ensemble-mean", "ensemble-least"),
+        reference="ensemble",
+        measures=TRUTHS,
+    ),
+    Claim(
+        "ensemble-asks",
+        "Annotations are worth more where the members of an ensemble disagree",
+        ("ensemble",),
+        reference="ensemble-asks",
+        measures=TRUTHS,
+    ),
+    Claim("center", "Holding the level of rewards costs nothing", (LOOP,), reference="center-rewards"),
     Claim(
         "semi-online",
         "Sixty short rounds do better than six, at as many samples, annotations and rows of the file",

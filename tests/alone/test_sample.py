@@ -144,6 +144,28 @@ def test_candidates_of_the_users_own(alignloop, tmp_path: Path, reward_model: Pa
     assert best[1].completion == "The Elbe. \U0001f30a"
 
 
+def test_an_ensemble_is_named_with_commas(alignloop, tmp_path: Path, reward_model: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"rm{number}").symlink_to(reward_model)
+    rows_file(tmp_path / "own.jsonl", {"prompt": "Name a river.", "candidates": ["The Elbe.", "A hill."]})
+    command = ("score", "rm1,rm2", "own.jsonl")
+    scored = alignloop(*command, "--out", "s.jsonl", "--set", "score.ensemble=least")
+    assert scored.code == 0, scored.err
+    rows = list(load_jsonl(tmp_path / "s.jsonl", CandidateRow))
+    assert all(row.member_rewards == [row.reward, row.reward] and row.reward_spread == 0.0 for row in rows)
+    refused = alignloop(*command, "--out", "t.jsonl")
+    assert refused.code == 2
+    assert "2 reward models, and score.ensemble is average_weights" in " ".join(refused.err.split())
+    # Rewards of other ways to combine are of other scales.
+    mean = alignloop(*command, "--out", "m.jsonl", "--set", "score.ensemble=mean")
+    assert mean.code == 0, mean.err
+    compared = alignloop("compare-sampling", "s.jsonl", "m.jsonl")
+    assert compared.code == 2
+    assert "were scored by different reward models (ensemble " in " ".join(compared.err.split())
+    same = alignloop("compare-sampling", "s.jsonl", "s.jsonl")
+    assert same.code == 0, same.err
+
+
 @pytest.mark.slow
 def test_recipes_are_sampled_scored_and_compared(alignloop, tmp_path: Path, reward_model: Path) -> None:
     prompts_file(tmp_path, "Tell me about Emma.", "Name a river.")

@@ -259,6 +259,7 @@ def test_the_next_round_is_not_built_on_one_that_did_not_pass(passed: bool, star
         policy=artifact("policy"),
         average=artifact("average"),
         reward_model=artifact("reward"),
+        reward_average=artifact("averaged"),
         batch=artifact("batch"),
         prompts=artifact("prompts"),
         scored=artifact("scored"),
@@ -278,7 +279,7 @@ def test_the_next_round_is_not_built_on_one_that_did_not_pass(passed: bool, star
     # Its data and its reward model are handed on either way.
     assert [batch.path for batch in following.batches] == [Path("batch")]
     assert following.scored == artifact("scored")
-    assert following.reward_start == artifact("reward" if recipe.reward.start_from == "previous" else "reward_start")
+    assert following.reward_start == artifact("averaged" if recipe.reward.start_from == "previous" else "reward_start")
 
 
 def _artifacts_of(outputs: type) -> list[str]:

@@ -68,6 +68,33 @@ def test_reward_loss_of_one_pair_and_its_gradient_by_hand() -> None:
     assert rewards.grad.tolist() == pytest.approx([-0.377541, 0.377541], abs=1e-6)
 
 
+def test_centred_rewards_cost_the_squared_sum_of_each_pair_by_hand() -> None:
+    # The first group's three pairs, edited 2, chosen 1, rejected -1: sums 3, 1, 0, squares 9, 1, 0, of mean 10 / 3.
+    # The second group's one pair, 0 and 0.5: 0.25. Over both groups (10 / 3 + 0.25) / 2.
+    rewards = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5])
+    groups, ranks = torch.tensor([0, 1, 0, 0, 1]), torch.tensor([1, 0, 0, 2, 1])
+    plain, told = reward_loss(rewards, group_index=groups, ranks=ranks)
+    loss, metrics = reward_loss(rewards, group_index=groups, ranks=ranks, center_rewards=0.1)
+    squared_sum = (10 / 3 + 0.25) / 2
+    assert float(metrics.pop("squared_sum")) == pytest.approx(squared_sum)
+    assert float(loss) == pytest.approx(float(plain) + 0.1 * squared_sum)
+    assert metrics == told
+    # A level that ranking does not see: 10 more for each adds to the squares alone.
+    raised, metrics = reward_loss(rewards + 10, group_index=groups, ranks=ranks, center_rewards=0.1)
+    assert float(metrics["squared_sum"]) == pytest.approx(((23**2 + 21**2 + 20**2) / 3 + 20.5**2) / 2)
+    assert float(raised) == pytest.approx(float(plain) + 0.1 * float(metrics["squared_sum"]))
+
+
+def test_centring_pulls_both_rewards_of_a_pair_alike_by_hand() -> None:
+    # r = (1, 0.5): its derivative by each is 2 * 0.01 * 1.5 = 0.03, beside the ranking's -0.377541 and 0.377541.
+    rewards = torch.tensor([1.0, 0.5], requires_grad=True)
+    loss, _ = reward_loss(rewards, group_index=torch.tensor([0, 0]), ranks=torch.tensor([0, 1]), center_rewards=0.01)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.474077 + 0.01 * 2.25, abs=1e-6)
+    assert rewards.grad is not None
+    assert rewards.grad.tolist() == pytest.approx([-0.347541, 0.407541], abs=1e-6)
+
+
 def test_a_group_counts_once_however_many_pairs_it_has() -> None:
     # Three pairs at ln 2 (all rewards equal) and one pair at -log sigmoid(2): the mean over groups is
     # (ln 2 + 0.126928) / 2 = 0.410038; over all four pairs it would be (3 ln 2 + 0.126928) / 4 = 0.551592.
@@ -97,6 +124,10 @@ def test_shares_of_a_step_add_up() -> None:
     whole, _ = reward_loss(rewards, group_index=groups, ranks=ranks)
     one, _ = reward_loss(rewards[:2], group_index=groups[:2], ranks=ranks[:2], num_groups=2)
     two, _ = reward_loss(rewards[2:], group_index=groups[2:], ranks=ranks[2:], num_groups=2)
+    assert float(one + two) == pytest.approx(float(whole))
+    whole, _ = reward_loss(rewards, group_index=groups, ranks=ranks, center_rewards=0.5)
+    one, _ = reward_loss(rewards[:2], group_index=groups[:2], ranks=ranks[:2], num_groups=2, center_rewards=0.5)
+    two, _ = reward_loss(rewards[2:], group_index=groups[2:], ranks=ranks[2:], num_groups=2, center_rewards=0.5)
     assert float(one + two) == pytest.approx(float(whole))
 
 

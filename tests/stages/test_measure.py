@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,28 @@ def test_the_next_round_is_held_against_this_one_and_scored_by_the_first_reward_
     assert two.metrics["kl_to_base"] == one.metrics["kl_to_base"]
     again = measure.after(before, reward_model=models["first"], measured=two)
     assert again.first_reward_model == models["reward"]
+
+
+def test_an_ensemble_rewards_as_its_members_do_together(
+    tmp_path: Path, models: dict[str, Artifact], heldout: Artifact, of_base: measure.Outputs, engine: Engine
+) -> None:
+    """The mean over two models of each figure that is a mean of rewards; the least is under either."""
+    asked = in_round_one("policy", models, heldout, of_base)
+    one, two, both, least = (
+        measured(tmp_path / name, replace(asked, reward_model=model), engine, **config)
+        for name, model, config in (
+            ("one", models["reward"], {}),
+            ("two", models["first"], {}),
+            ("both", (models["reward"], models["first"]), {"ensemble": "mean"}),
+            ("least", (models["reward"], models["first"]), {"ensemble": "least"}),
+        )
+    )
+    for name in ("reward/policy_heldout", "reward/base_heldout", "reward/random"):
+        alone = [one.metrics[name], two.metrics[name]]
+        assert both.metrics[name] == pytest.approx(sum(alone) / 2, abs=1e-5)
+        assert least.metrics[name] < min(alone) + 1e-5
+    first = measure.after(measure.of_base(models["base"], of_base), reward_model=asked.reward_model, measured=both)
+    assert first.first_reward_model == models["reward"]
 
 
 def test_the_same_bytes_again(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow,
 from alignloop.sampling import candidate_values
 from alignloop.sampling.reward_functions import load
 from alignloop.stages import score, select
+from alignloop.stages.reward_models import RewardModel
 
 TEXTS = {"p": ["A river.", "No.", "The river Alder runs there."], "q": ["Yes, it is.", "A river."]}
 FUNCTIONS = '''
@@ -95,7 +98,7 @@ def stage_config(**config: Any) -> score.Settings:
 
 
 def scored(
-    folder: Path, rows: Sequence[CandidateRow], reward_model: Artifact, **config: Any
+    folder: Path, rows: Sequence[CandidateRow], reward_model: RewardModel, **config: Any
 ) -> tuple[score.Outputs, list[CandidateRow]]:
     folder.mkdir(exist_ok=True)
     dump_jsonl(folder / "in.jsonl", rows)
@@ -203,8 +206,6 @@ def test_weights_that_leave_the_numbers_are_an_error(rows: list[CandidateRow]) -
     functions = [RewardFunction(function="m:f", weight=1e308)]
     with pytest.raises(UserError, match="candidate p/1/0: the total reward is inf"):
         score.scored_row(rows[0], 1.0, {"m:f": {"p/1/0": 100.0}}, functions)
-    with pytest.raises(ModelError, match="candidate p/1/0: the reward model gives nan"):
-        score.scored_row(rows[0], float("nan"), {}, [])
 
 
 @pytest.mark.parametrize(
@@ -273,3 +274,97 @@ def test_what_of_the_batch_is_not_peoples_is_scored_with_the_candidates(
     assert after == dict.fromkeys(("clear", "silent", "edited", "too long"))
     assert outputs.counts == {"preferences_scored": 3}
     assert outputs.metrics[f"applies/{functions}:exact"] == pytest.approx(3 / 5)
+
+
+@pytest.fixture(scope="module")
+def members(reward_model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, ...]:
+    """Three heads on one base."""
+    from alignloop.training.checkpoints import save_checkpoint
+    from alignloop.training.model import load_reward_model
+
+    base = Path(resolve_base("quickstart"))
+    folder = tmp_path_factory.mktemp("members")
+    others = [
+        Artifact.of(save_checkpoint(load_reward_model(base, seed=seed), folder / f"seed-{seed}", companions=base))
+        for seed in (4, 5)
+    ]
+    return (reward_model, *others)
+
+
+@pytest.mark.parametrize(
+    ("config", "make"),
+    [
+        ({"ensemble": "mean"}, lambda rewards: fmean(rewards)),
+        ({"ensemble": "least"}, lambda rewards: min(rewards)),
+        ({"ensemble": "mean_minus_spread"}, lambda rewards: fmean(rewards) - pstdev(rewards)),
+        (
+            {"ensemble": "mean_minus_spread", "spread_penalty": 0.5},
+            lambda rewards: fmean(rewards) - 0.5 * pstdev(rewards),
+        ),
+    ],
+)
+def test_an_ensembles_reward_is_made_of_its_members(
+    rows: list[CandidateRow],
+    members: tuple[Artifact, ...],
+    tmp_path: Path,
+    config: dict[str, Any],
+    make: Callable[[list[float]], float],
+) -> None:
+    outputs, found = scored(tmp_path / "all", rows, members, **config)
+    alone = [scored(tmp_path / f"{k}", rows, member)[1] for k, member in enumerate(members)]
+    assert [row.member_rewards for row in found] == [
+        [row.reward for row in of_row] for of_row in zip(*alone, strict=True)
+    ]
+    for row in found:
+        assert len(set(row.member_rewards)) == 3
+        assert row.reward == row.total_reward == pytest.approx(make(row.member_rewards))
+        assert row.reward_spread == pytest.approx(pstdev(row.member_rewards))
+    assert outputs.metrics["mean_reward"] == pytest.approx(fmean(row.reward or 0.0 for row in found))
+    assert outputs.metrics["mean_spread"] == pytest.approx(fmean(row.reward_spread or 0.0 for row in found))
+
+
+def test_one_reward_model_leaves_no_column_of_an_ensemble(
+    rows: list[CandidateRow], reward_model: Artifact, members: tuple[Artifact, ...], tmp_path: Path
+) -> None:
+    plain, _ = scored(tmp_path / "plain", rows, reward_model)
+    assert "member_rewards" not in plain.candidates.path.read_text()
+    assert "reward_spread" not in plain.candidates.path.read_text()
+    _, by_all = scored(tmp_path / "all", rows, members, ensemble="mean")
+    again, _ = scored(tmp_path / "again", by_all, reward_model)  # what an ensemble left there is gone
+    assert again.candidates.path.read_bytes() == plain.candidates.path.read_bytes()
+    assert stage_config().model_dump(mode="json").keys().isdisjoint({"ensemble", "spread_penalty"})
+    dumped = stage_config(ensemble="mean_minus_spread", spread_penalty=2.0).model_dump(mode="json")
+    assert (dumped["ensemble"], dumped["spread_penalty"]) == ("mean_minus_spread", 2.0)
+
+
+def test_functions_and_gates_stand_beside_an_ensemble(
+    rows: list[CandidateRow], members: tuple[Artifact, ...], functions: str, tmp_path: Path
+) -> None:
+    one = (RewardFunction(function=f"{functions}:length", weight=2.0),)
+    _, found = scored(tmp_path / "all", rows, members, ensemble="least", reward_functions=one, length_penalty=1.0)
+    for row, words in zip(found, (2, 1, 5, 3, 2), strict=True):
+        expected = min(row.member_rewards) + 2.0 * words - len(row.completion_ids) / 100
+        assert row.total_reward == pytest.approx(expected)
+
+
+def test_as_many_reward_models_as_the_recipe_says(
+    rows: list[CandidateRow], reward_model: Artifact, members: tuple[Artifact, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"score\.ensemble is mean, and there is one reward model: give its members"):
+        scored(tmp_path / "one", rows, reward_model, ensemble="mean")
+    with pytest.raises(UserError, match=r"3 reward models, and score\.ensemble is average_weights, which scores with"):
+        scored(tmp_path / "many", rows, members)
+
+
+def test_a_member_whose_training_has_diverged_is_named(
+    rows: list[CandidateRow], members: tuple[Artifact, ...], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(members[1].path, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["score.weight"] = weights["score.weight"] * float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"{broken}: gives a completion of p the reward nan: its training"):
+        scored(tmp_path / "all", rows, (members[0], Artifact.of(broken)), ensemble="least")

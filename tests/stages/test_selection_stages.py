@@ -222,6 +222,47 @@ def test_more_pairs_of_a_prompt_share_no_candidate_and_come_after_every_first_pa
     assert pairs == pairs_to_annotate(rows, seed=1, pairs_per_prompt=3)
 
 
+def test_the_pairs_that_an_ensemble_agrees_on_least_are_annotated_first() -> None:
+    # The best is k = 1 in each; its gap to the other by three members, and the standard deviation of the gaps:
+    # p 1, 1, 1 -> 0; q 4, 1, 1 -> sqrt 2; r 4, -2, 1 -> sqrt 6; s as p, on very different levels -> 0.
+    members = {
+        "p": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        "q": ((0.0, 0.0, 0.0), (4.0, 1.0, 1.0)),
+        "r": ((0.0, 2.0, 0.0), (4.0, 0.0, 1.0)),
+        "s": ((-9.0, 0.0, 9.0), (-8.0, 1.0, 10.0)),
+    }
+    rows = [
+        candidate(name, k, f"text {k}", sum(rewards) / 3, member_rewards=list(rewards))
+        for name, two in members.items()
+        for k, rewards in enumerate(two)
+    ]
+    for seed in range(8):
+        pairs = pairs_to_annotate(rows, seed=seed, choose_by="spread")
+        assert [prompt.id for prompt, _, _ in pairs[:2]] == ["r", "q"]
+        # Only the order of the prompts changes, and pairs of one spread keep the drawn one.
+        by_chance = pairs_to_annotate(rows, seed=seed)
+        assert [pair for pair in by_chance if pair[0].id in "ps"] == pairs[2:]
+        assert sorted(by_chance, key=lambda pair: pair[0].id) == sorted(pairs, key=lambda pair: pair[0].id)
+    assert len({tuple(pair[0].id for pair in pairs_to_annotate(rows, seed=seed)) for seed in range(8)}) > 2
+
+
+def test_the_widest_spread_comes_first_within_each_turn() -> None:
+    rows = [
+        candidate(f"p{n}", k, f"text {k}", float(k), member_rewards=[float(k), float(k) + n * (k % 2)])
+        for n in range(6)
+        for k in range(4)
+    ]
+    pairs = pairs_to_annotate(rows, seed=1, pairs_per_prompt=2, choose_by="spread")
+    assert {pair[0].id for pair in pairs[:6]} == {pair[0].id for pair in pairs[6:]} == {f"p{n}" for n in range(6)}
+
+
+def test_a_spread_without_members_is_named() -> None:
+    rows = [candidate("p", k, f"text {k}", float(k)) for k in range(2)]
+    said = r"candidate p/1/. has no member_rewards, and collect\.choose_by is spread: score the candidates with"
+    with pytest.raises(DataError, match=said):
+        pairs_to_annotate(rows, seed=1, choose_by="spread")
+
+
 def test_only_named_strengths_train_and_silent_rows_do() -> None:
     rows = [preference("a", strength="better"), preference("b", strength="slightly_better"), preference("c")]
     assert [row.id for row in of_strengths(rows, ["better"])] == ["a", "c"]

@@ -39,6 +39,8 @@ PAIRS = 6
 MAX_TOKENS = 512
 TOLERANCE = 1e-5
 LEARNING_RATE, MAX_GRAD_NORM = 0.05, 1.0
+CENTER = 0.01
+"""What TRL recommends for `center_rewards_coefficient`."""
 
 # Headers end in a special token: rendered alone and with an answer, a prompt then has the same ids, so that TRL, which
 # tokenises both and cuts at the common prefix, sees the very rows that we do.
@@ -314,10 +316,14 @@ def assert_same_ids(groups: Sequence[PromptGroup], rows: Sequence[dict[str, list
         assert [list(c.token_ids) for c in group.completions] == [ids["chosen_ids"], ids["rejected_ids"]]
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["pairs", "three-way"])
+@pytest.fixture(
+    scope="module",
+    params=[(2, 0.0), (3, 0.0), (2, CENTER), (3, CENTER)],
+    ids=["pairs", "three-way", "centred pairs", "centred three-way"],
+)
 def reward_runs(request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
-    rows = setting.rows
-    if request.param == 2:
+    rows, (num_ranked, center) = setting.rows, request.param
+    if num_ranked == 2:
         rows = [row.model_copy(update={"edited": None}) for row in rows]
         ranked = [(row, (row.chosen, row.rejected)) for row in rows]
     else:
@@ -331,7 +337,8 @@ def reward_runs(request: pytest.FixtureRequest, setting: Setting, tmp_path_facto
         for worse in range(better + 1, len(texts))
     ]
     out_dir = tmp_path_factory.mktemp("reward") / "trl"
-    theirs = trl_run({"trainer": "reward", "model": str(setting.reward), "rows": pairs}, out_dir)
+    job = {"trainer": "reward", "model": str(setting.reward), "center": center or None, "rows": pairs}
+    theirs = trl_run(job, out_dir)
     groups = ranked_groups(rows, setting.chat)
     expected = [
         [list(group.prompt_ids + group.completions[number].token_ids) for number in (better, worse)]
@@ -342,7 +349,11 @@ def reward_runs(request: pytest.FixtureRequest, setting: Setting, tmp_path_facto
     assert [[ids["chosen_ids"], ids["rejected_ids"]] for ids in theirs["ids"]] == expected
 
     module = CompletionRewards(load_reward_model(setting.reward, seed=0, must_have_head=True))
-    ours = our_run(module, RewardStep(), groups, batch_groups=PAIRS if request.param == 2 else PAIRS // 3)
+    step_loss = RewardStep(center_rewards=center)
+    ours = our_run(module, step_loss, groups, batch_groups=PAIRS if num_ranked == 2 else PAIRS // 3)
+    # Centring costs far more than what the two may differ by.
+    assert all(("squared_sum" in step) == bool(center) for step in ours)
+    assert all(center * step["squared_sum"] > 100 * TOLERANCE for step in ours if center)
     moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.reward, out_dir))
     return BothRuns(theirs["steps"], ours, moved, apart)
 

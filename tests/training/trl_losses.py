@@ -54,7 +54,8 @@ def reward_trainer(job: dict[str, Any], rows: Dataset, tokenizer: Any) -> Any:
     from trl import RewardConfig, RewardTrainer
 
     model = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
-    return RewardTrainer(model, args=RewardConfig(**settings(job)), train_dataset=rows, processing_class=tokenizer)
+    config = RewardConfig(**settings(job), center_rewards_coefficient=job["center"])
+    return RewardTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
 
 
 def cpo_trainer(job: dict[str, Any], rows: Dataset, tokenizer: Any) -> Any:
