@@ -79,6 +79,11 @@ def annotation_id(chosen_id: str, rejected_id: str) -> str:
     return f"annotated/{chosen_id}/{rejected_id}"
 
 
+def demonstration_id(row_id: str) -> str:
+    """The id of a demonstration: its file's own, apart from those of preferences and prompts."""
+    return f"demonstration/{row_id}"
+
+
 def split_annotation_id(row_id: str) -> tuple[str, str]:
     """The ids of the two candidates of such a preference: chosen, rejected. Empty where it is no such preference."""
     kind, *parts = row_id.split("/")
@@ -357,8 +362,9 @@ class SftRow(Row):
 
     id: str
     messages: list[Message] = Field(min_length=2)
-    origin: Literal["best_of_k", "preference", "given"]
-    """The best of K candidates; what people chose or edited; or a row of a file that was pruned by itself."""
+    origin: Literal["best_of_k", "preference", "demonstration", "given"]
+    """The best of K candidates; what people chose or edited; a demonstration of `sft.data`; or a row of a file that was
+    pruned by itself."""
     quality_score: float | None = None
     """The reward; without one, the judge's points."""
     difficulty_score: float | None = None
