@@ -20,7 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["tools", "system", "user", "assistant", "tool"]
+"""`tools`: the tools there are, a JSON list of their descriptions, before all other turns; `tool`: what one says. An
+assistant's text that calls some ends with its calls (`<tool_calls>`); docs/data.md has the form."""
 Strength = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
 STRENGTHS: tuple[Strength, ...] = ("significantly_better", "better", "slightly_better", "marginally_better")
 
@@ -182,7 +184,7 @@ class PreferenceRow(Row):
 
     @model_validator(mode="after")
     def _compared(self) -> PreferenceRow:
-        if self.messages[-1].role != "user":
+        if self.messages[-1].role not in ("user", "tool"):
             raise ValueError(
                 f"the last message before the completions must be the user's, not {self.messages[-1].role}'s"
             )
