@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from alignloop.chat.answer import EMPTY_BLOCK
 from alignloop.chat.encoder import Encoder
 from alignloop.chat.layout import Layout, Slot, Turn, render_layout
-from alignloop.chat.tool_turns import TOOL_ROLES, ToolStyle, as_text
+from alignloop.chat.tool_turns import TOOL_ROLES, ToolStyle, as_text, tool_name
 from alignloop.errors import ModelError
 
 if TYPE_CHECKING:
@@ -182,9 +182,3 @@ def missing_tool(tools: str, layout: Layout) -> str | None:
     text = "".join(layout.literals)
     names = [tool_name(tool) for tool in json.loads(tools)]
     return next((name for name in names if name not in text), None)
-
-
-def tool_name(tool: Mapping[str, Any]) -> str:
-    """A tool's name, as the OpenAI format has it or beside its description."""
-    function = tool.get("function")
-    return str((function if isinstance(function, Mapping) else tool).get("name", ""))

@@ -8,7 +8,7 @@ Chat templates write both their own way.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,3 +100,9 @@ def uses_tools(messages: Sequence[Message]) -> bool:
         message.role in ("tools", "tool") or (message.role == "assistant" and split_calls(message.content)[1])
         for message in messages
     )
+
+
+def tool_name(tool: Mapping[str, Any]) -> str:
+    """A tool's name, as the OpenAI format has it or beside its description."""
+    function = tool.get("function")
+    return str((function if isinstance(function, Mapping) else tool).get("name", ""))
