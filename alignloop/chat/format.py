@@ -131,9 +131,9 @@ class ChatFormat:
         behind, or without their reasoning.
         """
         text, calls = split_calls(text)
+        if calls and (reason := self._call_refusal(text, calls)) is not None:
+            return reason
         reasoning, _ = self._split(text)
-        if calls:
-            return self._call_refusal(text, calls)
         if self._turn.alike[reasoning is not None]:
             return None
         return "the template writes earlier answers otherwise than the last: sampling never asks as training would"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +41,9 @@ OWN = {"glm4moe": "<|observation|>", "gptoss": "<|call|>"}
 """End of a turn that calls, which these models' tokenizers have."""
 SAYS_NOTHING = {"llama3_1", "gptoss"}
 """Templates that leave out what is said beside a call."""
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "templates.md"
 
 
 def said(role: Any, content: str) -> Message:
@@ -152,3 +157,11 @@ def test_tools_alone_must_be_written_somewhere_and_data_spells_no_control_token(
     assert chat.prompt_ids(evil_turn).count(chat.stop_token_ids[0]) == chat.prompt_ids(dialog_of("")[:4]).count(
         chat.stop_token_ids[0]
     )
+
+
+def test_the_documentation_names_templates_that_take_calls() -> None:
+    listed = DOCS.read_text(encoding="utf-8").partition("## Tools")[2].partition("need a tokenizer")[0]
+    names = [name for name in re.findall(r"`(\w+)`", listed) if name in bundled_by_trl()]
+    assert len(set(names)) == 22
+    refused = {name: format_of(name)[1].refusal(join_calls("", CALLS)) for name in set(names)}
+    assert not any(refused.values()), refused
