@@ -82,7 +82,8 @@ def test_ids_are_those_of_the_template_and_only_the_assistant_trains(name: str, 
     if text and name in SAYS_NOTHING:
         with pytest.raises(ModelError, match=r"leaves out message 2 \(assistant\)"):
             chat.prompt_ids(dialog_of(text))
-        assert "would be lost" in str(chat.refusal(join_calls(text, CALLS)))
+        # At a dialog's end gpt-oss thinks it aloud.
+        assert ("would be lost" in str(chat.refusal(join_calls(text, CALLS)))) == (name != "gptoss")
         return
     call = {
         "id": call_id(0),
