@@ -20,7 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["tools", "system", "user", "assistant", "tool"]
+"""`tools`: the tools there are, a JSON list of their descriptions, before all other turns; `tool`: what one says. An
+assistant's text that calls some ends with its calls (`<tool_calls>`); docs/data.md has the form."""
 Strength = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
 STRENGTHS: tuple[Strength, ...] = ("significantly_better", "better", "slightly_better", "marginally_better")
 
@@ -82,6 +84,11 @@ def verdict_id(first_id: str, second_id: str) -> str:
 def annotation_id(chosen_id: str, rejected_id: str) -> str:
     """The id of a preference that an annotator made of two candidates."""
     return f"annotated/{chosen_id}/{rejected_id}"
+
+
+def demonstration_id(row_id: str) -> str:
+    """The id of a demonstration: its file's own, apart from those of preferences and prompts."""
+    return f"demonstration/{row_id}"
 
 
 def split_annotation_id(row_id: str) -> tuple[str, str]:
@@ -182,7 +189,7 @@ class PreferenceRow(Row):
 
     @model_validator(mode="after")
     def _compared(self) -> PreferenceRow:
-        if self.messages[-1].role != "user":
+        if self.messages[-1].role not in ("user", "tool"):
             raise ValueError(
                 f"the last message before the completions must be the user's, not {self.messages[-1].role}'s"
             )
@@ -367,8 +374,9 @@ class SftRow(Row):
 
     id: str
     messages: list[Message] = Field(min_length=2)
-    origin: Literal["best_of_k", "preference", "given"]
-    """The best of K candidates; what people chose or edited; or a row of a file that was pruned by itself."""
+    origin: Literal["best_of_k", "preference", "demonstration", "given"]
+    """The best of K candidates; what people chose or edited; a demonstration of `sft.data`; or a row of a file that was
+    pruned by itself."""
     quality_score: float | None = None
     """The reward; without one, the judge's points."""
     difficulty_score: float | None = None

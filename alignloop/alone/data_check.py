@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignloop.chat.tool_turns import uses_tools
 from alignloop.data.check_files import FileCheck, check_file
 from alignloop.data.convert import Converted
 from alignloop.data.forms import FORMS, SFT_FORMS
@@ -143,7 +144,10 @@ def _token_lengths(rows: Sequence[AnyRow], setting: Setting) -> dict[str, tuple[
             texts = [row.best, row.rejected]
         elif isinstance(row, SftRow):
             messages, texts = messages[:-1], [messages[-1].content]
-        prompts.append(len(setting.chat.prompt_ids(messages)))
+        try:
+            prompts.append(len(setting.chat.prompt_ids(messages)))
+        except ModelError as error:
+            raise ModelError(f"{row.source}: {error}" if uses_tools(messages) else str(error)) from error
         if texts:
             completions.append(max(len(setting.chat.completion(text).token_ids) for text in texts))
     return {"prompt_tokens": quantiles(prompts), "completion_tokens": quantiles(completions)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import types
 import typing
@@ -92,7 +91,7 @@ def parse_inputs(stage: Stage[Any, Any, Any], inputs: Sequence[str]) -> Any:
 
     A UserError where fields are unknown or missing, or nothing lies at a path; it says which inputs the stage takes.
     """
-    kinds = typing.get_type_hints(stage.inputs)
+    kinds = _kinds(stage)
     paths: dict[str, list[str]] = {field: [] for field in kinds}
     for text in inputs:
         field, equals, path = text.partition("=")
@@ -114,6 +113,12 @@ def parse_inputs(stage: Stage[Any, Any, Any], inputs: Sequence[str]) -> Any:
     return stage.inputs(**values)
 
 
+def _kinds(stage: Stage[Any, Any, Any]) -> dict[str, Any]:
+    """The inputs that are paths, by field."""
+    kinds = typing.get_type_hints(stage.inputs)
+    return {name: kind for name, kind in kinds.items() if kind != tuple[int, ...]}
+
+
 def _artifact(field: str, text: str, kind: Any) -> Artifact | str:
     path = Path(text).expanduser()
     if path.exists():
@@ -132,12 +137,10 @@ def _optional(kind: Any) -> bool:
 
 
 def _takes(stage: Stage[Any, Any, Any]) -> str:
-    kinds = typing.get_type_hints(stage.inputs)
     lines = [f"{stage.name} takes:"]
-    for field in dataclasses.fields(stage.inputs):
-        kind = kinds[field.name]
+    for name, kind in _kinds(stage).items():
         many = _takes_many(kind)
         is_needed = typing.get_origin(kind) is not tuple and not _optional(kind)
         note = f"{'one or more paths, ' if many else ''}{'needed' if is_needed else 'may be left out'}"
-        lines.append(f"  --input {field.name}=PATH{'[,PATH...]' if many else ''}  ({note})")
+        lines.append(f"  --input {name}=PATH{'[,PATH...]' if many else ''}  ({note})")
     return "\n".join(lines)

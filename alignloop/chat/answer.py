@@ -30,7 +30,7 @@ PINNED: dict[str, Any] = {"date_string": _PINNED_DAY.strftime("%d %b %Y"), "strf
 # Tried in order: templates that open a thinking block before answers agree with their generation prompt without it.
 _THINKING = SWITCHES[0]
 _KEYS: tuple[Channel, ...] = ("reasoning_content", "thinking", "reasoning")
-_EMPTY_BLOCK = re.compile(rf"(?:{THINK_START}\s*)?{THINK_END}\s*|<\|channel>thought\s*<channel\|>\s*")
+EMPTY_BLOCK = re.compile(rf"(?:{THINK_START}\s*)?{THINK_END}\s*|<\|channel>thought\s*<channel\|>\s*")
 _USER, _ASSISTANT = Turn("user"), Turn("assistant")
 
 
@@ -191,7 +191,7 @@ class _Asked:
             return False
         if self.opens:  # whether reasoning can follow is `thinking`'s to find out
             return self.header.startswith(self.prompt.rpartition(THINK_START)[0])
-        return self.prompt.startswith(self.header) and bool(_EMPTY_BLOCK.fullmatch(self.prompt[len(self.header) :]))
+        return self.prompt.startswith(self.header) and bool(EMPTY_BLOCK.fullmatch(self.prompt[len(self.header) :]))
 
     def plain(self) -> AnswerForm | None:
         if self.opens:

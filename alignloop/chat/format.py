@@ -11,15 +11,18 @@ Llama 3 (section 4.1.4) leaves formatting tokens (headers, end of turn) out of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from alignloop.chat.answer import AnswerForm, find_assistant_turn, switch
+from alignloop.chat.calls import REMEDY, CallForm, CallWriter, missing_tool, with_call_slots
 from alignloop.chat.encoder import CompletionReader, Encoder
 from alignloop.chat.layout import MEND, Layout, Slot, Turn, render_layout
 from alignloop.chat.reasoning import THINK_END, THINK_START, split_reasoning
 from alignloop.chat.template_defaults import SWITCHES, Value, in_yaml
 from alignloop.chat.tokens import CompletionTokens, DialogTokens, IdRun, Segment, encode_segments
+from alignloop.chat.tool_turns import ToolStyle, split_calls, split_tools
 from alignloop.errors import ModelError
 from alignloop.records import Message
 
@@ -61,6 +64,7 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._turn = turn = find_assistant_turn(tokenizer)
         self._layout = lru_cache(maxsize=4096)(self._render)
+        self._call_form = lru_cache(maxsize=4096)(self._find_call_form)
         self.template_kwargs: Mapping[str, Value] = turn.kwargs
         self.takes_reasoning = turn.channel is not None
         self.trains_reasoning = turn.thinking is not None
@@ -86,7 +90,10 @@ class ChatFormat:
         Training has before an answer what sampling asks with, so reasoning cannot stand behind an empty thinking block,
         nor an answer without reasoning in an open one.
         """
-        if not self.takes_reasoning:
+        text, calls = split_calls(text)
+        if calls and (reason := self._call_refusal(text, calls)) is not None:
+            return reason
+        if not self.takes_reasoning or calls:
             return None
         reasoning, answer = self._split(text)
         if reasoning is not None and self._turn.thinking is None:
@@ -108,12 +115,24 @@ class ChatFormat:
             )
         return None
 
+    def _call_refusal(self, text: str, calls: str) -> str | None:
+        if self._split(text)[0] is not None:
+            return "it holds reasoning before a tool's call - take the reasoning out"
+        try:
+            self._call_form(calls, bool(text))
+        except ModelError as error:
+            return str(error)
+        return None
+
     def earlier_refusal(self, text: str) -> str | None:
         """Why an answer that other turns follow cannot be trained where it stands; None where it can.
 
         Some templates write earlier answers otherwise than the last: without the thinking block that sampling asks
         behind, or without their reasoning.
         """
+        text, calls = split_calls(text)
+        if calls and (reason := self._call_refusal(text, calls)) is not None:
+            return reason
         reasoning, _ = self._split(text)
         if self._turn.alike[reasoning is not None]:
             return None
@@ -136,7 +155,13 @@ class ChatFormat:
         """
         if (reason := self.refusal(text)) is not None:
             raise ModelError(f"an answer cannot be trained: {reason}")
-        return self._terminated(self.content_ids(text))
+        says, calls = split_calls(text)
+        if not calls:
+            return self._terminated(self.content_ids(text))
+        form = self._call_form(calls, bool(says))
+        content = self.content_ids(text)
+        end = self._encoder.template(form.ending)
+        return CompletionTokens(content + end, (False,) * len(content) + (True,) * len(end))
 
     def content_ids(self, text: str) -> tuple[int, ...]:
         """Ids of an answer behind `prompt_ids`, without its end and whether or not it can be trained.
@@ -144,6 +169,9 @@ class ChatFormat:
         What `refusal` refuses is put as well as it can be: an open thinking block is closed before an answer without
         reasoning, and reasoning that the template cannot hold is text.
         """
+        says, calls = split_calls(text)
+        if calls:
+            return self._encoded(_calling(self._call_form(calls, bool(says)), says))
         reasoning, answer = self._split(text)
         plain, thinking = self._turn.plain, self._turn.thinking
         if reasoning is not None and thinking is None:
@@ -152,7 +180,10 @@ class ChatFormat:
         if form is None:
             assert thinking is not None, "a template has one of the two"
             form = AnswerForm(thinking.middle, thinking.answer)
-        pieces = encode_segments(self._encoder, list(_answer(form, reasoning, answer)), first=False)
+        return self._encoded(_answer(form, reasoning, answer))
+
+    def _encoded(self, segments: Iterable[Segment]) -> tuple[int, ...]:
+        pieces = encode_segments(self._encoder, list(segments), first=False)
         return tuple(index for piece in pieces for index in piece.ids)
 
     def sampled_completion(self, token_ids: Sequence[int]) -> CompletionTokens:
@@ -242,19 +273,47 @@ class ChatFormat:
         eos = self._tokenizer.eos_token_id
         return tuple(dict.fromkeys([first, *([] if eos is None else [eos]), *extra]))
 
-    def _render(self, turns: tuple[Turn, ...], generation_prompt: bool) -> Layout:
-        return render_layout(
+    def _render(self, turns: tuple[Turn, ...], generation_prompt: bool, tools: str = "") -> Layout:
+        forms = {n: self._call_form(turn.calls, turn.says) for n, turn in enumerate(turns) if turn.calls}
+        style = self._tool_style if forms or any(turn.role == "tool" for turn in turns) else ToolStyle()
+        layout = render_layout(
             self._tokenizer,
             turns,
             generation_prompt=generation_prompt,
             options=self._turn.options,
             channel=self._turn.channel or "content",
+            style=replace(style, tools=tools),
         )
+        if tools:
+            self._calls.check_plain(tools, what="the description of a tool")
+            if (name := missing_tool(tools, layout)) is not None:
+                raise ModelError(f"the chat template leaves out the tool {name}, which the row describes: {REMEDY}")
+        return with_call_slots(layout, turns, forms) if forms else layout
+
+    @cached_property
+    def _calls(self) -> CallWriter:
+        ending = self._termination if self._turn.ends else None
+        return CallWriter(self._tokenizer, self._turn.options, self._encoder, ending)
+
+    @cached_property
+    def _tool_style(self) -> ToolStyle:
+        return self._calls.style()
+
+    def _find_call_form(self, calls: str, says: bool) -> CallForm:
+        return self._calls.form(calls, self._tool_style, says=says)
 
     def _pieces(self, messages: Sequence[Message], *, generation_prompt: bool) -> Iterator[IdRun]:
-        parts = [self._split(m.content) if m.role == "assistant" else (None, m.content) for m in messages]
-        turns = tuple(Turn(m.role, reasoning is not None) for m, (reasoning, _) in zip(messages, parts, strict=True))
-        layout = self._layout(turns, generation_prompt)
+        tools, messages = split_tools(messages)
+        called = [split_calls(m.content) if m.role == "assistant" else (m.content, "") for m in messages]
+        parts = [
+            self._split(text) if message.role == "assistant" else (None, text)
+            for message, (text, _) in zip(messages, called, strict=True)
+        ]
+        turns = tuple(
+            Turn(m.role, reasoning is not None, calls, says=bool(text) or not calls)
+            for m, (reasoning, _), (text, calls) in zip(messages, parts, called, strict=True)
+        )
+        layout = self._layout(turns, generation_prompt, tools)
         texts = [
             slot.trimmed(str(parts[slot.message][0]) if slot.reasoning else parts[slot.message][1])
             for slot in layout.slots
@@ -268,6 +327,14 @@ class ChatFormat:
                 yield Segment(literal, template=True, formatting=True)
                 yield Segment(text, template=False)
                 literal = following
+                continue
+            if calls := turns[slot.message].calls:
+                form = self._call_form(calls, turns[slot.message].says)
+                opening = form.opening if literal.endswith(form.opening) else ""
+                yield Segment(literal.removesuffix(opening), template=True, formatting=True)
+                yield from _calling(replace(form, opening=opening), text)
+                yield Segment(form.ending, template=True, formatting=True, assistant=True, apart=True)
+                literal = following.removeprefix(form.behind)
                 continue
             if not thinking:
                 opening = self._opening(slot, literal)
@@ -305,6 +372,13 @@ def _answer(form: AnswerForm, reasoning: str | None, answer: str) -> Iterator[Se
     yield from _opened(form.opening, form.reasoning.trimmed(reasoning))
     yield Segment(form.middle, template=True, assistant=True)
     yield Segment(form.answer.trimmed(answer), template=False, assistant=True)
+
+
+def _calling(form: CallForm, text: str) -> Iterator[Segment]:
+    """What an answer with calls has behind the generation prompt, without its end."""
+    if form.text is not None:
+        yield from _opened(form.opening, form.text.trimmed(text))
+    yield Segment(form.calls, template=True, assistant=True, apart=form.text is None)
 
 
 def _opened(opening: str, text: str) -> Iterator[Segment]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from alignloop.chat.reasoning import join_reasoning
+from alignloop.chat.tool_turns import ToolStyle, as_text
 from alignloop.errors import ModelError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _PAD = "\u2003"
 # Some templates strip line breaks only: a second look, with these around the contents, tells.
 _LINE = "\n"
+_QUOTED_LINE = "\\n"
+PLAIN = ToolStyle()
 _SENTINEL = re.compile(f"({_PAD}?)zqx([0-9]+)(r?)xqz({_PAD}?)")
 _MEND = "edit the template (the base's chat_template.jinja, or in its tokenizer_config.json)"
 REPLACE = "or set chat_template in the recipe to a template that fits the base: it replaces the base's own"
@@ -36,10 +39,13 @@ _STRIPPED: dict[Strips, str | None] = {"nothing": "", "lines": _LINE, "all": Non
 
 
 class Turn(NamedTuple):
-    """A message as far as a template's course depends on it. `reasons`: it holds reasoning beside its text."""
+    """A message as far as a template's course depends on it. `reasons`: it holds reasoning beside its text; `calls`:
+    the JSON list of its calls; `says`: it has a text, too."""
 
     role: str
     reasons: bool = False
+    calls: str = ""
+    says: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,15 +56,19 @@ class Slot:
         message: index into the messages.
         reasoning: whether it is the message's reasoning that stands here, not its content.
         left, right: what the template strips there.
+        quoted: whether the template writes it as a JSON text.
     """
 
     message: int
     reasoning: bool = False
     left: Strips = "nothing"
     right: Strips = "nothing"
+    quoted: bool = False
 
     def trimmed(self, text: str) -> str:
         """The text as the template would leave it."""
+        if self.quoted:
+            return as_text(text)[1:-1]
         return text.lstrip(_STRIPPED[self.left]).rstrip(_STRIPPED[self.right])
 
 
@@ -80,14 +90,19 @@ def render_layout(
     generation_prompt: bool,
     options: Mapping[str, Any],
     channel: Channel = "content",
+    style: ToolStyle = PLAIN,
 ) -> Layout:
-    """Lay out a dialog of these turns; `options` go to the template, reasoning under the key `channel`.
+    """Lay out a dialog of these turns; `options` go to the template, reasoning under the key `channel`, tools and calls
+    as `style` says. What calls hold stands in the literals, as the template writes it.
 
     Raises:
         ModelError: the template refuses the turns (its own message is named), or leaves a content out.
     """
+    asks = {"add_generation_prompt": generation_prompt, **options}
     texts = [
-        _rendered(tokenizer, turns, pad=pad, generation_prompt=generation_prompt, options=options, channel=channel)
+        _rendered(
+            tokenizer, _dialog(turns, pad=pad, channel=channel, style=style), turns, asks, tools=style.functions()
+        )
         for pad in (_PAD, _LINE)
     ]
     return _with_lines(_cut(texts[0], turns), _cut(texts[1], turns))
@@ -95,18 +110,15 @@ def render_layout(
 
 def _rendered(
     tokenizer: PreTrainedTokenizerBase,
+    dialog: list[dict[str, Any]],
     turns: Sequence[Turn],
+    asks: Mapping[str, Any],
     *,
-    pad: str,
-    generation_prompt: bool,
-    options: Mapping[str, Any],
-    channel: Channel,
+    tools: list[Any] | None,
 ) -> str:
-    dialog = [_message(index, turn, pad=pad, channel=channel) for index, turn in enumerate(turns)]
+    given = {"tools": tools} if tools is not None else {}
     try:
-        text = tokenizer.apply_chat_template(
-            dialog, tokenize=False, add_generation_prompt=generation_prompt, **dict(options)
-        )
+        text = tokenizer.apply_chat_template(dialog, tokenize=False, **given, **asks)
     except Exception as error:  # a template is a program: it may raise whatever Python does
         raise ModelError(
             f"the chat template cannot render a dialog with the turns {_named(turns)}: {str(error).rstrip('.')}. "
@@ -116,8 +128,24 @@ def _rendered(
     return text
 
 
-def _message(index: int, turn: Turn, *, pad: str, channel: Channel) -> dict[str, str]:
-    content = f"{pad}zqx{index}xqz{pad}"
+def _dialog(turns: Sequence[Turn], *, pad: str, channel: Channel, style: ToolStyle) -> list[dict[str, Any]]:
+    """The messages as the template is given them, a tool's turn with id and name of the call that it answers."""
+    dialog: list[dict[str, Any]] = []
+    open_calls: list[tuple[str, str]] = []
+    for index, turn in enumerate(turns):
+        message = _message(index, turn, pad=pad, channel=channel)
+        if turn.calls:
+            message["tool_calls"] = style.call_objects(turn.calls)
+            open_calls = [(call["id"], call["function"]["name"]) for call in message["tool_calls"]]
+        elif turn.role == "tool":
+            call_id, name = open_calls.pop(0) if open_calls else ("", "")
+            message |= {"role": style.role, "tool_call_id": call_id, "name": name}
+        dialog.append(message)
+    return dialog
+
+
+def _message(index: int, turn: Turn, *, pad: str, channel: Channel) -> dict[str, Any]:
+    content = f"{pad}zqx{index}xqz{pad}" if turn.says else ""
     if not turn.reasons:
         return {"role": turn.role, "content": content}
     reasoning = f"{pad}zqx{index}rxqz{pad}"
@@ -133,9 +161,11 @@ def _cut(text: str, turns: Sequence[Turn]) -> Layout:
     for match in _SENTINEL.finditer(text):
         literals.append(text[end : match.start()])
         ends: list[Strips] = ["nothing" if pad else "all" for pad in (match[1], match[4])]
-        slots.append(Slot(int(match[2]), bool(match[3]), *ends))
+        slots.append(Slot(int(match[2]), bool(match[3]), ends[0], ends[1]))
         end = match.end()
-    missing = set(range(len(turns))) - {slot.message for slot in slots if not slot.reasoning}
+    missing = {index for index, turn in enumerate(turns) if turn.says} - {
+        slot.message for slot in slots if not slot.reasoning
+    }
     if missing:
         first = min(missing)
         raise ModelError(
@@ -155,6 +185,8 @@ def _with_lines(layout: Layout, lines: Layout) -> Layout:
         before = n > 0 and slots[n - 1].right == "nothing"
         after = n < len(slots) and slots[n].left == "nothing"
         kept_before, kept_after = _LINE if before else "", _LINE if after else ""
+        if n < len(slots) and found.endswith(_QUOTED_LINE) and not literal.endswith(_QUOTED_LINE):
+            slots[n] = replace(slots[n], quoted=True)
         if found == kept_before + literal + kept_after:
             continue
         if before and found == literal + kept_after:

@@ -16,7 +16,7 @@ from alignloop.config.engine import EngineConfig, JudgeConfig
 from alignloop.config.evaluation import EvaluateConfig, GateConfig, MeasureConfig
 from alignloop.config.pruning import PruneConfig
 from alignloop.config.sampling import PairsConfig, SampleConfig, ScoreConfig, SelectConfig
-from alignloop.config.training import AveragingConfig, DpoConfig, RewardConfig, SftConfig, TrainingConfig
+from alignloop.config.training import AveragingConfig, DpoConfig, RewardConfig, SftConfig, TrainingConfig, mix_of
 
 TemplateValue = bool | int | FiniteFloat | str
 
@@ -106,6 +106,7 @@ class Recipe(Section):
                 f"{self.rounds}: name an earlier round, or raise rounds"
             )
         self._check_schedules()
+        self._check_demonstrations()
         if self.dpo.margin == "reward" and "on_policy" not in self.pairs.sources:
             raise ValueError(
                 "dpo.margin: reward needs pairs with a reward gap, which pairs of candidates have, and pairs.sources "
@@ -130,10 +131,24 @@ class Recipe(Section):
                     "sample.policy is best, and evaluate asks only some rounds: which policy is the best so far is not "
                     "known in the others - set sample.policy: previous"
                 )
-        if self.prune.sources and not any(self.sft.is_due(number) for number in range(1, self.rounds + 1)):
+        has_rows = bool(self.prune.sources or self.sft.data)
+        if has_rows and not any(self.sft.is_due(number) for number in range(1, self.rounds + 1)):
             raise ValueError(
                 f"sft.every ({self.sft.every}) and sft.at ({list(self.sft.at)}) name no round of {self.rounds}: SFT "
                 "would never train - name one, or set prune.sources: [] to go without SFT"
+            )
+
+    def _check_demonstrations(self) -> None:
+        window = self.sft.data_window
+        if window is not None and window > self.rounds:
+            raise ValueError(
+                f"sft.data_window: {window} rounds, and the run has {self.rounds}: lower it, or leave it out and every "
+                "round trains on all demonstrations"
+            )
+        if mix_of(self.sft.data).wanted and self.prune.mix.wanted:
+            raise ValueError(
+                "sft.data has a share or epochs, and prune.mix mixes all SFT rows: give one of the two (prune.mix "
+                "with `by: source` takes the names of demonstrations' files, too)"
             )
 
     def trains_reward(self, number: int) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
@@ -13,7 +14,17 @@ from pydantic import (
     model_validator,
 )
 
-from alignloop.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Scheduled, Section
+from alignloop.config.base import (
+    Fraction,
+    NonEmptyText,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Scheduled,
+    Section,
+    Share,
+)
+from alignloop.config.pruning import MixConfig
 from alignloop.records import Strength
 
 StartFrom = Literal["previous", "base"]
@@ -192,6 +203,33 @@ class PolicyTraining(OptimizerConfig):
     where one arm has fewer rows than another; prompts count once, padding does not."""
 
 
+class Demonstrations(Section):
+    """An entry of `sft.data`."""
+
+    file: NonEmptyText
+    """A file, or a pattern (`demonstrations/*.jsonl`)."""
+    share: Share | None = None
+    """Of the round's SFT rows: of the entry's rows and all others the side that has too many gives way, drawn with the
+    round's seed. None: all its rows train beside all others."""
+    epochs: PositiveFloat | None = None
+    """How often its rows occur in a round: 2 repeats each (ids `~2`), 0.5 draws half. None: once."""
+
+
+def mix_of(entries: Sequence[Demonstrations]) -> MixConfig:
+    """The shares or epochs of the entries, by their `file`."""
+    shares = {entry.file: entry.share for entry in entries if entry.share is not None}
+    epochs = {entry.file: entry.epochs for entry in entries if entry.epochs is not None}
+    return MixConfig(by="source", shares=shares, epochs=epochs)
+
+
+def _as_entries(value: Any) -> Any:
+    """A file name stands for an entry that says no more."""
+    listed = [value] if isinstance(value, str | dict) else value
+    if not isinstance(listed, list | tuple):
+        return value
+    return tuple({"file": one} if isinstance(one, str) else one for one in listed)
+
+
 class SftConfig(PolicyTraining, Scheduled):
     """Supervised fine-tuning (4.1.3): cross-entropy on target tokens, prompt masked. A round without it selects and
     prunes nothing, and its DPO goes on from the last policy that passed the gate."""
@@ -201,6 +239,16 @@ class SftConfig(PolicyTraining, Scheduled):
     paper's choice): the base in every round. The base is that of `reward.start_from`: a bootstrap's model only samples.
     """
     train_on: Literal["last_assistant", "all_assistant"] = "last_assistant"
+    data: Annotated[
+        tuple[Demonstrations, ...],
+        BeforeValidator(_as_entries, json_schema_input_type=str | Demonstrations | tuple[str | Demonstrations, ...]),
+    ] = ()
+    """Demonstrations: files of dialogs that people wrote, in any form to fine-tune on, one or a list, each a name or an
+    entry with `file`, `share` and `epochs` (docs/data.md). They train beside the best of K and the chosen/edited rows,
+    pruned like people's: without a reward. The paper's SFT data have such rows beside rejection samples (4.2.2)."""
+    data_window: PositiveInt | None = None
+    """Demonstrations come in over the rounds, in shares as preferences do with `data.batches: split`, and those of the
+    last this many rounds train. None: every round trains on all of them."""
     min_steps: PositiveInt | None = None
     """`plan`, and `run` before it begins, warn of rounds whose rows give fewer optimiser steps. It changes nothing of
     what is trained. The paper: 8,500 to 9,000 steps (4.1.3)."""
@@ -209,6 +257,20 @@ class SftConfig(PolicyTraining, Scheduled):
     def _within_the_limit(self) -> SftConfig:
         if self.min_steps is not None and self.max_steps is not None and self.max_steps < self.min_steps:
             raise ValueError(f"max_steps ({self.max_steps}) is under min_steps ({self.min_steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _demonstrations(self) -> SftConfig:
+        shares = [entry.share for entry in self.data if entry.share is not None]
+        if shares and any(entry.epochs is not None for entry in self.data):
+            raise ValueError("sft.data has share and epochs: give one of the two, in all entries")
+        if sum(shares) > 1.0 + 1e-9:
+            raise ValueError(f"sft.data: the shares add up to {sum(shares):g}: they may reach 1 at most")
+        names = [entry.file for entry in self.data]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"sft.data names {twice} twice: say in one entry how often it occurs (epochs: 2)")
+        if self.data_window is not None and not self.data:
+            raise ValueError("sft.data_window is for demonstrations, and sft.data names none - leave it out")
         return self
 
 

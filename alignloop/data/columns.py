@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, get_args
 from alignloop.config.data import ColumnName
 from alignloop.data.dialogs import RawObject
 from alignloop.data.problems import BadRow, found_at, shown
-from alignloop.data.turns import REFUSED_MEDIA, REFUSED_TOOLS, is_empty, is_turns
+from alignloop.data.tools import CALLS, is_empty
+from alignloop.data.turns import REFUSED_MEDIA, is_turns
 from alignloop.errors import DataError, UserError, did_you_mean
 from alignloop.records import Strength
 
@@ -23,7 +24,7 @@ _VERDICTS = ("overall_preference", "preference_strength")
 """-3 to 3: below 0 the first response is better."""
 _RESPONSES = (("response1", "response2"), ("response_1", "response_2"))
 _STRENGTHS: dict[int, Strength] = {3: "significantly_better", 2: "better", 1: "slightly_better"}
-_REFUSED = REFUSED_TOOLS | REFUSED_MEDIA
+_REFUSED = REFUSED_MEDIA | frozenset(CALLS)
 
 
 class Named(NamedTuple):
@@ -133,7 +134,8 @@ def refuse_columns(row: RawObject) -> None:
             raise BadRow(name, "holds pictures or sounds, and only text is trained: leave the row out, or the column")
         if type(value) is list or str(value).lstrip().startswith(("[", "{")):
             raise BadRow(
-                name, "describes tools, which no prompt here can hold: leave out rows that use them, or the column"
+                name,
+                "holds calls of tools outside of a turn: give them in the turn that calls, or leave out the column",
             )
 
 

@@ -2,7 +2,8 @@
 
 raw object --> ReadDialog: the messages up to the completion, where each stands, and the columns that were read
 
-A dialog is: at most one system turn, first; then user and assistant in turn, the user first; no turn without text.
+A dialog is: at most one system turn, first; then user and assistant in turn, the user first; no turn without text. An
+assistant's turn that calls tools may be followed by what they say, a turn a call at most.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from alignloop.chat.tool_turns import call_names, split_calls
 from alignloop.data.problems import BadRow, check_text, shown
 from alignloop.data.turns import history_turns, is_turns, message, read_text, read_turns
 from alignloop.records import Message, Role
@@ -44,20 +46,33 @@ def check_dialog(messages: Sequence[Message], *, ends_with: Literal["user", "ass
     if not messages:
         raise BadTurn(0, "is empty: at least one user turn is needed")
     last = messages[-1]
-    if last.role != ends_with:
+    if last.role != ends_with and (ends_with, last.role) != ("user", "tool"):
         raise BadTurn(len(messages) - 1, f"the last turn must be the {ends_with}'s, not the {last.role}'s")
     before: Role | None = None
+    num_open = 0
     for index, turn in enumerate(messages):
         role, content = turn.role, turn.content
         if role == "system":
             if index:
                 raise BadTurn(index, "a system turn must be the first, and the only one")
+        elif role == "tools":
+            raise BadTurn(index, "a turn that describes tools must be the first, and the only one")
+        elif role == "tool":
+            if not num_open:
+                raise BadTurn(
+                    index, "is a tool's turn that answers no call: a turn with tool_calls must come before it"
+                )
+            num_open -= 1
+            before = role
+            continue
         elif role == before:
             raise BadTurn(index, f"two {role} turns follow each other: join them, or mend the order")
-        elif role == "assistant" and before != "user":
+        elif role == "assistant" and before not in ("user", "tool"):
             raise BadTurn(index, "the dialog begins with the assistant's turn: a user turn must come before it")
         if not content or content.isspace():
             raise BadTurn(index, f"is empty: the {role} turn has no text")
+        calls = split_calls(content)[1] if role == "assistant" else ""
+        num_open = len(call_names(calls)) if calls else 0
         before = role
 
 

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
+from alignloop.chat.tool_turns import join_calls
 from alignloop.data.problems import BadRow, is_number, shown
+from alignloop.data.tools import calls_of
 from alignloop.data.turns import REASONING, is_turns, read_completion, read_reasoning, refuse_untrained
 
 BEST_FIRST = ("ranking", "ranked_completions", "ranked_responses")
@@ -118,6 +120,8 @@ def _text(item: object, field: str) -> str:
         raise BadRow(field, f"holds no text; one of {', '.join(_TEXTS)} is needed")
     refuse_untrained(item, "assistant", field)
     text = read_completion(item[name], f"{field}.{name}")
+    if (calls := calls_of(item, field)) is not None:
+        text = join_calls(text, calls.text)
     reasoning = read_reasoning(item, field)
     return text if reasoning is None else reasoning.before(text)
 

@@ -87,7 +87,7 @@ def _read(
             "Mend the rows, or raise data.max_bad_fraction to go on without them",
             rejected=rejected,
         )
-    return ReadResult(_with_unique_ids(rows), rejected, {reading.name: reading.form.name for reading in readings})
+    return ReadResult(with_unique_ids(rows), rejected, {reading.name: reading.form.name for reading in readings})
 
 
 def _reasons(rejected: Sequence[RejectedRow], readings: Sequence[Reading[T]]) -> str:
@@ -101,7 +101,7 @@ def _reasons(rejected: Sequence[RejectedRow], readings: Sequence[Reading[T]]) ->
     return "\n".join(lines)
 
 
-def _with_unique_ids(rows: list[T]) -> list[T]:
+def with_unique_ids(rows: list[T]) -> list[T]:
     """The rows, an id that stood before with `~2`, `~3`, ... behind it."""
     known = {row.id for row in rows}
     if len(known) == len(rows):

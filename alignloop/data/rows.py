@@ -14,6 +14,7 @@ from typing import Any, Literal
 from alignloop.data.dialogs import BadTurn, FieldOf, RawObject, check_dialog, item_of
 from alignloop.data.forms import Form, Pair
 from alignloop.data.problems import BadRow, check_nested, check_text, is_clean, is_number, shown
+from alignloop.data.tools import TOOLS, has_tools, tools_in
 from alignloop.data.turns import beside_turns, message, says_no, system_turn, unchecked, untrained_turn
 from alignloop.records import STRENGTHS, Message, PreferenceRow, PromptRow, SftRow, Source, Strength
 
@@ -24,6 +25,7 @@ _COMPARED = frozenset({"chosen", "rejected", "edited", "strength", "annotator"})
 """Columns of completions: a prompt carries none of them."""
 _LABELS = ("label", "labels", "kto_tag")
 """Whether people want the answer, as files for KTO say it."""
+_TOOL_COLUMNS = frozenset(TOOLS)
 _STRENGTHS: dict[str, Strength] = {name: name for name in STRENGTHS}
 
 
@@ -164,9 +166,10 @@ def _checked(
     dialog: list[Message], row: RawObject, field_of: FieldOf, *, ends_with: Literal["user", "assistant"]
 ) -> list[Message]:
     """The dialog with the row's system column in front, and without a system turn that says nothing."""
-    messages, moved = dialog, 0
-    if dialog and dialog[0].role == "system" and (not dialog[0].content or dialog[0].content.isspace()):
-        messages, moved = dialog[1:], -1
+    tools = [turn for turn in dialog[:1] if turn.role == "tools"]
+    messages, moved = dialog[len(tools) :], -len(tools)
+    if messages and messages[0].role == "system" and (not messages[0].content or messages[0].content.isspace()):
+        messages, moved = messages[1:], moved - 1
     if "system" in row and (system := system_turn(row)):
         if not messages or messages[0].role != "system":
             messages, moved = [*system, *messages], moved + 1
@@ -177,7 +180,12 @@ def _checked(
     except BadTurn as bad:
         own = bad.index - moved
         raise BadRow("system" if own < 0 else field_of(own), bad.reason) from None
-    return messages
+    described = None if _TOOL_COLUMNS.isdisjoint(row) else tools_in(row)
+    if described is not None and tools:
+        raise BadRow(described.field, "stands beside a turn that describes tools: give one of the two")
+    if described is not None:
+        tools = [message("tools", described.text)]
+    return [*tools, *messages] if tools else messages
 
 
 def _checked_pair(pair: Pair, messages: Sequence[Message], options: Options) -> str | None:
@@ -286,6 +294,9 @@ def _meta(row: RawObject, read: Collection[str]) -> dict[str, Any]:
     if own is not None and not isinstance(own, Mapping):
         raise BadRow("meta", f"must be an object, found {shown(own)}")
     meta = {name: value for name, value in row.items() if name not in read}
+    for name in _TOOL_COLUMNS.intersection(meta):
+        if has_tools(meta[name]):
+            del meta[name]
     if own:
         meta |= own
     if beside := beside_turns(row, _TURN_COLUMNS):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 from alignloop.errors import DataError
-from alignloop.records import Message, PreferenceRow, PromptRow
+from alignloop.records import Message, PreferenceRow, PromptRow, SftRow
 
 T = TypeVar("T")
-RowT = TypeVar("RowT", PreferenceRow, PromptRow)
+RowT = TypeVar("RowT", PreferenceRow, PromptRow, SftRow)
 _SPAN = 2**64
 
 
@@ -79,8 +79,22 @@ def without_prompts(rows: Sequence[RowT], heldout: Sequence[PreferenceRow]) -> t
     kept: list[RowT] = []
     others: list[RowT] = []
     for row in rows:
-        (others if prompt_key(row.messages, seed=0) in held else kept).append(row)
+        (others if prompt_key(asked(row), seed=0) in held else kept).append(row)
     return kept, others
+
+
+def asked(row: PreferenceRow | PromptRow | SftRow) -> list[Message]:
+    """The dialog up to the completion."""
+    return row.messages[:-1] if isinstance(row, SftRow) else row.messages
+
+
+def windowed(rows: Sequence[T], *, round: int, window: int | None, split_rounds: int) -> list[T]:
+    """The rows that came in in the last `window` rounds up to `round`, as `round_batch` splits them; None: all."""
+    if window is None or not rows:
+        return list(rows)
+    num_shares = min(split_rounds, len(rows))
+    first, last = (min(number, num_shares) for number in (max(1, round - window + 1), round))
+    return list(rows[(first - 1) * len(rows) // num_shares : last * len(rows) // num_shares])
 
 
 def round_batch(

@@ -195,9 +195,10 @@ class Tally:
         self.rows.append(hash((prompt, texts)))
         self.prompt_characters.append(sum(map(len, contents)))
         self.completion_characters.append(longest)
-        system = messages[0].role == "system"
+        roles = [message.role for message in messages]
+        system = "system" in roles
         # A plain tuple equals the named one, and is made in a fraction of the time.
-        self.shapes[(strength, annotator, edited is not None, system, (len(contents) - system + 1) // 2)] += 1  # type: ignore[index]
+        self.shapes[(strength, annotator, edited is not None, system, roles.count("user"))] += 1  # type: ignore[index]
         if row.meta and (len(self.carried) < MOST_CARRIED or tuple(row.meta) in self.carried):
             self.carried[tuple(row.meta)] += 1
         if len(self.first) < NUM_FIRST:

@@ -1,7 +1,8 @@
 """Turns and completions as files write them -> messages and texts.
 
-A turn's text may come in parts, its reasoning beside it: both become one text, the reasoning in front (`<think>`). What
-only a tool, a picture or a sound says cannot be trained, and is refused by its name.
+A turn's text may come in parts, its reasoning and its tool calls beside it: all become one text, the reasoning in front
+(`<think>`), the calls behind (`<tool_calls>`). What only a picture or a sound says cannot be trained, and is refused by
+its name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from alignloop.chat.reasoning import join_reasoning, split_reasoning
+from alignloop.chat.tool_turns import join_calls
 from alignloop.data.problems import BadRow, check_text, is_clean, shown
+from alignloop.data.tools import CALLING_ROLES, CALLS, TOOLS, calls_of, is_empty, read_calls, read_tools
 from alignloop.records import Message, PreferenceRow, Role, Row, Source
 
 R = TypeVar("R", bound=Row)
@@ -26,22 +29,24 @@ ROLES: dict[str, Role] = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "tool": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
 }
 _TURN_KEYS = (("from", "value"), ("role", "content"))
-_TOOL_ROLES = frozenset(
-    "tool function function_call function_response observation ipython tool_call tool_response".split()
-)
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Where a turn holds what was thought before its text."""
-REFUSED_TOOLS = frozenset("tools functions tool_calls tool_call function_call function_calls tool_call_id".split())
 REFUSED_MEDIA = frozenset(
     "image images image_url image_urls pixel_values video videos video_url audio audios audio_url input_audio".split()
 )
-_REFUSED = REFUSED_TOOLS | REFUSED_MEDIA | {"refusal"}
+_REFUSED = REFUSED_MEDIA | {"refusal"}
 _LEAVE_OUT = "and only texts are trained: leave such rows out (`alignloop data convert` does)"
 _MARKS = ("weight", "train", "loss")
 """Whether a turn is to be trained on: the answer that trains must be."""
-_READ = frozenset({"from", "value", "role", "content", *REASONING, *_REFUSED, *_MARKS})
+_READ = frozenset({"from", "value", "role", "content", *REASONING, *CALLS, *TOOLS, *_REFUSED, *_MARKS})
 _TEXT_PARTS, _THOUGHT_PARTS = ("text", "input_text", "output_text"), ("thinking", "reasoning")
 _FIELDS: dict[type[Row], set[str]] = {model: set(model.model_fields) for model in (Message, Source, PreferenceRow)}
 _set_values, _set_fields, _set_extra, _set_private = (
@@ -70,11 +75,6 @@ def message(role: Role, content: str) -> Message:
 
 def is_turns(value: object) -> bool:
     return type(value) is list and bool(value) and type(value[0]) is dict and ("role" in value[0] or "from" in value[0])
-
-
-def is_empty(value: object) -> bool:
-    """Whether a value says nothing: null, or a text, list or object without anything in it, as JSON too."""
-    return value is None or (isinstance(value, str | list | dict) and (not value or value in ("[]", "{}", "null")))
 
 
 def says_no(value: object) -> bool:
@@ -118,8 +118,10 @@ def _read_turn(turn: object, field: str, *, context: bool = False) -> Message:
         if role_key in turn:
             role = _role(turn[role_key], f"{field}.{role_key}")
             refuse_untrained(turn, role, field, context=context)
+            if role == "tools":
+                return message(role, read_tools(turn.get(text_key), f"{field}.{text_key}"))
             reasoning = read_reasoning(turn, field)
-            text = read_text(turn.get(text_key), f"{field}.{text_key}")
+            text = _text_with_calls(turn, role, field, text_key=text_key, role_key=role_key)
             if reasoning is None:
                 return message(role, text)
             if role != "assistant":
@@ -128,25 +130,43 @@ def _read_turn(turn: object, field: str, *, context: bool = False) -> Message:
     raise BadRow(field, f"has neither from nor role; its keys are {', '.join(map(str, turn)) or 'none'}")
 
 
+def _text_with_calls(turn: Mapping[str, Any], role: Role, field: str, *, text_key: str, role_key: str) -> str:
+    """The turn's text, its calls behind it; a turn of a caller's role (`function_call`) is a call itself."""
+    text, inner = turn.get(text_key), f"{field}.{text_key}"
+    if str(turn[role_key]).strip().lower() in CALLING_ROLES:
+        return join_calls("", read_calls(text, inner))
+    calls = calls_of(turn, field)
+    if calls is None:
+        return "" if role == "tool" and text is None else read_text(text, inner)
+    if role != "assistant":
+        raise BadRow(calls.field, f"stands in a {role} turn: only the assistant calls tools")
+    return join_calls("" if is_empty(text) else read_text(text, inner), calls.text)
+
+
 def _role(value: object, field: str) -> Role:
     name = check_text(value, field)
-    role = ROLES.get(name) or ROLES.get(name.strip().lower())
+    key = name.strip().lower()
+    role = ROLES.get(name) or ROLES.get(key)
     if role is not None:
         return role
-    if name.strip().lower() in _TOOL_ROLES:
-        raise BadRow(field, f"{name[:60]!r} is a tool's turn, {_LEAVE_OUT}")
+    if key in CALLING_ROLES:
+        return "assistant"
+    if key == "tools":  # of rows that alignloop wrote
+        return "tools"
     raise BadRow(field, f"unknown role {name[:60]!r}; allowed: {', '.join(ROLES)}")
 
 
 def refuse_untrained(turn: Mapping[str, Any], role: Role, field: str, *, context: bool = False) -> None:
-    """Refuse a turn of a tool's call, a picture or a sound, or one that is marked as not to be trained on.
+    """Refuse a turn of a picture or a sound, or one that is marked as not to be trained on.
 
     `context` lets the mark pass: `beside_turns` carries it.
     """
     for name in _REFUSED.intersection(turn):
         if not is_empty(turn[name]):
-            what = "a tool's call" if name in REFUSED_TOOLS else "no text"
-            raise BadRow(f"{field}.{name}", f"is {what}, {_LEAVE_OUT}")
+            raise BadRow(f"{field}.{name}", f"is no text, {_LEAVE_OUT}")
+    for name in TOOLS:
+        if not is_empty(turn.get(name)):
+            raise BadRow(f"{field}.{name}", "describes tools within a turn: give them in a column of the row (tools)")
     for name in _MARKS:
         if role == "assistant" and not context and says_no(turn.get(name)):
             raise BadRow(f"{field}.{name}", "says that the turn is not to be trained on: leave such rows out")

@@ -10,15 +10,18 @@ from typing import NamedTuple
 
 from alignloop.errors import UserError
 from alignloop.look.life import Kind
-from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, SftRow
 from alignloop.run_dir.reader import RunReader, ids_of, marked_rows
 
-_FROM_FILES: tuple[tuple[str, str, Kind, type[PreferenceRow] | type[PromptRow] | type[DroppedRow]], ...] = (
+FromFile = PreferenceRow | PromptRow | SftRow | DroppedRow
+_FROM_FILES: tuple[tuple[str, str, Kind, type[FromFile]], ...] = (
     ("ingest", "preferences", "preference", PreferenceRow),
     ("ingest", "heldout", "preference", PreferenceRow),
     ("ingest", "prompts", "prompt", PromptRow),
     ("ingest", "dropped", "preference", DroppedRow),
     ("ingest", "dropped_prompts", "prompt", DroppedRow),
+    ("ingest", "demonstrations", "demonstration", SftRow),
+    ("ingest", "dropped_demonstrations", "demonstration", DroppedRow),
     ("collect", "preferences", "preference", PreferenceRow),
     ("collect", "dropped", "preference", DroppedRow),
     ("collect", "prompts", "prompt", PromptRow),

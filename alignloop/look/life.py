@@ -12,7 +12,7 @@ from typing import Any, Literal
 from alignloop.records import Message, split_candidate_id
 from alignloop.terminal import WIDTH, wrapped
 
-Kind = Literal["prompt", "candidate", "preference", "pair", "verdict", "rejected row"]
+Kind = Literal["prompt", "candidate", "preference", "demonstration", "pair", "verdict", "rejected row"]
 Outcome = Literal[
     "read", "rejected", "held out", "dropped", "sampled", "scored", "best", "not best", "picked", "not picked", "kept",
     "not drawn", "in batch", "compared", "pair", "no pair", "trained", "not trained",

@@ -237,6 +237,9 @@ def _text_of(run: RunReader, number: int, row_id: str) -> str:
     selected = run.row(number, "select", "selected", SelectedRow, row_id)
     if selected is not None:
         return dialog_text(selected.messages, selected.completion)
+    shown = run.row(0, "ingest", "demonstrations", SftRow, row_id)
+    if shown is not None:
+        return dialog_text(shown.messages[:-1], shown.target.text)
     earlier = (run.row(n, "collect", "preferences", PreferenceRow, row_id) for n in range(number, 0, -1))
     row = next((row for row in earlier if row is not None), None)
     return "" if row is None else dialog_text(row.messages, row.best)

@@ -18,6 +18,7 @@ from alignloop.records import (
     PromptRow,
     RejectedRow,
     SelectedRow,
+    SftRow,
     Source,
     VerdictRow,
     annotation_id,
@@ -33,8 +34,8 @@ HELDOUT_TEXT = "the reward model's accuracy is measured on it; nothing trains on
 def lives_of(row_id: str, run_dir: Path) -> list[Life]:
     """The life of the row that `row_id` names; several where one id or one line stands for several rows.
 
-    `row_id` is the id of a prompt, candidate, preference, pair or verdict, or the beginning of one that no other has;
-    or FILE:LINE of an input file. UserError: no such row, or several begin so; no run lies in `run_dir`.
+    `row_id` is the id of a prompt, candidate, preference, demonstration, pair or verdict, or the beginning of one that
+    no other has; or FILE:LINE of an input file. UserError: no such row, or several begin so; no run lies in `run_dir`.
     """
     run = RunReader(run_dir)
     of_kind = {
@@ -42,6 +43,7 @@ def lives_of(row_id: str, run_dir: Path) -> list[Life]:
         "candidate": _candidate_life,
         "pair": _pair_life,
         "preference": _preference_life,
+        "demonstration": _demonstration_life,
         "verdict": _verdict_life,
     }
     return [
@@ -274,6 +276,24 @@ def _not_drawn(trace: RoundTrace) -> list[Step]:
     wanted = None if stage is None else stage.manifest.config.get("human_rows")
     text = f"for SFT: prune.human_rows draws {wanted} of the batch" if wanted is not None else "for SFT"
     return trace.step("prune", "not drawn", text)
+
+
+def _demonstration_life(row_id: str, run: RunReader) -> Life:
+    """What a run made of a row of `sft.data`; rounds that drew another share of them say nothing."""
+    base = RoundTrace(run, 0)
+    row = base.row("ingest", "demonstrations", SftRow, row_id)
+    if row is None:
+        steps = base.dropped("ingest", row_id, output="dropped_demonstrations", with_reason=True)
+        return Life(row_id, "demonstration", {}, steps=tuple(steps))
+    steps = base.step("ingest", "read", "to fine-tune on")
+    for number in run.rounds:
+        steps += RoundTrace(run, number).pruned(row_id) if number else []
+    facts: dict[str, Any] = {"source": str(row.source)}
+    if row.meta.get("topic"):
+        facts["topic"] = row.meta["topic"]
+    asked, target = row.messages[:-1], row.target.text
+    twins = twins_of(run, steps, row_id=row_id, text=dialog_text(asked, target))
+    return Life(row_id, "demonstration", facts, tuple(asked), {"target": target}, steps=tuple(steps), twins=twins)
 
 
 def _verdict_life(row_id: str, run: RunReader) -> Life:

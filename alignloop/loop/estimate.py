@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from alignloop.config import Recipe
-from alignloop.config.training import OptimizerConfig, Variant
+from alignloop.config.training import OptimizerConfig, Variant, mix_of
 from alignloop.data.split import round_batch
 from alignloop.loop.check import Checked, sampled_prompts
 from alignloop.records import RowOrigin, Strength
 from alignloop.sampling.pairs import of_share
+from alignloop.stages.demonstrations import of_round
 from alignloop.stages.train_reward import of_strengths
 from alignloop.training.job import step_sizes, train_tokens
 from alignloop.training.variants import num_drawn, trainings
@@ -54,7 +55,7 @@ class Estimator:
             "ingest": self._checked.num_read,
             "collect": new,
             "select": prompts * recipe.sample.num_candidates,
-            "prune": prompts + new - wanted + self._human(wanted),
+            "prune": prompts + new - wanted + self._human(wanted) + sum(self._shown(number).values()),
             "build_pairs": new + self._most_own(),
             "measure": len(self._checked.rows.heldout),
         }
@@ -108,8 +109,25 @@ class Estimator:
         wanted = self._recipe.prune.human_rows
         return new if wanted < 0 else min(wanted, new)
 
+    def _shown(self, number: int) -> dict[str, int]:
+        """Entry of `sft.data` -> its rows of the round."""
+        entries = self._checked.rows.demonstrations
+        return {file: len(of_round(rows, self._recipe, number)) for file, rows in entries.items()} if number else {}
+
     def _sft_rows(self, number: int) -> int:
-        """People's rows, and the part of all others that quality keeps."""
+        """People's rows, demonstrations among them, and the part of all others that quality keeps; by shares or epochs
+        of demonstrations."""
+        others, shown = self._other_sft_rows(number), self._shown(number)
+        mix = mix_of(self._recipe.sft.data)
+        if mix.shares and others:
+            groups = {file: (mix.shares[file], shown.get(file, 0)) for file in mix.shares if shown.get(file)}
+            rest = 1.0 - sum(share for share, _ in groups.values())
+            free = others + sum(number for file, number in shown.items() if file not in groups)
+            sides = [*groups.values(), *([(rest, free)] if rest > 0.0 else [])]
+            return round_half(min(number / share for share, number in sides))
+        return others + sum(round_half(mix.epochs.get(file, 1.0) * number) for file, number in shown.items())
+
+    def _other_sft_rows(self, number: int) -> int:
         sources = self._recipe.prune.sources
         batch, annotated = self._preferences(number, sources)
         sampled = self._num_prompts if "on_policy" in sources else 0

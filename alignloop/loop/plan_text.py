@@ -38,6 +38,8 @@ def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[st
     size = "" if checked.base.num_parameters is None else f", {in_words(checked.base.num_parameters)} parameters"
     rows = checked.rows
     rejected = f", {len(rows.rejected):,} unreadable" if rows.rejected else ""
+    num_shown = sum(map(len, rows.demonstrations.values()))
+    shown = f", {num_shown:,} demonstrations" if rows.demonstrations else ""
     forms = ", ".join(sorted(set(rows.forms.values())))
     known = (run_dir / RESOLVED).is_file()
     rounds = "1 round" if recipe.rounds == 1 else f"{recipe.rounds} rounds"
@@ -45,7 +47,7 @@ def opening_lines(checked: Checked, *, recipe: Recipe, run_dir: Path) -> list[st
         f"recipe   {recipe.name}: {rounds}, K {recipe.sample.num_candidates}, seed {recipe.seed}",
         f"base     {recipe.base}{size}",
         f"rows     {len(rows.train):,} preferences, {len(rows.heldout):,} held out{rejected} ({forms}); "
-        f"{len(rows.prompts):,} prompts",
+        f"{len(rows.prompts):,} prompts{shown}",
         f"run dir  {run_dir}{', which is gone on with' if known else ''}",
     ]
     return lines + _note_lines([*checked.notes, *few_steps(recipe, checked)])
@@ -123,6 +125,7 @@ def _setting_lines(plan: Plan) -> list[str]:
         ("dpo start", _dpo_start(recipe)),
         *_schedules(recipe),
         *(("dpo reference", f"of round {s.round}: {str(s.reference)[:DIGEST_LENGTH]}") for s in references[-1:]),
+        *_demonstrations(plan),
         ("pairs.data_window", f"{recipe.pairs.data_window}: {_window(recipe)}"),
         *_batches(plan),
         *_tests(recipe),
@@ -226,6 +229,21 @@ def _window(recipe: Recipe) -> str:
         paired, whose = _PAIRED[recipe.pairs.pairing], "its" if parts else "the round's"
         parts.append(f"{paired} of {whose} candidates")
     return ", and ".join(parts) or "no pair (pairs.sources is empty)"
+
+
+def _demonstrations(plan: Plan) -> Iterator[tuple[str, str]]:
+    """How many rows each entry of `sft.data` has, and which of them a round trains on."""
+    recipe, rows = plan.recipe, plan.checked.rows.demonstrations
+    for number, entry in enumerate(recipe.sft.data):
+        share = "" if entry.share is None else f", {entry.share:.0%} of the round's SFT rows"
+        epochs = "" if entry.epochs is None else f", {entry.epochs:g} epochs"
+        counted = f"{len(rows.get(entry.file, [])):,} rows"
+        yield "" if number else "sft.data", f"{entry.file}: {counted}{share}{epochs}"
+    if recipe.sft.data:
+        window = recipe.sft.data_window
+        came = "the round" if window == 1 else f"the last {window} rounds"
+        split = f"those that came in in {came}, of {recipe.data.split_rounds} shares"
+        yield "sft.data_window", "none: all of them in every round" if window is None else f"{window}: {split}"
 
 
 def _tests(recipe: Recipe) -> Iterator[tuple[str, str]]:

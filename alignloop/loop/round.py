@@ -6,6 +6,8 @@ prompts --> sample (K candidates, previous policy) --> score <----------------+
               +------------------------------------------+
               v                                          v
 select --> prune --> train_sft --> average --> build_pairs --> train_dpo --> average --> evaluate --> measure
+             ^
+demonstrations
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class RoundStart:
         scored: the last round's scored candidates; None in the first round.
         before: what its model is measured against: the base, the last round's model, the first reward model.
         optimizer: DPO's, of the round whose policy is `previous` (`dpo.carry_optimizer`); empty: a new one.
+        demonstrations: what people wrote to fine-tune on (`sft.data`), a file an entry.
         files: what people put beside the run for it: a file of preferences of its own, answers.
     """
 
@@ -67,6 +70,7 @@ class RoundStart:
     scored: Artifact | None
     before: measure.Before
     optimizer: tuple[Artifact, ...] = ()
+    demonstrations: tuple[Artifact, ...] = ()
     files: collect.RoundFiles = field(default_factory=collect.RoundFiles)
 
 
@@ -116,7 +120,9 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     sft_model, sft_rows = start.previous, None
     if recipe.sft.is_due(number):
         selected = stages.run(select.STAGE, select.Inputs(scored.candidates))
-        to_prune = prune.inputs(recipe, selected=selected.selected, preferences=preferences, policy=start.policy)
+        to_prune = prune.inputs(
+            recipe, start.demonstrations, selected=selected.selected, preferences=preferences, policy=start.policy
+        )
         sft_rows = stages.run(prune.STAGE, to_prune).rows
         sft = stages.run(train_sft.STAGE, train_sft.Inputs(start.sft_start, sft_rows, start.heldout))
         sft_model = stages.run(average.SFT, average.of(sft)).checkpoint

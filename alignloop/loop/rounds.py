@@ -117,6 +117,7 @@ def prepare(stages: StageRunner, *, base_inputs: base.Inputs) -> Prepared:
         batches=(),
         scored=None,
         before=measure.of_base(ready.checkpoint, answered),
+        demonstrations=data.demonstrations,
     )
     tested = _test(stages, ready.checkpoint, is_due=True)
     return Prepared(start, Ending(ready.checkpoint, evaluation, tested))

@@ -46,6 +46,7 @@ class Item:
         messages: without the completion.
         from_people: see `is_peoples`; such a row has no reward and passes the steps that go by one.
         as_target: a preference of a round, whose best completion becomes an SFT row.
+        demonstration: the entry of `sft.data` that it comes from.
         judge: points by judging prompt.
         best_rating: points of the quality judge over its maximum.
         failed_gates: functions whose gate the completion fails; such a row is never kept.
@@ -64,6 +65,7 @@ class Item:
     failed_gates: tuple[str, ...] = ()
     from_people: bool = False
     as_target: bool = False
+    demonstration: str | None = None
     topic: str | None = None
     fine_topic: str | None = None
     judge: dict[str, int] = field(default_factory=dict)
@@ -171,6 +173,11 @@ def item_of_sft(row: SftRow, *, reward: float | None = None) -> Item:
         tags=tuple(row.tags) or None,
         difficulty_score=row.difficulty_score,
     )
+
+
+def item_of_demonstration(row: SftRow, *, entry: str) -> Item:
+    """People's, of an entry of `sft.data`: nothing has a reward for it."""
+    return replace(item_of_sft(row), from_people=True, demonstration=entry)
 
 
 def as_sft(item: Item) -> SftRow:

@@ -110,9 +110,11 @@ def copy_id(row_id: str, number: int, taken: set[str]) -> str:
 def mix_step(items: Sequence[Item], tools: Tools) -> StepResult:
     """Draw or repeat rows to the shares or epochs of the recipe."""
     config = tools.config.mix
+    groups = [_group_of(item, config) for item in items]
+    if not config.wanted and tools.demonstrations.wanted:
+        config, groups = tools.demonstrations, [item.demonstration for item in items]
     if not config.wanted:
         return skipped(items, "prune.mix names no shares and no epochs")
-    groups = [_group_of(item, config) for item in items]
     if tools.lenient:  # in a run, the check has looked through all rounds' rows: this one may lack a topic
         _check_groups(config, tools.config.topic, found={group for group in groups if group is not None})
     ids = [item.id for item in items]

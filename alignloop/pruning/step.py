@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alignloop.config.pruning import PruneConfig
+from alignloop.config.pruning import MixConfig, PruneConfig
 from alignloop.errors import DataError
 from alignloop.progress import Progress, QuietProgress
 from alignloop.pruning.benchmark_index import BenchmarkText
@@ -47,6 +47,7 @@ class Tools:
 
     Attributes:
         folder: where a step may keep what it can use again (a classifier).
+        demonstrations: shares or epochs of the entries of `sft.data`.
         lenient: a step that lacks what it needs is skipped by name, in place of an error.
     """
 
@@ -56,6 +57,7 @@ class Tools:
     embedding: Embedding | None = None
     benchmarks: Callable[[], Sequence[BenchmarkText]] | None = None
     folder: Path | None = None
+    demonstrations: MixConfig = field(default_factory=MixConfig)
     lenient: bool = False
     progress: Progress = field(default_factory=QuietProgress)
 

@@ -18,10 +18,12 @@ TOKENS = "/mean_tokens"
 MOST_DROPPED_ROWS, MOST_ROUNDS, MOST_STEPS, MOST_CHARACTERS, REASON_CHARACTERS = 50_000, 40, 1_000_000, 100_000, 200
 RIGHT_NOTE = "What is right is known from measure.truth, which nothing that trains sees. ± one standard error."
 ROWS = FigureUnit("rows", digits=0, least=0.0)
+SHOWN = "demonstrations among them"
 FLOW = {
     "preferences": ("collect", ("preferences", "annotated")),
     "candidates": ("sample", ("candidates",)),
     "SFT rows": ("prune", ("kept",)),
+    SHOWN: ("prune", ("demonstrations",)),
     "DPO pairs": ("build_pairs", ("kept",)),
 }
 """Counts of a stage that are summed, by what they are called in the chart."""
@@ -42,7 +44,10 @@ RIGHT = {
     "DPO pairs: rejected": "truth/dpo_rejected",
 }
 """What of a round is right, where a truth is known, by what it is called in the table."""
-KINDS = {"build_pairs": ("preference_pairs", "on_policy_pairs")}
+KINDS = {
+    "build_pairs": ("preference_pairs", "on_policy_pairs"),
+    "prune": ("demonstrations", "other_rows"),
+}
 """Counts that together are the rows kept."""
 Drops = Mapping[str, tuple[int, str]]
 """What a stage dropped: rows by rule, and the first reason of each."""
@@ -144,6 +149,8 @@ def _flow(rounds: Sequence[RoundRecord]) -> Figure | None:
         return Number(sum(found)) if found else None
 
     by_label = {label: {e.number: count(e, *of) for e in rounds} for label, of in FLOW.items()}
+    if not any(by_label[SHOWN].values()):
+        del by_label[SHOWN]
     having = [e.number for e in rounds if any(counts[e.number] is not None for counts in by_label.values())]
     series = {label: {number: counts[number] for number in having} for label, counts in by_label.items()}
     note = "New preferences a round, best completions after pruning, pairs."
@@ -174,9 +181,11 @@ def _stage_rows(stage: PublishedStage, drops: Drops) -> Iterator[tuple[str | Cel
     counts = stage.manifest.counts
     numbers = (counts.get("in"), counts.get("kept"), counts.get("dropped"))
     yield (stage.dir.name, *map(COUNT.cell, numbers), _why(drops))
-    if "prompts_in" in counts:
-        numbers = (counts["prompts_in"], counts.get("prompts"), counts.get("prompts_dropped"))
-        yield (f"{stage.dir.name}: prompts", *map(COUNT.cell, numbers), _why(_dropped_rows(stage, "dropped_prompts")))
+    for kind in ("prompts", "demonstrations"):
+        if f"{kind}_in" in counts:
+            numbers = (counts[f"{kind}_in"], counts.get(kind), counts.get(f"{kind}_dropped"))
+            why = _why(_dropped_rows(stage, f"dropped_{kind}"))
+            yield (f"{stage.dir.name}: {kind}", *map(COUNT.cell, numbers), why)
 
 
 def _why(drops: Drops) -> str:
@@ -226,7 +235,7 @@ def _lineage(run: RunRecord) -> Iterator[Details]:
         for stage in entry.stages:
             if stage.name == "sample":
                 engines.setdefault(str(stage.manifest.config.get("engine", "?")), []).append(str(entry.number))
-            for kind in ("preferences", "prompts") if stage.name == "ingest" else ():
+            for kind in ("preferences", "prompts", "demonstrations") if stage.name == "ingest" else ():
                 files = [one for one in stage.manifest.inputs.get(kind) or () if isinstance(one, dict)]
                 rows += [(kind, str(one.get("path", "")), str(one.get("digest", ""))[:19]) for one in files]
         if entry.row is not None:

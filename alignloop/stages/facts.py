@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from alignloop.config.recipe import Recipe
 from alignloop.errors import RecipeError, UserError
-from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, SftRow
 from alignloop.run_dir.reader import all_published
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Rows:
         prompts: to sample for; those of the held-out rows left out.
         rejected: rows that cannot be read, with file, line, field and reason.
         dropped: preferences that hold a question of the local benchmarks.
+        demonstrations: entry of `sft.data` -> its rows, without those of benchmarks' questions and held-out prompts.
         forms: file -> the form its rows have.
     """
 
@@ -74,6 +75,7 @@ class Rows:
     rejected: list[RejectedRow] = field(default_factory=list)
     forms: dict[str, str] = field(default_factory=dict)
     dropped: list[DroppedRow] = field(default_factory=list)
+    demonstrations: dict[str, list[SftRow]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

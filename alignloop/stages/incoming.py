@@ -13,7 +13,7 @@ from alignloop.config.recipe import Recipe
 from alignloop.data.readers import read_preferences
 from alignloop.data.split import prompt_key, without_prompts
 from alignloop.pruning.decontaminate import ALL_LEFT_OUT, without_benchmarks
-from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, SftRow
 
 
 def keep_out_of(recipe: Recipe) -> KeepOutConfig | None:
@@ -37,7 +37,7 @@ def prompts_of(rows: Sequence[PreferenceRow]) -> list[PromptRow]:
     return list(prompts.values())
 
 
-def held_out(row: PreferenceRow | PromptRow, *, stage: str) -> DroppedRow:
+def held_out(row: PreferenceRow | PromptRow | SftRow, *, stage: str) -> DroppedRow:
     what = "it" if isinstance(row, PromptRow) else "its prompt"
     reason = f"{what} is that of a held-out preference, which nothing trains on"
     return DroppedRow(id=row.id, stage=stage, rule="heldout_prompt", reason=reason, source=row.source)

@@ -1,7 +1,8 @@
 """The user's files, read once: preferences with their held-out part, prompts, and what could not be read.
 
-preferences --read--> --without benchmarks--> train | held out
-prompts     --read--> --without benchmarks--> --without held-out prompts--> to sample for
+preferences    --read--> --without benchmarks--> train | held out
+prompts        --read--> --without benchmarks--> --without held-out prompts--> to sample for
+demonstrations --read--> --without benchmarks--> --without held-out prompts--> to fine-tune on
 
 `read_rows` reads them in the same way before the run begins, and reports all that is wrong with them.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +22,7 @@ from alignloop.config.data import DataConfig
 from alignloop.config.pruning import KeepOutConfig
 from alignloop.config.recipe import Recipe
 from alignloop.data.files import data_files, is_pattern, why_not_twice
-from alignloop.data.readers import ReadResult, read_preferences, read_prompts
+from alignloop.data.readers import ReadResult, read_preferences, read_prompts, read_sft
 from alignloop.data.split import heldout_of_files, heldout_split, round_batch, without_prompts
 from alignloop.data.tally import scores_say, scores_text
 from alignloop.errors import DataError, UserError
@@ -33,14 +35,16 @@ from alignloop.pruning.decontaminate import (
     local_texts,
     without_benchmarks,
 )
-from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, RejectedRow, SftRow
+from alignloop.run_dir.manifest import optional
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
+from alignloop.stages.demonstrations import Demonstrated, check_entries, files_of_entries, read_demonstrations
 from alignloop.stages.facts import Findings, Rows
 from alignloop.stages.incoming import held_out, keep_out_of, none_left, prompts_of
 from alignloop.stages.train_reward import of_strengths
 
-T = TypeVar("T", PreferenceRow, PromptRow)
+T = TypeVar("T", PreferenceRow, PromptRow, SftRow)
 NO_PROMPT_LEFT = (
     "prompts: none is left to sample for once those of the held-out preferences are taken out - name a file of "
     "prompts, or lower data.heldout_fraction"
@@ -54,6 +58,10 @@ class Inputs:
     prompts: tuple[Artifact, ...]
     """Empty: the prompts of the preferences."""
     benchmarks: tuple[Artifact, ...] = ()
+    demonstrations: tuple[Artifact, ...] = optional()
+    """The files of all entries of `sft.data`."""
+    demonstration_files: tuple[int, ...] = optional()
+    """How many of them are each entry's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,9 @@ class Outputs(StageOutputs):
     rejected_rows: Artifact
     dropped: tuple[Artifact, ...] = ()
     dropped_prompts: tuple[Artifact, ...] = ()
+    demonstrations: tuple[Artifact, ...] = optional()
+    """A file an entry of `sft.data`."""
+    dropped_demonstrations: tuple[Artifact, ...] = optional()
 
 
 class Settings(DataConfig):
@@ -78,7 +89,9 @@ def settings(recipe: Recipe) -> Settings:
 def inputs(recipe: Recipe, *, preferences: tuple[Artifact, ...], prompts: tuple[Artifact, ...]) -> Inputs:
     keep_out = keep_out_of(recipe)
     benchmarks = () if keep_out is None else benchmark_files(keep_out.tasks, keep_out.include_path)
-    return Inputs(preferences, prompts, benchmarks)
+    entries = files_of_entries(recipe.sft.data)
+    files = tuple(Artifact.of(file) for entry in entries for file in entry)
+    return Inputs(preferences, prompts, benchmarks, files, tuple(map(len, entries)))
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
@@ -104,6 +117,7 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     if of_heldout and not prompts:
         raise DataError(NO_PROMPT_LEFT)
     dropped_prompts += [held_out(row, stage="ingest") for row in of_heldout]
+    shown = _demonstrations(config, inputs, heldout, ctx)
 
     kept, num_dropped = len(train) + len(heldout), len(read.rejected) + len(dropped)
     prompts_dropped = len(dropped_prompts) + len(unread)
@@ -111,9 +125,13 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
         preferences=ctx.write_rows("preferences.jsonl", train),
         heldout=ctx.write_rows("heldout.jsonl", heldout),
         prompts=ctx.write_rows("prompts.jsonl", prompts),
-        rejected_rows=ctx.write_rows("rejected_rows.jsonl", [*read.rejected, *unread]),
+        rejected_rows=ctx.write_rows("rejected_rows.jsonl", [*read.rejected, *unread, *shown.rejected]),
         dropped=ctx.write_any_rows("dropped.jsonl", dropped),
         dropped_prompts=ctx.write_any_rows("dropped_prompts.jsonl", dropped_prompts),
+        demonstrations=tuple(
+            ctx.write_rows(f"demonstrations-{number}.jsonl", rows) for number, rows in enumerate(shown.entries, start=1)
+        ),
+        dropped_demonstrations=ctx.write_any_rows("dropped_demonstrations.jsonl", shown.dropped),
         counts={
             "in": kept + num_dropped,
             "kept": kept,
@@ -124,8 +142,23 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
             "prompts_in": len(prompts) + prompts_dropped,
             "prompts": len(prompts),
             "prompts_dropped": prompts_dropped,
+            **shown.counts,
         },
     )
+
+
+def _demonstrations(
+    config: Settings, inputs: Inputs, heldout: Sequence[PreferenceRow], ctx: StageContext
+) -> Demonstrated:
+    if not inputs.demonstrations:
+        return Demonstrated()
+    files = iter(artifact.path for artifact in inputs.demonstrations)
+    numbers = inputs.demonstration_files or (1,) * len(inputs.demonstrations)
+    entries = [list(islice(files, number)) for number in numbers]
+    with ctx.activity("reading"):
+        read = read_demonstrations(entries, config.reading_prompts)
+    kept, dropped = _keep_out(read.rows, config, ctx, what="demonstrations", use="fine-tune on")
+    return read.only(kept, dropped, heldout=heldout)
 
 
 def _keep_out(
@@ -171,9 +204,11 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
         prompts = _read(read_prompts, files, recipe.data.reading_prompts, findings, rejected, forms)
         prompts, _ = _without_local_benchmarks(prompts, recipe, what="prompts", findings=findings)
     num_read = len(prompts)
+    shown = _read_demonstrations(recipe, findings, rejected)
     _note_twice(recipe, findings)
     _check_leaves_rows(recipe, findings)
     prompts, _ = without_prompts(prompts, heldout)
+    shown = check_entries(shown, recipe=recipe, heldout=heldout, findings=findings)
     verdicts = [scores_say(row.meta) for row in everyone]
     if scores := scores_text(verdicts.count("against"), verdicts.count("tie"), of=len(everyone)):
         findings.notes.append(f"preferences: {scores}")
@@ -184,8 +219,20 @@ def read_rows(recipe: Recipe, *, findings: Findings) -> Rows:
     if rejected and not findings.problems:
         how_many, be = ("1 row", "is") if len(rejected) == 1 else (f"{len(rejected):,} rows", "are")
         findings.notes.append(f"{how_many} cannot be read and {be} left out; the first: {_where(rejected[0])}")
-    rows = Rows(train, heldout, prompts, rejected, forms, dropped)
+    rows = Rows(train, heldout, prompts, rejected, forms, dropped, shown)
     return _by_file(rows, recipe, findings) if recipe.data.batches == "files" and everyone else rows
+
+
+def _read_demonstrations(recipe: Recipe, findings: Findings, rejected: list[RejectedRow]) -> dict[str, list[SftRow]]:
+    """Entry of `sft.data` -> its rows, without those that hold a question of the local benchmarks."""
+    found: dict[str, list[SftRow]] = {}
+    for entry in recipe.sft.data:
+        with findings.collecting():
+            (files,) = files_of_entries([entry])
+            rows = _read(read_sft, files, recipe.data.reading_prompts, findings, rejected, {})
+            what = f"demonstrations of {entry.file}"
+            found[entry.file], _ = _without_local_benchmarks(rows, recipe, what=what, findings=findings)
+    return found
 
 
 def _read(
@@ -324,7 +371,7 @@ def _check_leaves_rows(recipe: Recipe, findings: Findings) -> None:
     prune, pairs = recipe.prune, recipe.pairs
     sampled = not prune.quality.enabled or prune.quality.top_fraction > 0
     others = prune.human_rows != 0 and set(prune.sources) != {"on_policy"}
-    if "on_policy" in prune.sources and not sampled and not others:
+    if "on_policy" in prune.sources and not sampled and not others and not recipe.sft.data:
         none = "prune.human_rows: 0 adds none" if prune.human_rows == 0 else "prune.sources names no other"
         findings.problems.append(
             f"prune.quality.top_fraction: 0 keeps no sampled row and {none}: SFT would have nothing to train on - "
@@ -341,6 +388,8 @@ def _check_leaves_rows(recipe: Recipe, findings: Findings) -> None:
             "the list empty to go without DPO"
         )
     for name, sources, stage in (("prune", prune.sources, "SFT"), ("pairs", pairs.sources, "DPO")):
+        if name == "prune" and recipe.sft.data:
+            continue
         if set(sources) <= ({"annotated"} if recipe.collect.annotator == "none" else set()):
             findings.notes.append(
                 f"{name}.sources: [{', '.join(sources)}] gives {stage} no row in any round: it publishes what it began "

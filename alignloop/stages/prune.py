@@ -1,6 +1,7 @@
 """Data pruning (section 4.2.3): the best-of-K rows and the batch's become the round's SFT rows; each drop has a reason.
 
-best-of-K rows + chosen/edited rows (people's, or with a reward) --alignloop.pruning.pipeline--> SFT rows, dropped rows
+best-of-K rows + chosen/edited rows (people's, or with a reward) + demonstrations
+    --alignloop.pruning.pipeline--> SFT rows, dropped rows
 
 Before the run begins `check` looks at all that its steps need beside the rows.
 """
@@ -14,22 +15,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from alignloop.artifacts import Artifact
+from alignloop.config.base import PositiveInt, Section
 from alignloop.config.engine import EngineComputes, JudgeConfig, JudgeSettings, judging
-from alignloop.config.pruning import PruneConfig
+from alignloop.config.pruning import MixConfig, PruneConfig
 from alignloop.config.recipe import Recipe
+from alignloop.config.training import Demonstrations, mix_of
 from alignloop.data.jsonl import load_jsonl
-from alignloop.data.split import prompt_key
+from alignloop.data.split import prompt_key, windowed
 from alignloop.engines.checkpoint import weight_files
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.judging.prompt_file import PointsPrompt, TextsPrompt, load_prompt
 from alignloop.pruning.classifier import FOLDER
 from alignloop.pruning.decontaminate import benchmark_files, benchmark_texts
-from alignloop.pruning.items import Item, as_sft, item_of_selected, item_of_target
+from alignloop.pruning.items import Item, as_sft, item_of_demonstration, item_of_selected, item_of_target
 from alignloop.pruning.models import POLICY, PruneJudge, embedding_by
-from alignloop.pruning.pipeline import prune
+from alignloop.pruning.pipeline import Pruning, prune
 from alignloop.pruning.step import Tools
-from alignloop.records import DroppedRow, PreferenceRow, PromptRow, SelectedRow, Strength
+from alignloop.records import DroppedRow, PreferenceRow, PromptRow, SelectedRow, SftRow, Strength
+from alignloop.run_dir.manifest import optional
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.asking import KEPT, check_judge
@@ -54,6 +60,8 @@ class Inputs:
     embedder: str | None = None
     judge_prompts: str | None = None
     judge_model: str | None = None
+    demonstrations: tuple[Artifact, ...] = optional()
+    """A file an entry of `sft.data`, as ingested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,23 @@ class Outputs(StageOutputs):
     classifier: tuple[Artifact, ...] = ()
     answers: tuple[Artifact, ...] = ()
     """Every answer of the judge, a file a judging prompt."""
+
+
+class DemonstrationSettings(Section):
+    """`sft.data` as its rows are drawn. With a window, into how many shares they are split."""
+
+    entries: tuple[Demonstrations, ...]
+    data_window: PositiveInt | None
+    split_rounds: PositiveInt | None
+
+    def items(self, files: Sequence[Artifact], *, round: int) -> list[Item]:
+        """The rows of the round, entry by entry."""
+        found = []
+        for entry, file in zip(self.entries, files, strict=True):
+            rows = list(load_jsonl(file.path, SftRow))
+            drawn = windowed(rows, round=round, window=self.data_window, split_rounds=self.split_rounds or 1)
+            found += [item_of_demonstration(row, entry=entry.file) for row in drawn]
+        return found
 
 
 class Settings(PruneConfig):
@@ -75,6 +100,7 @@ class Settings(PruneConfig):
     include_path: str | None = None
     strengths: tuple[Strength, ...]
     """What people chose at these strengths is people's; those that train the reward model."""
+    demonstrations: DemonstrationSettings | None = Field(None, exclude_if=lambda settings: settings is None)
 
     @property
     def embedder_model(self) -> str | None:
@@ -97,17 +123,35 @@ def settings(recipe: Recipe) -> Settings:
         tasks=recipe.evaluate.all_tasks if compared else (),
         include_path=recipe.evaluate.include_path if compared else None,
         strengths=recipe.reward.strengths,
+        demonstrations=_of_demonstrations(recipe),
     )
 
 
-def inputs(recipe: Recipe, *, selected: Artifact, preferences: Artifact, policy: Artifact) -> Inputs:
+def _of_demonstrations(recipe: Recipe) -> DemonstrationSettings | None:
+    if not recipe.sft.data:
+        return None
+    window = recipe.sft.data_window
+    split_rounds = None if window is None else recipe.data.split_rounds
+    return DemonstrationSettings(entries=recipe.sft.data, data_window=window, split_rounds=split_rounds)
+
+
+def inputs(
+    recipe: Recipe,
+    demonstrations: tuple[Artifact, ...] = (),
+    *,
+    selected: Artifact,
+    preferences: Artifact,
+    policy: Artifact,
+) -> Inputs:
     """The stage's inputs, with marks of all that the recipe names by path."""
     from alignloop.judging.prompt_file import folder_mark
 
     config = settings(recipe)
     model = config.topic.model if config.topic.by == "classifier" else None
     topic_model = folder_mark(Path(model).expanduser()) if model else None
-    return Inputs(selected, preferences, policy, topic_model=topic_model, **named_by_path(config))
+    shown = demonstrations if recipe.sft.data else ()
+    named = named_by_path(config)
+    return Inputs(selected, preferences, policy, topic_model=topic_model, demonstrations=shown, **named)
 
 
 def named_by_path(config: Settings) -> dict[str, Any]:
@@ -129,6 +173,8 @@ def named_by_path(config: Settings) -> dict[str, Any]:
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     items, left_out = _items(config, inputs, seed=ctx.seed)
+    if config.demonstrations is not None:
+        items += config.demonstrations.items(inputs.demonstrations, round=ctx.round)
     with ctx.activity("pruning"):
         pruned = prune(items, tools(config, ctx, policy=inputs.policy.path))
     for note in pruned.notes:
@@ -147,7 +193,7 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     return Outputs(
         rows=ctx.write_rows("rows.jsonl", map(as_sft, pruned.kept)),
         dropped=ctx.write_rows("dropped.jsonl", [*left_out, *pruned.dropped]),
-        counts=_counted(pruned.counts, left_out),
+        counts=_counted(pruned.counts, left_out) | _shown(config, pruned),
         metrics=pruned.metrics,
         **kept_beside(ctx.dir),
     )
@@ -188,6 +234,14 @@ def _counted(counts: dict[str, int], left_out: Sequence[DroppedRow]) -> dict[str
     return {**counts, **more, **{f"dropped_by_{rule}": n for rule, n in by_rule.items()}} if num else counts
 
 
+def _shown(config: Settings, pruned: Pruning) -> dict[str, int]:
+    """How many of the rows kept are demonstrations, repeats aside, where there may be some."""
+    if config.demonstrations is None:
+        return {}
+    num_shown = len({item.row.id for item in pruned.kept if item.demonstration is not None})
+    return {"demonstrations": num_shown, "other_rows": pruned.num_kept - num_shown}
+
+
 def tools(config: Settings, ctx: StageContext, *, policy: Path | None) -> Tools:
     judge = None
     if config.judge is not None and config.judging_prompts:
@@ -199,10 +253,11 @@ def tools(config: Settings, ctx: StageContext, *, policy: Path | None) -> Tools:
             max_model_len=None if config.judge_engine is None else config.judge_engine.max_model_len,
             progress=ctx.progress,
         )
-    embedder = config.semantic_dedup.embedder
+    embedder, shown = config.semantic_dedup.embedder, config.demonstrations
     return Tools(
         config=config,
         seed=ctx.seed,
+        demonstrations=MixConfig() if shown is None else mix_of(shown.entries),
         judge=judge,
         embedding=embedding_by(embedder, policy=policy, progress=ctx.progress, release=ctx.engine.sleep),
         benchmarks=(lambda: benchmark_texts(config.tasks, config.include_path)) if config.tasks else None,
@@ -230,7 +285,8 @@ def check(facts: Facts) -> None:
         with facts.findings.collecting():
             look(config)
     with facts.findings.collecting():
-        _check_topics(config, [*facts.rows.prompts, *facts.rows.train])
+        shown = [row for rows in facts.rows.demonstrations.values() for row in rows]
+        _check_topics(config, [*facts.rows.prompts, *facts.rows.train, *shown])
     if config.judging_prompts and judge is not None and not facts.is_published(STAGE.name):
         check_judge(facts, judge)
 
@@ -309,7 +365,7 @@ def _check_embedder(config: PruneConfig) -> None:
         raise ModelError(f"prune.semantic_dedup.embedder: {name}: no such folder")
 
 
-def _check_topics(config: PruneConfig, rows: Sequence[PromptRow | PreferenceRow]) -> None:
+def _check_topics(config: PruneConfig, rows: Sequence[PromptRow | PreferenceRow | SftRow]) -> None:
     """Topics that the mix names occur, where they are known beforehand."""
     mix, topic = config.mix, config.topic
     if not mix.wanted or mix.by == "source" or not rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from alignloop.config.training import DpoConfig, Layout, Reference
 from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError, UserError
 from alignloop.records import PairRow, PreferenceRow, Strength
+from alignloop.run_dir.manifest import optional
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.stages.build_pairs import preference_pair
 from alignloop.stages.facts import Facts
@@ -29,13 +31,14 @@ class Inputs:
     pairs: Artifact
     heldout: Artifact | None = None
     """Never trained on: loss and accuracy are measured on their pairs. None: they are not."""
-    optimizer: tuple[Artifact, ...] = ()
+    optimizer: tuple[Artifact, ...] = optional()
     """The state that the last round's ended with (`dpo.carry_optimizer`); empty: a new one."""
 
 
 class Settings(DpoConfig):
     reference: Reference = Field("sft", exclude=True)  # which model that is, the inputs say
     ema_decay: float = Field(0.9, exclude=True)
+    carry_optimizer: bool = Field(False, exclude_if=operator.not_)
     heldout_strengths: tuple[Strength, ...]
     """Held-out pairs of these strengths are measured: those that train."""
     layout: Layout

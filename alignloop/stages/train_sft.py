@@ -10,7 +10,7 @@ from pydantic import Field
 from alignloop.artifacts import Artifact
 from alignloop.config.base import PositiveInt, Uncounted
 from alignloop.config.recipe import Recipe
-from alignloop.config.training import Layout, SftConfig
+from alignloop.config.training import Demonstrations, Layout, SftConfig
 from alignloop.data.jsonl import load_jsonl
 from alignloop.records import DroppedRow, Message, PreferenceRow, SftRow
 from alignloop.run_dir.stage import Stage, StageContext
@@ -29,6 +29,8 @@ class Settings(Uncounted, SftConfig):
     """SFT as its checkpoints depend on it: what only warns is left out."""
 
     min_steps: PositiveInt | None = Field(None, exclude=True)
+    data: tuple[Demonstrations, ...] = Field((), exclude=True)  # which rows train, the inputs say
+    data_window: PositiveInt | None = Field(None, exclude=True)
     layout: Layout
     """`training.layout`."""
 

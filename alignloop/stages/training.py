@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, TypeVar
 from alignloop.artifacts import Artifact, write_text
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.reasoning import THINK_START, split_reasoning
+from alignloop.chat.tool_turns import uses_tools
 from alignloop.config.recipe import Recipe
 from alignloop.config.training import DpoConfig, ObjectiveName, OptimizerConfig
+from alignloop.data.split import asked
 from alignloop.data.turns import untrained_turn
 from alignloop.errors import ModelError
-from alignloop.records import DroppedRow, PreferenceRow, PromptRow, Source, round_name
-from alignloop.run_dir.manifest import PARTIAL
+from alignloop.records import DroppedRow, Message, PreferenceRow, PromptRow, SftRow, Source, round_name
+from alignloop.run_dir.manifest import PARTIAL, optional
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import StageContext
 from alignloop.stages.facts import Facts, Findings
@@ -51,7 +53,7 @@ class Outputs(StageOutputs):
     summary: Artifact
     """`TrainSummary`: what each checkpoint is and how it does on held-out rows."""
     dropped: tuple[Artifact, ...] = ()
-    optimizer: tuple[Artifact, ...] = ()
+    optimizer: tuple[Artifact, ...] = optional()
     """Its state at the end, where the next round goes on with it (`dpo.carry_optimizer`)."""
 
 
@@ -178,14 +180,43 @@ def _counts(dropped: Sequence[DroppedRow], *, num_rows: int) -> dict[str, int]:
 def check_answers(facts: Facts, *, chat: ChatFormat) -> None:
     """Every text that training may take as an answer, against what the chat template can put behind its prompt."""
     rows, findings = [*facts.rows.train, *facts.rows.heldout], facts.findings
+    shown = [row for entry in facts.rows.demonstrations.values() for row in entry]
     answers = [(row.source, text) for row in rows for text in _answers(row)]
-    for reason, found in _by_reason((source, chat.refusal(text)) for source, text in answers):
-        findings.problems.append(
-            f"preferences: {len(found)} of {len(answers)} answers cannot be trained (first: {found[0]}): {reason}"
-        )
-    _note_reasoning([text for _, text in answers], chat=chat, findings=findings)
+    targets = [(row.source, row.target.text) for row in shown]
+    for what, texts in (("preferences", answers), ("sft.data", targets)):
+        for reason, found in _by_reason((source, chat.refusal(text)) for source, text in texts):
+            findings.problems.append(
+                f"{what}: {len(found)} of {len(texts)} answers cannot be trained (first: {found[0]}): {reason}"
+            )
+    _note_reasoning([text for _, text in (*answers, *targets)], chat=chat, findings=findings)
+    check_tool_turns(facts, chat=chat)
     if facts.recipe.sft.train_on == "all_assistant":
-        _check_earlier(rows, chat=chat, findings=findings)
+        _check_earlier([*rows, *shown], chat=chat, findings=findings)
+
+
+def check_tool_turns(facts: Facts, *, chat: ChatFormat) -> None:
+    """Every dialog with tools up to its completion, rendered: what the template cannot write is a problem, by file."""
+    rows = facts.rows
+    shown = [row for entry in rows.demonstrations.values() for row in entry]
+    for what, of in (
+        ("preferences", [*rows.train, *rows.heldout]),
+        ("prompts", rows.prompts if facts.recipe.prompts else []),
+        ("sft.data", shown),
+    ):
+        dialogs = [(row.source, asked(row)) for row in of if uses_tools(asked(row))]
+        for reason, found in _by_reason((source, _unrendered(messages, chat)) for source, messages in dialogs):
+            facts.findings.problems.append(
+                f"{what}: {len(found)} of {len(dialogs)} dialogs with tools cannot be rendered (first: {found[0]}): "
+                f"{reason}"
+            )
+
+
+def _unrendered(messages: Sequence[Message], chat: ChatFormat) -> str | None:
+    try:
+        chat.prompt_ids(messages)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def can_train(row: PreferenceRow, chat: ChatFormat) -> bool:
@@ -206,7 +237,7 @@ def _note_reasoning(texts: Sequence[str], *, chat: ChatFormat, findings: Finding
         )
 
 
-def _check_earlier(rows: Sequence[PreferenceRow], *, chat: ChatFormat, findings: Findings) -> None:
+def _check_earlier(rows: Sequence[PreferenceRow | SftRow], *, chat: ChatFormat, findings: Findings) -> None:
     """`all_assistant` trains every answer of a dialog: earlier ones must stand as sampling asks, too."""
     marked = [(row.source, mark) for row in rows if (mark := untrained_turn(row.meta))]
     if marked:
@@ -216,7 +247,7 @@ def _check_earlier(rows: Sequence[PreferenceRow], *, chat: ChatFormat, findings:
             f"trained on (first: {source}, {mark}) - set sft.train_on: last_assistant, or "
             "take the rows out"
         )
-    earlier = [(row.source, m.content) for row in rows for m in row.messages if m.role == "assistant"]
+    earlier = [(row.source, m.content) for row in rows for m in asked(row) if m.role == "assistant"]
     for reason, found in _by_reason((source, chat.earlier_refusal(text)) for source, text in earlier):
         findings.problems.append(
             f"sft.train_on: all_assistant: {len(found)} of {len(earlier)} earlier answers cannot be trained (first: "

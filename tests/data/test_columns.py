@@ -16,7 +16,8 @@ from alignloop.data.convert import convert
 from alignloop.data.ranked import LISTS, NUMBER_LISTS
 from alignloop.data.readers import read_preferences, read_sft
 from alignloop.data.reading import Kind, Reading
-from alignloop.data.turns import REASONING, REFUSED_MEDIA, REFUSED_TOOLS, untrained_turn
+from alignloop.data.tools import CALLS, TOOLS
+from alignloop.data.turns import REASONING, REFUSED_MEDIA, untrained_turn
 from alignloop.errors import DataError, UserError
 from alignloop.records import Message, PreferenceRow, RejectedRow, SftRow, Source
 
@@ -31,12 +32,12 @@ CASES: list[tuple[Kind, dict[str, Any]]] = [
     *(("sft", row) for row in DIALOGS),
 ]
 COLUMNS = sorted(
-    {*TARGETS, *(alias.source for alias in ALIASES), *REFUSED_TOOLS, *REFUSED_MEDIA, *REASONING, *LISTS, *NUMBER_LISTS}
+    {*TARGETS, *(alias.source for alias in ALIASES), *TOOLS, *CALLS, *REFUSED_MEDIA, *REASONING, *LISTS, *NUMBER_LISTS}
     | {"topic", "response1", "overall_preference", "answers"}
 )
 FORMING = {*TARGETS, *(alias.source for alias in ALIASES), *LISTS, *NUMBER_LISTS}
 """Columns that can make another form of a row."""
-TURN_KEYS = sorted({*REASONING, *REFUSED_TOOLS, *REFUSED_MEDIA, "refusal", "name", "timestamp"})
+TURN_KEYS = sorted({*REASONING, *TOOLS, *CALLS, *REFUSED_MEDIA, "refusal", "name", "tool_call_id", "timestamp"})
 
 
 def read(path: Path, kind: Kind, row: dict[str, Any]) -> list[Any]:
@@ -153,20 +154,13 @@ def test_parts_of_text_are_joined_and_others_named(tmp_path: Path) -> None:
     assert (bad.field, "type 'image_url'" in bad.reason) == ("prompt[0].content[1]", True)
 
 
-def test_tools_and_pictures_are_refused_by_name_where_there_are_any(tmp_path: Path) -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]}
-    row = {"messages": [B, call, {"role": "tool", "content": "willow"}], "chosen": "a", "rejected": "b"}
-    (bad,) = read(tmp_path / "a.jsonl", "preferences", row)
-    assert (bad.field, "data convert" in bad.reason) == ("messages[1].tool_calls", True)
-    row["messages"] = [B, A, {"role": "tool", "content": "willow"}]
-    (bad,) = read(tmp_path / "a.jsonl", "preferences", row)
-    assert (bad.field, "a tool's turn" in bad.reason) == ("messages[2].role", True)
+def test_pictures_and_misplaced_calls_are_refused_by_name_where_there_are_any(tmp_path: Path) -> None:
     for name, value in (
         ("images", ["a.png"]),
         ("image_url", "https://a/b"),
         ("pixel_values", [0.5]),
-        ("tools", [{"name": "look"}]),
-        ("tools", '[{"name": "look"}]'),
+        ("tool_calls", [{"name": "look"}]),
+        ("function_call", '[{"name": "look"}]'),
     ):
         (bad,) = read(tmp_path / "a.jsonl", "preferences", PREFERENCES[0] | {name: value})
         assert bad.field == name
