@@ -116,7 +116,7 @@ class CollectConfig(Section):
     min_annotated: PositiveInt | None = None
     """With `human`: the round goes on when so many of its pairs are answered; None: when all are. What is left
     unanswered is counted, and trains nothing."""
-    policies: NumPolicies | Annotated[tuple[NonEmptyText, ...], Field(min_length=1)] | None = None
+    policies: NumPolicies | tuple[NonEmptyText, ...] | None = None
     """The two answers that are compared are of two of several models (4.2.1). A number, at least 2: the policy that
     samples, the variants of its round's DPO (`dpo.variants`), and the last rounds' policies that passed the gate, as
     many as there are so far. A list: the policy and these checkpoints (folders of models with the base's tokenizer and
@@ -159,8 +159,12 @@ class CollectConfig(Section):
                 "collect.policies says whose answers are compared, and collect.annotator is none, who compares none: "
                 "name an annotator, or leave policies out"
             )
+        if self.policies == ():
+            raise ValueError("collect.policies is an empty list: name a checkpoint, say how many, or leave it out")
         if self.edits is not None and self.annotator != "judge":
-            why = "people may always write one" if self.annotator == "human" else "it compares, and writes nothing"
+            why = {"human": "people may always write one", "none": "nobody compares anything"}.get(
+                self.annotator, "it compares, and writes nothing"
+            )
             raise ValueError(
                 f"collect.edits is for a judge, and collect.annotator is {self.annotator}: {why} - leave edits out"
             )

@@ -3,7 +3,8 @@
 And what a stage's fingerprint says of its judge, beside the recipe's words: hashes of the prompt and of the model.
 
 A file is YAML. `{conversation}`, `{prompt}`, `{first}`, `{second}`, `{completion}`, `{better}`, `{criticism}`,
-`{labels}` and `{mark}` are filled in; `{{word}}` is the text `{word}`. See alignloop/judging/prompts for the bundled ones.
+`{labels}` and `{mark}` are filled in; `{{word}}` is the text `{word}`. See `prompts/` beside this file for the bundled
+ones.
 """
 
 from __future__ import annotations

@@ -128,6 +128,8 @@ _ALL: Sequence[Arm] = (
     Arm("two-sigma-pairs", ("pairs.pairing=best_mean_minus_2_sigma",)),
     Arm("two-pairs", ("pairs.pairs_per_prompt=2",)),
     Arm("length-penalty", ("score.length_penalty=0.2",)),
+    # Five pairs a prompt are five answers of the other model: the policy has five of the ten candidates.
+    Arm("two-models", ("collect.policies=2",)),
     Arm("verifier-gate", (f"score.reward_functions=[{{function: '{_VERIFIER}', gate: 1.0}}]",)),
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ALL}
@@ -149,6 +151,14 @@ CLAIMS: Sequence[Claim] = (
     ),
     Claim("stages", "SFT on the best of K and DPO both help (4.1.3, 4.1.4)", ("sft-only", "dpo-only")),
     Claim("annotation", "New annotations of what the policy says help (4.2.1)", ("no-annotation",)),
+    Claim(
+        "two-models",
+        "The two answers that are compared should be of two models (4.2.1), at as many samples and comparisons: those of "
+        "the other model are candidates that best of K goes without",
+        (LOOP,),
+        reference="two-models",
+        measures=TRUTHS,
+    ),
     Claim(
         "mask-and-nll",
         "Masking formatting tokens keeps tails whole, the NLL term keeps chosen probable (4.1.4)",
