@@ -68,7 +68,7 @@ def run_rounds(
         say(f"round {number} of {recipe.rounds}")
         if number > 1:
             start = replace(start, policy=(choose or sampling_policy)(recipe, rows, policies))
-        others = named or other_policies(recipe, rows, policies, policy=start.policy, variants=variants)
+        others = other_policies(recipe, rows, policies, policy=start.policy, variants=variants, named=named)
         start = replace(start, other_policies=others)
         # A round's own file and people's answers, as they lie there when it begins.
         files = collect.RoundFiles(
@@ -177,8 +177,12 @@ def other_policies(
     *,
     policy: Artifact,
     variants: Mapping[int, tuple[Artifact, ...]],
+    named: tuple[Artifact, ...] = (),
 ) -> tuple[Artifact, ...]:
-    """The models of `collect.policies: n` beside `policy`, as many as there are so far; the base is none of them."""
+    """The models of `collect.policies` beside `policy`: those that it names, or as many of the run's own as there are
+    so far; the base is none of these."""
+    if named:
+        return last_policies(len(named), policy, variants=(), passed=named)
     passed = [row.round for row in reversed(rows[1:]) if row.gated is None]
     of_policy = next((number for number in passed if policies[number].path == policy.path), 0)
     return last_policies(

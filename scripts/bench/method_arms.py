@@ -153,8 +153,8 @@ CLAIMS: Sequence[Claim] = (
     Claim("annotation", "New annotations of what the policy says help (4.2.1)", ("no-annotation",)),
     Claim(
         "two-models",
-        "The two answers that are compared should be of two models (4.2.1), at as many samples and comparisons: those of "
-        "the other model are candidates that best of K goes without",
+        "The two answers that are compared should be of two models (4.2.1), at as many samples and comparisons: those "
+        "of the other model are candidates that best of K goes without",
         (LOOP,),
         reference="two-models",
         measures=TRUTHS,

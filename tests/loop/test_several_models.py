@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from alignloop.records import RoundRow
 from alignloop.report.paired import Spent
 from alignloop.run_dir.manifest import describe
 from alignloop.run_dir.stage import Location, Stage, Standing
-from alignloop.stages import runner, train_dpo
+from alignloop.stages import runner, train_dpo, training
 from alignloop.stages.facts import BaseFacts, Rows
 
 
@@ -36,10 +37,12 @@ def row(number: int, *, gated: str | None = None) -> RoundRow:
 
 
 POLICIES = {number: made(f"policy-{number}") for number in range(5)}
-VARIANTS = {number: (made(f"v1-{number}"), made(f"v2-{number}")) for number in range(1, 5)}
+VARIANTS: Mapping[int, tuple[Artifact, ...]] = {
+    number: (made(f"v1-{number}"), made(f"v2-{number}")) for number in range(1, 5)
+}
 
 
-def others(num: int, rows: list[RoundRow], policy: int, *, variants: dict[int, tuple[Artifact, ...]]) -> list[str]:
+def others(num: int, rows: list[RoundRow], policy: int, *, variants: Mapping[int, tuple[Artifact, ...]]) -> list[str]:
     asked = recipe(f"collect.policies={num}")
     found = other_policies(asked, rows, POLICIES, policy=POLICIES[policy], variants=variants)
     return [artifact.path.name for artifact in found]
@@ -63,11 +66,19 @@ def test_variants_of_the_policys_own_round_come_first() -> None:
     assert others(2, rows[:2], 1, variants=VARIANTS) == ["v1-1"]  # from round 2 on
 
 
+def test_a_named_checkpoint_that_is_the_policy_is_no_second_model() -> None:
+    rows, named = [row(number) for number in range(5)], (made("a"), POLICIES[4], made("a"))
+    asked = recipe("collect.policies=[a, b, a]")
+    for policy, expected in ((3, ["a", "policy-4"]), (4, ["a"])):
+        found = other_policies(asked, rows, POLICIES, policy=POLICIES[policy], variants=VARIANTS, named=named)
+        assert [artifact.path.name for artifact in found] == expected
+
+
 def test_of_each_variant_the_last_checkpoint_is_its_model() -> None:
     paths = ["variant-01/step-3", "variant-01/step-9", "variant-02/step-4"]
-    several = train_dpo.Outputs(checkpoints=tuple(map(made, paths)), logs=(), summary=made("summary"))
+    several = training.Outputs(checkpoints=tuple(map(made, paths)), logs=(), summary=made("summary"))
     assert [each.path.name for each in train_dpo.last_of_variants(several)] == ["step-9", "step-4"]
-    alone = train_dpo.Outputs(checkpoints=(made("step-3"), made("step-9")), logs=(), summary=made("summary"))
+    alone = training.Outputs(checkpoints=(made("step-3"), made("step-9")), logs=(), summary=made("summary"))
     assert train_dpo.last_of_variants(alone) == ()  # the steps of one training are the policy's own
 
 
