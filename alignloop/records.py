@@ -164,7 +164,7 @@ class PreferenceRow(Row):
     chosen: NonEmptyText
     rejected: NonEmptyText
     edited: NonEmptyText | None = None
-    """A person's improvement of `chosen`; ranked above it."""
+    """An improvement of `chosen`, ranked above it: a person's, or, of a round's annotations, the judge's."""
     strength: Strength | None = None
     """How much better `chosen` is than `rejected`; None where the source does not say."""
     source: Source
@@ -330,6 +330,10 @@ class VerdictRow(Row):
     """In the order asked; a retry's after what it repeats."""
     judge: str
     """Its name, as in the preferences' `annotator`."""
+    edit_dropped: Annotated[str | None, Field(exclude_if=lambda reason: reason is None)] = None
+    """Why the judge's edit of the winner is not used; not written where it is, or none was asked for."""
+    edit_answers: Annotated[list[str], Field(exclude_if=lambda answers: not answers)] = []
+    """What the judge wrote when it was asked to improve the winner, in order; not written where it was not."""
 
 
 class ToAnnotateRow(Row):

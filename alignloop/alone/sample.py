@@ -39,6 +39,7 @@ from alignloop.sampling.reward_functions import require_columns
 from alignloop.sampling.reward_statistics import summary
 from alignloop.stages import sample, score, select
 from alignloop.stages.reward_models import check_members
+from alignloop.stages.sampler import ask
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -114,7 +115,7 @@ def sampling_of(
     chat = chat_of(policy)
     require_kwargs(recipe.chat_template_kwargs, known=chat.template_kwargs, folder=policy)
     if not is_room_set:  # room that nobody uses costs memory
-        asked = (sample.ask(row, chat=chat, config=recipe.sample, round=ROUND, seed=0) for row in read.rows)
+        asked = (ask(row, chat=chat, config=recipe.sample, round=ROUND, seed=0) for row in read.rows)
         wanted = max(len(one.prompt_ids) for one in asked) + recipe.sample.max_tokens
         room = min(recipe.engine.max_model_len, -(-wanted // ROOM_STEP) * ROOM_STEP)
         recipe = _with(recipe, "engine", max_model_len=room)

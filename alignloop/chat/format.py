@@ -84,6 +84,11 @@ class ChatFormat:
         self.read_control_ids = self.answer_control_ids | self.control_ids.intersection(tags)
         self._reader = CompletionReader.of(turn, self._encoder)
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The tokenizer's tokens, the added ones among them, and their ids."""
+        return self._tokenizer.get_vocab()
+
     def refusal(self, text: str) -> str | None:
         """Why an answer cannot be trained, with what to do; None where it can.
 

@@ -49,6 +49,7 @@ ColumnName = Literal[
 """The columns that `data/columns.py` takes under another name."""
 AnnotatedPairing = Literal["best_random", "random"]
 ChooseBy = Literal["chance", "spread"]
+NumPolicies = Annotated[int, Field(ge=2)]
 
 
 class DataConfig(Section):
@@ -121,6 +122,23 @@ class CollectConfig(Section):
     min_annotated: PositiveInt | None = None
     """With `human`: the round goes on when so many of its pairs are answered; None: when all are. What is left
     unanswered is counted, and trains nothing."""
+    policies: NumPolicies | tuple[NonEmptyText, ...] | None = None
+    """The two answers that are compared are of two of several models (4.2.1). A number, at least 2: the policy that
+    samples, the variants of its round's DPO (`dpo.variants`), and the last rounds' policies that passed the gate, as
+    many as there are so far. A list: the policy and these checkpoints (folders of models with the base's tokenizer and
+    chat template). Each but the policy writes `pairs_per_prompt` of the K candidates, which are compared and train
+    nothing else. None: both are of the policy."""
+    edits: NonEmptyText | None = None
+    """The judge improves the answer that it chose, by its own reason, in a second request: `edit`, the bundled judging
+    prompt, or a file of yours. The edited text ranks above the chosen one (4.2.1), as those of people do, who write
+    them unasked. None: the judge writes none."""
+
+    @property
+    def num_policies(self) -> int:
+        """How many models answer, where there are so many."""
+        if isinstance(self.policies, int):
+            return self.policies
+        return 1 if self.policies is None else 1 + len(self.policies)
 
     @property
     def by_function(self) -> bool:
@@ -146,6 +164,25 @@ class CollectConfig(Section):
             raise ValueError(
                 f"collect.choose_by ({self.choose_by}) says which pairs are annotated, and collect.annotator is none - "
                 "leave it out"
+            )
+        if self.choose_by == "spread" and self.policies is not None:
+            raise ValueError(
+                "collect.choose_by is spread, and collect.policies takes answers of other models, which no reward "
+                "model scores: leave one of the two out"
+            )
+        if self.policies is not None and self.annotator == "none":
+            raise ValueError(
+                "collect.policies says whose answers are compared, and collect.annotator is none, who compares none: "
+                "name an annotator, or leave policies out"
+            )
+        if self.policies == ():
+            raise ValueError("collect.policies is an empty list: name a checkpoint, say how many, or leave it out")
+        if self.edits is not None and self.annotator != "judge":
+            why = {"human": "people may always write one", "none": "nobody compares anything"}.get(
+                self.annotator, "it compares, and writes nothing"
+            )
+            raise ValueError(
+                f"collect.edits is for a judge, and collect.annotator is {self.annotator}: {why} - leave edits out"
             )
         if self.min_annotated is not None and self.annotator != "human":
             raise ValueError(

@@ -107,6 +107,13 @@ class Recipe(Section):
             )
         self._check_schedules()
         self._check_demonstrations()
+        others, each = self.collect.num_policies - 1, self.collect.pairs_per_prompt
+        if others and self.sample.num_candidates <= others * each:
+            raise ValueError(
+                f"sample.num_candidates ({self.sample.num_candidates}): with collect.policies {others} other models "
+                f"write {each} each (collect.pairs_per_prompt), which leaves the policy none: raise the first or lower "
+                "one of the others"
+            )
         if self.dpo.margin == "reward" and "on_policy" not in self.pairs.sources:
             raise ValueError(
                 "dpo.margin: reward needs pairs with a reward gap, which pairs of candidates have, and pairs.sources "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from alignloop.chat.reasoning import answer_of
 from alignloop.errors import UserError
+from alignloop.judging.edits import Edit, edit_counts, edited_completion, edits_of
 from alignloop.judging.verdicts import Judge, PairToCompare, Verdict
 from alignloop.records import (
     CandidateRow,
@@ -27,7 +28,8 @@ Pair = tuple[PromptRow, CandidateRow, CandidateRow]
 
 @dataclass(frozen=True)
 class Annotations:
-    """Of the counts, `judged` == `annotated` + `ties` + `unreadable`; `metrics` are shares of the judged pairs."""
+    """Of the counts, `judged` == `annotated` + `ties` + `unreadable`; `metrics` are shares of the judged pairs. Where
+    edits were asked for, `annotated` == `edited` + those of `edits_` and a fault."""
 
     rows: list[PreferenceRow]
     verdicts: list[VerdictRow]
@@ -35,8 +37,9 @@ class Annotations:
     metrics: dict[str, float]
 
 
-def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annotations:
-    """Have a judge compare pairs of completions; ties and unreadable answers become no preference.
+def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool, editor: Judge | None = None) -> Annotations:
+    """Have a judge compare pairs of completions, and the `editor` improve what it chose; ties and unreadable answers
+    become no preference, and an edit that improves nothing leaves its preference without one.
 
     It sees the answers alone, without the reasoning before them. The strength is the judge's own. Where its prompt asks
     for none, it is `better` if the judge was asked in both orders, for then it answered the same twice, and None if it
@@ -46,17 +49,16 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
         UserError: not one answer can be read.
         EngineError: the engine or the endpoint failed; what is finished is kept.
     """
-    verdicts = judge.compare(
-        [
-            PairToCompare(
-                verdict_id(first.id, second.id),
-                tuple(prompt.messages),
-                answer_of(first.completion),
-                answer_of(second.completion),
-            )
-            for prompt, first, second in pairs
-        ]
-    )
+    compared = [
+        PairToCompare(
+            verdict_id(first.id, second.id),
+            tuple(prompt.messages),
+            answer_of(first.completion),
+            answer_of(second.completion),
+        )
+        for prompt, first, second in pairs
+    ]
+    verdicts = judge.compare(compared)
     judged = list(zip(pairs, verdicts, strict=True))
     won = Counter(verdict.winner for verdict in verdicts)
     if verdicts and won["unreadable"] == len(verdicts):
@@ -65,13 +67,17 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
             "Take another judge.model, judge.prompt or judge.max_tokens. (On vLLM answers are held to the prompt's "
             "schema; elsewhere the model must write such JSON by itself.)"
         )
+    edits = {} if editor is None else edits_of(compared, {each.id: each for each in verdicts}, editor=editor)
     unsaid: Strength | None = "better" if both_orders else None
     rows = [
-        preference(
-            *best_first(pair, verdict.winner),
-            strength=verdict.strength or unsaid,
-            annotator=judge.name,
-            compared_by="judge",
+        _with_edit(
+            preference(
+                *best_first(pair, verdict.winner),
+                strength=verdict.strength or unsaid,
+                annotator=judge.name,
+                compared_by="judge",
+            ),
+            edits.get(verdict.id),
         )
         for pair, verdict in judged
         if verdict.winner in ("first", "second")
@@ -83,11 +89,19 @@ def annotate(pairs: Sequence[Pair], *, judge: Judge, both_orders: bool) -> Annot
         "unreadable": won["unreadable"],
     }
     shares = {f"{name}_share": counts[name] / len(verdicts) for name in ("ties", "unreadable")} if verdicts else {}
-    verdict_rows = [_verdict_row(pair, verdict, judge=judge.name) for pair, verdict in judged]
+    if editor is not None:
+        counts |= edit_counts(edits)
+    verdict_rows = [_verdict_row(pair, verdict, edits.get(verdict.id), judge=judge.name) for pair, verdict in judged]
     return Annotations(rows, verdict_rows, counts, shares)
 
 
-def _verdict_row(pair: Pair, verdict: Verdict, *, judge: str) -> VerdictRow:
+def _with_edit(row: PreferenceRow, edit: Edit | None) -> PreferenceRow:
+    """The preference with its edit, which is another text than the one that has a reward."""
+    text = None if edit is None else edited_completion(row.chosen, edit.text)
+    return row if text is None else row.model_copy(update={"edited": text, "chosen_reward": None})
+
+
+def _verdict_row(pair: Pair, verdict: Verdict, edit: Edit | None, *, judge: str) -> VerdictRow:
     _, first, second = pair
     return VerdictRow(
         id=verdict.id,
@@ -98,6 +112,8 @@ def _verdict_row(pair: Pair, verdict: Verdict, *, judge: str) -> VerdictRow:
         reason=verdict.reason,
         answers=list(verdict.answers),
         judge=judge,
+        edit_dropped=None if edit is None or edit.fault is None else f"{edit.fault}: {edit.reason}",
+        edit_answers=[] if edit is None else list(edit.answers),
     )
 
 

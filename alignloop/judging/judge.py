@@ -23,6 +23,7 @@ from alignloop.errors import DataError, EngineError, UserError
 from alignloop.judging.askers import EndpointAsker, EngineAsker
 from alignloop.judging.prompt_file import (
     PLACEHOLDER,
+    EditPrompt,
     JudgingPrompt,
     PairwisePrompt,
     PointsPrompt,
@@ -38,6 +39,7 @@ from alignloop.judging.verdicts import (
     JudgeAnswer,
     JudgeTexts,
     PairToCompare,
+    PairToEdit,
     Points,
     Question,
     QuestionUnit,
@@ -47,9 +49,14 @@ from alignloop.judging.verdicts import (
 from alignloop.progress import Progress, QuietProgress
 from alignloop.records import Message, Row
 
-P = TypeVar("P", PairwisePrompt, PointsPrompt, TextsPrompt)
+P = TypeVar("P", PairwisePrompt, PointsPrompt, TextsPrompt, EditPrompt)
 FILE = "finished.jsonl"
-_DOES = {"pairwise": "compares two", "points": "gives points", "texts": "asks for texts"}
+_DOES = {
+    "pairwise": "compares two",
+    "points": "gives points",
+    "texts": "asks for texts",
+    "edit": "asks for a better text",
+}
 
 
 def open_judge(
@@ -177,10 +184,12 @@ class PromptedJudge:
 
     def describe(self, items: Sequence[Appraisal]) -> list[JudgeTexts]:
         answers = self._ask_about(self._wanted(TextsPrompt, "describing wants a texts prompt"), items)
-        return [
-            JudgeTexts(item.id, answer.value if isinstance(answer.value, tuple) else None, answer.reason, answer.texts)
-            for item, answer in zip(items, answers, strict=True)
-        ]
+        return [_texts_of(item.id, answer) for item, answer in zip(items, answers, strict=True)]
+
+    def edit(self, items: Sequence[PairToEdit]) -> list[JudgeTexts]:
+        prompt = self._wanted(EditPrompt, "editing wants an edit prompt")
+        answers = self._ask([self._unit(item.pair.id, [edit_messages(prompt, item)]) for item in items], what="edits")
+        return [_texts_of(item.pair.id, answer) for item, (answer,) in zip(items, answers, strict=True)]
 
     def _wanted(self, kind: type[P], wants: str) -> P:
         if isinstance(self._prompt, kind):
@@ -232,6 +241,11 @@ class PromptedJudge:
         return [finished.answers[unit.key] for unit in units]
 
 
+def _texts_of(item_id: str, answer: JudgeAnswer) -> JudgeTexts:
+    texts = answer.value if isinstance(answer.value, tuple) else None
+    return JudgeTexts(item_id, texts, answer.reason, answer.texts)
+
+
 def compare_messages(prompt: PairwisePrompt, item: PairToCompare, *, swapped: bool) -> tuple[Message, ...]:
     first, second = (item.second, item.first) if swapped else (item.first, item.second)
     values = {"first": first, "second": second}
@@ -241,6 +255,18 @@ def compare_messages(prompt: PairwisePrompt, item: PairToCompare, *, swapped: bo
 def rate_messages(prompt: PointsPrompt | TextsPrompt, item: Appraisal) -> tuple[Message, ...]:
     completion = item.completion or ""
     return _filled(prompt, item.messages, {"completion": completion}, judged=(completion,))
+
+
+def edit_messages(prompt: EditPrompt, item: PairToEdit) -> tuple[Message, ...]:
+    pair = item.pair
+    values = {
+        "first": pair.first,
+        "second": pair.second,
+        "completion": item.completion,
+        "better": item.better,
+        "criticism": item.criticism or "(none was given)",
+    }
+    return _filled(prompt, pair.messages, values, judged=(pair.first, pair.second, item.criticism))
 
 
 def _filled(

@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignloop.chat.reasoning import answer_of, has_answer, join_reasoning, split_reasoning
+from alignloop.chat.reasoning import answer_of, has_answer
 from alignloop.data.jsonl import numbered_lines
 from alignloop.data.parsing import parse_row
 from alignloop.data.problems import BadRow, check_nested, check_text, plain_problems, shown
 from alignloop.errors import DataError, did_you_mean
 from alignloop.judging.annotate import Annotations, Pair, best_first, preference
+from alignloop.judging.edits import edited_completion
 from alignloop.records import (
     STRENGTHS,
     AnnotatedRow,
@@ -138,19 +139,7 @@ def _preference(pair: Pair, answer: AnnotatedRow, winner: Winner) -> PreferenceR
         *best_first(pair, winner), strength=answer.strength, annotator=answer.annotator, compared_by="people"
     )
     more = {"annotation": dict(answer.meta)} if answer.meta else {}
-    return row.model_copy(update={"edited": _edited(row.chosen, answer.edited), "meta": {**row.meta, **more}})
-
-
-def _edited(chosen: str, edited: str | None) -> str | None:
-    """An edited answer as a whole completion, its reasoning kept; None where nothing was changed.
-
-    A template that asks for a thought trains no answer without one.
-    """
-    if edited is None or edited.strip() in (chosen.strip(), answer_of(chosen).strip()):
-        return None
-    if split_reasoning(edited)[0] is not None:
-        return edited  # the person wrote a thought, too
-    return join_reasoning(split_reasoning(chosen)[0], edited)
+    return row.model_copy(update={"edited": edited_completion(row.chosen, answer.edited), "meta": {**row.meta, **more}})
 
 
 def _answer(value: object) -> AnnotatedRow:

@@ -2,8 +2,9 @@
 
 And what a stage's fingerprint says of its judge, beside the recipe's words: hashes of the prompt and of the model.
 
-A file is YAML. `{conversation}`, `{prompt}`, `{first}`, `{second}`, `{completion}`, `{labels}` and `{mark}` are
-filled in; `{{word}}` is the text `{word}`. See alignloop/judging/prompts for the bundled ones.
+A file is YAML. `{conversation}`, `{prompt}`, `{first}`, `{second}`, `{completion}`, `{better}`, `{criticism}`,
+`{labels}` and `{mark}` are filled in; `{{word}}` is the text `{word}`. See `prompts/` beside this file for the bundled
+ones.
 """
 
 from __future__ import annotations
@@ -208,7 +209,39 @@ class TextsPrompt(_JudgingPrompt):
         )
 
 
-JudgingPrompt = PairwisePrompt | PointsPrompt | TextsPrompt
+class EditVerdict(_Strict):
+    """The answer's field holds the better text."""
+
+    field: str
+
+
+class EditPrompt(_JudgingPrompt):
+    """Asks for a better text of the completion that a judge chose of two.
+
+    `{completion}` is that one, `{better}` its place, `first` or `second`, and `{criticism}` what the judge gave as its
+    reason; `{first}` and `{second}` are both, as it was asked about them.
+    """
+
+    kind: Literal["edit"]
+    verdict: EditVerdict
+
+    @property
+    def wants_criticism(self) -> bool:
+        return "criticism" in self._placeholders()
+
+    @model_validator(mode="after")
+    def _usable(self) -> EditPrompt:
+        used = self._check_templates("first", "second", "completion", "better", "criticism")
+        if not (used & {"completion", "better"} and used & _DIALOG):
+            raise ValueError("user: an edit prompt must hold {completion} or {better}, and {conversation} or {prompt}")
+        if "better" in used and not {"first", "second"} <= used:
+            raise ValueError("user: {better} is the place of one of two completions: give {first} and {second}, too")
+        self._check_answer(self.verdict.field, ("a text",))
+        return self
+
+
+JudgingPrompt = PairwisePrompt | PointsPrompt | TextsPrompt | EditPrompt
+KINDS = ("pairwise", "points", "texts", "edit")
 _ADAPTER: TypeAdapter[JudgingPrompt] = TypeAdapter(Annotated[JudgingPrompt, Field(discriminator="kind")])
 
 
@@ -225,14 +258,14 @@ def load_prompt(source: str) -> JudgingPrompt:
         raise UserError(f"{path}: not a YAML file that can be used: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a judging prompt is a mapping with kind, system, user, verdict and schema")
-    if values.get("kind") not in ("pairwise", "points", "texts"):
-        raise UserError(f"{path}: kind: {values.get('kind')!r} - write pairwise, points or texts")
+    if values.get("kind") not in KINDS:
+        raise UserError(f"{path}: kind: {values.get('kind')!r} - write {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
         lines = []
         for where, sentence in plain_problems(error):
-            field = re.sub(r"^(pairwise|points|texts)\.?", "", where or "")  # the kind, which pydantic puts first
+            field = re.sub(rf"^({'|'.join(KINDS)})\.?", "", where or "")  # the kind, which pydantic puts first
             lines.append(f"{field}: {sentence}" if field else sentence)
         found = "; ".join(lines).replace("is not a column of this kind of row", "is no field of it")
         raise UserError(f"{path}: {found}") from None

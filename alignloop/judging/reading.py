@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from alignloop.judging.http_client import bounded_json
-from alignloop.judging.prompt_file import JudgingPrompt, PairwisePrompt, TextsPrompt
+from alignloop.judging.prompt_file import EditPrompt, JudgingPrompt, PairwisePrompt, TextsPrompt
 from alignloop.judging.verdicts import JudgeAnswer
 
 _FENCE = re.compile(r"```[ \t]*(?:\w+[ \t]*)?\n(.*?)```", re.DOTALL)
@@ -56,7 +56,10 @@ class VerdictReader:
             fields = prompt.verdict.fields
             return JudgeAnswer(tuple(text for field in fields for text in _texts(value[field], field)), reason)
         found = value[prompt.verdict.field]
-        if isinstance(prompt, PairwisePrompt):
+        if isinstance(prompt, EditPrompt):
+            if isinstance(found, str):  # a blank one is an answer: it improves nothing
+                return JudgeAnswer((found.strip(),), reason)
+        elif isinstance(prompt, PairwisePrompt):
             for name, meaning, strength in prompt.verdict.meanings:
                 if found == name and isinstance(found, str):
                     return JudgeAnswer(meaning, reason, strength=strength)

@@ -1,6 +1,6 @@
 """What a judge is asked about, how it is asked, and what it makes of it. Torch-free, and pure.
 
-    PairToCompare, Appraisal --> QuestionUnit --Asker--> JudgeAnswers --> Verdict, Points, JudgeTexts
+    PairToCompare, Appraisal, PairToEdit --> QuestionUnit --Asker--> JudgeAnswers --> Verdict, Points, JudgeTexts
 
 An answer that cannot be read is `unreadable`, never a tie and never a number.
 """
@@ -25,6 +25,20 @@ class PairToCompare:
     messages: tuple[Message, ...]
     first: str
     second: str
+
+
+@dataclass(frozen=True)
+class PairToEdit:
+    """A pair as it was compared, which of the two is to be improved, and what the judge gave as its reason."""
+
+    pair: PairToCompare
+    better: Literal["first", "second"]
+    criticism: str
+
+    @property
+    def completion(self) -> str:
+        """What is to be improved."""
+        return self.pair.first if self.better == "first" else self.pair.second
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class JudgeTexts:
 class Judge(Protocol):
     """Asks a model by a judging prompt. What is finished is kept on disk and not asked again.
 
-    Each of the three answers every item, in order, and wants a prompt of its own kind.
+    Each of the four answers every item, in order, and wants a prompt of its own kind.
 
     Raises:
         UserError: the prompt is of another kind.
@@ -90,6 +104,7 @@ class Judge(Protocol):
     def compare(self, items: Sequence[PairToCompare]) -> list[Verdict]: ...
     def rate(self, items: Sequence[Appraisal]) -> list[Points]: ...
     def describe(self, items: Sequence[Appraisal]) -> list[JudgeTexts]: ...
+    def edit(self, items: Sequence[PairToEdit]) -> list[JudgeTexts]: ...
 
 
 @dataclass(frozen=True)

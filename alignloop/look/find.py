@@ -30,6 +30,7 @@ _FROM_FILES: tuple[tuple[str, str, Kind, type[FromFile]], ...] = (
 _MADE: tuple[tuple[str, str, Kind], ...] = (
     ("collect", "verdicts", "verdict"),
     ("sample", "candidates", "candidate"),
+    ("sample", "other_candidates", "candidate"),
     ("build_pairs", "pairs", "pair"),
 )
 """Rows that the run makes; every row of a run has its id in one of these outputs."""

@@ -122,18 +122,23 @@ class RoundTrace:
         rows = self.run.rows(self.number, "build_pairs", "pairs", PairRow, mark=start)
         return [row for row in rows if row.id.startswith(start)]
 
-    @property
-    def policy_path(self) -> str:
-        """The checkpoint that sampled; empty where it is not known."""
+    def policy_path(self, digest: str) -> str:
+        """The checkpoint of this digest that sampled; empty where it is not known."""
         stage = self.run.stage(self.number, "sample")
-        policy = {} if stage is None else stage.manifest.inputs.get("policy") or {}
-        return str(policy.get("path") or "")
+        inputs = {} if stage is None else stage.manifest.inputs
+        models = [inputs.get("policy") or {}, *(inputs.get("other_policies") or ())]
+        return next((str(model.get("path") or "") for model in models if model.get("digest") == digest), "")
 
     def policy_facts(self, row: CandidateRow) -> dict[str, Any]:
-        return {"round": row.round, "policy": row.policy, "checkpoint": self.policy_path}
+        return {"round": row.round, "policy": row.policy, "checkpoint": self.policy_path(row.policy)}
+
+    def answered(self, row: CandidateRow) -> list[Step]:
+        """`sample` of a candidate of another model than the policy."""
+        text = f"to be annotated alone (collect.policies), by {self.policy_path(row.policy) or '?'}"
+        return self.step("sample", "sampled", text, {"policy": row.policy})
 
     def sampled(self, rows: Sequence[CandidateRow]) -> list[Step]:
-        checkpoint = self.policy_path or "?"
+        checkpoint = self.policy_path(rows[0].policy) or "?"
         cut = sum(row.finish_reason == "length" for row in rows)
         ends = f", {cut} cut off" if cut else ""
         facts = {"policy": rows[0].policy, "checkpoint": checkpoint, "candidates": len(rows), "cut_off": cut}

@@ -129,6 +129,8 @@ def _pair_life(pair_id: str, run: RunReader) -> Life:
 
 
 def _candidate_life(candidate_id: str, run: RunReader) -> Life:
+    if other := _of_another_model(candidate_id, run):
+        return other
     number, row = run.where("sample", "candidates", CandidateRow, candidate_id)
     trace = RoundTrace(run, number)
     rows = trace.candidates(row.prompt_id)
@@ -151,6 +153,25 @@ def _candidate_life(candidate_id: str, run: RunReader) -> Life:
         tuple(steps),
         twins_of(run, steps, row_id=candidate_id, text=dialog_text(row.messages, row.completion)),
     )
+
+
+def _of_another_model(candidate_id: str, run: RunReader) -> Life | None:
+    """A candidate that was sampled to be annotated beside the policy's; None where it is one of those."""
+    for number in run.rounds:
+        trace = RoundTrace(run, number)
+        row = trace.row("sample", "other_candidates", CandidateRow, candidate_id)
+        if row is not None:
+            prompt, _ = _read_prompt(row.prompt_id, run)
+            compared = RoundTrace(run, number + 1).compared(row.prompt_id, candidate=candidate_id)
+            return Life(
+                candidate_id,
+                "candidate",
+                _candidate_facts(row, prompt, trace),
+                tuple(row.messages),
+                {"completion": row.completion},
+                steps=(*trace.answered(row), *compared),
+            )
+    return None
 
 
 def _candidate_facts(row: CandidateRow, prompt: PromptRow | None, trace: RoundTrace) -> dict[str, Any]:
@@ -302,7 +323,10 @@ def _verdict_life(row_id: str, run: RunReader) -> Life:
     outcome = f"by {row.judge}: {row.winner}{votes}"
     steps = RoundTrace(run, number).step("collect", "compared", outcome, {"winner": row.winner})
     facts: dict[str, Any] = {"judge": row.judge, "winner": row.winner, "first": row.first, "second": row.second}
+    if row.edit_dropped:
+        facts["edit dropped"] = row.edit_dropped
     texts = {"reason": row.reason, **{f"answer {at}": text for at, text in enumerate(row.answers, start=1)}}
+    texts |= {f"edit {at}": text for at, text in enumerate(row.edit_answers, start=1)}
     made = Life("", "preference", {})
     if row.winner in ("first", "second"):
         chosen, rejected = (row.first, row.second) if row.winner == "first" else (row.second, row.first)

@@ -21,7 +21,7 @@ from alignloop.engines.open import FALLBACK, is_fallback, machine_shares
 from alignloop.errors import DiskFullError
 from alignloop.records import RejectedRow
 from alignloop.run_dir.layout import BEFORE_A_RUN, RESOLVED
-from alignloop.stages import average, collect, evaluate, measure, prune, sample, score, train_dpo
+from alignloop.stages import average, collect, evaluate, measure, other_policies, prune, sample, score, train_dpo
 from alignloop.stages.average import num_checkpoints
 from alignloop.stages.base import look_at_base
 from alignloop.stages.facts import BaseFacts, Facts, Findings, Rows
@@ -85,7 +85,7 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
         stage.check(facts)
     with findings.collecting():
         check_trackers(recipe.training.trackers)
-    for stage in (collect, measure, prune, train_dpo):
+    for stage in (collect, other_policies, measure, prune, train_dpo):
         stage.check(facts)
     _check_processes(facts)
     _check_engine(facts)

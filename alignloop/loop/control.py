@@ -26,6 +26,8 @@ from alignloop.training.variants import num_trainings
 Settings = Mapping[str, Any]
 """`a.b` of the recipe -> its value in the control."""
 ANNOTATED_ALONE = ("file", "annotated")
+_ANNOTATORS = ("min_annotated", "strength_gaps", "policies", "edits")
+"""Keys of `collect` that want an annotator."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ KINDS: Mapping[str, Kind] = {
         {
             "sample.policy": "base",
             "collect.pairing": "random",
+            "collect.policies": None,
             "prune.sources": ANNOTATED_ALONE,
             "pairs.sources": ANNOTATED_ALONE,
         },
@@ -67,7 +70,7 @@ KINDS: Mapping[str, Kind] = {
     "dpo-only": Kind("No SFT: its tokens go to DPO.", {"prune.sources": ()}, tokens="dpo"),
     "no-annotation": Kind(
         "No annotations: the user's files are all that people, or a judge, ever said.",
-        {"collect.annotator": "none", "collect.min_annotated": None},
+        {"collect.annotator": "none", **dict.fromkeys(f"collect.{key}" for key in _ANNOTATORS)},
     ),
     "no-pruning": Kind(
         "No pruning: SFT trains on every row. Questions of the benchmarks stay out, as in every run.",

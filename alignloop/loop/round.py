@@ -41,6 +41,7 @@ class RoundStart:
 
     Attributes:
         policy: checkpoint that samples.
+        other_policies: those whose answers are annotated beside the policy's (`collect.policies`).
         base: the base, which never changes.
         previous: the last policy that passed the gate; in round 1 the base.
         average: the moving average of the policies (`dpo.reference: ema`); in round 1 the base.
@@ -50,6 +51,7 @@ class RoundStart:
         preferences, heldout, prompts: the run's data, as ingested.
         batches: the preference batches of the rounds before, oldest first.
         scored: the last round's scored candidates; None in the first round.
+        other_candidates: what other models than its policy answered in the last round.
         before: what its model is measured against: the base, the last round's model, the first reward model.
         optimizer: DPO's, of the round whose policy is `previous` (`dpo.carry_optimizer`); empty: a new one.
         demonstrations: what people wrote to fine-tune on (`sft.data`), a file an entry.
@@ -71,13 +73,16 @@ class RoundStart:
     before: measure.Before
     optimizer: tuple[Artifact, ...] = ()
     demonstrations: tuple[Artifact, ...] = ()
+    other_policies: tuple[Artifact, ...] = ()
+    other_candidates: tuple[Artifact, ...] = ()
     files: collect.RoundFiles = field(default_factory=collect.RoundFiles)
 
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """What a round leaves; the next reward model may be trained from `reward_average`. `evaluation` and `measured` are
-    None in a round that has none by its schedule."""
+    """What a round leaves; the next reward model may be trained from `reward_average`, `variants` are the models that
+    its policy is the average of, where DPO had several. `evaluation` and `measured` are None in a round that has none
+    by its schedule."""
 
     policy: Artifact
     average: Artifact
@@ -86,6 +91,8 @@ class RoundEnd:
     batch: Artifact
     prompts: Artifact
     scored: Artifact
+    other_candidates: tuple[Artifact, ...]
+    variants: tuple[Artifact, ...]
     evaluation: evaluate.Outputs | None
     measured: measure.Outputs | None
     optimizer: tuple[Artifact, ...]
@@ -98,6 +105,7 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         recipe,
         start.preferences,
         start.scored,
+        other_candidates=start.other_candidates,
         files=start.files,
         batches=start.batches,
         heldout=start.heldout,
@@ -113,7 +121,7 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         averaged = stages.run(average.REWARD, average.of(reward)).checkpoint
         reward_model = reward_models.of_training(recipe, reward, averaged=averaged)
 
-    sampled = stages.run(sample.STAGE, sample.Inputs(start.policy, prompts))
+    sampled = stages.run(sample.STAGE, sample.Inputs(start.policy, prompts, start.other_policies))
     scored = stages.run(score.STAGE, score.Inputs(sampled.candidates, reward_model, collected.preferences))
     preferences = score.rewarded(scored, collected.preferences)
 
@@ -163,6 +171,8 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         batch=collected.preferences,
         prompts=prompts,
         scored=scored.candidates,
+        other_candidates=sampled.other_candidates,
+        variants=train_dpo.last_of_variants(dpo),
         evaluation=evaluation,
         measured=measured,
         optimizer=dpo.optimizer,

@@ -24,6 +24,7 @@ from alignloop.loop.round_inputs import answers_of, ask_people, files_of_rounds,
 from alignloop.records import RoundRow
 from alignloop.run_dir.manifest import published
 from alignloop.stages import average, base, bootstrap, collect, evaluate, ingest, measure
+from alignloop.stages.other_policies import last_policies, named_policies
 from alignloop.stages.runner import StageRunner
 
 ROUNDING = 1e-9
@@ -61,11 +62,14 @@ def run_rounds(
     say("round 0: the base")
     prepared = prepare(stages.round(0), base_inputs=base_inputs)
     start, policies = prepared.start, {0: prepared.start.policy}
+    variants, named = dict[int, tuple[Artifact, ...]](), named_policies(recipe)
     rows = [ended(0, prepared.ending, [])]
     for number in range(1, recipe.rounds + 1):
         say(f"round {number} of {recipe.rounds}")
         if number > 1:
             start = replace(start, policy=(choose or sampling_policy)(recipe, rows, policies))
+        others = other_policies(recipe, rows, policies, policy=start.policy, variants=variants, named=named)
+        start = replace(start, other_policies=others)
         # A round's own file and people's answers, as they lie there when it begins.
         files = collect.RoundFiles(
             file=round_file(recipe, run_dir, number), answers=answers_of(recipe, run_dir, number)
@@ -74,7 +78,7 @@ def run_rounds(
             end = run_round(stages.round(number), replace(start, files=files))
         except PeopleNeeded as wait:
             raise ask_people(wait, run_dir=run_dir, number=number) from wait
-        policies[number] = end.policy
+        policies[number], variants[number] = end.policy, end.variants
         is_due = number == recipe.rounds or (recipe.evaluate.test_rounds == "all" and recipe.evaluates(number))
         tested = _test(stages, end.policy, is_due=is_due)
         rows.append(ended(number, Ending(end.policy, end.evaluation, tested), rows))
@@ -150,6 +154,7 @@ def next_start(recipe: Recipe, start: RoundStart, end: RoundEnd, *, passed: bool
         prompts=end.prompts,
         batches=(*start.batches, end.batch),
         scored=end.scored,
+        other_candidates=end.other_candidates,
         before=measure.after(start.before, reward_model=end.reward_model, measured=end.measured),
     )
 
@@ -165,6 +170,29 @@ def sampling_policy(recipe: Recipe, rows: Sequence[RoundRow], policies: Mapping[
         return policies[passed[-1].round]
     # The bare base never samples again: round 1's policy at least has chat behaviour.
     return policies[best_round(passed, recipe.best_metric).round]
+
+
+def other_policies(
+    recipe: Recipe,
+    rows: Sequence[RoundRow],
+    policies: Mapping[int, Artifact],
+    *,
+    policy: Artifact,
+    variants: Mapping[int, tuple[Artifact, ...]],
+    named: tuple[Artifact, ...] = (),
+) -> tuple[Artifact, ...]:
+    """The models of `collect.policies` beside `policy`: those that it names, or as many of the run's own as there are
+    so far; the base is none of these."""
+    if named:
+        return last_policies(len(named), policy, variants=(), passed=named)
+    passed = [row.round for row in reversed(rows[1:]) if row.gated is None]
+    of_policy = next((number for number in passed if policies[number].path == policy.path), 0)
+    return last_policies(
+        recipe.collect.num_policies - 1,
+        policy,
+        variants=variants.get(of_policy, ()),
+        passed=[policies[number] for number in passed],
+    )
 
 
 def best_round(rows: Sequence[RoundRow], metric: str) -> RoundRow:

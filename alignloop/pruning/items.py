@@ -152,10 +152,11 @@ def is_peoples(row: PreferenceRow, *, strengths: Sequence[Strength]) -> bool:
     """Whether people wrote its best completion, or chose it at one of the `strengths` (or named no strength).
 
     What a judge, a function or the simulated annotator picked is a candidate of the policy like any other, and what
-    people hardly preferred may be no better than what they rejected.
+    people hardly preferred may be no better than what they rejected. What a round's judge wrote itself is not theirs.
     """
     chosen = row.compared_by == "people" and (row.strength is None or row.strength in strengths)
-    return chosen or row.edited is not None
+    by_judge = row.compared_by == "judge" and row.origin == "annotated"
+    return chosen or (row.edited is not None and not by_judge)
 
 
 def item_of_sft(row: SftRow, *, reward: float | None = None) -> Item:

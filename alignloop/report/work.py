@@ -119,7 +119,8 @@ def tokens_of(entry: RoundRecord) -> dict[str, float]:
     for stage in entry.stages:
         if stage.name == "sample":
             mean = stage.manifest.metrics.get("mean_tokens", 0.0)
-            tokens["sampling"] += mean * stage.manifest.counts.get("candidates", 0)
+            counts = stage.manifest.counts
+            tokens["sampling"] += mean * (counts.get("candidates", 0) + counts.get("other_candidates", 0))
         tokens["training"] += trained_tokens(stage)
     if entry.evaluation is not None:
         means = {key: mean for key, mean in entry.evaluation.metrics.items() if key.endswith(TOKENS)}

@@ -185,19 +185,20 @@ def describe(config: Any, inputs: Any, *, seed: int) -> dict[str, Any]:
     """What a stage's result depends on, in JSON values."""
     return {
         "config": config.model_dump(mode="json") if isinstance(config, BaseModel) else {},
-        "inputs": {name: _described(value) for name, value in _fields(inputs).items()},
+        "inputs": {name: _described(value) for name, value in _present(inputs).items()},
         "seed": seed,
     }
 
 
 def optional() -> Any:
-    """A field of a stage's inputs or outputs that no manifest has while it is empty: what came to a stage later moves
-    nothing of runs without it."""
+    """A field of a stage's inputs or outputs that is described and recorded only where it is not empty: what came to a
+    stage later moves nothing of runs without it."""
     return dataclasses.field(default=(), metadata={_OPTIONAL: True})
 
 
-def _fields(values: Any) -> dict[str, Any]:
-    fields = ((field, getattr(values, field.name)) for field in dataclasses.fields(values))
+def _present(artifacts: Any) -> dict[str, Any]:
+    """The fields by name, without optional ones that are empty."""
+    fields = ((field, getattr(artifacts, field.name)) for field in dataclasses.fields(artifacts))
     return {field.name: value for field, value in fields if value or not field.metadata.get(_OPTIONAL)}
 
 
@@ -247,7 +248,7 @@ def recorded_inputs(inputs: Any, *, run_dir: Path) -> dict[str, Any]:
         path = value.path.relative_to(run_dir.resolve()) if inside else value.path
         return {"digest": value.digest, "path": path.as_posix()}
 
-    return {name: recorded(value) for name, value in _fields(inputs).items()}
+    return {name: recorded(value) for name, value in _present(inputs).items()}
 
 
 def recorded_outputs(outputs: Any, *, folder: Path) -> dict[str, ArtifactRecord | list[ArtifactRecord]]:
@@ -257,7 +258,7 @@ def recorded_outputs(outputs: Any, *, folder: Path) -> dict[str, ArtifactRecord 
         path = artifact.path.relative_to(folder.resolve()).as_posix()
         return ArtifactRecord(path=path, digest=artifact.digest, rows=artifact.rows, bytes=size_of(artifact.path))
 
-    fields = {name: value for name, value in _fields(outputs).items() if name not in NO_ARTIFACTS}
+    fields = {name: value for name, value in _present(outputs).items() if name not in NO_ARTIFACTS}
     return {
         name: [recorded(item) for item in value] if isinstance(value, tuple) else recorded(value)
         for name, value in fields.items()

@@ -21,14 +21,17 @@ KEPT = "judge"
 """Folder of what a judge has finished, until all of it stands in the stage's files."""
 
 
-def open_stage_judge(judge: JudgeSettings, on_engine: EngineComputes | None, ctx: StageContext) -> Judge:
-    """The judge, with what it has finished in the stage's folder `judge`."""
+def open_stage_judge(
+    judge: JudgeSettings, on_engine: EngineComputes | None, ctx: StageContext, *, folder: str = ""
+) -> Judge:
+    """The judge, with what it has finished in the stage's folder `judge`, or in a folder of that: each prompt that it
+    is asked by wants its own."""
     from alignloop.judging.judge import open_judge
 
     return open_judge(
         judge,
         ctx.engine,
-        dir=ctx.dir / KEPT,
+        dir=ctx.dir / KEPT / folder,
         seed=ctx.seed,
         max_model_len=None if on_engine is None else on_engine.max_model_len,
         progress=ctx.progress,

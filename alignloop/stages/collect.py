@@ -26,9 +26,10 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.data.split import round_batch
 from alignloop.errors import DataError, PeopleNeeded, UserError
 from alignloop.judging.annotate import Annotations, Pair
-from alignloop.judging.prompt_file import PairwisePrompt, load_prompt
+from alignloop.judging.prompt_file import EditPrompt, PairwisePrompt, load_prompt
 from alignloop.pruning.decontaminate import RULE, benchmark_files, left_out_line
 from alignloop.records import CandidateRow, PreferenceRow, PromptRow, Source, by_prompt
+from alignloop.run_dir.manifest import optional
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.best_of_k import comparable
@@ -65,6 +66,8 @@ class Inputs:
     """With `batches: files`: local data of the benchmarks that are kept out."""
     answers: Artifact | None = None
     """People's answers; None: they are asked, and the round stops."""
+    other_candidates: tuple[Artifact, ...] = optional()
+    """With `policies`: the last round's answers of each other model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,11 @@ class Settings(CollectConfig):
     """Digest of the source of a function that annotates."""
     min_annotated: PositiveInt | None = Field(None, exclude=True)
     choose_by: ChooseBy = Field("chance", exclude_if=lambda how: how == "chance")
+    policies: int | tuple[str, ...] | None = Field(None, exclude=True)
+    """Whose answers those are, the inputs say."""
+    edits: str | None = Field(None, exclude_if=lambda prompt: prompt is None)
+    edits_source: str | None = Field(None, exclude_if=lambda digest: digest is None)
+    """Digest of the judging prompt that asks for edits."""
     batches: Literal["split", "files", "all"]
     split_rounds: PositiveInt
     reading: DataConfig | None = None
@@ -112,6 +120,7 @@ def settings(recipe: Recipe) -> Settings:
     return Settings(
         **dict(config),
         annotator_source=load(config.annotator).digest if config.by_function else None,
+        edits_source=None if config.edits is None else load_prompt(config.edits).digest,
         judge=judge,
         judge_engine=judge_engine,
         batches=recipe.data.batches,
@@ -127,6 +136,7 @@ def inputs(
     preferences: Artifact,
     scored: Artifact | None,
     *,
+    other_candidates: tuple[Artifact, ...] = (),
     files: RoundFiles = RoundFiles(),
     batches: tuple[Artifact, ...] = (),
     heldout: Artifact | None = None,
@@ -138,6 +148,8 @@ def inputs(
         marks |= judge_marks(config.judge)
     if config.annotator == "human" and scored is not None:
         marks = {"answers": files.answers}
+    if config.policies is not None and scored is not None:
+        marks["other_candidates"] = other_candidates
     if files.file is not None:
         grown = prompts if config.prompts_grow else None
         marks |= {"file": files.file, "earlier": batches, "heldout": heldout, "prompts": grown}
@@ -163,14 +175,35 @@ def check(facts: Facts) -> None:
         findings.notes.append("collect.annotator is judge, but collect.num_annotations is 0: it is never asked to")
         return
     with findings.collecting():
-        if not isinstance(load_prompt(judge.prompt), PairwisePrompt):
+        comparing = load_prompt(judge.prompt)
+        if not isinstance(comparing, PairwisePrompt):
             raise UserError(f"judge.prompt: {judge.prompt} compares no two; annotating wants a pairwise prompt")
+        if recipe.collect.edits is not None:
+            _check_edits(facts, recipe.collect.edits, comparing)
     if recipe.rounds < FIRST_ANNOTATED:
         findings.notes.append(
             "judge: the first round has no candidates to annotate yet, so in a run of one round collect never asks it"
         )
     elif not facts.is_published(STAGE.name, first_round=FIRST_ANNOTATED):
         check_judge(facts, judge)
+
+
+def _check_edits(facts: Facts, source: str, comparing: PairwisePrompt) -> None:
+    """Raises UserError where the prompt asks for no edit, or for the reason that the judge is not asked for."""
+    sample, judge = facts.recipe.sample, facts.recipe.judge
+    prompt = load_prompt(source)
+    if not isinstance(prompt, EditPrompt):
+        raise UserError(f"collect.edits: {source} asks for no better text; take `edit`, or a prompt of that kind")
+    if prompt.wants_criticism and comparing.reason is None:
+        raise UserError(
+            f"collect.edits: {source} goes by the judge's reason ({{criticism}}), and judge.prompt asks for none: name "
+            "a field of its answer as `reason`, or leave {criticism} out of the first"
+        )
+    if judge is not None and judge.max_tokens < sample.max_tokens:
+        facts.findings.notes.append(
+            f"collect.edits: an edit may be as long as an answer (sample.max_tokens {sample.max_tokens}), and one over "
+            f"judge.max_tokens ({judge.max_tokens}) is cut, and counted as unreadable"
+        )
 
 
 def _check_annotator(function: str, prompts: Sequence[PromptRow]) -> None:
@@ -190,8 +223,10 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     new = Annotations([], [], {"annotated": 0}, {})
     if config.annotator != "none" and config.num_annotations and inputs.scored is not None:
         candidates = list(load_jsonl(inputs.scored.path, CandidateRow))
+        others = [row for file in inputs.other_candidates for row in load_jsonl(file.path, CandidateRow)]
+        _say_models(config, 1 + len(inputs.other_candidates), ctx)
         with ctx.activity("annotating"):
-            new = _annotated(config, candidates, inputs.answers, ctx)
+            new = _annotated(config, candidates, others, inputs.answers, ctx)
     outputs = Outputs(
         preferences=ctx.write_rows("preferences.jsonl", [*batch.rows, *new.rows]),
         verdicts=ctx.write_any_rows("verdicts.jsonl", new.verdicts),
@@ -228,11 +263,25 @@ def _batch(config: Settings, inputs: Inputs, ctx: StageContext) -> Batch:
     return batch
 
 
+def _say_models(config: Settings, num_models: int, ctx: StageContext) -> None:
+    """Say where fewer models have answered than the recipe asks for."""
+    if num_models < config.num_policies:
+        so = "its own answers are compared" if num_models == 1 else f"pairs are of {num_models} models"
+        ctx.progress.say(
+            f"  collect.policies asks for {config.num_policies} models, and the last round had {num_models}: {so}"
+        )
+
+
 def _annotated(
-    config: Settings, candidates: list[CandidateRow], answers: Artifact | None, ctx: StageContext
+    config: Settings,
+    candidates: list[CandidateRow],
+    others: list[CandidateRow],
+    answers: Artifact | None,
+    ctx: StageContext,
 ) -> Annotations:
     pairs = pairs_to_annotate(
         candidates,
+        others,
         seed=ctx.seed,
         pairing=config.pairing,
         pairs_per_prompt=config.pairs_per_prompt,
@@ -243,14 +292,10 @@ def _annotated(
     elif config.annotator == "human":
         made = _by_people(config, pairs[: config.num_annotations], answers, ctx)
     else:
-        from alignloop.judging.annotate import annotate
-
-        assert config.judge is not None, "the recipe checks that there is one"
-        judge = open_stage_judge(config.judge, config.judge_engine, ctx)
         # The first pairs: each costs, whatever comes of it.
-        made = annotate(pairs[: config.num_annotations], judge=judge, both_orders=config.judge.both_orders)
+        made = _by_judge(config, pairs[: config.num_annotations], ctx)
     without_pair = {row.prompt_id for row in candidates} - {prompt.id for prompt, _, _ in pairs}
-    passed = {f"{name}_candidates": num for name, num in passed_over(candidates).items()}
+    passed = {f"{name}_candidates": num for name, num in passed_over([*candidates, *others]).items()}
     return replace(made, counts={**made.counts, "prompts_without_pair": len(without_pair), **passed})
 
 
@@ -267,6 +312,22 @@ def _by_function(config: Settings, pairs: list[Pair], ctx: StageContext) -> Anno
         )
     kept = made.rows[: config.num_annotations]
     return replace(made, rows=kept, counts={**made.counts, "annotated": len(kept)})
+
+
+def _by_judge(config: Settings, pairs: list[Pair], ctx: StageContext) -> Annotations:
+    from alignloop.judging.annotate import annotate
+
+    judge, editor = config.judge, None
+    assert judge is not None, "the recipe checks that there is one"
+    if config.edits is not None:
+        asked_to_edit = judge.model_copy(update={"prompt": config.edits})
+        editor = open_stage_judge(asked_to_edit, config.judge_engine, ctx, folder="edits")
+    return annotate(
+        pairs,
+        judge=open_stage_judge(judge, config.judge_engine, ctx),
+        both_orders=judge.both_orders,
+        editor=editor,
+    )
 
 
 def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ctx: StageContext) -> Annotations:
@@ -295,6 +356,7 @@ def _by_people(config: Settings, pairs: list[Pair], answers: Artifact | None, ct
 
 def pairs_to_annotate(
     candidates: list[CandidateRow],
+    of_other_models: Sequence[CandidateRow] = (),
     *,
     seed: int,
     pairing: AnnotatedPairing = "best_random",
@@ -305,25 +367,30 @@ def pairs_to_annotate(
     pair before any prompt's second: the reward model's best and a random other, or two random ones; then random ones of
     the rest. An annotator who judges the reward model's own pick against another candidate corrects it where it errs.
 
+    Where other models have answered, the two are of two models, each drawn as likely as another; the best is the
+    policy's.
+
     Raises DataError where the spread chooses, and a candidate has no rewards by the members of an ensemble.
     """
-    draw = random.Random(seed)
+    draw, more = random.Random(seed), by_prompt(of_other_models)
     turns: list[list[Pair]] = [[] for _ in range(pairs_per_prompt)]
     for prompt_id, rows in by_prompt(candidates).items():
-        truncated, empty = endings(rows)
-        left = [rows[k] for k in comparable(truncated=truncated, empty=empty)]
+        own = _comparable(rows)
+        left = [*own, *_comparable(more.get(prompt_id, []))]
         prompt = PromptRow(
             id=prompt_id, messages=rows[0].messages, source=Source.of_round(rows[0].round), meta=rows[0].meta
         )
         for turn in turns:
             if not left:
                 break
-            one = best_of(rows) if pairing == "best_random" and turn is turns[0] else draw.choice(left)
+            one = best_of(rows) if pairing == "best_random" and turn is turns[0] and own else _drawn(left, draw)
             answer = answer_of(one.completion).strip()
             others = [row for row in left if answer_of(row.completion).strip() != answer]
+            if of_other_models:
+                others = [row for row in others if row.policy != one.policy]
             if not others:
                 break
-            two = [one, draw.choice(others)]
+            two = [one, _drawn(others, draw)]
             draw.shuffle(two)
             turn.append((prompt, two[0], two[1]))
             left = [row for row in left if row not in two]
@@ -344,6 +411,20 @@ def _spread(pair: Pair) -> float:
                 "score.ensemble, or set collect.choose_by: chance"
             )
     return spread_of_gap(one.member_rewards, other.member_rewards)
+
+
+def _comparable(rows: Sequence[CandidateRow]) -> list[CandidateRow]:
+    truncated, empty = endings(rows)
+    return [rows[k] for k in comparable(truncated=truncated, empty=empty)]
+
+
+def _drawn(rows: Sequence[CandidateRow], draw: random.Random) -> CandidateRow:
+    """One of these: of several models each is as likely, however many candidates it has."""
+    models = list(dict.fromkeys(row.policy for row in rows))
+    if len(models) == 1:
+        return draw.choice(rows)
+    model = draw.choice(models)
+    return draw.choice([row for row in rows if row.policy == model])
 
 
 STAGE = Stage("collect", Inputs, Outputs, settings, run)

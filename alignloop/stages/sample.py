@@ -4,32 +4,37 @@ prompts --draw--> --steer--> prompt ids that leave room --engine, a shard at a t
                                  | those that do not
                                  v
                               dropped
+
+With `collect.policies` some of the K are of other models, one after another on the same engine, each in a file of its
+own: they are annotated beside the policy's, and nothing else reads them (section 4.2.1).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from alignloop.artifacts import Artifact, write_whole
+from alignloop.artifacts import Artifact
 from alignloop.chat.reasoning import has_answer, holds_reasoning
+from alignloop.config.base import NonNegativeInt
 from alignloop.config.engine import EngineComputes, computing
 from alignloop.config.recipe import Recipe
 from alignloop.config.sampling import SampleConfig
 from alignloop.data.jsonl import load_jsonl
-from alignloop.engines.base import Completion, GenerateRequest
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError, did_you_mean
-from alignloop.records import CandidateRow, DroppedRow, PromptRow, by_prompt, candidate_id
+from alignloop.records import CandidateRow, DroppedRow, PromptRow, by_prompt
+from alignloop.run_dir.manifest import optional
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
-from alignloop.sampling.steering import Steering, fitting, steer, topics_of, with_system_prompt
+from alignloop.sampling.steering import fitting, topics_of, with_system_prompt
 from alignloop.stages.facts import Facts, Findings
+from alignloop.stages.sampler import Sampler, SteeredPrompt, ask, sample_all
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -44,79 +49,39 @@ NUM_MEASURED = 200
 class Inputs:
     policy: Artifact
     prompts: Artifact
+    other_policies: tuple[Artifact, ...] = optional()
+    """Checkpoints whose answers are annotated beside the policy's (`collect.policies`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs(StageOutputs):
     candidates: Artifact
+    """The policy's."""
     dropped: Artifact
     """Prompts that leave no room for a completion."""
+    other_candidates: tuple[Artifact, ...] = optional()
+    """Those of each other model, to be annotated alone."""
 
 
 class Settings(SampleConfig, EngineComputes):
     policy: str = Field("best", exclude=True)
     """How the loop picks the policy; which one it is counts, as an input."""
+    num_of_each_other: NonNegativeInt = Field(0, exclude_if=lambda num: not num)
+    """How many of the K candidates each of the other models writes."""
 
 
 def settings(recipe: Recipe) -> Settings:
     """What the engine can hold and how it computes counts, too."""
-    return Settings(**dict(recipe.sample), **computing(recipe.engine))
-
-
-@dataclass(frozen=True)
-class SteeredPrompt:
-    prompt: PromptRow
-    steering: Steering
-    prompt_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Sampler:
-    chat: ChatFormat
-    config: Settings
-    policy: str
-    round: int
-    seed: int
-
-    def request(self, asked: SteeredPrompt) -> GenerateRequest:
-        return GenerateRequest(
-            prompt_ids=asked.prompt_ids,
-            max_tokens=self.config.max_tokens,
-            num_candidates=self.config.num_candidates,
-            temperature=asked.steering.temperature,
-            top_p=asked.steering.top_p,
-            seed=asked.steering.seed,
-            stop_token_ids=self.chat.stop_token_ids,
-        )
-
-    def rows(self, asked: SteeredPrompt, completions: Sequence[Completion]) -> Iterator[CandidateRow]:
-        prompt, steering = asked.prompt, asked.steering
-        seen = self.config.train_on_system_prompt
-        for row_id, completion in zip(self.row_ids(prompt), completions, strict=True):
-            yield CandidateRow(
-                id=row_id,
-                prompt_id=prompt.id,
-                messages=steering.messages if seen else prompt.messages,
-                completion=self.chat.decode(completion.token_ids),
-                completion_ids=list(completion.token_ids),
-                finish_reason=completion.finish_reason,
-                round=self.round,
-                policy=self.policy,
-                temperature=steering.temperature,
-                top_p=steering.top_p,
-                system_prompt=None if seen else steering.system_prompt,
-                meta=prompt.meta,
-            )
-
-    def row_ids(self, prompt: PromptRow) -> list[str]:
-        return [candidate_id(prompt.id, round=self.round, k=k) for k in range(self.config.num_candidates)]
+    collect = recipe.collect
+    each = 0 if collect.policies is None else collect.pairs_per_prompt
+    return Settings(**dict(recipe.sample), **computing(recipe.engine), num_of_each_other=each)
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
 
     check_room(config, policy=inputs.policy.path)
-    sampler = _Sampler(load_format(inputs.policy.path), config, inputs.policy.digest, ctx.round, ctx.seed)
+    sampler, *others = _samplers(config, inputs, chat=load_format(inputs.policy.path), round=ctx.round)
     prompts = list(load_jsonl(inputs.prompts.path, PromptRow))
     check_ids(prompts, where=str(inputs.prompts.path))
     drawn = draw(prompts, num_prompts=config.num_prompts, seed=ctx.seed)
@@ -130,9 +95,9 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
             f"{inputs.prompts.path}: none of {len(drawn)} prompts leaves room for a completion of {config.max_tokens} "
             f"tokens within {config.max_model_len}{first}: raise engine.max_model_len or lower sample.max_tokens"
         )
-    candidates = ctx.dir / "candidates.jsonl"
     with ctx.activity("sampling"):
-        rows = _sample(sampler, asked, inputs.policy.path, ctx, into=candidates)
+        rows = sample_all(sampler, asked, ctx)
+        num_others = sum(len(sample_all(other, asked, ctx)) for other in others)
     reasoned = sum(holds_reasoning(row.completion) for row in rows)
     if reasoned and sampler.chat.asks_no_reasoning:
         ctx.progress.say(
@@ -140,11 +105,55 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
             "(chat_template_kwargs): it is scored and trained as part of the answer"
         )
     return Outputs(
-        candidates=Artifact.of(candidates),
+        candidates=ctx.artifact(f"{sampler.file}.jsonl"),
         dropped=ctx.write_rows("dropped.jsonl", dropped),
-        counts={"in": len(drawn), "kept": len(asked), "dropped": len(dropped), "candidates": len(rows)},
+        other_candidates=tuple(ctx.artifact(f"{other.file}.jsonl") for other in others),
+        counts={
+            "in": len(drawn),
+            "kept": len(asked),
+            "dropped": len(dropped),
+            "candidates": len(rows),
+            **({"other_candidates": num_others} if others else {}),
+        },
         metrics=_metrics(rows),
     )
+
+
+def _samplers(config: Settings, inputs: Inputs, *, chat: ChatFormat, round: int) -> list[Sampler]:
+    """The policy's, and one for each other model: K candidates between them.
+
+    Raises:
+        UserError: they leave the policy none, or another model answers in other tokens or has no room.
+    """
+    others, each, k = inputs.other_policies, config.num_of_each_other, config.num_candidates
+    if others and not each:
+        raise UserError("other_policies: how many candidates each of them writes is not said: set collect.policies")
+    num_own = k - each * len(others)
+    if num_own < 1:
+        raise UserError(
+            f"sample.num_candidates ({k}): {len(others)} other models (collect.policies) that write {each} each "
+            "(collect.pairs_per_prompt) leave the policy none: raise the first or lower one of the others"
+        )
+    for other in others:
+        check_room(config, policy=other.path)
+        require_same_chat(other.path, chat)
+    samplers = [Sampler(chat, config, inputs.policy, round, range(num_own))]
+    for number, (other, start) in enumerate(zip(others, range(num_own, k, each or 1), strict=True), start=2):
+        places = range(start, start + each)
+        samplers.append(Sampler(chat, config, other, round, places, file=f"candidates-{number}"))
+    return samplers
+
+
+def require_same_chat(checkpoint: Path, chat: ChatFormat) -> None:
+    """Raises ModelError where a checkpoint writes a dialog in other tokens than `chat`: its answers could not be
+    trained."""
+    from alignloop.chat.alike import difference
+    from alignloop.chat.load import load_format
+
+    if found := difference(chat, load_format(checkpoint)):
+        raise ModelError(
+            f"{checkpoint}: {found}: its answers cannot be trained as they are sampled - name a model of the same base"
+        )
 
 
 def draw(prompts: Sequence[PromptRow], *, num_prompts: int, seed: int) -> list[PromptRow]:
@@ -152,17 +161,6 @@ def draw(prompts: Sequence[PromptRow], *, num_prompts: int, seed: int) -> list[P
     if num_prompts < 0 or num_prompts >= len(prompts):
         return list(prompts)
     return random.Random(seed).sample(list(prompts), num_prompts)
-
-
-def ask(prompt: PromptRow, *, chat: ChatFormat, config: SampleConfig, round: int, seed: int) -> SteeredPrompt:
-    """A prompt steered and in the policy's tokens; `seed` is the stage's; raises ModelError with its id where the
-    template refuses it."""
-    steering = steer(prompt, config=config, round=round, seed=seed)
-    try:
-        return SteeredPrompt(prompt, steering, chat.prompt_ids(steering.messages))
-    except ModelError as error:
-        steered = "" if steering.system_prompt is None else ", with a system prompt of sample.system_prompts"
-        raise ModelError(f"prompt {prompt.id} ({prompt.source}){steered}: {error}") from error
 
 
 def check_ids(prompts: Sequence[PromptRow], *, where: str) -> None:
@@ -207,49 +205,6 @@ def _too_long(one: SteeredPrompt, config: Settings) -> DroppedRow:
         f"{config.max_model_len}"
     )
     return DroppedRow(id=one.prompt.id, stage="sample", rule="length", reason=reason)
-
-
-def _sample(
-    sampler: _Sampler, asked: Sequence[SteeredPrompt], policy: Path, ctx: StageContext, *, into: Path
-) -> list[CandidateRow]:
-    """All candidates, in the order of the prompts; what a crash left finished is taken over."""
-    rows = _finished(sampler, asked, into)
-    size = sampler.config.shard_prompts
-    parts = [asked[start : start + size] for start in range(0, len(asked), size)]
-    shards = [ctx.dir / f"shard-{number:05d}.jsonl" for number in range(len(parts))]
-    if rows is None:
-        rows = []
-        with ctx.progress.task("sampling", total=len(asked), unit="prompts") as advance:
-            for part, shard in zip(parts, shards, strict=True):
-                done = _finished(sampler, part, shard)
-                if done is None:
-                    ctx.engine.load_weights(policy)
-                    generated = ctx.engine.generate([sampler.request(one) for one in part])
-                    done = [
-                        row
-                        for one, completions in zip(part, generated, strict=True)
-                        for row in sampler.rows(one, completions)
-                    ]
-                    write_whole(shard, (row.model_dump_json().encode() + b"\n" for row in done))
-                rows += done
-                advance(len(part))
-        write_whole(into, (shard.read_bytes() for shard in shards))
-    for shard in shards:
-        shard.unlink(missing_ok=True)
-    return rows
-
-
-def _finished(sampler: _Sampler, asked: Sequence[SteeredPrompt], file: Path) -> list[CandidateRow] | None:
-    """The rows of a file with the candidates of exactly these prompts, else None. A power cut can leave a file without
-    its bytes, and a person one of other prompts: both are sampled again."""
-    if not file.is_file():
-        return None
-    try:
-        rows = list(load_jsonl(file, CandidateRow))
-    except DataError:
-        return None
-    wanted = [row_id for one in asked for row_id in sampler.row_ids(one.prompt)]
-    return rows if [row.id for row in rows] == wanted else None
 
 
 def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:

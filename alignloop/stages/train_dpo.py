@@ -64,6 +64,12 @@ def inputs(
     return Inputs(start=start, reference=reference, pairs=pairs, heldout=heldout, optimizer=optimizer)
 
 
+def last_of_variants(trained: Outputs) -> tuple[Artifact, ...]:
+    """The last checkpoint of each variant, in order; none where there is one training alone."""
+    last = {checkpoint.path.parent: checkpoint for checkpoint in trained.checkpoints}  # oldest first in each folder
+    return tuple(last.values()) if len(last) > 1 else ()
+
+
 def check(facts: Facts) -> None:
     """Whether any pair can have a strength to take a margin by."""
     recipe = facts.recipe

@@ -148,6 +148,8 @@ _ALL: Sequence[Arm] = (
     _variants("averaged-variants", _CENTERED),
     _variants("ensemble-asks", _CENTERED, "score.ensemble=mean_minus_spread", "collect.choose_by=spread"),
     Arm("center-rewards", (_CENTERED,)),
+    # Five pairs a prompt are five answers of the other model: the policy has five of the ten candidates.
+    Arm("two-models", ("collect.policies=2",)),
     Arm("verifier-gate", (f"score.reward_functions=[{{function: '{_VERIFIER}', gate: 1.0}}]",)),
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ALL}
@@ -169,6 +171,14 @@ CLAIMS: Sequence[Claim] = (
     ),
     Claim("stages", "SFT on the best of K and DPO both help (4.1.3, 4.1.4)", ("sft-only", "dpo-only")),
     Claim("annotation", "New annotations of what the policy says help (4.2.1)", ("no-annotation",)),
+    Claim(
+        "two-models",
+        "The two answers that are compared should be of two models (4.2.1), at as many samples and comparisons: those "
+        "of the other model are candidates that best of K goes without",
+        (LOOP,),
+        reference="two-models",
+        measures=TRUTHS,
+    ),
     Claim(
         "mask-and-nll",
         "Masking formatting tokens keeps tails whole, the NLL term keeps chosen probable (4.1.4)",

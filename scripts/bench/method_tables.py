@@ -22,6 +22,7 @@ AGAINST_LOOP = {
     "semi_online_minus_rounds": "semi-online",
     "rip_minus_default": "rip",
     "ensemble_minus_default": "ensemble",
+    "two_models_minus_default": "two-models",
     "verifier_minus_reward_model": "oracle-pick",
 }
 """Differences to the loop by the names of `docs/method.json`."""

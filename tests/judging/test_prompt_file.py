@@ -36,7 +36,7 @@ def written(folder: Path, values: object) -> str:
 
 def test_the_bundled_prompts_load() -> None:
     found = {file.stem: load_prompt(file.stem) for file in BUNDLED.glob("*.yaml")}
-    assert set(found) == {"pairwise", "quality_general", "quality_code", "difficulty", "topic", "intentions"}
+    assert set(found) == {"pairwise", "edit", "quality_general", "quality_code", "difficulty", "topic", "intentions"}
     assert isinstance(found["pairwise"], PairwisePrompt)
     maxima = {name: p.verdict.maximum for name, p in found.items() if isinstance(p, PointsPrompt)}
     assert maxima == {"quality_general": 3, "quality_code": 2, "difficulty": 3}
@@ -66,7 +66,7 @@ def test_mistakes_are_named_with_the_file(tmp_path: Path, changed: str | dict[st
 
 
 def test_no_such_prompt() -> None:
-    with pytest.raises(UserError, match="difficulty, intentions, pairwise, quality_code, quality_general, topic"):
+    with pytest.raises(UserError, match="difficulty, edit, intentions, pairwise, quality_code, quality_general, topic"):
         load_prompt("pairwize")
 
 
