@@ -6,6 +6,8 @@ prompts --> sample (K candidates, previous policy) --> score <----------------+
               +------------------------------------------+
               v                                          v
 select --> prune --> train_sft --> average --> build_pairs --> train_dpo --> average --> evaluate --> measure
+
+With `policy.by: rloo` (arXiv 2402.14740) train_rloo takes the place of build_pairs and train_dpo.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from alignloop.stages import (
     select,
     train_dpo,
     train_reward,
+    train_rloo,
     train_sft,
 )
 from alignloop.stages.runner import StageRunner
@@ -111,23 +114,31 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         sft = stages.run(train_sft.STAGE, train_sft.Inputs(start.sft_start, sft_rows, start.heldout))
         sft_model = stages.run(average.SFT, average.of(sft)).checkpoint
 
-    window = batches[-recipe.pairs.data_window :]
-    pairs = stages.run(build_pairs.STAGE, build_pairs.inputs(recipe, scored.candidates, window))
     references: dict[Reference, Artifact] = {
         "sft": sft_model,
         "base": start.base,
         "previous": start.previous,
         "ema": start.average,
     }
-    to_train = train_dpo.inputs(recipe, sft_model, references=references, pairs=pairs.pairs, heldout=start.heldout)
-    dpo = stages.run(train_dpo.STAGE, to_train)
-    policy = stages.run(average.DPO, average.of(dpo)).checkpoint
+    pairs: Artifact | None = None
+    if recipe.policy.by == "rloo":
+        to_reinforce = train_rloo.inputs(
+            recipe, sft_model, references=references, reward_model=reward_model, prompts=prompts
+        )
+        rloo = stages.run(train_rloo.STAGE, to_reinforce)
+        policy = stages.run(average.RLOO, average.of(rloo)).checkpoint
+    else:
+        window = batches[-recipe.pairs.data_window :]
+        pairs = stages.run(build_pairs.STAGE, build_pairs.inputs(recipe, scored.candidates, window)).pairs
+        to_train = train_dpo.inputs(recipe, sft_model, references=references, pairs=pairs, heldout=start.heldout)
+        dpo = stages.run(train_dpo.STAGE, to_train)
+        policy = stages.run(average.DPO, average.of(dpo)).checkpoint
     moving = start.average
-    if recipe.dpo.reference == "ema":
+    if recipe.policy.by == "dpo" and recipe.dpo.reference == "ema":
         moving = stages.run(average.EMA, average.Inputs((start.average, policy))).checkpoint
 
     evaluation = stages.run_due(evaluate.STAGE, evaluate.Inputs(policy), is_due=recipe.evaluates(number))
-    rows = measure.RoundRows(scored.candidates, collected.preferences, sft_rows, pairs.pairs)
+    rows = measure.RoundRows(scored.candidates, collected.preferences, sft_rows, pairs)
     to_measure = measure.inputs(
         recipe, start.before, policy=policy, reward_model=reward_model, heldout=start.heldout, rows=rows
     )

@@ -22,10 +22,10 @@ from alignloop.config.engine import EngineComputes, computing
 from alignloop.config.recipe import Recipe
 from alignloop.config.sampling import SampleConfig
 from alignloop.data.jsonl import load_jsonl
-from alignloop.engines.base import Completion, GenerateRequest
+from alignloop.engines.base import Completion, Engine, GenerateRequest
 from alignloop.engines.checkpoint import longest_sequence, text_config
 from alignloop.errors import DataError, ModelError, UserError, did_you_mean
-from alignloop.records import CandidateRow, DroppedRow, PromptRow, by_prompt, candidate_id
+from alignloop.records import CandidateRow, DroppedRow, PromptRow, by_prompt, candidates_of
 from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.steering import Steering, fitting, steer, topics_of, with_system_prompt
@@ -71,12 +71,14 @@ class SteeredPrompt:
 
 
 @dataclass(frozen=True)
-class _Sampler:
+class Sampler:
+    """Requests for prompts, and the rows of what comes back; `mark` stands before `k` in their ids."""
+
     chat: ChatFormat
     config: Settings
     policy: str
     round: int
-    seed: int
+    mark: str = ""
 
     def request(self, asked: SteeredPrompt) -> GenerateRequest:
         return GenerateRequest(
@@ -109,27 +111,39 @@ class _Sampler:
             )
 
     def row_ids(self, prompt: PromptRow) -> list[str]:
-        return [candidate_id(prompt.id, round=self.round, k=k) for k in range(self.config.num_candidates)]
+        start = candidates_of(prompt.id, round=self.round) + self.mark
+        return [f"{start}{k}" for k in range(self.config.num_candidates)]
+
+    def sample(self, asked: Sequence[SteeredPrompt], engine: Engine) -> list[CandidateRow]:
+        """All K of each prompt, from the weights that the engine serves."""
+        generated = engine.generate([self.request(one) for one in asked])
+        return [row for one, completions in zip(asked, generated, strict=True) for row in self.rows(one, completions)]
+
+    def finished(self, asked: Sequence[SteeredPrompt], file: Path) -> list[CandidateRow] | None:
+        """The rows of a file with the candidates of exactly these prompts, else None. A power cut can leave a file
+        without its bytes, and a person one of other prompts: both are sampled again."""
+        if not file.is_file():
+            return None
+        try:
+            rows = list(load_jsonl(file, CandidateRow))
+        except DataError:
+            return None
+        wanted = [row_id for one in asked for row_id in self.row_ids(one.prompt)]
+        return rows if [row.id for row in rows] == wanted else None
 
 
 def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     from alignloop.chat.load import load_format
 
     check_room(config, policy=inputs.policy.path)
-    sampler = _Sampler(load_format(inputs.policy.path), config, inputs.policy.digest, ctx.round, ctx.seed)
+    sampler = Sampler(load_format(inputs.policy.path), config, inputs.policy.digest, ctx.round)
     prompts = list(load_jsonl(inputs.prompts.path, PromptRow))
     check_ids(prompts, where=str(inputs.prompts.path))
     drawn = draw(prompts, num_prompts=config.num_prompts, seed=ctx.seed)
     everyone = [ask(prompt, chat=sampler.chat, config=config, round=ctx.round, seed=ctx.seed) for prompt in drawn]
-    room = config.max_model_len - config.max_tokens
-    asked = [one for one in everyone if len(one.prompt_ids) <= room]
-    dropped = [_too_long(one, config) for one in everyone if len(one.prompt_ids) > room]
-    if not asked:
-        first = f" (the first: {dropped[0].id}: {dropped[0].reason})" if dropped else ""
-        raise DataError(
-            f"{inputs.prompts.path}: none of {len(drawn)} prompts leaves room for a completion of {config.max_tokens} "
-            f"tokens within {config.max_model_len}{first}: raise engine.max_model_len or lower sample.max_tokens"
-        )
+    asked, dropped = with_room(
+        everyone, config, room=config.max_model_len, stage="sample", where=str(inputs.prompts.path)
+    )
     candidates = ctx.dir / "candidates.jsonl"
     with ctx.activity("sampling"):
         rows = _sample(sampler, asked, inputs.policy.path, ctx, into=candidates)
@@ -200,20 +214,37 @@ def check_room(config: Settings, *, policy: Path) -> None:
         )
 
 
-def _too_long(one: SteeredPrompt, config: Settings) -> DroppedRow:
-    steered = "" if one.steering.system_prompt is None else " (the system prompt among them)"
-    reason = (
-        f"{len(one.prompt_ids)} prompt tokens{steered} and {config.max_tokens} for the completion exceed "
-        f"{config.max_model_len}"
+def with_room(
+    asked: Sequence[SteeredPrompt], config: SampleConfig, *, room: int, stage: str, where: str
+) -> tuple[list[SteeredPrompt], list[DroppedRow]]:
+    """Those that leave room for the longest completion within `room` tokens, and the others with their reason.
+
+    Raises:
+        DataError: none does.
+    """
+    kept = [one for one in asked if len(one.prompt_ids) + config.max_tokens <= room]
+    others = [one for one in asked if len(one.prompt_ids) + config.max_tokens > room]
+    dropped = [_too_long(one, config, room=room, stage=stage) for one in others]
+    if kept:
+        return kept, dropped
+    first = f" (the first: {dropped[0].id}: {dropped[0].reason})" if dropped else ""
+    raise DataError(
+        f"{where}: none of {len(asked)} prompts leaves room for a completion of {config.max_tokens} tokens within "
+        f"{room}{first}: raise engine.max_model_len or lower sample.max_tokens"
     )
-    return DroppedRow(id=one.prompt.id, stage="sample", rule="length", reason=reason)
+
+
+def _too_long(one: SteeredPrompt, config: SampleConfig, *, room: int, stage: str) -> DroppedRow:
+    steered = "" if one.steering.system_prompt is None else " (the system prompt among them)"
+    reason = f"{len(one.prompt_ids)} prompt tokens{steered} and {config.max_tokens} for the completion exceed {room}"
+    return DroppedRow(id=one.prompt.id, stage=stage, rule="length", reason=reason)
 
 
 def _sample(
-    sampler: _Sampler, asked: Sequence[SteeredPrompt], policy: Path, ctx: StageContext, *, into: Path
+    sampler: Sampler, asked: Sequence[SteeredPrompt], policy: Path, ctx: StageContext, *, into: Path
 ) -> list[CandidateRow]:
     """All candidates, in the order of the prompts; what a crash left finished is taken over."""
-    rows = _finished(sampler, asked, into)
+    rows = sampler.finished(asked, into)
     size = sampler.config.shard_prompts
     parts = [asked[start : start + size] for start in range(0, len(asked), size)]
     shards = [ctx.dir / f"shard-{number:05d}.jsonl" for number in range(len(parts))]
@@ -221,15 +252,10 @@ def _sample(
         rows = []
         with ctx.progress.task("sampling", total=len(asked), unit="prompts") as advance:
             for part, shard in zip(parts, shards, strict=True):
-                done = _finished(sampler, part, shard)
+                done = sampler.finished(part, shard)
                 if done is None:
                     ctx.engine.load_weights(policy)
-                    generated = ctx.engine.generate([sampler.request(one) for one in part])
-                    done = [
-                        row
-                        for one, completions in zip(part, generated, strict=True)
-                        for row in sampler.rows(one, completions)
-                    ]
+                    done = sampler.sample(part, ctx.engine)
                     write_whole(shard, (row.model_dump_json().encode() + b"\n" for row in done))
                 rows += done
                 advance(len(part))
@@ -237,19 +263,6 @@ def _sample(
     for shard in shards:
         shard.unlink(missing_ok=True)
     return rows
-
-
-def _finished(sampler: _Sampler, asked: Sequence[SteeredPrompt], file: Path) -> list[CandidateRow] | None:
-    """The rows of a file with the candidates of exactly these prompts, else None. A power cut can leave a file without
-    its bytes, and a person one of other prompts: both are sampled again."""
-    if not file.is_file():
-        return None
-    try:
-        rows = list(load_jsonl(file, CandidateRow))
-    except DataError:
-        return None
-    wanted = [row_id for one in asked for row_id in sampler.row_ids(one.prompt)]
-    return rows if [row.id for row in rows] == wanted else None
 
 
 def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignloop.artifacts import Artifact, write_text
 from alignloop.chat.format import ChatFormat
@@ -87,18 +87,30 @@ def train_stage(
         has_rows = bool(groups) or objective == "reward"
         trained = train_variants(job, models=models) if has_rows else [_untrained(job)]
     dropped = [*left_out, *_dropped(trained, [group.id for group in groups], stage=ctx.name)]
+    return Outputs(**published(objective, trained, dropped, num_rows=len(groups) + len(left_out), ctx=ctx))
+
+
+def published(
+    objective: ObjectiveName,
+    trained: Sequence[TrainedVariant],
+    dropped: Sequence[DroppedRow],
+    *,
+    num_rows: int,
+    ctx: StageContext,
+) -> dict[str, Any]:
+    """The fields of `Outputs`, of what was trained on `num_rows` rows but those that were dropped."""
     checkpoints = tuple(Artifact.of(path) for variant in trained for path in variant.result.checkpoints)
     metrics = [variant.result.metrics for variant in trained]
     in_all = [name for name in metrics[0] if all(name in other for other in metrics)]
-    return Outputs(
-        checkpoints=checkpoints,
-        logs=tuple(Artifact.of(variant.dir / LOG) for variant in trained),
-        summary=_summary(objective, trained, checkpoints, ctx),
-        dropped=ctx.write_any_rows(DROPPED, dropped),
-        counts=_counts(dropped, num_rows=len(groups) + len(left_out)),
-        metrics={name: sum(each[name] for each in metrics) / len(metrics) for name in in_all},
-        facts={TRAINED_TOKENS: sum(variant.result.num_tokens for variant in trained)},
-    )
+    return {
+        "checkpoints": checkpoints,
+        "logs": tuple(Artifact.of(variant.dir / LOG) for variant in trained),
+        "summary": _summary(objective, trained, checkpoints, ctx),
+        "dropped": ctx.write_any_rows(DROPPED, dropped),
+        "counts": _counts(dropped, num_rows=num_rows),
+        "metrics": {name: sum(each[name] for each in metrics) / len(metrics) for name in in_all},
+        "facts": {TRAINED_TOKENS: sum(variant.result.num_tokens for variant in trained)},
+    }
 
 
 def _untrained(job: TrainJob) -> TrainedVariant:
