@@ -11,6 +11,7 @@ from alignloop.report.content import COUNT, PERCENT, Cell, Details, Figure, Figu
 from alignloop.report.facts import Number, RoundRecord, RunRecord, evenly, json_rows
 from alignloop.report.figures import MOST_COLUMNS, over_rounds, stacked
 from alignloop.run_dir.reader import PublishedStage
+from alignloop.stages.train_rloo import SAMPLED_TOKENS
 from alignloop.stages.training import TRAINED_TOKENS
 
 BY = "dropped_by_"
@@ -115,6 +116,7 @@ def tokens_of(entry: RoundRecord) -> dict[str, float]:
         if stage.name == "sample":
             mean = stage.manifest.metrics.get("mean_tokens", 0.0)
             tokens["sampling"] += mean * stage.manifest.counts.get("candidates", 0)
+        tokens["sampling"] += stage.manifest.facts.get(SAMPLED_TOKENS, 0)
         tokens["training"] += trained_tokens(stage)
     if entry.evaluation is not None:
         means = {key: mean for key, mean in entry.evaluation.metrics.items() if key.endswith(TOKENS)}

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 BATCHES = "batches"
 """In the stage's folder, while it runs: a file of rewarded completions a batch."""
 SAMPLES = "samples.jsonl"
+SAMPLED_TOKENS = "sampled_tokens"
+"""The manifest's fact: tokens of all completions."""
 WITHIN = ("sampling", "reward functions", "scoring")
 """Activities within the training, counted apart from it."""
 
@@ -174,8 +176,10 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     ctx.seconds["training"] -= sum(ctx.seconds.get(name, 0.0) for name in WITHIN)
     files = [batcher.file(number) for number in range(len(batches))]
     write_whole(ctx.dir / SAMPLES, (file.read_bytes() for file in files))
+    sampled_tokens = sum(len(row.completion_ids) for row in load_jsonl(ctx.dir / SAMPLES, CandidateRow))
     trained = TrainedVariant(None, {}, ctx.dir, tuple(drawn), result)
     fields = training.published("rloo", [trained], too_long, num_rows=len(drawn) + len(too_long), ctx=ctx)
+    fields["facts"] |= {SAMPLED_TOKENS: sampled_tokens}
     remove_path(ctx.dir / BATCHES)
     return Outputs(**fields, samples=ctx.artifact(SAMPLES))
 

@@ -20,6 +20,7 @@ SHOWN = (LOOP, "offline", "random-pick")
 """Arms whose climb is shown round by round."""
 AGAINST_LOOP = {
     "semi_online_minus_rounds": "semi-online",
+    "rloo_minus_dpo": "rloo",
     "rip_minus_default": "rip",
     "verifier_minus_reward_model": "oracle-pick",
 }
