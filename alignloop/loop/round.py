@@ -66,6 +66,10 @@ class RoundStart:
     before: measure.Before
     files: collect.RoundFiles = field(default_factory=collect.RoundFiles)
 
+    def references(self, sft_model: Artifact) -> dict[Reference, Artifact]:
+        """What the policy's training may be held to, by its name in the recipe."""
+        return {"sft": sft_model, "base": self.base, "previous": self.previous, "ema": self.average}
+
 
 @dataclass(frozen=True)
 class RoundEnd:
@@ -114,17 +118,10 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         sft = stages.run(train_sft.STAGE, train_sft.Inputs(start.sft_start, sft_rows, start.heldout))
         sft_model = stages.run(average.SFT, average.of(sft)).checkpoint
 
-    references: dict[Reference, Artifact] = {
-        "sft": sft_model,
-        "base": start.base,
-        "previous": start.previous,
-        "ema": start.average,
-    }
+    references = start.references(sft_model)
     pairs: Artifact | None = None
     if recipe.policy.by == "rloo":
-        to_reinforce = train_rloo.inputs(
-            recipe, sft_model, references=references, reward_model=reward_model, prompts=prompts
-        )
+        to_reinforce = train_rloo.inputs(recipe, sft_model, references, reward_model=reward_model, prompts=prompts)
         rloo = stages.run(train_rloo.STAGE, to_reinforce)
         policy = stages.run(average.RLOO, average.of(rloo)).checkpoint
     else:

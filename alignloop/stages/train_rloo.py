@@ -100,8 +100,8 @@ def settings(recipe: Recipe) -> Settings:
 def inputs(
     recipe: Recipe,
     start: Artifact,
-    *,
     references: Mapping[Reference, Artifact],
+    *,
     reward_model: Artifact,
     prompts: Artifact,
 ) -> Inputs:
