@@ -30,6 +30,16 @@ class QuietProgress:
         pass
 
 
+class LinesAlone(QuietProgress):
+    """The lines of another progress, without its tasks: for what is done anew in every step of a longer task."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def say(self, line: str) -> None:
+        self._progress.say(line)
+
+
 class PlainProgress:
     """Lines for logs and pipes: at most one every `interval` seconds of each task, with rate and time left."""
 

@@ -22,7 +22,7 @@ from alignloop.stages import average
 
 STAGES = tuple(
     "ingest base bootstrap collect train_reward average sample score select prune train_sft build_pairs train_dpo "
-    "evaluate measure".split()
+    "train_rloo evaluate measure".split()
 )
 
 

@@ -15,8 +15,18 @@ from alignloop.config.data import CollectConfig, DataConfig
 from alignloop.config.engine import EngineConfig, JudgeConfig
 from alignloop.config.evaluation import EvaluateConfig, GateConfig, MeasureConfig
 from alignloop.config.pruning import PruneConfig
+from alignloop.config.rloo import PolicyConfig, RlooConfig
 from alignloop.config.sampling import PairsConfig, SampleConfig, ScoreConfig, SelectConfig
-from alignloop.config.training import AveragingConfig, DpoConfig, RewardConfig, SftConfig, TrainingConfig, mix_of
+from alignloop.config.training import (
+    AveragingConfig,
+    DpoConfig,
+    ObjectiveName,
+    OptimizerConfig,
+    RewardConfig,
+    SftConfig,
+    TrainingConfig,
+    mix_of,
+)
 
 TemplateValue = bool | int | FiniteFloat | str
 
@@ -60,7 +70,9 @@ class Recipe(Section):
     prune: PruneConfig = PruneConfig()
     sft: SftConfig = SftConfig()
     pairs: PairsConfig = PairsConfig()
+    policy: PolicyConfig = PolicyConfig()
     dpo: DpoConfig = DpoConfig()
+    rloo: RlooConfig = RlooConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     measure: MeasureConfig = MeasureConfig()
@@ -114,6 +126,12 @@ class Recipe(Section):
                 f"write {each} each (collect.pairs_per_prompt), which leaves the policy none: raise the first or lower "
                 "one of the others"
             )
+        rewarding = [entry for entry in self.score.reward_functions if entry.weight or entry.gate is not None]
+        if self.policy.by == "rloo" and not self.rloo.reward_model and not rewarding:
+            raise ValueError(
+                "rloo.reward_model is false, and score.reward_functions has none with a weight or a gate: nothing "
+                "would reward a completion - name a function, or leave reward_model out"
+            )
         if self.dpo.margin == "reward" and "on_policy" not in self.pairs.sources:
             raise ValueError(
                 "dpo.margin: reward needs pairs with a reward gap, which pairs of candidates have, and pairs.sources "
@@ -157,6 +175,14 @@ class Recipe(Section):
                 "sft.data has a share or epochs, and prune.mix mixes all SFT rows: give one of the two (prune.mix "
                 "with `by: source` takes the names of demonstrations' files, too)"
             )
+
+    @property
+    def trainings(self) -> dict[ObjectiveName, OptimizerConfig]:
+        """The training stages of a whole round, in order."""
+        policy: dict[ObjectiveName, OptimizerConfig] = (
+            {"dpo": self.dpo} if self.policy.by == "dpo" else {"rloo": self.rloo}
+        )
+        return {"reward": self.reward, "sft": self.sft, **policy}
 
     def trains_reward(self, number: int) -> bool:
         """Whether round `number` trains a reward model; the first does, as there is none to go on with."""

@@ -30,7 +30,7 @@ from alignloop.records import Strength
 StartFrom = Literal["previous", "base"]
 Layout = Literal["packed", "separate"]
 Reference = Literal["sft", "base", "previous", "ema"]
-ObjectiveName = Literal["reward", "sft", "dpo"]
+ObjectiveName = Literal["reward", "sft", "dpo", "rloo"]
 """What a stage trains by; its section of the recipe and of `averaging` has the same name."""
 DpoLoss = Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down", "simpo"]
 """What a pair costs (docs/losses.md); the names are TRL's."""
@@ -104,11 +104,12 @@ class AverageConfig(Section):
 
 
 class AveragingConfig(Section):
-    """Model averaging after each of the three training stages (4.1.5)."""
+    """Model averaging after each of the training stages (4.1.5)."""
 
     reward: AverageConfig = AverageConfig()
     sft: AverageConfig = AverageConfig()
     dpo: AverageConfig = AverageConfig()
+    rloo: AverageConfig = AverageConfig()
 
 
 class TrainingConfig(Section):

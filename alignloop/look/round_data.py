@@ -15,6 +15,8 @@ from alignloop.run_dir.reader import RunReader
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 ROUND_STAGES = ("collect", "train_reward", "sample", "score", "select", "prune", "train_sft", "build_pairs",
                 "train_dpo", "evaluate", "measure")  # fmt: skip
+RLOO_STAGES = (*(name for name in ROUND_STAGES if name not in ("build_pairs", "train_dpo")), "train_rloo")
+"""With `policy.by: rloo`."""
 NUMBERS = "other numbers"
 CUT_OFF = "candidates cut off (share)"
 Groups = dict[str, dict[str, float]]
@@ -44,7 +46,9 @@ class RoundData:
 
 def round_data(run: RunReader, number: int) -> RoundData:
     """Read a round; what it has not published yet is left out."""
-    data = RoundData(tuple(name for name in ROUND_STAGES if run.stage(number, name) is None))
+    by = (run.recipe.get("policy") or {}).get("by", "dpo")
+    wanted = RLOO_STAGES if by == "rloo" else ROUND_STAGES
+    data = RoundData(tuple(name for name in wanted if run.stage(number, name) is None))
     _stages(data, run, number)
     _preferences(data, list(run.rows(number, "collect", "preferences", PreferenceRow)))
     _candidates(data, run.rows(number, "sample", "candidates", CandidateRow))

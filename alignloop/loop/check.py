@@ -21,7 +21,18 @@ from alignloop.engines.open import FALLBACK, is_fallback, machine_shares
 from alignloop.errors import DiskFullError
 from alignloop.records import RejectedRow
 from alignloop.run_dir.layout import BEFORE_A_RUN, RESOLVED
-from alignloop.stages import average, collect, evaluate, measure, other_policies, prune, sample, score, train_dpo
+from alignloop.stages import (
+    average,
+    collect,
+    evaluate,
+    measure,
+    other_policies,
+    prune,
+    sample,
+    score,
+    train_dpo,
+    train_rloo,
+)
 from alignloop.stages.average import num_checkpoints
 from alignloop.stages.base import look_at_base
 from alignloop.stages.facts import BaseFacts, Facts, Findings, Rows
@@ -85,7 +96,7 @@ def check(recipe: Recipe, *, run_dir: Path | None = None) -> Checked:
         stage.check(facts)
     with findings.collecting():
         check_trackers(recipe.training.trackers)
-    for stage in (collect, other_policies, measure, prune, train_dpo):
+    for stage in (collect, other_policies, measure, prune, train_dpo, train_rloo):
         stage.check(facts)
     _check_processes(facts)
     _check_engine(facts)
@@ -108,7 +119,7 @@ def sampled_prompts(recipe: Recipe, *, num_prompts: int) -> int:
 def _check_processes(facts: Facts) -> None:
     recipe = facts.recipe
     with facts.findings.collecting():
-        for name, config in (("reward", recipe.reward), ("sft", recipe.sft), ("dpo", recipe.dpo)):
+        for name, config in recipe.trainings.items():
             check_processes(recipe.training, config=config, name=name)
         if facts.base.folder is not None:
             check_layer_classes(recipe.training, folder=facts.base.folder)
@@ -152,9 +163,8 @@ def run_bytes(recipe: Recipe, *, num_parameters: int, num_prompts: int, prompt_t
     """Bytes of a whole run: checkpoints of three stages a round, of all their variants, resume points, rows.
     `num_prompts` are sampled a round, of `prompt_tokens` on average; completions count with their longest."""
     checkpoint = num_parameters * PARAMETER_BYTES
-    stages = (recipe.reward, recipe.sft, recipe.dpo)
     # `average` publishes one more of each stage; a resume point holds weights and two moments.
-    checkpoints = sum(num_checkpoints(stage) + 1 for stage in stages)
+    checkpoints = sum(num_checkpoints(stage) + 1 for stage in recipe.trainings.values())
     tokens = num_prompts * recipe.sample.num_candidates * (prompt_tokens + recipe.sample.max_tokens)
     rows = int(tokens * BYTES_A_TOKEN * NUM_COPIES_OF_CANDIDATES)
     before = num_checkpoints(recipe.sft) + 1 if recipe.bootstrap == "always" else 0

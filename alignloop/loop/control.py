@@ -139,6 +139,11 @@ def control_recipe(recipe: Recipe, kind: str, *, spent: Spent, rounds: int) -> R
             again.
     """
     _require_kind(kind)
+    if recipe.policy.by != "dpo":
+        raise UserError(
+            f"--kind {kind}: controls are of runs that train DPO, and policy.by is {recipe.policy.by} - run the recipe "
+            "itself with what you want to compare set otherwise"
+        )
     if recipe.collect.annotator == "human" and kind != NO_PEOPLE:
         raise UserError(
             f"--kind {kind}: its policies give answers of their own, which people would have to compare anew "

@@ -15,7 +15,7 @@ from alignloop.records import RowOrigin, Strength
 from alignloop.sampling.pairs import of_share
 from alignloop.stages.demonstrations import of_round
 from alignloop.stages.train_reward import of_strengths
-from alignloop.training.job import step_sizes, train_tokens
+from alignloop.training.job import prompt_batches, step_sizes, train_tokens
 from alignloop.training.variants import num_drawn, trainings
 
 
@@ -49,6 +49,8 @@ class Estimator:
             return self._training(self._sft_rows(number), recipe.sft, num_completions=1)
         if stage == "train_dpo":
             return self._training(self._pairs(number), recipe.dpo, num_completions=2)
+        if stage == "train_rloo":
+            return self._rloo()
         if stage == "bootstrap":
             return self._training(self._batch(1), recipe.sft, num_completions=1)
         rows = {
@@ -68,6 +70,18 @@ class Estimator:
             completion = min(self._lengths.completion, self._recipe.sample.max_tokens)
             tokens = passes * int(self._num_prompts * (self._lengths.prompt + k * completion))
         return Expected(self._num_prompts * k, tokens)
+
+    def _rloo(self) -> Expected:
+        """Prompts that are drawn, and what training on their completions takes; these are sampled beside."""
+        recipe, num_prompts = self._recipe.rloo, len(self._checked.rows.prompts)
+        batches = prompt_batches(num_prompts, config=recipe, seed=0)
+        rows = len({number for batch in batches for minibatch in batch for number in minibatch})
+        tokens = None
+        if self._lengths is not None:
+            completion = min(self._lengths.completion, self._recipe.sample.max_tokens)
+            trained = sum(len(minibatch) for batch in batches for minibatch in batch)
+            tokens = int(trained * (self._lengths.prompt + recipe.num_candidates * completion))
+        return Expected(rows, tokens, sum(map(len, batches)))
 
     def _training(self, rows: int, config: OptimizerConfig, *, num_completions: int) -> Expected:
         length = None

@@ -29,7 +29,7 @@ MOST_LINES = 12
 DIGEST_LENGTH = 19
 """`sha256:` and the first 12 digits."""
 TOKENS_OF = {"sample": "sample", "score": "sample"} | dict.fromkeys(
-    ("train_reward", "train_sft", "train_dpo", "bootstrap"), "train"
+    ("train_reward", "train_sft", "train_dpo", "train_rloo", "bootstrap"), "train"
 )
 """The activity that a stage's tokens are added to, where rounds have a line each."""
 
@@ -116,17 +116,20 @@ def _setting_lines(plan: Plan) -> list[str]:
     """Averaging, variants, adapters and processes only where they are other than one plain training."""
     recipe = plan.recipe
     references = [stage for stage in plan.stages if stage.reference is not None]
-    trained: dict[ObjectiveName, OptimizerConfig] = {name: getattr(recipe, name) for name in average.STAGES}
+    trained = recipe.trainings
     lines = [
         *_template(plan),
         ("sample.policy", f"{recipe.sample.policy}: {_policy(plan)}"),
         ("reward.start_from", f"{recipe.reward.start_from}: {_REWARD_STARTS[recipe.reward.start_from]}"),
         ("sft.start_from", f"{recipe.sft.start_from}: {_SFT_STARTS[recipe.sft.start_from]}"),
-        ("dpo start", _dpo_start(recipe)),
+        _policy_start(recipe),
         *_schedules(recipe),
-        *(("dpo reference", f"of round {s.round}: {str(s.reference)[:DIGEST_LENGTH]}") for s in references[-1:]),
+        *(
+            (f"{recipe.policy.by} reference", f"of round {s.round}: {str(s.reference)[:DIGEST_LENGTH]}")
+            for s in references[-1:]
+        ),
         *_demonstrations(plan),
-        ("pairs.data_window", f"{recipe.pairs.data_window}: {_window(recipe)}"),
+        _what_trains(recipe),
         *_batches(plan),
         *_tests(recipe),
         *(
@@ -153,8 +156,10 @@ _REWARD_STARTS = {
 _SFT_STARTS = {"base": "the base, in every round", "previous": "the last round's policy (round 1: the base)"}
 
 
-def _dpo_start(recipe: Recipe) -> str:
-    """And its reference."""
+def _policy_start(recipe: Recipe) -> tuple[str, str]:
+    """What DPO or RLOO starts from, and its reference."""
+    by = recipe.policy.by
+    config = recipe.dpo if by == "dpo" else recipe.rloo
     reference = {
         "sft": "which is its reference too",
         "base": "its reference is the base",
@@ -163,8 +168,27 @@ def _dpo_start(recipe: Recipe) -> str:
     }
     always = all(recipe.sft.is_due(number) for number in range(1, recipe.rounds + 1))
     start = "the SFT model of its round" if always else "the SFT model of its round, without one the last policy"
-    named = reference[recipe.dpo.reference] if recipe.dpo.has_reference else f"{recipe.dpo.loss} has no reference"
-    return f"{start}, {named}" if always and recipe.dpo.reference == "sft" else f"{start}; {named}"
+    named = reference[config.reference]
+    if by == "dpo" and not recipe.dpo.has_reference:
+        named = f"{recipe.dpo.loss} has no reference"
+    if by == "rloo" and not recipe.rloo.kl_coefficient:
+        named = "without a reference (rloo.kl_coefficient is 0)"
+    return f"{by} start", f"{start}, {named}" if always and config.reference == "sft" else f"{start}; {named}"
+
+
+def _what_trains(recipe: Recipe) -> tuple[str, str]:
+    """DPO's pairs, or what RLOO samples."""
+    if recipe.policy.by == "dpo":
+        return "pairs.data_window", f"{recipe.pairs.data_window}: {_window(recipe)}"
+    rloo = recipe.rloo
+    together = rloo.batch_groups * rloo.num_minibatches
+    steps = rloo.num_minibatches * rloo.num_iterations
+    each = (
+        f"{together} prompts x {rloo.num_candidates} completions at a time, {steps} step{'s' if steps > 1 else ''} each"
+    )
+    by = ["the reward model"] if rloo.reward_model else []
+    by += [entry.function for entry in recipe.score.reward_functions if entry.weight or entry.gate is not None]
+    return "rloo samples", f"{each}; rewarded by {', '.join(by)}; no pairs are built"
 
 
 def _schedules(recipe: Recipe) -> Iterator[tuple[str, str]]:

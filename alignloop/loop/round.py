@@ -8,6 +8,8 @@ prompts --> sample (K candidates, previous policy) --> score <----------------+
 select --> prune --> train_sft --> average --> build_pairs --> train_dpo --> average --> evaluate --> measure
              ^
 demonstrations
+
+With `policy.by: rloo` (arXiv 2402.14740) train_rloo takes the place of build_pairs and train_dpo.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from alignloop.stages import (
     select,
     train_dpo,
     train_reward,
+    train_rloo,
     train_sft,
+    training,
 )
 from alignloop.stages.reward_models import RewardModel
 from alignloop.stages.runner import StageRunner
@@ -76,6 +80,10 @@ class RoundStart:
     other_policies: tuple[Artifact, ...] = ()
     other_candidates: tuple[Artifact, ...] = ()
     files: collect.RoundFiles = field(default_factory=collect.RoundFiles)
+
+    def references(self, sft_model: Artifact) -> dict[Reference, Artifact]:
+        """What the policy's training may be held to, by its name in the recipe."""
+        return {"sft": sft_model, "base": self.base, "previous": self.previous, "ema": self.average}
 
 
 @dataclass(frozen=True)
@@ -135,30 +143,27 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         sft = stages.run(train_sft.STAGE, train_sft.Inputs(start.sft_start, sft_rows, start.heldout))
         sft_model = stages.run(average.SFT, average.of(sft)).checkpoint
 
-    window = batches[-recipe.pairs.data_window :]
-    pairs = stages.run(build_pairs.STAGE, build_pairs.inputs(recipe, scored.candidates, window))
-    references: dict[Reference, Artifact] = {
-        "sft": sft_model,
-        "base": start.base,
-        "previous": start.previous,
-        "ema": start.average,
-    }
-    to_train = train_dpo.inputs(
-        recipe,
-        sft_model,
-        references=references,
-        pairs=pairs.pairs,
-        heldout=start.heldout,
-        optimizer=start.optimizer,
-    )
-    dpo = stages.run(train_dpo.STAGE, to_train)
-    policy = stages.run(average.DPO, average.of(dpo)).checkpoint
+    references = start.references(sft_model)
+    pairs: Artifact | None = None
+    trained: training.Outputs
+    if recipe.policy.by == "rloo":
+        to_reinforce = train_rloo.inputs(recipe, sft_model, references, reward_model=reward_model, prompts=prompts)
+        trained = stages.run(train_rloo.STAGE, to_reinforce)
+        policy = stages.run(average.RLOO, average.of(trained)).checkpoint
+    else:
+        window = batches[-recipe.pairs.data_window :]
+        pairs = stages.run(build_pairs.STAGE, build_pairs.inputs(recipe, scored.candidates, window)).pairs
+        to_train = train_dpo.inputs(
+            recipe, sft_model, references=references, pairs=pairs, heldout=start.heldout, optimizer=start.optimizer
+        )
+        trained = stages.run(train_dpo.STAGE, to_train)
+        policy = stages.run(average.DPO, average.of(trained)).checkpoint
     moving = start.average
-    if recipe.dpo.reference == "ema":
+    if recipe.policy.by == "dpo" and recipe.dpo.reference == "ema":
         moving = stages.run(average.EMA, average.Inputs((start.average, policy))).checkpoint
 
     evaluation = stages.run_due(evaluate.STAGE, evaluate.Inputs(policy), is_due=recipe.evaluates(number))
-    rows = measure.RoundRows(scored.candidates, collected.preferences, sft_rows, pairs.pairs)
+    rows = measure.RoundRows(scored.candidates, collected.preferences, sft_rows, pairs)
     to_measure = measure.inputs(
         recipe, start.before, policy=policy, reward_model=reward_model, heldout=start.heldout, rows=rows
     )
@@ -172,8 +177,8 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         prompts=prompts,
         scored=scored.candidates,
         other_candidates=sampled.other_candidates,
-        variants=train_dpo.last_of_variants(dpo),
+        variants=train_dpo.last_of_variants(trained),
         evaluation=evaluation,
         measured=measured,
-        optimizer=dpo.optimizer,
+        optimizer=trained.optimizer,
     )

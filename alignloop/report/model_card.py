@@ -72,7 +72,7 @@ def _front_matter(recipe: Recipe) -> dict[str, Any]:
     values: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["alignloop", "dpo", "rejection-sampling", "sft"],
+        "tags": ["alignloop", recipe.policy.by, "rejection-sampling", "sft"],
     }
     # The hub takes ids only: a path of the machine that trained the model tells nobody anything.
     if recipe.base.count("/") == 1 and not recipe.base.startswith((".", "/", "~")) and not Path(recipe.base).exists():

@@ -11,6 +11,7 @@ from alignloop.report.content import COUNT, PERCENT, Cell, Details, Figure, Figu
 from alignloop.report.facts import Number, RoundRecord, RunRecord, evenly, json_rows
 from alignloop.report.figures import MOST_COLUMNS, over_rounds, stacked
 from alignloop.run_dir.reader import PublishedStage
+from alignloop.stages.train_rloo import SAMPLED_TOKENS
 from alignloop.stages.training import TRAINED_TOKENS
 
 BY = "dropped_by_"
@@ -121,6 +122,7 @@ def tokens_of(entry: RoundRecord) -> dict[str, float]:
             mean = stage.manifest.metrics.get("mean_tokens", 0.0)
             counts = stage.manifest.counts
             tokens["sampling"] += mean * (counts.get("candidates", 0) + counts.get("other_candidates", 0))
+        tokens["sampling"] += stage.manifest.facts.get(SAMPLED_TOKENS, 0)
         tokens["training"] += trained_tokens(stage)
     if entry.evaluation is not None:
         means = {key: mean for key, mean in entry.evaluation.metrics.items() if key.endswith(TOKENS)}

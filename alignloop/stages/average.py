@@ -80,7 +80,7 @@ def _after(objective: ObjectiveName) -> Stage[AverageConfig, Inputs, Outputs]:
     return Stage("average", Inputs, Outputs, settings, run)
 
 
-REWARD, SFT, DPO = _after("reward"), _after("sft"), _after("dpo")
+REWARD, SFT, DPO, RLOO = _after("reward"), _after("sft"), _after("dpo"), _after("rloo")
 
 
 def _of_policies(recipe: Recipe) -> AverageConfig:
@@ -89,7 +89,12 @@ def _of_policies(recipe: Recipe) -> AverageConfig:
 
 
 EMA = Stage("average", Inputs, Outputs, _of_policies, run)
-STAGES: Mapping[ObjectiveName, Stage[AverageConfig, Inputs, Outputs]] = {"reward": REWARD, "sft": SFT, "dpo": DPO}
+STAGES: Mapping[ObjectiveName, Stage[AverageConfig, Inputs, Outputs]] = {
+    "reward": REWARD,
+    "sft": SFT,
+    "dpo": DPO,
+    "rloo": RLOO,
+}
 """The averaging stage by its section of `averaging`."""
 
 
@@ -114,7 +119,7 @@ def stage_for(recipe: Recipe, inputs: Inputs) -> Stage[AverageConfig, Inputs, Ou
 
 def check(facts: Facts) -> None:
     """Whether each `averaging` fits the checkpoints that its training stage will keep."""
-    for name in STAGES:
+    for name in facts.recipe.trainings:
         facts.findings.problems += _problems(facts.recipe, name, facts.rows.heldout)
 
 
@@ -149,6 +154,8 @@ def _problems(recipe: Recipe, name: ObjectiveName, heldout: Sequence[PreferenceR
 def _unfit_to_choose(
     recipe: Recipe, name: ObjectiveName, config: AverageConfig, heldout: Sequence[PreferenceRow]
 ) -> list[str]:
+    if name == "rloo":
+        return ["averaging.rloo.choose: RLOO measures nothing on held-out rows to choose by - average all checkpoints"]
     problems = []
     strengths = {"reward": recipe.reward.strengths, "sft": None, "dpo": recipe.pairs.strengths}[name]
     if not (heldout if strengths is None else of_strengths(heldout, strengths)):

@@ -124,8 +124,7 @@ def _check_shapes(folder: Path, shapes: Shapes, *, config: Mapping[str, Any]) ->
 
 def loras(recipe: Recipe) -> dict[str, LoraConfig]:
     """The adapters that the recipe trains, by the section of their stage."""
-    stages = {"reward": recipe.reward, "sft": recipe.sft, "dpo": recipe.dpo}
-    return {name: stage.lora for name, stage in stages.items() if stage.lora is not None}
+    return {name: stage.lora for name, stage in recipe.trainings.items() if stage.lora is not None}
 
 
 def check_machine(recipe: Recipe, *, findings: Findings) -> None:

@@ -34,7 +34,7 @@ from alignloop.run_dir.stage import Outputs as StageOutputs
 from alignloop.run_dir.stage import Stage, StageContext
 from alignloop.sampling.steering import fitting, topics_of, with_system_prompt
 from alignloop.stages.facts import Facts, Findings
-from alignloop.stages.sampler import Sampler, SteeredPrompt, ask, sample_all
+from alignloop.stages.sampler import CANDIDATES, Sampler, SteeredPrompt, ask, sample_all
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -86,18 +86,15 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
     check_ids(prompts, where=str(inputs.prompts.path))
     drawn = draw(prompts, num_prompts=config.num_prompts, seed=ctx.seed)
     everyone = [ask(prompt, chat=sampler.chat, config=config, round=ctx.round, seed=ctx.seed) for prompt in drawn]
-    room = config.max_model_len - config.max_tokens
-    asked = [one for one in everyone if len(one.prompt_ids) <= room]
-    dropped = [_too_long(one, config) for one in everyone if len(one.prompt_ids) > room]
-    if not asked:
-        first = f" (the first: {dropped[0].id}: {dropped[0].reason})" if dropped else ""
-        raise DataError(
-            f"{inputs.prompts.path}: none of {len(drawn)} prompts leaves room for a completion of {config.max_tokens} "
-            f"tokens within {config.max_model_len}{first}: raise engine.max_model_len or lower sample.max_tokens"
-        )
+    asked, dropped = with_room(
+        everyone, config, room=config.max_model_len, stage="sample", where=str(inputs.prompts.path)
+    )
     with ctx.activity("sampling"):
-        rows = sample_all(sampler, asked, ctx)
-        num_others = sum(len(sample_all(other, asked, ctx)) for other in others)
+        rows = sample_all(sampler, asked, inputs.policy.path, ctx, file=CANDIDATES)
+        files = [f"candidates-{number}.jsonl" for number in range(2, 2 + len(others))]
+        num_others = 0
+        for other, model, file in zip(others, inputs.other_policies, files, strict=True):
+            num_others += len(sample_all(other, asked, model.path, ctx, file=file))
     reasoned = sum(holds_reasoning(row.completion) for row in rows)
     if reasoned and sampler.chat.asks_no_reasoning:
         ctx.progress.say(
@@ -105,9 +102,9 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
             "(chat_template_kwargs): it is scored and trained as part of the answer"
         )
     return Outputs(
-        candidates=ctx.artifact(f"{sampler.file}.jsonl"),
+        candidates=ctx.artifact(CANDIDATES),
         dropped=ctx.write_rows("dropped.jsonl", dropped),
-        other_candidates=tuple(ctx.artifact(f"{other.file}.jsonl") for other in others),
+        other_candidates=tuple(map(ctx.artifact, files)),
         counts={
             "in": len(drawn),
             "kept": len(asked),
@@ -137,10 +134,9 @@ def _samplers(config: Settings, inputs: Inputs, *, chat: ChatFormat, round: int)
     for other in others:
         check_room(config, policy=other.path)
         require_same_chat(other.path, chat)
-    samplers = [Sampler(chat, config, inputs.policy, round, range(num_own))]
-    for number, (other, start) in enumerate(zip(others, range(num_own, k, each or 1), strict=True), start=2):
-        places = range(start, start + each)
-        samplers.append(Sampler(chat, config, other, round, places, file=f"candidates-{number}"))
+    samplers = [Sampler(chat, config, inputs.policy.digest, round, range(num_own))]
+    for other, start in zip(others, range(num_own, k, each or 1), strict=True):
+        samplers.append(Sampler(chat, config, other.digest, round, range(start, start + each)))
     return samplers
 
 
@@ -198,13 +194,30 @@ def check_room(config: Settings, *, policy: Path) -> None:
         )
 
 
-def _too_long(one: SteeredPrompt, config: Settings) -> DroppedRow:
-    steered = "" if one.steering.system_prompt is None else " (the system prompt among them)"
-    reason = (
-        f"{len(one.prompt_ids)} prompt tokens{steered} and {config.max_tokens} for the completion exceed "
-        f"{config.max_model_len}"
+def with_room(
+    asked: Sequence[SteeredPrompt], config: SampleConfig, *, room: int, stage: str, where: str
+) -> tuple[list[SteeredPrompt], list[DroppedRow]]:
+    """Those that leave room for the longest completion within `room` tokens, and the others with their reason.
+
+    Raises:
+        DataError: none does.
+    """
+    kept = [one for one in asked if len(one.prompt_ids) + config.max_tokens <= room]
+    others = [one for one in asked if len(one.prompt_ids) + config.max_tokens > room]
+    dropped = [_too_long(one, config, room=room, stage=stage) for one in others]
+    if kept:
+        return kept, dropped
+    first = f" (the first: {dropped[0].id}: {dropped[0].reason})" if dropped else ""
+    raise DataError(
+        f"{where}: none of {len(asked)} prompts leaves room for a completion of {config.max_tokens} tokens within "
+        f"{room}{first}: raise engine.max_model_len or lower sample.max_tokens"
     )
-    return DroppedRow(id=one.prompt.id, stage="sample", rule="length", reason=reason)
+
+
+def _too_long(one: SteeredPrompt, config: SampleConfig, *, room: int, stage: str) -> DroppedRow:
+    steered = "" if one.steering.system_prompt is None else " (the system prompt among them)"
+    reason = f"{len(one.prompt_ids)} prompt tokens{steered} and {config.max_tokens} for the completion exceed {room}"
+    return DroppedRow(id=one.prompt.id, stage=stage, rule="length", reason=reason)
 
 
 def _metrics(rows: Sequence[CandidateRow]) -> dict[str, float]:

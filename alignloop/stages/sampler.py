@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignloop.artifacts import Artifact, derive_seed, write_whole
+from alignloop.artifacts import derive_seed, write_whole
 from alignloop.config.sampling import SampleConfig
 from alignloop.data.jsonl import load_jsonl
-from alignloop.engines.base import Completion, GenerateRequest
+from alignloop.engines.base import Completion, Engine, GenerateRequest
 from alignloop.errors import DataError, ModelError
-from alignloop.records import CandidateRow, PromptRow, candidate_id
+from alignloop.records import CandidateRow, PromptRow, candidates_of
 from alignloop.run_dir.stage import StageContext
 from alignloop.sampling.steering import Steering, steer
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
+
+CANDIDATES = "candidates.jsonl"
+"""The policy's own."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,20 @@ def ask(prompt: PromptRow, *, chat: ChatFormat, config: SampleConfig, round: int
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model, and which of a prompt's candidates it writes.
+    """A model's requests, and the rows of what comes back.
 
     Attributes:
-        file: name of its candidates' file, without the suffix.
+        policy: the model, as its rows have it.
+        places: which of a prompt's candidates it writes.
+        mark: stands before `k` in their ids.
     """
 
     chat: ChatFormat
     config: SampleConfig
-    model: Artifact
+    policy: str
     round: int
     places: range
-    file: str = "candidates"
+    mark: str = ""
 
     def request(self, asked: SteeredPrompt) -> GenerateRequest:
         # The policy has the prompt's own seed, each other model one of its own.
@@ -81,7 +86,7 @@ class Sampler:
                 completion_ids=list(completion.token_ids),
                 finish_reason=completion.finish_reason,
                 round=self.round,
-                policy=self.model.digest,
+                policy=self.policy,
                 temperature=steering.temperature,
                 top_p=steering.top_p,
                 system_prompt=None if seen else steering.system_prompt,
@@ -89,32 +94,44 @@ class Sampler:
             )
 
     def row_ids(self, prompt: PromptRow) -> list[str]:
-        return [candidate_id(prompt.id, round=self.round, k=k) for k in self.places]
+        start = candidates_of(prompt.id, round=self.round) + self.mark
+        return [f"{start}{k}" for k in self.places]
 
-    def shard(self, number: int) -> str:
-        return f"shard-{number:05d}.jsonl" if not self.places.start else f"{self.file}-shard-{number:05d}.jsonl"
+    def sample(self, asked: Sequence[SteeredPrompt], engine: Engine) -> list[CandidateRow]:
+        """Its candidates of each prompt, from the weights that the engine serves."""
+        generated = engine.generate([self.request(one) for one in asked])
+        return [row for one, completions in zip(asked, generated, strict=True) for row in self.rows(one, completions)]
+
+    def finished(self, asked: Sequence[SteeredPrompt], file: Path) -> list[CandidateRow] | None:
+        """The rows of a file with the candidates of exactly these prompts, else None. A power cut can leave a file
+        without its bytes, and a person one of other prompts: both are sampled again."""
+        if not file.is_file():
+            return None
+        try:
+            rows = list(load_jsonl(file, CandidateRow))
+        except DataError:
+            return None
+        wanted = [row_id for one in asked for row_id in self.row_ids(one.prompt)]
+        return rows if [row.id for row in rows] == wanted else None
 
 
-def sample_all(sampler: Sampler, asked: Sequence[SteeredPrompt], ctx: StageContext) -> list[CandidateRow]:
+def sample_all(
+    sampler: Sampler, asked: Sequence[SteeredPrompt], weights: Path, ctx: StageContext, *, file: str
+) -> list[CandidateRow]:
     """All candidates of one model, in the order of the prompts; what a crash left finished is taken over."""
-    into = ctx.dir / f"{sampler.file}.jsonl"
-    rows = _finished(sampler, asked, into)
+    into, mark = ctx.dir / file, "" if file == CANDIDATES else f"{Path(file).stem}-"
+    rows = sampler.finished(asked, into)
     size = sampler.config.shard_prompts
     parts = [asked[start : start + size] for start in range(0, len(asked), size)]
-    shards = [ctx.dir / sampler.shard(number) for number in range(len(parts))]
+    shards = [ctx.dir / f"{mark}shard-{number:05d}.jsonl" for number in range(len(parts))]
     if rows is None:
         rows = []
         with ctx.progress.task("sampling", total=len(asked), unit="prompts") as advance:
             for part, shard in zip(parts, shards, strict=True):
-                done = _finished(sampler, part, shard)
+                done = sampler.finished(part, shard)
                 if done is None:
-                    ctx.engine.load_weights(sampler.model.path)
-                    generated = ctx.engine.generate([sampler.request(one) for one in part])
-                    done = [
-                        row
-                        for one, completions in zip(part, generated, strict=True)
-                        for row in sampler.rows(one, completions)
-                    ]
+                    ctx.engine.load_weights(weights)
+                    done = sampler.sample(part, ctx.engine)
                     write_whole(shard, (row.model_dump_json().encode() + b"\n" for row in done))
                 rows += done
                 advance(len(part))
@@ -122,16 +139,3 @@ def sample_all(sampler: Sampler, asked: Sequence[SteeredPrompt], ctx: StageConte
     for shard in shards:
         shard.unlink(missing_ok=True)
     return rows
-
-
-def _finished(sampler: Sampler, asked: Sequence[SteeredPrompt], file: Path) -> list[CandidateRow] | None:
-    """The rows of a file with the candidates of exactly these prompts, else None. A power cut can leave a file without
-    its bytes, and a person one of other prompts: both are sampled again."""
-    if not file.is_file():
-        return None
-    try:
-        rows = list(load_jsonl(file, CandidateRow))
-    except DataError:
-        return None
-    wanted = [row_id for one in asked for row_id in sampler.row_ids(one.prompt)]
-    return rows if [row.id for row in rows] == wanted else None

@@ -172,9 +172,9 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
             progress=ctx.progress,
         )
     raw = {row.id: of_row for row, of_row in zip(chain(*prompts), chain(*rewards[: len(prompts)]), strict=True)}
-    scored = [_scored(row, raw[row.id], values, config) for row in rows]
+    scored = [with_rewards(row, raw[row.id], values, config) for row in rows]
     of_targets = {
-        row.id: _scored(row, of_row, values, config)
+        row.id: with_rewards(row, of_row, values, config)
         for (row, _), (of_row,) in zip(targets, rewards[len(prompts) :], strict=True)
     }
     with_rewards = (_with_reward(row, of_targets.get(_target_id(row))) for row in batch)
@@ -296,8 +296,8 @@ def check_gates(
                 )
 
 
-def _scored(
-    row: CandidateRow, rewards: Sequence[float], values: dict[str, dict[str, float]], config: Settings
+def with_rewards(
+    row: CandidateRow, rewards: Sequence[float], values: dict[str, dict[str, float]], config: ScoreConfig
 ) -> CandidateRow:
     """The candidate with all that is known of it, from its rewards by each member, or by the one model."""
     by_members: dict[str, Any] = {"member_rewards": [], "reward_spread": None}

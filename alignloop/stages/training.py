@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignloop.artifacts import Artifact, write_text
 from alignloop.chat.format import ChatFormat
@@ -71,7 +71,7 @@ def train_stage(
 ) -> Outputs:
     """Train, once or once a variant; metrics are means over the variants. `left_out` are rows that did not become
     groups. Without any group a policy stays what it is; a reward model without a row is an error."""
-    from alignloop.training.job import OPTIMIZER, TrainJob
+    from alignloop.training.job import TrainJob
     from alignloop.training.variants import train_variants
 
     job = TrainJob(
@@ -95,19 +95,33 @@ def train_stage(
         has_rows = bool(groups) or objective == "reward"
         trained = train_variants(job, models=models) if has_rows else [_untrained(job)]
     dropped = [*left_out, *_dropped(trained, [group.id for group in groups], stage=ctx.name)]
+    return Outputs(**published(objective, trained, dropped, num_rows=len(groups) + len(left_out), ctx=ctx))
+
+
+def published(
+    objective: ObjectiveName,
+    trained: Sequence[TrainedVariant],
+    dropped: Sequence[DroppedRow],
+    *,
+    num_rows: int,
+    ctx: StageContext,
+) -> dict[str, Any]:
+    """The fields of `Outputs`, of what was trained on `num_rows` rows but those that were dropped."""
+    from alignloop.training.job import OPTIMIZER
+
     checkpoints = tuple(Artifact.of(path) for variant in trained for path in variant.result.checkpoints)
     metrics = [variant.result.metrics for variant in trained]
     in_all = [name for name in metrics[0] if all(name in other for other in metrics)]
-    return Outputs(
-        checkpoints=checkpoints,
-        logs=tuple(Artifact.of(variant.dir / LOG) for variant in trained),
-        summary=_summary(objective, trained, checkpoints, ctx),
-        dropped=ctx.write_any_rows(DROPPED, dropped),
-        counts=_counts(dropped, num_rows=len(groups) + len(left_out)),
-        metrics={name: sum(each[name] for each in metrics) / len(metrics) for name in in_all},
-        facts={TRAINED_TOKENS: sum(variant.result.num_tokens for variant in trained)},
-        optimizer=(ctx.artifact(OPTIMIZER),) if (ctx.dir / OPTIMIZER).is_file() else (),
-    )
+    return {
+        "checkpoints": checkpoints,
+        "logs": tuple(Artifact.of(variant.dir / LOG) for variant in trained),
+        "summary": _summary(objective, trained, checkpoints, ctx),
+        "dropped": ctx.write_any_rows(DROPPED, dropped),
+        "counts": _counts(dropped, num_rows=num_rows),
+        "metrics": {name: sum(each[name] for each in metrics) / len(metrics) for name in in_all},
+        "facts": {TRAINED_TOKENS: sum(variant.result.num_tokens for variant in trained)},
+        "optimizer": (ctx.artifact(OPTIMIZER),) if (ctx.dir / OPTIMIZER).is_file() else (),
+    }
 
 
 def _untrained(job: TrainJob) -> TrainedVariant:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 
+from alignloop.config.rloo import RlooConfig
 from alignloop.config.training import ObjectiveName, OptimizerConfig, PolicyTraining, RewardConfig, TrainingConfig
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import packed_num_tokens
@@ -139,6 +140,28 @@ def step_batches(tokens: Sequence[int], *, config: OptimizerConfig, seed: int) -
                 return batches
             batches.append(list(islice(order, size)))
             num_passed += sum(tokens[index] for index in batches[-1])
+    return batches
+
+
+Batches = Sequence[Sequence[Sequence[int]]]
+"""Of RLOO: for each batch that is sampled together the prompts of its optimiser steps, by number."""
+
+
+def prompt_batches(num_prompts: int, *, config: RlooConfig, seed: int) -> list[list[list[int]]]:
+    """As `Batches`. Every epoch goes through all prompts in an order of its own, `num_minibatches` steps are sampled
+    for together, within an epoch, and come `num_iterations` times; `max_steps` counts them all."""
+    plain = config.model_copy(update={"max_steps": None})
+    steps = step_batches([1] * num_prompts, config=plain, seed=seed)
+    of_epoch = len(steps) // config.epochs
+    batches: list[list[list[int]]] = []
+    left = len(steps) * config.num_iterations if config.max_steps is None else config.max_steps
+    for epoch in range(config.epochs):
+        own = steps[epoch * of_epoch : (epoch + 1) * of_epoch]
+        for first in range(0, len(own), config.num_minibatches):
+            minibatches = own[first : first + config.num_minibatches] * config.num_iterations
+            if left > 0:
+                batches.append(minibatches[:left])
+                left -= len(minibatches)
     return batches
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 from alignloop.artifacts import digest_of
@@ -23,6 +23,7 @@ from alignloop.errors import TrainingError
 from alignloop.packing.check import is_out_of_memory
 from alignloop.packing.groups import PromptGroup
 from alignloop.packing.layout import packed_num_tokens
+from alignloop.progress import Advance
 from alignloop.training.accelerate_file import check_processes
 from alignloop.training.checkpoints import ResumePoints, save_checkpoint
 from alignloop.training.job import (
@@ -31,6 +32,7 @@ from alignloop.training.job import (
     Dropped,
     TrainJob,
     TrainResult,
+    checkpoint_steps,
     groups_digest,
     key_of,
     learning_rate,
@@ -41,7 +43,6 @@ from alignloop.training.new_tokens import load_new_tokens
 from alignloop.training.objectives import dpo_at_reference, screen
 from alignloop.training.processes import (
     Processes,
-    carry_optimizer,
     model_state,
     optimizer_state,
     restore,
@@ -147,16 +148,95 @@ def run_here(job: TrainJob, *, processes: Processes) -> TrainMetrics:
         ProcessOutOfMemory: in one of several processes.
     """
     try:
-        return _Run(job, processes=processes).run()
+        return _Run(job, processes=processes, num_steps=len(job.batches())).run()
     finally:
         free_memory()
 
 
-class _Run:
-    def __init__(self, job: TrainJob, *, processes: Processes) -> None:
-        self.job, self.config, self.processes = job, job.config, processes
-        self.batches, self.kept_steps = job.batches(), job.kept_steps()
+class TrainRun:
+    """What every training in this process does beside its steps: resume points, the log, trackers, checkpoints."""
+
+    def __init__(self, job: TrainJob, *, processes: Processes, num_steps: int) -> None:
+        self.job, self.config, self.processes, self.num_steps = job, job.config, processes, num_steps
+        self.kept_steps = checkpoint_steps(
+            num_steps, num_checkpoints=job.config.num_checkpoints, span=job.config.average_span
+        )
         self.log = TrainLog(job.out_dir / "train_log.jsonl")
+
+    def points(self, **more: object) -> ResumePoints:
+        """The job's; `more` is what else its weights depend on."""
+        key = self.processes.of_first(lambda: _resume_key(self.job, **more))
+        return ResumePoints(self.job.out_dir / "resume", key=key)
+
+    def restored(self, points: ResumePoints, trainee: Trainee) -> int:
+        """Steps already done: 0, or those of the last resume point, whose state is then in the model. The log has their
+        lines."""
+        state, first = points.load(), 0
+        if state is not None:
+            first = int(state["step"])
+            restore(trainee.module, trainee.optimizer, model=state["model"], optimizer_values=state["optimizer"])
+            trainee.runner.rows = min(trainee.runner.rows, state["rows"])
+            self.job.progress.say(f"  {self.job.objective}: going on after step {first} of {self.num_steps}")
+        if self.processes.is_first:
+            self.log.cut_after(first)
+        return first
+
+    def save_point(self, step: int, points: ResumePoints, trainee: Trainee) -> None:
+        """Not after the last step: it has its checkpoint."""
+        if step == self.num_steps:
+            return
+        model = model_state(trainee.module, trained_only=True)
+        optimizer = optimizer_state(trainee.module, trainee.optimizer)
+        if self.processes.is_first:
+            points.save(step, model=model, optimizer=optimizer, rows=trainee.runner.rows)
+
+    @contextmanager
+    def steps(self, first: int) -> Iterator[tuple[Callable[[int, Mapping[str, float]], None], Advance]]:
+        """Around the steps after the first `first`: what takes each one's number and its row of the log, before any
+        resume point after it, and what is called when it is over."""
+        with (
+            closing(self._trackers()) as trackers,
+            self.job.progress.task(f"train {self.job.objective}", total=self.num_steps, unit="steps") as advance,
+        ):
+
+            def note(step: int, row: Mapping[str, float]) -> None:
+                if self.processes.is_first:
+                    self.log.append(step, row)
+                    trackers.log(step, row)
+
+            if first:
+                advance(first)
+            yield note, advance
+
+    def keep(self, step: int, trainee: Trainee) -> dict[str, float]:
+        """Write the checkpoint after `step` steps, if it is one to keep; its metrics on the held-out groups."""
+        if step not in self.kept_steps:
+            return {}
+        whole = None
+        if self.processes.sharded:
+            state = model_state(trainee.module, trained_only=False)
+            whole = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
+        if self.processes.is_first:
+            path, model = self.job.checkpoint_path(step), unwrapped(trainee.module).model
+            save_checkpoint(model, path, companions=self.job.checkpoint, state_dict=whole)
+        return {f"{HELD_OUT}{name}": value for name, value in trainee.evaluate().items()}
+
+    def _trackers(self) -> Trackers:
+        """The recipe's; none in a process that is not the first."""
+        job = self.job
+        if not self.processes.is_first:
+            return Trackers({}, folder=job.out_dir, say=job.progress.say)
+        return open_trackers(
+            job.training.trackers,
+            out_dir=job.out_dir,
+            run_name=job.run_name,
+            config=job.config.model_dump(mode="json"),
+            say=job.progress.say,
+        )
+
+
+class _Run(TrainRun):
+    """On groups that are all known before its first step."""
 
     def run(self) -> TrainMetrics:
         rows = self.job.rows
@@ -172,52 +252,30 @@ class _Run:
             raise ProcessOutOfMemory(rows) from error
 
     def _train(self, trainee: Trainee) -> TrainMetrics:
-        points = ResumePoints(self.job.out_dir / "resume", key=self.processes.of_first(lambda: _resume_key(self.job)))
-        first, num_steps, is_first = self._restore(points, trainee), len(self.batches), self.processes.is_first
-        if is_first:
-            self.log.cut_after(first)
-        with (
-            closing(self._trackers()) as trackers,
-            self.job.progress.task(f"train {self.job.objective}", total=num_steps, unit="steps") as advance,
-        ):
-            if first:
-                advance(first)
-            for step in range(first, num_steps):
-                rate = learning_rate(step, num_steps=num_steps, config=self.config)
-                name = f"step {step + 1} of {num_steps}"
-                row = trainee.step(self.batches[step], learning_rate=rate, step=name)
+        points, batches = self.points(), self.job.batches()
+        first = self.restored(points, trainee)
+        with self.steps(first) as (note, advance):
+            for step in range(first, self.num_steps):
+                rate = learning_rate(step, num_steps=self.num_steps, config=self.config)
+                row = trainee.step(batches[step], learning_rate=rate, step=f"step {step + 1} of {self.num_steps}")
                 if step == 0 and "dpo_loss" in row:
-                    self._check_step_0(row["dpo_loss"])
-                row |= {f"{HELD_OUT}{name}": value for name, value in self._keep(step + 1, trainee).items()}
-                if is_first:
-                    self.log.append(step + 1, row)
-                    trackers.log(step + 1, row)
-                self._save_point(step + 1, points, trainee)
+                    self._check_step_0(row["dpo_loss"], batches[0])
+                note(step + 1, row | self.keep(step + 1, trainee))
+                if (step + 1) % self.config.save_every_steps == 0:
+                    self.save_point(step + 1, points, trainee)
                 advance(1)
         if self.job.keeps_optimizer:
-            write_optimizer(trainee.module, trainee.optimizer, self.job.out_dir / OPTIMIZER, is_first=is_first)
-        if not is_first:
+            path = self.job.out_dir / OPTIMIZER
+            write_optimizer(trainee.module, trainee.optimizer, path, is_first=self.processes.is_first)
+        if not self.processes.is_first:
             return TrainMetrics({}, ())
         points.clear()
         return TrainMetrics(*self.log.metrics(self.kept_steps))
 
-    def _trackers(self) -> Trackers:
-        """The recipe's; none in a process that is not the first."""
-        job = self.job
-        if not self.processes.is_first:
-            return Trackers({}, folder=job.out_dir, say=job.progress.say)
-        return open_trackers(
-            job.training.trackers,
-            out_dir=job.out_dir,
-            run_name=job.run_name,
-            config=job.config.model_dump(mode="json"),
-            say=job.progress.say,
-        )
-
-    def _check_step_0(self, dpo_loss: float) -> None:
+    def _check_step_0(self, dpo_loss: float, numbers: Sequence[int]) -> None:
         """Where policy and reference are the same model, DPO starts at ln 2 (other losses elsewhere) or something is
         silently wrong."""
-        reference, groups = self.job.reference, [self.job.groups[number] for number in self.batches[0]]
+        reference, groups = self.job.reference, [self.job.groups[number] for number in numbers]
         expected = dpo_at_reference(self.config, groups)
         if reference is None or expected is None:
             return
@@ -231,41 +289,8 @@ class _Run:
                 "run again; where it comes back, this is a defect of alignloop"
             )
 
-    def _keep(self, step: int, trainee: Trainee) -> dict[str, float]:
-        """Write the checkpoint after `step` steps, if it is one to keep; its metrics on the held-out groups."""
-        if step not in self.kept_steps:
-            return {}
-        whole = None
-        if self.processes.sharded:
-            state = model_state(trainee.module, trained_only=False)
-            whole = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
-        if self.processes.is_first:
-            path, model = self.job.checkpoint_path(step), unwrapped(trainee.module).model
-            save_checkpoint(model, path, companions=self.job.checkpoint, state_dict=whole)
-        return trainee.evaluate()
 
-    def _save_point(self, step: int, points: ResumePoints, trainee: Trainee) -> None:
-        if step % self.config.save_every_steps or step == len(self.batches):
-            return
-        model = model_state(trainee.module, trained_only=True)
-        optimizer = optimizer_state(trainee.module, trainee.optimizer)
-        if self.processes.is_first:
-            points.save(step, model=model, optimizer=optimizer, rows=trainee.runner.rows)
-
-    def _restore(self, points: ResumePoints, trainee: Trainee) -> int:
-        """Steps already done: 0, or those of the last resume point, whose state is then in the model."""
-        state = points.load()
-        if state is None:
-            if self.job.optimizer is not None:
-                carry_optimizer(trainee.module, trainee.optimizer, self.job.optimizer)
-            return 0
-        restore(trainee.module, trainee.optimizer, model=state["model"], optimizer_values=state["optimizer"])
-        trainee.runner.rows = min(trainee.runner.rows, state["rows"])
-        self.job.progress.say(f"  {self.job.objective}: going on after step {state['step']} of {len(self.batches)}")
-        return int(state["step"])
-
-
-def _resume_key(job: TrainJob) -> str:
+def _resume_key(job: TrainJob, **more: object) -> str:
     """The number of processes is not in it: a point is whole, and any number of them can go on from it."""
     return key_of(
         trainer_version=TRAINER_VERSION,
@@ -278,4 +303,5 @@ def _resume_key(job: TrainJob) -> str:
         reference=None if job.reference is None else weights_digest(job.reference),
         groups=groups_digest(job.groups),
         **({} if job.optimizer is None else {"optimizer": digest_of(job.optimizer)}),
+        **more,
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from alignloop.config.rloo import RlooConfig
 from alignloop.config.training import DpoConfig, ObjectiveName, OptimizerConfig, RewardConfig
 from alignloop.errors import TrainingError
 from alignloop.packing.groups import PromptGroup
@@ -33,6 +34,7 @@ class StepCounts:
     """
 
     num_groups: int
+    num_completions: int
     num_target_tokens: int
     num_chosen_tokens: int
 
@@ -42,7 +44,12 @@ def count_step(groups: Sequence[PromptGroup]) -> StepCounts:
     in_prompts = sum(sum(group.prompt_loss_mask[1:]) for group in groups if group.prompt_loss_mask is not None)
     in_completions = sum(len(c.token_ids) for group in groups for c in group.completions)
     chosen = sum(len(group.completions[group.ranks.index(min(group.ranks))].token_ids) for group in groups)
-    return StepCounts(num_groups=len(groups), num_target_tokens=in_prompts + in_completions, num_chosen_tokens=chosen)
+    return StepCounts(
+        num_groups=len(groups),
+        num_completions=sum(len(group.completions) for group in groups),
+        num_target_tokens=in_prompts + in_completions,
+        num_chosen_tokens=chosen,
+    )
 
 
 class StepLoss(Protocol):
@@ -210,6 +217,43 @@ def dpo_at_reference(config: OptimizerConfig, groups: Sequence[PromptGroup]) -> 
     return loss_at_reference(config.loss, beta=config.beta, margins=dpo_margins(groups, config))
 
 
+@dataclass(frozen=True)
+class RlooStep:
+    """RLOO. Per group of the data, in the group's order: the sums of its completions under the policy that sampled
+    them, and their advantages; both change with every batch that is sampled."""
+
+    config: RlooConfig
+    old_logprobs: Sequence[tuple[float, ...]] = ()
+    advantages: Sequence[tuple[float, ...]] = ()
+
+    def __call__(
+        self, output: Tensor, *, batch: RowBatch, counts: StepCounts, group_numbers: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        import torch
+
+        from alignloop.objectives.rloo import rloo_loss
+
+        owners = [(group_numbers[group], number) for group, number in batch.owners()]
+        old, advantages = (
+            torch.tensor([values[group][number] for group, number in owners], dtype=torch.float64)
+            for values in (self.old_logprobs, self.advantages)
+        )
+        return rloo_loss(
+            output,
+            completion_index=batch.completion_index,
+            old_logprobs=old.to(output.device),
+            advantages=advantages.float().to(output.device),
+            clip=self.config.clip,
+            clip_high=self.config.clip_high,
+            num_completions=float(counts.num_completions),
+        )
+
+
+def _rloo_losses(job: TrainJob, processes: Processes) -> tuple[StepLoss, StepLoss]:
+    assert isinstance(job.config, RlooConfig)
+    return RlooStep(job.config), RlooStep(job.config)
+
+
 def _unfit_for_reward(group: PromptGroup) -> str | None:
     if len(group.completions) < 2:
         return "it has one ranked completion: a reward model learns from two or more"
@@ -235,6 +279,7 @@ OBJECTIVES: Mapping[ObjectiveName, Objective] = {
     "reward": Objective(_unfit_for_reward, _reward_losses, scores=True),
     "sft": Objective(_unfit_for_sft, lambda job, processes: (sft_step, sft_step)),
     "dpo": Objective(_unfit_for_dpo, _dpo_losses),
+    "rloo": Objective(lambda group: None, _rloo_losses),
 }
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alignloop.packing.batch import RowBatch
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
-from alignloop.packing.layout import auto_row_tokens
+from alignloop.packing.layout import LayoutMode, auto_row_tokens
 from alignloop.progress import Progress
 from alignloop.training.model import (
     CompletionRewards,
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Value(Generic[T]):
+class Value(Generic[T]):
     """What is computed of each completion.
 
     Attributes:
@@ -70,7 +70,7 @@ def score_groups(
         ModelError: no reward model at the path, no memory for it, or token ids outside its vocabulary.
         TrainingError: no memory for a single row.
     """
-    return _frozen_pass(groups, reward_model, _REWARD, rows=rows_per_microbatch, dtype=dtype, progress=progress)
+    return _frozen_pass(groups, reward_model, REWARD, rows=rows_per_microbatch, dtype=dtype, progress=progress)
 
 
 def completion_logprobs(
@@ -86,7 +86,7 @@ def completion_logprobs(
     For N prompts N lists of K lists of T logprobs, formatting tokens included, in order (K may differ; ranks are
     ignored). Raises as `score_groups`.
     """
-    return _frozen_pass(groups, checkpoint, _LOGPROBS, rows=rows_per_microbatch, dtype=dtype, progress=progress)
+    return _frozen_pass(groups, checkpoint, LOGPROBS, rows=rows_per_microbatch, dtype=dtype, progress=progress)
 
 
 def _rewards(checkpoint: Path, dtype: torch.dtype) -> CompletionRewards:
@@ -107,47 +107,68 @@ def _by_completion(batch: RowBatch, output: Tensor) -> list[list[float]]:
     return found
 
 
-_REWARD = _Value[float](_rewards, lambda batch, output: output.tolist(), ("score", "candidates"))
-_LOGPROBS = _Value[list[float]](_token_logprobs, _by_completion, ("logprobs", "completions"))
+REWARD = Value[float](_rewards, lambda batch, output: output.tolist(), ("score", "candidates"))
+LOGPROBS = Value[list[float]](_token_logprobs, _by_completion, ("logprobs", "completions"))
+
+
+class FrozenModel(Generic[T]):
+    """A model that stays loaded from call to call: groups in, a value for each of their completions out.
+
+    `what` is `REWARD` or `LOGPROBS`. Raises as `score_groups`, in making it and in calling it.
+    """
+
+    def __init__(self, checkpoint: Path, what: Value[T], *, rows: int, dtype: Dtype, progress: Progress) -> None:
+        self._checkpoint, self._what, self._rows, self._progress = checkpoint, what, rows, progress
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._bfloat16 = uses_bfloat16(dtype, device=self._device, progress=progress)
+        # On a GPU frozen weights need no more than the precision they are used in: an 8B model is 16 GB instead of 32.
+        weights = torch.bfloat16 if self._bfloat16 and self._device.type != "cpu" else torch.float32
+        with loading_memory(checkpoint, dtype=weights, device=self._device, remedy=""):
+            self._module = what.load(checkpoint, weights).to(self._device)
+            if isinstance(self._module, TokenLogprobs):
+                check_head(self._module)
+        self._mode: LayoutMode = "packed"
+        self._longest = 0
+
+    def __call__(self, groups: Sequence[PromptGroup]) -> list[list[T]]:
+        if not groups:
+            return []
+        check_vocabulary(self._module.model, groups, checkpoint=self._checkpoint)
+        longest = max(group.longest for group in groups)
+        if longest > self._longest and self._mode == "packed":
+            self._longest = longest
+            self._mode = choose_layout(backbone_of(self._module.model), longest=longest, progress=self._progress)
+        runner = RowRunner(
+            mode=self._mode,
+            row_tokens=auto_row_tokens(longest),
+            rows=self._rows,
+            pad_token_id=pad_token_id_of(self._module.model),
+            device=self._device,
+            bfloat16=self._bfloat16,
+            progress=self._progress,
+        )
+        # A prompt with all its completions may be many times a row: it never takes more memory than the microbatch.
+        pieces = [split_group(group, capacity=self._rows * runner.row_tokens) for group in groups]
+        values = _values(self._module, [piece for own in pieces for piece in own], runner, self._what)
+        return [[next(values) for _ in group.completions] for group in groups]
 
 
 def _frozen_pass(
-    groups: Sequence[PromptGroup], checkpoint: Path, value: _Value[T], *, rows: int, dtype: Dtype, progress: Progress
+    groups: Sequence[PromptGroup], checkpoint: Path, what: Value[T], *, rows: int, dtype: Dtype, progress: Progress
 ) -> list[list[T]]:
     if not groups:
         return []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bfloat16 = uses_bfloat16(dtype, device=device, progress=progress)
-    # On a GPU frozen weights need no more than the precision they are used in: an 8B model is 16 GB instead of 32.
-    weights = torch.bfloat16 if bfloat16 and device.type != "cpu" else torch.float32
-    with loading_memory(checkpoint, dtype=weights, device=device, remedy=""):
-        module = value.load(checkpoint, weights).to(device)
-        if isinstance(module, TokenLogprobs):
-            check_head(module)
-    check_vocabulary(module.model, groups, checkpoint=checkpoint)
-    longest = max(group.longest for group in groups)
-    runner = RowRunner(
-        mode=choose_layout(backbone_of(module.model), longest=longest, progress=progress),
-        row_tokens=auto_row_tokens(longest),
-        rows=rows,
-        pad_token_id=pad_token_id_of(module.model),
-        device=device,
-        bfloat16=bfloat16,
-        progress=progress,
-    )
+    model = FrozenModel(checkpoint, what, rows=rows, dtype=dtype, progress=progress)
     try:
-        # A prompt with all its completions may be many times a row: it never takes more memory than the microbatch.
-        pieces = [split_group(group, capacity=rows * runner.row_tokens) for group in groups]
-        values = _values(module, [piece for own in pieces for piece in own], runner, value)
-        return [[next(values) for _ in group.completions] for group in groups]
+        return model(groups)
     finally:
-        del module
-        if device.type != "cpu":
+        del model
+        if torch.cuda.is_available():
             # On a CPU the weights go with their last name; a whole collection takes longer than a small model's pass.
             free_memory()
 
 
-def _values(module: nn.Module, groups: Sequence[PromptGroup], runner: RowRunner, value: _Value[T]) -> Iterator[T]:
+def _values(module: nn.Module, groups: Sequence[PromptGroup], runner: RowRunner, value: Value[T]) -> Iterator[T]:
     """A value for each completion of each group, in order."""
     found: dict[tuple[int, int], T] = {}
     name, unit = value.label

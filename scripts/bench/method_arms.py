@@ -130,6 +130,14 @@ _ALL: Sequence[Arm] = (
         ),
         rounds=60,
     ),
+    Arm(
+        "rloo",  # recipes/rloo.yaml
+        (
+            *("policy.by=rloo", "sample.num_prompts=96", "rloo.num_candidates=8", "rloo.batch_groups=6"),
+            *("rloo.num_minibatches=2", "rloo.max_steps=20", "rloo.learning_rate=5e-5", "rloo.max_length=320"),
+            "rloo.dtype=float32",
+        ),
+    ),
     *(Arm(f"loss-{loss}", (f"dpo.loss={loss}",)) for loss in _LOSSES),
     Arm("all-gaps", ("pairs.min_gap_quantile=0.0",)),
     Arm(
@@ -236,6 +244,12 @@ CLAIMS: Sequence[Claim] = (
         "Sixty short rounds do better than six, at as many samples, annotations and rows of the file",
         (LOOP,),
         reference="semi-online",
+    ),
+    Claim(
+        "rloo",
+        "RLOO does better than pairs and DPO, at as many samples and annotations; half of them it samples as it trains",
+        (LOOP,),
+        reference="rloo",
     ),
     Claim("averaging", "Averaging checkpoints helps (4.1.5)", (LOOP,), reference="averaging"),
     Claim("start-from", "Going on from the last checkpoint (ours; the paper starts SFT anew)", ("start-from-base",)),

@@ -20,6 +20,7 @@ SHOWN = (LOOP, "offline", "random-pick")
 """Arms whose climb is shown round by round."""
 AGAINST_LOOP = {
     "semi_online_minus_rounds": "semi-online",
+    "rloo_minus_dpo": "rloo",
     "rip_minus_default": "rip",
     "ensemble_minus_default": "ensemble",
     "two_models_minus_default": "two-models",

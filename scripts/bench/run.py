@@ -27,11 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from alignloop.environment import prepare, silence
 from alignloop.errors import AlignloopError
-from scripts.bench import data, evaluation, sampling, training
+from scripts.bench import data, evaluation, methods, sampling, training
 from scripts.bench.case import Bench, BenchError, Measured, SkippedError, heading, measure, to_json, to_markdown
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-GROUPS = {"training": training.CASES, "sampling": sampling.CASES, "data": data.CASES, "evaluation": evaluation.CASES}
+GROUPS = {
+    "training": training.CASES,
+    "sampling": sampling.CASES,
+    "data": data.CASES,
+    "evaluation": evaluation.CASES,
+    "methods": methods.CASES,
+}
+STDOUT = Path("/dev/stdout")
 CASES = {case.name: case for cases in GROUPS.values() for case in cases}
 
 
@@ -55,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.markdown:
         options.markdown.write_text(text)
     if options.json:
-        options.json.write_text(json.dumps(to_json(measured), indent=2) + "\n")
+        text = json.dumps(to_json(measured), indent=2) + "\n"
+        if options.json == STDOUT:
+            print(text, end="", flush=True)
+        else:
+            options.json.write_text(text)
     for problem in problems:
         print(f"broken: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -95,7 +106,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, metavar="N", help="readings of each side; default 3, with --quick 1")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--quick", action="store_true", help="little of everything, no settings tried: not a result")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, as one flat object")
+    json_help = "the figures, as one flat object; without a FILE it is printed last"
+    parser.add_argument("--json", type=Path, metavar="FILE", nargs="?", const=STDOUT, help=json_help)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table")
     parser.add_argument("--data", type=Path, default=SHARED, help="folder of the real data")
     parser.add_argument("--work", type=Path, help="keep models, rows, runs and logs here; default: a temporary folder")

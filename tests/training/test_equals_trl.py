@@ -1,4 +1,4 @@
-"""DPO, NLL and reward losses against TRL's own trainers: the same rows, the same model, batch by batch of a training.
+"""DPO, NLL, reward and RLOO losses against TRL's own trainers: same rows, same model, batch by batch of a training.
 
 TRL tokenises, collates and trains by itself, on one padded row per completion; ours go through packed rows.
 """
@@ -20,16 +20,19 @@ from safetensors.torch import load_file
 
 from alignloop.chat.format import ChatFormat
 from alignloop.chat.load import load_format
+from alignloop.chat.tokens import CompletionTokens
 from alignloop.config.bundled import QUICKSTART
+from alignloop.config.rloo import RlooConfig
 from alignloop.config.training import DpoConfig, DpoLoss
 from alignloop.data.readers import read_preferences
+from alignloop.objectives.rloo import leave_one_out
 from alignloop.packing.build import ranked_groups
 from alignloop.packing.check import choose_layout
 from alignloop.packing.groups import PromptGroup
 from alignloop.progress import QuietProgress
 from alignloop.records import Message, PreferenceRow, Source
 from alignloop.training.model import CompletionRewards, TokenLogprobs, load_policy, load_reward_model, pad_token_id_of
-from alignloop.training.objectives import DpoStep, RewardStep, StepLoss, count_step
+from alignloop.training.objectives import DpoStep, RewardStep, RlooStep, StepLoss, count_step
 from alignloop.training.reference import reference_sums
 from alignloop.training.rows import RowRunner
 
@@ -409,3 +412,98 @@ def test_reward_losses_and_the_weights_after_them_are_trls(reward_runs: BothRuns
     assert len(reward_runs.ours) == BATCHES
     assert reward_runs.moved > 1e-3
     assert reward_runs.apart < 1e-4 * reward_runs.moved
+
+
+# ---- RLOO: TRL samples, and both train on that
+
+
+NUM_CANDIDATES, STEPS_A_BATCH = 4, 4
+RLOO = {
+    "num_generations": NUM_CANDIDATES,
+    "per_device_train_batch_size": 2 * NUM_CANDIDATES,
+    "steps_per_generation": 2,
+    "num_iterations": 2,
+    "max_completion_length": 12,
+    "beta": 0.05,
+    "max_steps": 2 * STEPS_A_BATCH,
+}
+
+
+@dataclass(frozen=True)
+class RlooRuns:
+    """Of each batch the sums of what was sampled and the advantages, of each step the loss; theirs, then ours."""
+
+    sums: tuple[list[float], list[float]]
+    advantages: tuple[list[float], list[float]]
+    losses: tuple[list[float], list[float]]
+    clip_shares: list[float]
+    moved: float
+    apart: float
+
+
+@pytest.fixture(scope="module")
+def rloo_runs(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> RlooRuns:
+    out_dir = tmp_path_factory.mktemp("rloo") / "trl"
+    prompts = [{"prompt": [{"role": m.role, "content": m.content} for m in row.messages]} for row in setting.rows]
+    theirs = trl_run({"trainer": "rloo", "model": str(setting.policy), "rows": prompts, "rloo": RLOO}, out_dir)
+    reference = TokenLogprobs(load_policy(setting.policy))
+    module = TokenLogprobs(load_policy(setting.policy))
+    sums, advantages, losses, shares = [], [], [], []
+    for number, step in enumerate(theirs["steps"]):
+        if number % STEPS_A_BATCH == 0:
+            batch = theirs["batches"][number // STEPS_A_BATCH]
+            old, ref = (batch_sums(model, batch) for model in (module, reference))
+            sums += old.flatten().tolist()
+            found = leave_one_out(
+                torch.tensor(batch["rewards"]).view(-1, NUM_CANDIDATES), kl=old - ref, kl_coefficient=0.05
+            )
+            advantages += found.flatten().tolist()
+        groups, places = grouped(step)
+        of_groups = {
+            name: [tuple(step[name][place] for place in own) for own in places] for name in ("old_logps", "advantages")
+        }
+        step_loss = RlooStep(RlooConfig(), of_groups["old_logps"], of_groups["advantages"])
+        (noted,) = our_run(module, step_loss, groups, batch_groups=len(groups))
+        losses.append(noted["loss"])
+        shares.append(noted["clip_share"])
+    moved, apart = (weights_apart(module.model, checkpoint) for checkpoint in (setting.policy, out_dir))
+    return RlooRuns(
+        sums=([value for batch in theirs["batches"] for value in batch["old_logps"]], sums),
+        advantages=([value for batch in theirs["batches"] for value in batch["advantages"]], advantages),
+        losses=([step["loss"] for step in theirs["steps"]], losses),
+        clip_shares=shares,
+        moved=moved,
+        apart=apart,
+    )
+
+
+def grouped(rows: Mapping[str, Any]) -> tuple[list[PromptGroup], list[list[int]]]:
+    """Completions with one prompt as one group, and their places in the rows."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, prompt in enumerate(rows["prompts"]):
+        places.setdefault(tuple(prompt), []).append(place)
+    groups = []
+    for prompt, own in places.items():
+        ids = [tuple(rows["completions"][place]) for place in own]
+        completions = tuple(CompletionTokens(each, (False,) * len(each)) for each in ids)
+        groups.append(PromptGroup(f"group {len(groups)}", prompt, completions, tuple(range(len(own)))))
+    return groups, list(places.values())
+
+
+def batch_sums(module: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    groups, _ = grouped(batch)
+    passes = runner_for(module, groups)
+    return torch.tensor(reference_sums(module, groups, passes=passes, mask_formatting_tokens=False))
+
+
+def test_rloo_losses_advantages_and_the_weights_after_them_are_trls(rloo_runs: RlooRuns) -> None:
+    theirs, ours = rloo_runs.losses
+    assert len(ours) == 2 * STEPS_A_BATCH
+    assert ours == pytest.approx(theirs, abs=TOLERANCE)
+    for theirs, ours in (rloo_runs.sums, rloo_runs.advantages):
+        assert len(ours) == 2 * 4 * NUM_CANDIDATES
+        # TRL has its sums in float32.
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=TOLERANCE)
+    assert any(rloo_runs.clip_shares), "no step was clipped: the test says little"
+    assert rloo_runs.moved > 1e-3
+    assert rloo_runs.apart < 1e-4 * rloo_runs.moved

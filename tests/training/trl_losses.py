@@ -67,6 +67,58 @@ def cpo_trainer(job: dict[str, Any], rows: Dataset, tokenizer: Any) -> Any:
     return CPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
 
 
+def rloo_trainer(job: dict[str, Any], rows: Dataset, tokenizer: Any) -> Any:
+    """Its reward: a quarter of how many of a completion's tokens have an even id, and a tenth of its length."""
+    from trl import RLOOConfig, RLOOTrainer
+
+    def even_ids(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        return [sum(token % 2 == 0 for token in ids) / 4 + 0.1 * len(ids) for ids in completion_ids]
+
+    shared = {name: value for name, value in settings(job).items() if name not in ("max_length", "num_train_epochs")}
+    shared.pop("train_sampling_strategy")
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    config = RLOOConfig(**(shared | job["rloo"]), shuffle_dataset=False, seed=1)
+    return RLOOTrainer(model, reward_funcs=even_ids, args=config, train_dataset=rows, processing_class=tokenizer)
+
+
+def record_rloo(trainer: Any) -> dict[str, list[Any]]:
+    """What the trainer samples, with rewards, old logprobs and advantages, and the loss of each of its steps with the
+    rows it is of."""
+    noted: dict[str, list[Any]] = {"batches": [], "steps": []}
+    sample, compute_loss, rewards_of = (
+        trainer._generate_and_score_completions,
+        trainer._compute_loss,
+        trainer._calculate_rewards,
+    )
+
+    def plain(inputs: Any) -> dict[str, Any]:
+        def ids(kind: str) -> list[list[int]]:
+            pairs = zip(inputs[f"{kind}_ids"], inputs[f"{kind}_mask"], strict=True)
+            return [row[mask.bool()].tolist() for row, mask in pairs]
+
+        numbers = {name: inputs[name].tolist() for name in ("old_logps", "advantages")}
+        return {"prompts": ids("prompt"), "completions": ids("completion"), **numbers}
+
+    def rewards_and_note(*args: Any, **kwargs: Any) -> Any:
+        values = rewards_of(*args, **kwargs)
+        noted["rewards"] = values[:, 0].tolist()
+        return values
+
+    def sample_and_note(inputs: Any) -> Any:
+        found = sample(inputs)
+        noted["batches"].append({**plain(found), "rewards": noted.pop("rewards")})
+        return found
+
+    def compute_and_note(model: Any, inputs: Any) -> Any:
+        loss = compute_loss(model, inputs)
+        noted["steps"].append({**plain(inputs), "loss": float(loss.detach())})
+        return loss
+
+    trainer._calculate_rewards, trainer._generate_and_score_completions = rewards_and_note, sample_and_note
+    trainer._compute_loss = compute_and_note
+    return noted
+
+
 def record(trainer: Any, *, terms: dict[str, dict[str, Any]]) -> list[dict[str, float]]:
     """Lets the trainer note the loss of each batch it trains on, and other losses of the same batch with the norms of
     their gradients: `terms` has the trainer's attributes for each."""
@@ -108,8 +160,14 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     rows = Dataset.from_list(job["rows"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    build = {"dpo": dpo_trainer, "cpo": cpo_trainer, "reward": reward_trainer}[job["trainer"]]
+    build = {"dpo": dpo_trainer, "cpo": cpo_trainer, "reward": reward_trainer, "rloo": rloo_trainer}[job["trainer"]]
     trainer = build(job, rows, tokenizer)
+    if job["trainer"] == "rloo":
+        noted = record_rloo(trainer)
+        trainer.train()
+        trainer.model.save_pretrained(job["out_dir"])
+        Path(job["out_dir"], "losses.json").write_text(json.dumps(noted))
+        return
     steps = record(trainer, terms=job.get("terms", {}))
     trainer.train()
     names = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in trainer.train_dataset.features]
