@@ -101,6 +101,23 @@ class Recipe(Section):
                 "prune asks a judge (topic.by, quality.by or difficulty.by), but there is no `judge` section: name its "
                 "model there"
             )
+        self._check_rewards()
+        self._check_models()
+        self._check_schedules()
+        self._check_demonstrations()
+        if self.dpo.margin == "reward" and "on_policy" not in self.pairs.sources:
+            raise ValueError(
+                "dpo.margin: reward needs pairs with a reward gap, which pairs of candidates have, and pairs.sources "
+                "does not name on_policy: add it, or set dpo.margin: strength or none"
+            )
+        if self.averaging.sft.metric == "accuracy":
+            raise ValueError("averaging.sft.metric: SFT compares nothing, so it has no accuracy - use loss")
+        if not self.preferences:
+            raise ValueError("preferences: no file given - name your preference JSONL (`quickstart`: the bundled one)")
+        return self
+
+    def _check_rewards(self) -> None:
+        """What goes by rewards has them."""
         scored = [entry.function for entry in self.score.reward_functions]
         if self.select.pass_by not in ("reward", *scored):
             raise ValueError(
@@ -112,13 +129,20 @@ class Recipe(Section):
                 "collect.choose_by: spread goes by what the members of an ensemble make of a pair, and score.ensemble "
                 "is average_weights, whose one model has no spread: set score.ensemble, or choose_by: chance"
             )
+        rewarding = [entry for entry in self.score.reward_functions if entry.weight or entry.gate is not None]
+        if self.policy.by == "rloo" and not self.rloo.reward_model and not rewarding:
+            raise ValueError(
+                "rloo.reward_model is false, and score.reward_functions has none with a weight or a gate: nothing "
+                "would reward a completion - name a function, or leave reward_model out"
+            )
+
+    def _check_models(self) -> None:
+        """Which models sample, and how much each."""
         if (fixed := self.sample.policy_round) is not None and fixed >= self.rounds:
             raise ValueError(
                 f"sample.policy: {self.sample.policy} samples in the rounds after round {fixed}, and the run has "
                 f"{self.rounds}: name an earlier round, or raise rounds"
             )
-        self._check_schedules()
-        self._check_demonstrations()
         others, each = self.collect.num_policies - 1, self.collect.pairs_per_prompt
         if others and self.sample.num_candidates <= others * each:
             raise ValueError(
@@ -126,22 +150,6 @@ class Recipe(Section):
                 f"write {each} each (collect.pairs_per_prompt), which leaves the policy none: raise the first or lower "
                 "one of the others"
             )
-        rewarding = [entry for entry in self.score.reward_functions if entry.weight or entry.gate is not None]
-        if self.policy.by == "rloo" and not self.rloo.reward_model and not rewarding:
-            raise ValueError(
-                "rloo.reward_model is false, and score.reward_functions has none with a weight or a gate: nothing "
-                "would reward a completion - name a function, or leave reward_model out"
-            )
-        if self.dpo.margin == "reward" and "on_policy" not in self.pairs.sources:
-            raise ValueError(
-                "dpo.margin: reward needs pairs with a reward gap, which pairs of candidates have, and pairs.sources "
-                "does not name on_policy: add it, or set dpo.margin: strength or none"
-            )
-        if self.averaging.sft.metric == "accuracy":
-            raise ValueError("averaging.sft.metric: SFT compares nothing, so it has no accuracy - use loss")
-        if not self.preferences:
-            raise ValueError("preferences: no file given - name your preference JSONL (`quickstart`: the bundled one)")
-        return self
 
     def _check_schedules(self) -> None:
         """What is asked of every round, or must be in some."""

@@ -6,7 +6,7 @@ pairs --function, each candidate by itself--> two values --gap--> preference and
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignloop.chat.reasoning import answer_of
@@ -60,9 +60,13 @@ def annotate(pairs: Sequence[Pair], *, by: FunctionAnnotator, seed: int) -> Anno
     Raises:
         UserError: as `function_values`.
     """
-    values = function_values(by.function, [[_asked(pair[0], row) for row in pair[1:]] for pair in pairs])
-    known = [pair for pair in pairs if all(row.id in values for row in pair[1:])]
-    rows = [row for pair in known if (row := _compared(pair, values, by=by, seed=seed)) is not None]
+    # Apart: answers of two models to one prompt may have one id.
+    firsts = function_values(by.function, [[_asked(prompt, first)] for prompt, first, _ in pairs])
+    seconds = function_values(by.function, [[_asked(prompt, second)] for prompt, _, second in pairs])
+    known = [pair for pair in pairs if pair[1].id in firsts and pair[2].id in seconds]
+    gaps = [firsts[first.id] - seconds[second.id] for _, first, second in known]
+    compared = (_compared(pair, gap, by=by, seed=seed) for pair, gap in zip(known, gaps, strict=True))
+    rows = [row for row in compared if row is not None]
     counts = {"annotated": len(rows), "ties": len(known) - len(rows)}
     if len(known) < len(pairs):
         counts["inapplicable"] = len(pairs) - len(known)
@@ -81,11 +85,11 @@ def _asked(prompt: PromptRow, row: CandidateRow) -> CandidateRow:
     return row.model_copy(update={"messages": prompt.messages, "meta": prompt.meta})
 
 
-def _compared(pair: Pair, values: Mapping[str, float], *, by: FunctionAnnotator, seed: int) -> PreferenceRow | None:
+def _compared(pair: Pair, gap: float, *, by: FunctionAnnotator, seed: int) -> PreferenceRow | None:
+    """`gap`: the first one's value less the second's."""
     prompt, first, second = pair
     if answer_of(first.completion).strip() == answer_of(second.completion).strip():
         return None
-    gap = values[first.id] - values[second.id]
     strength, first_wins = strength_of(abs(gap), least=by.strength_gaps), gap > 0
     draw = random.Random(f"{seed}/{first.id}/{second.id}")
     if strength is None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from alignloop.artifacts import Artifact
+from alignloop.config.recipe import Recipe
 from alignloop.config.training import Reference
 from alignloop.stages import (
     average,
@@ -81,6 +82,18 @@ class RoundStart:
     other_candidates: tuple[Artifact, ...] = ()
     files: collect.RoundFiles = field(default_factory=collect.RoundFiles)
 
+    def to_collect(self, recipe: Recipe) -> collect.Inputs:
+        return collect.inputs(
+            recipe,
+            self.preferences,
+            self.scored,
+            other_candidates=self.other_candidates,
+            files=self.files,
+            batches=self.batches,
+            heldout=self.heldout,
+            prompts=self.prompts,
+        )
+
     def references(self, sft_model: Artifact) -> dict[Reference, Artifact]:
         """What the policy's training may be held to, by its name in the recipe."""
         return {"sft": sft_model, "base": self.base, "previous": self.previous, "ema": self.average}
@@ -109,26 +122,11 @@ class RoundEnd:
 def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     """Fourteen stages, each published before the next begins; in a semi-online round those that are due (`every`)."""
     recipe, number = stages.recipe, stages.number
-    to_collect = collect.inputs(
-        recipe,
-        start.preferences,
-        start.scored,
-        other_candidates=start.other_candidates,
-        files=start.files,
-        batches=start.batches,
-        heldout=start.heldout,
-        prompts=start.prompts,
-    )
-    collected = stages.run(collect.STAGE, to_collect)
+    collected = stages.run(collect.STAGE, start.to_collect(recipe))
     batches = (*start.batches, collected.preferences)
     prompts = collect.prompts_to_sample(collected, start.prompts)
 
-    reward_model, averaged = start.reward_model, start.reward_start
-    if reward_model is None or recipe.trains_reward(number):
-        reward = stages.run(train_reward.STAGE, train_reward.Inputs(start.reward_start, batches, start.heldout))
-        averaged = stages.run(average.REWARD, average.of(reward)).checkpoint
-        reward_model = reward_models.of_training(recipe, reward, averaged=averaged)
-
+    reward_model, averaged = _reward_model(stages, start, batches)
     sampled = stages.run(sample.STAGE, sample.Inputs(start.policy, prompts, start.other_policies))
     scored = stages.run(score.STAGE, score.Inputs(sampled.candidates, reward_model, collected.preferences))
     preferences = score.rewarded(scored, collected.preferences)
@@ -149,15 +147,14 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
     if recipe.policy.by == "rloo":
         to_reinforce = train_rloo.inputs(recipe, sft_model, references, reward_model=reward_model, prompts=prompts)
         trained = stages.run(train_rloo.STAGE, to_reinforce)
-        policy = stages.run(average.RLOO, average.of(trained)).checkpoint
     else:
         window = batches[-recipe.pairs.data_window :]
         pairs = stages.run(build_pairs.STAGE, build_pairs.inputs(recipe, scored.candidates, window)).pairs
         to_train = train_dpo.inputs(
-            recipe, sft_model, references=references, pairs=pairs, heldout=start.heldout, optimizer=start.optimizer
+            recipe, sft_model, references, pairs=pairs, heldout=start.heldout, optimizer=start.optimizer
         )
         trained = stages.run(train_dpo.STAGE, to_train)
-        policy = stages.run(average.DPO, average.of(trained)).checkpoint
+    policy = stages.run(average.STAGES[recipe.policy.by], average.of(trained)).checkpoint
     moving = start.average
     if recipe.policy.by == "dpo" and recipe.dpo.reference == "ema":
         moving = stages.run(average.EMA, average.Inputs((start.average, policy))).checkpoint
@@ -182,3 +179,14 @@ def run_round(stages: StageRunner, start: RoundStart) -> RoundEnd:
         measured=measured,
         optimizer=trained.optimizer,
     )
+
+
+def _reward_model(
+    stages: StageRunner, start: RoundStart, batches: tuple[Artifact, ...]
+) -> tuple[RewardModel, Artifact]:
+    """What scores, and what the next reward model may be trained from: a new one, or what the round began with."""
+    if start.reward_model is not None and not stages.recipe.trains_reward(stages.number):
+        return start.reward_model, start.reward_start
+    trained = stages.run(train_reward.STAGE, train_reward.Inputs(start.reward_start, batches, start.heldout))
+    averaged = stages.run(average.REWARD, average.of(trained)).checkpoint
+    return reward_models.of_training(stages.recipe, trained, averaged=averaged), averaged

@@ -52,8 +52,8 @@ def settings(recipe: Recipe) -> Settings:
 def inputs(
     recipe: Recipe,
     start: Artifact,
-    *,
     references: Mapping[Reference, Artifact],
+    *,
     pairs: Artifact,
     heldout: Artifact,
     optimizer: tuple[Artifact, ...],
@@ -61,7 +61,8 @@ def inputs(
     """`references` has a model for each name of `dpo.reference`."""
     config = recipe.dpo
     reference = references[config.reference] if config.has_reference else None
-    return Inputs(start=start, reference=reference, pairs=pairs, heldout=heldout, optimizer=optimizer)
+    carried = optimizer if config.carry_optimizer else ()
+    return Inputs(start=start, reference=reference, pairs=pairs, heldout=heldout, optimizer=carried)
 
 
 def last_of_variants(trained: Outputs) -> tuple[Artifact, ...]:

@@ -69,6 +69,13 @@ def test_the_higher_value_is_chosen_in_either_order_and_no_gap_gives_no_row() ->
     assert (row.chosen_ids, row.chosen_reward, row.meta) == ([2], 1.0, {"max_words": 2})
 
 
+def test_answers_of_two_models_with_one_id_are_two() -> None:
+    """As two runs of `alignloop sample` on one file of prompts give them."""
+    prompt, long, brief = pair("one two three", "one", max_words=2)
+    made = annotate([(prompt, long, brief.model_copy(update={"id": long.id}))], by=BRIEF, seed=0)
+    assert [(row.chosen, row.rejected) for row in made.rows] == [("one", "one two three")]
+
+
 def test_a_function_makes_no_slips_and_a_person_does() -> None:
     pairs = [pair("one two three", "one", name=f"p{n}", max_words=2) for n in range(50)]
     assert {row.chosen for row in annotate(pairs, by=BRIEF, seed=1).rows} == {"one"}

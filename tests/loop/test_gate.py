@@ -266,6 +266,8 @@ def test_the_next_round_is_not_built_on_one_that_did_not_pass(passed: bool, star
         evaluation=evaluate.Outputs(report=artifact("report"), samples=artifact("samples")),
         measured=measure.Outputs(**measured),
         optimizer=(artifact("optimizer"),),
+        other_candidates=(artifact("others"),),
+        variants=(),
     )
     recipe = _recipe()
     recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"start_from": start_from})})

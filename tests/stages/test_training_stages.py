@@ -254,8 +254,8 @@ def test_a_loss_and_its_reference_come_together_or_not_at_all(base: Artifact, tm
     # A round asks for what its loss takes.
     recipes = [Recipe(preferences=("p.jsonl",), dpo=DpoConfig(loss=loss)) for loss in ("simpo", "hinge")]
     models: dict[Reference, Artifact] = {"sft": base, "base": pairs, "previous": pairs, "ema": pairs}
-    others: dict[str, Any] = {"references": models, "pairs": pairs, "heldout": pairs, "optimizer": ()}
-    asked = [train_dpo.inputs(recipe, base, **others).reference for recipe in recipes]
+    others: dict[str, Any] = {"pairs": pairs, "heldout": pairs, "optimizer": ()}
+    asked = [train_dpo.inputs(recipe, base, models, **others).reference for recipe in recipes]
     assert asked == [None, base]
 
 
