@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from alignloop.config.bundled import QUICKSTART
 from alignloop.engines.checkpoint import tensor_shapes
 from alignloop.errors import DiskFullError, UserError
 from alignloop.loop.check import Checked, check, disk_needs_named, run_bytes
-from alignloop.sampling.reward_functions import load
 from alignloop.stages.facts import ProblemsError
 
 SMALL: dict[str, Any] = {
@@ -118,15 +116,11 @@ def test_system_prompts_that_are_never_used_are_noted(good: Path) -> None:
         assert note.startswith(f"sample.system_prompts[{unused}] is put before no prompt")
 
 
-def test_reward_functions_that_can_be_called(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    load.cache_clear()
-    Path("rewards_of_check.py").write_text(
+def test_reward_functions_that_can_be_called(good: Path, module_folder: Path) -> None:
+    (module_folder / "rewards_of_check.py").write_text(
         "def good(completions, topic, rubric=None, **columns): return [0.0] * len(completions)\n"
     )
     assert look(good, score={"reward_functions": [{"function": "rewards_of_check:good"}]}).notes == ()
-    load.cache_clear()
 
 
 def test_columns_by_name(tmp_path: Path) -> None:

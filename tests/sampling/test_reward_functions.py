@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,6 @@ COMPLETIONS = [[{"role": "assistant", "content": "hello"}], [{"role": "assistant
 
 def call(function: Any, *, ids: list[str] | None = None, **columns: list[Any]) -> list[float | None]:
     return call_function(function, name="m:f", prompts=PROMPTS, completions=COMPLETIONS, columns=columns, ids=ids)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory; what is imported from it is forgotten again."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    load.cache_clear()
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-    load.cache_clear()
 
 
 def test_values_come_back_in_order_and_none_where_it_does_not_apply() -> None:
@@ -118,15 +103,15 @@ def test_what_a_function_raises_is_said_with_its_line() -> None:
         call(leaves)
 
 
-def test_functions_of_the_working_directory_and_of_installed_packages(folder: Path) -> None:
-    (folder / "mine_a.py").write_text("def f(completions, **columns):\n    return [2.0 for c in completions]\n")
-    (folder / "kit_a").mkdir()
-    (folder / "kit_a" / "rules.py").write_text("def g(**columns): return [1.0, 1.0]\n")
+def test_functions_of_the_working_directory_and_of_installed_packages(module_folder: Path) -> None:
+    (module_folder / "mine_a.py").write_text("def f(completions, **columns):\n    return [2.0 for c in completions]\n")
+    (module_folder / "kit_a").mkdir()
+    (module_folder / "kit_a" / "rules.py").write_text("def g(**columns): return [1.0, 1.0]\n")
     assert call(load("mine_a:f").function) == [2.0, 2.0]
     assert call(load("kit_a.rules:g").function) == [1.0, 1.0]
     assert load("statistics:mean").function is __import__("statistics").mean
     assert load("math:fsum").digest == load("math:fsum").digest  # no source file: still a digest
-    (folder / "numpy.py").write_text("raise SystemExit('taken')\n")  # takes the place of no installed package
+    (module_folder / "numpy.py").write_text("raise SystemExit('taken')\n")  # takes the place of no installed package
     assert load("numpy:mean").function.__module__.startswith("numpy")
 
 
@@ -146,13 +131,13 @@ def test_functions_of_the_working_directory_and_of_installed_packages(folder: Pa
         ("", "no_kit.inner:f", "no module 'no_kit' in"),
     ],
 )
-def test_what_cannot_be_loaded_is_named(folder: Path, source: str, name: str, said: str) -> None:
-    (folder / "mine_b.py").write_text(source)
+def test_what_cannot_be_loaded_is_named(module_folder: Path, source: str, name: str, said: str) -> None:
+    (module_folder / "mine_b.py").write_text(source)
     with pytest.raises(UserError, match=f"reward function {name}: .*{said}"):
         load(name)
 
 
-def digest(folder: Path, name: str) -> str:
+def digest(module_folder: Path, name: str) -> str:
     """As a process that starts now would find it."""
     load.cache_clear()
     for module in [key for key in sys.modules if key.partition(".")[0] in ("mine_d", "beside_d", "kit_d")]:
@@ -160,50 +145,50 @@ def digest(folder: Path, name: str) -> str:
     return load(name).digest
 
 
-def test_the_digest_follows_the_source_and_the_users_own_modules_it_uses(folder: Path) -> None:
-    (folder / "beside_d.py").write_text("WEIGHT = 1.0\n")
-    (folder / "mine_d.py").write_text("import beside_d, math\ndef f(**columns): return [beside_d.WEIGHT]\n")
-    (folder / "other_d.py").write_text("x = 1\n")
-    first = digest(folder, "mine_d:f")
-    (folder / "other_d.py").write_text("x = 2\n")  # not used
-    assert digest(folder, "mine_d:f") == first
-    (folder / "beside_d.py").write_text("WEIGHT = 2.0\n")
-    second = digest(folder, "mine_d:f")
-    (folder / "mine_d.py").write_text("import beside_d, math\ndef f(**columns): return [-beside_d.WEIGHT]\n")
-    third = digest(folder, "mine_d:f")
+def test_the_digest_follows_the_source_and_the_users_own_modules_it_uses(module_folder: Path) -> None:
+    (module_folder / "beside_d.py").write_text("WEIGHT = 1.0\n")
+    (module_folder / "mine_d.py").write_text("import beside_d, math\ndef f(**columns): return [beside_d.WEIGHT]\n")
+    (module_folder / "other_d.py").write_text("x = 1\n")
+    first = digest(module_folder, "mine_d:f")
+    (module_folder / "other_d.py").write_text("x = 2\n")  # not used
+    assert digest(module_folder, "mine_d:f") == first
+    (module_folder / "beside_d.py").write_text("WEIGHT = 2.0\n")
+    second = digest(module_folder, "mine_d:f")
+    (module_folder / "mine_d.py").write_text("import beside_d, math\ndef f(**columns): return [-beside_d.WEIGHT]\n")
+    third = digest(module_folder, "mine_d:f")
     assert len({first, second, third}) == 3
-    (folder / "beside_d.py").write_text("WEIGHT = 1.0\n")
-    (folder / "mine_d.py").write_text("import beside_d, math\ndef f(**columns): return [beside_d.WEIGHT]\n")
-    assert digest(folder, "mine_d:f") == first
+    (module_folder / "beside_d.py").write_text("WEIGHT = 1.0\n")
+    (module_folder / "mine_d.py").write_text("import beside_d, math\ndef f(**columns): return [beside_d.WEIGHT]\n")
+    assert digest(module_folder, "mine_d:f") == first
 
 
-def test_the_digest_follows_a_function_to_where_it_is_written(folder: Path) -> None:
-    (folder / "kit_d").mkdir()
-    (folder / "kit_d" / "__init__.py").write_text("from kit_d.rules import f\n")
-    (folder / "kit_d" / "rules.py").write_text("def f(**columns): return [1.0]\n")
-    first = digest(folder, "kit_d:f")
-    (folder / "kit_d" / "rules.py").write_text("def f(**columns): return [2.0]\n")
-    assert digest(folder, "kit_d:f") != first
+def test_the_digest_follows_a_function_to_where_it_is_written(module_folder: Path) -> None:
+    (module_folder / "kit_d").mkdir()
+    (module_folder / "kit_d" / "__init__.py").write_text("from kit_d.rules import f\n")
+    (module_folder / "kit_d" / "rules.py").write_text("def f(**columns): return [1.0]\n")
+    first = digest(module_folder, "kit_d:f")
+    (module_folder / "kit_d" / "rules.py").write_text("def f(**columns): return [2.0]\n")
+    assert digest(module_folder, "kit_d:f") != first
 
 
-def test_the_digest_is_that_of_the_code_that_runs(folder: Path) -> None:
-    (folder / "mine_d.py").write_text("def f(**columns): return [1.0]\n")
+def test_the_digest_is_that_of_the_code_that_runs(module_folder: Path) -> None:
+    (module_folder / "mine_d.py").write_text("def f(**columns): return [1.0]\n")
     before = load("mine_d:f")
-    (folder / "mine_d.py").write_text("def f(**columns): return [2.0]\n")  # while the run goes on
+    (module_folder / "mine_d.py").write_text("def f(**columns): return [2.0]\n")  # while the run goes on
     assert load("mine_d:f") is before
     assert before.function() == [1.0]
 
 
-def test_the_stage_is_known_by_the_source_of_its_functions(folder: Path) -> None:
+def test_the_stage_is_known_by_the_source_of_its_functions(module_folder: Path) -> None:
     from alignloop.config import load_recipe
     from alignloop.stages.score import settings
 
     assert settings(load_recipe("quickstart")).sources == {}
-    (folder / "mine_d.py").write_text("def f(**columns): return [1.0]\n")
+    (module_folder / "mine_d.py").write_text("def f(**columns): return [1.0]\n")
     recipe = load_recipe("quickstart", overrides=["score.reward_functions=[{function: 'mine_d:f', weight: 0.5}]"])
     stage = settings(recipe)
     assert stage.sources == {"mine_d:f": load("mine_d:f").digest}
     assert stage.reward_functions[0].weight == 0.5
-    (folder / "mine_d.py").write_text("def f(**columns): return [3.0]\n")
-    assert digest(folder, "mine_d:f") != stage.sources["mine_d:f"]
+    (module_folder / "mine_d.py").write_text("def f(**columns): return [3.0]\n")
+    assert digest(module_folder, "mine_d:f") != stage.sources["mine_d:f"]
     assert settings(recipe) != stage

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,6 @@ from alignloop.stages.measured_truth import JudgedCandidate, add_picks
 NO_COMMA = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 RIGHT, WRONG = "Blue.", "Blue, then."
 FILE, ROUND = Source(file="mine.jsonl", line=3), Source.of_round(1)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory, of which no module stays."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    load.cache_clear()
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-    load.cache_clear()
 
 
 def test_picks_by_hand() -> None:
@@ -69,7 +55,7 @@ def test_picks_by_hand() -> None:
     assert figures.errors["truth/pick_stderr"] == pytest.approx(1 / 3)
 
 
-def rows_of(folder: Path, *, meta: dict[str, Any]) -> dict[str, Artifact]:
+def rows_of(module_folder: Path, *, meta: dict[str, Any]) -> dict[str, Artifact]:
     """Two prompts' candidates, of which the second one's truth is unknown, and training rows of every kind."""
     known = [candidate("p", k, text, float(k), meta=meta) for k, text in enumerate((RIGHT, WRONG, RIGHT))]
     unknown = [candidate("q", 0, RIGHT, 0.0), candidate("q", 1, WRONG, 1.0, meta=meta)]
@@ -92,18 +78,18 @@ def rows_of(folder: Path, *, meta: dict[str, Any]) -> dict[str, Artifact]:
         PairRow(id="2", chosen=WRONG, rejected="Red, or so.", **asked),
     ]
     named = {"scored": [*known, *unknown], "preferences": preferences, "sft_rows": sft, "pairs": pairs}
-    return {name: written(folder / f"{name}.jsonl", rows) for name, rows in named.items()}
+    return {name: written(module_folder / f"{name}.jsonl", rows) for name, rows in named.items()}
 
 
-def measured(folder: Path, *, truth: str | None, meta: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
+def measured(module_folder: Path, *, truth: str | None, meta: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
     """The figures, and what was said, where nothing is held out."""
     recipe = load_recipe("quickstart", overrides=[f"measure.truth={truth or 'null'}"])
-    nobody = written(folder / "heldout.jsonl", [])
+    nobody = written(module_folder / "heldout.jsonl", [])
     policy, said = Artifact.of(Path(resolve_base("quickstart"))), Listening()
     before = measure.Before(base=policy, base_answers=nobody, last_answers=nobody)
-    rows = measure.RoundRows(**rows_of(folder, meta=meta))
+    rows = measure.RoundRows(**rows_of(module_folder, meta=meta))
     inputs = measure.inputs(recipe, before, policy=policy, reward_model=policy, heldout=nobody, rows=rows)
-    ctx = context(folder / "out", engine=ScriptedEngine(), progress=said)
+    ctx = context(module_folder / "out", engine=ScriptedEngine(), progress=said)
     return measure.run(measure.settings(recipe), inputs, ctx).metrics, said.lines
 
 
@@ -139,25 +125,25 @@ def test_without_a_truth_nothing_is_asked(tmp_path: Path) -> None:
     assert found == {}
 
 
-def test_a_function_of_the_user_s_own_is_the_truth(folder: Path) -> None:
+def test_a_function_of_the_user_s_own_is_the_truth(module_folder: Path) -> None:
     """It is asked as a reward function is; less than 1 is wrong, and rows without its column have no truth."""
-    (folder / "mine.py").write_text(
+    (module_folder / "mine.py").write_text(
         "def verify(completions, colour):\n"
         "    return [1.5 if c[0]['content'] == f'{of}.' else 0.9 for c, of in zip(completions, colour)]\n"
     )
-    found, _ = measured(folder, truth="mine:verify", meta={"colour": "Blue"})
+    found, _ = measured(module_folder, truth="mine:verify", meta={"colour": "Blue"})
     assert (found["truth/random"], found["truth/edited_file"], found["truth/chosen_file"]) == (
         pytest.approx(2 / 3), 0.0, 0.5,
     )  # fmt: skip
 
 
-def test_the_source_of_a_truth_is_part_of_what_measure_is_known_by(folder: Path) -> None:
+def test_the_source_of_a_truth_is_part_of_what_measure_is_known_by(module_folder: Path) -> None:
     recipe = load_recipe("quickstart", overrides=["measure.truth=mine:verify"])
-    (folder / "mine.py").write_text("def verify(completions):\n    return [1.0 for _ in completions]\n")
+    (module_folder / "mine.py").write_text("def verify(completions):\n    return [1.0 for _ in completions]\n")
     first = measure.settings(recipe).truth_source
     del sys.modules["mine"]
     load.cache_clear()
-    (folder / "mine.py").write_text("def verify(completions):\n    return [0.0 for _ in completions] \n")
+    (module_folder / "mine.py").write_text("def verify(completions):\n    return [0.0 for _ in completions] \n")
     assert first is not None
     assert measure.settings(recipe).truth_source not in (None, first)
     assert measure.settings(load_recipe("quickstart")).truth_source is None
@@ -171,8 +157,8 @@ def findings(truth: str, **meta: Any) -> Findings:
     return facts.findings
 
 
-def test_a_truth_that_cannot_be_asked_is_found_before_the_run(folder: Path) -> None:
-    (folder / "mine.py").write_text("def verify(completions, colour):\n    return []\n")
+def test_a_truth_that_cannot_be_asked_is_found_before_the_run(module_folder: Path) -> None:
+    (module_folder / "mine.py").write_text("def verify(completions, colour):\n    return []\n")
     (gone,) = findings("mine:verfy").problems
     assert gone.startswith("measure.truth: reward function mine:verfy: ")
     assert "did you mean verify" in gone

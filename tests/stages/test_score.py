@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -19,7 +19,6 @@ from alignloop.data.jsonl import dump_jsonl, load_jsonl
 from alignloop.errors import DataError, ModelError, UserError
 from alignloop.records import CandidateRow, Message, PreferenceRow, SelectedRow, Source
 from alignloop.sampling import candidate_values
-from alignloop.sampling.reward_functions import load
 from alignloop.stages import score, select
 from alignloop.stages.reward_models import RewardModel
 
@@ -58,15 +57,10 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.fixture
-def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def functions(module_folder: Path) -> str:
     name = "rewards_of_test_score"
-    (tmp_path / f"{name}.py").write_text(FUNCTIONS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    load.cache_clear()
-    yield name
-    sys.modules.pop(name, None)
-    load.cache_clear()
+    (module_folder / f"{name}.py").write_text(FUNCTIONS)
+    return name
 
 
 @pytest.fixture(scope="module")

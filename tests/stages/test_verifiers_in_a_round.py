@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +18,6 @@ from alignloop.data.jsonl import load_jsonl
 from alignloop.errors import DataError, RecipeError, UserError
 from alignloop.evaluation.measures import Figures
 from alignloop.records import CandidateRow, DroppedRow, PreferenceRow, PromptRow, SelectedRow, SftRow, Source
-from alignloop.sampling.reward_functions import load
 from alignloop.stages import collect, prune, score, select
 from alignloop.stages.build_pairs import pair_candidates
 from alignloop.stages.facts import Facts, Findings
@@ -57,22 +54,17 @@ def rewarded(rows: list[CandidateRow], *functions: RewardFunction) -> list[Candi
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def own(module_folder: Path) -> str:
     """A module with functions that go wrong, each in its own way."""
     name = "verifiers_of_test"
-    (tmp_path / f"{name}.py").write_text(
+    (module_folder / f"{name}.py").write_text(
         "def raises(completions, **columns):\n    raise KeyError('tests')\n"
         "def short(completions, **columns):\n    return [1.0]\n"
         "def infinite(completions, **columns):\n    return [float('inf')] * len(completions)\n"
         "def nothing(completions, **columns):\n    return None\n"
         "def some(completions, **columns):\n    return [None, *[1.0] * (len(completions) - 1)]\n"
     )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    load.cache_clear()
-    yield name
-    sys.modules.pop(name, None)
-    load.cache_clear()
+    return name
 
 
 def collected(folder: Path, rows: list[CandidateRow], **config: Any) -> tuple[collect.Outputs, list[PreferenceRow]]:
