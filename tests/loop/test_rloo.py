@@ -50,7 +50,7 @@ def test_a_round_with_rloo_in_the_place_of_pairs_and_dpo(tmp_path: Path) -> None
     start = sft.outputs["checkpoint"].digest  # type: ignore[union-attr]
     assert rloo.inputs["start"]["digest"] == rloo.inputs["reference"]["digest"] == start
     assert rloo.inputs["reward_model"]["path"].endswith("03_average/checkpoint")
-    assert rloo.counts == {"in": 6, "kept": 6, "dropped": 0, "dropped_by_length": 0}
+    assert rloo.counts == {"in": 8, "kept": 8, "dropped": 0, "dropped_by_length": 0}
     assert {"sampling", "scoring", "training"} <= rloo.seconds.keys()
     assert averaged.outputs["checkpoint"].digest != start  # type: ignore[union-attr]
     assert result.rounds[1].policy.startswith("round-01/11_average")
