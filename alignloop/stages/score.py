@@ -172,9 +172,9 @@ def run(config: Settings, inputs: Inputs, ctx: StageContext) -> Outputs:
             progress=ctx.progress,
         )
     raw = {row.id: of_row for row, of_row in zip(chain(*prompts), chain(*rewards[: len(prompts)]), strict=True)}
-    scored = [with_rewards(row, raw[row.id], values, config) for row in rows]
+    scored = [row_with_rewards(row, raw[row.id], values, config) for row in rows]
     of_targets = {
-        row.id: with_rewards(row, of_row, values, config)
+        row.id: row_with_rewards(row, of_row, values, config)
         for (row, _), (of_row,) in zip(targets, rewards[len(prompts) :], strict=True)
     }
     with_rewards = (_with_reward(row, of_targets.get(_target_id(row))) for row in batch)
@@ -296,7 +296,7 @@ def check_gates(
                 )
 
 
-def with_rewards(
+def row_with_rewards(
     row: CandidateRow, rewards: Sequence[float], values: dict[str, dict[str, float]], config: ScoreConfig
 ) -> CandidateRow:
     """The candidate with all that is known of it, from its rewards by each member, or by the one model."""

@@ -37,7 +37,7 @@ from alignloop.stages import sample, training
 from alignloop.stages.facts import Facts
 from alignloop.stages.reward_models import RewardModel, check_members, members_of
 from alignloop.stages.sampler import Sampler, ask
-from alignloop.stages.score import check_gates, penalised, scored_row, unique, with_rewards
+from alignloop.stages.score import check_gates, penalised, row_with_rewards, scored_row, unique
 
 if TYPE_CHECKING:
     from alignloop.chat.format import ChatFormat
@@ -277,7 +277,7 @@ class _Batcher:
             groups = candidate_groups(rows, self.chat)
             by_member = [chain(*model(groups)) for model in self._reward_models]
             return [
-                with_rewards(row, own, values, self.config.score)
+                row_with_rewards(row, own, values, self.config.score)
                 for row, own in zip(rows, zip(*by_member, strict=True), strict=True)
             ]
 
