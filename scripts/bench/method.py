@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from alignloop.loop.final import FINAL  # noqa: E402
+from alignloop.run_dir.layout import RESOLVED  # noqa: E402
 from scripts.bench.method_arms import ARMS, CLAIMS, LOOP, Arm  # noqa: E402
 from scripts.bench.method_record import Outcome, made_of, outcome_of, read_outcomes, write_outcomes  # noqa: E402
 from scripts.bench.method_tables import SHOWN, figures_of, text_of  # noqa: E402
@@ -130,13 +131,14 @@ def draw_world(lab: Lab, seed: int) -> None:
 
 
 def run_all(lab: Lab, arms: Sequence[Arm], *, side_by_side: int) -> None:
-    """What is not recorded, a seed's loop first: the others share its stages, and controls are measured by it."""
+    """What is not recorded, runs that have controls first: those are measured by them. All share what is there."""
     wanted = [(arm, seed) for arm in arms for seed in lab.seeds if lab.recorded(arm, seed) is None]
     seeds = sorted({seed for _, seed in wanted})
     with ThreadPoolExecutor(side_by_side) as pool:
         list(pool.map(lambda seed: draw_world(lab, seed), seeds))
-    loops = [(ARMS[LOOP], seed) for seed in seeds if not lab.is_finished(LOOP, seed)]
-    for wave in (loops, [job for job in wanted if job[0].name != LOOP]):
+    controlled = dict.fromkeys((ARMS[arm.of], seed) for arm, seed in wanted if arm.kind is not None)
+    first = [(arm, seed) for arm, seed in controlled if not lab.is_finished(arm.name, seed)]
+    for wave in (first, [job for job in wanted if job not in first]):
         with ThreadPoolExecutor(side_by_side) as pool:
             list(pool.map(lambda job: run_arm(lab, *job, threads=_threads(side_by_side)), wave))
 
@@ -147,16 +149,17 @@ def _threads(side_by_side: int) -> int:
 
 def run_arm(lab: Lab, arm: Arm, seed: int, *, threads: int) -> None:
     """One run in a process of its own; its output lies beside it."""
-    folder, loop = lab.run_dir(arm.name, seed), lab.run_dir(LOOP, seed)
+    folder = lab.run_dir(arm.name, seed)
     # The test half is asked round by round where the climb is shown; elsewhere the last round's answers do.
     asked = ["evaluate.test_rounds=all"] if arm.name in SHOWN else []
     settings = [f"name={arm.name}", *lab.settings(seed), *asked, *arm.settings]
     sets = [part for setting in settings for part in ("--set", setting)]
     common = ["quickstart", "--run-dir", str(folder), "--rounds", str(arm.rounds or lab.rounds), *sets]
     if arm.kind is not None:
-        command = ["control", *common, "--kind", arm.kind, "--of", str(loop)]
+        command = ["control", *common, "--kind", arm.kind, "--of", str(lab.run_dir(arm.of, seed))]
     else:
-        command = ["run", *common, *(() if arm.name == LOOP else ("--share-with", str(loop)))]
+        made = sorted(path.parent for path in folder.parent.glob(f"*/{RESOLVED}") if path.parent != folder)
+        command = ["run", *common, *(part for path in made for part in ("--share-with", str(path)))]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     print(f"{arm.name}, seed {seed}: {log}", flush=True)

@@ -15,14 +15,16 @@ class Arm:
 
     Attributes:
         settings: `a.b=value`, beside the quickstart's.
-        kind: of `alignloop control`: at the loop's annotations and training tokens.
+        kind: of `alignloop control`: at the annotations and training tokens of the run that it controls.
         rounds: where they are not the laboratory's.
+        of: the arm that it controls, whose settings it has, too.
     """
 
     name: str
     settings: tuple[str, ...] = ()
     kind: str | None = None
     rounds: int | None = None
+    of: str = LOOP
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def _mask_and_nll() -> Sequence[Arm]:
     ]
 
 
+_FEW = ("collect.num_annotations=64",)
 _LOSSES = ("sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "apo_down", "simpo")
 _VERIFIER = "alignloop.rewards:instructions_followed"
 
@@ -81,6 +84,8 @@ _ALL: Sequence[Arm] = (
     Arm(LOOP),
     Arm("offline", kind="offline"),
     Arm("random-pick", kind="random-pick"),
+    Arm("few-annotations", _FEW),
+    Arm("few-annotations-random-pick", _FEW, kind="random-pick", of="few-annotations"),
     Arm("sft-only", kind="sft-only"),
     Arm("dpo-only", kind="dpo-only"),
     Arm("no-annotation", kind="no-annotation"),
@@ -112,19 +117,19 @@ _ALL: Sequence[Arm] = (
     Arm("top-quartile", ("prune.quality.top_fraction=0.25",)),
     Arm("no-difficulty", ("prune.difficulty.enabled=false",)),
     Arm("no-dedup", ("prune.semantic_dedup.enabled=false",)),
-    Arm("one-round", ("sample.num_prompts=1152", "data.split_rounds=1", "reward.max_steps=551"), rounds=1),
+    Arm("one-round", ("sample.num_prompts=1152", "data.split_rounds=1", "reward.max_steps=1000"), rounds=1),
     Arm(
         "three-rounds",
         (
-            *("sample.num_prompts=384", "data.split_rounds=3", "reward.max_steps=214"),
-            "collect.num_annotations=240",  # the first round has none: nothing has been sampled yet
+            *("sample.num_prompts=384", "data.split_rounds=3", "reward.max_steps=435"),
+            "collect.num_annotations=640",  # the first round has none: nothing has been sampled yet
         ),
         rounds=3,
     ),
     Arm(
         "semi-online",  # recipes/semi_online.yaml
         (
-            *("data.split_rounds=6", "collect.num_annotations=10", "sample.num_prompts=20", "sample.policy=previous"),
+            *("data.split_rounds=6", "collect.num_annotations=26", "sample.num_prompts=20", "sample.policy=previous"),
             *("reward.every=6", "sft.at=[1]", "pairs.sources=[annotated,on_policy]", "dpo.reference=ema"),
             *("evaluate.every=10", "measure.every=10"),
         ),
@@ -175,6 +180,13 @@ CLAIMS: Sequence[Claim] = (
         "pick",
         "The reward model's pick helps; beside it what the truth would pick",
         ("random-pick", "oracle-pick"),
+        measures=TRUTHS,
+    ),
+    Claim(
+        "pick-where-few",
+        "The reward model's pick is worth more where a quarter of the pairs is annotated",
+        ("few-annotations-random-pick",),
+        reference="few-annotations",
         measures=TRUTHS,
     ),
     Claim("stages", "SFT on the best of K and DPO both help (4.1.3, 4.1.4)", ("sft-only", "dpo-only")),
