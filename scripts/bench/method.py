@@ -78,15 +78,25 @@ class Lab:
     def is_finished(self, arm: str, seed: int) -> bool:
         return (self.run_dir(arm, seed) / FINAL).is_dir()  # published last
 
-    def settings(self, seed: int) -> list[str]:
-        data = self.world(seed)
+    def settings(self, arm: Arm, seed: int) -> list[str]:
+        """Of the arm's run, its own last. Where its climb is shown all is asked in every round; elsewhere what chooses
+        nothing is asked and measured at the end alone. A control is asked what the run is that it controls."""
+        data, is_shown = self.world(seed), (arm.of if arm.kind else arm.name) in SHOWN
         tests = [f"ifeval={data}/ifeval.jsonl", f"ifeval_unseen={data}/ifeval_unseen.jsonl"]
+        chooses = [f"ifeval_dev={data}/ifeval_dev.jsonl"]
+        (chooses if is_shown else tests).append("mmlu")
+        asked = ["evaluate.test_rounds=all"] if is_shown else [f"measure.at=[{arm.rounds or self.rounds}]"]
+        if any(setting.startswith("measure.") for setting in arm.settings):
+            asked = []
         return [
+            f"name={arm.name}",
             f"preferences={data}/preferences.jsonl",
             f"prompts={data}/prompts.jsonl",
             f"seed={seed}",
-            f"evaluate.tasks=[ifeval_dev={data}/ifeval_dev.jsonl,mmlu]",
+            f"evaluate.tasks=[{','.join(chooses)}]",
             f"evaluate.test_tasks=[{','.join(tests)}]",
+            *asked,
+            *arm.settings,
         ]
 
 
@@ -150,10 +160,7 @@ def _threads(side_by_side: int) -> int:
 def run_arm(lab: Lab, arm: Arm, seed: int, *, threads: int) -> None:
     """One run in a process of its own; its output lies beside it."""
     folder = lab.run_dir(arm.name, seed)
-    # The test half is asked round by round where the climb is shown; elsewhere the last round's answers do.
-    asked = ["evaluate.test_rounds=all"] if arm.name in SHOWN else []
-    settings = [f"name={arm.name}", *lab.settings(seed), *asked, *arm.settings]
-    sets = [part for setting in settings for part in ("--set", setting)]
+    sets = [part for setting in lab.settings(arm, seed) for part in ("--set", setting)]
     common = ["quickstart", "--run-dir", str(folder), "--rounds", str(arm.rounds or lab.rounds), *sets]
     if arm.kind is not None:
         command = ["control", *common, "--kind", arm.kind, "--of", str(lab.run_dir(arm.of, seed))]

@@ -21,6 +21,23 @@ def test_every_arm_is_a_recipe(name: str) -> None:
     assert load_recipe("quickstart", overrides=[*rounds, *arm.settings])
 
 
+def test_only_arms_whose_climb_is_shown_are_asked_all_in_every_round() -> None:
+    """And controls of those: a control has the recipe of the run that it controls."""
+    lab = Lab(Path("lab"), Path("record"), rounds=6, seeds=(0,))
+
+    def asked(name: str) -> list[str]:
+        return [each for each in lab.settings(ARMS[name], 0) if each.startswith(("measure.", "evaluate."))]
+
+    tests = "ifeval=lab/world-0/data/ifeval.jsonl,ifeval_unseen=lab/world-0/data/ifeval_unseen.jsonl"
+    dev = "ifeval_dev=lab/world-0/data/ifeval_dev.jsonl"
+    whole = [f"evaluate.tasks=[{dev},mmlu]", f"evaluate.test_tasks=[{tests}]", "evaluate.test_rounds=all"]
+    assert asked(LOOP) == asked("offline") == asked("sft-only") == whole
+    at_the_end = [f"evaluate.tasks=[{dev}]", f"evaluate.test_tasks=[{tests},mmlu]"]
+    assert asked("two-way") == asked("few-annotations-random-pick") == [*at_the_end, "measure.at=[6]"]
+    assert asked("one-round") == [*at_the_end, "measure.at=[1]"]
+    assert asked("semi-online") == [*at_the_end, "evaluate.every=10", "measure.every=10"]
+
+
 def test_claims_name_arms_that_there_are() -> None:
     assert {name for claim in CLAIMS for name in (claim.reference, *claim.arms)} == set(ARMS)
 
