@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -36,7 +37,7 @@ def test_what_could_not_be_printed_is_said(
 ) -> None:
     (tmp_path / "r.jsonl").write_text(GOOD_ROW + "\n")
     # The reader has gone before anything is printed.
-    command = f"sleep 0.1; exec {sys.executable} -m alignloop {arguments}"
+    command = f"sleep 0.1; exec {shlex.quote(sys.executable)} -m alignloop {arguments}"
     done = subprocess.run(
         ["bash", "-c", f"({command}) {redirection}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from alignloop.chat.reasoning import answer_of
 from alignloop.judging.annotate import Annotations, Pair, preference
-from alignloop.records import STRENGTHS, CandidateRow, ComparedBy, PreferenceRow, PromptRow, Strength
+from alignloop.records import STRENGTHS, CandidateRow, ComparedBy, PreferenceRow, Strength
 from alignloop.sampling.candidate_values import function_values
 
 STRENGTH_GAPS = (0.75, 0.5, 0.25)
@@ -60,12 +60,12 @@ def annotate(pairs: Sequence[Pair], *, by: FunctionAnnotator, seed: int) -> Anno
     Raises:
         UserError: as `function_values`.
     """
-    # Apart: answers of two models to one prompt may have one id.
-    firsts = function_values(by.function, [[_asked(prompt, first)] for prompt, first, _ in pairs])
-    seconds = function_values(by.function, [[_asked(prompt, second)] for prompt, _, second in pairs])
-    known = [pair for pair in pairs if pair[1].id in firsts and pair[2].id in seconds]
-    gaps = [firsts[first.id] - seconds[second.id] for _, first, second in known]
-    compared = (_compared(pair, gap, by=by, seed=seed) for pair, gap in zip(known, gaps, strict=True))
+    asked = [_asked(number, pair) for number, pair in enumerate(pairs)]
+    values = function_values(by.function, asked)
+    known = [(pair, own) for pair, own in zip(pairs, asked, strict=True) if all(row.id in values for row in own)]
+    compared = (
+        _compared(pair, values[first.id] - values[second.id], by=by, seed=seed) for pair, (first, second) in known
+    )
     rows = [row for row in compared if row is not None]
     counts = {"annotated": len(rows), "ties": len(known) - len(rows)}
     if len(known) < len(pairs):
@@ -80,9 +80,16 @@ def strength_of(gap: float, *, least: Sequence[float]) -> Strength | None:
     return STRENGTHS[sum(gap < border - _LEVEL for border in least)]
 
 
-def _asked(prompt: PromptRow, row: CandidateRow) -> CandidateRow:
-    """The candidate with the dialog and the columns of the prompt that it is compared on."""
-    return row.model_copy(update={"messages": prompt.messages, "meta": prompt.meta})
+def _asked(number: int, pair: Pair) -> tuple[CandidateRow, CandidateRow]:
+    """The candidates with the dialog and the columns of the prompt that they are compared on, and ids of their own:
+    those of two models' answers to one prompt may be the same."""
+    prompt, *rows = pair
+    own = {"messages": prompt.messages, "meta": prompt.meta}
+    first, second = (
+        row.model_copy(update={**own, "id": f"{row.id} ({place} of pair {number})"})
+        for place, row in zip(("first", "second"), rows, strict=True)
+    )
+    return first, second
 
 
 def _compared(pair: Pair, gap: float, *, by: FunctionAnnotator, seed: int) -> PreferenceRow | None:

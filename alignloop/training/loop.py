@@ -43,6 +43,7 @@ from alignloop.training.new_tokens import load_new_tokens
 from alignloop.training.objectives import dpo_at_reference, screen
 from alignloop.training.processes import (
     Processes,
+    carry_optimizer,
     model_state,
     optimizer_state,
     restore,
@@ -177,6 +178,8 @@ class TrainRun:
             restore(trainee.module, trainee.optimizer, model=state["model"], optimizer_values=state["optimizer"])
             trainee.runner.rows = min(trainee.runner.rows, state["rows"])
             self.job.progress.say(f"  {self.job.objective}: going on after step {first} of {self.num_steps}")
+        elif self.job.optimizer is not None:
+            carry_optimizer(trainee.module, trainee.optimizer, self.job.optimizer)
         if self.processes.is_first:
             self.log.cut_after(first)
         return first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_patterns_that_match_nothing_are_all_named(tmp_path: Path) -> None:
 
 
 def command(line: str, **more: object) -> subprocess.CompletedProcess[str]:
-    script = line.replace("alignloop", f"{sys.executable} -m alignloop", 1)
+    script = line.replace("alignloop", f"{shlex.quote(sys.executable)} -m alignloop", 1)
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, **more)  # type: ignore[call-overload,no-any-return]
 
 

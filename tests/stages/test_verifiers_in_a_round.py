@@ -99,7 +99,7 @@ def test_collect_has_a_function_annotate(tmp_path: Path) -> None:
     [
         ("raises", "raised KeyError: 'tests'"),
         ("short", "returned 1 values for 2 completions"),
-        ("infinite", "gives candidate p/1/[01] the value inf"),
+        ("infinite", "gives candidate p/1/[01] .(first|second) of pair 0. the value inf"),
         ("nothing", "returned None: a list of 2 numbers"),
     ],
 )
