@@ -131,7 +131,7 @@ Differences are in points with 95 % intervals: of three seeds or more over seeds
 fewer over the test half's questions (paired by question), which says nothing of other draws: see the column *seeds*.
 *seen*: the interval lies clear of zero on the claim's side; *opposite*: on the other; *not seen*: it holds zero.
 Of twenty arms that change nothing one would be *seen* or *opposite* by chance. A seed has the same prompts and
-benchmarks on every machine; its preferences are sampled, so those of arms that ran on different machines differ a little.
+benchmarks on every machine; its preferences are sampled, and those of arms that ran on other machines differ a little.
 """
 
 
